@@ -1,0 +1,71 @@
+"""Image files to square uint8 arrays and back, and the one place that knows the models' value range [-1, 1].
+
+Every stage that reads pixels reads them here, so that a photograph means the same to the generator and the classifier.
+Shapes: S the side of the square, 3 the channels red, green, blue (sRGB).
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dermjax.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # left out: formats that start another program (EPS)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+WHITE = (255, 255, 255, 255)
+
+# Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def load(path: Path, size: int) -> np.ndarray:
+    """The image as uint8 [size, size, 3]: fully decoded, upright, on white, scaled to cover the square, centre-cropped.
+
+    Raises UserError naming the path for whatever is no image or only part of one (truncated, HTML, a bomb).
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail below the wanted size; others ignore it
+            image = _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
+        raise UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file") from error
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+
+
+def to_model(image: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] in 0..255 to float32 in [-1, 1]."""
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def from_model(image: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1], and clipped to it, to uint8 in 0..255: the inverse of to_model."""
+    return np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    """The bytes of a PNG file of uint8 [H, W, 3], the same for the same image."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels of unknown range; save as 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper
+        image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
+
+
+def _told(error: Exception) -> str:
+    """What an exception says, in one line and without the path again."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,182 @@
+"""The manifest: one JSON line an image, the only thing that stages hand to each other.
+
+A manifest is a header line (labels, and the root that image paths are relative to) and one Record a line. Every stage
+reads one and writes a new one; the images stay where they are. What would make a result untrue is refused at the
+door: a synthetic image outside the training split, a path that leaves the root, a field nobody has defined.
+"""
+
+import json
+import os
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+
+from dermjax.errors import UserError
+from dermjax.run_folder import write_atomically
+
+SPLITS = ("train", "validation", "test")
+MANIPULATIONS = ("none", "synthetic")  # ISIC's own words for the column image_manipulation
+FILE = "manifest.jsonl"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known about one image; `image` is a POSIX path relative to the manifest's root, `sha256` of its bytes."""
+
+    image: str
+    sha256: str
+    label: str
+    split: str
+    source: str
+    image_manipulation: str
+    lesion_id: str = ""
+    patient_id: str = ""
+    licence: str = ""
+    attributes: dict = field(default_factory=dict)
+    generation: dict = field(default_factory=dict)
+    scores: dict = field(default_factory=dict)
+    rejected: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether curation found no reason against the image."""
+        return not self.rejected
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a model made the image."""
+        return self.image_manipulation == "synthetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Records with the class names (index = position, the last is the positive class) and the absolute image root."""
+
+    labels: tuple[str, ...]
+    root: Path
+    records: tuple[Record, ...]
+
+    def path(self, record: Record) -> Path:
+        """The image file of a record."""
+        return self.root / record.image
+
+    def split(self, name: str) -> list[Record]:
+        """The kept records of one split, in the manifest's order."""
+        return [record for record in self.records if record.split == name and record.kept]
+
+
+def read(path: Path) -> Manifest:
+    """The manifest in a file, or in the folder that holds it; UserError names the file and line of what is wrong."""
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"manifest {path}: no such file; give a {FILE} or the folder of the stage that wrote it")
+    lines = _lines(path)
+    labels, root = _header(lines[0], path)
+    records = tuple(_record(line, number, path) for number, line in enumerate(lines[1:], start=2))
+    for number, record in enumerate(records, start=2):
+        fault = _fault(record, labels, root)
+        if fault:
+            raise UserError(f"manifest {path} line {number}: {fault}")
+    _refuse_repeats(records, path)
+    return Manifest(labels=labels, root=root, records=records)
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Writes a manifest so that either all of it or nothing is there; refuses what `read` would refuse."""
+    path = Path(path)
+    for record in manifest.records:
+        fault = _fault(record, manifest.labels, manifest.root.resolve())
+        if fault:
+            raise UserError(f"manifest {path}: {fault}")
+    _refuse_repeats(manifest.records, path)
+    header = {"dermjax_manifest": VERSION, "labels": list(manifest.labels), "root": _written_root(path, manifest.root)}
+    lines = [header, *(asdict(record) for record in manifest.records)]
+    write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def _lines(path: Path) -> list[dict]:
+    """The JSON object on each line; blank lines at the end do not count."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"manifest {path}: not UTF-8 text ({error.reason}); is it a manifest?") from error
+    objects = []
+    for number, line in enumerate(text.rstrip().split("\n"), start=1):
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"manifest {path} line {number}: not JSON ({error.msg})") from error
+        if not isinstance(objects[-1], dict):
+            raise UserError(f"manifest {path} line {number}: not a JSON object")
+    return objects
+
+
+def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
+    """The labels and the absolute root from the first line."""
+    if line.get("dermjax_manifest") != VERSION:
+        raise UserError(f'manifest {path} line 1: no header; it must begin with {{"dermjax_manifest": {VERSION}, …}}')
+    labels, root = line.get("labels"), line.get("root")
+    if not (_is_words(labels) and labels and len(set(labels)) == len(labels)):
+        raise UserError(f"manifest {path} line 1: labels must be a list of distinct class names, not {labels!r}")
+    if not isinstance(root, str):
+        raise UserError(f"manifest {path} line 1: root must be a folder, not {root!r}")
+    return tuple(labels), (path.parent / root).resolve()
+
+
+def _record(line: dict, number: int, path: Path) -> Record:
+    """A Record from a JSON object, all its faults named at once."""
+    known = {each.name: each for each in fields(Record)}
+    unknown = sorted(line.keys() - known.keys())
+    missing = sorted(name for name in known.keys() - line.keys() if _required(known[name]))
+    misshapen = sorted(name for name in known.keys() & line.keys() if not _fits(known[name], line[name]))
+    faults = {"unknown": unknown, "missing": missing, "misshapen": misshapen}
+    if any(faults.values()):
+        told = ", ".join(f"{kind} {' '.join(names)}" for kind, names in faults.items() if names)
+        raise UserError(f"manifest {path} line {number}: fields do not fit a record: {told}")
+    return Record(**{**line, "rejected": tuple(line.get("rejected", ()))})
+
+
+def _required(each) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def _fits(each, value) -> bool:
+    """Whether a JSON value has the type of a Record's field: tuples are lists of strings in JSON."""
+    return _is_words(value) if each.name == "rejected" else isinstance(value, each.type)
+
+
+def _is_words(value) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
+
+
+def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
+    """What makes a record untrue or unsafe, in one line; empty when nothing does. The root is already resolved."""
+    image = PurePosixPath(record.image)
+    if record.split not in SPLITS:
+        return f"{record.image}: unknown split {record.split!r}; it must be one of {', '.join(SPLITS)}"
+    if record.label not in labels:
+        return f"{record.image}: label {record.label!r} is not in the header, which has {', '.join(labels)}"
+    if record.image_manipulation not in MANIPULATIONS:
+        return f"{record.image}: unknown image_manipulation {record.image_manipulation!r}; 'none' or 'synthetic'"
+    if record.synthetic and record.split != "train":
+        return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train"
+    if not image.parts or image.is_absolute() or ".." in image.parts or "\0" in record.image:
+        return f"{record.image!r}: not a path under the image root"
+    if not (root / image).resolve().is_relative_to(root):
+        return f"{record.image}: a link that leaves the image root {root}"
+    return ""
+
+
+def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:
+    seen = set()
+    for record in records:
+        if record.image in seen:
+            raise UserError(f"manifest {path}: {record.image} stands there twice")
+        seen.add(record.image)
+
+
+def _written_root(path: Path, root: Path) -> str:
+    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole; else absolute."""
+    here, root = path.parent.resolve(), root.resolve()
+    return Path(os.path.relpath(root, here)).as_posix() if root.is_relative_to(here.parent) else str(root)

@@ -1,0 +1,138 @@
+"""Every file that a clinic's folder may hold: read right, or refused in one line that names it."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermjax.data import images
+from dermjax.errors import UserError
+
+
+def gradient(height, width):
+    """uint8 [height, width, 3], smooth: red grows to the right, green downwards."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    red, green = 255 * columns / (width - 1), 255 * rows / (height - 1)
+    return np.stack([red, green, np.full_like(red, 90)], axis=-1).astype(np.uint8)
+
+
+def test_an_image_of_the_wanted_size_is_kept_to_the_bit(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    (tmp_path / "a.png").write_bytes(images.png(pixels))
+    np.testing.assert_array_equal(images.load(tmp_path / "a.png", 24), pixels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPG", "png", "tif", "bmp", "gif", "webp"])
+def test_every_format_is_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(gradient(40, 40)).save(path)
+    loaded = images.load(path, 32)
+    assert loaded.shape == (32, 32, 3) and loaded.dtype == np.uint8
+    assert abs(loaded.astype(int) - gradient(32, 32).astype(int)).mean() < 12
+
+
+def test_a_wide_image_covers_the_square_from_its_centre(tmp_path):
+    pixels = np.zeros((50, 150, 3), np.uint8)
+    pixels[:, 50:100] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    assert images.load(tmp_path / "wide.png", 25)[:, 2:-2].min() > 250
+
+
+def test_a_ribbon_of_an_image_stays_cheap(tmp_path):
+    Image.new("RGB", (30_000, 2), (9, 9, 9)).save(tmp_path / "ribbon.png")
+    assert images.load(tmp_path / "ribbon.png", 64).shape == (64, 64, 3)
+
+
+def test_a_large_jpeg_decoded_coarsely_looks_the_same(tmp_path):
+    Image.fromarray(gradient(640, 640)).save(tmp_path / "large.jpg", quality=95)
+    loaded = images.load(tmp_path / "large.jpg", 64)
+    assert abs(loaded.astype(int) - gradient(64, 64).astype(int)).max() < 6
+
+
+def test_a_turned_photograph_is_set_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn by 90 degrees clockwise
+    Image.fromarray(np.rot90(gradient(32, 32))).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(images.load(tmp_path / "turned.png", 32), gradient(32, 32))
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(images.load(tmp_path / "deep.png", 16)[..., 0], np.rint(grey / 257))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(tmp_path, mode):
+    clear = Image.new("RGBA", (16, 16), (200, 10, 10, 0)).convert(mode)
+    clear.save(tmp_path / "clear.png", **({"transparency": 0} if mode == "P" else {}))
+    np.testing.assert_array_equal(images.load(tmp_path / "clear.png", 16), 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    Image.new("RGB", (16, 16), "white").convert(mode).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(images.load(tmp_path / "a.tif", 16), 255)
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("black", "white")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(images.load(tmp_path / "two.gif", 16), 0)
+
+
+def test_zeroed_pixels_are_an_image(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    assert images.load(tmp_path / "black.png", 16).max() == 0
+
+
+def broken_files():
+    buffer, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="JPEG")
+    deep = io.BytesIO()
+    Image.new("F", (8, 8)).save(deep, format="TIFF")
+    return {
+        "truncated.jpg": buffer.getvalue()[:-900],
+        "page.jpg": b"<!DOCTYPE html><html><body>404</body></html>",
+        "pointer.png": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+        "empty.png": b"",
+        "float.tif": deep.getvalue(),
+        "zeroes.png": bytes(4096),
+        "cut.png": images.png(noise)[:-900],
+        "flipped.png": images.png(gradient(64, 64)).replace(b"IDAT", b"IDAT\xff\xff", 1),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(broken_files()))
+def test_a_broken_file_is_named_in_one_line(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(broken_files()[name])
+    with pytest.raises(UserError, match=name) as caught:
+        images.load(path, 32)
+    assert "\n" not in str(caught.value) and str(caught.value).count(str(path)) == 1
+
+
+def test_a_page_in_disguise_is_called_no_image(tmp_path):
+    (tmp_path / "page.jpg").write_bytes(broken_files()["page.jpg"])
+    with pytest.raises(UserError, match=r"not an image"):
+        images.load(tmp_path / "page.jpg", 32)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone.png.*No such file"):
+        images.load(tmp_path / "gone.png", 32)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb.png"):
+        images.load(tmp_path / "bomb.png", 32)
+
+
+def test_the_model_range_is_minus_one_to_one_and_back_without_loss():
+    every = np.arange(256, dtype=np.uint8)
+    values = images.to_model(every)
+    assert values.dtype == np.float32 and values[0] == -1 and values[-1] == 1
+    np.testing.assert_array_equal(images.from_model(values), every)
+    np.testing.assert_array_equal(images.from_model(np.array([-3.0, 3.0])), [0, 255])

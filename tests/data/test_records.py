@@ -1,0 +1,167 @@
+"""What is written is read back equal, and nothing untrue or unsafe passes the door."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dermjax.data import records
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+
+LABELS = ("benign", "malignant")
+
+
+def record(**changes):
+    base = {"image": "images/benign/00001.png", "sha256": "0" * 64, "label": "benign", "split": "train"}
+    return Record(**{**base, "source": "phantom", "image_manipulation": "none", **changes})
+
+
+def manifest(root, *of):
+    return Manifest(labels=LABELS, root=root, records=of)
+
+
+def lines(tmp_path, *objects):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("\n".join(each if isinstance(each, str) else json.dumps(each) for each in objects) + "\n")
+    return path
+
+
+HEADER = {"dermjax_manifest": 1, "labels": list(LABELS), "root": "."}
+LINE = {name: getattr(record(), name) for name in ("image", "sha256", "label", "split", "source", "image_manipulation")}
+
+words = st.text(max_size=8)
+facts = st.dictionaries(words, words | st.integers() | st.floats(allow_nan=False, allow_infinity=False), max_size=3)
+some_records = st.builds(
+    record,
+    image=st.from_regex(r"[a-zé\n ]{1,8}/[a-z0-9\"\\]{1,8}\.png", fullmatch=True),
+    label=st.sampled_from(LABELS),
+    split=st.sampled_from(records.SPLITS),
+    source=words,
+    lesion_id=words,
+    patient_id=words,
+    licence=words,
+    attributes=facts,
+    generation=facts,
+    scores=facts,
+    rejected=st.lists(words, max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(many=st.lists(some_records, max_size=4, unique_by=lambda each: each.image))
+def test_what_is_written_is_read_back_equal(tmp_path, many):
+    whole = manifest(tmp_path.resolve(), *many)
+    records.write(tmp_path / "manifest.jsonl", whole)
+    assert records.read(tmp_path) == records.read(tmp_path / "manifest.jsonl") == whole
+
+
+def test_the_first_line_is_the_header_the_contract_names(tmp_path):
+    records.write(tmp_path / "manifest.jsonl", manifest(tmp_path, record()))
+    assert json.loads((tmp_path / "manifest.jsonl").read_text().split("\n")[0]) == HEADER
+
+
+def test_a_run_folder_can_be_moved_whole(tmp_path):
+    (tmp_path / "run" / "curate").mkdir(parents=True)
+    records.write(tmp_path / "run" / "curate" / "manifest.jsonl", manifest(tmp_path / "run" / "generate", record()))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = records.read(tmp_path / "moved" / "curate")
+    assert moved.path(moved.records[0]) == tmp_path.resolve() / "moved/generate/images/benign/00001.png"
+
+
+def test_images_far_from_the_manifest_have_an_absolute_root(tmp_path):
+    (tmp_path / "runs" / "prepare").mkdir(parents=True)
+    records.write(tmp_path / "runs" / "prepare" / "manifest.jsonl", manifest(tmp_path / "photographs", record()))
+    header = json.loads((tmp_path / "runs" / "prepare" / "manifest.jsonl").read_text().split("\n")[0])
+    assert header["root"] == str(tmp_path.resolve() / "photographs")
+
+
+def test_a_split_holds_its_kept_records_in_order(tmp_path):
+    first, second = record(image="a.png"), record(image="b.png")
+    rejected, other = record(image="c.png", rejected=("blank",)), record(image="d.png", split="test")
+    assert manifest(tmp_path, first, rejected, other, second).split("train") == [first, second]
+
+
+def test_an_editor_that_adds_a_mark_and_carriage_returns_does_no_harm(tmp_path):
+    text = "\r\n".join([json.dumps(HEADER), json.dumps(LINE), "", ""])
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert records.read(tmp_path).records == (record(),)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"split": "dev"}, "unknown split 'dev'"),
+        ({"label": "mole"}, "'mole' is not in the header"),
+        ({"image_manipulation": "altered"}, "unknown image_manipulation"),
+        ({"image_manipulation": "synthetic", "split": "validation"}, "synthetic image in the validation split"),
+        ({"image_manipulation": "synthetic", "split": "test"}, "synthetic image in the test split"),
+        ({"image": "/etc/passwd"}, "not a path under"),
+        ({"image": "../other/a.png"}, "not a path under"),
+        ({"image": ""}, "not a path under"),
+        ({"image": "a\0.png"}, "not a path under"),
+    ],
+)
+def test_untrue_records_are_refused_on_both_sides(tmp_path, change, told):
+    with pytest.raises(UserError, match=f"line 2: .*{told}"):
+        records.read(lines(tmp_path, HEADER, {**LINE, **change}))
+    (tmp_path / "manifest.jsonl").unlink()
+    with pytest.raises(UserError, match=told):
+        records.write(tmp_path / "manifest.jsonl", manifest(tmp_path, record(**change)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_out_of_the_root_is_refused(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"")
+    (tmp_path / "root" / "a.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match=r"line 2: a.png: a link that leaves"):
+        records.read(lines(tmp_path, {**HEADER, "root": "root"}, {**LINE, "image": "a.png"}))
+
+
+def test_a_root_that_is_itself_a_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "disk")
+    assert records.read(lines(tmp_path, {**HEADER, "root": "root"}, LINE)).root == tmp_path.resolve() / "disk"
+
+
+def test_all_faulty_fields_are_named_at_once(tmp_path):
+    faulty = {**{name: value for name, value in LINE.items() if name != "sha256"}, "colour": "red", "scores": [1]}
+    with pytest.raises(UserError, match=r"line 2: .*unknown colour, missing sha256, misshapen scores"):
+        records.read(lines(tmp_path, HEADER, faulty))
+
+
+@pytest.mark.parametrize(
+    "header, told",
+    [
+        (LINE, "line 1: no header"),
+        ({**HEADER, "dermjax_manifest": 9}, "line 1: no header"),
+        ({**HEADER, "labels": ["a", "a"]}, "line 1: labels"),
+        ({**HEADER, "labels": "benign"}, "line 1: labels"),
+        ({**HEADER, "root": None}, "line 1: root"),
+        ("[]", "line 1: not a JSON object"),
+        ("", "line 1: not JSON"),
+    ],
+)
+def test_a_header_out_of_shape_is_refused(tmp_path, header, told):
+    with pytest.raises(UserError, match=told):
+        records.read(lines(tmp_path, header))
+
+
+def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path):
+    with pytest.raises(UserError, match=r"manifest.jsonl line 3: not JSON"):
+        records.read(lines(tmp_path, HEADER, LINE, '{"image": '))
+
+
+def test_an_image_may_stand_there_once(tmp_path):
+    with pytest.raises(UserError, match=r"00001.png stands there twice"):
+        records.read(lines(tmp_path, HEADER, LINE, LINE))
+
+
+def test_a_manifest_that_is_missing_or_no_text_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}.*no such file"):
+        records.read(tmp_path)
+    (tmp_path / "manifest.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
+    with pytest.raises(UserError, match=r"not UTF-8"):
+        records.read(tmp_path)
