@@ -1,0 +1,117 @@
+"""Prompts as the token numbers of CLIP's byte-pair encoding, and small tokenizers in CLIP's own file form.
+
+CLIP (Radford et al. 2021) spells a word in byte symbols, the last one marked `</w>`, and merges neighbours in the order
+of merges.txt until none is left to merge. In vocab.json the 256 byte symbols come first, their `</w>` forms next, then
+the result of every merge, then the start and the end of the text.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dermjax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+
+
+def tokenizer(folder: Path) -> "CLIPTokenizer":
+    """Returns the CLIP tokenizer of a model's `tokenizer` folder; a missing file or length is a UserError."""
+    from transformers import CLIPTokenizer  # imported here: it takes a second or two, and most of dermjax needs none
+
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise UserError(f"tokenizer {folder}: {name} is missing; give the tokenizer folder of a diffusers model")
+    if "model_max_length" not in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")):
+        raise UserError(f"tokenizer {folder}: tokenizer_config.json lacks model_max_length; add it (77 for CLIP)")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def tokens(tokenizer: "CLIPTokenizer", prompts: list[str]) -> np.ndarray:
+    """Returns the prompts as int32 [B, N], N = model_max_length: start, words, end, padding; too long: a UserError."""
+    longest = tokenizer.model_max_length
+    rows = tokenizer(prompts, padding="max_length", max_length=longest, truncation=False, verbose=False)["input_ids"]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > longest:
+            raise UserError(
+                f"prompt {prompt!r}: {len(row)} tokens with start and end, the text encoder takes {longest}; shorten it"
+            )
+    return np.array(rows, np.int32)
+
+
+def write_word_tokenizer(folder: Path, words: list[str], model_max_length: int) -> None:
+    """Writes a small CLIP tokenizer in which each of the words, letters only, is one token `word</w>`.
+
+    Other text still has tokens, those of its bytes and of the pieces of words that it contains.
+    """
+    merges = word_merges(words)
+    symbols = list(_byte_symbols().values())
+    names = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges), START, END]
+    vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": model_max_length,
+        "do_lower_case": True,
+        **special,
+    }
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "vocab.json", vocabulary)
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "special_tokens_map.json", special)
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def word_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Returns merges that build each word into one symbol, from the left, sharing the beginnings of words.
+
+    A later merge is tried only where no earlier one applies, so a word that is whole stays whole as others are added.
+    """
+    merges: dict[tuple[str, str], int] = {}
+    for word in words:
+        if not word.isalpha() or word != word.lower():
+            raise ValueError(f"word {word!r}: CLIP splits text into lower-case runs of letters; give those")
+        while len(pieces := _merge(word, merges)) > 1:
+            merges[pieces[0], pieces[1]] = len(merges)
+    return list(merges)
+
+
+def _merge(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
+    """Returns the symbols that the merges (pair -> rank, the lowest first) leave of a word."""
+    spelling = [_byte_symbols()[byte] for byte in word.encode()]
+    pieces = [*spelling[:-1], spelling[-1] + "</w>"]
+    while known := [pair for pair in pairwise(pieces) if pair in merges]:
+        pieces = _join(pieces, min(known, key=merges.__getitem__))
+    return pieces
+
+
+def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Returns the pieces with every occurrence of the pair, from the left, as one."""
+    joined: list[str] = []
+    rest = iter(range(len(pieces)))
+    for place in rest:
+        if tuple(pieces[place : place + 2]) == pair:
+            joined.append(pair[0] + pair[1])
+            next(rest)
+        else:
+            joined.append(pieces[place])
+    return joined
+
+
+def _byte_symbols() -> dict[int, str]:
+    """Returns a printable character for each byte, in CLIP's order: printable bytes are themselves (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Tokens: equal to CLIP's genuine vocabulary, and a word tokenizer that round-trips."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.data import tokens
+from dermjax.errors import UserError
+
+GENUINE = Path(__file__).parents[2] / ".." / "shared" / "reference" / "sd15_config" / "tokenizer"
+WORDS = ["a", "and", "banana", "dadadoo", "an", "ana", "mole", "moles", "malignant", "naïve", "of", "photo", "to"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokens.write_word_tokenizer(folder, WORDS, 24)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def genuine():
+    if not GENUINE.is_dir():
+        pytest.skip("the genuine vocabulary is not here")
+    return tokens.tokenizer(GENUINE)
+
+
+def test_genuine_clip_numbers(genuine):
+    """The numbers are those that every Stable Diffusion 1.x pipeline feeds: start, words, end, padding with the end."""
+    rows = tokens.tokens(genuine, ["a photo of a Mole", ""])
+    assert rows.dtype == np.int32 and rows.shape == (2, 77)
+    assert rows[0, :8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 49407]
+    assert rows[1].tolist() == [49406] + 76 * [49407]
+
+
+def test_our_merging_is_clips(genuine):
+    """Our merge loop, given CLIP's merges, takes words apart as the reference tokenizer does."""
+    lines = (GENUINE / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    merges = {tuple(line.split()): rank for rank, line in enumerate(lines)}
+    for word in ["melanoma", "dermoscopy", "banana", "seborrheic", "naïve", "x"]:
+        assert tokens._merge(word, merges) == genuine.tokenize(word)
+
+
+def test_each_word_is_one_token(small):
+    read = tokens.tokenizer(small)
+    rows = tokens.tokens(read, WORDS)
+    assert rows.shape == (len(WORDS), 24)
+    assert (rows[:, 2] == read.eos_token_id).all(), "start, one word, end"
+    assert [read.decode(row, skip_special_tokens=True) for row in rows] == WORDS
+    assert len(np.unique(rows[:, 1])) == len(WORDS)
+
+
+def test_unknown_words_and_signs_still_have_tokens(small):
+    read = tokens.tokenizer(small)
+    for text in ["zebra", "a mole, 3 moles!", "黒子", "Banana"]:
+        row = tokens.tokens(read, [text])[0]
+        assert read.decode(row, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
+        assert (row[1:] != read.eos_token_id).sum() >= 1
+
+
+def test_file_form_is_clips(small, genuine):
+    """Byte symbols first, their word ends next, start and end last, as in the genuine vocab.json."""
+    ours = json.loads((small / "vocab.json").read_text(encoding="utf-8"))
+    theirs = json.loads((GENUINE / "vocab.json").read_text(encoding="utf-8"))
+    assert sorted(ours.values()) == list(range(len(ours)))
+    assert {name for name, number in theirs.items() if number < 512} == set(list(ours)[:512])
+    assert all(ours[name] == theirs[name] for name in list(ours)[:512])
+    assert list(ours)[-2:] == [tokens.START, tokens.END]
+    read = tokens.tokenizer(small)
+    assert (read.bos_token, read.eos_token, read.pad_token, read.model_max_length) == (
+        tokens.START,
+        tokens.END,
+        tokens.END,
+        24,
+    )
+
+
+def test_too_long_prompt_is_named(small):
+    read = tokens.tokenizer(small)
+    tokens.tokens(read, ["mole " * 22])
+    with pytest.raises(UserError, match=r"'mole mole.*25 tokens.*takes 24"):
+        tokens.tokens(read, ["a mole", "mole " * 23])
+
+
+def test_words_that_clip_would_split_are_refused():
+    for word in ["blue-white", "Mole", "", "two words"]:
+        with pytest.raises(ValueError, match="lower-case runs of letters"):
+            tokens.word_merges([word])
+
+
+def test_missing_files_are_named(tmp_path, small):
+    with pytest.raises(UserError, match="vocab.json is missing"):
+        tokens.tokenizer(tmp_path)
+    for name in ["vocab.json", "merges.txt"]:
+        (tmp_path / name).write_bytes((small / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="lacks model_max_length"):
+        tokens.tokenizer(tmp_path)
