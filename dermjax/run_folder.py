@@ -1,0 +1,105 @@
+"""The run folder (`--workdir`): one config, one set of versions, and files that are whole or not there.
+
+A folder belongs to the config it was started with, so that a resumed run cannot silently become another one.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from dermjax.errors import UserError
+from dermjax.progress import say
+
+PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+KEYS_SHOWN = 8
+
+
+def claim(workdir: Path, config: Mapping) -> None:
+    """Makes the folder and writes config.json and versions.json, or checks that they are of this config.
+
+    Raises:
+      UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
+    """
+    _make(workdir)
+    config_path, versions_path = workdir / "config.json", workdir / "versions.json"
+    asked = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
+    if config_path.exists():
+        _refuse_another(workdir, _read(config_path), asked)
+        _tell_changed_versions(workdir, versions_path)
+    # versions first: a folder with a config.json is a complete claim
+    if not versions_path.exists():
+        write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
+    if not config_path.exists():
+        write_atomically(config_path, json.dumps(asked, indent=2, sort_keys=True) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, the platform and the packages that shape results, without importing them."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file so that readers, and a killed run, see the old content or the whole new one."""
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _make(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"workdir {workdir}: {error.filename} is a file; give a folder") from error
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: cannot be made ({error.strerror}); give a folder you may write") from error
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise UserError(f"workdir {workdir}: cannot be written; give a folder you may write")
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); give another --workdir or remove this one") from error
+
+
+def _refuse_another(workdir: Path, recorded: dict, asked: dict) -> None:
+    old, new = _flat(recorded), _flat(asked)
+    changed = [
+        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(absent)") != new.get(key, "(absent)")
+    ]
+    if changed:
+        more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
+        listed = "; ".join(changed[:KEYS_SHOWN] + more)
+        raise UserError(f"workdir {workdir} is of another config ({listed}); give another --workdir or that config")
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, str]:
+    """Returns {"a.b": value as JSON} over the leaves of a nested dict; an empty dict is a leaf."""
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = json.dumps(value)
+    return leaves
+
+
+def _tell_changed_versions(workdir: Path, path: Path) -> None:
+    then, now = _read(path), versions()
+    changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+    if changed:
+        say(f"workdir {workdir}: started with other versions: {', '.join(changed)}")
