@@ -1,0 +1,121 @@
+"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020), driven by transformers' config.json.
+
+Attribute names are those of the files (`text_model.encoder.layers.0.self_attn.q_proj`). SD 1.x uses quick-GELU and
+all 12 layers; SD 2.x uses GELU and a config that already counts 23 layers. The context is the last hidden state after
+the final norm.
+
+Shapes: B batch, N tokens, D width, K heads.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from dermjax.errors import UserError
+from dermjax.models.layers import layer_norm, linear
+
+Array = jax.Array
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
+    "gelu": lambda x: nnx.gelu(x, approximate=False),
+}
+
+
+class SelfAttention(nnx.Module):
+    """Causal self-attention with biases everywhere."""
+
+    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q_proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.k_proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.v_proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.out_proj = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = (
+            rearrange(project(x), "B N (K d) -> B N K d", K=self.heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=True), "B N K d -> B N (K d)"))
+
+
+class MLP(nnx.Module):
+    """Two linear layers around the activation."""
+
+    def __init__(self, width: int, inner: int, activation: str, *, dtype, rngs: nnx.Rngs):
+        self.activation = activation
+        self.fc1 = linear(width, inner, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(inner, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each on a LayerNorm, each with a residual."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width, epsilon = config["hidden_size"], config["layer_norm_eps"]
+        self.layer_norm1 = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.self_attn = SelfAttention(width, config["num_attention_heads"], dtype=dtype, rngs=rngs)
+        self.layer_norm2 = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(width, config["intermediate_size"], config["hidden_act"], dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Embeddings(nnx.Module):
+    """Token plus position."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width = config["hidden_size"]
+        small = nnx.initializers.normal(0.02)  # CLIP's own scale; Flax's default suits tied output layers
+        kinds = {"embedding_init": small, "dtype": dtype, "rngs": rngs}
+        self.token_embedding = nnx.Embed(config["vocab_size"], width, **kinds)
+        self.position_embedding = nnx.Embed(config["max_position_embeddings"], width, **kinds)
+
+    def __call__(self, tokens: Array) -> Array:
+        positions = self.position_embedding(jnp.arange(tokens.shape[1]))
+        return self.token_embedding(tokens) + positions[None]
+
+
+class Encoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        self.layers = nnx.List(Layer(config, dtype=dtype, rngs=rngs) for _ in range(config["num_hidden_layers"]))
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class TextModel(nnx.Module):
+    """Embeddings, layers, final norm."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
+        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = layer_norm(
+            config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
+
+
+class CLIPText(nnx.Module):
+    """Tokens int32 [B, N] to context [B, N, D], float32."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        if config["hidden_act"] not in ACTIVATIONS:
+            raise UserError(f"text_encoder/config.json: hidden_act = {config['hidden_act']!r} is not implemented")
+        self.text_model = TextModel(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Array) -> Array:
+        return self.text_model(tokens).astype(jnp.float32)

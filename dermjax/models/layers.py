@@ -1,0 +1,127 @@
+"""The layers that Stable Diffusion's networks share, under the names of diffusers.
+
+Every epsilon, padding and activation is passed explicitly: Flax's defaults differ from PyTorch's, and the places where
+Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` is the type of the arithmetic.
+
+Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+Array = jax.Array
+
+
+def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
+    pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+    return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, dtype=dtype, rngs=rngs)
+
+
+def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer over the last axis."""
+    return nnx.Linear(din, dout, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, statistics in float32."""
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (arXiv 1803.08494) of [B, h, w, C] with statistics in float32.
+
+    Sums are taken a channel first and joined into groups afterwards: the image is read once in its own layout, which
+    is the fast way on every backend, and the affine step becomes one multiply-add.
+    """
+
+    def __init__(self, groups: int, channels: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+        self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        grouped = "B (G c) -> B G c"
+        mean_c = rearrange(x32.mean((1, 2)), grouped, G=self.groups)
+        square_c = rearrange((x32 * x32).mean((1, 2)), grouped, G=self.groups)
+        mean = mean_c.mean(-1, keepdims=True)  # [B, G, 1]
+        # E[x^2] - E[x]^2 can fall below zero by rounding when a group is constant
+        variance = jnp.maximum(square_c.mean(-1, keepdims=True) - mean * mean, 0.0)
+        inverse = jax.lax.rsqrt(variance + self.epsilon)
+        scale = rearrange(self.scale[...], "(G c) -> 1 G c", G=self.groups) * inverse
+        shift = rearrange(self.bias[...], "(G c) -> 1 G c", G=self.groups) - mean * scale
+        scale, shift = (rearrange(v, "B G c -> B 1 1 (G c)") for v in (scale, shift))
+        return (x32 * scale + shift).astype(self.dtype)
+
+
+class ResnetBlock(nnx.Module):
+    """diffusers' ResnetBlock2D: two 3x3 convolutions, an optional time embedding between them, a shortcut."""
+
+    def __init__(self, cin: int, cout: int, *, time: int, groups: int, epsilon: float, dtype, rngs: nnx.Rngs):
+        self.norm1 = GroupNorm(groups, cin, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(cin, cout, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.time_emb_proj = linear(time, cout, dtype=dtype, rngs=rngs) if time else None
+        self.norm2 = GroupNorm(groups, cout, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(cout, cout, 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = conv(cin, cout, 1, padding=0, dtype=dtype, rngs=rngs) if cin != cout else None
+
+    def __call__(self, x: Array, temb: Array | None = None) -> Array:
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + rearrange(self.time_emb_proj(nnx.silu(temb)), "B C -> B 1 1 C")
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nnx.Module):
+    """diffusers' Attention: queries from x, keys and values from `context`; no bias on q, k, v unless asked."""
+
+    def __init__(self, width: int, context: int, heads: int, *, head_dim: int, bias: bool, dtype, rngs: nnx.Rngs):
+        inner = heads * head_dim
+        self.heads = heads
+        self.to_q = linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_k = linear(context, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_v = linear(context, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_out = nnx.List([linear(inner, width, dtype=dtype, rngs=rngs)])
+
+    def __call__(self, x: Array, context: Array) -> Array:  # [B, N, D], [B, M, E] -> [B, N, D]
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = (rearrange(a, "B N (K d) -> B N K d", K=self.heads) for a in (q, k, v))
+        out = jax.nn.dot_product_attention(q, k, v)
+        return self.to_out[0](rearrange(out, "B N K d -> B N (K d)"))
+
+
+class Downsample(nnx.Module):
+    """Halves the image by a strided convolution. The UNet pads (1, 1), the VAE's encoder (0, 1)."""
+
+    def __init__(self, channels: int, *, padding, dtype, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, 3, stride=2, padding=padding, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles the image by repetition (nearest neighbour), then a convolution."""
+
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, 3, padding=1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return self.conv(x)
+
+
+def timestep_embedding(t: Array, width: int, *, flip: bool, shift: float) -> Array:
+    """Returns the sinusoidal embedding [B, width] of timesteps t [B], float32 (diffusers' Timesteps).
+
+    `flip` puts the cosines first; `shift` is diffusers' freq_shift. Both come from the config.
+    """
+    half = width // 2
+    exponent = -jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - shift)
+    angle = t.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
+    parts = (jnp.cos(angle), jnp.sin(angle)) if flip else (jnp.sin(angle), jnp.cos(angle))
+    return jnp.concatenate(parts, axis=-1)

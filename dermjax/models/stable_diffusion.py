@@ -1,0 +1,175 @@
+"""The bundle: text encoder, autoencoder and UNet as pure functions of plain parameter trees, and the presets.
+
+Everything above this file sees Stable Diffusion through here: a frozen description (configs and graph definitions, no
+arrays) and `params = {"text_encoder": …, "unet": …, "vae": …}`, nested dicts of float32 arrays. The latent scale and
+the meaning of the moments stand here and nowhere else.
+
+Shapes: B batch, H W image, h w latent, Z latent channels, N tokens, D context width.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dermjax.models.clip_text import CLIPText
+from dermjax.models.unet import UNet
+from dermjax.models.vae import VAE
+
+Array = jax.Array
+Params = dict[str, Any]
+
+NETWORKS = {"text_encoder": CLIPText, "unet": UNet, "vae": VAE}
+
+
+def plain(state) -> Params:
+    """Returns an NNX state as nested dicts with string keys; list indices become "0", "1", …"""
+    if isinstance(state, dict):
+        return {str(key): plain(value) for key, value in state.items()}
+    return state
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """One model of the family. `configs` maps text_encoder, unet, vae and scheduler to their config.json contents."""
+
+    configs: dict[str, dict]
+    dtype: Any  # of the arithmetic; parameters are float32
+
+    @functools.cached_property
+    def graphs(self) -> dict[str, Any]:
+        """NNX graph definitions, made without allocating a single array."""
+        return {name: self._abstract(name)[0] for name in NETWORKS}
+
+    @functools.cached_property
+    def shapes(self) -> Params:
+        """The parameter tree with jax.ShapeDtypeStruct leaves."""
+        return {name: self._abstract(name)[1] for name in NETWORKS}
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet predicts: epsilon, v_prediction or sample."""
+        return self.configs["scheduler"].get("prediction_type", "epsilon")
+
+    @property
+    def size(self) -> int:
+        """The side in pixels of the images this model was made for."""
+        return self.configs["unet"]["sample_size"] * self.factor
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell: 8 for every Stable Diffusion."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    @property
+    def scale(self) -> float:
+        """The factor that gives latents about unit variance; 0.18215 in SD 1.x and 2.x."""
+        return self.configs["vae"].get("scaling_factor", 0.18215)
+
+    def init(self, seed: int) -> Params:
+        """Returns freshly drawn parameters."""
+        return {
+            name: plain(nnx.to_pure_dict(nnx.state(make(self.configs[name], dtype=self.dtype, rngs=nnx.Rngs(seed)))))
+            for name, make in NETWORKS.items()
+        }
+
+    def encode_text(self, params: Params, tokens: Array) -> Array:
+        """Returns the context [B, N, D], float32, of tokens int32 [B, N]."""
+        return nnx.merge(self.graphs["text_encoder"], params["text_encoder"])(tokens)
+
+    def unet(self, params: Params, x: Array, t: Array, context: Array) -> Array:
+        """Returns the prediction [B, h, w, Z] for noisy latents x at timesteps t [B]."""
+        return nnx.merge(self.graphs["unet"], params["unet"])(x, t, context)
+
+    def encode(self, params: Params, image: Array) -> Array:
+        """Returns moments [B, h, w, 2 Z] (mean, log-variance; not scaled) of images [B, H, W, 3] in [-1, 1]."""
+        return nnx.merge(self.graphs["vae"], params["vae"]).encode(image)
+
+    def sample_latents(self, moments: Array, noise: Array) -> Array:
+        """Returns one draw of scaled latents [B, h, w, Z]; `noise` is standard normal of that shape."""
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return (mean + jnp.exp(0.5 * log_variance) * noise) * self.scale
+
+    def decode(self, params: Params, latents: Array) -> Array:
+        """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]."""
+        return jnp.clip(nnx.merge(self.graphs["vae"], params["vae"]).decode(latents / self.scale), -1.0, 1.0)
+
+    def _abstract(self, name: str) -> tuple[Any, Params]:
+        make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        return graph, plain(nnx.to_pure_dict(state))
+
+
+def count(params: Params) -> int:
+    """Returns the number of parameters of a tree of arrays or of shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+# derm-tiny: the same architecture at a size that a laptop trains, for images of 128 px (16 x 16 latents).
+TINY = {
+    "text_encoder": {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": 0,  # these three follow the tokenizer and are set by pretraining
+        "eos_token_id": 2,
+        "vocab_size": 0,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 40,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "projection_dim": 128,
+    },
+    "unet": {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": 4,
+        "block_out_channels": [64, 128, 192],
+        "cross_attention_dim": 128,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 1,
+        "norm_eps": 1e-5,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 16,
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [16, 32, 64, 96],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "out_channels": 3,
+        "sample_size": 128,
+        "scaling_factor": 1.0,  # pretraining measures the latents' spread and writes it here
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+    "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
+}
