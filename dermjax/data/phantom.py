@@ -1,0 +1,374 @@
+"""Phantoms: procedural dermoscopy with known truth, the data set that is embedded in the program.
+
+Place in the flow: seed -> `appearance.draw` -> paint skin, lesions, artefacts -> Phantom(image, mask, label, caption, …).
+
+Pigment is painted as an absorbing layer (Beer and Lambert): log image = log skin - density * absorption, so that borders
+fall off softly and the same mole is plausible on every tone. All lengths are fractions of the field; every random field
+lives on a grid of its own, so a phantom looks the same at every size.
+
+Shape legend: S side in pixels, C = 3 channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from dermjax.data import appearance, captions
+from dermjax.data.appearance import SIZES, TONES
+from dermjax.data.captions import VOCABULARY
+from dermjax.errors import UserError
+
+__all__ = ["SIZES", "TONES", "VOCABULARY", "Phantom", "dataset", "phantom"]
+
+GAP = 0.105  # least distance between two lesions: more than one and a half latent cells of 1/16
+DIRECTIONS = 256  # samples of an outline
+
+# Absorption of the three channels: on light skin, exp(-absorption) is the colour of the lesion over that of the skin.
+ABSORPTION = {
+    "golden": (0.30, 0.52, 0.92),
+    "brown": (0.62, 0.98, 1.28),
+    "chocolate": (1.10, 1.45, 1.60),
+    "black": (1.85, 1.88, 1.72),
+    "reddish": (0.28, 1.02, 0.88),
+    "red": (0.38, 1.50, 1.30),
+    "blue": (1.35, 1.02, 0.62),
+}
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One image and everything that is true of it."""
+
+    image: np.ndarray  # uint8 [S, S, C]
+    mask: np.ndarray  # bool [S, S], all lesions
+    label: str
+    caption: str
+    parameters: dict  # see appearance.draw; JSON-able
+    artefacts: dict[str, np.ndarray]  # name -> bool [S, S], those that have a place
+
+
+def phantom(seed: int, size: int, **asked) -> Phantom:
+    """The phantom of `seed`, `size` pixels wide (a multiple of 8 from 64 to 512); `asked` overrides parameters by name."""
+    if size % 8 or not 64 <= size <= 512:
+        raise UserError(f"phantom: size {size} is not a multiple of 8 from 64 to 512")
+    parameters = appearance.draw(seed, asked)
+    rng = np.random.default_rng([seed, 1])
+    light = _skin(parameters, rng, size)
+    mask = np.zeros((size, size), bool)
+    outlines = [_outline(parameters, rng) for _ in range(parameters["number"])]
+    for outline, centre in zip(outlines, _layout(parameters, outlines, rng), strict=True):
+        _lesion(light, mask, parameters, outline, centre, rng)
+    image = np.exp(light)
+    artefacts = {}
+    for name, paint in ARTEFACTS.items():
+        if parameters[name]:
+            image, artefacts[name] = paint(image, rng)
+    if parameters["blur"]:
+        image = gaussian_filter(image, (rng.uniform(0.011, 0.017) * size,) * 2 + (0,))
+    caption = captions.caption(parameters, np.random.default_rng([seed, 2]))
+    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Phantom(pixels, mask, parameters["label"], caption, parameters, artefacts)
+
+
+def dataset(seeds: Sequence[int], size: int) -> Iterator[Phantom]:
+    """The phantoms of `seeds`, one at a time; each depends on its own seed only."""
+    return (phantom(seed, size) for seed in seeds)
+
+
+def _skin(parameters: dict, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Logarithm of the bare skin: uneven light, pink mottling, fine texture and follicles. float32 [S, S, C]."""
+    x, y = _grid(size)
+    lightness = 50 + parameters["yellowness"] * np.tan(np.radians(parameters["ita"]))
+    colour = _lab_to_rgb(lightness, parameters["redness"], parameters["yellowness"])
+    tilt = rng.uniform(-0.09, 0.09, 2)
+    vignette = rng.uniform(0.04, 0.28) * ((x - 0.5) ** 2 + (y - 0.5) ** 2 - 1 / 6)
+    coarse, middle, fine = (_noise(rng, cells, size) for cells in (5, 14, 44))
+    brightness = tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5) - vignette
+    brightness = brightness + 0.016 * coarse + 0.014 * middle + rng.uniform(0.006, 0.02) * fine
+    blood = rng.uniform(0.01, 0.035) * _noise(rng, 7, size) + rng.uniform(0.006, 0.018) * _noise(rng, 22, size)
+    melanin = rng.uniform(0.004, 0.016) * _noise(rng, 16, size)
+    follicles = rng.uniform(0.0, 0.16) * _dots(rng, size, 0.085, 0.013, 0.4)
+    light = np.log(np.maximum(colour, 0.01))[None, None] + brightness[..., None]
+    light = light + _absorb(blood, (0.15, 1.0, 0.8)) - _absorb(melanin + follicles, (0.55, 0.85, 1.1))
+    return light.astype(np.float32)
+
+
+def _outline(parameters: dict, rng: np.random.Generator) -> np.ndarray:
+    """Radius of one lesion over that of the disc of the same area, in DIRECTIONS directions."""
+    angle = np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False)
+    irregularity, asymmetry = parameters["irregularity"], parameters["asymmetry"]
+    radius = 1 + rng.uniform(0.03, 0.13) * np.cos(2 * angle + rng.uniform(0, 6.3))
+    radius += 0.15 * asymmetry * np.cos(3 * angle + rng.uniform(0, 6.3))
+    for k in range(4, 9):
+        radius += 0.085 * irregularity * rng.uniform(0.4, 1.2) * np.cos(k * angle + rng.uniform(0, 6.3))
+    for _ in range(int(round(3.2 * max(irregularity - 0.35, 0)))):  # notches
+        away = np.angle(np.exp(1j * (angle - rng.uniform(0, 6.3))))
+        radius -= rng.uniform(0.2, 0.38) * np.exp(-((away / 0.27) ** 2))
+    if parameters["number"] > 2 and parameters["size_name"] == "large":
+        radius = 1 + 0.6 * (radius - radius.mean())  # calmer, to fit
+    radius = np.clip(radius / np.sqrt(np.mean(radius**2)), 0.55, 1.38)
+    return radius / np.sqrt(np.mean(radius**2))
+
+
+def _layout(parameters: dict, outlines: list[np.ndarray], rng: np.random.Generator) -> list[tuple]:
+    """(x, y, radius) of each lesion, at least GAP apart, clear of the edge, the ruler's strip and dark corners.
+
+    Centres start at random and push each other apart; what still does not fit is tried again, a little smaller.
+    """
+    edges = np.array([[0.03, 0.97], [0.03, 0.97]])  # x, y
+    edges[1, 1] -= 0.10 * parameters["ruler"]
+    reach = 0.53 if parameters["dark_corners"] or parameters["pen_ring"] else 0.8
+    radii = np.array(parameters["diameters"]) / 2
+    spread = np.array([outline.max() for outline in outlines])
+    pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
+    while True:
+        extent = radii * spread
+        low, high = edges[:, :1] + extent, np.maximum(edges[:, 1:] - extent, edges[:, :1] + extent)
+        middle = (low + high) / 2 if len(radii) > 1 else 0.5
+        shrink = 0.75 if len(radii) > 1 else 0.4
+        centres = middle + shrink * (rng.uniform(0, 1, low.shape) - 0.5) * (high - low)
+        for _ in range(40):
+            moved = False
+            for i, j in pairs:
+                apart = centres[:, i] - centres[:, j]
+                distance = max(float(np.hypot(*apart)), 1e-6)
+                missing = extent[i] + extent[j] + GAP - distance
+                if missing > 1e-4:
+                    step = (0.5 * missing + 1e-3) * apart / distance
+                    centres[:, i] += step
+                    centres[:, j] -= step
+                    moved = True
+            centres = np.clip(centres, low, high)
+            out = np.maximum(np.hypot(*(centres - 0.5)) / np.maximum(reach - extent, 0.02), 1)
+            centres = 0.5 + (centres - 0.5) / out
+            if not moved:
+                return [(x, y, r) for x, y, r in zip(*centres, radii, strict=True)]
+        radii = radii * 0.985
+
+
+def _lesion(light, mask, parameters: dict, outline: np.ndarray, place: tuple, rng: np.random.Generator) -> None:
+    """Paints one lesion into `light` (logarithm of the image) and `mask`, both in place."""
+    size = len(mask)
+    cx, cy, radius = place
+    reach = radius * outline.max() * 1.15 + 0.03
+    rows, columns = (slice(max(int((c - reach) * size), 0), int((c + reach) * size) + 2) for c in (cy, cx))
+    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*_grid(size)))
+    dx, dy = (x - cx) / radius, (y - cy) / radius  # in radii of the lesion
+    away, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
+    turn = (angle * (DIRECTIONS / (2 * np.pi))) % DIRECTIONS
+    border = np.interp(turn, np.arange(DIRECTIONS + 1), np.append(outline, outline[0])).astype(np.float32)
+
+    def noise(cells):
+        return _noise(rng, cells, size)[rows, columns]
+
+    rough, mottle, grain = noise(26), noise(11), noise(34)
+    inside = (border - away) * radius + rough * 0.005  # depth under the border, in fields
+    mask[rows, columns] |= inside > 0
+    softness = rng.uniform(0.010, 0.022) + 0.05 * radius * (1 - parameters["irregularity"])
+    cover = _smoothstep(inside / softness + 0.5)
+
+    slope = rng.uniform(0, 6.3)
+    density = 0.95 + 0.10 * mottle + 0.05 * grain + 0.12 * (0.6 - away)
+    density = density + 0.28 * parameters["asymmetry"] * (np.cos(slope) * dx + np.sin(slope) * dy)
+    density = density * TEXTURES[parameters["texture"]](rng, size, rows, columns, away / border, angle, mottle)
+    pigment = cover * np.clip(density, 0.25, 1.7) * rng.uniform(0.92, 1.08)
+    absorption = np.array(ABSORPTION[parameters["colour"]])
+    painted = _absorb(pigment, absorption)
+    if parameters["second_colour"]:
+        share = cover * _patches(rng, dx, dy, mottle, 0.45 + 0.4 * parameters["variegation"])
+        other = _absorb(cover * np.clip(density, 0.6, 1.3), ABSORPTION[parameters["second_colour"]])
+        painted = painted + share[..., None] * (other - painted)
+    patch = light[rows, columns] - painted
+    if parameters["veil"]:
+        haze = 0.72 * cover * _patches(rng, dx, dy, grain, 0.62)
+        level = np.log(np.exp(light[rows, columns]).mean()) - 0.42
+        patch = patch + haze[..., None] * (level + np.array([-0.13, 0.02, 0.20]) - patch)
+    light[rows, columns] = patch
+
+
+def _patches(rng, dx, dy, noise, extent: float) -> np.ndarray:
+    """Share (0 to 1) of one or two soft, eccentric blots, `extent` of the lesion's radius wide."""
+    share = np.zeros_like(dx)
+    for _ in range(rng.integers(1, 3)):
+        angle, away = rng.uniform(0, 6.3), rng.uniform(0.2, 0.6)
+        distance = np.hypot(dx - away * np.cos(angle), dy - away * np.sin(angle))
+        share = np.maximum(share, _smoothstep((extent - distance + 0.12 * noise) / 0.3 + 0.5))
+    return share
+
+
+def _uniform(rng, size, rows, columns, depth, angle, mottle):
+    return np.float32(1.0)
+
+
+def _mottled(rng, size, rows, columns, depth, angle, mottle):
+    return 1 + 0.42 * np.clip(_noise(rng, 17, size)[rows, columns], -1.6, 1.6)
+
+
+def _network(rng, size, rows, columns, depth, angle, mottle):
+    """Dark mesh with light holes: a warped honeycomb, the sum of three cosines 60 degrees apart."""
+    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*_grid(size)))
+    turn, phase, period = rng.uniform(0, 1.05), rng.uniform(0, 6.3, 3), rng.uniform(0.044, 0.052)
+    wave = 0.0
+    for i in range(3):
+        a = turn + i * np.pi / 3
+        wave = wave + np.cos((x * np.cos(a) + y * np.sin(a)) * (2 * np.pi / period) + phase[i] + 0.8 * mottle)
+    return 1.18 - 0.30 * np.clip(wave, -1.2, 1.8)
+
+
+def _globules(rng, size, rows, columns, depth, angle, mottle):
+    return 0.78 + 0.85 * _dots(rng, size, 0.058, 0.017, 0.85)[rows, columns]
+
+
+def _streaks(rng, size, rows, columns, depth, angle, mottle):
+    """Radial fingers that darken the rim and let light in between."""
+    fingers = np.cos(rng.integers(11, 16) * angle + rng.uniform(0, 6.3) + 0.5 * mottle)
+    rim = np.exp(-(((depth - 0.88) / 0.26) ** 2))
+    return 1 + rim * (0.62 * fingers - 0.08)
+
+
+TEXTURES = {
+    "uniform": _uniform,
+    "mottled": _mottled,
+    "network": _network,
+    "globules": _globules,
+    "streaks": _streaks,
+}
+
+
+def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A few dark strands, parabolas that cross most of the field, 1.5 to 2.5 px wide at 128 px."""
+    size = len(image)
+    x, y = _grid(size)
+    shade = np.zeros((size, size), np.float32)
+    main = rng.uniform(0, np.pi)
+    for _ in range(rng.integers(4, 9)):
+        angle = main + rng.normal(0, 0.5)
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        along, across = (x - 0.5) * c + (y - 0.5) * s, (y - 0.5) * c - (x - 0.5) * s
+        bend, offset, start = rng.uniform(-0.7, 0.7), rng.uniform(-0.45, 0.45), rng.uniform(-0.7, -0.2)
+        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.012, 0.019)
+        distance = np.abs(across - offset - bend * along**2) / np.sqrt(1 + (2 * bend * along) ** 2)
+        strand = np.clip((0.5 * width - distance) * size + 0.5, 0, 1)
+        shade = np.maximum(shade, strand * ((along > start) & (along < stop)))
+    colour = np.array(rng.uniform(0.05, 0.13) * np.array([1.25, 1.0, 0.9]), np.float32)
+    return _blend(image, 0.92 * shade, colour), shade > 0.5
+
+
+def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A row of black ticks along the lower edge, every fifth longer."""
+    size = len(image)
+    x, y = _grid(size)
+    period = rng.uniform(0.058, 0.066)
+    place = (x - rng.uniform(0, period)) / period
+    tick = np.floor(place + 0.5)
+    beside = np.abs(place - tick) * period
+    length = np.where((tick + rng.integers(5)) % 5 == 0, 0.095, 0.06)
+    shade = np.clip((0.009 - beside) * size + 0.5, 0, 1) * np.clip((y - 1 + length) * size + 0.5, 0, 1)
+    return _blend(image, 0.93 * shade, np.array([0.05, 0.05, 0.06], np.float32)), shade > 0.5
+
+
+def _dark_corners(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The round aperture of the dermatoscope: black outside of a circle."""
+    size = len(image)
+    x, y = _grid(size)
+    cx, cy = rng.uniform(0.485, 0.515, 2)
+    distance = np.hypot(x - cx, y - cy)
+    shade = _smoothstep((distance - rng.uniform(0.555, 0.60)) / 0.03 + 0.5)
+    return _blend(image, shade, np.array([0.03, 0.03, 0.035], np.float32)), shade > 0.5
+
+
+def _pen_ring(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A ring of violet marker around the middle, partly outside of the field."""
+    size = len(image)
+    x, y = _grid(size)
+    cx, cy = rng.uniform(0.47, 0.53, 2)
+    noise = _noise(rng, 12, size)
+    distance = np.abs(np.hypot(x - cx, y - cy) - rng.uniform(0.55, 0.58) + 0.004 * noise)
+    shade = _smoothstep((0.019 - distance) / 0.014 + 0.5)
+    ink = image * np.array(rng.uniform([0.36, 0.22, 0.55], [0.46, 0.32, 0.75]), np.float32) + np.float32(0.06)
+    return image + (shade * np.clip(0.9 + 0.1 * noise, 0, 1))[..., None] * (ink - image), shade > 0.5
+
+
+def _gel_bubbles(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Air in the immersion gel: bright rims with a highlight."""
+    size = len(image)
+    x, y = _grid(size)
+    glow, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
+    for _ in range(rng.integers(4, 10)):
+        (cx, cy), radius = rng.uniform(0.03, 0.97, 2), rng.uniform(0.018, 0.045)
+        distance = np.hypot(x - cx, y - cy)
+        rim = np.exp(-(((distance - radius) / 0.007) ** 2))
+        spot = np.exp(-((x - cx + 0.35 * radius) ** 2 + (y - cy + 0.35 * radius) ** 2) / (0.28 * radius) ** 2)
+        glow = np.maximum(glow, np.maximum(0.55 * rim, 0.8 * spot) + 0.08 * (distance < radius))
+        mask |= distance < radius + 0.006
+    return _blend(image, glow, np.array([1.0, 0.98, 0.96], np.float32)), mask
+
+
+# In the order in which they lie on the image.
+ARTEFACTS = {
+    "pen_ring": _pen_ring,
+    "hairs": _hairs,
+    "gel_bubbles": _gel_bubbles,
+    "ruler": _ruler,
+    "dark_corners": _dark_corners,
+}
+
+
+@cache
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres in fields: x [1, S] and y [S, 1]."""
+    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    return centres[None, :], centres[:, None]
+
+
+@cache
+def _spline(cells: int, size: int) -> np.ndarray:
+    """Uniform cubic B-spline weights [S, cells + 3], scaled so that a random field of unit variance about keeps it."""
+    place = (np.arange(size) + 0.5) / size * cells
+    t = (place - np.floor(place))[:, None]
+    weights = np.concatenate([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    matrix = np.zeros((size, cells + 3), np.float32)
+    np.put_along_axis(matrix, np.floor(place).astype(int)[:, None] + np.arange(4), weights, 1)
+    return matrix / np.sqrt((weights**2).sum(1).mean()).astype(np.float32)
+
+
+def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """Smooth noise of mean zero and variance one with `cells` features across the field. float32 [S, S]."""
+    matrix = _spline(cells, size)
+    return matrix @ rng.standard_normal((cells + 3, cells + 3), np.float32) @ matrix.T
+
+
+def _dots(rng: np.random.Generator, size: int, period: float, radius: float, share: float) -> np.ndarray:
+    """Round dots (0 to 1), one in `share` of the squares of a jittered lattice. float32 [S, S]."""
+    x, y = _grid(size)
+    count = int(1 / period) + 2
+    column, row = (x / period).astype(int), (y / period).astype(int)
+    jitter = rng.uniform(0.28, 0.72, (2, count, count)).astype(np.float32)
+    strength = ((rng.random((count, count)) < share) * rng.uniform(0.6, 1, (count, count))).astype(np.float32)
+    dx, dy = x / period - column - jitter[0][row, column], y / period - row - jitter[1][row, column]
+    return strength[row, column] * np.exp(-(dx**2 + dy**2) * np.float32((period / radius) ** 2))
+
+
+def _absorb(density: np.ndarray, absorption) -> np.ndarray:
+    return density[..., None] * np.asarray(absorption, np.float32)
+
+
+def _blend(image: np.ndarray, share: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    return image + share[..., None] * (colour - image)
+
+
+def _smoothstep(t: np.ndarray) -> np.ndarray:
+    t = np.clip(t, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _lab_to_rgb(lightness: float, a: float, b: float) -> np.ndarray:
+    """sRGB in 0 to 1 of one CIELAB colour (D65)."""
+    f = (lightness + 16) / 116 + np.array([a / 500, 0.0, -b / 200])
+    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * np.array([0.95047, 1.0, 1.08883])
+    to_rgb = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
+    linear = np.clip(to_rgb @ xyz, 0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
