@@ -5,12 +5,16 @@ Shapes: S the side of the square, 3 the channels red, green, blue (sRGB).
 """
 
 import io
+import os
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dermjax import progress
 from dermjax.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # left out: formats that start another program (EPS)
@@ -33,6 +37,16 @@ def load(path: Path, size: int) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
         raise UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file") from error
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+
+
+def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
+    """The images of many files as uint8 [N, size, size, 3], decoded in threads under a progress bar with this title."""
+    stacked = np.empty((len(paths), size, size, 3), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(paths), title, "images", 0) as bar:
+        for row, image in enumerate(pool.map(lambda path: load(path, size), paths)):
+            stacked[row] = image
+            bar.update()
+    return stacked
 
 
 def to_model(image: np.ndarray) -> np.ndarray:

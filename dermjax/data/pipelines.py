@@ -1,0 +1,165 @@
+"""Batches for training and evaluation, by grain: endless, reproducible by seed, resumable at any batch.
+
+The state of an iterator is the index of its next batch: everything else (order, mixture, augmentation) is a pure
+function of seed and index, so a resumed run sees what it would have seen.
+
+Shapes: B batch, S side of the square images, K classes.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+
+import grain
+import numpy as np
+
+from dermjax.data import images
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+
+CACHE_BYTES = 2 * 1024**3  # decoded training images up to this are kept in memory
+THREADS = 4  # batches in the making; the arithmetic and the decoding release Python's lock
+MEMORY_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # slicing arrays is faster than a thread
+FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at most this denominator
+
+# Mild, because the colour of a lesion is part of its diagnosis; in units of the model range [-1, 1].
+CONTRAST = (0.9, 1.1)
+BRIGHTNESS = 0.1
+TINT = 0.04
+
+
+def arrays(data: dict[str, np.ndarray], *, batch: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches of rows {name: [B, ...]} of arrays with one common length, in a new order every epoch."""
+    lengths = {name: len(array) for name, array in data.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"arrays must have one common length above 0, not {lengths}")
+    rows = grain.MapDataset.range(next(iter(lengths.values()))).shuffle(seed=_seed(seed, 0)).repeat().batch(batch)
+    batches = rows.map(lambda chosen: {name: array[chosen] for name, array in data.items()})
+    return iter(batches.to_iter_dataset(MEMORY_READS))
+
+
+def classification(
+    real: Manifest,
+    synthetic: Manifest | None,
+    *,
+    size: int,
+    batch: int,
+    seed: int,
+    synthetic_fraction: float,
+    augment: bool,
+) -> grain.DatasetIterator:
+    """Endless training batches {"image": float32 [B, S, S, 3] in [-1, 1], "label": int32 [B]}.
+
+    Real and synthetic images alternate at exactly `synthetic_fraction` (0 when there is no synthetic manifest), and
+    within each the classes take turns, so every prefix is balanced to within one image. Raises UserError when a class
+    has no image on a side that is drawn from, or the manifests do not belong together.
+    """
+    fraction = Fraction(synthetic_fraction).limit_denominator(FINEST_MIXTURE) if synthetic else Fraction(0)
+    if not 0 <= fraction <= 1:
+        raise UserError(f"synthetic_fraction {synthetic_fraction}: give a share between 0 and 1")
+    sides = [side for side, share in ((real, 1 - fraction), (synthetic, fraction)) if share > 0]
+    _refuse_strangers(real, synthetic)
+    classes = [records for side in sides for records in _by_class(side)]
+    paths = [side.path(record) for side in sides for records in _by_class(side) for record in records]
+    picture = _reader(paths, size)
+
+    sources, first = [], 0
+    for place, records in enumerate(classes):
+        rows = grain.MapDataset.range(first, first + len(records)).shuffle(seed=_seed(seed, place)).repeat()
+        label = np.int32(place % len(real.labels))
+        sources.append(rows.map(lambda row, label=label: {"image": picture(row), "label": label}))
+        first += len(records)
+    turns = Turns(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
+    mixed = grain.MapDataset.select_from_datasets(sources, turns)
+    examples = mixed.random_map(_augmented, seed=_seed(seed, len(sources))) if augment else mixed.map(_plain)
+    return iter(examples.batch(batch).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
+
+
+def evaluation(records: list[Record], manifest: Manifest, *, size: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
+    """The records once, in order: {"image": float32 [B, S, S, 3], "label": int32 [B], "valid": bool [B]}.
+
+    The last batch is filled up to B with grey images that are not valid, so that a jitted step compiles once.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(records), batch):
+            chosen = records[first : first + batch]
+            valid = np.arange(batch) < len(chosen)
+            image, label = np.zeros((batch, size, size, 3), np.float32), np.zeros(batch, np.int32)
+            decoded = pool.map(lambda record: images.load(manifest.path(record), size), chosen)
+            image[valid] = images.to_model(np.stack(list(decoded)))
+            label[valid] = [manifest.labels.index(record.label) for record in chosen]
+            yield {"image": image, "label": label, "valid": valid}
+
+
+@dataclass(frozen=True)
+class Turns(grain.transforms.DatasetSelectionMap):
+    """Whose turn it is at each position of an exact mixture: (source, index in it).
+
+    The sources are the K real classes, then the K synthetic ones. A synthetic image comes whenever floor(k · fraction)
+    steps up. Written here because `MapDataset.mix` rounds its weights: 0.7 becomes 233/333 there.
+    """
+
+    fraction: Fraction
+    classes: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        before, after = int(position * self.fraction), int((position + 1) * self.fraction)
+        drawn = before if after > before else position - before
+        side = self.classes if after > before else 0
+        return side + drawn % self.classes, drawn // self.classes
+
+
+def _by_class(manifest: Manifest) -> list[list[Record]]:
+    """The kept training records of each class, none of them empty."""
+    training = manifest.split("train")
+    classes = [[record for record in training if record.label == label] for label in manifest.labels]
+    for label, records in zip(manifest.labels, classes, strict=True):
+        if not records:
+            raise UserError(f"manifest of {manifest.root}: no kept training image of class {label!r}; add some")
+    return classes
+
+
+def _refuse_strangers(real: Manifest, synthetic: Manifest | None) -> None:
+    """A mixture is true only if each manifest is of one kind and both name the same classes."""
+    if any(record.synthetic for record in real.split("train")):
+        raise UserError(
+            f"manifest of {real.root}: holds synthetic images; give it as synthetic and not as the real one"
+        )
+    if synthetic and not all(record.synthetic for record in synthetic.split("train")):
+        raise UserError(
+            f"manifest of {synthetic.root}: holds real images; give it as the real one and not as synthetic"
+        )
+    if synthetic and synthetic.labels != real.labels:
+        theirs, ours = ", ".join(synthetic.labels), ", ".join(real.labels)
+        raise UserError(f"manifest of {synthetic.root}: its classes are {theirs}, the real ones are {ours}")
+
+
+def _reader(paths: list, size: int) -> Callable[[int], np.ndarray]:
+    """A function from row to uint8 [S, S, 3]: out of memory when all images fit there, else decoded on each call."""
+    if len(paths) * size * size * 3 > CACHE_BYTES:
+        return lambda row: images.load(paths[row], size)
+    return images.load_all(paths, size, "training images").__getitem__
+
+
+def _plain(example: dict) -> dict:
+    return {**example, "image": images.to_model(example["image"])}
+
+
+def _augmented(example: dict, rng: np.random.Generator) -> dict:
+    """One of the eight symmetries of the square (a lesion has no up) and a mild change of contrast, light and tint."""
+    image = np.rot90(example["image"], rng.integers(4))
+    image = images.to_model(image[:, ::-1] if rng.random() < 0.5 else image)
+    mean = image.mean(dtype=np.float32)
+    shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) + rng.uniform(-TINT, TINT, size=3)
+    image = (image - mean) * np.float32(rng.uniform(*CONTRAST)) + (mean + shift).astype(np.float32)
+    return {**example, "image": np.clip(image, -1, 1)}
+
+
+def _seed(seed: int, stream: int) -> int:
+    """An independent 32-bit seed for each stream of randomness; grain's own epochs count up from it."""
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
