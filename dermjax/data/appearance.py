@@ -15,23 +15,23 @@ import numpy as np
 from dermjax.errors import UserError
 
 LABELS = ("benign", "malignant")
-SEPARATION = 3.1
+SEPARATION = 3.0
 
 # Individual typology angle in degrees, light to dark (Del Bino et al. 2006), with gaps so that five words stay five words.
 TONES = {
-    "pale": (58.0, 70.0),
+    "pale": (60.0, 70.0),
     "light": (45.0, 53.0),
     "intermediate": (31.0, 40.0),
     "tan": (13.0, 26.0),
     "dark": (-42.0, -12.0),
 }
 # b* (yellowness) of each tone; L* follows from ITA = atan2(L* - 50, b*).
-YELLOWNESS = {"pale": (8.5, 11.5), "light": (12, 16), "intermediate": (15, 19), "tan": (17, 21), "dark": (14, 18)}
-REDNESS = {"pale": (6, 21), "light": (9, 22), "intermediate": (9, 20), "tan": (10, 19), "dark": (10, 16)}
+YELLOWNESS = {"pale": (9, 13), "light": (14, 18), "intermediate": (16, 20), "tan": (17, 21), "dark": (14, 18)}
+REDNESS = {"pale": (2, 22), "light": (6, 26), "intermediate": (9, 25), "tan": (12, 24), "dark": (11, 18)}
 
 # Diameter of the disc of the same area. The smallest is 14 px of 128, wider than one and a half latent cells of 8 px.
-SIZES = {"tiny": (0.115, 0.14), "small": (0.17, 0.20), "medium": (0.235, 0.27), "large": (0.32, 0.46)}
-CROWDED = 0.345  # upper bound of the diameter of three or four large lesions, so that they fit with gaps between them
+SIZES = {"tiny": (0.115, 0.14), "small": (0.17, 0.20), "medium": (0.235, 0.27), "large": (0.32, 0.50)}
+CROWDED = {1: 0.50, 2: 0.42, 3: 0.345, 4: 0.345}  # number -> upper bound of the diameter, so that gaps remain
 NUMBERS = {1: 0.4, 2: 0.25, 3: 0.2, 4: 0.15}
 
 # Probability of each colour, texture and second colour at the benign and at the malignant end of severity.
@@ -91,7 +91,7 @@ def draw(seed: int, asked: dict) -> dict:
     tilt = 0.06 * (2 * grade - 1) * np.array([-1.5, -0.5, 0.5, 1.5])  # the D of ABCD, slight
     size_name = choose("size_name", _pick(SIZES, 0.25 + tilt, u[3]))
     _index(tuple(SIZES), size_name, "size_name")
-    variegation = choose("variegation", _logistic(1.15 * (severity + 0.55 * n[1])))
+    variegation = choose("variegation", _logistic(1.15 * (severity + 0.9 * n[1])))
     colour = choose("colour", _pick(COLOURS, _between(COLOURS, grade), u[4]))
     others = [c for c in SECOND_COLOURS if c[:3] != colour[:3]]
     second = others[int(u[5] * len(others))] if variegation > VARIEGATED else ""
@@ -106,8 +106,8 @@ def draw(seed: int, asked: dict) -> dict:
         "diameters": choose("diameters", _diameters(size_name, number, u[9], jitter)),
         "colour": colour,
         "second_colour": choose("second_colour", second),
-        "irregularity": choose("irregularity", _logistic(1.15 * (severity + 0.6 * n[2]))),
-        "asymmetry": choose("asymmetry", _logistic(0.9 * (severity + 0.8 * n[3]))),
+        "irregularity": choose("irregularity", _logistic(1.15 * (severity + 0.9 * n[2]))),
+        "asymmetry": choose("asymmetry", _logistic(0.9 * (severity + 1.1 * n[3]))),
         "variegation": variegation,
         "texture": choose("texture", _pick(TEXTURES, _between(TEXTURES, grade), u[10])),
         "veil": choose("veil", bool(u[11] < VEIL * grade)),
@@ -122,8 +122,7 @@ def draw(seed: int, asked: dict) -> dict:
 def _diameters(size_name: str, number: int, middle: float, jitter: np.ndarray) -> list[float]:
     """Diameters of the lesions of one phantom: a common one within the range of `size_name`, each a little different."""
     low, high = SIZES[size_name]
-    if number > 2:
-        high = min(high, CROWDED)
+    high = min(high, CROWDED[number])
     return [_within((low, high), 0.7 * middle + 0.3 * j) for j in jitter[:number]]
 
 

@@ -25,16 +25,17 @@ __all__ = ["SIZES", "TONES", "VOCABULARY", "Phantom", "dataset", "phantom"]
 
 GAP = 0.105  # least distance between two lesions: more than one and a half latent cells of 1/16
 DIRECTIONS = 256  # samples of an outline
+LOBES = 0.12  # how far, in radii, the most irregular border wanders
 
 # Absorption of the three channels: on light skin, exp(-absorption) is the colour of the lesion over that of the skin.
 ABSORPTION = {
-    "golden": (0.30, 0.52, 0.92),
-    "brown": (0.62, 0.98, 1.28),
-    "chocolate": (1.10, 1.45, 1.60),
+    "golden": (0.22, 0.52, 1.00),
+    "brown": (0.58, 1.02, 1.50),
+    "chocolate": (1.02, 1.50, 1.80),
     "black": (1.85, 1.88, 1.72),
-    "reddish": (0.28, 1.02, 0.88),
-    "red": (0.38, 1.50, 1.30),
-    "blue": (1.35, 1.02, 0.62),
+    "reddish": (0.24, 0.95, 0.80),
+    "red": (0.42, 1.30, 1.12),
+    "blue": (1.25, 1.05, 0.78),
 }
 
 
@@ -84,11 +85,11 @@ def _skin(parameters: dict, rng: np.random.Generator, size: int) -> np.ndarray:
     lightness = 50 + parameters["yellowness"] * np.tan(np.radians(parameters["ita"]))
     colour = _lab_to_rgb(lightness, parameters["redness"], parameters["yellowness"])
     tilt = rng.uniform(-0.09, 0.09, 2)
-    vignette = rng.uniform(0.04, 0.28) * ((x - 0.5) ** 2 + (y - 0.5) ** 2 - 1 / 6)
+    vignette = rng.uniform(0.08, 0.40) * ((x - 0.5) ** 2 + (y - 0.5) ** 2 - 1 / 6)
     coarse, middle, fine = (_noise(rng, cells, size) for cells in (5, 14, 44))
     brightness = tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5) - vignette
-    brightness = brightness + 0.016 * coarse + 0.014 * middle + rng.uniform(0.006, 0.02) * fine
-    blood = rng.uniform(0.01, 0.035) * _noise(rng, 7, size) + rng.uniform(0.006, 0.018) * _noise(rng, 22, size)
+    brightness = brightness + 0.016 * coarse + 0.014 * middle + rng.uniform(0.008, 0.026) * fine
+    blood = rng.uniform(0.012, 0.045) * _noise(rng, 7, size) + rng.uniform(0.008, 0.03) * _noise(rng, 24, size)
     melanin = rng.uniform(0.004, 0.016) * _noise(rng, 16, size)
     follicles = rng.uniform(0.0, 0.16) * _dots(rng, size, 0.085, 0.013, 0.4)
     light = np.log(np.maximum(colour, 0.01))[None, None] + brightness[..., None]
@@ -101,12 +102,12 @@ def _outline(parameters: dict, rng: np.random.Generator) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False)
     irregularity, asymmetry = parameters["irregularity"], parameters["asymmetry"]
     radius = 1 + rng.uniform(0.03, 0.13) * np.cos(2 * angle + rng.uniform(0, 6.3))
-    radius += 0.15 * asymmetry * np.cos(3 * angle + rng.uniform(0, 6.3))
-    for k in range(4, 9):
-        radius += 0.085 * irregularity * rng.uniform(0.4, 1.2) * np.cos(k * angle + rng.uniform(0, 6.3))
+    radius += 0.11 * asymmetry * np.cos(3 * angle + rng.uniform(0, 6.3))
+    for k in range(4, 8):
+        radius += 0.05 * irregularity * rng.uniform(0.2, 1.2) * np.cos(k * angle + rng.uniform(0, 6.3))
     for _ in range(int(round(3.2 * max(irregularity - 0.35, 0)))):  # notches
         away = np.angle(np.exp(1j * (angle - rng.uniform(0, 6.3))))
-        radius -= rng.uniform(0.2, 0.38) * np.exp(-((away / 0.27) ** 2))
+        radius -= rng.uniform(0.2, 0.36) * np.exp(-((away / 0.27) ** 2))
     if parameters["number"] > 2 and parameters["size_name"] == "large":
         radius = 1 + 0.6 * (radius - radius.mean())  # calmer, to fit
     radius = np.clip(radius / np.sqrt(np.mean(radius**2)), 0.55, 1.38)
@@ -125,7 +126,7 @@ def _layout(parameters: dict, outlines: list[np.ndarray], rng: np.random.Generat
     spread = np.array([outline.max() for outline in outlines])
     pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
     while True:
-        extent = radii * spread
+        extent = radii * (spread + LOBES * parameters["irregularity"])
         low, high = edges[:, :1] + extent, np.maximum(edges[:, 1:] - extent, edges[:, :1] + extent)
         middle = (low + high) / 2 if len(radii) > 1 else 0.5
         shrink = 0.75 if len(radii) > 1 else 0.4
@@ -161,31 +162,38 @@ def _lesion(light, mask, parameters: dict, outline: np.ndarray, place: tuple, rn
     turn = (angle * (DIRECTIONS / (2 * np.pi))) % DIRECTIONS
     border = np.interp(turn, np.arange(DIRECTIONS + 1), np.append(outline, outline[0])).astype(np.float32)
 
-    def noise(cells):
-        return _noise(rng, cells, size)[rows, columns]
+    def noise(features):
+        """Noise with that many features across the lesion's diameter."""
+        return _noise(rng, min(round(0.5 * features / radius), 64), size)[rows, columns]
 
-    rough, mottle, grain = noise(26), noise(11), noise(34)
-    inside = (border - away) * radius + rough * 0.005  # depth under the border, in fields
+    irregularity, asymmetry = parameters["irregularity"], parameters["asymmetry"]
+    lobes, mottle, grain, dust = noise(3), noise(4), noise(9), noise(20)
+    wobble = (0.01 + LOBES * irregularity) * np.clip(lobes, -1.6, 1.6)
+    wobble = wobble + (0.004 + 0.035 * irregularity) * np.clip(grain, -2, 2)
+    inside = (border - away + wobble) * radius  # depth under the border, in fields
     mask[rows, columns] |= inside > 0
-    softness = rng.uniform(0.010, 0.022) + 0.05 * radius * (1 - parameters["irregularity"])
-    cover = _smoothstep(inside / softness + 0.5)
+    softness = rng.uniform(0.018, 0.030) + 0.22 * radius * rng.uniform(0.2, 1) * (1 - 0.6 * irregularity)
+    feathered = inside + (0.06 + 0.16 * irregularity) * softness * (grain + 0.5 * dust)
+    cover = _smoothstep(feathered / softness + 0.5)
 
-    slope = rng.uniform(0, 6.3)
-    density = 0.95 + 0.10 * mottle + 0.05 * grain + 0.12 * (0.6 - away)
-    density = density + 0.28 * parameters["asymmetry"] * (np.cos(slope) * dx + np.sin(slope) * dy)
+    slope, rim = rng.uniform(0, 6.3), rng.uniform(0.1, 0.5)
+    ring = _smoothstep(1.25 * away / border - 0.25)
+    density = 1.0 - rim * ring + 0.5 * rim
+    density = density + 0.12 * mottle + 0.11 * grain + 0.08 * dust
+    density = density + 0.30 * asymmetry * (np.cos(slope) * dx + np.sin(slope) * dy)
     density = density * TEXTURES[parameters["texture"]](rng, size, rows, columns, away / border, angle, mottle)
-    pigment = cover * np.clip(density, 0.25, 1.7) * rng.uniform(0.92, 1.08)
-    absorption = np.array(ABSORPTION[parameters["colour"]])
-    painted = _absorb(pigment, absorption)
+    pigment = cover * np.clip(density, 0.3, 1.7) * rng.uniform(0.85, 1.08)
+    warmth = cover * (0.10 * lobes + 0.35 * rim * (ring - 0.5))  # the thin rim is lighter and more orange
+    painted = _absorb(pigment, ABSORPTION[parameters["colour"]]) + _absorb(warmth, (-0.6, 0.1, 0.6))
     if parameters["second_colour"]:
-        share = cover * _patches(rng, dx, dy, mottle, 0.45 + 0.4 * parameters["variegation"])
+        share = 0.92 * cover * _patches(rng, dx, dy, mottle + 0.7 * grain, 0.26 + 0.36 * parameters["variegation"])
         other = _absorb(cover * np.clip(density, 0.6, 1.3), ABSORPTION[parameters["second_colour"]])
         painted = painted + share[..., None] * (other - painted)
     patch = light[rows, columns] - painted
     if parameters["veil"]:
-        haze = 0.72 * cover * _patches(rng, dx, dy, grain, 0.62)
-        level = np.log(np.exp(light[rows, columns]).mean()) - 0.42
-        patch = patch + haze[..., None] * (level + np.array([-0.13, 0.02, 0.20]) - patch)
+        haze = 0.75 * cover * _patches(rng, dx, dy, mottle + 0.7 * grain, 0.5)
+        level = np.log(np.exp(light[rows, columns]).mean()) - 0.45 + 0.06 * dust[..., None]
+        patch = patch + haze[..., None] * (level + np.array([-0.09, 0.01, 0.14]) - patch)
     light[rows, columns] = patch
 
 
@@ -195,7 +203,7 @@ def _patches(rng, dx, dy, noise, extent: float) -> np.ndarray:
     for _ in range(rng.integers(1, 3)):
         angle, away = rng.uniform(0, 6.3), rng.uniform(0.2, 0.6)
         distance = np.hypot(dx - away * np.cos(angle), dy - away * np.sin(angle))
-        share = np.maximum(share, _smoothstep((extent - distance + 0.12 * noise) / 0.3 + 0.5))
+        share = np.maximum(share, _smoothstep((extent - distance + 0.17 * noise) / 0.65 + 0.5))
     return share
 
 
@@ -204,29 +212,34 @@ def _uniform(rng, size, rows, columns, depth, angle, mottle):
 
 
 def _mottled(rng, size, rows, columns, depth, angle, mottle):
-    return 1 + 0.42 * np.clip(_noise(rng, 17, size)[rows, columns], -1.6, 1.6)
+    return 1 + 0.40 * np.clip(_noise(rng, 17, size)[rows, columns], -1.6, 1.6)
 
 
 def _network(rng, size, rows, columns, depth, angle, mottle):
     """Dark mesh with light holes: a warped honeycomb, the sum of three cosines 60 degrees apart."""
     x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*_grid(size)))
-    turn, phase, period = rng.uniform(0, 1.05), rng.uniform(0, 6.3, 3), rng.uniform(0.044, 0.052)
+    x, y = (axis + 0.008 * _noise(rng, 13, size)[rows, columns] for axis in (x, y))
+    turn, phase, frequency = rng.uniform(0, 1.05), rng.uniform(0, 6.3, 3), 2 * np.pi / rng.uniform(0.040, 0.050)
+    phase[1] = phase[0] + phase[2]  # so that the three crests meet in the holes
     wave = 0.0
     for i in range(3):
-        a = turn + i * np.pi / 3
-        wave = wave + np.cos((x * np.cos(a) + y * np.sin(a)) * (2 * np.pi / period) + phase[i] + 0.8 * mottle)
-    return 1.18 - 0.30 * np.clip(wave, -1.2, 1.8)
+        c, s = np.cos(turn + i * np.pi / 3), np.sin(turn + i * np.pi / 3)
+        wave = wave + np.cos(np.float32(frequency * c) * x + np.float32(frequency * s) * y + np.float32(phase[i]))
+    return 1.08 - (0.19 + 0.08 * np.clip(mottle, -2, 2)) * np.clip(wave, -1.4, 1.9)
 
 
 def _globules(rng, size, rows, columns, depth, angle, mottle):
-    return 0.78 + 0.85 * _dots(rng, size, 0.058, 0.017, 0.85)[rows, columns]
+    return 0.74 + 0.85 * _dots(rng, size, 0.054, 0.0155, 0.8)[rows, columns]
 
 
 def _streaks(rng, size, rows, columns, depth, angle, mottle):
-    """Radial fingers that darken the rim and let light in between."""
-    fingers = np.cos(rng.integers(11, 16) * angle + rng.uniform(0, 6.3) + 0.5 * mottle)
-    rim = np.exp(-(((depth - 0.88) / 0.26) ** 2))
-    return 1 + rim * (0.62 * fingers - 0.08)
+    """Radial fingers of uneven strength that darken the rim and let light in between."""
+    count = 2 * rng.integers(9, 14)
+    strength = rng.uniform(0.3, 1.0, count + 1) * np.where(np.arange(count + 1) % 2, 1.0, -1.0)
+    strength[-1] = strength[0]
+    fingers = np.interp((angle / (2 * np.pi) + 0.02 * mottle) % 1, np.linspace(0, 1, count + 1), strength)
+    rim = np.exp(-(((depth - 0.9) / 0.28) ** 2))
+    return (1 + rim * (0.75 * fingers + 0.05)).astype(np.float32)
 
 
 TEXTURES = {
@@ -244,12 +257,12 @@ def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
     x, y = _grid(size)
     shade = np.zeros((size, size), np.float32)
     main = rng.uniform(0, np.pi)
-    for _ in range(rng.integers(4, 9)):
+    for _ in range(rng.integers(3, 7)):
         angle = main + rng.normal(0, 0.5)
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         along, across = (x - 0.5) * c + (y - 0.5) * s, (y - 0.5) * c - (x - 0.5) * s
         bend, offset, start = rng.uniform(-0.7, 0.7), rng.uniform(-0.45, 0.45), rng.uniform(-0.7, -0.2)
-        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.012, 0.019)
+        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.0115, 0.0165)
         distance = np.abs(across - offset - bend * along**2) / np.sqrt(1 + (2 * bend * along) ** 2)
         strand = np.clip((0.5 * width - distance) * size + 0.5, 0, 1)
         shade = np.maximum(shade, strand * ((along > start) & (along < stop)))
@@ -345,8 +358,10 @@ def _dots(rng: np.random.Generator, size: int, period: float, radius: float, sha
     """Round dots (0 to 1), one in `share` of the squares of a jittered lattice. float32 [S, S]."""
     x, y = _grid(size)
     count = int(1 / period) + 2
-    column, row = (x / period).astype(int), (y / period).astype(int)
-    jitter = rng.uniform(0.28, 0.72, (2, count, count)).astype(np.float32)
+    row = (y / period).astype(int)
+    x = x + 0.5 * period * (row % 2)  # every other row is shifted, so that no lattice shows
+    column = (x / period).astype(int)
+    jitter = rng.uniform(0.32, 0.68, (2, count, count)).astype(np.float32)
     strength = ((rng.random((count, count)) < share) * rng.uniform(0.6, 1, (count, count))).astype(np.float32)
     dx, dy = x / period - column - jitter[0][row, column], y / period - row - jitter[1][row, column]
     return strength[row, column] * np.exp(-(dx**2 + dy**2) * np.float32((period / radius) ** 2))
