@@ -15,7 +15,7 @@ import numpy as np
 from dermjax.errors import UserError
 
 LABELS = ("benign", "malignant")
-SEPARATION = 3.0
+SEPARATION = 3.3
 
 # Individual typology angle in degrees, light to dark (Del Bino et al. 2006), with gaps so that five words stay five words.
 TONES = {
@@ -27,7 +27,7 @@ TONES = {
 }
 # b* (yellowness) of each tone; L* follows from ITA = atan2(L* - 50, b*).
 YELLOWNESS = {"pale": (9, 13), "light": (14, 18), "intermediate": (16, 20), "tan": (17, 21), "dark": (14, 18)}
-REDNESS = {"pale": (2, 22), "light": (6, 26), "intermediate": (9, 25), "tan": (12, 24), "dark": (11, 18)}
+REDNESS = {"pale": (6, 22), "light": (10, 26), "intermediate": (11, 25), "tan": (13, 24), "dark": (11, 18)}
 
 # Diameter of the disc of the same area. The smallest is 14 px of 128, wider than one and a half latent cells of 8 px.
 SIZES = {"tiny": (0.115, 0.14), "small": (0.17, 0.20), "medium": (0.235, 0.27), "large": (0.32, 0.50)}
