@@ -1,0 +1,71 @@
+"""Devices: the mesh, which parameter goes where on it, and how a batch gets there. No other file knows devices.
+
+The mesh has two axes, ("data", "fsdp"): the batch is divided over both, parameters over "fsdp" by the first matching
+row of a table of regular expressions. Pure data parallelism is the mesh (n, 1), one device is (1, 1).
+"""
+
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dermjax.errors import UserError
+
+Rules = Sequence[tuple[str, P]]
+
+# The matrices of attention and feed-forward layers hold most parameters; the rest is small enough to be everywhere.
+RULES: Rules = (
+    (r"(to_q|to_k|to_v|proj|linear_1|fc1|query|key|value)\.kernel$", P(None, "fsdp")),
+    (r"(to_out\.0|net\.2|linear_2|fc2|dense)\.kernel$", P("fsdp", None)),
+    (r"conv\w*\.kernel$", P(None, None, None, "fsdp")),
+    (r".*", P()),
+)
+
+
+def mesh(data: int, fsdp: int) -> Mesh:
+    """Returns the mesh (data, fsdp) over the devices of all processes; data = 0 takes every device left by fsdp.
+
+    Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters raise.
+    """
+    have = jax.device_count()
+    data = data or max(1, have // fsdp)
+    if data * fsdp > have:
+        raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
+    devices = jax.devices()[: data * fsdp]
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def over(tree, rules: Rules, grid: Mesh):
+    """Returns the NamedSharding of every leaf of a tree of arrays or shapes, by the first row that its path matches.
+
+    A leaf whose axis the mesh does not divide is replicated: small models run on any mesh.
+    """
+
+    def choose(path, leaf) -> NamedSharding:
+        name = ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        spec = next(spec for pattern, spec in rules if re.search(pattern, name))
+        fits = len(spec) <= leaf.ndim and all(
+            axis is None or size % grid.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=False)
+        )
+        return NamedSharding(grid, spec if fits else P())
+
+    return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def replicated(grid: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(grid, P())
+
+
+def place(batch, grid: Mesh):
+    """Returns this process's rows of a batch (numpy, [B, …]) as global arrays, divided over the whole mesh."""
+    divided = NamedSharding(grid, P(("data", "fsdp")))
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(divided, rows), batch)
+
+
+def check_batch(batch: int, grid: Mesh) -> None:
+    """Raises UserError when a batch does not divide over the mesh."""
+    if batch % grid.size:
+        raise UserError(f"batch = {batch} does not divide over {grid.size} devices; give a multiple")

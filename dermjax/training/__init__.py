@@ -1,0 +1,1 @@
+"""The only training loop: state, optimizers, checkpoints, writers, and the loop itself."""

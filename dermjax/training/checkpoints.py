@@ -1,0 +1,127 @@
+"""Checkpoints: Orbax behind one thin module that makes them whole, checked, and comparable before they are restored.
+
+`checkpoints/00000120/` holds Orbax's `state/`, the data iterator as `iterator.json` and `digests.json`, a SHA-256 of
+every file. It is written under a temporary name and renamed when complete, so a folder that carries a number is whole.
+Orbax's own manager is not used: its default policy skips a save while another runs, and it restores a flipped byte
+without a word.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from dermjax.errors import UserError
+from dermjax.progress import say
+
+Tree = Any
+PART = ".part"
+
+
+def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int) -> None:
+    """Writes the checkpoint of `step`, then removes all but the newest `keep`.
+
+    Raises:
+      UserError: the disk has no room for it; the checkpoints already there are untouched.
+    """
+    final = folder / f"{step:08d}"
+    part = final.with_suffix(PART)
+    first = jax.process_index() == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        need_room(folder, state)
+        part.mkdir()
+    multihost_utils.sync_global_devices("dermjax: checkpoint folder made")
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(part.absolute() / "state", state)
+    if first:
+        (part / "iterator.json").write_text(json.dumps(iterator))
+        (part / "digests.json").write_text(json.dumps(digests(part), indent=1))
+        part.rename(final)
+        for old in steps(folder)[:-keep]:
+            shutil.rmtree(folder / f"{old:08d}")
+    multihost_utils.sync_global_devices("dermjax: checkpoint complete")
+
+
+def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
+    """Returns the newest checkpoint's state, placed like `target`, and its data iterator; None where there is none.
+
+    `target` is a tree of jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+      UserError: a file is damaged or missing (the checkpoint before it is named), or the trees differ.
+    """
+    if not steps(folder):
+        return None
+    *before, newest = steps(folder)
+    path = folder / f"{newest:08d}"
+    fault = damage(path)
+    if fault:
+        offer = f"the one before is {before[-1]:08d}" if before else "there is none before it"
+        raise UserError(f"checkpoint {path}: {fault}; delete the folder and start again to resume earlier ({offer})")
+    with ocp.StandardCheckpointer() as reader:
+        compare(path, reader.metadata(path.absolute() / "state").item_metadata.tree, target)
+        state = reader.restore(path.absolute() / "state", target)
+    say(f"resuming from {path}")
+    return state, json.loads((path / "iterator.json").read_text())
+
+
+def steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints, oldest first."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed save left behind."""
+    for stale in folder.glob(f"*{PART}"):
+        shutil.rmtree(stale)
+
+
+def need_room(folder: Path, state: Tree) -> None:
+    """Raises UserError unless the disk can take the state and a tenth more."""
+    need = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(f"{folder}: a checkpoint needs {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free")
+
+
+def digests(path: Path) -> dict[str, str]:
+    """Returns {relative file name: SHA-256} of every file below a folder but digests.json itself."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
+    found = {}
+    for file in files:
+        with file.open("rb") as stream:
+            found[str(file.relative_to(path))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def damage(path: Path) -> str:
+    """Returns what is wrong with the files of a checkpoint, or an empty string."""
+    try:
+        recorded = json.loads((path / "digests.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"digests.json cannot be read ({error})"
+    present = digests(path)
+    bad = [name for name in recorded if present.get(name) != recorded[name]]
+    return f"{len(bad)} damaged or missing files, first {bad[0]}" if bad else ""
+
+
+def compare(path: Path, saved: Tree, target: Tree) -> None:
+    """Raises one UserError that lists how the saved tree differs from the one this run has."""
+
+    def shapes(tree: Tree) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys): leaf.shape
+                for keys, leaf in leaves}  # fmt: skip
+
+    old, new = shapes(saved), shapes(target)
+    wrong = [f"{name} is {old.get(name, 'absent')}, the run has {new.get(name, 'none')}"
+             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]  # fmt: skip
+    if wrong:
+        raise UserError(f"checkpoint {path}: {len(wrong)} of {len(new)} arrays do not fit: {'; '.join(wrong[:3])}")

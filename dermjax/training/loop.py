@@ -1,0 +1,117 @@
+"""The training loop of everything that is trained here: autoencoder, diffusion model, DreamBooth, classifiers.
+
+A loss is a pure function `loss(params, variables, constants, batch, key) -> (scalar, (variables, scalars))`:
+`variables` change without gradients (batch statistics), `constants` are frozen arrays that no checkpoint needs,
+`key` is the run's key folded with the step. The loop makes the step of it, compiles it once with its shardings, and
+walks: batch, step, scalars, checkpoint. Killed anywhere, the same call goes on from the last checkpoint and ends
+with the same numbers.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dermjax import sharding
+from dermjax.errors import UserError
+from dermjax.progress import bar
+from dermjax.training import checkpoints
+from dermjax.training.state import State
+from dermjax.training.writers import Writer
+
+Tree = Any
+Scalars = dict[str, Any]
+Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[jax.Array, tuple[Tree, Scalars]]]
+
+
+def fit(
+    loss: Loss,
+    state: State,
+    constants: Tree,
+    batches: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    steps: int,
+    ema_decay: float,
+    mesh: Mesh,
+    rules: sharding.Rules,
+    workdir: Path,
+    title: str,
+    save_every: int,
+    log_every: int,
+    evaluate: Callable[[State], Scalars] | None = None,
+    evaluate_every: int = 0,
+) -> State:
+    """Returns the state after `steps` updates, resumed from workdir/checkpoints where one is.
+
+    `batches` is a grain iterator (`next`, `get_state`, `set_state`) of numpy trees. `evaluate(state)` is called every
+    `evaluate_every` steps and at the end; its scalars are logged. ema_decay 0 keeps no average.
+
+    Raises:
+      UserError: a checkpoint is damaged or of another model, or the loss is not finite.
+    """
+    shardings = sharding.over(state, rules, mesh)
+    target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
+    resumed = checkpoints.restore(workdir / "checkpoints", target)
+    if resumed:
+        state, iterator = resumed
+        batches.set_state(iterator)
+    else:
+        state = jax.device_put(state, shardings)
+    done = int(state.step)
+    step = compiled(loss, optimizer, ema_decay, shardings, mesh)
+    key = jax.device_put(jax.random.key(seed), sharding.replicated(mesh))
+    constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
+    writer = Writer(workdir, done)
+    window: list[Scalars] = []
+    with bar(steps, title, "steps", done) as progress:
+        for k in range(done + 1, steps + 1):
+            state, scalars = step(state, constants, sharding.place(next(batches), mesh), key)
+            window.append(scalars)
+            saves = k % save_every == 0 or k == steps
+            if saves or k % log_every == 0 or k == 1:
+                record = mean(window)
+                window = []
+                if not math.isfinite(record["loss"]):
+                    raise UserError(f"{title}: the loss is {record['loss']} at step {k}; lower the rate")
+                if evaluate and (k % evaluate_every == 0 or k == steps):
+                    record |= evaluate(state)
+                writer.write(k, record)
+                shown = {"loss": record["loss"]}
+            progress.update(1, **shown)
+            if saves:
+                checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2)
+    writer.close()
+    return state
+
+
+def compiled(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, shardings: State, mesh: Mesh):
+    """Returns the jitted step `(state, constants, batch, key) -> (state, scalars)`; the old state's memory is reused."""
+
+    def step(state: State, constants: Tree, batch: Tree, key: jax.Array) -> tuple[State, Scalars]:
+        key = jax.random.fold_in(key, state.step)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (variables, scalars)), grads = gradient(state.params, state.variables, constants, batch, key)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        count = state.step + 1
+        # a young average follows faster, so that a short run does not keep its random start
+        decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+        ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, params) if state.ema else {}
+        scalars = {"loss": value, "gradient_norm": optax.global_norm(grads), **scalars}
+        return State(count, params, variables, optimizer_state, ema), scalars
+
+    replicated = sharding.replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def mean(window: list[Scalars]) -> dict[str, float]:
+    """Returns the mean of every scalar over the steps since the last record."""
+    fetched = jax.device_get(window)
+    return {name: float(sum(float(s[name]) for s in fetched) / len(fetched)) for name in fetched[0]}

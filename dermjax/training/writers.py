@@ -1,0 +1,40 @@
+"""Scalars of a run: one JSON line a record in metrics.jsonl, and the same as TensorBoard events."""
+
+import json
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class Writer:
+    """Appends scalars by step; a resumed run first drops what was written after its checkpoint."""
+
+    def __init__(self, workdir: Path, resumed_at: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read(self.path) if line["step"] <= resumed_at]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(part, self.path)
+        self.file = self.path.open("a")
+        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one record."""
+        self.file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self.file.flush()
+        for name, value in scalars.items():
+            self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Ends both files."""
+        self.file.close()
+        self.events.close()
+
+
+def read(path: Path) -> list[dict]:
+    """Returns the records of a metrics.jsonl; a last line that a killed run left half-written does not count."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in whole]

@@ -1,0 +1,1 @@
+"""Other people's weight files and our parameter trees, in both directions."""
