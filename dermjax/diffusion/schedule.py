@@ -68,6 +68,11 @@ class Ladder:
     sigmas: np.ndarray
     start: np.float32
 
+    @property
+    def rungs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sigmas at the beginning and at the end of every step, each [steps]."""
+        return self.sigmas[:-1], self.sigmas[1:]
+
 
 def ladder(scheduler: dict, steps: int, spacing: str, end: float) -> Ladder:
     """Returns the ladder of `steps` rungs through the times of a spacing, down to sigma `end`.
@@ -79,6 +84,8 @@ def ladder(scheduler: dict, steps: int, spacing: str, end: float) -> Ladder:
     last = len(table) - 1
     if not 1 <= steps <= len(table):
         raise UserError(f"steps {steps}: a sampler takes 1 to {len(table)} steps")
+    if spacing not in SPACINGS:
+        raise UserError(f"scheduler: timestep_spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
     t = np.clip(SPACINGS[spacing](scheduler, steps), 0, last)  # "leading" with an offset passes the end at 1000 steps
     rungs = np.interp(t, np.arange(last + 1), table)
     start = np.sqrt(rungs[0] ** 2 + 1.0) if spacing == "leading" else rungs[0]
@@ -91,7 +98,7 @@ def _linspace(scheduler: dict, steps: int) -> np.ndarray:
 
 def _leading(scheduler: dict, steps: int) -> np.ndarray:
     stride = scheduler["num_train_timesteps"] // steps
-    return np.arange(steps)[::-1] * stride + scheduler["steps_offset"]
+    return np.arange(steps)[::-1] * stride + scheduler.get("steps_offset", 0)  # absent means 0, as in diffusers
 
 
 BETAS = {
