@@ -17,7 +17,7 @@ from dermjax.errors import UserError
 LABELS = ("benign", "malignant")
 SEPARATION = 3.3
 
-# Individual typology angle in degrees, light to dark (Del Bino et al. 2006), with gaps so that five words stay five words.
+# Individual typology angle in degrees, light to dark (Del Bino et al. 2006), with gaps between the five words.
 TONES = {
     "pale": (60.0, 70.0),
     "light": (45.0, 53.0),
@@ -120,7 +120,7 @@ def draw(seed: int, asked: dict) -> dict:
 
 
 def _diameters(size_name: str, number: int, middle: float, jitter: np.ndarray) -> list[float]:
-    """Diameters of the lesions of one phantom: a common one within the range of `size_name`, each a little different."""
+    """Diameters of the lesions of one phantom: a common one in the range of `size_name`, each a little different."""
     low, high = SIZES[size_name]
     high = min(high, CROWDED[number])
     return [_within((low, high), 0.7 * middle + 0.3 * j) for j in jitter[:number]]

@@ -1,24 +1,24 @@
 """Phantoms: procedural dermoscopy with known truth, the data set that is embedded in the program.
 
-Place in the flow: seed -> `appearance.draw` -> paint skin, lesions, artefacts -> Phantom(image, mask, label, caption, …).
+Place in the flow: seed -> `appearance.draw` -> skin, lesions, `artefacts` painted -> `captions.caption` -> Phantom.
 
-Pigment is painted as an absorbing layer (Beer and Lambert): log image = log skin - density * absorption, so that borders
-fall off softly and the same mole is plausible on every tone. All lengths are fractions of the field; every random field
-lives on a grid of its own, so a phantom looks the same at every size.
+Pigment is painted as an absorbing layer (Beer and Lambert): log image = log skin - density * absorption, so that
+borders fall off softly and the same mole is plausible on every tone. All lengths are fractions of the field; every
+random field lives on a grid of its own, so a phantom looks the same at every size.
 
 Shape legend: S side in pixels, C = 3 channels.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from dermjax.data import appearance, captions
+from dermjax.data import appearance, artefacts, captions, colour
 from dermjax.data.appearance import SIZES, TONES
 from dermjax.data.captions import VOCABULARY
+from dermjax.data.fields import dots, grid, noise, smoothstep
 from dermjax.errors import UserError
 
 __all__ = ["SIZES", "TONES", "VOCABULARY", "Phantom", "dataset", "phantom"]
@@ -52,7 +52,10 @@ class Phantom:
 
 
 def phantom(seed: int, size: int, **asked) -> Phantom:
-    """The phantom of `seed`, `size` pixels wide (a multiple of 8 from 64 to 512); `asked` overrides parameters by name."""
+    """The phantom of `seed`, `size` pixels wide (a multiple of 8 from 64 to 512); `asked` overrides parameters.
+
+    The same seed gives the same pixels on one machine; another processor may round a few of them one step differently.
+    """
     if size % 8 or not 64 <= size <= 512:
         raise UserError(f"phantom: size {size} is not a multiple of 8 from 64 to 512")
     parameters = appearance.draw(seed, asked)
@@ -63,15 +66,15 @@ def phantom(seed: int, size: int, **asked) -> Phantom:
     for outline, centre in zip(outlines, _layout(parameters, outlines, rng), strict=True):
         _lesion(light, mask, parameters, outline, centre, rng)
     image = np.exp(light)
-    artefacts = {}
-    for name, paint in ARTEFACTS.items():
+    places = {}
+    for name, paint in artefacts.PAINTERS.items():
         if parameters[name]:
-            image, artefacts[name] = paint(image, rng)
+            image, places[name] = paint(image, rng)
     if parameters["blur"]:
         image = gaussian_filter(image, (rng.uniform(0.011, 0.017) * size,) * 2 + (0,))
     caption = captions.caption(parameters, np.random.default_rng([seed, 2]))
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return Phantom(pixels, mask, parameters["label"], caption, parameters, artefacts)
+    return Phantom(pixels, mask, parameters["label"], caption, parameters, places)
 
 
 def dataset(seeds: Sequence[int], size: int) -> Iterator[Phantom]:
@@ -81,18 +84,18 @@ def dataset(seeds: Sequence[int], size: int) -> Iterator[Phantom]:
 
 def _skin(parameters: dict, rng: np.random.Generator, size: int) -> np.ndarray:
     """Logarithm of the bare skin: uneven light, pink mottling, fine texture and follicles. float32 [S, S, C]."""
-    x, y = _grid(size)
+    x, y = grid(size)
     lightness = 50 + parameters["yellowness"] * np.tan(np.radians(parameters["ita"]))
-    colour = _lab_to_rgb(lightness, parameters["redness"], parameters["yellowness"])
+    bare = colour.lab_to_rgb(np.array([lightness, parameters["redness"], parameters["yellowness"]]))
     tilt = rng.uniform(-0.09, 0.09, 2)
     vignette = rng.uniform(0.08, 0.40) * ((x - 0.5) ** 2 + (y - 0.5) ** 2 - 1 / 6)
-    coarse, middle, fine = (_noise(rng, cells, size) for cells in (5, 14, 44))
+    coarse, middle, fine = (noise(rng, cells, size) for cells in (5, 14, 44))
     brightness = tilt[0] * (x - 0.5) + tilt[1] * (y - 0.5) - vignette
     brightness = brightness + 0.016 * coarse + 0.014 * middle + rng.uniform(0.008, 0.026) * fine
-    blood = rng.uniform(0.012, 0.045) * _noise(rng, 7, size) + rng.uniform(0.008, 0.03) * _noise(rng, 24, size)
-    melanin = rng.uniform(0.004, 0.016) * _noise(rng, 16, size)
-    follicles = rng.uniform(0.0, 0.16) * _dots(rng, size, 0.085, 0.013, 0.4)
-    light = np.log(np.maximum(colour, 0.01))[None, None] + brightness[..., None]
+    blood = rng.uniform(0.012, 0.045) * noise(rng, 7, size) + rng.uniform(0.008, 0.03) * noise(rng, 24, size)
+    melanin = rng.uniform(0.004, 0.016) * noise(rng, 16, size)
+    follicles = rng.uniform(0.0, 0.16) * dots(rng, size, 0.085, 0.013, 0.4)
+    light = np.log(np.maximum(bare, 0.01))[None, None] + brightness[..., None]
     light = light + _absorb(blood, (0.15, 1.0, 0.8)) - _absorb(melanin + follicles, (0.55, 0.85, 1.1))
     return light.astype(np.float32)
 
@@ -105,7 +108,7 @@ def _outline(parameters: dict, rng: np.random.Generator) -> np.ndarray:
     radius += 0.11 * asymmetry * np.cos(3 * angle + rng.uniform(0, 6.3))
     for k in range(4, 8):
         radius += 0.05 * irregularity * rng.uniform(0.2, 1.2) * np.cos(k * angle + rng.uniform(0, 6.3))
-    for _ in range(int(round(3.2 * max(irregularity - 0.35, 0)))):  # notches
+    for _ in range(round(3.2 * max(irregularity - 0.35, 0))):  # notches
         away = np.angle(np.exp(1j * (angle - rng.uniform(0, 6.3))))
         radius -= rng.uniform(0.2, 0.36) * np.exp(-((away / 0.27) ** 2))
     if parameters["number"] > 2 and parameters["size_name"] == "large":
@@ -156,28 +159,28 @@ def _lesion(light, mask, parameters: dict, outline: np.ndarray, place: tuple, rn
     cx, cy, radius = place
     reach = radius * outline.max() * 1.15 + 0.03
     rows, columns = (slice(max(int((c - reach) * size), 0), int((c + reach) * size) + 2) for c in (cy, cx))
-    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*_grid(size)))
+    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*grid(size)))
     dx, dy = (x - cx) / radius, (y - cy) / radius  # in radii of the lesion
     away, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
     turn = (angle * (DIRECTIONS / (2 * np.pi))) % DIRECTIONS
     border = np.interp(turn, np.arange(DIRECTIONS + 1), np.append(outline, outline[0])).astype(np.float32)
 
-    def noise(features):
+    def cloud(features):
         """Noise with that many features across the lesion's diameter."""
-        return _noise(rng, min(round(0.5 * features / radius), 64), size)[rows, columns]
+        return noise(rng, min(round(0.5 * features / radius), 64), size)[rows, columns]
 
     irregularity, asymmetry = parameters["irregularity"], parameters["asymmetry"]
-    lobes, mottle, grain, dust = noise(3), noise(4), noise(9), noise(20)
+    lobes, mottle, grain, dust = cloud(3), cloud(4), cloud(9), cloud(20)
     wobble = (0.01 + LOBES * irregularity) * np.clip(lobes, -1.6, 1.6)
     wobble = wobble + (0.004 + 0.035 * irregularity) * np.clip(grain, -2, 2)
     inside = (border - away + wobble) * radius  # depth under the border, in fields
     mask[rows, columns] |= inside > 0
     softness = rng.uniform(0.018, 0.030) + 0.22 * radius * rng.uniform(0.2, 1) * (1 - 0.6 * irregularity)
     feathered = inside + (0.06 + 0.16 * irregularity) * softness * (grain + 0.5 * dust)
-    cover = _smoothstep(feathered / softness + 0.5)
+    cover = smoothstep(feathered / softness + 0.5)
 
     slope, rim = rng.uniform(0, 6.3), rng.uniform(0.1, 0.5)
-    ring = _smoothstep(1.25 * away / border - 0.25)
+    ring = smoothstep(1.25 * away / border - 0.25)
     density = 1.0 - rim * ring + 0.5 * rim
     density = density + 0.12 * mottle + 0.11 * grain + 0.08 * dust
     density = density + 0.30 * asymmetry * (np.cos(slope) * dx + np.sin(slope) * dy)
@@ -197,13 +200,13 @@ def _lesion(light, mask, parameters: dict, outline: np.ndarray, place: tuple, rn
     light[rows, columns] = patch
 
 
-def _patches(rng, dx, dy, noise, extent: float) -> np.ndarray:
+def _patches(rng, dx, dy, ragged, extent: float) -> np.ndarray:
     """Share (0 to 1) of one or two soft, eccentric blots, `extent` of the lesion's radius wide."""
     share = np.zeros_like(dx)
     for _ in range(rng.integers(1, 3)):
         angle, away = rng.uniform(0, 6.3), rng.uniform(0.2, 0.6)
         distance = np.hypot(dx - away * np.cos(angle), dy - away * np.sin(angle))
-        share = np.maximum(share, _smoothstep((extent - distance + 0.17 * noise) / 0.65 + 0.5))
+        share = np.maximum(share, smoothstep((extent - distance + 0.17 * ragged) / 0.65 + 0.5))
     return share
 
 
@@ -212,13 +215,13 @@ def _uniform(rng, size, rows, columns, depth, angle, mottle):
 
 
 def _mottled(rng, size, rows, columns, depth, angle, mottle):
-    return 1 + 0.40 * np.clip(_noise(rng, 17, size)[rows, columns], -1.6, 1.6)
+    return 1 + 0.40 * np.clip(noise(rng, 17, size)[rows, columns], -1.6, 1.6)
 
 
 def _network(rng, size, rows, columns, depth, angle, mottle):
     """Dark mesh with light holes: a warped honeycomb, the sum of three cosines 60 degrees apart."""
-    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*_grid(size)))
-    x, y = (axis + 0.008 * _noise(rng, 13, size)[rows, columns] for axis in (x, y))
+    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*grid(size)))
+    x, y = (axis + 0.008 * noise(rng, 13, size)[rows, columns] for axis in (x, y))
     turn, phase, frequency = rng.uniform(0, 1.05), rng.uniform(0, 6.3, 3), 2 * np.pi / rng.uniform(0.040, 0.050)
     phase[1] = phase[0] + phase[2]  # so that the three crests meet in the holes
     wave = 0.0
@@ -229,7 +232,7 @@ def _network(rng, size, rows, columns, depth, angle, mottle):
 
 
 def _globules(rng, size, rows, columns, depth, angle, mottle):
-    return 0.74 + 0.85 * _dots(rng, size, 0.054, 0.0155, 0.8)[rows, columns]
+    return 0.74 + 0.85 * dots(rng, size, 0.054, 0.0155, 0.8)[rows, columns]
 
 
 def _streaks(rng, size, rows, columns, depth, angle, mottle):
@@ -251,139 +254,5 @@ TEXTURES = {
 }
 
 
-def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A few dark strands, parabolas that cross most of the field, 1.5 to 2.5 px wide at 128 px."""
-    size = len(image)
-    x, y = _grid(size)
-    shade = np.zeros((size, size), np.float32)
-    main = rng.uniform(0, np.pi)
-    for _ in range(rng.integers(3, 7)):
-        angle = main + rng.normal(0, 0.5)
-        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        along, across = (x - 0.5) * c + (y - 0.5) * s, (y - 0.5) * c - (x - 0.5) * s
-        bend, offset, start = rng.uniform(-0.7, 0.7), rng.uniform(-0.45, 0.45), rng.uniform(-0.7, -0.2)
-        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.0115, 0.0165)
-        distance = np.abs(across - offset - bend * along**2) / np.sqrt(1 + (2 * bend * along) ** 2)
-        strand = np.clip((0.5 * width - distance) * size + 0.5, 0, 1)
-        shade = np.maximum(shade, strand * ((along > start) & (along < stop)))
-    colour = np.array(rng.uniform(0.05, 0.13) * np.array([1.25, 1.0, 0.9]), np.float32)
-    return _blend(image, 0.92 * shade, colour), shade > 0.5
-
-
-def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A row of black ticks along the lower edge, every fifth longer."""
-    size = len(image)
-    x, y = _grid(size)
-    period = rng.uniform(0.058, 0.066)
-    place = (x - rng.uniform(0, period)) / period
-    tick = np.floor(place + 0.5)
-    beside = np.abs(place - tick) * period
-    length = np.where((tick + rng.integers(5)) % 5 == 0, 0.095, 0.06)
-    shade = np.clip((0.009 - beside) * size + 0.5, 0, 1) * np.clip((y - 1 + length) * size + 0.5, 0, 1)
-    return _blend(image, 0.93 * shade, np.array([0.05, 0.05, 0.06], np.float32)), shade > 0.5
-
-
-def _dark_corners(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The round aperture of the dermatoscope: black outside of a circle."""
-    size = len(image)
-    x, y = _grid(size)
-    cx, cy = rng.uniform(0.485, 0.515, 2)
-    distance = np.hypot(x - cx, y - cy)
-    shade = _smoothstep((distance - rng.uniform(0.555, 0.60)) / 0.03 + 0.5)
-    return _blend(image, shade, np.array([0.03, 0.03, 0.035], np.float32)), shade > 0.5
-
-
-def _pen_ring(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ring of violet marker around the middle, partly outside of the field."""
-    size = len(image)
-    x, y = _grid(size)
-    cx, cy = rng.uniform(0.47, 0.53, 2)
-    noise = _noise(rng, 12, size)
-    distance = np.abs(np.hypot(x - cx, y - cy) - rng.uniform(0.55, 0.58) + 0.004 * noise)
-    shade = _smoothstep((0.019 - distance) / 0.014 + 0.5)
-    ink = image * np.array(rng.uniform([0.36, 0.22, 0.55], [0.46, 0.32, 0.75]), np.float32) + np.float32(0.06)
-    return image + (shade * np.clip(0.9 + 0.1 * noise, 0, 1))[..., None] * (ink - image), shade > 0.5
-
-
-def _gel_bubbles(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Air in the immersion gel: bright rims with a highlight."""
-    size = len(image)
-    x, y = _grid(size)
-    glow, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
-    for _ in range(rng.integers(4, 10)):
-        (cx, cy), radius = rng.uniform(0.03, 0.97, 2), rng.uniform(0.018, 0.045)
-        distance = np.hypot(x - cx, y - cy)
-        rim = np.exp(-(((distance - radius) / 0.007) ** 2))
-        spot = np.exp(-((x - cx + 0.35 * radius) ** 2 + (y - cy + 0.35 * radius) ** 2) / (0.28 * radius) ** 2)
-        glow = np.maximum(glow, np.maximum(0.55 * rim, 0.8 * spot) + 0.08 * (distance < radius))
-        mask |= distance < radius + 0.006
-    return _blend(image, glow, np.array([1.0, 0.98, 0.96], np.float32)), mask
-
-
-# In the order in which they lie on the image.
-ARTEFACTS = {
-    "pen_ring": _pen_ring,
-    "hairs": _hairs,
-    "gel_bubbles": _gel_bubbles,
-    "ruler": _ruler,
-    "dark_corners": _dark_corners,
-}
-
-
-@cache
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres in fields: x [1, S] and y [S, 1]."""
-    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
-    return centres[None, :], centres[:, None]
-
-
-@cache
-def _spline(cells: int, size: int) -> np.ndarray:
-    """Uniform cubic B-spline weights [S, cells + 3], scaled so that a random field of unit variance about keeps it."""
-    place = (np.arange(size) + 0.5) / size * cells
-    t = (place - np.floor(place))[:, None]
-    weights = np.concatenate([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
-    matrix = np.zeros((size, cells + 3), np.float32)
-    np.put_along_axis(matrix, np.floor(place).astype(int)[:, None] + np.arange(4), weights, 1)
-    return matrix / np.sqrt((weights**2).sum(1).mean()).astype(np.float32)
-
-
-def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-    """Smooth noise of mean zero and variance one with `cells` features across the field. float32 [S, S]."""
-    matrix = _spline(cells, size)
-    return matrix @ rng.standard_normal((cells + 3, cells + 3), np.float32) @ matrix.T
-
-
-def _dots(rng: np.random.Generator, size: int, period: float, radius: float, share: float) -> np.ndarray:
-    """Round dots (0 to 1), one in `share` of the squares of a jittered lattice. float32 [S, S]."""
-    x, y = _grid(size)
-    count = int(1 / period) + 2
-    row = (y / period).astype(int)
-    x = x + 0.5 * period * (row % 2)  # every other row is shifted, so that no lattice shows
-    column = (x / period).astype(int)
-    jitter = rng.uniform(0.32, 0.68, (2, count, count)).astype(np.float32)
-    strength = ((rng.random((count, count)) < share) * rng.uniform(0.6, 1, (count, count))).astype(np.float32)
-    dx, dy = x / period - column - jitter[0][row, column], y / period - row - jitter[1][row, column]
-    return strength[row, column] * np.exp(-(dx**2 + dy**2) * np.float32((period / radius) ** 2))
-
-
 def _absorb(density: np.ndarray, absorption) -> np.ndarray:
     return density[..., None] * np.asarray(absorption, np.float32)
-
-
-def _blend(image: np.ndarray, share: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    return image + share[..., None] * (colour - image)
-
-
-def _smoothstep(t: np.ndarray) -> np.ndarray:
-    t = np.clip(t, 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _lab_to_rgb(lightness: float, a: float, b: float) -> np.ndarray:
-    """sRGB in 0 to 1 of one CIELAB colour (D65)."""
-    f = (lightness + 16) / 116 + np.array([a / 500, 0.0, -b / 200])
-    xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * np.array([0.95047, 1.0, 1.08883])
-    to_rgb = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
-    linear = np.clip(to_rgb @ xyz, 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

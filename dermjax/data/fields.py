@@ -1,0 +1,57 @@
+"""Scalar fields on the unit square that phantoms are painted with: coordinates, smooth noise, dots, soft steps.
+
+Lengths are fractions of the field. Noise is drawn on a coarse grid that does not depend on the size of the image and is
+brought to it by cubic B-splines (two matrix products), so one seed gives one field at every size.
+
+Shape legend: S side in pixels, C = 3 channels.
+"""
+
+from functools import cache
+
+import numpy as np
+
+
+@cache
+def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centres in fields: x [1, S] and y [S, 1]."""
+    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    return centres[None, :], centres[:, None]
+
+
+@cache
+def _spline(cells: int, size: int) -> np.ndarray:
+    """Uniform cubic B-spline weights [S, cells + 3], scaled so that a random field of unit variance about keeps it."""
+    place = (np.arange(size) + 0.5) / size * cells
+    t = (place - np.floor(place))[:, None]
+    weights = np.concatenate([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    matrix = np.zeros((size, cells + 3), np.float32)
+    np.put_along_axis(matrix, np.floor(place).astype(int)[:, None] + np.arange(4), weights, 1)
+    return matrix / np.sqrt((weights**2).sum(1).mean()).astype(np.float32)
+
+
+def noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
+    """Smooth noise of mean zero and variance one with `cells` features across the field. float32 [S, S]."""
+    matrix = _spline(cells, size)
+    return matrix @ rng.standard_normal((cells + 3, cells + 3), np.float32) @ matrix.T
+
+
+def dots(rng: np.random.Generator, size: int, period: float, radius: float, share: float) -> np.ndarray:
+    """Round dots (0 to 1), one in `share` of the squares of a jittered lattice. float32 [S, S]."""
+    x, y = grid(size)
+    count = int(1 / period) + 2
+    row = (y / period).astype(int)
+    x = x + 0.5 * period * (row % 2)  # every other row is shifted, so that no lattice shows
+    column = (x / period).astype(int)
+    jitter = rng.uniform(0.32, 0.68, (2, count, count)).astype(np.float32)
+    strength = ((rng.random((count, count)) < share) * rng.uniform(0.6, 1, (count, count))).astype(np.float32)
+    dx, dy = x / period - column - jitter[0][row, column], y / period - row - jitter[1][row, column]
+    return strength[row, column] * np.exp(-(dx**2 + dy**2) * np.float32((period / radius) ** 2))
+
+
+def blend(image: np.ndarray, share: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    return image + share[..., None] * (colour - image)
+
+
+def smoothstep(t: np.ndarray) -> np.ndarray:
+    t = np.clip(t, 0, 1)
+    return t * t * (3 - 2 * t)
