@@ -1,0 +1,78 @@
+"""Which images show the same thing: equal bytes by SHA-256, near-duplicates by a perceptual hash.
+
+The hash is the sign of the low 16 x 16 cosine coefficients of the grey image (pHash, Zauner 2010, with 256 bits in
+place of 64). Measured on 2,438 HAM10000 photographs, one a lesion, 3.0 million pairs: different lesions differ in 53
+bits or more; the same photograph at half size, as JPEG of quality 70, brighter by 10 % or with 15 % more contrast in at
+most 21, with a border of 2 % cut off in at most 46. With 64 bits the two ranges overlap, as lesions look alike.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+NEAR = 40  # bits of 256: between the two ranges above
+FREQUENCIES = 16
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in Pillow's convert("L")
+BLOCK = 1 << 19  # pairs compared at once: their distances stay in the processor's cache, 200 million pairs a second
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(images: np.ndarray) -> np.ndarray:
+    """The perceptual hash of uint8 images [N, S, S, 3], S at least 16, as uint64 [N, 4]; independent of S."""
+    side = images.shape[1]
+    basis = np.cos(np.pi / side * np.outer(np.arange(FREQUENCIES), np.arange(side) + 0.5)).astype(np.float32)
+    bits = np.empty((len(images), FREQUENCIES * FREQUENCIES), bool)
+    for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
+        bits[row] = (basis @ (image @ LUMA) @ basis.T).ravel() > 0
+    bits[:, 0] = False  # the mean brightness is always positive
+    return np.packbits(bits, axis=-1).view(np.uint64)
+
+
+def pairs(a: np.ndarray, b: np.ndarray, distance: int) -> np.ndarray:
+    """The pairs (row in a, row in b, bits that differ) of hashes at most `distance` apart, as int64 [P, 3] in order.
+
+    For the pairs within one set see `pairs_within`: here a row matches itself.
+    """
+    rows = max(1, BLOCK // max(1, len(b)))
+    words = np.ascontiguousarray(rearrange(b, "m w -> w m"))
+    found = [np.empty((0, 3), np.int64)]
+    for first in range(0, len(a), rows):
+        block = rearrange(a[first : first + rows], "n w -> w n 1")
+        apart = sum(
+            np.bitwise_count(ours ^ theirs).astype(np.uint16) for ours, theirs in zip(block, words, strict=True)
+        )
+        near = np.nonzero(apart <= distance)
+        found.append(np.stack([near[0] + first, near[1], apart[near]], axis=-1))
+    return np.concatenate(found)
+
+
+def pairs_within(a: np.ndarray, distance: int) -> np.ndarray:
+    """The pairs of different rows of one set, each once and with the smaller row first, as int64 [P, 3]."""
+    found = pairs(a, a, distance)
+    return found[found[:, 0] < found[:, 1]]
+
+
+def groups(links: np.ndarray, identities: Sequence[Sequence[Hashable]]) -> np.ndarray:
+    """The group of each of N images, int [N]: those tied by a link (rows of [P, >= 2]) or by an equal identity.
+
+    identities: per image what ties it to others, such as ("lesion", "HAM_0001"); images may have none or many.
+    """
+    holders = defaultdict(list)
+    for row, of_row in enumerate(identities):
+        for identity in of_row:
+            holders[identity].append(row)
+    shared = [(rows[0], row) for rows in holders.values() for row in rows[1:]]
+    ends = np.concatenate([links[:, :2], np.array(shared, np.int64).reshape(-1, 2)])
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(identities), len(identities)))
+    return connected_components(graph, directed=False)[1]
