@@ -58,7 +58,7 @@ def denoiser(
         t = jnp.interp(sigma, table, times)  # exact to one ulp of float32, and defined between the training times
         return ask(x / jnp.sqrt(1 + sigma**2), jnp.full(len(x), t)).astype(jnp.float32)
 
-    return Denoiser(predict, scheduler["prediction_type"])
+    return Denoiser(predict, scheduler.get("prediction_type", "epsilon"))  # absent means epsilon, as in diffusers
 
 
 def plain(network: Network, context: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
