@@ -95,6 +95,11 @@ def write(path: Path, manifest: Manifest) -> None:
     write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
+def inside(root: Path, image: str) -> bool:
+    """Whether an image stays under its resolved root once symbolic links are followed; a link to itself does."""
+    return Path(os.path.realpath(root / image)).is_relative_to(root)
+
+
 def _lines(path: Path) -> list[dict]:
     """The JSON object on each line; blank lines at the end do not count."""
     try:
@@ -163,7 +168,7 @@ def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
         return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train"
     if not image.parts or image.is_absolute() or ".." in image.parts or "\0" in record.image:
         return f"{record.image!r}: not a path under the image root"
-    if not (root / image).resolve().is_relative_to(root):
+    if not inside(root, record.image):
         return f"{record.image}: a link that leaves the image root {root}"
     return ""
 

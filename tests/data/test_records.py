@@ -165,3 +165,8 @@ def test_a_manifest_that_is_missing_or_no_text_is_named(tmp_path):
     (tmp_path / "manifest.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     with pytest.raises(UserError, match=r"not UTF-8"):
         records.read(tmp_path)
+
+
+def test_a_link_to_itself_does_no_harm(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    assert records.read(lines(tmp_path, HEADER, {**LINE, "image": "a.png"})).records[0].image == "a.png"
