@@ -28,12 +28,23 @@ def claim(workdir: Path, config: Mapping) -> None:
     asked = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
     if config_path.exists():
         _refuse_another(workdir, _read(config_path), asked)
-        _tell_changed_versions(workdir, versions_path)
-    # versions first: a folder with a config.json is a complete claim
-    if not versions_path.exists():
-        write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
-    if not config_path.exists():
+    else:
         write_atomically(config_path, json.dumps(asked, indent=2, sort_keys=True) + "\n")
+    if versions_path.exists():
+        _tell_changed_versions(workdir, _read(versions_path))
+    else:
+        write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
+
+
+def disclaim(workdir: Path) -> None:
+    """Takes a claim back when nothing came of it: the folder goes if the claim is all it holds, else it stays.
+
+    So a run refused for its input leaves nothing behind, and the mended command finds the folder free.
+    """
+    if {path.name for path in workdir.iterdir()} <= {"config.json", "versions.json"}:
+        (workdir / "config.json").unlink(missing_ok=True)
+        (workdir / "versions.json").unlink(missing_ok=True)
+        workdir.rmdir()
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +82,7 @@ def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); give another --workdir or remove this one") from error
+        raise UserError(f"{path}: not JSON ({error}); give another --workdir or delete it") from error
 
 
 def _refuse_another(workdir: Path, recorded: dict, asked: dict) -> None:
@@ -84,7 +95,7 @@ def _refuse_another(workdir: Path, recorded: dict, asked: dict) -> None:
     if changed:
         more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
         listed = "; ".join(changed[:KEYS_SHOWN] + more)
-        raise UserError(f"workdir {workdir} is of another config ({listed}); give another --workdir or that config")
+        raise UserError(f"workdir {workdir} is of another config ({listed}); give another --workdir or delete it")
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict[str, str]:
@@ -98,8 +109,8 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, str]:
     return leaves
 
 
-def _tell_changed_versions(workdir: Path, path: Path) -> None:
-    then, now = _read(path), versions()
+def _tell_changed_versions(workdir: Path, then: dict) -> None:
+    now = versions()
     changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
         say(f"workdir {workdir}: started with other versions: {', '.join(changed)}")

@@ -1,0 +1,32 @@
+"""All of dermjax, small: phantoms (or your own photographs), a tuned derm-tiny, four classifiers, the report.
+
+    ./launch/demo
+    ./launch/demo --images=DIR --limit=200
+    dermjax demo --workdir=runs/demo --config.tune.steps=300
+
+Hardware: 2 CPU cores, within 12 minutes for phantoms and within 25 for photographs.
+Leaves a folder for each stage in the workdir, and report.html.
+Variants: default, for phantoms; `photographs`, which --images takes by itself.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+STAGES = ("prepare", "tune", "generate", "curate", "evaluate")
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """The `demo` configs of the stages under one roof; variant is None or "photographs"."""
+    if variant not in (None, "photographs"):
+        raise ValueError(f"configs/demo.py has no variant {variant!r}; leave it out or take photographs")
+    config = ConfigDict({stage: _of(stage) for stage in STAGES})
+    config.classify = {"vit": _of("classify"), "mobilenetv2": _of("classify")}
+    config.classify.vit.classifier = "vit"
+    config.classify.mobilenetv2.classifier = "mobilenetv2"
+    return config
+
+
+def _of(stage: str) -> ConfigDict:
+    return runpy.run_path(str(Path(__file__).parent / f"{stage}.py"))["get_config"]("demo")

@@ -1,0 +1,243 @@
+"""`dermjax <stage> --config=FILE[:VARIANT] [--config.key=value …] --workdir=DIR`: from the command line to a stage.
+
+Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
+workdir)`, imported only when it is asked for. Exit codes: 0, 2 with one line on stderr for what a user can mend, 130
+when interrupted. Any other exception is a bug and keeps its traceback.
+
+`jax.distributed` is joined before the stage starts where the environment asks for it, which is any of
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID    all three, said by hand
+  SLURM_STEP_NUM_TASKS                                             more than 1 (set by srun)
+  TPU_WORKER_HOSTNAMES                                             several names (set on a TPU pod)
+  DERMJAX_DISTRIBUTED=1                                            let JAX find the others
+"""
+
+import difflib
+import errno
+import importlib
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dermjax import run_folder
+from dermjax.errors import UserError
+
+STAGES = {
+    "prepare": "dermjax.preparation.run",
+    "pretrain": "dermjax.pretraining.run",
+    "tune": "dermjax.tuning.run",
+    "generate": "dermjax.generation.run",
+    "curate": "dermjax.curation.run",
+    "classify": "dermjax.classification.run",
+    "evaluate": "dermjax.evaluation.run",
+    "demo": "dermjax.demo",
+}
+SUMMARIES = {
+    "prepare": "labelled images, or phantoms, become a manifest with leak-free splits",
+    "pretrain": "train the small base model on captioned phantoms",
+    "tune": "teach a Stable Diffusion the classes with DreamBooth",
+    "generate": "sample synthetic lesions from a plan of prompts",
+    "curate": "reject blank, blurred, off-colour and copied images, with reasons",
+    "classify": "train ViT or MobileNetV2 on real, or real and synthetic, images",
+    "evaluate": "compare the classifiers and write the report",
+    "demo": "all of it, small, on this machine",
+}
+WITHOUT_JAX = ("prepare",)
+DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
+COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def main() -> int:
+    """Runs the stage that the command line names; returns the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    stage = arguments[0]
+    try:
+        if stage not in STAGES:
+            raise UserError(_unknown_stage(stage))
+        if {"-h", "--help"} & set(arguments):
+            print(_usage(stage))
+            return 0
+        _run(stage, arguments[1:])
+    except UserError as error:
+        return _mendable(stage, str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
+    except KeyboardInterrupt:
+        print(f"\ndermjax {stage}: interrupted; resume with the same command", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(stage: str, arguments: list[str]) -> None:
+    config, workdir = _parse(stage, arguments)
+    processes = distributed(os.environ)
+    run_folder.claim(workdir, config.to_dict())
+    try:
+        if processes is not None and stage not in WITHOUT_JAX:
+            import jax  # here, since a stage without JAX should not wait for it
+
+            jax.distributed.initialize(**processes)
+        importlib.import_module(STAGES[stage]).run(config, workdir)
+    except UserError:
+        run_folder.disclaim(workdir)
+        raise
+
+
+def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path]:
+    """Returns the locked config and the absolute workdir; flags.FLAGS is parsed afterwards, as grain's workers need."""
+    path, rest = _take_config(stage, arguments)
+    config = load(path)
+    _refuse_unknown_keys(config, rest)
+    argv = ["dermjax", *rest]
+    config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "folder of this run; the same folder again resumes it")
+    if stage == "demo":
+        flags.DEFINE_string("images", None, "folder of class/* or split/class/* images (else phantoms)")
+        flags.DEFINE_integer("limit", None, "at most this many images per class and split", lower_bound=0)
+    try:
+        surplus = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    if surplus:
+        raise UserError(f"unexpected argument {surplus[0]}; flags are --name=value, see dermjax {stage} --help")
+    if not flags.FLAGS.workdir:
+        raise UserError(f"--workdir is missing; say where the run goes, as in --workdir=runs/{stage}")
+    if stage == "demo":
+        _set_demo(config)
+    return config, Path(flags.FLAGS.workdir).expanduser().absolute()
+
+
+def _take_config(stage: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """Returns the value of --config and the other arguments; the demo brings its own config."""
+    rest, path = [], None
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            path = value if equals else next(waiting, "")
+        else:
+            rest.append(argument)
+    if path is None and stage == "demo":
+        variant = ":photographs" if any(argument.startswith("--images") for argument in rest) else ""
+        path = f"{DEMO_CONFIG}{variant}"
+    if not path:
+        raise UserError(f"--config is missing; give a config file, as in --config=configs/{stage}.py")
+    return path, rest
+
+
+def load(path: str) -> ConfigDict:
+    """Returns what `get_config` of a config file returns; `FILE:VARIANT` passes the variant to it.
+
+    Raises:
+      UserError: no such file, no get_config in it, or an exception in it, named with its line.
+    """
+    file, *variant = path.split(":", 1)
+    if not Path(file).is_file():
+        raise UserError(f"config {file}: no such file")
+    try:
+        config = runpy.run_path(file)["get_config"](*variant)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a config file does wrong is for its author to mend
+        raise UserError(f"config {path}: {_line_of(file, error)}{type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {path}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return config
+
+
+def distributed(environment: Mapping[str, str]) -> dict | None:
+    """Returns the arguments of `jax.distributed.initialize`, {} to let JAX find them, or None for a single process."""
+    given = [name for name in COORDINATION if environment.get(name)]
+    if given and len(given) < len(COORDINATION):
+        missing = " and ".join(name for name in COORDINATION if name not in given)
+        raise UserError(f"{given[0]} is set and {missing} not; set all three or none")
+    if given:
+        count, index = _whole(environment, "JAX_NUM_PROCESSES"), _whole(environment, "JAX_PROCESS_ID")
+        return {
+            "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
+            "num_processes": count,
+            "process_id": index,
+        }
+    on_slurm = environment.get("SLURM_STEP_NUM_TASKS") and _whole(environment, "SLURM_STEP_NUM_TASKS") > 1
+    on_tpu_pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    return {} if on_slurm or on_tpu_pod or environment.get("DERMJAX_DISTRIBUTED") == "1" else None
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError as error:
+        raise UserError(f"{name}={environment[name]}: not a whole number") from error
+
+
+def _set_demo(config: ConfigDict) -> None:
+    if flags.FLAGS.images is not None:
+        config.prepare.images = str(Path(flags.FLAGS.images).expanduser().absolute())
+    if flags.FLAGS.limit is not None:
+        config.prepare.limit = flags.FLAGS.limit
+
+
+def _refuse_unknown_keys(config: ConfigDict, arguments: list[str]) -> None:
+    for argument in arguments:
+        flag = argument.partition("=")[0].lstrip("-")
+        if not flag.startswith("config.") and not flag.startswith("noconfig."):
+            continue
+        node, path = config, flag.partition(".")[2]
+        for key in path.split("."):
+            if not isinstance(node, ConfigDict) or key not in node:
+                known = list(node.keys()) if isinstance(node, ConfigDict) else []
+                raise UserError(f"unknown config key {path}; {_near(key, known)}")
+            node = node[key]
+
+
+def _near(word: str, known: list[str]) -> str:
+    """Returns what to try instead of an unknown word."""
+    close = difflib.get_close_matches(word, known)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known) or 'none below it'}"
+
+
+def _line_of(file: str, error: Exception) -> str:
+    """Returns "line N: " for the last line of the config file that the exception passed through."""
+    lines, trace = [], error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == file:
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _mendable(stage: str, message: str) -> int:
+    print(f"dermjax {stage}: {' '.join(message.splitlines())}", file=sys.stderr)
+    return 2
+
+
+def _unknown_stage(stage: str) -> str:
+    if stage.startswith("-"):
+        return "the stage comes first, as in dermjax tune --config=configs/tune.py --workdir=runs/tune"
+    return f"unknown stage; {_near(stage, list(STAGES))}"
+
+
+def _overview() -> str:
+    stages = "\n".join(f"  {stage:10}{SUMMARIES[stage]}" for stage in STAGES)
+    return f"usage: dermjax <stage> --config=FILE[:VARIANT] [--config.key=value ...] --workdir=DIR\n\n{stages}"
+
+
+def _usage(stage: str) -> str:
+    if stage == "demo":
+        flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
+    else:
+        flag_names = f"--config=configs/{stage}.py[:VARIANT]"
+    return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {flag_names} [--config.key=value ...] --workdir=DIR"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The command line as a person meets it: exit codes, one line on stderr, no traceback, nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dermjax import __main__ as command
+from dermjax.errors import UserError
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(variant=None):
+    if variant == "broken":
+        return 1 / 0
+    return ConfigDict({"steps": 3, "rate": 0.1, "model": {"folder": "tiny"}, "act": "print", "variant": variant or ""})
+"""
+# a stage that does what its config says
+STAGE = """
+import time
+from dermjax.errors import UserError
+
+def run(config, workdir):
+    from absl import flags
+    if config.act == "print":
+        print(config.is_locked, flags.FLAGS.is_parsed(), config.steps, config.model.folder, config.variant, workdir)
+    elif config.act == "refuse":
+        raise UserError("folder pictures: no images;\\ngive a folder with class/*.jpg")
+    elif config.act == "refuse late":
+        (workdir / "half").write_text("")
+        raise UserError("tensor conv_in.weight: missing")
+    elif config.act == "fill the disk":
+        raise OSError(28, "No space left on device", str(workdir / "checkpoints"))
+    elif config.act == "fail":
+        raise RuntimeError("a bug")
+    elif config.act == "wait":
+        print("waiting", flush=True)
+        time.sleep(60)
+"""
+TUNE = ("tune", "--config=config.py", "--workdir=run")
+# `tune` is the stage above; the rest is the command as it is
+COMMAND = "import sys; from dermjax import __main__ as m; m.STAGES['tune'] = 'stage_of_the_test'; sys.exit(m.main())"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "stage_of_the_test.py").write_text(STAGE)
+    return tmp_path
+
+
+def start(folder, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(folder, *arguments, **environment):
+    process = start(folder, *arguments, **environment)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def tune(folder, *arguments, **environment):
+    return call(folder, *TUNE, *arguments, **environment)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
+def test_without_a_stage_it_lists_the_stages(folder, arguments):
+    code, out, err = call(folder, *arguments)
+    assert (code, err) == (0, "")
+    assert all(f"  {stage}" in out for stage in command.STAGES)
+
+
+def test_a_stage_tells_its_usage(folder):
+    code, out, _ = call(folder, "demo", "--help")
+    assert code == 0
+    assert "--images=DIR" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tuen"], "dermjax tuen: unknown stage; did you mean tune?"),
+        (["xyzzy"], "there are: prepare, pretrain, tune"),
+        (["--workdir=run"], "the stage comes first"),
+        (["tune", "--workdir=run"], "--config is missing; give a config file, as in --config=configs/tune.py"),
+        (["tune", "--config=", "--workdir=run"], "--config is missing"),
+        (["tune", "--config=gone.py", "--workdir=run"], "config gone.py: no such file"),
+        (["tune", "--config=config.py:broken"], "config config.py:broken: line 6: ZeroDivisionError: division by zero"),
+        (["tune", "--config=stage_of_the_test.py"], "KeyError: 'get_config'"),
+        (["tune", "--config=config.py"], "--workdir is missing; say where the run goes, as in --workdir=runs/tune"),
+        ([*TUNE, "--config.stesp=4"], "unknown config key stesp; did you mean steps?"),
+        ([*TUNE, "--config.model.path=x"], "unknown config key model.path; there are: folder"),
+        ([*TUNE, "--config.steps.more=4"], "unknown config key steps.more"),
+        ([*TUNE, "--config.steps=many"], "--config.steps=many"),
+        ([*TUNE, "--workdri=x"], "Unknown command line flag 'workdri'"),
+        ([*TUNE, "--images=x"], "Unknown command line flag 'images'"),
+        ([*TUNE, "surplus"], "unexpected argument surplus"),
+        (["tune", "--config=config.py", "--workdir=config.py"], "config.py is a file; give a folder"),
+        (["demo", "--limit=3"], "--workdir is missing"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(folder, arguments, said):
+    before = sorted(folder.iterdir())
+    code, out, err = call(folder, *arguments, PYTHONDONTWRITEBYTECODE="1")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("dermjax ")
+    assert err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_stage_gets_its_locked_config_and_workdir(folder):
+    code, out, err = call(
+        folder,
+        "tune",
+        "--config",
+        "config.py:small",
+        "--workdir=run",
+        "--config.steps=4",
+        "--config.model.folder=sd 1.5",
+    )
+    assert (code, err) == (0, "")
+    assert out == f"True True 4 sd 1.5 small {folder / 'run'}\n"
+    assert json.loads((folder / "run" / "config.json").read_text())["model"] == {"folder": "sd 1.5"}
+
+
+def test_a_workdir_of_another_config_is_refused(folder):
+    assert tune(folder)[0] == 0
+    code, _, err = tune(folder, "--config.steps=4")
+    assert code == 2
+    assert "steps: 3 -> 4" in err
+    assert tune(folder)[0] == 0
+
+
+def test_a_stage_that_refuses_its_input_leaves_nothing(folder):
+    code, _, err = tune(folder, "--config.act=refuse")
+    assert code == 2
+    assert err == "dermjax tune: folder pictures: no images; give a folder with class/*.jpg\n"
+    assert not (folder / "run").exists()
+
+
+def test_a_stage_that_refuses_late_keeps_its_claim(folder):
+    code, _, err = tune(folder, "--config.act=refuse late")
+    assert (code, err) == (2, "dermjax tune: tensor conv_in.weight: missing\n")
+    assert (folder / "run" / "config.json").exists()
+
+
+def test_a_full_disk_is_one_line(folder):
+    code, _, err = tune(folder, "--config.act=fill the disk")
+    assert code == 2
+    assert (
+        err
+        == f"dermjax tune: {folder / 'run/checkpoints'}: No space left on device; make room, then the same command\n"
+    )
+
+
+def test_a_bug_keeps_its_traceback(folder):
+    code, _, err = tune(folder, "--config.act=fail")
+    assert code == 1
+    assert "Traceback" in err
+    assert "RuntimeError: a bug" in err
+
+
+def test_an_interrupt_says_how_to_go_on(folder):
+    process = start(folder, *TUNE, "--config.act=wait")
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err == "\ndermjax tune: interrupted; resume with the same command\n"
+
+
+def test_the_command_starts_quickly_and_without_jax(folder):
+    began = time.monotonic()
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dermjax", "tuen"], capture_output=True, text=True, check=False
+    )
+    assert time.monotonic() - began < 1.5
+    imported = {line.rpartition("|")[2].strip() for line in out.stderr.splitlines()}
+    assert "absl.flags" in imported
+    assert not {"jax", "flax", "numpy", "matplotlib"} & imported
+
+
+def test_prepare_does_not_import_jax():
+    loaded = "import importlib, sys; importlib.import_module('dermjax.preparation.run'); print('jax' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"SLURM_NTASKS": "4"}, None),  # a shell in an allocation is no step of it
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        ({"DERMJAX_DISTRIBUTED": "1"}, {}),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
+        ),
+    ],
+)
+def test_distributed_where_the_environment_asks_for_it(environment, arguments):
+    assert command.distributed(environment) == arguments
+
+
+def test_half_a_coordination_is_refused():
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is set and JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID not"):
+        command.distributed({"JAX_NUM_PROCESSES": "2"})
+    with pytest.raises(UserError, match="JAX_PROCESS_ID=first: not a whole number"):
+        command.distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "first"})
+
+
+@pytest.mark.slow
+def test_two_processes_join(folder):
+    (folder / "stage_of_the_test.py").write_text(
+        "def run(config, workdir):\n    import jax\n    print(jax.process_count())\n"
+    )
+    asked = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:18497", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    both = [start(folder, *TUNE, JAX_PROCESS_ID=str(index), **asked) for index in range(2)]
+    assert [process.communicate(timeout=60)[0] for process in both] == ["2\n", "2\n"]

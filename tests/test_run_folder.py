@@ -1,0 +1,115 @@
+import json
+import os
+
+import pytest
+
+from dermjax import run_folder
+from dermjax.errors import UserError
+
+CONFIG = {"steps": 150, "plan": {"prompts": {"benign": ("a", "b")}}, "synthetic": ""}
+
+
+def refusal(workdir, config):
+    with pytest.raises(UserError) as caught:
+        run_folder.claim(workdir, config)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_claim_leaves_the_config_and_the_versions_and_nothing_else(tmp_path):
+    workdir = tmp_path / "runs" / "tune"
+    run_folder.claim(workdir, CONFIG)
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "versions.json"]
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(CONFIG))
+    assert {"python", "platform", "jax", "flax", "numpy"} <= json.loads((workdir / "versions.json").read_text()).keys()
+
+
+def test_the_same_config_again_is_a_resume_that_touches_nothing(tmp_path, capsys):
+    run_folder.claim(tmp_path, CONFIG)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    run_folder.claim(tmp_path, CONFIG)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr().out == ""
+
+
+def test_another_config_is_refused_with_what_changed_old_to_new(tmp_path):
+    run_folder.claim(tmp_path, CONFIG)
+    other = {"steps": 300, "plan": {"prompts": {"malignant": ("a",)}}, "synthetic": ""}
+    message = refusal(tmp_path, other)
+    assert "steps: 150 -> 300" in message
+    assert 'plan.prompts.benign: ["a", "b"] -> (absent)' in message
+    assert 'plan.prompts.malignant: (absent) -> ["a"]' in message
+    assert "synthetic" not in message
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 150
+
+
+def test_many_changes_are_counted_rather_than_listed(tmp_path):
+    run_folder.claim(tmp_path, {f"key{i}": 0 for i in range(20)})
+    assert "and 12 more" in refusal(tmp_path, {f"key{i}": 1 for i in range(20)})
+
+
+def test_other_versions_are_told_and_the_first_ones_kept(tmp_path, capsys):
+    run_folder.claim(tmp_path, CONFIG)
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    (tmp_path / "versions.json").write_text(json.dumps(versions | {"jax": "0.1"}))
+    run_folder.claim(tmp_path, CONFIG)
+    assert f"jax 0.1 -> {versions['jax']}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "versions.json").read_text())["jax"] == "0.1"
+
+
+def test_a_broken_config_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": ')
+    assert "config.json: not JSON" in refusal(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in refusal(tmp_path / "file" / below, CONFIG)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_that_cannot_be_made_is_refused():
+    assert "cannot be made" in refusal(run_folder.Path("/proc/dermjax"), CONFIG)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in refusal(tmp_path, CONFIG)
+
+
+def test_a_claim_of_which_nothing_came_is_taken_back(tmp_path):
+    run_folder.claim(tmp_path / "run", CONFIG)
+    run_folder.disclaim(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_of_which_something_came_stays(tmp_path):
+    run_folder.claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("")
+    run_folder.disclaim(tmp_path)
+    assert {"config.json", "versions.json"} < {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_write_replaces_the_whole_file_and_takes_text_or_bytes(tmp_path):
+    path = tmp_path / "report.html"
+    run_folder.write_atomically(path, "long old content ä")
+    run_folder.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_part(tmp_path, monkeypatch):
+    path = tmp_path / "manifest.jsonl"
+    run_folder.write_atomically(path, "old")
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        run_folder.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
