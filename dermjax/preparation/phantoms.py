@@ -1,0 +1,73 @@
+"""The phantoms of a run, as PNG files and a manifest: the same bytes for the same seed, however often it is killed."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dermjax import progress
+from dermjax.data import duplicates, images
+from dermjax.data.appearance import LABELS
+from dermjax.data.phantom import Phantom, phantom
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.run_folder import write_atomically
+
+# The base model was pretrained on phantoms of the seeds 0 to 9,999,999. Seeds from here on are new to it, so that a
+# classifier is never tested on an image that the generator has seen; each config.seed has a million of its own.
+FIRST_SEED = 10_000_000
+SEEDS_A_RUN = 1_000_000
+
+
+def paint(
+    workdir: Path, *, per_class: int, size: int, seed: int, validation: float, test: float
+) -> tuple[Manifest, np.ndarray]:
+    """Writes images/<label>/NNNNN.png of `size` pixels; returns their manifest and hashes uint64 [N, 4].
+
+    Classes are of one size and divided alike: of each, the first round(test * per_class) images are for the test, the
+    next for validation. Images that are there already, from a run that was killed, are not written again.
+    """
+    splits = _splits(per_class, validation, test)
+    if not 0 < per_class * len(LABELS) <= SEEDS_A_RUN or seed < 0:
+        raise UserError(f"phantoms_per_class {per_class} with seed {seed}: give 1 to 500000, and a seed of 0 or more")
+    records, hashes = [], []
+    with progress.bar(per_class * len(LABELS), "painting", "phantoms", 0) as bar:
+        for number, split in enumerate(splits):
+            for place, label in enumerate(LABELS):
+                seed_of_it = FIRST_SEED + seed * SEEDS_A_RUN + number * len(LABELS) + place
+                made = phantom(seed_of_it, size, label=label)
+                image = f"images/{label}/{number:05d}.png"
+                _keep(workdir / image, images.png(made.image))
+                records.append(_record(image, duplicates.sha256(workdir / image), split, made))
+                hashes.append(duplicates.hashes(made.image[None]))
+                bar.update()
+    return Manifest(labels=LABELS, root=workdir, records=tuple(records)), np.concatenate(hashes)
+
+
+def _splits(per_class: int, validation: float, test: float) -> list[str]:
+    """The split of each phantom of a class."""
+    counts = {"test": round(test * per_class), "validation": round(validation * per_class)}
+    counts["train"] = per_class - sum(counts.values())
+    short = [name for name, share in (("test", test), ("validation", validation), ("train", 1)) if share > 0]
+    short = [name for name in short if counts[name] < 1]
+    if short:
+        raise UserError(f"phantoms_per_class {per_class}: too few for {', '.join(short)} at these ratios; ask for more")
+    return [name for name, count in counts.items() for _ in range(count)]
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Writes a file unless it is there with this content."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+
+def _record(image: str, sha256: str, split: str, made: Phantom) -> Record:
+    return Record(
+        image=image,
+        sha256=sha256,
+        label=made.label,
+        split=split,
+        source="phantom",
+        image_manipulation="none",
+        attributes={"caption": made.caption, "parameters": made.parameters},
+    )
