@@ -9,6 +9,7 @@ Shapes: B batch, H W image, h w latent, Z latent channels, N tokens, D context w
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ class StableDiffusion:
     """One model of the family. `configs` maps text_encoder, unet, vae and scheduler to their config.json contents."""
 
     configs: dict[str, dict]
+    tokenizer: Path  # the folder with vocab.json and merges.txt
     dtype: Any  # of the arithmetic; parameters are float32
 
     @functools.cached_property
@@ -71,10 +73,13 @@ class StableDiffusion:
 
     def init(self, seed: int) -> Params:
         """Returns freshly drawn parameters."""
-        return {
-            name: plain(nnx.to_pure_dict(nnx.state(make(self.configs[name], dtype=self.dtype, rngs=nnx.Rngs(seed)))))
-            for name, make in NETWORKS.items()
-        }
+
+        def draw() -> Params:
+            made = {name: make(self.configs[name], dtype=self.dtype, rngs=nnx.Rngs(seed))
+                    for name, make in NETWORKS.items()}  # fmt: skip
+            return {name: plain(nnx.to_pure_dict(nnx.state(model))) for name, model in made.items()}
+
+        return jax.jit(draw)()  # one compilation instead of one an array
 
     def encode_text(self, params: Params, tokens: Array) -> Array:
         """Returns the context [B, N, D], float32, of tokens int32 [B, N]."""
@@ -93,9 +98,13 @@ class StableDiffusion:
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return (mean + jnp.exp(0.5 * log_variance) * noise) * self.scale
 
+    def reconstruct(self, params: Params, latents: Array) -> Array:
+        """Returns images [B, H, W, 3], not clipped, from unscaled latents [B, h, w, Z]: what training compares."""
+        return nnx.merge(self.graphs["vae"], params["vae"]).decode(latents)
+
     def decode(self, params: Params, latents: Array) -> Array:
         """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]."""
-        return jnp.clip(nnx.merge(self.graphs["vae"], params["vae"]).decode(latents / self.scale), -1.0, 1.0)
+        return jnp.clip(self.reconstruct(params, latents / self.scale), -1.0, 1.0)
 
     def _abstract(self, name: str) -> tuple[Any, Params]:
         make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)

@@ -11,6 +11,7 @@ class Writer:
     """Appends scalars by step; a resumed run first drops what was written after its checkpoint."""
 
     def __init__(self, workdir: Path, resumed_at: int):
+        workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read(self.path) if line["step"] <= resumed_at]
         part = self.path.with_suffix(".part")

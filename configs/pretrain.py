@@ -1,0 +1,50 @@
+"""Pretrains derm-tiny, the base model inside the package, on captioned phantoms.
+
+    dermjax pretrain --config=configs/pretrain.py --workdir=runs/pretrain
+
+Hardware: 2 CPU cores, about two hours. Result: runs/pretrain/model, a diffusers folder of about 27 MB; the quality that
+it must have is the test tests/models/test_derm_tiny.py. The variant `smoke` runs every line in two minutes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "first_seed": 0,  # of the phantoms; `prepare` draws from 10,000,000 on
+            "phantoms": 20_000,
+            "normalise_over": 1024,
+            "encode_batch": 64,
+            "save_every": 200,
+            "log_every": 20,
+            "mesh": {"data": 1, "fsdp": 1},
+            "autoencoder": {
+                "steps": 1200,
+                "batch": 8,
+                "rate": 2e-3,
+                "warmup": 50,
+                "edges": 0.5,
+                "patches": 1.0,
+                "kl": 1e-3,
+                "ema_decay": 0.99,
+            },
+            "diffusion": {
+                "steps": 3600,
+                "batch": 32,
+                "rate": 1e-3,
+                "warmup": 100,
+                "weight_decay": 0.01,
+                "timestep_bias": 1.5,
+                "caption_dropout": 0.1,
+                "ema_decay": 0.998,
+            },
+        }
+    )
+    if variant == "smoke":
+        config.phantoms, config.normalise_over, config.save_every = 500, 64, 5
+        config.autoencoder.steps = config.diffusion.steps = 10
+    elif variant:
+        raise ValueError(f"configs/pretrain.py has no variant {variant!r}; it has: smoke")
+    return config

@@ -1,0 +1,1 @@
+"""Makes derm-tiny, the base model that ships, from nothing but captioned phantoms."""

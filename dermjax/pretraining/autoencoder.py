@@ -1,0 +1,59 @@
+"""The autoencoder's loss, and the normalisation of its latents.
+
+An adversarial or perceptual term is left out: what derm-tiny must keep is the colour, the border and the number of
+the lesions, and for these plain distances on pixels, edges and patch means are enough.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import reduce
+
+from dermjax.diffusion.objective import example_keys, normal
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+
+
+def loss(sd: StableDiffusion, *, edges: float, patches: float, kl: float):
+    """Returns the loss of `training.loop` over {"vae"} and batches {"image": float32 [B, H, W, 3] in [-1, 1]}.
+
+    L1 on pixels + edges * L1 on differences of neighbours + patches * L1 on means of 8 x 8 pixels (colour) + kl * the
+    divergence of the latents from a standard normal, a mean over elements.
+    """
+
+    def of(params: Params, variables, constants, batch, key):
+        image = batch["image"]
+        moments = sd.encode(params, image)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        noise = normal(example_keys(key, len(image)), mean.shape[1:])
+        error = sd.reconstruct(params, mean + jnp.exp(0.5 * log_variance) * noise) - image
+        l1 = jnp.abs(error).mean()
+        edge = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
+        patch = jnp.abs(reduce(error, "B (h 8) (w 8) C -> B h w C", "mean")).mean()
+        divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1.0 - log_variance).mean()
+        psnr = -10 * jnp.log10(jnp.square(error / 2).mean())
+        total = l1 + edges * edge + patches * patch + kl * divergence
+        return total, (variables, {"l1": l1, "patch": patch, "kl": divergence, "psnr": psnr})
+
+    return of
+
+
+def normalise(params: Params, moments: jax.Array) -> Params:
+    """Returns the autoencoder's parameters with latents of mean 0 and deviation 1 in every channel of `moments`.
+
+    The change is folded into the two 1x1 convolutions beside the latents, so that reconstructions stay the same and
+    the scaling factor of the config is 1.
+    """
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    centre = mean.mean((0, 1, 2))
+    spread = jnp.sqrt(jnp.square(mean - centre).mean((0, 1, 2)) + jnp.exp(log_variance).mean((0, 1, 2)))
+    channels = len(centre)
+    scale = jnp.concatenate([1 / spread, jnp.ones(channels)])
+    shift = jnp.concatenate([-centre / spread, -2 * jnp.log(spread)])
+    vae = params["vae"]
+    before, after = vae["quant_conv"], vae["post_quant_conv"]
+    kernel = after["kernel"]  # [1, 1, Z, Z], input channels third
+    bias = after["bias"] + jnp.einsum("hwio,i->o", kernel, centre)
+    folded = {
+        "quant_conv": {"kernel": before["kernel"] * scale[None, None, None, :], "bias": before["bias"] * scale + shift},
+        "post_quant_conv": {"kernel": kernel * spread[None, None, :, None], "bias": bias},
+    }
+    return params | {"vae": vae | folded}

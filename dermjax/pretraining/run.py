@@ -1,0 +1,135 @@
+"""`dermjax pretrain`: phantoms -> autoencoder -> latents -> text encoder and UNet -> a model folder.
+
+Every part leaves files in the run folder and is skipped when they are whole, so a killed run goes on where it was.
+"""
+
+import copy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dermjax import sharding
+from dermjax.data import pipelines, tokens
+from dermjax.data.images import to_model
+from dermjax.data.phantom import VOCABULARY
+from dermjax.diffusion import objective, schedule
+from dermjax.models.stable_diffusion import TINY, Params, StableDiffusion, count
+from dermjax.pretraining import autoencoder, phantoms
+from dermjax.progress import bar, cost
+from dermjax.training import optimizers
+from dermjax.training.loop import fit
+from dermjax.training.state import create
+from dermjax.weights import diffusers
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains derm-tiny from nothing and leaves it in workdir/model."""
+    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.autoencoder.batch, grid)
+    sharding.check_batch(config.diffusion.batch, grid)
+    sd = describe(workdir)
+    params = sd.init(config.seed)
+    cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
+         autoencoder_steps=config.autoencoder.steps, diffusion_steps=config.diffusion.steps)  # fmt: skip
+    images, captions = phantoms.make(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
+    params = params | train_autoencoder(sd, params, images, config, grid, workdir / "autoencoder")
+    moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
+    params = autoencoder.normalise(params, jnp.asarray(moments))
+    moments = cached(workdir / "moments.npy", lambda: encode(sd, params, images, config.encode_batch))
+    params = params | train_diffusion(sd, params, moments, captions, config, grid, workdir / "diffusion")
+    diffusers.write(workdir / "model", sd, params, dtype=np.float16)
+
+
+def describe(workdir: Path) -> StableDiffusion:
+    """Writes the tokenizer of the captions' words and returns derm-tiny's description with that vocabulary."""
+    folder = workdir / "tokenizer"
+    configs = copy.deepcopy(TINY)
+    text = configs["text_encoder"]
+    tokens.write_word_tokenizer(folder, [word for word in VOCABULARY if word.isalpha()], text["max_position_embeddings"])
+    tokenizer = tokens.tokenizer(folder)
+    text |= {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
+             "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    return StableDiffusion(configs, folder, jnp.float32)
+
+
+def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, config, grid, workdir: Path) -> Params:
+    """Returns {"vae": …} trained on the phantoms."""
+    c = config.autoencoder
+    optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
+                                 weight_decay=0.0, clip=1.0)  # fmt: skip
+    batches = pipelines.arrays({"index": np.arange(len(images))}, batch=c.batch, seed=config.seed)
+    batches = Mapped(batches, lambda rows: {"image": to_model(images[np.sort(rows["index"])])})
+    state = fit(
+        autoencoder.loss(sd, edges=c.edges, patches=c.patches, kl=c.kl),
+        create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, batches,
+        optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid, rules=sharding.RULES,
+        workdir=workdir, title="autoencoder", save_every=config.save_every, log_every=config.log_every,
+    )  # fmt: skip
+    return state.smooth
+
+
+class Mapped:
+    """A checkpointable iterator with a function on its batches."""
+
+    def __init__(self, batches, function):
+        self.batches, self.function = batches, function
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+        return self.function(next(self.batches))
+
+
+def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, config, grid, workdir: Path) -> Params:
+    """Returns {"text_encoder": …, "unet": …} trained together to denoise the phantoms' latents."""
+    c = config.diffusion
+    optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
+                                 weight_decay=c.weight_decay, clip=1.0)  # fmt: skip
+    tokenizer = tokens.tokenizer(sd.tokenizer)
+    words = tokens.tokens(tokenizer, captions)
+    empty = tokens.tokens(tokenizer, [""])
+    alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
+
+    def loss(params: Params, variables, constants, batch, key):
+        keys = jax.vmap(lambda k: jax.random.split(k, 4))(objective.example_keys(key, len(batch["tokens"])))
+        shape = batch["moments"].shape[1:3] + (batch["moments"].shape[3] // 2,)
+        draw, noise = objective.normal(keys[:, 0], shape), objective.normal(keys[:, 1], shape)
+        latents = sd.sample_latents(batch["moments"].astype(jnp.float32), draw)
+        t = objective.times(keys[:, 2], len(alpha_bar), c.timestep_bias)
+        dropped = jax.vmap(jax.random.uniform)(keys[:, 3]) < c.caption_dropout
+        context = sd.encode_text(params, jnp.where(dropped[:, None], empty, batch["tokens"]))
+        value = objective.denoising(lambda x, t: sd.unet(params, x, t, context), sd.prediction, alpha_bar,
+                                    latents, noise, t, jnp.ones(len(t)))  # fmt: skip
+        return value, (variables, {})
+
+    state = fit(
+        loss, create({name: params[name] for name in ("text_encoder", "unet")}, {}, optimizer, ema=True), {},
+        pipelines.arrays({"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed),
+        optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid, rules=sharding.RULES,
+        workdir=workdir, title="diffusion", save_every=config.save_every, log_every=config.log_every,
+    )  # fmt: skip
+    return state.smooth
+
+
+def encode(sd: StableDiffusion, params: Params, images: np.ndarray, batch: int) -> np.ndarray:
+    """Returns the moments float16 [N, h, w, 2 Z] of uint8 images [N, H, W, 3]."""
+    step = jax.jit(sd.encode)
+    rows = []
+    with bar(len(images), "latents", "images", 0) as progress:
+        for at in range(0, len(images), batch):
+            some = images[at : at + batch]
+            filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
+            rows.append(np.asarray(step({"vae": params["vae"]}, to_model(filled)), np.float16)[: len(some)])
+            progress.update(len(some))
+    return np.concatenate(rows)
+
+
+def cached(path: Path, make) -> np.ndarray:
+    """Returns the array of a file, made and written whole first when it is not there."""
+    if not path.exists():
+        part = path.with_suffix(".part.npy")
+        np.save(part, make())
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
