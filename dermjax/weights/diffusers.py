@@ -29,7 +29,7 @@ FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
-# Keys that describe the installation that wrote a config, not the model.
+SHIPPED = {"derm-tiny": Path(__file__).parent / "derm_tiny"}
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.42.1",
@@ -45,15 +45,26 @@ INDEX = {
 }
 
 
+def locate(model: str) -> Path:
+    """Returns the folder of a model: one that ships with dermjax, by name, or a path.
+
+    Raises:
+      UserError: there is no such folder, or it is not in diffusers' layout.
+    """
+    folder = SHIPPED.get(model, Path(model))
+    if not (folder / "model_index.json").is_file():
+        names = ", ".join(SHIPPED)
+        raise UserError(f"model {folder}: no model_index.json; give a folder in diffusers' layout, or one of: {names}")
+    return folder
+
+
 def read(folder: Path, *, dtype=jnp.float32) -> tuple[StableDiffusion, Params]:
     """Returns a model folder's description and its parameters, float32; `dtype` is that of the later arithmetic.
 
     Raises:
       UserError: the folder or one of its files is missing or broken, or its tensors do not fit its configs.
     """
-    folder = Path(folder)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"model {folder}: no model_index.json; give a folder in diffusers' layout")
+    folder = locate(str(folder))
     configs = {name: read_json(folder / name / "config.json") for name in FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)

@@ -1,0 +1,41 @@
+"""The DreamBooth loss (Ruiz et al. 2023, arXiv 2208.12242) on cached moments and contexts.
+
+Instance and class images share one batch, one forward pass and one weighted mean. A batch holds
+`moments` [B, 2, h, w, 2 Z] (image and mirror image), `prompt` int32 [B] (row of the contexts) and `weight` [B].
+The frozen text encoder is not here at all: no gradient, no optimiser state, no part in the clipping norm.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dermjax.diffusion import objective, schedule
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+
+
+def loss(sd: StableDiffusion, unet: Callable[[Params, dict], Params], *, timestep_bias: float, prompt_dropout: float):
+    """Returns the loss of `training.loop`; constants are {"contexts": [P + 1, N, D], …}, the empty prompt last.
+
+    `unet(params, constants)` gives the UNet's parameters from what is trained and what is frozen.
+    """
+    alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
+
+    def of(params: Params, variables, constants, batch, key):
+        count, _, h, w, doubled = batch["moments"].shape
+        keys = jax.vmap(lambda k: jax.random.split(k, 5))(objective.example_keys(key, count))
+        uniform = jax.vmap(jax.random.uniform)
+        mirrored = uniform(keys[:, 0]) < 0.5
+        moments = jnp.where(mirrored[:, None, None, None], batch["moments"][:, 1], batch["moments"][:, 0])
+        draw, noise = (objective.normal(keys[:, i], (h, w, doubled // 2)) for i in (1, 2))
+        latents = sd.sample_latents(moments.astype(jnp.float32), draw)
+        t = objective.times(keys[:, 3], len(alpha_bar), timestep_bias)
+        # now and then no prompt, so that guidance still has something to push away from
+        prompt = jnp.where(uniform(keys[:, 4]) < prompt_dropout, len(constants["contexts"]) - 1, batch["prompt"])
+        context = constants["contexts"][prompt]
+        tuned = {"unet": unet(params, constants)}
+        value = objective.denoising(lambda x, t: sd.unet(tuned, x, t, context), sd.prediction, alpha_bar,
+                                    latents, noise, t, batch["weight"])  # fmt: skip
+        return value, (variables, {})
+
+    return of
