@@ -1,0 +1,127 @@
+"""Where the lesions are, by classical means: no training, so it can judge what a trained model draws.
+
+Place in the flow: an image (phantom or generated) -> `segment` -> how many lesions, how large, on what tone of skin.
+
+Lambert and Beer again (see phantom.py): absorbance = log skin - log image does not depend on the tone of the skin or on
+the light, which a quadratic in x and y takes away. A lesion is a blob of absorbance that is wide enough to hold a disc
+of radius CORE, which hairs, ticks of a ruler and a pen ring are not. All lengths are fractions of the field.
+
+Shape legend: S side in pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from dermjax.data import artefacts
+from dermjax.data.colour import rgb_to_lab, typology_angle
+from dermjax.data.fields import grid
+
+SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
+FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
+SHARE = 0.42  # of a lesion's own absorbance: where its border is
+SHAVED = 0.07  # side of the square in which the skin beside a hair is looked for
+INK = 0.25  # how much more a violet pen takes of red and green than of blue
+CLOSING = 0.016  # radius: bridges light spots within a lesion
+CORE = 0.026  # radius of the disc that a lesion must hold; hairs are 0.008 wide on each side, a pen ring 0.02
+SMALLEST = 0.0035  # area: a third of a tiny lesion
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The lesions of one image."""
+
+    mask: np.ndarray  # bool [S, S]
+    labels: np.ndarray  # int32 [S, S], 0 outside, 1 to count
+    count: int
+    areas: np.ndarray  # float [count], fractions of the field
+    ita: float  # individual typology angle of the skin around them, degrees
+
+
+def segment(image: np.ndarray) -> Segmentation:
+    """The lesions of a uint8 sRGB image [S, S, 3]."""
+    size = len(image)
+    absorbance, field = _absorbance(image)
+    candidates = (absorbance > _floor(absorbance, field)) & field
+    candidates = ndimage.binary_fill_holes(_close(candidates, CLOSING * size)) & field
+    blobs, count = ndimage.label(_open(candidates, CORE * size))
+    mask = np.zeros_like(field)
+    for blob in range(1, count + 1):
+        place = blobs == blob
+        if _is_ring(place):
+            continue
+        mask |= _grow(place, CORE * size) & (absorbance > SHARE * np.median(absorbance[place])) & candidates
+    mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
+    labels, areas = _without_specks(*ndimage.label(mask))
+    mask = labels > 0
+    skin = field & ~_grow(mask, 0.03 * size) & (np.abs(absorbance) < FAINTEST)
+    # an image without any skin has no tone
+    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0)) if skin.any() else float("nan")
+    return Segmentation(mask, labels, len(areas), areas, ita)
+
+
+def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much darker than the skin around it each pixel is, and where the image shows skin or lesions at all.
+
+    Returns float32 [S, S] and bool [S, S], which leaves out dark corners and a ruler's strip.
+    """
+    size = len(image)
+    light = np.log(image.astype(np.float32) / 255 + 0.02)
+    # hairs give way to the brighter skin on both sides of them
+    shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
+    light = np.where(_grow(artefacts.strands(image), 0.016 * size)[..., None], shaved, light)
+    light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
+    field = ~artefacts.outside(image)
+    x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
+    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2
+    known = field[samples]
+    terms, values = basis[samples][known], light[samples][known]
+    # Lesions and hairs cover less than half of the field: start a little above the median, then keep what fits.
+    fitted = np.percentile(values, 62, axis=0)
+    surface = np.zeros((basis.shape[-1], 3), np.float32)
+    for tolerance in (0.35, 0.25, 0.18, 0.15):
+        skin = np.sqrt(np.mean((values - fitted) ** 2, 1)) < tolerance
+        surface = np.linalg.lstsq(terms[skin], values[skin], rcond=None)[0]
+        fitted = terms @ surface
+    darker = basis @ surface - light
+    ink = np.minimum(darker[..., 0], darker[..., 1]) - darker[..., 2] > INK
+    field &= ~_grow(ink & (np.hypot(x, y) > 0.85), 0.02 * size)
+    return np.sqrt(np.mean(np.clip(darker, 0, None) ** 2, -1)), field
+
+
+def _floor(absorbance: np.ndarray, field: np.ndarray) -> float:
+    """The absorbance from which a pixel may belong to a lesion: FAINTEST, or more where the skin itself is restless."""
+    return max(FAINTEST, 2.5 * float(np.median(absorbance[field])))
+
+
+def _is_ring(blob: np.ndarray) -> bool:
+    """Whether a blob is a piece of a pen ring: far from the middle of the image and narrower than the least lesion."""
+    rows, columns = np.nonzero(blob)
+    away = np.hypot(rows.mean() / len(blob) - 0.5, columns.mean() / len(blob) - 0.5)
+    return bool(away > 0.45 and ndimage.distance_transform_edt(np.pad(blob, 1)).max() < 0.036 * len(blob))
+
+
+def _without_specks(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels from 1 on without gaps, and the areas, of the components that are at least SMALLEST."""
+    areas = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, count + 1)) / labels.size
+    kept = areas >= SMALLEST
+    numbers = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)
+    return numbers[labels], areas[kept]
+
+
+def _grow(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Everything within `radius` pixels of the mask."""
+    return ndimage.distance_transform_edt(~mask) <= radius if mask.any() else mask
+
+
+def _open(mask: np.ndarray, radius: float) -> np.ndarray:
+    """The mask without what is too narrow for a disc of `radius` pixels; beyond the image there is nothing."""
+    deep = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] > radius
+    return _grow(deep, radius)
+
+
+def _close(mask: np.ndarray, radius: float) -> np.ndarray:
+    """The mask with gaps bridged that are too narrow for a disc of `radius` pixels."""
+    return ~_grow(~_grow(mask, radius), radius)
