@@ -87,20 +87,18 @@ def _refuse_gaps(manifest: Manifest) -> None:
 
 
 def _tell(manifest: Manifest, findings: Findings) -> None:
-    """What came of it, in plain lines."""
-    counts = {name: [record.label for record in manifest.split(name)] for name in SPLITS}
-    told = (
-        f"{name} " + " + ".join(f"{held.count(label)} {label}" for label in manifest.labels)
-        for name, held in counts.items()
-        if held
-    )
-    progress.say("prepare: " + "; ".join(told))
+    """Says in plain lines what came of it."""
+    for name in SPLITS:
+        held = [record.label for record in manifest.split(name)]
+        if held:
+            told = ", ".join(f"{held.count(label)} {label}" for label in manifest.labels)
+            progress.say(f"prepare: {name}: {told}")
     if findings.skipped:
-        progress.say(f"prepare: {len(findings.skipped)} bad images skipped, each with its reason in report.html")
+        progress.say(f"prepare: bad images skipped: {len(findings.skipped)}, each with its reason in report.html")
     if findings.ignored:
-        progress.say(f"prepare: {len(findings.ignored)} files or folders are no images, listed in report.html")
-    leaking = report.across_splits(manifest, findings.near)
+        progress.say(f"prepare: left out as no images: {len(findings.ignored)}, listed in report.html")
+    leaking = len(report.across_splits(manifest, findings.near))
     if leaking:
         progress.say(
-            f"prepare: {len(leaking)} near-duplicates stand in two splits, shown in report.html; remove one of each"
+            f"prepare: near-duplicates in two splits: {leaking}, shown in report.html; remove one of each pair"
         )

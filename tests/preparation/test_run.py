@@ -112,9 +112,9 @@ def test_near_copies_in_two_given_splits_are_said_and_shown(divided, tmp_path, c
     pixels = images.load(divided / "train/benign/3.png", 64)
     (divided / "test/benign/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
     prepare(divided, tmp_path / "run")
-    assert "1 near-duplicates stand in two splits" in capsys.readouterr().out
+    assert "near-duplicates in two splits: 1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "1 near-duplicates stand in two splits" in page and "test/benign/copy.png (test)" in page
+    assert "Near-duplicates in two splits: 1" in page and "test/benign/copy.png (test)" in page
 
 
 def test_a_limit_is_taken_evenly_before_anything_is_decoded(divided, tmp_path):
@@ -135,9 +135,9 @@ def test_a_bad_image_is_named_or_skipped_as_asked(folder, tmp_path, capsys):
     (tmp_path / "run").rmdir()
     manifest = prepare(folder, tmp_path / "run", on_bad_image="skip")
     assert len(manifest.records) == 38
-    assert "2 bad images skipped" in capsys.readouterr().out
+    assert "bad images skipped: 2" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "2 bad images were skipped" in page and "benign/7.png" in page and "malignant/8.png" in page
+    assert "Bad images skipped: 2" in page and "benign/7.png" in page and "malignant/8.png" in page
 
 
 def test_a_link_out_of_the_folder_is_a_bad_image(folder, tmp_path):
@@ -151,7 +151,7 @@ def test_a_link_out_of_the_folder_is_a_bad_image(folder, tmp_path):
 def test_what_is_no_image_is_said_and_listed(folder, tmp_path, capsys):
     (folder / "benign" / "slice.dcm").write_bytes(b"")
     prepare(folder, tmp_path / "run")
-    assert "1 files or folders are no images" in capsys.readouterr().out
+    assert "left out as no images: 1" in capsys.readouterr().out
     assert "benign/slice.dcm" in (tmp_path / "run" / "report.html").read_text()
 
 
