@@ -62,12 +62,11 @@ def classification(
         raise UserError(f"synthetic_fraction {synthetic_fraction}: give a share between 0 and 1")
     sides = [side for side, share in ((real, 1 - fraction), (synthetic, fraction)) if share > 0]
     _refuse_strangers(real, synthetic)
-    classes = [records for side in sides for records in _by_class(side)]
-    paths = [side.path(record) for side in sides for records in _by_class(side) for record in records]
-    picture = _reader(paths, size)
+    classes = [(side, records) for side in sides for records in _by_class(side)]
+    picture = _reader([side.path(record) for side, records in classes for record in records], size)
 
     sources, first = [], 0
-    for place, records in enumerate(classes):
+    for place, (_, records) in enumerate(classes):
         rows, label = _epochs(len(records), seed=(seed, place)), np.int32(place % len(real.labels))
         sources.append(rows.map(partial(_example, picture=picture, first=first, label=label)))
         first += len(records)
