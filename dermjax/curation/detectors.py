@@ -1,0 +1,79 @@
+"""What can be measured on one image by itself: lesion-like contrast, structure, sharpness, colour.
+
+An image is uint8 [S, S, 3] in sRGB, S a multiple of 32. Lightness and colour are CIE L*a*b*, in which a distance of
+about 2 is just visible. No measure knows the class of the image.
+"""
+
+import numpy as np
+from einops import reduce
+from scipy import ndimage
+
+from dermjax.data.colour import rgb_to_lab
+
+GRID = 16  # cells a side when looking at the whole rather than at detail; the smallest lesion still fills one
+FINE, COARSE = 64, 32  # cells a side of the two resolutions whose detail is compared
+
+
+def measure(image: np.ndarray) -> dict[str, float]:
+    """All scores of an image: contrast, structure, sharpness, and its mean colour as chroma_a and chroma_b."""
+    colours = rgb_to_lab(image)
+    return {
+        "contrast": contrast(colours),
+        "structure": structure(colours),
+        "sharpness": sharpness(colours),
+        "chroma_a": float(colours[..., 1].mean()),
+        "chroma_b": float(colours[..., 2].mean()),
+    }
+
+
+def contrast(colours: np.ndarray) -> float:
+    """How far the most different parts of the field are from its middle colour, in L*a*b* units.
+
+    An empty, black or evenly coloured field has next to none. Corners are left out: a dark frame is not a lesion.
+    """
+    cells = _cells(colours, GRID)[_disc(GRID)]
+    far = np.linalg.norm(cells - np.median(cells, axis=0), axis=-1)
+    return float(np.percentile(far, 97))
+
+
+def structure(colours: np.ndarray) -> float:
+    """The share, 0..1, of the variance of lightness that is left when each cell is averaged.
+
+    Skin with a lesion keeps most of it; noise keeps one part in the number of pixels of a cell. An image without any
+    variance has no structure.
+    """
+    lightness = colours[..., :1]
+    whole = lightness[_disc(len(colours))].var()
+    return float(_cells(lightness, GRID)[_disc(GRID)].var() / whole) if whole > 1e-6 else 0.0
+
+
+def sharpness(colours: np.ndarray) -> float:
+    """log10 of the detail of lightness at a fine resolution over that at a coarse one; about -1 where it is blurred.
+
+    Detail is the variance of the Laplacian (Pech-Pacheco et al. 2000). Alone it follows contrast and texture; the ratio
+    does not. Measured at 128 px on 150 photographs and 150 phantoms, limit as calibrated: a Gaussian of sigma 1.5 px,
+    about what a latent decoder costs, is flagged in none, sigma 4 px in all.
+    """
+    fine, coarse = (_detail(_cells(colours[..., :1], cells)[..., 0]) for cells in (FINE, COARSE))
+    return float(np.log10((fine + 1e-6) / (coarse + 1)))  # 1: above what 8-bit rounding leaves in an empty field
+
+
+def blurred(image: np.ndarray, share: float) -> np.ndarray:
+    """The image under a Gaussian whose sigma is a share of its width."""
+    sigma = share * len(image)
+    return np.rint(ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))).astype(np.uint8)
+
+
+def _detail(lightness: np.ndarray) -> float:
+    return ndimage.laplace(lightness, mode="nearest").var()
+
+
+def _cells(colours: np.ndarray, cells: int) -> np.ndarray:
+    """The mean of each cell, [cells, cells, C]."""
+    return reduce(colours, "(h a) (w b) c -> h w c", "mean", h=cells, w=cells)
+
+
+def _disc(side: int) -> np.ndarray:
+    """The pixels whose centres lie in the inscribed disc, bool [side, side]."""
+    centres = (np.arange(side) + 0.5) / side - 0.5
+    return centres[:, None] ** 2 + centres[None, :] ** 2 <= 0.25

@@ -1,0 +1,54 @@
+"""Pictures on the page: small, inside the page itself, and every synthetic one marked in its own pixels.
+
+The mark is drawn into the picture, not beside it, so that a copied picture still says what it is.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dermjax.data import images
+from dermjax.data.records import Manifest, Record
+
+SIDE = 176
+STRIP = 22  # height of the mark in pixels
+QUALITY = 86
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture as a data URI, the words for who cannot see it, and a caption (may be empty)."""
+
+    source: str
+    words: str
+    caption: str
+
+
+def picture(manifest: Manifest, record: Record, caption: str) -> Picture:
+    """The thumbnail of a record, marked when a model made it."""
+    kind = "synthetic" if record.synthetic else "real"
+    image = Image.fromarray(images.load(manifest.path(record), SIDE))
+    if record.synthetic:
+        _mark(image)
+    return Picture(source=_data_uri(image), words=f"{kind} {record.label}, {record.image}", caption=caption)
+
+
+def spread(records: list[Record], count: int) -> list[Record]:
+    """Up to count records, evenly spaced through the list: nobody picked the pretty ones."""
+    step = max(len(records) / count, 1) if count else 1
+    return [records[int(i * step)] for i in range(min(count, len(records)))]
+
+
+def _mark(image: Image.Image) -> None:
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
+    font = ImageFont.load_default(size=15)
+    draw.text((SIDE / 2, SIDE - STRIP / 2), "SYNTHETIC", fill=(255, 255, 255), font=font, anchor="mm")
+
+
+def _data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,83 @@
+"""What a classifier said: predictions.csv as arrays, checked before any number is made of it.
+
+The columns are image, label, split and one p_<label> a class; `classify` writes the file.
+"""
+
+import csv
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from dermjax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Images in alphabetical order, their class indices int [n] and probabilities float64 [n, classes]."""
+
+    images: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    def only(self, images: set[str]) -> "Predictions":
+        """The predictions of some images, in the same order."""
+        chosen = np.array([image in images for image in self.images], bool)
+        kept = tuple(image for image in self.images if image in images)
+        return Predictions(images=kept, labels=self.labels[chosen], probabilities=self.probabilities[chosen])
+
+
+def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
+    """The rows of one split; UserError names the line of an unknown label, a repeated image or a value outside 0..1."""
+    if not path.is_file():
+        raise UserError(f"predictions {path}: no such file; give the workdir of a finished classify run")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        wanted = {"image", "label", "split", *(f"p_{name}" for name in classes)}
+        columns = set(reader.fieldnames or ())
+        if columns != wanted:
+            raise UserError(
+                f"predictions {path}: columns {sorted(columns)} are not {sorted(wanted)}; other class names?"
+            )
+        rows = [(reader.line_num, row) for row in reader if row["split"] == split]
+    if not rows:
+        raise UserError(f"predictions {path}: no row of the {split} split; run classify again with that split")
+    rows.sort(key=lambda numbered: numbered[1]["image"])
+    _refuse_repeats(rows, path)
+    return Predictions(
+        images=tuple(row["image"] for _, row in rows),
+        labels=np.array([_label(row, classes, path, line) for line, row in rows]),
+        probabilities=np.array([[_probability(row[f"p_{c}"], path, line) for c in classes] for line, row in rows]),
+    )
+
+
+def refuse_absent_class(predictions: Predictions, classes: tuple[str, ...], path: Path) -> None:
+    """UserError when a class has no image: no AUROC, and no sensitivity or specificity, exists then."""
+    absent = [name for index, name in enumerate(classes) if not (predictions.labels == index).any()]
+    if absent:
+        raise UserError(
+            f"predictions {path}: no test image of {', '.join(absent)}; prepare a test split with all classes"
+        )
+
+
+def _refuse_repeats(rows: list, path: Path) -> None:
+    for (_, before), (line, row) in pairwise(rows):
+        if before["image"] == row["image"]:
+            raise UserError(f"predictions {path} line {line}: {row['image']} stands there twice")
+
+
+def _label(row: dict, classes: tuple[str, ...], path: Path, line: int) -> int:
+    if row["label"] not in classes:
+        raise UserError(f"predictions {path} line {line}: label {row['label']!r} is not one of {', '.join(classes)}")
+    return classes.index(row["label"])
+
+
+def _probability(text: str | None, path: Path, line: int) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"predictions {path} line {line}: {text!r} is not a number") from error
+    if not 0 <= value <= 1:  # nan is neither
+        raise UserError(f"predictions {path} line {line}: probability {text} is not in 0..1; did the training diverge?")
+    return value

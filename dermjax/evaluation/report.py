@@ -1,0 +1,184 @@
+"""The page that people look at: sections of pictures, tables and plots, filled into report.html.jinja.
+
+The page is one file that loads nothing from outside. It says what was found in words as careful as the numbers.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+
+from dermjax.data.records import Manifest
+from dermjax.evaluation import metrics, paper, plots, wording
+from dermjax.evaluation.curves import Series
+from dermjax.evaluation.findings import BASELINE, Findings
+from dermjax.evaluation.pictures import Picture, picture, spread
+
+
+def page(title: str, sections: dict) -> str:
+    """The HTML of the page; `sections` are the values that the template names."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "shown": wording.shown,
+        "label": wording.label,
+        "figure": wording.figure,
+        "interval": wording.interval,
+        "difference": wording.difference,
+        "difference_interval": wording.difference_interval,
+    }
+    return environment.get_template("report.html.jinja").render(title=title, **sections)
+
+
+def counts(prepared: Manifest, generated: Manifest | None, curated: Manifest | None) -> list[tuple[str, str, str]]:
+    """The sizes at the head of the page as (number, what, detail)."""
+    tiles = []
+    for split in ("train", "validation", "test"):
+        records = prepared.split(split)
+        tiles.append(
+            (str(len(records)), f"real images, {split}", _by_class([r.label for r in records], prepared.labels))
+        )
+    if generated:
+        made = [record.label for record in generated.records if record.synthetic]
+        tiles.append((str(len(made)), "synthetic images made", _by_class(made, generated.labels)))
+    if curated:
+        kept = [record.label for record in curated.split("train") if record.synthetic]
+        tiles.append((str(len(kept)), "synthetic images kept", _by_class(kept, curated.labels)))
+    return tiles
+
+
+def sources(prepared: Manifest) -> list[str]:
+    """Where the real images are from, with their licence where the manifest has one."""
+    named = {(record.source, record.licence) for record in prepared.records}
+    return [f"{source} ({licence})" if licence else source for source, licence in sorted(named)]
+
+
+def real_gallery(prepared: Manifest, count: int) -> list[tuple[str, list[Picture]]]:
+    """Training images by class."""
+    train = prepared.split("train")
+    return [(name, _pictures(prepared, [r for r in train if r.label == name], count)) for name in prepared.labels]
+
+
+def sampler_gallery(generated: Manifest, count: int) -> list[tuple[str, str, str, list[Picture]]]:
+    """(sampler, class, the prompts it was asked with, pictures): as they came, before curation."""
+    groups = {}
+    for record in generated.records:
+        groups.setdefault((record.generation.get("sampler", "sampler not recorded"), record.label), []).append(record)
+    return [
+        (sampler, name, _prompts(records), _pictures(generated, records, count))
+        for (sampler, name), records in sorted(groups.items())
+    ]
+
+
+def side_by_side(prepared: Manifest, curated: Manifest, count: int) -> list[tuple[str, list[Picture], list[Picture]]]:
+    """(class, real training images, kept synthetic ones); other real images than in the first gallery."""
+    rows = []
+    for name in prepared.labels:
+        real = [record for record in prepared.split("train") if record.label == name]
+        kept = [record for record in curated.split("train") if record.label == name and record.synthetic]
+        rows.append((name, _pictures(prepared, real[::-1], count), _pictures(curated, kept, count)))
+    return rows
+
+
+def curation(curated: Manifest, count: int) -> dict:
+    """How many images of each class each reason rejected, and the rejected pictures with their reasons."""
+    made = Counter(record.label for record in curated.records)
+    rejected = [record for record in curated.records if not record.kept]
+    reasons = sorted({reason for record in rejected for reason in record.rejected})
+    rows = [(_words(reason), [record.label for record in rejected if reason in record.rejected]) for reason in reasons]
+    rows.append(("rejected for any reason", [record.label for record in rejected]))
+    return {
+        "labels": curated.labels,
+        "made": [made[name] for name in curated.labels],
+        "rows": [(reason, [labels.count(name) for name in curated.labels], len(labels)) for reason, labels in rows],
+        "total": len(curated.records),
+        "pictures": [
+            picture(curated, record, ", ".join(_words(reason) for reason in record.rejected))
+            for record in spread(rejected, count)
+        ],
+    }
+
+
+def tables(findings: Findings) -> list[dict]:
+    """One table a classifier: a row a figure, a column an arm, then a column a difference from the baseline."""
+    built = []
+    for classifier in dict.fromkeys(run.classifier for run in findings.runs):
+        runs = [run for run in findings.runs if run.classifier == classifier]
+        compared = [c for c in findings.comparisons if c.arm.classifier == classifier]
+        built.append(
+            {
+                "classifier": classifier,
+                "arms": [run.arm for run in runs],
+                "compared": [f"{c.arm.arm} {wording.MINUS} {c.baseline.arm}" for c in compared],
+                "rows": [
+                    (name, [findings.figures[run.name][name] for run in runs], [c.differences[name] for c in compared])
+                    for name in metrics.names(len(findings.classes))
+                ],
+                "mcnemar": [(c.arm.arm, c.mcnemar) for c in compared],
+            }
+        )
+    return built
+
+
+def paper_table(findings: Findings) -> dict:
+    """Our accuracies beside the paper's, for the classifiers that both have."""
+    ours = {run.name: findings.figures[run.name]["accuracy"] for run in findings.runs}
+    return {
+        "title": paper.TITLE,
+        "sizes": paper.TEST_SIZES,
+        "notes": paper.NOTES,
+        "rows": [
+            (name, printed, ours.get(f"{name} {BASELINE}"), ours.get(f"{name} hybrid"))
+            for name, printed in paper.ACCURACIES.items()
+        ],
+    }
+
+
+def result_plots(findings: Findings) -> dict[str, list[str]]:
+    """ROC curves a classifier, and the differences a comparison."""
+    classifiers = dict.fromkeys(run.classifier for run in findings.runs)
+    arms = {name: [run for run in findings.runs if run.classifier == name] for name in classifiers}
+    reach = plots.reach(findings.comparisons) if findings.comparisons else 0.0
+    return {
+        "roc": [plots.roc(wording.shown(name), runs) for name, runs in arms.items()],
+        "differences": [plots.difference(wording.compared(each), each, reach) for each in findings.comparisons],
+    }
+
+
+def training_plots(
+    findings: Findings, tuning: Series | None, losses: dict[str, Series], aurocs: dict[str, Series]
+) -> list[str]:
+    """The generator's loss, the classifiers' losses and their validation AUROC by run name, where they were logged."""
+    lines = plots.lines(findings.runs)
+    named = {run.name: f"{wording.shown(run.classifier)} {run.arm}" for run in findings.runs}
+    drawn = [plots.curves("Tuning the generator", "loss", [("", tuning, plots.PLAIN)])] if tuning else []
+    for title, unit, series in (
+        ("Training the classifiers", "loss", losses),
+        ("Validation, real images", "AUROC", aurocs),
+    ):
+        logged = [(named[name], each, lines[name]) for name, each in series.items() if len(each[0])]
+        drawn += [plots.curves(title, unit, logged)] if logged else []
+    return drawn
+
+
+def _pictures(manifest: Manifest, records: list, count: int) -> list[Picture]:
+    return [picture(manifest, record, "") for record in spread(records, count)]
+
+
+def _prompts(records: list) -> str:
+    """The distinct prompts of some records, the first few."""
+    prompts = list(dict.fromkeys(record.generation.get("prompt", "") for record in records))
+    return "; ".join(prompt for prompt in prompts[:4] if prompt) + (" …" if len(prompts) > 4 else "")
+
+
+def _by_class(labels: list[str], classes: tuple[str, ...]) -> str:
+    return ", ".join(f"{labels.count(name)} {name}" for name in classes)
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ")

@@ -1,0 +1,144 @@
+"""Intervals: equal to scikit-learn on every weighting, paired, drawn by lesion, silent where they would mislead."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+
+from dermjax.evaluation import intervals
+from dermjax.evaluation.intervals import Bootstrap
+from dermjax.evaluation.predictions import Predictions
+
+CLASSES = ("benign", "malignant")
+
+
+def made(seed, n, separation, classes=2):
+    """Predictions of n images whose scores follow the label by `separation`; coarse, so that there are ties."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    scores = rng.normal(size=(n, classes)) + separation * np.eye(classes)[labels]
+    probabilities = np.exp(scores).round(1) + 0.1
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    return Predictions(
+        images=tuple(f"{i:04d}.png" for i in range(n)), labels=labels, probabilities=probabilities.round(2)
+    )
+
+
+def over_images(predictions, resamples=2000, smallest=10):
+    return Bootstrap(lesions=predictions.images, resamples=resamples, seed=0, smallest=smallest)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_weighted_figures_equal_scikit_learns(classes):
+    judged = made(1, 90, 0.7, classes)
+    labels, probabilities = judged.labels, judged.probabilities
+    weights = next(iter(over_images(judged, resamples=5).weights(labels)))
+    called = probabilities.argmax(-1)
+    for row, w in enumerate(weights):
+        expected = {"accuracy": accuracy_score(labels, called, sample_weight=w)}
+        drawn = w > 0  # scikit-learn's multi-class AUROC takes no weights: repeat the images instead
+        repeated = np.repeat(np.arange(90), w.astype(int))
+        if classes == 2:
+            expected["sensitivity"] = recall_score(labels, called, sample_weight=w)
+            expected["specificity"] = recall_score(labels, called, sample_weight=w, pos_label=0)
+            expected["auroc"] = roc_auc_score(labels[drawn], probabilities[drawn, 1], sample_weight=w[drawn])
+        else:
+            each = [roc_auc_score(labels[repeated] == c, probabilities[repeated, c]) for c in range(3)]
+            expected["auroc"] = np.mean(each)
+        found = {name: intervals.WEIGHTED[name](labels, probabilities, weights)[row] for name in expected}
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_resamples_keep_classes_and_lesions_together():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    bootstrap = Bootstrap(lesions=("a", "a", "b", "c", "d", "d"), resamples=300, seed=0, smallest=1)
+    weights = np.concatenate(list(bootstrap.weights(labels)))
+    assert weights.shape == (300, 6)
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 4] == weights[:, 5]).all()
+    assert (weights[:, 1] + weights[:, 2] == 2).all()  # two benign lesions, drawn twice
+    assert (weights[:, 3] + weights[:, 4] == 2).all()
+
+
+def test_a_lesion_with_two_labels_never_empties_a_class():
+    labels = np.array([0, 1, 1, 0])
+    bootstrap = Bootstrap(lesions=("mixed", "mixed", "b", "c"), resamples=200, seed=0, smallest=1)
+    for weights in bootstrap.weights(labels):
+        assert (weights @ (labels == 0) > 0).all()
+        assert (weights @ (labels == 1) > 0).all()
+
+
+def test_repeated_images_of_a_lesion_do_not_narrow_the_interval():
+    once = made(3, 60, 0.8)
+    thrice = Predictions(
+        images=tuple(f"{name}_{i}" for name in once.images for i in range(3)),
+        labels=np.repeat(once.labels, 3),
+        probabilities=np.repeat(once.probabilities, 3, axis=0),
+    )
+    lesions = tuple(name for name in once.images for _ in range(3))
+    by_lesion = intervals.figures(thrice, CLASSES, Bootstrap(lesions=lesions, resamples=2000, seed=0, smallest=10))
+    alone = intervals.figures(once, CLASSES, over_images(once))
+    assert (by_lesion["auroc"].low, by_lesion["auroc"].high) == pytest.approx((alone["auroc"].low, alone["auroc"].high))
+
+
+def test_the_same_seed_gives_the_same_interval():
+    judged = made(4, 50, 0.5)
+    assert intervals.figures(judged, CLASSES, over_images(judged)) == intervals.figures(
+        judged, CLASSES, over_images(judged)
+    )
+
+
+def test_differences_are_paired():
+    before = made(5, 80, 0.6)
+    shifted = before.probabilities.copy()
+    shifted[:, 1] += 0.001  # the same ranks: not a resample in which the AUROC differs
+    after = Predictions(images=before.images, labels=before.labels, probabilities=shifted)
+    difference = intervals.differences(before, after, CLASSES, over_images(before))["auroc"]
+    assert (difference.value, difference.low) == (0.0, None)
+    assert "do not differ" in difference.note
+
+
+def test_mcnemar_counts_who_alone_is_right():
+    labels = np.ones(12, int)
+    right, wrong = [0.2, 0.8], [0.8, 0.2]
+    images = tuple(map(str, range(12)))
+    before = Predictions(images=images, labels=labels, probabilities=np.array([right] * 4 + [wrong] * 8))
+    after = Predictions(images=images, labels=labels, probabilities=np.array([wrong] + [right] * 11))
+    # 1 against 8 discordant: two-sided binomial, 2 * (1 + 9) / 512
+    assert intervals.mcnemar(before, after) == {"only_before_right": 1, "only_after_right": 8, "p": 20 / 512}
+    assert intervals.mcnemar(before, before)["p"] == 1.0
+
+
+def test_too_few_images_are_said_not_hidden():
+    judged = made(6, 18, 1.0)
+    found = intervals.figures(judged, CLASSES, over_images(judged))["accuracy"]
+    assert (found.low, found.high, found.n) == (None, None, 18)
+    assert found.note == "no interval: benign has 9, malignant has 9 lesions, fewer than 10"
+
+
+def test_all_right_has_an_exact_interval_and_a_perfect_area_none():
+    labels = np.arange(40) % 2
+    judged = Predictions(images=tuple(map(str, range(40))), labels=labels, probabilities=np.eye(2)[labels])
+    found = intervals.figures(judged, CLASSES, over_images(judged))
+    assert found["sensitivity"].low == pytest.approx(0.025 ** (1 / 20))  # Clopper and Pearson where all count
+    assert found["sensitivity"].high == 1.0
+    assert found["auroc"].low is None
+    assert "do not differ" in found["auroc"].note
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    truth = norm.cdf(1 / np.sqrt(2))  # AUROC of two unit normals one apart
+    hits = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        labels = np.arange(120) % 2
+        score = norm.cdf(rng.normal(size=120) + labels)
+        judged = Predictions(
+            images=tuple(f"{i:03d}" for i in range(120)),
+            labels=labels,
+            probabilities=np.stack([1 - score, score], axis=-1),
+        )
+        found = intervals.figures(judged, CLASSES, over_images(judged, resamples=1000))["auroc"]
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / 400 <= 0.98  # 0.95 within 2.8 standard errors
