@@ -22,6 +22,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant not in (None, "photographs"):
         raise ValueError(f"configs/demo.py has no variant {variant!r}; leave it out or take photographs")
     config = ConfigDict({stage: _of(stage) for stage in STAGES})
+    config.prompt = "dermoscopy of a {label} mole"  # of each class, to tune with and to ask for
+    config.tune.prompts = ConfigDict()  # made of it for the classes that there are
+    config.generate.plan.prompts = ConfigDict()
     config.classify = {"vit": _of("classify"), "mobilenetv2": _of("classify")}
     config.classify.vit.classifier = "vit"
     config.classify.mobilenetv2.classifier = "mobilenetv2"

@@ -4,7 +4,9 @@ Each stage has a folder of its own in the workdir, with its own config.json, and
 A finished stage says so and returns, so a killed demo goes on where it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 from dermjax import run_folder
 from dermjax.classification import run as classification
 from dermjax.curation import run as curation
+from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.evaluation import run as evaluation
 from dermjax.generation import run as generation
@@ -28,18 +31,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     evaluate = workdir / "evaluate"
     prepared, generated, curated = (folder / "manifest.jsonl" for folder in (prepare, generate, curate))
 
-    _stage(preparation.run, config.prepare, prepare)
-    _stage(tuning.run, config.tune, tune, manifest=prepared)
-    _stage(generation.run, config.generate, generate, model=tune / "model")
-    _stage(curation.run, config.curate, curate, manifest=generated, training=prepared)
+    _stage(preparation.run, config.prepare, prepare, {})
+    prompts = _prompts(config.prompt, records.read(prepared).labels)
+    turns = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
+    _stage(tuning.run, config.tune, tune, {"manifest": prepared, "prompts": prompts})
+    _stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": turns})
+    _stage(curation.run, config.curate, curate, {"manifest": generated, "training": prepared})
     runs = {}
     for classifier in CLASSIFIERS:
         for arm, synthetic in {"real": {}, "hybrid": {"synthetic": curated}}.items():
             folder = workdir / f"{classifier}_{arm}"
-            _stage(classification.run, config.classify[classifier], folder, manifest=prepared, **synthetic)
+            _stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, **synthetic})
             runs[f"runs.{folder.name}"] = folder
-    manifests = {"prepared": prepared, "generated": generated, "curated": curated}
-    _stage(evaluation.run, config.evaluate, evaluate, tuning=tune, **manifests, **runs)
+    judged = {"prepared": prepared, "generated": generated, "curated": curated, "tuning": tune}
+    _stage(evaluation.run, config.evaluate, evaluate, judged | runs)
 
     # the page is self-contained, so a copy where people look first works as well
     run_folder.write_atomically(workdir / "report.html", (evaluate / "report.html").read_bytes())
@@ -47,10 +52,22 @@ def run(config: ConfigDict, workdir: Path) -> None:
     say("A demo of this size proves the machinery, not the medicine. For research use only.")
 
 
-def _stage(run: Callable[[ConfigDict, Path], None], defaults: ConfigDict, folder: Path, **inputs: Path) -> None:
+def _prompts(template: str, labels: tuple[str, ...]) -> ConfigDict:
+    """Returns the prompt of each label: the template with the label in words for `{label}`."""
+    if "{label}" not in template:
+        raise UserError(f"config.prompt = {template!r} would say the same of every class; put {{label}} in it")
+    dotted = [label for label in labels if "." in label]
+    if dotted:
+        raise UserError(f"class {dotted[0]}: a class name with a dot cannot be a config key; rename its folder")
+    return ConfigDict({label: template.replace("{label}", label.replace("_", " ")) for label in labels}).lock()
+
+
+def _stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping[str, Path | ConfigDict]) -> None:
     """Runs one stage in its folder; inputs are what the stages before it left, by config key."""
     config = ConfigDict(defaults.to_dict()).lock()
-    config.update_from_flattened_dict({key: str(path) for key, path in inputs.items()})
+    for path, value in inputs.items():
+        *parents, key = path.split(".")
+        reduce(getitem, parents, config)[key] = str(value) if isinstance(value, Path) else value
     say(f"\n{folder.name}")
     run_folder.claim(folder, config.to_dict())
     try:

@@ -1,9 +1,9 @@
 """The launch scripts, with a Python that only writes down what it is asked, so that nothing is installed."""
 
 import os
+import resource
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,12 @@ def call(script, *arguments, cwd, **environment):
     )
 
 
+def seconds_of_children():
+    """Processor time of the finished subprocesses: unlike the clock, it does not depend on what else the machine does."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def asked(tmp_path):
     """What the logging Python was asked so far."""
     log = tmp_path / "log"
@@ -85,9 +91,9 @@ def test_demo_installs_once_and_passes_its_arguments_on(checkout, venv, tmp_path
     assert install == f"-m pip install --constraint {checkout}/launch/constraints.txt --editable {checkout}"
     assert demo == f"-m dermjax demo --workdir={checkout}/runs/demo --images=my photos --limit=5"
 
-    began = time.monotonic()
+    before = seconds_of_children()
     call(checkout / "launch/demo", cwd=tmp_path, **environment)
-    assert time.monotonic() - began < 1
+    assert seconds_of_children() - before < 1
     assert asked(tmp_path)[2:] == [f"-m dermjax demo --workdir={checkout}/runs/demo"]
 
 
