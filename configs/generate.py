@@ -1,0 +1,41 @@
+"""Synthetic lesions from a tuned model: which prompts, samplers and seeds, and how many.
+
+    dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=runs/tune/model
+    dermjax generate --config=configs/generate.py:demo --workdir=runs/generate --config.model=runs/tune/model \\
+        --config.plan.images_per_class=300
+
+Leaves images/<label>/NNNNN.png and manifest.jsonl. The same command again goes on where it was.
+
+Variants:
+  paper (the default)  Derm-T2IM's 3000 + 3000 images at 512 px, for a tuned Stable Diffusion 1.x: its prompts, its
+                       samplers, guidance 7, 20 steps (it says 20 to 26). Hardware: a GPU; a guided image of 20 steps
+                       is 35 TFLOP.
+  demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """The config of `generate`; variant is None, "paper" or "demo"."""
+    config = ConfigDict()
+    config.model = ""  # a folder in diffusers' layout, as tune leaves it
+    config.size = 0  # the side in pixels; 0 is the model's own
+    config.plan = ConfigDict({
+        "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},  # label -> prompts, which take turns
+        "negative_prompt": "",
+        "samplers": ("Euler", "Euler a", "PLMS"),  # which take turns
+        "images_per_class": 3000,
+        "steps": 20,
+        "guidance": 7.0,  # 1 is none, and half the time
+        "seed": 0,  # of the first image; the others count up from it
+        "batch": 16,
+    })  # fmt: skip
+    if variant == "demo":
+        config.plan.prompts.benign = ("a dermoscopy photo of a benign mole",)
+        config.plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
+        config.plan.images_per_class = 96  # 64 a sampler: whole batches
+        config.plan.guidance = 2.0  # derm-tiny is best at 2 to 2.5
+    elif variant not in (None, "paper"):
+        raise ValueError(f"configs/generate.py has no variant {variant!r}; take paper or demo")
+    return config

@@ -1,0 +1,69 @@
+"""What a synthetic image says of itself, in its file and in its record: that it is synthetic, and how it was made.
+
+Two texts in the PNG: `parameters` in the form that A1111's tools read and show, and `dermjax`, the same as JSON.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dermjax.generation.plan import Request
+
+USE = "research use only"
+
+
+def generation(request: Request, size: int, model: str) -> dict:
+    """Returns all that the image follows from: the request, the side in pixels and the digest of the model."""
+    return {
+        "synthetic": True,
+        "use": USE,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative,
+        "seed": request.seed,
+        "sampler": request.sampler,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "size": size,
+        "model": model,
+    }
+
+
+def png(image: np.ndarray, generation: dict) -> bytes:
+    """Returns the bytes of a PNG file of uint8 [H, W, 3] that carries its generation; the same for the same input."""
+    texts = PngInfo()
+    texts.add_text("parameters", parameters(generation))
+    texts.add_itxt("dermjax", json.dumps(generation, ensure_ascii=False))
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", pnginfo=texts)
+    return file.getvalue()
+
+
+def parameters(generation: dict) -> str:
+    """Returns the generation as A1111 writes it: the prompt, the negative prompt, then `Steps: 20, Sampler: …`."""
+    size = generation["size"]
+    settings = {
+        "Steps": generation["steps"],
+        "Sampler": generation["sampler"],
+        "CFG scale": f"{generation['guidance']:g}",
+        "Seed": generation["seed"],
+        "Size": f"{size}x{size}",
+        "Model hash": generation["model"],
+        "Synthetic": f"true ({USE})",
+    }
+    negative = [f"Negative prompt: {generation['negative_prompt']}"] if generation["negative_prompt"] else []
+    return "\n".join([generation["prompt"], *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+
+
+def read(path: Path) -> dict | None:
+    """Returns the generation that a whole image file of ours carries; None for what is absent, damaged or not ours."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # the checksum of every chunk
+        with Image.open(path, formats=["PNG"]) as image:
+            return json.loads(image.text["dermjax"])
+    except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
+        return None

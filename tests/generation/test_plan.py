@@ -1,0 +1,79 @@
+"""Plans: turns, seeds, batches, and what they refuse."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from dermjax.errors import UserError
+from dermjax.generation import plan
+
+PLAN = {
+    "prompts": {"malignant": ("a malignant mole",), "benign": ("a benign mole", "a benign nevus")},
+    "negative_prompt": "hair",
+    "samplers": ("Euler", "Euler a", "PLMS"),
+    "images_per_class": 12,
+    "steps": 20,
+    "guidance": 2,
+    "seed": 7,
+}
+CONFIG = Path(__file__).parents[2] / "configs" / "generate.py"
+
+
+def test_samplers_and_prompts_take_turns():
+    asked = plan.requests(**PLAN)
+    assert len(asked) == 24 and [r.label for r in asked] == 12 * ["benign"] + 12 * ["malignant"]
+    assert [r.sampler for r in asked[:4]] == ["Euler", "Euler a", "PLMS", "Euler"]
+    every = {(r.prompt, r.sampler) for r in asked if r.label == "benign"}
+    assert len(every) == 6, "every prompt meets every sampler"
+    assert asked[0].image == "images/benign/00000.png" and asked[23].image == "images/malignant/00011.png"
+
+
+def test_every_image_has_its_seed_also_in_a_larger_plan():
+    asked = plan.requests(**PLAN)
+    assert sorted(r.seed for r in asked) == list(range(7, 31))
+    assert set(asked) < set(plan.requests(**PLAN | {"images_per_class": 40}))
+
+
+def test_batches_are_divided_by_the_plan_alone():
+    asked = plan.requests(**PLAN | {"images_per_class": 7})
+    whole = plan.batches(asked, asked, 4)
+    assert sorted(r.image for batch in whole for r in batch) == sorted(r.image for r in asked)
+    assert all(len(batch) <= 4 and len({(r.sampler, r.steps, r.guidance) for r in batch}) == 1 for batch in whole)
+    assert plan.batches(asked, [whole[2][1], whole[0][0]], 4) == [whole[0], whole[2]]
+    assert plan.batches(asked, [], 4) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": {}}, "plan asks for nothing"),
+        ({"images_per_class": 0}, "plan asks for nothing"),
+        ({"samplers": ()}, "plan asks for nothing"),
+        ({"prompts": {"benign": ()}}, r"plan\.prompts\.benign: not a list"),
+        ({"prompts": {"benign": "a benign mole"}}, r"plan\.prompts\.benign: not a list"),
+        ({"prompts": {"../x": ("a mole",)}}, "label '../x' cannot name a folder"),
+        ({"samplers": ("Euler b",)}, "sampler 'Euler b' is not known; did you mean one of: Euler, Euler a"),
+        ({"steps": 0}, r"plan\.steps = 0"),
+        ({"guidance": 0.5}, r"plan\.guidance = 0\.5"),
+        ({"seed": -1}, r"plan\.seed = -1"),
+        ({"seed": 2**31 - 5}, r"plan\.seed = 2147483643: the seeds run to"),
+    ],
+)
+def test_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        plan.requests(**PLAN | change)
+
+
+@pytest.mark.parametrize(("variant", "images"), [(None, 6000), ("paper", 6000), ("demo", 192)])
+def test_the_config_s_plans(variant, images):
+    config = runpy.run_path(str(CONFIG))["get_config"](variant)
+    settings = config.plan.to_dict()
+    assert settings.pop("batch") == 16
+    asked = plan.requests(**settings)
+    assert len(asked) == images and {r.label for r in asked} == {"benign", "malignant"}
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no variant 'big'; take paper or demo"):
+        runpy.run_path(str(CONFIG))["get_config"]("big")

@@ -1,0 +1,52 @@
+"""An image file says that it is synthetic and how it was made, and is not believed when it is damaged."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from dermjax.generation import provenance
+from dermjax.generation.plan import Request
+
+REQUEST = Request(
+    image="images/benign/00000.png",
+    label="benign",
+    prompt="a naïve mole, 黒子",
+    negative="hair",
+    seed=11,
+    sampler="Euler a",
+    steps=20,
+    guidance=7.0,
+)
+GENERATION = provenance.generation(REQUEST, 32, "0123456789abcdef")
+PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def test_round_trip(tmp_path):
+    file = provenance.png(PICTURE, GENERATION)
+    assert file == provenance.png(PICTURE, GENERATION), "the same bytes"
+    (tmp_path / "x.png").write_bytes(file)
+    assert provenance.read(tmp_path / "x.png") == GENERATION
+    assert GENERATION["synthetic"] is True and GENERATION["use"] == "research use only"
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), PICTURE)
+
+
+def test_parameters_in_the_form_of_a1111():
+    text = Image.open(io.BytesIO(provenance.png(PICTURE, GENERATION))).text["parameters"]
+    assert text.splitlines() == [
+        "a naïve mole, 黒子",
+        "Negative prompt: hair",
+        "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 11, Size: 32x32, Model hash: 0123456789abcdef, "
+        "Synthetic: true (research use only)",
+    ]
+
+
+def test_damage_and_strangers_are_not_believed(tmp_path):
+    path = tmp_path / "x.png"
+    whole = provenance.png(PICTURE, GENERATION)
+    assert provenance.read(path) is None
+    for broken in (b"", whole[:-100], whole[:200], b"<html>", whole.replace(whole[-60:-50], bytes(10))):
+        path.write_bytes(broken)
+        assert provenance.read(path) is None
+    Image.fromarray(PICTURE).save(path)
+    assert provenance.read(path) is None

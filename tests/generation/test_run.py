@@ -1,0 +1,189 @@
+"""The generate stage with a model of a few operations: files, records, resume, errors before any work."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dermjax import run_folder
+from dermjax.data import records, tokens
+from dermjax.errors import UserError
+from dermjax.generation import provenance, run
+
+PLAN = {
+    "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
+    "negative_prompt": "",
+    "samplers": ("Euler a",),
+    "images_per_class": 5,
+    "steps": 4,
+    "guidance": 2.0,
+    "seed": 3,
+    "batch": 4,
+}
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def model_folder(folder):
+    """A folder with a tokenizer and nothing else that a model needs."""
+    tokens.write_word_tokenizer(folder / "tokenizer", ["a", "benign", "malignant", "mole"], 8)
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def fake(folder):
+    """What weights.diffusers.read gives, of a few operations."""
+
+    def unet(params, x, t, context):
+        return jnp.tanh(params["unet"] * x + context.mean((1, 2))[:, None, None, None] - t[:, None, None, None] / 1000)
+
+    model = SimpleNamespace(
+        configs={"scheduler": SCHEDULER, "vae": {"latent_channels": 4}, "unet": {"block_out_channels": [8, 8]}},
+        tokenizer=folder / "tokenizer",
+        factor=8,
+        size=32,
+        encode_text=lambda params, tokens: tokens[..., None] / 500,
+        unet=unet,
+        decode=lambda params, latents: jnp.repeat(jnp.repeat(jnp.tanh(latents[..., :3]), 8, 1), 8, 2),
+    )
+    return model, {"unet": np.float32(0.5)}
+
+
+def config(folder, **changes):
+    plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
+    return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | changes).lock()
+
+
+def generate(folder, workdir, **changes):
+    """Runs the stage with the fake model; returns how many images it computed."""
+    workdir.mkdir(exist_ok=True)
+    written = mock.Mock(side_effect=run._write)
+    with (
+        mock.patch.multiple(run.diffusers, read=fake, digest=lambda folder: "0123456789abcdef"),
+        mock.patch.object(run, "_write", written),
+    ):
+        run.run(config(folder, **changes), workdir)
+    return written.call_count
+
+
+def killed(folder, workdir, survivors):
+    """Runs the stage and kills this process with SIGKILL while it writes an image; called in a process of its own."""
+    whole = iter(range(survivors))
+
+    def replace(part, path, real=os.replace):
+        if next(whole, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(part, path)
+
+    with mock.patch.object(run_folder.os, "replace", replace):
+        generate(Path(folder), Path(workdir))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert generate(folder, workdir) == 10
+    return workdir
+
+
+def contents(workdir):
+    return {path.relative_to(workdir): path.read_bytes() for path in workdir.rglob("*.*") if path.is_file()}
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image, np.int32)
+
+
+def test_images_and_records(whole):
+    manifest = records.read(whole)
+    assert manifest.labels == ("benign", "malignant") and len(manifest.records) == 10
+    for record in manifest.records:
+        assert record.synthetic and record.split == "train" and record.licence == "research use only"
+        path = manifest.path(record)
+        assert pixels(path).shape == (32, 32, 3)
+        assert provenance.read(path) == record.generation
+        assert record.generation["model"] == "0123456789abcdef" and record.generation["size"] == 32
+    assert len({record.sha256 for record in manifest.records}) == 10
+
+
+def test_a_second_run_does_nothing(folder, whole):
+    before = contents(whole)
+    assert generate(folder, whole) == 0
+    assert contents(whole) == before
+
+
+def test_a_killed_run_goes_on_to_the_same_files(folder, whole, tmp_path):
+    """Killed by SIGKILL in the middle of the second batch."""
+    call = f"import runpy; runpy.run_path({__file__!r})['killed']({str(folder)!r}, {str(tmp_path)!r}, 6)"
+    ended = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (tmp_path / "manifest.jsonl").exists() and len(list(tmp_path.rglob("*.png"))) == 6
+    assert generate(folder, tmp_path) == 4
+    left = {path: data for path, data in contents(tmp_path).items() if path.suffix != ".part"}
+    assert left == contents(whole)
+
+
+def test_damaged_and_foreign_images_are_made_again(folder, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "images/benign/00001.png").write_bytes(b"not a picture")
+    (tmp_path / "images/malignant/00002.png").unlink()
+    os.replace(tmp_path / "images/benign/00003.png", tmp_path / "images/benign/00000.png")
+    assert generate(folder, tmp_path) == 4
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_images_do_not_depend_on_the_batch(folder, whole, tmp_path):
+    generate(folder, tmp_path, batch=8)
+    for record in records.read(whole).records:
+        ours, theirs = (pixels(root / record.image) for root in (tmp_path, whole))
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_without_guidance(folder, tmp_path):
+    assert generate(folder, tmp_path, guidance=1.0, images_per_class=1, size=16) == 2
+    assert pixels(tmp_path / "images/benign/00000.png").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images_per_class": 0}, "plan asks for nothing"),
+        ({"samplers": ("Eular",)}, "sampler 'Eular' is not known; did you mean one of: Euler"),
+        ({"steps": 0}, r"plan\.steps = 0"),
+        ({"steps": 1001}, "steps 1001: a sampler takes 1 to 1000"),
+        ({"prompts": {"benign": ("a mole " * 9,)}}, "'a mole a mole.*tokens"),
+        ({"size": 30}, "size = 30: this model makes multiples of 16 px; give 32"),
+        ({"batch": 0}, r"plan\.batch = 0"),
+    ],
+)
+def test_refused_before_any_work(folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        generate(folder, tmp_path, **changes)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("model", ["", "nowhere"])
+def test_a_missing_model_is_named(tmp_path, model):
+    with pytest.raises(UserError, match=r"model .*: no model_index\.json; set config\.model"):
+        generate(tmp_path / model, tmp_path)
