@@ -210,11 +210,17 @@ def _patches(rng, dx, dy, ragged, extent: float) -> np.ndarray:
     return share
 
 
+# A texture is a factor of the density of pigment in the window [rows, columns] of one lesion. It gets the depth (0 in
+# the middle, 1 at the border) and angle of each pixel, and the lesion's own mottling.
+
+
 def _uniform(rng, size, rows, columns, depth, angle, mottle):
+    """No structure of its own."""
     return np.float32(1.0)
 
 
 def _mottled(rng, size, rows, columns, depth, angle, mottle):
+    """Blotches, as large on a small lesion as on a large one."""
     return 1 + 0.40 * np.clip(noise(rng, 17, size)[rows, columns], -1.6, 1.6)
 
 
@@ -232,6 +238,7 @@ def _network(rng, size, rows, columns, depth, angle, mottle):
 
 
 def _globules(rng, size, rows, columns, depth, angle, mottle):
+    """Round dark dots on a paler ground."""
     return 0.74 + 0.85 * dots(rng, size, 0.054, 0.0155, 0.8)[rows, columns]
 
 
@@ -255,4 +262,5 @@ TEXTURES = {
 
 
 def _absorb(density: np.ndarray, absorption) -> np.ndarray:
+    """How much a layer of pigment takes from the logarithm of the image. [...] -> float32 [..., C]"""
     return density[..., None] * np.asarray(absorption, np.float32)

@@ -1,0 +1,101 @@
+"""Segmentation and artefact scores, measured on phantoms, whose truth is known."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dermjax.data import artefacts
+from dermjax.data.appearance import ARTEFACTS, SIZES, TONES
+from dermjax.data.phantom import phantom
+from dermjax.data.segmentation import segment
+
+CLEAN = dict.fromkeys(ARTEFACTS, False)
+
+
+def softened(image: np.ndarray, seed: int) -> np.ndarray:
+    """The image as a small autoencoder might give it back: blurred, grainy, with a drift of colour."""
+    rng = np.random.default_rng(seed)
+    soft = ndimage.gaussian_filter(image.astype(np.float32), (1.0, 1.0, 0))
+    return np.clip(soft + rng.normal(0, 4, image.shape) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What segmentation and scores say of many phantoms, against the truth."""
+
+    count: float  # share of right counts
+    overlap: float  # mean intersection over union
+    ita: float  # mean error in degrees
+    artefacts: dict[str, float]  # share of right verdicts
+
+
+def judge(seeds, size: int, asked: dict, change) -> Judged:
+    right, overlap, tone, verdicts = [], [], [], {name: [] for name in artefacts.SCORES}
+    for seed in seeds:
+        p = phantom(seed, size, **asked)
+        image = change(p.image, seed)
+        found = segment(image)
+        right.append(found.count == p.parameters["number"])
+        overlap.append((found.mask & p.mask).sum() / (found.mask | p.mask).sum())
+        tone.append(abs(found.ita - p.parameters["ita"]))
+        for name, score in artefacts.SCORES.items():
+            value = score(image)
+            assert 0 <= value <= 1
+            verdicts[name].append((value >= artefacts.THRESHOLDS[name]) == p.parameters[name])
+    return Judged(np.mean(right), np.mean(overlap), np.mean(tone), {name: np.mean(v) for name, v in verdicts.items()})
+
+
+def unchanged(image: np.ndarray, seed: int) -> np.ndarray:
+    return image
+
+
+def check(clean: Judged, drawn: Judged, soft: Judged) -> None:
+    assert clean.count >= 0.98
+    assert drawn.count >= 0.95
+    assert soft.count >= 0.93
+    assert min(clean.overlap, drawn.overlap, soft.overlap) > 0.83
+    assert max(clean.ita, drawn.ita) < 2
+    assert soft.ita < 5  # the drift of colour is most of it
+    for judged in (clean, drawn, soft):
+        assert min(judged.artefacts.values()) >= 0.95, judged.artefacts
+
+
+def test_lesions_tones_and_artefacts_are_found():
+    seeds = range(50_000, 50_040)
+    check(judge(seeds, 128, CLEAN, unchanged), judge(seeds, 128, {}, unchanged), judge(seeds, 128, {}, softened))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_lesions_tones_and_artefacts_are_found_at_every_size(size):
+    seeds = range(70_000, 70_200)
+    check(judge(seeds, size, CLEAN, unchanged), judge(seeds, size, {}, unchanged), judge(seeds, size, {}, softened))
+
+
+def test_labels_areas_and_mask_agree():
+    found = segment(phantom(50_003, 128, number=3, size_name="medium", **CLEAN).image)
+    assert found.count == 3
+    assert set(np.unique(found.labels)) == {0, 1, 2, 3}
+    assert np.array_equal(found.labels > 0, found.mask)
+    assert np.allclose(found.areas, [(found.labels == i).mean() for i in (1, 2, 3)])
+
+
+def test_areas_are_ordered_and_tones_are_monotone():
+    def median(get, **asked):
+        return np.median([get(segment(phantom(seed, 128, number=1, **asked).image)) for seed in range(60_000, 60_004)])
+
+    areas = [median(lambda found: found.areas.sum(), size_name=name) for name in SIZES]
+    assert all(a < b for a, b in pairwise(areas))
+    angles = [median(lambda found: found.ita, tone=tone) for tone in TONES]
+    assert all(a > b for a, b in pairwise(angles))
+
+
+def test_skin_alone_has_no_lesion():
+    p = phantom(50_001, 128, **CLEAN)
+    skin = p.image.copy()
+    skin[ndimage.binary_dilation(p.mask, iterations=8)] = np.median(p.image[~p.mask], 0)
+    assert segment(skin).count == 0
+    assert segment(np.zeros((128, 128, 3), np.uint8)).count == 0
