@@ -34,11 +34,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress.cost("evaluate", classifiers=len(runs), test_images=images, resamples=bootstrap.resamples, seconds=seconds)
     with progress.bar(total=2, title="evaluate", unit="steps", done=0) as steps:
         found = findings.find(runs, prepared, curated, bootstrap.resamples, bootstrap.seed, bootstrap.smallest)
-        write_atomically(workdir / "results.json", results.as_json(found, bootstrap.to_dict()))
         steps.update()
-        sections = _sections(found, prepared, generated, curated, config)
-        write_atomically(workdir / "report.html", report.page(config.title, sections))
+        page = report.page(config.title, _sections(found, prepared, generated, curated, config))
         steps.update()
+    write_atomically(workdir / "results.json", results.as_json(found, bootstrap.to_dict()))
+    write_atomically(workdir / "report.html", page)
     for sentence in wording.summary(found):
         progress.say(f"evaluate: {sentence}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")

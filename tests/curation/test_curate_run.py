@@ -1,0 +1,157 @@
+"""The stage on a set with planted faults: each found, nothing else rejected, and the same again."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.curation import detectors, run
+from dermjax.data import duplicates, images, records
+from dermjax.data.phantom import phantom
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "curate.py"
+LABELS = ("benign", "malignant")
+
+
+def lesion(seed):
+    return phantom(seed, 128, label=LABELS[seed % 2], blur=False).image
+
+
+def write(folder, pictures, manipulation, split):
+    """A manifest of named pictures, labels in turn."""
+    kept = []
+    for index, (name, picture) in enumerate(pictures.items()):
+        path = folder / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images.png(np.ascontiguousarray(picture)))
+        kept.append(
+            Record(
+                image=f"images/{name}.png",
+                sha256=duplicates.sha256(path),
+                label=LABELS[index % 2],
+                split=split,
+                source="test",
+                image_manipulation=manipulation,
+            )
+        )
+    records.write(folder / "manifest.jsonl", Manifest(labels=LABELS, root=folder, records=tuple(kept)))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Forty training phantoms, and thirty others among which one of each fault is planted."""
+    folder = tmp_path_factory.mktemp("sets")
+    training = {f"t{seed:02d}": lesion(seed) for seed in range(40)}
+    write(folder / "training", training, "none", "train")
+    rng = np.random.default_rng(0)
+    sound = {f"s{seed}": lesion(seed) for seed in range(100, 130)}
+    faults = {
+        "black": np.zeros((128, 128, 3)),
+        "empty": np.full((128, 128, 3), (200, 160, 140)) + rng.normal(0, 2, (128, 128, 3)),
+        "noise": rng.integers(0, 256, (128, 128, 3)),
+        "blurred": detectors.blurred(lesion(200), 0.05),
+        "magenta": lesion(201) * np.array([1.0, 0.55, 1.0]),
+        "copy": training["t07"],
+        "flipped_copy": training["t08"][:, ::-1] + rng.normal(0, 3, (128, 128, 3)),
+        "again": np.rot90(sound["s100"]) + rng.normal(0, 3, (128, 128, 3)),
+    }
+    planted = {name: np.clip(np.rint(picture), 0, 255).astype(np.uint8) for name, picture in faults.items()}
+    write(folder / "made", sound | planted, "synthetic", "train")
+    return folder
+
+
+def config(sets):
+    settings = runpy.run_path(str(CONFIG))["get_config"]("demo")
+    settings.manifest, settings.training = str(sets / "made"), str(sets / "training")
+    return settings
+
+
+def curated(settings, workdir):
+    workdir.mkdir(exist_ok=True)
+    run.run(settings, workdir)
+    return records.read(workdir)
+
+
+@pytest.fixture(scope="module")
+def finished(sets):
+    """The folder of a finished run on the sets."""
+    curated(config(sets), sets / "curate")
+    return sets / "curate"
+
+
+def test_planted_faults_are_found_and_nothing_else(finished):
+    judged = records.read(finished)
+    reasons = {Path(record.image).stem: set(record.rejected) for record in judged.records}
+    expected = {
+        "black": "blank",
+        "empty": "blank",
+        "noise": "noise",
+        "blurred": "blur",
+        "magenta": "colour_cast",
+        "copy": "training_copy",
+        "flipped_copy": "training_copy",
+        "again": "near_duplicate",
+    }
+    for name, reason in expected.items():
+        assert reason in reasons[name], name
+    for name in ("blurred", "magenta", "copy", "flipped_copy", "again"):
+        assert len(reasons[name]) == 1, name
+    assert not [name for name, found in reasons.items() if found and name not in expected]
+
+
+def test_every_score_stands_on_every_record_and_images_stay(sets, finished):
+    judged = records.read(finished)
+    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b"}
+    names |= {"colour_cast", "near_duplicate", "training_copy"}
+    assert all(record.scores.keys() == names for record in judged.records)
+    before = records.read(sets / "made")
+    assert judged.root == before.root
+    assert [replace(record, scores={}, rejected=()) for record in judged.records] == list(before.records)
+
+
+def test_a_finished_folder_is_left_alone(sets, finished, capsys):
+    curated(config(sets), finished)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_the_same_again(sets, finished, tmp_path):
+    judged = curated(config(sets), tmp_path)
+    assert judged == records.read(finished)
+    assert (tmp_path / "report.html").read_text() == (finished / "report.html").read_text()
+
+
+def test_verdicts_of_others_stay_and_its_own_are_judged_anew(sets, tmp_path):
+    made = records.read(sets / "made")
+    first = replace(made.records[0], rejected=("looked wrong", "blur"))
+    records.write(tmp_path / "manifest.jsonl", replace(made, records=(first, *made.records[1:4])))
+    settings = config(sets)
+    settings.manifest = str(tmp_path)
+    assert curated(settings, tmp_path / "curate").records[0].rejected == ("looked wrong",)
+
+
+def test_the_page_loads_nothing_from_outside_and_marks_what_is_synthetic(finished):
+    page = (finished / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page
+    assert "<script" not in page
+    assert "carries the word <strong>SYNTHETIC</strong>" in page
+    assert "training copy" in page and "near duplicate" in page
+
+
+def test_what_is_missing_is_named(sets, tmp_path):
+    settings = config(sets)
+    settings.training = ""
+    with pytest.raises(UserError, match=r"config\.training"):
+        run.run(settings, tmp_path)
+    settings.training = str(sets / "nowhere")
+    with pytest.raises(UserError, match="no such file"):
+        run.run(settings, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no variant 'big'"):
+        runpy.run_path(str(CONFIG))["get_config"]("big")

@@ -1,0 +1,214 @@
+"""The stage on made-up runs: numbers, words and a page that stands alone; what is missing is named."""
+
+import csv
+import json
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.data import images, records
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.evaluation import metrics, predictions, run
+
+CONFIG = Path(__file__).parents[2] / "configs" / "evaluate.py"
+RUNS = {"vit_real": 1.0, "vit_hybrid": 1.1, "mobilenetv2_real": 0.4, "mobilenetv2_hybrid": 3.0}
+
+
+def record(root, name, label, split, synthetic=False, **known):
+    """A record of a small random picture that is written to the root."""
+    path = root / "images" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(name)).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    path.write_bytes(images.png(pixels))
+    manipulation = "synthetic" if synthetic else "none"
+    return Record(
+        image=f"images/{name}.png",
+        sha256=name,
+        label=label,
+        split=split,
+        source="camera <b>",
+        image_manipulation=manipulation,
+        **known,
+    )
+
+
+def write_predictions(path, held, classes, separation, seed):
+    """Probabilities that follow the label by a separation."""
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "label", "split", *(f"p_{name}" for name in classes)])
+        for each in held:
+            scores = np.exp(rng.normal(size=len(classes)) + separation * (np.array(classes) == each.label))
+            rows.writerow([each.image, each.label, each.split, *(scores / scores.sum())])
+
+
+def made(folder, classes):
+    """A folder with everything that evaluate reads: 3 manifests, tune, four classify runs."""
+    prepared = [
+        record(folder / "prepare", f"{split}-{name}-{i}", name, split, lesion_id=f"{split}{name}{i}")
+        for split, count in (("train", 4), ("validation", 2), ("test", 30))
+        for name in classes
+        for i in range(count)
+    ]
+    generated = [
+        record(folder / "generate", f"{s}-{name}-{i}", name, "train", True, generation={"sampler": s, "prompt": "mole"})
+        for s in ("euler", "plms")
+        for name in classes
+        for i in range(3)
+    ]
+    curated = [
+        Record(**{**vars(each), "rejected": ("colour_cast",)}) if i < 2 else each for i, each in enumerate(generated)
+    ]
+    for stage, root, held in (
+        ("prepare", "prepare", prepared),
+        ("generate", "generate", generated),
+        ("curate", "generate", curated),
+    ):
+        (folder / stage).mkdir(exist_ok=True)
+        manifest = Manifest(labels=classes, root=folder / root, records=tuple(held))
+        records.write(folder / stage / "manifest.jsonl", manifest)
+    curve = "".join(
+        json.dumps({"step": step, "loss": 1 / step, "validation_auroc": 0.5}) + "\n" for step in range(1, 60)
+    )
+    for seed, (name, separation) in enumerate(RUNS.items()):
+        judged = [each for each in prepared if each.split != "train"]
+        write_predictions(folder / name / "predictions.csv", judged, classes, separation, seed)
+        (folder / name / "metrics.jsonl").write_text(curve)
+    write_predictions(folder / "vit_real" / "synthetic_predictions.csv", generated, classes, 2.0, 9)
+    (folder / "tune").mkdir()
+    (folder / "tune" / "metrics.jsonl").write_text(curve)
+
+
+def config(folder, **changes):
+    settings = runpy.run_path(str(CONFIG))["get_config"]("demo")
+    settings.gallery = 2
+    for key, stage in {"prepared": "prepare", "generated": "generate", "curated": "curate", "tuning": "tune"}.items():
+        settings[key] = str(folder / stage)
+    for name in RUNS:
+        settings.runs[name] = str(folder / name)
+    settings.update_from_flattened_dict(changes)
+    return settings
+
+
+def evaluated(settings, workdir):
+    workdir.mkdir(exist_ok=True)
+    run.run(settings, workdir)
+    return json.loads((workdir / "results.json").read_text()), (workdir / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    made(root, ("benign", "malignant"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    return evaluated(config(folder), folder / "evaluate")
+
+
+def test_the_numbers_are_the_metrics_of_the_predictions(folder, finished):
+    results, _ = finished
+    assert list(results["runs"]) == ["vit real", "vit hybrid", "mobilenetv2 real", "mobilenetv2 hybrid"]
+    found = predictions.read(folder / "vit_real" / "predictions.csv", ("benign", "malignant"), "test")
+    for name, figure in metrics.METRICS.items():
+        told = results["runs"]["vit real"]["figures"][name]
+        assert told["value"] == figure(found.labels, found.probabilities)
+        assert told["low"] < told["value"] < told["high"]
+    assert results["runs"]["vit real"]["figures"]["sensitivity"]["n"] == 30
+    assert results["label_fidelity"]["vit real"]["n"] == 10  # of 12, curation rejected 2
+
+
+def test_verdicts_follow_the_paired_interval(finished):
+    results, page = finished
+    verdicts = {each["classifier"]: each for each in results["comparisons"]}
+    assert verdicts["vit"]["verdict"] == "no gain was shown"
+    assert verdicts["mobilenetv2"]["verdict"] == "gain"
+    assert verdicts["mobilenetv2"]["differences"]["auroc"]["low"] > 0
+    assert "ViT, real → hybrid: no gain was shown." in page
+    assert "MobileNetV2, real → hybrid: a gain in AUROC was shown." in page
+
+
+def test_the_page_stands_alone_and_says_what_it_must(finished):
+    _, page = finished
+    loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert loaded and all(each.startswith(("data:image/", "#")) for each in loaded)
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+    for words in ("For research only", "proves the machinery, not the medicine", "SYNTHETIC", "McNemar", "colour cast"):
+        assert words in page, words
+    assert "90.74 % → 93.03 %" in page and "70.33 % → 73.58 %" in page
+    assert "n&nbsp;" in page or "n = 60" in page
+    assert "camera &lt;b&gt;" in page  # names from outside are text, never markup
+
+
+def test_every_synthetic_picture_says_so(finished):
+    _, page = finished
+    kinds = re.findall(r'alt="(real|synthetic) ', page)
+    # real: 2 galleries of 2 classes; synthetic: 2 samplers x 2 classes, 2 classes kept, 2 rejected
+    assert kinds.count("real") == 2 * 2 * 2
+    assert kinds.count("synthetic") == 4 * 2 + 2 * 2 + 2
+
+
+def test_the_same_again(folder, finished, tmp_path):
+    assert evaluated(config(folder), tmp_path) == finished
+
+
+def test_sections_without_input_are_left_out(folder, tmp_path):
+    without = dict.fromkeys(("generated", "curated", "tuning", "runs.vit_hybrid", "runs.mobilenetv2_real"), "")
+    results, page = evaluated(config(folder, **without, **{"runs.mobilenetv2_hybrid": ""}), tmp_path)
+    assert list(results["runs"]) == ["vit real"]
+    assert results["comparisons"] == [] and results["label_fidelity"] == {}
+    assert "No arm was compared" in page and 'id="curation"' not in page and "not run" in page
+
+
+def test_few_test_images_are_said(folder, tmp_path):
+    _, page = evaluated(config(folder, **{"bootstrap.smallest": 31}), tmp_path)
+    assert "no interval: benign has 30, malignant has 30 lesions, fewer than 31" in page
+    assert "no gain was shown, with too few test images to tell" in page
+
+
+def test_three_classes(tmp_path):
+    made(tmp_path, ("a", "b", "c"))
+    results, page = evaluated(config(tmp_path), tmp_path / "evaluate")
+    assert list(results["runs"]["vit real"]["figures"]) == ["accuracy", "auroc"]
+    assert np.shape(results["runs"]["vit real"]["confusion"]) == (3, 3)
+    assert "The positive class" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"prepared": ""}, r"config\.prepared: no manifest"),
+        ({"curated": "nowhere"}, "nowhere: no such file"),
+        ({"runs.vit_real": "nowhere"}, "predictions nowhere/predictions.csv: no such file"),
+        ({"tuning": "nowhere"}, "metrics nowhere/metrics.jsonl: no such file"),
+        (dict.fromkeys((f"runs.{name}" for name in RUNS), ""), r"config\.runs: no classify workdir"),
+    ],
+)
+def test_what_is_missing_is_named(folder, tmp_path, change, told):
+    with pytest.raises(UserError, match=told) as raised:
+        run.run(config(folder, **change), tmp_path)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_on_other_test_images_is_refused(folder, tmp_path):
+    prepared = records.read(folder / "prepare")
+    fewer = [each for each in prepared.split("test") if not each.image.endswith("-0.png")]
+    write_predictions(tmp_path / "predictions.csv", fewer, prepared.labels, 1.0, 0)
+    with pytest.raises(UserError, match="2 images of the test split are missing, 0 are not of it"):
+        run.run(config(folder, **{"runs.vit_real": str(tmp_path)}), tmp_path)
+
+
+def test_a_name_without_an_arm_is_refused(folder, tmp_path):
+    settings = config(folder)
+    settings.runs = {"vit": str(folder / "vit_real")}
+    with pytest.raises(UserError, match="the name 'vit' is not of the form"):
+        run.run(settings, tmp_path)
