@@ -52,7 +52,7 @@ def call(script, *arguments, cwd, **environment):
 
 
 def seconds_of_children():
-    """Processor time of the finished subprocesses: unlike the clock, it does not depend on what else the machine does."""
+    """Processor time of the finished subprocesses; the clock would depend on what else the machine does."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -194,7 +194,7 @@ def test_the_command_starts_quickly_and_without_jax(folder):
 
 
 def seconds_of_children():
-    """Processor time of the finished subprocesses: unlike the clock, it does not depend on what else the machine does."""
+    """Processor time of the finished subprocesses; the clock would depend on what else the machine does."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
