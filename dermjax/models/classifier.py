@@ -1,0 +1,173 @@
+"""The classifier bundle: an architecture, its labels and its preprocessing, as pure functions of plain trees.
+
+Everything above this file sees a classifier through here. `config` is Hugging Face's config.json, so that the files
+of others say what is built; `params` take gradients, `variables` (batch statistics, or {}) do not.
+
+Shapes: B batch, H W image, L labels.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dermjax.models.mobilenetv2 import MobileNetV2
+from dermjax.models.stable_diffusion import Params, plain
+from dermjax.models.vit import Dinov2, ViT
+
+Array = jax.Array
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One network by Hugging Face's model_type. `defaults` are what a config.json may leave out, as transformers fills
+    it in; `preprocessing` is the (mean, std) of pixels in [0, 1] that its published weights expect."""
+
+    network: Any
+    name: str  # transformers' class
+    backbone: str  # the prefix of everything but the head in the files
+    defaults: dict
+    preprocessing: tuple
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """One classifier without its arrays. mean and std normalise pixels in [0, 1], one number a colour channel."""
+
+    config: dict
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: Any  # of the arithmetic; parameters are float32
+
+    @property
+    def architecture(self) -> Architecture:
+        """The table's row for this config."""
+        return ARCHITECTURES[self.config["model_type"]]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names; index = position."""
+        names = self.config["id2label"]
+        return tuple(names[str(index)] for index in range(len(names)))
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef:
+        """The NNX graph definition, made without allocating a single array."""
+        return self._abstract()[0]
+
+    @functools.cached_property
+    def shapes(self) -> tuple[Params, Params]:
+        """params and variables with jax.ShapeDtypeStruct leaves."""
+        return tuple(plain(nnx.to_pure_dict(state)) for state in self._abstract()[1:])
+
+    def init(self, seed: int) -> tuple[Params, Params]:
+        """Returns freshly drawn params and variables."""
+        _, *states = nnx.split(self._build(nnx.Rngs(seed)), nnx.Param, nnx.BatchStat)
+        return tuple(plain(nnx.to_pure_dict(state)) for state in states)
+
+    def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
+        """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""
+        # NNX would write new statistics into numpy arrays in place
+        variables = jax.tree.map(jnp.asarray, variables)
+        model = nnx.merge(self.graph, numbered(params), numbered(variables))
+        pixels = (image + 1) / 2
+        mean, std = (jnp.asarray(values).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
+        logits = model(((pixels - mean) / std).astype(self.dtype), train=train)
+        return logits, plain(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def _build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.architecture.network(self.config, len(self.labels), dtype=self.dtype, rngs=rngs)
+
+    def _abstract(self):
+        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+
+
+def numbered(tree: Params) -> Params:
+    """Returns the tree with list indices as numbers, the inverse of `plain`.
+
+    nnx.merge takes leaves in the order of their sorted keys, where "10" comes before "2" and would swap two layers.
+    """
+    if isinstance(tree, dict):
+        return {int(key) if key.isdigit() else key: numbered(value) for key, value in tree.items()}
+    return tree
+
+
+def describe(model_type: str, settings: dict, labels: tuple[str, ...], size: int) -> dict:
+    """Returns a whole config.json for these settings of an architecture, for images of `size` pixels."""
+    architecture = ARCHITECTURES[model_type]
+    return {
+        **architecture.defaults,
+        **settings,
+        "architectures": [architecture.name],
+        "model_type": model_type,
+        "image_size": size,
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+        "dtype": "float32",
+    }
+
+
+TRANSFORMER = {
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "num_hidden_layers": 12,
+    "qkv_bias": True,
+}
+
+ARCHITECTURES = {
+    "vit": Architecture(
+        network=ViT,
+        name="ViTForImageClassification",
+        backbone="vit",
+        defaults=TRANSFORMER | {"intermediate_size": 3072, "layer_norm_eps": 1e-12, "patch_size": 16},
+        preprocessing=HALVES,
+    ),
+    "dinov2": Architecture(
+        network=Dinov2,
+        name="Dinov2ForImageClassification",
+        backbone="dinov2",
+        defaults=TRANSFORMER
+        | {
+            "drop_path_rate": 0.0,
+            "layer_norm_eps": 1e-6,
+            "layerscale_value": 1.0,
+            "mlp_ratio": 4,
+            "patch_size": 14,
+            "use_mask_token": False,  # a tensor of pretraining that no classifier reads
+            "use_swiglu_ffn": False,
+        },
+        preprocessing=IMAGENET,
+    ),
+    "mobilenet_v2": Architecture(
+        network=MobileNetV2,
+        name="MobileNetV2ForImageClassification",
+        backbone="mobilenet_v2",
+        defaults={
+            "classifier_dropout_prob": 0.0,  # ours has no dropout; transformers would default to 0.8
+            "depth_divisible_by": 8,
+            "depth_multiplier": 1.0,
+            "expand_ratio": 6,
+            "finegrained_output": True,
+            "first_layer_is_expansion": True,
+            "hidden_act": "relu6",
+            "initializer_range": 0.02,
+            "layer_norm_eps": 0.001,
+            "min_depth": 8,
+            "num_channels": 3,
+            "output_stride": 32,
+            "tf_padding": True,
+        },
+        preprocessing=HALVES,
+    ),
+}

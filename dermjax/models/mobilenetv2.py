@@ -1,0 +1,153 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), driven by Hugging Face's config.json (model_type mobilenet_v2).
+
+Attribute names are those of the files (`mobilenet_v2.layer.3.conv_3x3.convolution`). Batch statistics are variables of
+type nnx.BatchStat: they are updated by `train=True` and read by `train=False`.
+
+Shapes: B batch, H W image, h w features, C channels, L labels.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from dermjax.errors import UserError
+from dermjax.models.depthwise import Geometry, depthwise
+from dermjax.models.layers import linear
+
+Array = jax.Array
+CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)  # table 2 of the paper
+STRIDES = (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
+# share of the old running statistics that a step keeps. TensorFlow's 0.997 needs thousands of steps to forget the
+# start; PyTorch's 0.9 suits runs of a few hundred
+STATISTICS_KEPT = 0.9
+
+
+def divisible(value: float, config: dict) -> int:
+    """Returns the nearest allowed channel count, never more than 10 % below `value`."""
+    step = config["depth_divisible_by"]
+    rounded = max(config["min_depth"], int(value + step / 2) // step * step)
+    return rounded + step if rounded < 0.9 * value else rounded
+
+
+def scaled(channels: int, config: dict) -> int:
+    """Returns the channel count under the config's depth multiplier."""
+    return divisible(round(channels * config["depth_multiplier"]), config)
+
+
+def padding(shape: tuple[int, ...], size: int, stride: int, dilation: int, tf_padding: bool) -> tuple:
+    """Returns ((top, bottom), (left, right)): TensorFlow's SAME, which depends on the input's size, or PyTorch's."""
+    if not tf_padding:
+        return (((size - 1) // 2 * dilation,) * 2,) * 2
+    totals = [max(size - (n % stride or stride), 0) for n in shape[1:3]]
+    return tuple((total // 2 * dilation, (total - total // 2) * dilation) for total in totals)
+
+
+class ConvLayer(nnx.Module):
+    """Convolution, batch normalisation, ReLU6 unless it is a projection. `size` 1, 3, or 3 and one filter a channel."""
+
+    def __init__(self, cin, cout, size, config, *, stride=1, dilation=1, each=False, activate=True, dtype, rngs):
+        self.size, self.stride, self.dilation = size, stride, dilation
+        self.each, self.activate, self.tf_padding, self.dtype = each, activate, config["tf_padding"], dtype
+        self.convolution = nnx.Conv(
+            cin,
+            cout,
+            (size, size),
+            strides=stride,
+            padding="VALID",
+            feature_group_count=cin if each else 1,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.normalization = nnx.BatchNorm(
+            cout, momentum=STATISTICS_KEPT, epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        x = self.normalization(self.convolve(x.astype(self.dtype)), use_running_average=not train)
+        return jnp.clip(x, 0.0, 6.0) if self.activate else x
+
+    def convolve(self, x: Array) -> Array:
+        kernel = self.convolution.kernel[...].astype(self.dtype)
+        if self.size == 1:
+            B, h, w, _ = x.shape
+            # one matrix product over all pixels: XLA's CPU gradients of the batched form are three times slower
+            return rearrange(rearrange(x, "B h w C -> (B h w) C") @ kernel[0, 0], "(B h w) D -> B h w D", B=B, h=h, w=w)
+        pads = padding(x.shape, self.size, self.stride, self.dilation, self.tf_padding)
+        if self.each:
+            return depthwise(x, kernel, Geometry(self.stride, self.dilation, pads))
+        return self.convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))))
+
+
+class InvertedResidual(nnx.Module):
+    """Expand, filter each channel, project; a residual where the shapes allow."""
+
+    def __init__(self, cin: int, cout: int, config: dict, *, stride: int, dilation: int, dtype, rngs: nnx.Rngs):
+        kinds = {"dtype": dtype, "rngs": rngs}
+        inner = divisible(round(cin * config["expand_ratio"]), config)
+        self.residual = stride == 1 and cin == cout
+        self.expand_1x1 = ConvLayer(cin, inner, 1, config, **kinds)
+        self.conv_3x3 = ConvLayer(inner, inner, 3, config, stride=stride, dilation=dilation, each=True, **kinds)
+        self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, **kinds)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        y = self.reduce_1x1(self.conv_3x3(self.expand_1x1(x, train=train), train=train), train=train)
+        return x + y if self.residual else y
+
+
+class Stem(nnx.Module):
+    """The first convolution, which halves the image and expands, then filter and project."""
+
+    def __init__(self, inner: int, cout: int, config: dict, *, dtype, rngs: nnx.Rngs):
+        kinds = {"dtype": dtype, "rngs": rngs}
+        separate = not config["first_layer_is_expansion"]
+        self.first_conv = ConvLayer(config["num_channels"], inner, 3, config, stride=2, **kinds)
+        self.expand_1x1 = ConvLayer(inner, inner, 1, config, **kinds) if separate else None
+        self.conv_3x3 = ConvLayer(inner, inner, 3, config, each=True, **kinds)
+        self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, **kinds)
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        x = self.first_conv(x, train=train)
+        if self.expand_1x1 is not None:
+            x = self.expand_1x1(x, train=train)
+        return self.reduce_1x1(self.conv_3x3(x, train=train), train=train)
+
+
+class Backbone(nnx.Module):
+    """Images [B, H, W, 3] to features [B, H/32, W/32, C]; past `output_stride` blocks dilate instead of halving."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        kinds = {"dtype": dtype, "rngs": rngs}
+        widths = [scaled(channels, config) for channels in CHANNELS]
+        self.conv_stem = Stem(scaled(32, config), widths[0], config, **kinds)
+        self.layer = nnx.List()
+        reached, dilation = 2, 1
+        for cin, cout, stride in zip(widths, widths[1:], STRIDES):
+            dilate = reached == config["output_stride"]
+            geometry = {"stride": 1, "dilation": dilation} if dilate else {"stride": stride, "dilation": 1}
+            reached, dilation = (reached, dilation * stride) if dilate else (reached * stride, dilation)
+            self.layer.append(InvertedResidual(cin, cout, config, **geometry, **kinds))
+        full = config["finegrained_output"] and config["depth_multiplier"] < 1.0
+        self.width = 1280 if full else scaled(1280, config)
+        self.conv_1x1 = ConvLayer(widths[-1], self.width, 1, config, **kinds)
+
+    def __call__(self, image: Array, *, train: bool) -> Array:
+        x = self.conv_stem(image, train=train)  # [B, H/2, W/2, C]
+        for block in self.layer:
+            x = block(x, train=train)
+        return self.conv_1x1(x, train=train)
+
+
+class MobileNetV2(nnx.Module):
+    """Normalised images [B, H, W, 3] to logits [B, L], float32. The head has no dropout."""
+
+    def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+        if config["hidden_act"] != "relu6":
+            raise UserError(f"config.json: hidden_act = {config['hidden_act']!r} is not implemented; MobileNetV2 has relu6")
+        self.mobilenet_v2 = Backbone(config, dtype=dtype, rngs=rngs)
+        self.classifier = linear(self.mobilenet_v2.width, labels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array, *, train: bool) -> Array:
+        features = self.mobilenet_v2(image, train=train)
+        return self.classifier(features.mean((1, 2))).astype(jnp.float32)

@@ -1,0 +1,239 @@
+"""Vision transformers, driven by Hugging Face's config.json: ViT (Dosovitskiy et al. 2021, arXiv 2010.11929; model_type
+vit) and DINOv2's (Oquab et al. 2024, arXiv 2304.07193; model_type dinov2), which adds a scale to every layer.
+
+Attribute names are those of the files, older than the names that transformers 5 shows in memory
+(`vit.encoder.layer.0.attention.attention.query`, not `vit.layers.0.attention.q_proj`).
+
+Shapes: B batch, H W image, h w patches, N = 1 + h w tokens with the class token first, D width, K heads, L labels.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+
+from dermjax.errors import UserError
+from dermjax.models.layers import conv, layer_norm, linear
+
+Array = jax.Array
+KEYS_CUBIC = -0.75  # the free parameter of the cubic kernel that PyTorch uses
+ACTIVATIONS = {"gelu": partial(nnx.gelu, approximate=False), "gelu_new": nnx.gelu}
+
+
+def grid(config: dict) -> int:
+    """Returns the patches along one side of the image that the position embeddings are made for."""
+    return config["image_size"] // config["patch_size"]
+
+
+class PatchEmbeddings(nnx.Module):
+    """Images [B, H, W, 3] to patches [B, h w, D]."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        patch, width = config["patch_size"], config["hidden_size"]
+        self.projection = conv(config["num_channels"], width, patch, stride=patch, padding=0, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array) -> Array:
+        return rearrange(self.projection(image), "B h w D -> B (h w) D")
+
+
+class Embeddings(nnx.Module):
+    """Class token and patches, each with the embedding of its place."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width, normal = config["hidden_size"], nnx.initializers.normal(config["initializer_range"])
+        self.dtype = dtype
+        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
+        self.position_embeddings = nnx.Param(normal(rngs.params(), (1, 1 + grid(config) ** 2, width)))
+        self.patch_embeddings = PatchEmbeddings(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array) -> Array:
+        first = repeat(self.cls_token[...].astype(self.dtype), "1 1 D -> B 1 D", B=image.shape[0])
+        tokens = jnp.concatenate([first, self.patch_embeddings(image)], axis=1)  # [B, N, D]
+        return tokens + self.position_embeddings[...].astype(self.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Queries, keys and values, and what the heads see."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width, kinds = config["hidden_size"], {"bias": config["qkv_bias"], "dtype": dtype, "rngs": rngs}
+        self.heads = config["num_attention_heads"]
+        self.query, self.key, self.value = (linear(width, width, **kinds) for _ in range(3))
+
+    def __call__(self, x: Array) -> Array:  # [B, N, D]
+        q, k, v = (
+            rearrange(project(x), "B N (K d) -> B N K d", K=self.heads)
+            for project in (self.query, self.key, self.value)
+        )
+        return rearrange(jax.nn.dot_product_attention(q, k, v), "B N K d -> B N (K d)")
+
+
+class Dense(nnx.Module):
+    """One linear layer under the name `dense`, as the files nest it."""
+
+    def __init__(self, din: int, dout: int, *, dtype, rngs: nnx.Rngs):
+        self.dense = linear(din, dout, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.dense(x)
+
+
+class Attention(nnx.Module):
+    """Self-attention and the projection of its output."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
+        self.output = Dense(config["hidden_size"], config["hidden_size"], dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.output(self.attention(x))
+
+
+class ViTLayer(nnx.Module):
+    """Attention and feed-forward, each on a LayerNorm, each with a residual."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width, inner, kinds = config["hidden_size"], config["intermediate_size"], {"dtype": dtype, "rngs": rngs}
+        self.activation = activation(config)
+        self.layernorm_before = layer_norm(width, epsilon=config["layer_norm_eps"], **kinds)
+        self.attention = Attention(config, **kinds)
+        self.layernorm_after = layer_norm(width, epsilon=config["layer_norm_eps"], **kinds)
+        self.intermediate = Dense(width, inner, **kinds)
+        self.output = Dense(inner, width, **kinds)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.attention(self.layernorm_before(x))
+        return x + self.output(self.activation(self.intermediate(self.layernorm_after(x))))
+
+
+class LayerScale(nnx.Module):
+    """One learned factor a channel on the way into the residual (arXiv 2103.17239)."""
+
+    def __init__(self, config: dict):
+        self.lambda1 = nnx.Param(jnp.full((config["hidden_size"],), config["layerscale_value"]))
+
+    def __call__(self, x: Array) -> Array:
+        return x * self.lambda1[...].astype(x.dtype)[None, None]
+
+
+class MLP(nnx.Module):
+    """Two linear layers around the activation."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width, inner = config["hidden_size"], int(config["hidden_size"] * config["mlp_ratio"])
+        self.activation = activation(config)
+        self.fc1 = linear(width, inner, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(inner, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Dinov2Layer(nnx.Module):
+    """ViT's layer with layer scales, under DINOv2's names."""
+
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+        width, epsilon, kinds = config["hidden_size"], config["layer_norm_eps"], {"dtype": dtype, "rngs": rngs}
+        self.norm1 = layer_norm(width, epsilon=epsilon, **kinds)
+        self.attention = Attention(config, **kinds)
+        self.layer_scale1 = LayerScale(config)
+        self.norm2 = layer_norm(width, epsilon=epsilon, **kinds)
+        self.mlp = MLP(config, **kinds)
+        self.layer_scale2 = LayerScale(config)
+
+    def __call__(self, x: Array) -> Array:
+        x = x + self.layer_scale1(self.attention(self.norm1(x)))
+        return x + self.layer_scale2(self.mlp(self.norm2(x)))
+
+
+class Encoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
+        self.layer = nnx.List(make(config, dtype=dtype, rngs=rngs) for _ in range(config["num_hidden_layers"]))
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layer:
+            x = layer(x)
+        return x
+
+
+class Backbone(nnx.Module):
+    """Normalised images [B, H, W, 3] to tokens [B, N, D] after the final norm."""
+
+    def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
+        self.encoder = Encoder(make, config, dtype=dtype, rngs=rngs)
+        self.layernorm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array) -> Array:
+        return self.layernorm(self.encoder(self.embeddings(image)))
+
+
+class ViT(nnx.Module):
+    """Normalised images [B, H, W, 3] to logits [B, L], float32, from the class token."""
+
+    def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+        self.vit = Backbone(ViTLayer, config, dtype=dtype, rngs=rngs)
+        self.classifier = linear(config["hidden_size"], labels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array, *, train: bool) -> Array:
+        return self.classifier(self.vit(image)[:, 0]).astype(jnp.float32)
+
+
+class Dinov2(nnx.Module):
+    """Normalised images [B, H, W, 3] to logits [B, L], float32, from the class token beside the mean of the patches."""
+
+    def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+        if config["use_swiglu_ffn"]:
+            raise UserError("config.json: use_swiglu_ffn (DINOv2 giant) is not implemented; take small, base or large")
+        self.dinov2 = Backbone(Dinov2Layer, config, dtype=dtype, rngs=rngs)
+        self.classifier = linear(2 * config["hidden_size"], labels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Array, *, train: bool) -> Array:
+        tokens = self.dinov2(image)
+        seen = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=-1)  # [B, 2 D]
+        return self.classifier(seen).astype(jnp.float32)
+
+
+def activation(config: dict):
+    """Returns the config's activation; UserError for one that no published ViT uses."""
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise UserError(f"config.json: hidden_act = {config['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[config["hidden_act"]]
+
+
+def resize_positions(positions: np.ndarray, side: int) -> np.ndarray:
+    """Returns position embeddings [1, 1 + side², D] made from [1, 1 + s², D], as transformers interpolates them.
+
+    The class token keeps its own; the patches' grid is resampled by PyTorch's bicubic kernel without antialiasing.
+    """
+    first, patches = positions[:, :1], positions[:, 1:]
+    old = round(patches.shape[1] ** 0.5)
+    if old == side:
+        return positions
+    weights = bicubic(old, side)
+    square = rearrange(patches, "1 (h w) D -> h w D", h=old)
+    resized = np.einsum("ih, jw, h w D -> i j D".replace(" ", ""), weights, weights, square)
+    return np.concatenate([first, rearrange(resized, "h w D -> 1 (h w) D")], axis=1).astype(positions.dtype)
+
+
+def bicubic(old: int, new: int) -> np.ndarray:
+    """Returns the [new, old] matrix of cubic interpolation with half-pixel centres and the border repeated."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        column = np.floor(centres).astype(int) + offset
+        np.add.at(matrix, (np.arange(new), column.clip(0, old - 1)), cubic(np.abs(centres - column)))
+    return matrix
+
+
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """Returns Keys's cubic convolution kernel (1981) at distances in [0, 2]."""
+    a, d = KEYS_CUBIC, distance
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, far)

@@ -1,0 +1,148 @@
+"""Classifier folders in Hugging Face's layout: what we write transformers loads, what it writes we load.
+
+    config.json  preprocessor_config.json  model.safetensors
+
+Files keep the older tensor names (`attention.attention.query`) that transformers 5 renames in memory.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from dermjax.errors import UserError
+from dermjax.models.classifier import ARCHITECTURES, Architecture, Classifier, describe
+from dermjax.models.vit import grid, resize_positions
+from dermjax.progress import say
+from dermjax.weights import torch_layout
+from dermjax.weights.diffusers import read_json, tensors, write_json
+
+Tensors = dict[str, np.ndarray]
+Trees = tuple[dict[str, Any], dict[str, Any]]  # params and variables
+
+HEAD = "classifier"
+STATISTICS = {"running_mean": "mean", "running_var": "var"}
+COUNTER = "num_batches_tracked"  # PyTorch keeps one beside the statistics; nobody reads it
+POSITIONS = "embeddings.position_embeddings"
+# what some files hold and no classifier reads: pretraining's mask token, ViTModel's own pooler
+UNREAD = ("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
+LANCZOS = 1  # Pillow's number; data/images.py cuts and resizes this way
+
+
+def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=jnp.float32) -> tuple[Classifier, Trees]:
+    """Returns a folder's classifier for these labels and images of `size` pixels, and (params, variables), float32.
+
+    The head of other labels, or none, is replaced by one drawn from `seed`; position embeddings are resampled when
+    the size differs.
+
+    Raises:
+      UserError: a file is missing or broken, the architecture is not one of ours, or tensors do not fit the config.
+    """
+    folder = Path(folder)
+    found = read_json(folder / "config.json")
+    architecture = ARCHITECTURES.get(found.get("model_type"))
+    if architecture is None:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{folder}/config.json: model_type {found.get('model_type')!r} is not one of {known}")
+    config = describe(found["model_type"], found, labels, size)
+    config.pop("torch_dtype", None)  # what older files call dtype
+    config["use_mask_token"] = False
+    classifier = Classifier(config, *preprocessing(folder, architecture), dtype)
+
+    file = ours(tensors(folder / "model.safetensors"), architecture.backbone)
+    if f"{architecture.backbone}.{POSITIONS}" in file:
+        file = resized(file, f"{architecture.backbone}.{POSITIONS}", grid(config))
+    if not same_labels(found, labels) or f"{HEAD}.weight" not in file:
+        say(f"{folder}: its head is replaced by a new one for {', '.join(labels)}")
+        file = with_new_head(file, classifier, seed)
+    params, variables = (torch_layout.flatten(tree) for tree in classifier.shapes)
+    tree = torch_layout.from_torch(
+        torch_layout.unflatten(params | variables), file, str(folder / "model.safetensors"), dtype=np.float32
+    )
+    flat = torch_layout.flatten(tree)
+    return classifier, tuple(torch_layout.unflatten({path: flat[path] for path in each}) for each in (params, variables))
+
+
+def write(folder: Path, classifier: Classifier, params: dict, variables: dict) -> None:
+    """Writes the classifier folder whole: under a temporary name first, then in place of what was there."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_json(part / "config.json", classifier.config)
+    write_json(part / "preprocessor_config.json", preprocessor(classifier))
+    arrays = jax.device_get(torch_layout.flatten(params) | torch_layout.flatten(variables))
+    save_file(theirs(arrays), part / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def ours(file: Tensors, backbone: str) -> Tensors:
+    """Returns a file's tensors under the names of the whole classifier, without those that no classifier reads."""
+    bare = not any(name.startswith(f"{backbone}.") for name in file)
+    named = {f"{backbone}.{name}" if bare and not name.startswith(f"{HEAD}.") else name: file[name] for name in file}
+    unread = {f"{backbone}.{name}" for name in UNREAD}
+    kept = {name: array for name, array in named.items() if name not in unread and not name.endswith(COUNTER)}
+    return {renamed(name, STATISTICS): array for name, array in kept.items()}
+
+
+def theirs(arrays: dict[str, np.ndarray]) -> Tensors:
+    """Returns our arrays under the file's names and in its layout, with the counters that PyTorch expects."""
+    back = {ours: theirs for theirs, ours in STATISTICS.items()}
+    named = dict(torch_layout.to_torch(path, np.asarray(array)) for path, array in arrays.items())
+    file = {renamed(name, back): array for name, array in named.items()}
+    counters = [name.replace("running_mean", COUNTER) for name in file if name.endswith("running_mean")]
+    return file | {name: np.zeros((), np.int64) for name in counters}
+
+
+def renamed(name: str, leaves: dict[str, str]) -> str:
+    """Returns the name with its last word replaced where `leaves` has it."""
+    parent, _, leaf = name.rpartition(".")
+    return f"{parent}.{leaves.get(leaf, leaf)}"
+
+
+def same_labels(config: dict, labels: tuple[str, ...]) -> bool:
+    """Returns whether the config's classes are these, in this order."""
+    return config.get("id2label") == {str(index): label for index, label in enumerate(labels)}
+
+
+def with_new_head(file: Tensors, classifier: Classifier, seed: int) -> Tensors:
+    """Returns the tensors with a freshly drawn head in place of theirs."""
+    head = {f"{HEAD}.{leaf}": array for leaf, array in classifier.init(seed)[0][HEAD].items()}
+    return file | dict(torch_layout.to_torch(path, np.asarray(array)) for path, array in head.items())
+
+
+def resized(file: Tensors, name: str, side: int) -> Tensors:
+    """Returns the tensors with the position embeddings resampled to side x side patches."""
+    return file | {name: resize_positions(np.asarray(file[name], np.float32), side)}
+
+
+def preprocessing(folder: Path, architecture: Architecture) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and deviation of pixels in [0, 1]; what the architecture's weights expect where no file says."""
+    path = folder / "preprocessor_config.json"
+    settings = read_json(path) if path.exists() else {}
+    mean, std = architecture.preprocessing
+    return tuple(settings.get("image_mean", mean)), tuple(settings.get("image_std", std))
+
+
+def preprocessor(classifier: Classifier) -> dict:
+    """Returns the preprocessor_config.json of how data/images.py and the classifier treat a photograph."""
+    size = classifier.config["image_size"]
+    return {
+        "image_processor_type": "BitImageProcessor",  # shorter side, then centre crop
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": LANCZOS,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(classifier.mean),
+        "image_std": list(classifier.std),
+    }
