@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and what transformers 5 saves
 
 
 def tokenizer(folder: Path) -> "CLIPTokenizer":
     """Returns the CLIP tokenizer of a model's `tokenizer` folder; a missing file or length is a UserError."""
     from transformers import CLIPTokenizer  # imported here: it takes a second or two, and most of dermjax needs none
 
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise UserError(f"tokenizer {folder}: {name} is missing; give the tokenizer folder of a diffusers model")
-    if "model_max_length" not in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")):
-        raise UserError(f"tokenizer {folder}: tokenizer_config.json lacks model_max_length; add it (77 for CLIP)")
+    if not any(all((folder / name).is_file() for name in form) for form in FORMS):
+        raise UserError(f"tokenizer {folder}: neither {' nor '.join(' with '.join(form) for form in FORMS)} is there")
+    config = folder / "tokenizer_config.json"
+    if not config.is_file() or "model_max_length" not in json.loads(config.read_text(encoding="utf-8")):
+        raise UserError(f"tokenizer {folder}: no model_max_length in tokenizer_config.json; add it (77 for CLIP)")
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
