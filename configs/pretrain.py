@@ -19,32 +19,29 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "encode_batch": 64,
             "save_every": 200,
             "log_every": 20,
-            "mesh": {"data": 1, "fsdp": 1},
+            "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
-                "steps": 1200,
-                "batch": 8,
-                "rate": 2e-3,
-                "warmup": 50,
                 "edges": 0.5,
                 "patches": 1.0,
                 "kl": 1e-3,
-                "ema_decay": 0.99,
+                "crops": {"size": 64, "steps": 1300, "batch": 16, "rate": 2e-3, "warmup": 50, "ema_decay": 0.99},
+                "whole": {"size": 128, "steps": 300, "batch": 8, "rate": 6e-4, "warmup": 10, "ema_decay": 0.99},
             },
             "diffusion": {
-                "steps": 3600,
-                "batch": 32,
-                "rate": 1e-3,
+                "steps": 5000,
+                "batch": 16,
+                "rate": 8e-4,
                 "warmup": 100,
                 "weight_decay": 0.01,
                 "timestep_bias": 1.5,
                 "caption_dropout": 0.1,
-                "ema_decay": 0.998,
+                "ema_decay": 0.999,
             },
         }
     )
     if variant == "smoke":
         config.phantoms, config.normalise_over, config.save_every = 500, 64, 5
-        config.autoencoder.steps = config.diffusion.steps = 10
+        config.autoencoder.crops.steps = config.autoencoder.whole.steps = config.diffusion.steps = 10
     elif variant:
         raise ValueError(f"configs/pretrain.py has no variant {variant!r}; it has: smoke")
     return config

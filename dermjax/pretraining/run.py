@@ -28,12 +28,13 @@ from dermjax.weights import diffusers
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains derm-tiny from nothing and leaves it in workdir/model."""
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(config.autoencoder.batch, grid)
-    sharding.check_batch(config.diffusion.batch, grid)
+    for part in (config.autoencoder.crops, config.autoencoder.whole, config.diffusion):
+        sharding.check_batch(part.batch, grid)
     sd = describe(workdir)
     params = sd.init(config.seed)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
-         autoencoder_steps=config.autoencoder.steps, diffusion_steps=config.diffusion.steps)  # fmt: skip
+         autoencoder_steps=config.autoencoder.crops.steps + config.autoencoder.whole.steps,
+         diffusion_steps=config.diffusion.steps)  # fmt: skip
     images, captions = phantoms.make(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     params = params | train_autoencoder(sd, params, images, config, grid, workdir / "autoencoder")
     moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
@@ -56,30 +57,38 @@ def describe(workdir: Path) -> StableDiffusion:
 
 
 def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, config, grid, workdir: Path) -> Params:
-    """Returns {"vae": …} trained on the phantoms."""
-    c = config.autoencoder
-    optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
-                                 weight_decay=0.0, clip=1.0)  # fmt: skip
-    batches = pipelines.arrays({"index": np.arange(len(images))}, batch=c.batch, seed=config.seed)
-    batches = Mapped(batches, lambda rows: {"image": to_model(images[np.sort(rows["index"])])})
-    state = fit(
-        autoencoder.loss(sd, edges=c.edges, patches=c.patches, kl=c.kl),
-        create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, batches,
-        optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid, rules=sharding.RULES,
-        workdir=workdir, title="autoencoder", save_every=config.save_every, log_every=config.log_every,
-    )  # fmt: skip
-    return state.smooth
+    """Returns {"vae": …} trained on crops first, which gives many updates, then on whole images, which it is for."""
+    for phase in ("crops", "whole"):
+        c = config.autoencoder[phase]
+        optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
+                                     weight_decay=0.0, clip=1.0)  # fmt: skip
+        batches = pipelines.arrays({"index": np.arange(len(images))}, batch=c.batch, seed=config.seed)
+        state = fit(
+            autoencoder.loss(sd, edges=config.autoencoder.edges, patches=config.autoencoder.patches,
+                             kl=config.autoencoder.kl),
+            create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, Crops(batches, images, c.size),
+            optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid,
+            rules=sharding.RULES, workdir=workdir / phase, title=f"autoencoder, {phase}",
+            save_every=config.save_every, log_every=config.log_every,
+        )  # fmt: skip
+        params = state.smooth
+    return params
 
 
-class Mapped:
-    """A checkpointable iterator with a function on its batches."""
+class Crops:
+    """A checkpointable iterator over square crops; where an image is cut follows from its index."""
 
-    def __init__(self, batches, function):
-        self.batches, self.function = batches, function
+    def __init__(self, batches, images: np.ndarray, size: int):
+        self.batches, self.images, self.size = batches, images, size
         self.get_state, self.set_state = batches.get_state, batches.set_state
 
-    def __next__(self):
-        return self.function(next(self.batches))
+    def __next__(self) -> dict[str, np.ndarray]:
+        room = self.images.shape[1] - self.size + 1
+        cut = []
+        for index in next(self.batches)["index"]:
+            top, left = np.random.default_rng(index).integers(room, size=2)
+            cut.append(self.images[index, top : top + self.size, left : left + self.size])
+        return {"image": to_model(np.stack(cut))}
 
 
 def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, config, grid, workdir: Path) -> Params:

@@ -96,12 +96,18 @@ def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a safetensors file, without the position buffer that old CLIP files carry."""
+    """Returns the tensors of a safetensors file under the names of published files.
+
+    transformers 5 saves CLIP's text model without the prefix `text_model.` that every older file has, and older files
+    carry a buffer of positions that is no weight.
+    """
     try:
         with safe_open(path, framework="np") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch the file again") from error
+    if "embeddings.token_embedding.weight" in found:
+        found = {f"text_model.{name}": tensor for name, tensor in found.items()}
     found.pop("text_model.embeddings.position_ids", None)
     return found
 

@@ -1,0 +1,190 @@
+"""Equality with PyTorch: random twins saved by diffusers and transformers, read by us, and the way back."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermjax.data import tokens
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import TINY, StableDiffusion, count
+from dermjax.weights import diffusers as ours
+from dermjax.weights.torch_layout import flatten
+
+STYLES = {
+    "sd1": {
+        "unet": {"attention_head_dim": 2, "use_linear_projection": False},
+        "text": {"hidden_act": "quick_gelu"},
+        "prediction": "epsilon",
+    },
+    "sd2": {
+        "unet": {"attention_head_dim": [2, 4, 4], "use_linear_projection": True},
+        "text": {"hidden_act": "gelu"},
+        "prediction": "v_prediction",
+    },
+    "inpainting": {
+        "unet": {"attention_head_dim": 2, "in_channels": 9},
+        "text": {"hidden_act": "quick_gelu"},
+        "prediction": "epsilon",
+    },
+}
+
+
+@pytest.fixture
+def shared():
+    """The reference configs beside the checkout."""
+    folder = Path(__file__).parents[3] / "shared"
+    if not folder.exists():
+        pytest.skip("no shared material beside the checkout")
+    return folder
+
+
+def close(ours_, theirs, tolerance=1e-4):
+    theirs = theirs.detach().numpy()
+    error = np.abs(np.asarray(ours_) - theirs).max() / np.abs(theirs).max()
+    assert error <= tolerance, error
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def twin(request, tmp_path_factory):
+    """A random PyTorch pipeline of one style, and the folder that diffusers made of it."""
+    torch = pytest.importorskip("torch")
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    style = STYLES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    tokens.write_word_tokenizer(folder / "words", ["mole", "benign", "malignant"], 16)
+    tokenizer = tokens.tokenizer(folder / "words")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16, block_out_channels=(32, 64, 64), cross_attention_dim=48, layers_per_block=2, norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), **style["unet"],
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(16, 32, 32, 32), norm_num_groups=8, layers_per_block=2, latent_channels=4, sample_size=128,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215,
+    )  # fmt: skip
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=16, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        **style["text"],
+    ))  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(prediction_type=style["prediction"], beta_schedule="scaled_linear",
+                                        beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False,
+                                        steps_offset=1, clip_sample=False)  # fmt: skip
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    for network in (unet, vae, text):
+        for parameter in network.parameters():
+            # PyTorch starts many at 0 or 1, which would hide a transposition
+            torch.nn.init.normal_(parameter, 0.02 if parameter.ndim < 2 else 0.0, parameter[0].numel() ** -0.5 * 0.9)
+    pipeline.save_pretrained(folder / "model")
+    return pipeline, folder / "model"
+
+
+def test_networks_equal_pytorch(twin):
+    torch = pytest.importorskip("torch")
+    pipeline, folder = twin
+    sd, params = ours.read(folder)
+    rng = np.random.default_rng(0)
+    channels = sd.configs["unet"]["in_channels"]
+    x, context = rng.normal(size=(2, 16, 16, channels)), rng.normal(size=(2, 16, 48))
+    x, context, t = x.astype(np.float32), context.astype(np.float32), np.array([3, 977])
+    with torch.no_grad():
+        theirs = pipeline.unet(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(context)).sample
+        close(jax.jit(sd.unet)(params, x, t, context), theirs.permute(0, 2, 3, 1))
+
+        image = rng.uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+        posterior = pipeline.vae.encode(torch.tensor(image).permute(0, 3, 1, 2)).latent_dist
+        mean, log_variance = np.split(np.asarray(jax.jit(sd.encode)(params, image)), 2, axis=-1)
+        close(mean, posterior.mean.permute(0, 2, 3, 1))
+        close(log_variance, posterior.logvar.permute(0, 2, 3, 1))
+
+        latents = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
+        decoded = pipeline.vae.decode(torch.tensor(latents).permute(0, 3, 1, 2)).sample
+        close(jax.jit(sd.reconstruct)(params, latents), decoded.permute(0, 2, 3, 1))
+
+        words = tokens.tokens(tokens.tokenizer(sd.tokenizer), ["benign mole", "malignant mole"])
+        close(jax.jit(sd.encode_text)(params, words), pipeline.text_encoder(torch.tensor(words)).last_hidden_state)
+
+
+def test_what_we_write_diffusers_reads(twin, tmp_path):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    pipeline, folder = twin
+    sd, params = ours.read(folder)
+    ours.write(tmp_path / "model", sd, params, dtype=np.float32)
+    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    for name in ("unet", "vae", "text_encoder"):
+        theirs = getattr(pipeline, name).state_dict()
+        for key, tensor in getattr(again, name).state_dict().items():
+            assert torch.equal(tensor, theirs[key]), (name, key)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A small random model folder of our own."""
+    tokens.write_word_tokenizer(tmp_path / "words", ["mole"], 16)
+    configs = json.loads(json.dumps(TINY))
+    configs["text_encoder"] |= {"vocab_size": len(tokens.tokenizer(tmp_path / "words")), "max_position_embeddings": 16}
+    configs["unet"] |= {"block_out_channels": [32, 32, 32]}
+    sd = StableDiffusion(configs, tmp_path / "words", jnp.float32)
+    params = sd.init(0)
+    ours.write(tmp_path / "model", sd, params, dtype=np.float32)
+    return tmp_path / "model", params
+
+
+def test_read_of_write_is_bit_equal(tiny):
+    folder, params = tiny
+    again = ours.read(folder)[1]
+    assert all((again_leaf == leaf).all() for again_leaf, leaf in zip(
+        jax.tree.leaves(again), jax.tree.leaves(params), strict=True))  # fmt: skip
+    assert len(ours.digest(folder)) == 16
+
+
+@pytest.mark.parametrize("content, said", [(b"", "not a readable"), (b"<html>", "not a readable"),
+                                           (b"version https://git-lfs", "not a readable")])  # fmt: skip
+def test_a_broken_weight_file_is_named(tiny, content, said):
+    folder, _ = tiny
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        ours.read(folder)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_all_misfits_come_in_one_error(tiny):
+    folder, _ = tiny
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 64}))
+    with pytest.raises(UserError, match=r"10 of \d+ tensors do not fit: .*attn2\.to_k\.weight is"):
+        ours.read(folder)
+
+
+def test_an_option_that_we_do_not_have_is_named(tiny):
+    folder, _ = tiny
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"addition_embed_type": "text_time"}))
+    with pytest.raises(UserError, match="addition_embed_type = 'text_time' is not implemented"):
+        ours.read(folder)
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no model_index\.json"):
+        ours.read(tmp_path)
+
+
+def test_sd15_has_the_published_number_of_parameters(shared):
+    configs = {name: json.loads((shared / "reference/sd15_config" / name / "config.json").read_text())
+               for name in ("unet", "vae", "text_encoder")}  # fmt: skip
+    sd = StableDiffusion(configs, shared / "reference/sd15_config/tokenizer", jnp.float32)
+    assert {name: count(sd.shapes[name]) for name in configs} == {
+        "unet": 859_520_964,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+    }
+    assert len(flatten(sd.shapes["unet"])) == 686
