@@ -3,13 +3,12 @@
 The page is one file that loads nothing from outside. It says what was found in words as careful as the numbers.
 """
 
-from collections import Counter
 from pathlib import Path
 
 import jinja2
 
 from dermjax.data.records import Manifest
-from dermjax.evaluation import metrics, paper, plots, wording
+from dermjax.evaluation import counts, metrics, paper, plots, wording
 from dermjax.evaluation.curves import Series
 from dermjax.evaluation.findings import BASELINE, Findings
 from dermjax.evaluation.pictures import Picture, picture, spread
@@ -35,21 +34,12 @@ def page(title: str, sections: dict) -> str:
     return environment.get_template("report.html.jinja").render(title=title, **sections)
 
 
-def counts(prepared: Manifest, generated: Manifest | None, curated: Manifest | None) -> list[tuple[str, str, str]]:
-    """The sizes at the head of the page as (number, what, detail)."""
-    tiles = []
-    for split in ("train", "validation", "test"):
-        records = prepared.split(split)
-        tiles.append(
-            (str(len(records)), f"real images, {split}", _by_class([r.label for r in records], prepared.labels))
-        )
-    if generated:
-        made = [record.label for record in generated.records if record.synthetic]
-        tiles.append((str(len(made)), "synthetic images made", _by_class(made, generated.labels)))
-    if curated:
-        kept = [record.label for record in curated.split("train") if record.synthetic]
-        tiles.append((str(len(kept)), "synthetic images kept", _by_class(kept, curated.labels)))
-    return tiles
+def tiles(images: dict[str, dict[str, int]]) -> list[tuple[int, str, str]]:
+    """The sizes at the head of the page as (number, kind, detail)."""
+    return [
+        (sum(each.values()), kind, ", ".join(f"{count} {name}" for name, count in each.items()))
+        for kind, each in images.items()
+    ]
 
 
 def sources(prepared: Manifest) -> list[str]:
@@ -87,16 +77,15 @@ def side_by_side(prepared: Manifest, curated: Manifest, count: int) -> list[tupl
 
 def curation(curated: Manifest, count: int) -> dict:
     """How many images of each class each reason rejected, and the rejected pictures with their reasons."""
-    made = Counter(record.label for record in curated.records)
     rejected = [record for record in curated.records if not record.kept]
-    reasons = sorted({reason for record in rejected for reason in record.rejected})
-    rows = [(_words(reason), [record.label for record in rejected if reason in record.rejected]) for reason in reasons]
-    rows.append(("rejected for any reason", [record.label for record in rejected]))
+    made = counts.by_class(curated.records, curated.labels)
+    rows = {_words(reason): each for reason, each in counts.rejections(curated).items()}
+    rows["rejected for any reason"] = counts.by_class(rejected, curated.labels)
+    # an image has one class, so the sum over classes is the number of images
     return {
-        "labels": curated.labels,
-        "made": [made[name] for name in curated.labels],
-        "rows": [(reason, [labels.count(name) for name in curated.labels], len(labels)) for reason, labels in rows],
-        "total": len(curated.records),
+        "made": made,
+        "total": sum(made.values()),
+        "rows": [(reason, each, sum(each.values())) for reason, each in rows.items()],
         "pictures": [
             picture(curated, record, ", ".join(_words(reason) for reason in record.rejected))
             for record in spread(rejected, count)
@@ -174,10 +163,6 @@ def _prompts(records: list) -> str:
     """The distinct prompts of some records, the first few."""
     prompts = list(dict.fromkeys(record.generation.get("prompt", "") for record in records))
     return "; ".join(prompt for prompt in prompts[:4] if prompt) + (" …" if len(prompts) > 4 else "")
-
-
-def _by_class(labels: list[str], classes: tuple[str, ...]) -> str:
-    return ", ".join(f"{labels.count(name)} {name}" for name in classes)
 
 
 def _words(reason: str) -> str:

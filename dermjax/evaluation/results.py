@@ -8,11 +8,13 @@ from dermjax.evaluation.findings import Comparison, Findings, Run
 from dermjax.evaluation.intervals import Estimate
 
 
-def as_json(found: Findings, bootstrap: dict) -> str:
-    """The findings as JSON text; an interval that does not exist is null, with its reason in the note."""
+def as_json(found: Findings, bootstrap: dict, images: dict, rejections: dict) -> str:
+    """The findings and counts as JSON text; an interval that does not exist is null, with its reason in the note."""
     return json.dumps(
         {
             "classes": found.classes,
+            "images": images,
+            "rejections": rejections,
             "bootstrap": bootstrap,
             "runs": {run.name: _run(run, found.figures[run.name]) for run in found.runs},
             "comparisons": [_comparison(each) for each in found.comparisons],

@@ -8,7 +8,7 @@ from dermjax import progress
 from dermjax.data import records
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.evaluation import curves, findings, report, results, wording
+from dermjax.evaluation import counts, curves, findings, report, results, wording
 from dermjax.evaluation.findings import Findings
 from dermjax.run_folder import write_atomically
 
@@ -29,18 +29,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _refuse_other_classes(prepared, {"generated": generated, "curated": curated})
     runs = findings.read_runs(config.runs.to_dict(), prepared)
     bootstrap = config.bootstrap
-    images = len(runs[0].predictions.images)
-    seconds = SECONDS_OF_PAGE + SECONDS_OF_RESAMPLES * images * len(runs) * bootstrap.resamples / 2000
-    progress.cost("evaluate", classifiers=len(runs), test_images=images, resamples=bootstrap.resamples, seconds=seconds)
+    tested = len(runs[0].predictions.images)
+    seconds = SECONDS_OF_PAGE + SECONDS_OF_RESAMPLES * tested * len(runs) * bootstrap.resamples / 2000
+    progress.cost("evaluate", classifiers=len(runs), test_images=tested, resamples=bootstrap.resamples, seconds=seconds)
     with progress.bar(total=2, title="evaluate", unit="steps", done=0) as steps:
         found = findings.find(runs, prepared, curated, bootstrap.resamples, bootstrap.seed, bootstrap.smallest)
         steps.update()
         page = report.page(config.title, _sections(found, prepared, generated, curated, config))
         steps.update()
-    write_atomically(workdir / "results.json", results.as_json(found, bootstrap.to_dict()))
+    images = counts.images(prepared, generated, curated)
+    rejections = counts.rejections(curated) if curated else {}
+    write_atomically(workdir / "results.json", results.as_json(found, bootstrap.to_dict(), images, rejections))
     write_atomically(workdir / "report.html", page)
-    for sentence in wording.summary(found):
-        progress.say(f"evaluate: {sentence}")
+    for verdict, numbers in wording.summary(found):
+        progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
 
 
@@ -66,7 +68,7 @@ def _sections(
     tuning = curves.read(Path(config.tuning), LOSS) if config.tuning else None
     return {
         "summary": wording.summary(found),
-        "counts": report.counts(prepared, generated, curated),
+        "tiles": report.tiles(counts.images(prepared, generated, curated)),
         "sources": report.sources(prepared),
         "phantoms": any(record.source == "phantom" for record in prepared.records),
         "real": report.real_gallery(prepared, count),

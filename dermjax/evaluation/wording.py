@@ -13,11 +13,11 @@ SHOWN = {
 MINUS = "\N{MINUS SIGN}"
 
 
-def summary(findings: Findings) -> list[str]:
-    """One sentence a comparison: what the primary figure says, and nothing more."""
+def summary(findings: Findings) -> list[tuple[str, str]]:
+    """(verdict, numbers) of each comparison: what the primary figure says, and nothing more."""
     if not findings.comparisons:
-        return ["No arm was compared: give a real and a hybrid run of the same classifier."]
-    return [_sentence(comparison, findings) for comparison in findings.comparisons]
+        return [("No arm was compared.", "It takes a real and a hybrid run of the same classifier.")]
+    return [_told(comparison, findings) for comparison in findings.comparisons]
 
 
 def shown(name: str) -> str:
@@ -61,8 +61,8 @@ def compared(comparison: Comparison) -> str:
     return f"{shown(comparison.arm.classifier)}: {comparison.arm.arm} {MINUS} {comparison.baseline.arm}"
 
 
-def _sentence(comparison: Comparison, findings: Findings) -> str:
-    def told(name: str) -> str:
+def _told(comparison: Comparison, findings: Findings) -> tuple[str, str]:
+    def change_in(name: str) -> str:
         before, after = (
             figure(findings.figures[run.name][name], name) for run in (comparison.baseline, comparison.arm)
         )
@@ -75,7 +75,8 @@ def _sentence(comparison: Comparison, findings: Findings) -> str:
     verdict = {GAIN: "a gain in AUROC was shown", LOSS: "a loss of AUROC was shown"}
     return (
         f"{shown(comparison.arm.classifier)}, {comparison.baseline.arm} → {comparison.arm.arm}: "
-        f"{verdict.get(comparison.verdict, comparison.verdict)}. {told(PRIMARY)}; {told('accuracy')}."
+        f"{verdict.get(comparison.verdict, comparison.verdict)}.",
+        f"{change_in(PRIMARY)}; {change_in('accuracy')}.",
     )
 
 

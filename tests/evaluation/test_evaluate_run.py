@@ -124,6 +124,9 @@ def test_the_numbers_are_the_metrics_of_the_predictions(folder, finished):
         assert told["low"] < told["value"] < told["high"]
     assert results["runs"]["vit real"]["figures"]["sensitivity"]["n"] == 30
     assert results["label_fidelity"]["vit real"]["n"] == 10  # of 12, curation rejected 2
+    assert results["images"]["real, test"] == {"benign": 30, "malignant": 30}
+    assert results["images"]["synthetic, kept"] == {"benign": 4, "malignant": 6}
+    assert results["rejections"] == {"colour_cast": {"benign": 2, "malignant": 0}}
 
 
 def test_verdicts_follow_the_paired_interval(finished):
