@@ -87,6 +87,11 @@ class Classifier:
         return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
 
 
+def fresh(config: dict, dtype) -> Classifier:
+    """Returns the classifier of a config.json without published weights: preprocessing as its architecture's."""
+    return Classifier(config, *ARCHITECTURES[config["model_type"]].preprocessing, dtype)
+
+
 def numbered(tree: Params) -> Params:
     """Returns the tree with list indices as numbers, the inverse of `plain`.
 

@@ -27,7 +27,9 @@ class Geometry(NamedTuple):
 
     def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Returns (h, w) of the output for an input of this shape."""
-        return tuple((n + sum(p) - 2 * self.dilation - 1) // self.stride + 1 for n, p in zip(shape[1:3], self.pads))
+        return tuple(
+            (n + sum(p) - 2 * self.dilation - 1) // self.stride + 1 for n, p in zip(shape[1:3], self.pads, strict=True)
+        )
 
 
 def pad(x: Array, geometry: Geometry) -> Array:
@@ -82,7 +84,7 @@ def shifted_gradients(x: Array, kernel: Array, gradient: Array, geometry: Geomet
             left = j * dilation
             return lax.slice(line, (0, left, 0), (B, left + (w - 1) * stride + 1, C), (1, stride, 1)) * g
 
-        return tuple(total + product(i, j) for total, (i, j) in zip(sums, TAPS))
+        return tuple(total + product(i, j) for total, (i, j) in zip(sums, TAPS, strict=True))
 
     zeros = jnp.zeros((B, w, C), gradient.dtype)
     sums = lax.fori_loop(0, h, add_row, (zeros,) * len(TAPS))

@@ -123,7 +123,7 @@ class Backbone(nnx.Module):
         self.conv_stem = Stem(scaled(32, config), widths[0], config, **kinds)
         self.layer = nnx.List()
         reached, dilation = 2, 1
-        for cin, cout, stride in zip(widths, widths[1:], STRIDES):
+        for cin, cout, stride in zip(widths[:-1], widths[1:], STRIDES, strict=True):
             dilate = reached == config["output_stride"]
             geometry = {"stride": 1, "dilation": dilation} if dilate else {"stride": stride, "dilation": 1}
             reached, dilation = (reached, dilation * stride) if dilate else (reached * stride, dilation)
@@ -144,7 +144,7 @@ class MobileNetV2(nnx.Module):
 
     def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
         if config["hidden_act"] != "relu6":
-            raise UserError(f"config.json: hidden_act = {config['hidden_act']!r} is not implemented; MobileNetV2 has relu6")
+            raise UserError(f"config.json: hidden_act = {config['hidden_act']!r} is not MobileNetV2's relu6")
         self.mobilenet_v2 = Backbone(config, dtype=dtype, rngs=rngs)
         self.classifier = linear(self.mobilenet_v2.width, labels, dtype=dtype, rngs=rngs)
 

@@ -51,7 +51,8 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=j
         raise UserError(f"{folder}/config.json: model_type {found.get('model_type')!r} is not one of {known}")
     config = describe(found["model_type"], found, labels, size)
     config.pop("torch_dtype", None)  # what older files call dtype
-    config["use_mask_token"] = False
+    if "use_mask_token" in config:
+        config["use_mask_token"] = False
     classifier = Classifier(config, *preprocessing(folder, architecture), dtype)
 
     file = ours(tensors(folder / "model.safetensors"), architecture.backbone)
@@ -65,7 +66,8 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=j
         torch_layout.unflatten(params | variables), file, str(folder / "model.safetensors"), dtype=np.float32
     )
     flat = torch_layout.flatten(tree)
-    return classifier, tuple(torch_layout.unflatten({path: flat[path] for path in each}) for each in (params, variables))
+    parted = (torch_layout.unflatten({path: flat[path] for path in each}) for each in (params, variables))
+    return classifier, tuple(parted)
 
 
 def write(folder: Path, classifier: Classifier, params: dict, variables: dict) -> None:

@@ -1,0 +1,73 @@
+"""A classifier of skin lesions on real, or real and synthetic, images; validation and test are real only.
+
+    dermjax classify --config=configs/classify.py:mobilenetv2 --config.init=MOBILENETV2_FOLDER \\
+        --config.manifest=runs/prepare --config.synthetic=runs/curate --workdir=runs/mobilenetv2_hybrid
+
+Without --config.synthetic it trains on real images only, for the same number of steps. Leaves classifier/ (Hugging Face
+layout), predictions.csv and metrics.json.
+Variants:
+  vit          224 px, for a ViT or DINOv2 folder (google/vit-base-patch16-224-in21k, facebook/dinov2-small); one GPU
+  mobilenetv2  160 px, for a MobileNetV2 folder (google/mobilenet_v2_1.0_160); one GPU, or a few hours of 2 CPU cores
+  demo         either, small and from nothing, 128 px, about a minute on 2 CPU cores
+The default is `vit`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """The config of `classify`; variant is None, "vit", "mobilenetv2" or "demo"."""
+    config = ConfigDict(
+        {
+            "manifest": "",  # real images with their splits
+            "synthetic": "",  # synthetic images to train on as well; "" for none
+            "judged": "",  # synthetic images that only get predictions, never trained on; "" for none
+            "synthetic_fraction": 0.75,  # of every batch, when there are synthetic images; the paper's 3 to 1
+            "classifier": "vit",  # or "mobilenetv2"
+            "init": "",  # a Hugging Face folder; "" starts from nothing with the architecture below
+            "architecture": {
+                "vit": {
+                    "patch_size": 16,
+                    "hidden_size": 384,
+                    "intermediate_size": 1536,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 6,
+                },
+                "mobilenetv2": {"depth_multiplier": 1.0},
+            },
+            "size": 224,
+            "augment": True,
+            "precision": "float32",  # or "bfloat16"
+            "seed": 0,
+            "steps": 2000,
+            "batch": 32,
+            "optimizer": "adamw",
+            "rate": 3e-5,
+            "warmup": 200,
+            "schedule": "cosine",
+            "weight_decay": 0.05,
+            "clip": 1.0,
+            "label_smoothing": 0.1,
+            "ema_decay": 0.0,
+            "save_every": 500,
+            "log_every": 50,
+            "evaluate_every": 250,
+            "mesh": {"data": 0, "fsdp": 1},
+        }
+    )
+    if variant == "mobilenetv2":
+        config.classifier, config.size, config.rate = "mobilenetv2", 160, 3e-4
+    elif variant == "demo":
+        config.architecture.vit = {
+            "patch_size": 16,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
+        config.architecture.mobilenetv2.depth_multiplier = 0.35
+        config.size, config.steps, config.batch, config.rate, config.warmup = 128, 240, 32, 1e-3, 20
+        config.save_every, config.log_every, config.evaluate_every = 120, 20, 80
+    elif variant not in (None, "vit"):
+        raise ValueError(f"configs/classify.py has no variant {variant!r}; it has: vit, mobilenetv2, demo")
+    return config

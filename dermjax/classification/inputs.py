@@ -1,0 +1,56 @@
+"""The manifests of one classifier, and what would make its figures untrue, refused before anything is trained."""
+
+from pathlib import Path
+
+from dermjax.data import records
+from dermjax.data.records import SPLITS, Manifest
+from dermjax.errors import UserError
+
+
+def read(real: str, synthetic: str) -> tuple[Manifest, Manifest | None]:
+    """Returns the manifest of real images, and of synthetic ones where a path is given.
+
+    Raises:
+      UserError: there is one class only, a split lacks a class, or an image stands in two splits.
+    """
+    if not real:
+        raise UserError("config.manifest: no manifest of real images; give one, as --config.manifest=runs/prepare")
+    reals = records.read(Path(real))
+    synthetics = records.read(Path(synthetic)) if synthetic else None
+    if len(reals.labels) < 2:
+        raise UserError(f"manifest {real}: one class only, {reals.labels[0]}; a classifier needs two or more")
+    refuse_absent_classes(reals, real)
+    refuse_leaks([manifest for manifest in (reals, synthetics) if manifest])
+    return reals, synthetics
+
+
+def read_judged(path: str, real: Manifest) -> Manifest | None:
+    """Returns the manifest of synthetic images that are judged and never learned from, or None for no path."""
+    if not path:
+        return None
+    judged = records.read(Path(path))
+    if judged.labels != real.labels:
+        theirs, ours = ", ".join(judged.labels), ", ".join(real.labels)
+        raise UserError(f"config.judged = {path}: its classes are {theirs}, the real ones are {ours}")
+    if not judged.split("train"):
+        raise UserError(f"config.judged = {path}: no kept image in it; leave it out or give another")
+    return judged
+
+
+def refuse_absent_classes(manifest: Manifest, name: str) -> None:
+    """Raises UserError when a split has no image of a class: neither training nor a ROC curve is possible then."""
+    there = {(record.split, record.label) for record in manifest.records if record.kept}
+    absent = [f"{label} in {split}" for split in SPLITS for label in manifest.labels if (split, label) not in there]
+    if absent:
+        raise UserError(f"manifest {name}: no image of {', '.join(absent)}; prepare splits with every class")
+
+
+def refuse_leaks(manifests: list[Manifest]) -> None:
+    """Raises UserError when one image file, by its digest, is in two splits, even of different manifests."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for manifest in manifests:
+        for record in filter(lambda record: record.kept, manifest.records):
+            split, path = seen.setdefault(record.sha256, (record.split, manifest.path(record)))
+            if split != record.split:
+                twin = manifest.path(record)
+                raise UserError(f"{path} ({split}) and {twin} ({record.split}) are one image; keep one of them")

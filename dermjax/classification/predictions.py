@@ -1,0 +1,69 @@
+"""What a classifier says of images: probabilities, the CSV of them, and the figures of a split.
+
+A decision is the most probable class (for two classes: a threshold of 0.5); the positive class is the last one.
+
+Shapes: n images, L labels, B batch.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+
+from dermjax.data import pipelines
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.models.classifier import Classifier, Params
+
+Predict = Callable[[Params, Params, Manifest, list[Record]], np.ndarray]
+
+
+def predictor(classifier: Classifier, batch: int) -> Predict:
+    """Returns `predict(params, variables, manifest, records) -> probabilities float64 [n, L]`, compiled once.
+
+    It raises UserError when a logit is not a finite number.
+    """
+    size = classifier.config["image_size"]
+    logits = jax.jit(lambda params, variables, image: classifier.logits(params, variables, image, train=False)[0])
+
+    def predict(params: Params, variables: Params, manifest: Manifest, records: list[Record]) -> np.ndarray:
+        batches = pipelines.evaluation(records, manifest, size=size, batch=batch)
+        rows = [np.asarray(logits(params, variables, b["image"]), np.float64)[b["valid"]] for b in batches]
+        values = np.concatenate(rows)
+        lost = int((~np.isfinite(values)).any(-1).sum())
+        if lost:
+            raise UserError(f"classify: {lost} of {len(values)} predictions are not finite numbers; lower config.rate")
+        powers = np.exp(values - values.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    return predict
+
+
+def table(manifest: Manifest, predicted: list[tuple[list[Record], np.ndarray]]) -> str:
+    """Returns the CSV image, label, split, p_<label> … of records and their probabilities."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "split", *(f"p_{label}" for label in manifest.labels)])
+    for records, probabilities in predicted:
+        for record, row in zip(records, probabilities, strict=True):
+            writer.writerow([record.image, record.label, record.split, *(f"{p:.9f}" for p in row)])
+    return text.getvalue()
+
+
+def figures(manifest: Manifest, records: list[Record], probabilities: np.ndarray) -> dict[str, float]:
+    """Returns n, accuracy and AUROC (one class against the rest, averaged), and for two classes both recalls."""
+    truth = np.array([manifest.labels.index(record.label) for record in records])
+    decided = probabilities.argmax(-1)
+    positive = range(len(manifest.labels)) if len(manifest.labels) > 2 else [1]
+    found = {
+        "n": len(records),
+        "accuracy": float(accuracy_score(truth, decided)),
+        "auroc": float(np.mean([roc_auc_score(truth == c, probabilities[:, c]) for c in positive])),
+    }
+    if len(manifest.labels) == 2:
+        found["sensitivity"] = float(recall_score(truth, decided, pos_label=1))
+        found["specificity"] = float(recall_score(truth, decided, pos_label=0))
+    return found

@@ -1,0 +1,159 @@
+"""Classifier folders: ours in transformers, theirs in ours, the real backbones, and every way a folder can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dermjax.errors import UserError
+from dermjax.models.classifier import describe, fresh
+from dermjax.weights import classifiers
+
+LABELS = ("benign", "malignant")
+BACKBONES = Path(__file__).parents[2] / ".." / "shared" / "weights"
+SETTINGS = {
+    "vit": {
+        "patch_size": 8,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 2,
+    },
+    "dinov2": {"patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "mobilenet_v2": {"depth_multiplier": 0.35},
+}
+
+
+def shaken(tree, seed):
+    """A tree with noise on every leaf: zeros, ones and biases of a fresh network would hide exchanged tensors."""
+    leaves, shape = jax.tree.flatten(tree)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(shape, [np.asarray(a) + np.float32(rng.uniform(0.1, 0.3, a.shape)) for a in leaves])
+
+
+def make(kind: str, folder: Path):
+    """A random classifier of ours, written to a folder: (classifier, params, variables)."""
+    classifier = fresh(describe(kind, SETTINGS[kind], LABELS, 32), jnp.float32)
+    params, variables = (shaken(tree, seed) for seed, tree in enumerate(classifier.init(0)))
+    classifiers.write(folder, classifier, params, variables)
+    return classifier, params, variables
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A folder of a small ViT."""
+    folder = tmp_path_factory.mktemp("vit") / "classifier"
+    make("vit", folder)
+    return folder
+
+
+@pytest.fixture
+def broken(vit, tmp_path):
+    """A copy of that folder, to be damaged: (folder, its config, its tensors)."""
+    folder = shutil.copytree(vit, tmp_path / "broken")
+    return folder, json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_what_we_write_is_read_bit_for_bit(kind, tmp_path):
+    classifier, *trees = make(kind, tmp_path / "classifier")
+    again, read = classifiers.read(tmp_path / "classifier", LABELS, 32, seed=1)
+    assert again.config == classifier.config
+    jax.tree.map(np.testing.assert_array_equal, read, tuple(trees))
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_transformers_loads_what_we_write_and_computes_the_same(kind, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    classifier, params, variables = make(kind, tmp_path / "classifier")
+    twin, report = getattr(transformers, classifier.architecture.name).from_pretrained(
+        tmp_path / "classifier", output_loading_info=True
+    )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert twin.config.id2label == {0: "benign", 1: "malignant"}
+    image = np.random.default_rng(2).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    pixels = ((image + 1) / 2 - np.array(classifier.mean)) / np.array(classifier.std)
+    with torch.no_grad():
+        theirs = twin.eval()(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).logits.numpy()
+    ours = jax.jit(lambda *trees: classifier.logits(*trees, image, train=False)[0])(params, variables)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * max(1, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("name", ["dinov2_vits14", "mobilenet_v2_1.0_160"])
+def test_real_backbones_give_pytorch_s_features(name):
+    folder = BACKBONES / name
+    if not folder.is_dir():
+        pytest.skip("the real backbones are not here")
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    classifier, (params, variables) = classifiers.read(folder, LABELS, 160, seed=0)
+    # the head replaced by one that shows the first pooled features as logits
+    width = params["classifier"]["kernel"].shape[0]
+    params["classifier"] = {"kernel": np.eye(width, 32, dtype=np.float32), "bias": np.zeros(32, np.float32)}
+    image = np.random.default_rng(3).uniform(-1, 1, (1, 160, 160, 3)).astype(np.float32)
+    ours = jax.jit(lambda *trees: classifier.logits(*trees, image, train=False)[0])(params, variables)
+
+    pixels = ((image + 1) / 2 - np.array(classifier.mean)) / np.array(classifier.std)
+    twin = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        pooled = twin(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).pooler_output
+    np.testing.assert_allclose(ours, pooled[:, :32], rtol=0, atol=1e-4)
+
+
+def test_other_labels_get_a_new_head_and_nothing_else_changes(vit):
+    _, (kept, _) = classifiers.read(vit, LABELS, 32, seed=0)
+    _, (replaced, _) = classifiers.read(vit, ("a", "b", "c"), 32, seed=0)
+    assert replaced["classifier"]["kernel"].shape == (16, 3)
+    jax.tree.map(np.testing.assert_array_equal, kept["vit"], replaced["vit"])
+
+
+def test_position_embeddings_follow_the_size(vit):
+    classifier, (params, _) = classifiers.read(vit, LABELS, 48, seed=0)
+    assert classifier.config["image_size"] == 48
+    assert params["vit"]["embeddings"]["position_embeddings"].shape == (1, 1 + 6 * 6, 16)
+
+
+def test_preprocessing_is_read_and_written(broken):
+    folder, *_ = broken
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [0.5, 0.5, 0.5] and settings["crop_size"] == {"height": 32, "width": 32}
+    settings["image_mean"] = [0.1, 0.2, 0.3]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert classifiers.read(folder, LABELS, 32, seed=0)[0].mean == (0.1, 0.2, 0.3)
+
+
+def test_every_wrong_tensor_is_named_at_once(broken):
+    folder, _, tensors = broken
+    tensors.pop("vit.layernorm.bias")
+    tensors["vit.extra"] = np.zeros(3, np.float32)
+    tensors["vit.encoder.layer.3.output.dense.bias"] = np.zeros(5, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        classifiers.read(folder, LABELS, 32, seed=0)
+    told = str(error.value)
+    for word in ("layernorm.bias is missing", "vit.extra is not expected", "layer.3.output.dense.bias is (5,)", "3 of"):
+        assert word in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "resnet"}'), "'resnet' is not one of"),
+        (lambda folder: (folder / "config.json").write_text("<html>"), "config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "model.safetensors"),
+    ],
+    ids=["no config", "other architecture", "html", "no weights", "git-lfs pointer"],
+)
+def test_a_broken_folder_is_one_line(broken, damage, told):
+    folder, *_ = broken
+    damage(folder)
+    with pytest.raises(UserError, match=told) as error:
+        classifiers.read(folder, LABELS, 32, seed=0)
+    assert "\n" not in str(error.value)
