@@ -17,6 +17,7 @@ from dermjax import sharding
 from dermjax.classification import inputs, networks
 from dermjax.classification.predictions import figures, predictor, table
 from dermjax.data import pipelines
+from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier
 from dermjax.models.stable_diffusion import count
 from dermjax.progress import cost, say
@@ -40,6 +41,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         config.classifier, config.init, config.architecture.to_dict(), real.labels,
         size=config.size, seed=config.seed, precision=config.precision,
     )  # fmt: skip
+    if config.ema_decay and variables:
+        raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
     batches = pipelines.classification(
         real, synthetic, size=config.size, batch=config.batch, seed=config.seed,
         synthetic_fraction=config.synthetic_fraction, augment=config.augment,

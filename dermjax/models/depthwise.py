@@ -86,7 +86,7 @@ def shifted_gradients(x: Array, kernel: Array, gradient: Array, geometry: Geomet
 
         return tuple(total + product(i, j) for total, (i, j) in zip(sums, TAPS, strict=True))
 
-    zeros = jnp.zeros((B, w, C), gradient.dtype)
+    zeros = jnp.zeros((B, w, C), jnp.float32)
     sums = lax.fori_loop(0, h, add_row, (zeros,) * len(TAPS))
     by_kernel = jnp.stack([total.sum((0, 1)) for total in sums]).reshape(3, 3, 1, C).astype(kernel.dtype)
     (by_x,) = jax.vjp(lambda x: shifted(x, kernel, geometry), x)[1](gradient)

@@ -217,7 +217,7 @@ def resize_positions(positions: np.ndarray, side: int) -> np.ndarray:
         return positions
     weights = bicubic(old, side)
     square = rearrange(patches, "1 (h w) D -> h w D", h=old)
-    resized = np.einsum("ih, jw, h w D -> i j D".replace(" ", ""), weights, weights, square)
+    resized = np.einsum("ih,jw,hwD->ijD", weights, weights, square)
     return np.concatenate([first, rearrange(resized, "h w D -> 1 (h w) D")], axis=1).astype(positions.dtype)
 
 

@@ -161,9 +161,18 @@ def test_a_synthetic_copy_of_a_test_image_is_refused(real, synthetic, tmp_path):
         ({"precision": "float16"}, "float32"),
         ({"init": "nowhere"}, "nowhere/config.json"),
         ({"batch": 7, "mesh": {"data": 2, "fsdp": 1}}, "2 devices|does not divide"),
+        ({"classifier": "mobilenetv2", "ema_decay": 0.9}, "config.ema_decay"),
         ({"rate": 1e30, "clip": 0.0}, "loss is|not finite"),
     ],
-    ids=["no manifest", "unknown classifier", "unknown precision", "no init folder", "batch", "diverges"],
+    ids=[
+        "no manifest",
+        "unknown classifier",
+        "unknown precision",
+        "no init folder",
+        "batch",
+        "average of statistics",
+        "diverges",
+    ],
 )
 def test_nonsense_is_one_line(real, tmp_path, changed, told):
     with pytest.raises(UserError, match=told) as error:
