@@ -23,6 +23,8 @@ from dermjax.progress import say
 from dermjax.tuning import run as tuning
 
 CLASSIFIERS = ("vit", "mobilenetv2")
+# what the curated images are to a classifier: real only tells whether they show their label, hybrid learns from them
+ARMS = {"real": "judged", "hybrid": "synthetic"}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -39,12 +41,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _stage(curation.run, config.curate, curate, {"manifest": generated, "training": prepared})
     runs = {}
     for classifier in CLASSIFIERS:
-        for arm, synthetic in {"real": {}, "hybrid": {"synthetic": curated}}.items():
+        for arm, key in ARMS.items():
             folder = workdir / f"{classifier}_{arm}"
-            _stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, **synthetic})
+            _stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, key: curated})
             runs[f"runs.{folder.name}"] = folder
-    judged = {"prepared": prepared, "generated": generated, "curated": curated, "tuning": tune}
-    _stage(evaluation.run, config.evaluate, evaluate, judged | runs)
+    manifests = {"prepared": prepared, "generated": generated, "curated": curated}
+    _stage(evaluation.run, config.evaluate, evaluate, manifests | {"tuning": tune} | runs)
 
     # the page is self-contained, so a copy where people look first works as well
     run_folder.write_atomically(workdir / "report.html", (evaluate / "report.html").read_bytes())

@@ -53,7 +53,8 @@ def test_the_stages_run_in_order_each_on_what_the_ones_before_left(stages, tmp_p
     for name in CLASSIFIERS:
         assert seen[name]["classifier"] == name.split("_")[0]
         assert seen[name]["manifest"] == prepared
-        assert seen[name]["synthetic"] == (curated if name.endswith("hybrid") else "")
+        of_curated = {"real": ("judged", "synthetic"), "hybrid": ("synthetic", "judged")}[name.split("_")[1]]
+        assert [seen[name][key] for key in of_curated] == [curated, ""]
     judged = seen["evaluate"]
     assert (judged["prepared"], judged["generated"], judged["curated"]) == (prepared, generated, curated)
     assert judged["tuning"] == str(tmp_path / "tune")
