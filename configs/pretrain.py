@@ -21,14 +21,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "log_every": 20,
             "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
-                "edges": 0.5,
-                "patches": 1.0,
-                "kl": 1e-3,
-                "crops": {"size": 64, "steps": 1300, "batch": 16, "rate": 2e-3, "warmup": 50, "ema_decay": 0.99},
-                "whole": {"size": 128, "steps": 300, "batch": 8, "rate": 6e-4, "warmup": 10, "ema_decay": 0.99},
+                "phases": ("crops", "colour", "whole"),
+                "crops": _phase(size=64, steps=1300, batch=16, rate=2e-3, chroma=0.0),
+                "colour": _phase(size=64, steps=600, batch=16, rate=1.5e-3, chroma=3.0),
+                "whole": _phase(size=128, steps=220, batch=8, rate=8e-4, chroma=3.0),
             },
             "diffusion": {
-                "steps": 5000,
+                "images": 14_000,
+                "steps": 4200,
                 "batch": 16,
                 "rate": 8e-4,
                 "warmup": 100,
@@ -41,7 +41,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
     )
     if variant == "smoke":
         config.phantoms, config.normalise_over, config.save_every = 500, 64, 5
-        config.autoencoder.crops.steps = config.autoencoder.whole.steps = config.diffusion.steps = 10
+        config.diffusion.steps = 10
+        for phase in config.autoencoder.phases:
+            config.autoencoder[phase].steps = 10
     elif variant:
         raise ValueError(f"configs/pretrain.py has no variant {variant!r}; it has: smoke")
     return config
+
+
+def _phase(**changes) -> dict:
+    """One phase of the autoencoder's training: what all share, and what this one has of its own."""
+    return {"edges": 0.5, "patches": 1.0, "kl": 1e-3, "warmup": 20, "ema_decay": 0.99} | changes

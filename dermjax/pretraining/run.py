@@ -28,19 +28,24 @@ from dermjax.weights import diffusers
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains derm-tiny from nothing and leaves it in workdir/model."""
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    for part in (config.autoencoder.crops, config.autoencoder.whole, config.diffusion):
+    phases = [config.autoencoder[phase] for phase in config.autoencoder.phases]
+    for part in (*phases, config.diffusion):
         sharding.check_batch(part.batch, grid)
     sd = describe(workdir)
     params = sd.init(config.seed)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
-         autoencoder_steps=config.autoencoder.crops.steps + config.autoencoder.whole.steps,
+         autoencoder_steps=sum(phase.steps for phase in phases),
          diffusion_steps=config.diffusion.steps)  # fmt: skip
     images, captions = phantoms.make(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     params = params | train_autoencoder(sd, params, images, config, grid, workdir / "autoencoder")
     moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
     params = autoencoder.normalise(params, jnp.asarray(moments))
-    moments = cached(workdir / "moments.npy", lambda: encode(sd, params, images, config.encode_batch))
-    params = params | train_diffusion(sd, params, moments, captions, config, grid, workdir / "diffusion")
+    moments = cached(
+        workdir / "moments.npy", lambda: encode(sd, params, images[: config.diffusion.images], config.encode_batch)
+    )
+    params = params | train_diffusion(
+        sd, params, moments, captions[: len(moments)], config, grid, workdir / "diffusion"
+    )
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
 
 
@@ -49,7 +54,9 @@ def describe(workdir: Path) -> StableDiffusion:
     folder = workdir / "tokenizer"
     configs = copy.deepcopy(TINY)
     text = configs["text_encoder"]
-    tokens.write_word_tokenizer(folder, [word for word in VOCABULARY if word.isalpha()], text["max_position_embeddings"])
+    tokens.write_word_tokenizer(
+        folder, [word for word in VOCABULARY if word.isalpha()], text["max_position_embeddings"]
+    )
     tokenizer = tokens.tokenizer(folder)
     text |= {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
              "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
@@ -57,15 +64,14 @@ def describe(workdir: Path) -> StableDiffusion:
 
 
 def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, config, grid, workdir: Path) -> Params:
-    """Returns {"vae": …} trained on crops first, which gives many updates, then on whole images, which it is for."""
-    for phase in ("crops", "whole"):
+    """Returns {"vae": …} trained phase by phase: crops give many updates, whole images are what it is for."""
+    for phase in config.autoencoder.phases:
         c = config.autoencoder[phase]
         optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                      weight_decay=0.0, clip=1.0)  # fmt: skip
         batches = pipelines.arrays({"index": np.arange(len(images))}, batch=c.batch, seed=config.seed)
         state = fit(
-            autoencoder.loss(sd, edges=config.autoencoder.edges, patches=config.autoencoder.patches,
-                             kl=config.autoencoder.kl),
+            autoencoder.loss(sd, edges=c.edges, patches=c.patches, chroma=c.chroma, kl=c.kl),
             create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, Crops(batches, images, c.size),
             optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid,
             rules=sharding.RULES, workdir=workdir / phase, title=f"autoencoder, {phase}",

@@ -9,6 +9,7 @@ with the same numbers.
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def fit(
     step = compiled(loss, optimizer, ema_decay, shardings, mesh)
     key = jax.device_put(jax.random.key(seed), sharding.replicated(mesh))
     constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
-    writer = Writer(workdir, done)
     window: list[Scalars] = []
-    with bar(steps, title, "steps", done) as progress:
+    shown: Scalars = {}
+    with closing(Writer(workdir, done)) as writer, bar(steps, title, "steps", done) as progress:
         for k in range(done + 1, steps + 1):
             state, scalars = step(state, constants, sharding.place(next(batches), mesh), key)
             window.append(scalars)
@@ -87,7 +88,6 @@ def fit(
             progress.update(1, **shown)
             if saves:
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2)
-    writer.close()
     return state
 
 
@@ -104,7 +104,7 @@ def compiled(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: flo
         # a young average follows faster, so that a short run does not keep its random start
         decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, params) if state.ema else {}
-        scalars = {"loss": value, "gradient_norm": optax.global_norm(grads), **scalars}
+        scalars = {"loss": value, "gradient_norm": optax.tree.norm(grads), **scalars}
         return State(count, params, variables, optimizer_state, ema), scalars
 
     replicated = sharding.replicated(mesh)

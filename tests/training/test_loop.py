@@ -1,0 +1,136 @@
+"""The loop resumes to the same numbers, on one device and on many, and says what stops it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermjax import sharding
+from dermjax.data import pipelines
+from dermjax.errors import UserError
+from dermjax.training import checkpoints, optimizers, writers
+from dermjax.training.loop import fit
+from dermjax.training.state import create
+
+
+def loss(params, variables, constants, batch, key):
+    """A line fitted with noisy inputs: depends on the key, the batch and the constants."""
+    noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+    error = (batch["x"] + noise) @ params["kernel"] + params["bias"][None] - batch["y"] * constants["scale"]
+    seen = variables["seen"] + len(batch["x"])
+    return jnp.square(error).mean(), ({"seen": seen}, {"bias": params["bias"].mean()})
+
+
+def train(workdir, steps, *, devices=1, rate=0.05, **changes):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 4)).astype(np.float32)
+    data = {"x": x, "y": (x @ np.arange(1, 5, dtype=np.float32))[:, None]}
+    optimizer = optimizers.build("adamw", rate=rate, warmup=2, steps=20, schedule="cosine", weight_decay=0.1, clip=1.0)
+    params = {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros((1,))}
+    settings = {
+        "optimizer": optimizer, "seed": 3, "steps": steps, "ema_decay": 0.9, "mesh": sharding.mesh(devices, 1),
+        "rules": sharding.RULES, "workdir": workdir, "title": "line", "save_every": 5, "log_every": 3,
+    }  # fmt: skip
+    state = create(params, {"seen": jnp.zeros((), jnp.int32)}, optimizer, ema=True)
+    constants = {"scale": jnp.array(2.0)}
+    return fit(loss, state, constants, pipelines.arrays(data, batch=8, seed=1), **(settings | changes))
+
+
+def test_training_fits_and_counts(tmp_path):
+    state = train(tmp_path, 20)
+    records = writers.read(tmp_path / "metrics.jsonl")
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    assert int(state.step) == 20 and int(state.variables["seen"]) == 160
+    assert [r["step"] for r in records] == [1, 3, 5, 6, 9, 10, 12, 15, 18, 20]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert checkpoints.steps(tmp_path / "checkpoints") == [15, 20]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+    whole = train(tmp_path / "whole", 20)
+    train(tmp_path / "halves", 13)
+    halves = train(tmp_path / "halves", 20)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(halves), strict=True):
+        np.testing.assert_array_equal(a, b)
+    final = [writers.read(tmp_path / name / "metrics.jsonl")[-1] for name in ("whole", "halves")]
+    assert final[0]["step"] == final[1]["step"] == 20
+
+
+def test_metrics_written_after_the_checkpoint_are_not_doubled(tmp_path):
+    train(tmp_path, 10)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 12, "loss": 9.0}) + '\n{"step": 13, "lo')  # killed in the middle of a line
+    train(tmp_path, 20)
+    steps = [r["step"] for r in writers.read(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+def test_a_flipped_byte_is_detected_and_the_one_before_is_offered(tmp_path):
+    train(tmp_path, 10)
+    newest = tmp_path / "checkpoints" / "00000010"
+    victim = max((file for file in (newest / "state").rglob("*") if file.is_file()), key=lambda f: f.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(UserError, match=r"00000010: 1 damaged or missing files.*the one before is 00000005"):
+        train(tmp_path, 20)
+
+
+def test_another_tree_is_refused_with_names(tmp_path):
+    train(tmp_path, 5)
+    target = create({"kernel": jnp.ones((9, 1)), "bias": jnp.zeros((1,))}, {"seen": jnp.zeros((), jnp.int32)},
+                    optimizers.build("adamw", rate=1.0, warmup=0, steps=1, schedule="constant", weight_decay=0.0,
+                                     clip=1.0), ema=True)  # fmt: skip
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
+    with pytest.raises(UserError, match=r"4 of 12 arrays do not fit: ema\.kernel is \(4, 1\), the run has \(9, 1\)"):
+        checkpoints.restore(tmp_path / "checkpoints", shapes)
+
+
+def test_a_half_written_checkpoint_is_swept_and_ignored(tmp_path):
+    train(tmp_path, 5)
+    (tmp_path / "checkpoints" / "00000007.part").mkdir()
+    train(tmp_path, 10)
+    assert not list((tmp_path / "checkpoints").glob("*.part"))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    train(tmp_path, 5)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: type("", (), {"free": 10}))
+    with pytest.raises(UserError, match="the disk has 0 MB free"):
+        train(tmp_path, 10)
+    assert checkpoints.steps(tmp_path / "checkpoints") == [5]
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
+    with pytest.raises(UserError, match="the loss is .* at step"):
+        train(tmp_path, 20, rate=float("nan"))
+
+
+def test_unknown_names_list_near_ones():
+    with pytest.raises(UserError, match="did you mean adamw"):
+        optimizers.build("adam", rate=1.0, warmup=0, steps=1, schedule="constant", weight_decay=0.0, clip=1.0)
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    with pytest.raises(UserError, match="needs 64 devices"):
+        sharding.mesh(64, 1)
+
+
+@pytest.mark.parametrize("devices", [8])
+def test_one_device_equals_eight(tmp_path, devices):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, numpy as np, test_loop;"
+        "s = test_loop.train(pathlib.Path(sys.argv[2]), 10, devices=int(sys.argv[3]));"
+        "np.savez(sys.argv[2] + '/final.npz', kernel=s.params['kernel'], ema=s.ema['kernel'])"
+    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code, os.path.dirname(__file__), str(tmp_path / "many"), str(devices)],
+                   env=environment, check=True, capture_output=True)  # fmt: skip
+    one, many = train(tmp_path / "one", 10), np.load(tmp_path / "many" / "final.npz")
+    np.testing.assert_allclose(one.params["kernel"], many["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(one.ema["kernel"], many["ema"], rtol=1e-5)
