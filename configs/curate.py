@@ -19,7 +19,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.sample = 500  # training images that the limits are drawn from; copies are looked for among all of them
     config.thresholds = ConfigDict({
         "tail": 0.01,  # share of the training images that counts as extreme
-        "contrast": 0.5,  # blank: half the contrast of the flattest training images
+        "contrast": 0.6,  # blank: borders so much fainter than the faintest of training images
         "structure": 0.5,  # noise: half the structure of the least ordered ones
         "cast": 1.25,  # colour cast: a quarter further out than the oddest ones
         "blur": 0.02,  # blur: sigma of a Gaussian as a share of the width

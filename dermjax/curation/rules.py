@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MEANINGS = {
-    "blank": "nothing stands out from the field",
+    "blank": "nothing in the field has a border",
     "noise": "the field has no structure",
     "blur": "no fine detail",
     "colour_cast": "mean colour far from the training images’",
