@@ -240,3 +240,7 @@ def test_two_processes_join(folder):
     asked = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:18497", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     both = [start(folder, *TUNE, JAX_PROCESS_ID=str(index), **asked) for index in range(2)]
     assert [process.communicate(timeout=60)[0] for process in both] == ["2\n", "2\n"]
+
+
+def test_the_processor_is_a_power_of_two_of_devices():
+    assert [command.cpu_devices(cores) for cores in (1, 2, 3, 6, 16, 96)] == [1, 2, 2, 4, 8, 8]

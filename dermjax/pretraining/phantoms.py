@@ -24,11 +24,11 @@ def make(folder: Path, number: int, size: int, first_seed: int) -> tuple[np.ndar
     jobs = [(folder / f"{at:06d}", range(first_seed + at, first_seed + min(at + CHUNK, number)), size)
             for at in range(0, number, CHUNK)]  # fmt: skip
     missing = [job for job in jobs if not job[0].with_suffix(".json").exists()]
-    with bar(number, "phantoms", "images", number - sum(len(job[1]) for job in missing)) as progress:
-        # spawn: a forked child of a process that runs JAX can hang
-        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-            for made in pool.map(chunk, missing):
-                progress.update(made)
+    done = number - sum(len(job[1]) for job in missing)
+    spawn = multiprocessing.get_context("spawn")  # a forked child of a process that runs JAX can hang
+    with bar(number, "phantoms", "images", done) as progress, ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+        for made in pool.map(chunk, missing):
+            progress.update(made)
     whole = folder / f"images_{number}.npy"
     if not whole.exists():
         join([job[0].with_suffix(".npy") for job in jobs], whole, (number, size, size, 3))

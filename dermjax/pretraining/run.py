@@ -40,12 +40,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params = params | train_autoencoder(sd, params, images, config, grid, workdir / "autoencoder")
     moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
     params = autoencoder.normalise(params, jnp.asarray(moments))
-    moments = cached(
-        workdir / "moments.npy", lambda: encode(sd, params, images[: config.diffusion.images], config.encode_batch)
-    )
-    params = params | train_diffusion(
-        sd, params, moments, captions[: len(moments)], config, grid, workdir / "diffusion"
-    )
+    images, captions = images[: config.diffusion.images], captions[: config.diffusion.images]
+    moments = cached(workdir / "moments.npy", lambda: encode(sd, params, images, config.encode_batch))
+    params = params | train_diffusion(sd, params, moments, captions, config, grid, workdir / "diffusion")
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
 
 
@@ -54,9 +51,8 @@ def describe(workdir: Path) -> StableDiffusion:
     folder = workdir / "tokenizer"
     configs = copy.deepcopy(TINY)
     text = configs["text_encoder"]
-    tokens.write_word_tokenizer(
-        folder, [word for word in VOCABULARY if word.isalpha()], text["max_position_embeddings"]
-    )
+    words = [word for word in VOCABULARY if word.isalpha()]  # the comma is one of CLIP's byte symbols already
+    tokens.write_word_tokenizer(folder, words, text["max_position_embeddings"])
     tokenizer = tokens.tokenizer(folder)
     text |= {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
              "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
@@ -109,7 +105,7 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
 
     def loss(params: Params, variables, constants, batch, key):
         keys = jax.vmap(lambda k: jax.random.split(k, 4))(objective.example_keys(key, len(batch["tokens"])))
-        shape = batch["moments"].shape[1:3] + (batch["moments"].shape[3] // 2,)
+        shape = (*batch["moments"].shape[1:3], batch["moments"].shape[3] // 2)
         draw, noise = objective.normal(keys[:, 0], shape), objective.normal(keys[:, 1], shape)
         latents = sd.sample_latents(batch["moments"].astype(jnp.float32), draw)
         t = objective.times(keys[:, 2], len(alpha_bar), c.timestep_bias)

@@ -1,6 +1,6 @@
 """`dermjax tune`: a labelled manifest and a Stable Diffusion model -> a model that draws each class when asked.
 
-    manifest -> moments and contexts (once) -> the one loop -> model/ (diffusers folder) and, with LoRA, lora.safetensors
+manifest -> moments and contexts (once) -> the one loop -> model/ (diffusers folder) and, with LoRA, lora.safetensors
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Model folders in exactly diffusers' layout: what we write its pipelines load, what they write we load.
 
-    model_index.json  scheduler/scheduler_config.json  tokenizer/…
-    text_encoder/  config.json  model.safetensors
-    unet/, vae/    config.json  diffusion_pytorch_model.safetensors
+model_index.json  scheduler/scheduler_config.json  tokenizer/…
+text_encoder/  config.json  model.safetensors
+unet/, vae/    config.json  diffusion_pytorch_model.safetensors
 """
 
 import hashlib

@@ -107,7 +107,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
-    with pytest.raises(UserError, match="the loss is .* at step"):
+    with pytest.raises(UserError, match=r"the loss is .* at step"):
         train(tmp_path, 20, rate=float("nan"))
 
 

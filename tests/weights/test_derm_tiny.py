@@ -5,6 +5,7 @@ The gates are those of the model card; `--slow` measures 256 images for number a
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -89,7 +90,7 @@ def test_skin_tone_moves_with_the_caption(draw, capsys):
               for i in range(len(TONES))]  # fmt: skip
     with capsys.disabled():
         print(f"\nmedian ITA {dict(zip(TONES, angles, strict=True))}")
-    assert all(lighter > darker for lighter, darker in zip(angles, angles[1:], strict=False))
+    assert all(lighter > darker for lighter, darker in pairwise(angles))
 
 
 @pytest.mark.slow

@@ -76,7 +76,14 @@ def twin(request, tmp_path_factory):
                                         beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False,
                                         steps_offset=1, clip_sample=False)  # fmt: skip
     pipeline = diffusers.StableDiffusionPipeline(
-        vae, text, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        vae,
+        text,
+        tokenizer,
+        unet,
+        scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     for network in (unet, vae, text):
         for parameter in network.parameters():
