@@ -92,7 +92,7 @@ def fit(
 
 
 def compiled(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, shardings: State, mesh: Mesh):
-    """Returns the jitted step (state, constants, batch, key) -> (state, scalars), which reuses the old state's memory."""
+    """The jitted step (state, constants, batch, key) -> (state, scalars); the old state's memory is reused."""
 
     def step(state: State, constants: Tree, batch: Tree, key: jax.Array) -> tuple[State, Scalars]:
         key = jax.random.fold_in(key, state.step)

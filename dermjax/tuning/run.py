@@ -42,8 +42,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     trained, frozen, merged = method(params["unet"], config)
     data = {"moments": moments, "prompt": np.array([names.index(p) for p in prompts], np.int32), "weight": weights}
     cost("tune", devices=grid.size, parameters=count(trained), images=len(sources), steps=config.steps)
-    optimizer = optimizers.build(config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps,
-                                 schedule=config.schedule, weight_decay=config.weight_decay, clip=config.clip)  # fmt: skip
+    optimizer = optimizers.build(
+        config.optimizer,
+        rate=config.rate,
+        warmup=config.warmup,
+        steps=config.steps,
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
     state = fit(
         dreambooth.loss(sd, merged, timestep_bias=config.timestep_bias, prompt_dropout=config.prompt_dropout),
         create(trained, {}, optimizer, ema=config.ema_decay > 0), constants | frozen,

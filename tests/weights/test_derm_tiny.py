@@ -117,9 +117,7 @@ def test_reconstructions_keep_colour_border_and_number(model, capsys):
         overlap.append((found.mask & p.mask).sum() / (found.mask | p.mask).sum())
         shift.append(np.abs(image[p.mask].mean(0) - p.image[p.mask].mean(0)).max())
     with capsys.disabled():
-        print(
-            f"\nnumber kept {np.mean(same):.3f}, mask IoU {np.median(overlap):.3f}, colour off by {np.median(shift):.1f}"
-        )
+        print(f"\nnumber kept {np.mean(same):.3f}, IoU {np.median(overlap):.3f}, colour off {np.median(shift):.1f}")
     assert np.mean(same) >= 0.95
     assert np.median(overlap) >= 0.8  # of the truth; the segmentation itself reaches about 0.9
     assert np.median(shift) <= 10  # of 255, mean colour of the lesion
