@@ -83,9 +83,11 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     surface = np.zeros((basis.shape[-1], 3), np.float32)
     for tolerance in (0.35, 0.25, 0.18, 0.15):
         skin = np.sqrt(np.mean((values - fitted) ** 2, 1)) < tolerance
-        surface = np.linalg.lstsq(terms[skin], values[skin], rcond=None)[0]
+        near = terms[skin]
+        # the normal equations, six by six: a thread is all they take
+        surface = np.linalg.lstsq(near.T @ near, near.T @ values[skin], rcond=None)[0]
         fitted = terms @ surface
-    darker = basis @ surface - light
+    darker = np.einsum("yxk,kc->yxc", basis, surface) - light
     ink = np.minimum(darker[..., 0], darker[..., 1]) - darker[..., 2] > INK
     field &= ~_grow(ink & (np.hypot(x, y) > 0.85), 0.02 * size)
     return np.sqrt(np.mean(np.clip(darker, 0, None) ** 2, -1)), field

@@ -18,7 +18,7 @@ CLEAN = dict.fromkeys(ARTEFACTS, False)
 def softened(image: np.ndarray, seed: int) -> np.ndarray:
     """The image as a small autoencoder might give it back: blurred, grainy, with a drift of colour."""
     rng = np.random.default_rng(seed)
-    soft = ndimage.gaussian_filter(image.astype(np.float32), (1.0, 1.0, 0))
+    soft = ndimage.gaussian_filter(image.astype(np.float32), (len(image) / 128,) * 2 + (0,))
     return np.clip(soft + rng.normal(0, 4, image.shape) + rng.normal(0, 3, 3), 0, 255).astype(np.uint8)
 
 
