@@ -24,7 +24,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "phases": ("crops", "colour", "whole"),
                 "crops": _phase(size=64, steps=1300, batch=16, rate=2e-3, chroma=0.0),
                 "colour": _phase(size=64, steps=600, batch=16, rate=1.5e-3, chroma=3.0),
-                "whole": _phase(size=128, steps=220, batch=8, rate=8e-4, chroma=3.0),
+                "whole": _phase(size=128, steps=400, batch=8, rate=1e-3, chroma=3.0),
             },
             "diffusion": {
                 "images": 14_000,
