@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
+from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -21,18 +23,25 @@ from dermjax.models.classifier import Classifier, Params
 Predict = Callable[[Params, Params, Manifest, list[Record]], np.ndarray]
 
 
-def predictor(classifier: Classifier, batch: int) -> Predict:
+def predictor(classifier: Classifier, batch: int, grid: Mesh) -> Predict:
     """Returns `predict(params, variables, manifest, records) -> probabilities float64 [n, L]`, compiled once.
 
-    It raises UserError when a logit is not a finite number.
+    Batches are divided over the mesh `grid`. It raises UserError when a logit is not a finite number.
     """
     size = classifier.config["image_size"]
-    logits = jax.jit(lambda params, variables, image: classifier.logits(params, variables, image, train=False)[0])
+
+    def forward(params: Params, variables: Params, image: jax.Array) -> jax.Array:
+        return classifier.logits(params, variables, image, train=False)[0]
+
+    compiled = jax.jit(forward, out_shardings=sharding.replicated(grid))
+
+    def logits(params: Params, variables: Params, image: np.ndarray) -> np.ndarray:
+        # every process brings the same batch, so with several the first of the copies is the answer
+        return np.asarray(compiled(params, variables, sharding.place(image, grid)), np.float64)[:batch]
 
     def predict(params: Params, variables: Params, manifest: Manifest, records: list[Record]) -> np.ndarray:
         batches = pipelines.evaluation(records, manifest, size=size, batch=batch)
-        rows = [np.asarray(logits(params, variables, b["image"]), np.float64)[b["valid"]] for b in batches]
-        values = np.concatenate(rows)
+        values = np.concatenate([logits(params, variables, b["image"])[b["valid"]] for b in batches])
         lost = int((~np.isfinite(values)).any(-1).sum())
         if lost:
             raise UserError(f"classify: {lost} of {len(values)} predictions are not finite numbers; lower config.rate")

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip,
     )  # fmt: skip
-    predict = predictor(classifier, config.batch)
+    predict = predictor(classifier, config.batch, grid)
     validation, test = real.split("validation"), real.split("test")
 
     def evaluate(state: State) -> dict[str, float]:
