@@ -115,8 +115,10 @@ def test_classes_that_no_prompt_can_tell_apart_are_refused(stages, tmp_path, pro
         demo.run(config, tmp_path)
 
 
-def test_photographs_have_a_variant():
-    assert load(f"{DEMO_CONFIG}:photographs").keys() == load(str(DEMO_CONFIG)).keys()
+def test_photographs_have_a_variant_that_paints_no_phantoms():
+    config = load(f"{DEMO_CONFIG}:photographs")
+    assert config.prepare.images == ""
+    assert "photographs" in config.evaluate.title
     with pytest.raises(UserError, match="has no variant 'paper'"):
         load(f"{DEMO_CONFIG}:paper")
 
