@@ -3,7 +3,7 @@
     dermjax curate --config=configs/curate.py --workdir=runs/curate \\
         --config.manifest=runs/generate --config.training=runs/prepare
 
-Hardware: one CPU core, about 70 images a second. Leaves manifest.jsonl (scores and reasons) and report.html.
+Hardware: one CPU core, about 150 images a second. Leaves manifest.jsonl (scores and reasons) and report.html.
 Variants: default; `demo`, which shows fewer pictures.
 """
 
