@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jinja2
 
-from dermjax.curation.pictures import picture, spread
 from dermjax.curation.rules import MEANINGS, Rule
+from dermjax.data.pictures import picture, spread
 from dermjax.data.records import Manifest, Record
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jinja2
 
+from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import Manifest
 from dermjax.evaluation import counts, metrics, paper, plots, wording
 from dermjax.evaluation.curves import Series
 from dermjax.evaluation.findings import BASELINE, Findings
-from dermjax.evaluation.pictures import Picture, picture, spread
 
 
 def page(title: str, sections: dict) -> str:

@@ -1,19 +1,15 @@
 """The page of `prepare`: what was found, what was left out and why, and what the images look like."""
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from dermjax.data import images
+from dermjax.data.pictures import picture
 from dermjax.data.records import SPLITS, Manifest, Record
 
 SAMPLES = 9  # pictures of each class and split
-PICTURE = 112  # their side in pixels
 PAIRS = 12  # near-duplicates shown
 ROWS = 200  # lines of a long list
 
@@ -53,7 +49,7 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         near=len(findings.near),
         leaking=len(leaking),
         pairs=[
-            (*(_picture(manifest, record, f"{record.image} ({record.split})") for record in pair[:2]), pair[2])
+            (*(picture(manifest, record, f"{record.image} ({record.split})") for record in pair[:2]), pair[2])
             for pair in (leaking or _pairs(manifest, findings.near))[:PAIRS]
         ],
         skipped=findings.skipped,
@@ -76,10 +72,4 @@ def _samples(manifest: Manifest, label: str, split: str) -> list[dict]:
     """Pictures spread evenly over the records of a class and split."""
     held = [record for record in manifest.split(split) if record.label == label]
     chosen = np.unique(np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).round().astype(int))
-    return [_picture(manifest, held[row], held[row].attributes.get("caption", held[row].image)) for row in chosen]
-
-
-def _picture(manifest: Manifest, record: Record, words: str) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(images.load(manifest.path(record), PICTURE)).save(buffer, format="JPEG", quality=85)
-    return {"source": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", "words": words}
+    return [picture(manifest, held[row], held[row].attributes.get("caption", held[row].image)) for row in chosen]

@@ -1,4 +1,4 @@
-"""Pictures on the page: small, inside the page itself, and every synthetic one marked in its own pixels.
+"""Pictures on the pages of reports: small, inside the page itself, and every synthetic one marked in its own pixels.
 
 The mark is drawn into the picture, not beside it, so that a copied picture still says what it is.
 """
