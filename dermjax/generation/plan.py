@@ -4,7 +4,7 @@ A plan says how many images a class gets and what they take turns at; the reques
 the same for the same plan. More images a class add requests and change none.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -63,7 +63,7 @@ def requests(
     ]
 
 
-def batches(asked: Sequence[Request], missing: Collection[Request], size: int) -> list[list[Request]]:
+def batches(asked: Sequence[Request], missing: set[Request], size: int) -> list[list[Request]]:
     """Returns the batches, of at most `size` requests that one compiled function can make together, with any missing.
 
     How requests are divided follows from the plan alone, never from what is missing: a resumed run computes the same
@@ -75,7 +75,7 @@ def batches(asked: Sequence[Request], missing: Collection[Request], size: int) -
 
     groups = [list(group) for _, group in groupby(sorted(asked, key=together), key=together)]
     divided = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
-    return [batch for batch in divided if not set(missing).isdisjoint(batch)]
+    return [batch for batch in divided if not missing.isdisjoint(batch)]
 
 
 def _refuse(

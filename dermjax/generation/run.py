@@ -7,6 +7,7 @@ says that it was made for its request is kept, the rest is made, and the manifes
 import hashlib
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,7 +18,7 @@ from dermjax.data.tokens import tokenizer, tokens
 from dermjax.errors import UserError
 from dermjax.generation import plan, provenance
 from dermjax.generation.plan import Request
-from dermjax.generation.render import renderer
+from dermjax.generation.render import processor_seconds, renderer
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.progress import bar, cost, say
 from dermjax.run_folder import write_atomically
@@ -34,10 +35,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     size = _size(config.size, model)
     digest = diffusers.digest(Path(config.model))
     generations = {request: provenance.generation(request, size, digest) for request in asked}
-    missing = [r for r in asked if provenance.read(workdir / r.image) != generations[r]]
+    missing = {r for r in asked if provenance.read(workdir / r.image) != generations[r]}
 
     if missing:
-        cost("generate", devices=grid.size, parameters=count(params), images=len(missing), steps=config.plan.steps)
+        cost("generate", devices=grid.size, parameters=count(params), images=len(missing), steps=config.plan.steps,
+             **_expected(grid, model, params, missing, size))  # fmt: skip
         render = renderer(model, params, tokenizer(model.tokenizer), size, batch, grid)
         with bar(len(asked), "generate", "images", len(asked) - len(missing)) as progress:
             for requests in plan.batches(asked, missing, batch):
@@ -56,9 +58,17 @@ def _mesh(batch: int) -> Mesh:
     """Returns the mesh of all devices; a batch that does not divide over it is a UserError."""
     if batch < 1:
         raise UserError(f"plan.batch = {batch}: give at least 1")
+    if jax.process_count() > 1:
+        raise UserError(f"generate runs in one process, here are {jax.process_count()}; start it without the others")
     grid = sharding.mesh(0, 1)
     sharding.check_batch(batch, grid)
     return grid
+
+
+def _expected(grid: Mesh, model: StableDiffusion, params: Params, missing: set[Request], size: int) -> dict:
+    """Returns how long it may take, where that has been measured: on a CPU."""
+    on_cpu = grid.devices.flat[0].platform == "cpu"
+    return {"seconds": processor_seconds(model, params, missing, size)} if on_cpu else {}
 
 
 def _model(folder: Path, asked: list[Request]) -> tuple[StableDiffusion, Params]:

@@ -27,7 +27,7 @@ PROMPTS = ["a benign mole", "a malignant mole"]
 SIZE, STEPS = 64, 10
 
 
-@pytest.fixture(scope="module", params=["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def twin(request, tmp_path_factory):
     """A small random pipeline of Stable Diffusion 1.5's kind, and the folder that diffusers makes of it."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -83,9 +83,8 @@ def twin(request, tmp_path_factory):
     return pipeline, folder / "model"
 
 
-@pytest.mark.parametrize(
-    "name", ["PLMS", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Euler", "Euler a"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
     pipeline, folder = twin
     model, params = ours.read(folder)

@@ -115,8 +115,7 @@ def test_an_image_does_not_depend_on_its_batch(name):
         np.testing.assert_allclose(walked(name, ladder, x[:batch], keys(batch)), whole[:batch], atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [4, 1000])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("kind", "steps"), [("epsilon", 4), ("v_prediction", 1000)])
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_a_bfloat16_network_gives_no_nan_and_no_black_image(name, kind, steps):
     def network(x, t, context):

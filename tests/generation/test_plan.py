@@ -37,11 +37,11 @@ def test_every_image_has_its_seed_also_in_a_larger_plan():
 
 def test_batches_are_divided_by_the_plan_alone():
     asked = plan.requests(**PLAN | {"images_per_class": 7})
-    whole = plan.batches(asked, asked, 4)
+    whole = plan.batches(asked, set(asked), 4)
     assert sorted(r.image for batch in whole for r in batch) == sorted(r.image for r in asked)
     assert all(len(batch) <= 4 and len({(r.sampler, r.steps, r.guidance) for r in batch}) == 1 for batch in whole)
-    assert plan.batches(asked, [whole[2][1], whole[0][0]], 4) == [whole[0], whole[2]]
-    assert plan.batches(asked, [], 4) == []
+    assert plan.batches(asked, {whole[2][1], whole[0][0]}, 4) == [whole[0], whole[2]]
+    assert plan.batches(asked, set(), 4) == []
 
 
 @pytest.mark.parametrize(
