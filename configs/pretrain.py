@@ -28,7 +28,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             },
             "diffusion": {
                 "images": 14_000,
-                "steps": 4200,
+                "steps": 3200,
                 "batch": 16,
                 "rate": 8e-4,
                 "warmup": 100,
