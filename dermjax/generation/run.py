@@ -30,10 +30,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings = config.plan.to_dict()
     batch = settings.pop("batch")
     asked = plan.requests(**settings)
-    grid = _mesh(batch)
-    model, params = _model(Path(config.model), asked)
+    grid, folder = _mesh(batch), _folder(config.model)
+    model, params = _model(folder, asked)
     size = _size(config.size, model)
-    digest = diffusers.digest(Path(config.model))
+    digest = diffusers.digest(folder)
     generations = {request: provenance.generation(request, size, digest) for request in asked}
     missing = {r for r in asked if provenance.read(workdir / r.image) != generations[r]}
 
@@ -71,10 +71,17 @@ def _expected(grid: Mesh, model: StableDiffusion, params: Params, missing: set[R
     return {"seconds": processor_seconds(model, params, missing, size)} if on_cpu else {}
 
 
+def _folder(model: str) -> Path:
+    """Returns the model folder that the config names; one that is none is a UserError."""
+    if not model:
+        raise UserError("config.model is empty; give a model folder in diffusers' layout, such as runs/tune/model")
+    if not (Path(model) / "model_index.json").is_file():
+        raise UserError(f"model {model}: no model_index.json; give a folder in diffusers' layout")
+    return Path(model)
+
+
 def _model(folder: Path, asked: list[Request]) -> tuple[StableDiffusion, Params]:
     """Returns the model of a folder once its tokenizer has taken every prompt, so that a long one fails at once."""
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"model {folder}: no model_index.json; set config.model to a folder in diffusers' layout")
     tokens(tokenizer(folder / "tokenizer"), sorted({text for r in asked for text in (r.prompt, r.negative)}))
     return diffusers.read(folder)
 

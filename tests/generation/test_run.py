@@ -183,7 +183,10 @@ def test_refused_before_any_work(folder, tmp_path, changes, message):
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("model", ["", "nowhere"])
-def test_a_missing_model_is_named(tmp_path, model):
-    with pytest.raises(UserError, match=r"model .*: no model_index\.json; set config\.model"):
-        generate(tmp_path / model, tmp_path)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("", r"config\.model is empty; give"), ("nowhere", r"model nowhere: no model_index\.json; give")],
+)
+def test_a_missing_model_is_named(tmp_path, model, message):
+    with pytest.raises(UserError, match=message):
+        generate(model, tmp_path)
