@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from dermjax.models import start
 from dermjax.models.mobilenetv2 import MobileNetV2
 from dermjax.models.stable_diffusion import Params, plain
 from dermjax.models.vit import Dinov2, ViT
@@ -66,9 +68,9 @@ class Classifier:
         return tuple(plain(nnx.to_pure_dict(state)) for state in self._abstract()[1:])
 
     def init(self, seed: int) -> tuple[Params, Params]:
-        """Returns freshly drawn params and variables."""
-        _, *states = nnx.split(self._build(nnx.Rngs(seed)), nnx.Param, nnx.BatchStat)
-        return tuple(plain(nnx.to_pure_dict(state)) for state in states)
+        """Returns freshly drawn params and variables, float32 numpy arrays."""
+        rng = np.random.default_rng(seed)
+        return tuple(start.draw(tree, self.config, rng) for tree in self.shapes)
 
     def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""
@@ -80,11 +82,9 @@ class Classifier:
         logits = model(((pixels - mean) / std).astype(self.dtype), train=train)
         return logits, plain(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-    def _build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return self.architecture.network(self.config, len(self.labels), dtype=self.dtype, rngs=rngs)
-
     def _abstract(self):
-        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+        make = functools.partial(self.architecture.network, self.config, len(self.labels), dtype=self.dtype)
+        return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
 
 
 def fresh(config: dict, dtype) -> Classifier:

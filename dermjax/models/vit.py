@@ -2,7 +2,8 @@
 vit) and DINOv2's (Oquab et al. 2024, arXiv 2304.07193; model_type dinov2), which adds a scale to every layer.
 
 Attribute names are those of the files, older than the names that transformers 5 shows in memory
-(`vit.encoder.layer.0.attention.attention.query`, not `vit.layers.0.attention.q_proj`).
+(`vit.encoder.layer.0.attention.attention.query`, not `vit.layers.0.attention.q_proj`). What is not read from a file is
+drawn by start.py, so the values that parameters are made with here are never used.
 
 Shapes: B batch, H W image, h w patches, N = 1 + h w tokens with the class token first, D width, K heads, L labels.
 """
@@ -43,10 +44,9 @@ class Embeddings(nnx.Module):
     """Class token and patches, each with the embedding of its place."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        width, normal = config["hidden_size"], nnx.initializers.normal(config["initializer_range"])
-        self.dtype = dtype
-        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
-        self.position_embeddings = nnx.Param(normal(rngs.params(), (1, 1 + grid(config) ** 2, width)))
+        width, self.dtype = config["hidden_size"], dtype
+        self.cls_token = nnx.Param(jnp.zeros((1, 1, width)))
+        self.position_embeddings = nnx.Param(jnp.zeros((1, 1 + grid(config) ** 2, width)))
         self.patch_embeddings = PatchEmbeddings(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, image: Array) -> Array:
@@ -113,7 +113,7 @@ class LayerScale(nnx.Module):
     """One learned factor a channel on the way into the residual (arXiv 2103.17239)."""
 
     def __init__(self, config: dict):
-        self.lambda1 = nnx.Param(jnp.full((config["hidden_size"],), config["layerscale_value"]))
+        self.lambda1 = nnx.Param(jnp.ones((config["hidden_size"],)))
 
     def __call__(self, x: Array) -> Array:
         return x * self.lambda1[...].astype(x.dtype)[None, None]
