@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from dermjax.data import records, tokens
 from dermjax.data.duplicates import sha256
@@ -56,29 +57,43 @@ def manifest(tmp_path_factory):
     return folder / "manifest.jsonl"
 
 
-def config(base, manifest, **changes):
+def config(base, data, **changes):
     asked = runpy.run_path(str(CONFIG))["get_config"]("demo")
-    asked.model, asked.manifest, asked.size = str(base), str(manifest), 32
+    asked.model, asked.manifest, asked.size = str(base), str(data), 32
     asked.steps, asked.batch, asked.save_every, asked.log_every, asked.encode_batch = 6, 8, 2, 2, 8
     asked.save_dtype = "float32"
     asked.update(changes)
     return asked.lock()
 
 
-def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, manifest, tmp_path):
-    tuning.run(config(base, manifest), tmp_path)
-    sd, tuned = diffusers.read(tmp_path / "model")
+@pytest.fixture(scope="module")
+def whole(base, manifest, tmp_path_factory):
+    """The run folder of a full tuning without interruption; each run compiles for ten seconds, so tests share it."""
+    folder = tmp_path_factory.mktemp("whole")
+    tuning.run(config(base, manifest), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(base, manifest, tmp_path_factory):
+    """The run folder of a tuning with LoRA."""
+    folder = tmp_path_factory.mktemp("adapted")
+    tuning.run(config(base, manifest, method="lora"), folder)
+    return folder
+
+
+def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, manifest, whole):
+    sd, tuned = diffusers.read(whole / "model")
     _, before = diffusers.read(base)
     moved = {name: any((a != b).any() for a, b in zip(jax.tree.leaves(tuned[name]), jax.tree.leaves(before[name]),
                                                       strict=True)) for name in before}  # fmt: skip
     assert moved == {"unet": True, "vae": False, "text_encoder": False}
     assert sd.prediction == "v_prediction"
-    assert [r["step"] for r in writers.read(tmp_path / "metrics.jsonl")] == [1, 2, 4, 6]
-    tuning.run(config(base, manifest), tmp_path)  # again: nothing to do
+    assert [r["step"] for r in writers.read(whole / "metrics.jsonl")] == [1, 2, 4, 6]
+    tuning.run(config(base, manifest), whole)  # again: nothing to do
 
 
-def test_stopped_and_started_again_it_ends_the_same(base, manifest, tmp_path, monkeypatch):
-    tuning.run(config(base, manifest), tmp_path / "whole")
+def test_stopped_and_started_again_it_ends_the_same(base, manifest, whole, tmp_path, monkeypatch):
     calls = []
     write = writers.Writer.write
 
@@ -90,36 +105,31 @@ def test_stopped_and_started_again_it_ends_the_same(base, manifest, tmp_path, mo
 
     monkeypatch.setattr(writers.Writer, "write", dies_at_step_4)
     with pytest.raises(KeyboardInterrupt):
-        tuning.run(config(base, manifest), tmp_path / "halves")
-    tuning.run(config(base, manifest), tmp_path / "halves")
+        tuning.run(config(base, manifest), tmp_path)
+    tuning.run(config(base, manifest), tmp_path)
     for file in diffusers.FILES.items():
-        whole, halves = (tmp_path / name / "model" / Path(*file) for name in ("whole", "halves"))
-        assert whole.read_bytes() == halves.read_bytes(), file
-    final = [writers.read(tmp_path / name / "metrics.jsonl")[-1] for name in ("whole", "halves")]
+        assert (whole / "model" / Path(*file)).read_bytes() == (tmp_path / "model" / Path(*file)).read_bytes(), file
+    final = [writers.read(folder / "metrics.jsonl")[-1] for folder in (whole, tmp_path)]
     assert final[0] == final[1]
 
 
-def test_lora_leaves_a_file_whose_merge_is_the_model(base, manifest, tmp_path):
-    tuning.run(config(base, manifest, method="lora"), tmp_path)
-    from safetensors.numpy import load_file
-
-    file = load_file(tmp_path / "lora.safetensors")
+def test_lora_leaves_a_file_whose_merge_is_the_model(base, adapted):
+    file = load_file(adapted / "lora.safetensors")
     _, before = diffusers.read(base)
-    _, after = diffusers.read(tmp_path / "model")
+    _, after = diffusers.read(adapted / "model")
     old, new = torch_layout.flatten(before["unet"]), torch_layout.flatten(after["unet"])
-    adapted = {path for path in old if (old[path] != new[path]).any()}
-    assert adapted and all("attn" in path for path in adapted)
-    for path in adapted:
+    changed = {path for path in old if (old[path] != new[path]).any()}
+    assert changed and all("attn" in path for path in changed)
+    for path in changed:
         name = f"unet.{path.removesuffix('.kernel')}"
         change = file[f"{name}.lora_B.weight"] @ file[f"{name}.lora_A.weight"]  # alpha = rank: scale 1
         np.testing.assert_allclose(new[path] - old[path], change.T, atol=1e-6)
 
 
-def test_diffusers_reads_the_lora_file(base, manifest, tmp_path):
+def test_diffusers_reads_the_lora_file(base, adapted):
     torch = pytest.importorskip("torch")
     theirs = pytest.importorskip("diffusers")
-    tuning.run(config(base, manifest, method="lora"), tmp_path)
-    state, alphas = theirs.StableDiffusionPipeline.lora_state_dict(tmp_path / "lora.safetensors")[:2]
+    state, alphas = theirs.StableDiffusionPipeline.lora_state_dict(adapted / "lora.safetensors")[:2]
     unet = theirs.UNet2DConditionModel.from_pretrained(base / "unet")
     names = {name.removeprefix("unet.").rsplit(".lora_", 1)[0] for name in state}
     assert names and names <= {name for name, _ in unet.named_modules()}
