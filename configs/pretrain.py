@@ -21,14 +21,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "log_every": 20,
             "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
-                "phases": ("crops", "colour", "whole"),
-                "crops": _phase(size=64, steps=1300, batch=16, rate=2e-3, chroma=0.0),
-                "colour": _phase(size=64, steps=600, batch=16, rate=1.5e-3, chroma=3.0),
-                "whole": _phase(size=128, steps=400, batch=8, rate=1e-3, chroma=3.0),
+                "phases": ("crops", "whole"),
+                "crops": _phase(size=64, steps=1300, batch=16, rate=1.5e-3),
+                "whole": _phase(size=128, steps=650, batch=8, rate=1e-3),
             },
             "diffusion": {
-                "images": 14_000,
-                "steps": 3200,
+                "images": 16_000,
+                "steps": 11_000,
                 "batch": 16,
                 "rate": 8e-4,
                 "warmup": 100,
@@ -51,4 +50,5 @@ def get_config(variant: str | None = None) -> ConfigDict:
 
 def _phase(**changes) -> dict:
     """One phase of the autoencoder's training: what all share, and what this one has of its own."""
-    return {"edges": 0.5, "patches": 1.0, "kl": 1e-3, "warmup": 20, "ema_decay": 0.99} | changes
+    shared = {"lines": 8.0, "edges": 0.5, "patches": 1.0, "chroma": 3.0, "kl": 5e-4, "warmup": 20, "ema_decay": 0.99}
+    return shared | changes

@@ -1,5 +1,6 @@
 """`dermjax <stage> --config=FILE[:VARIANT] [--config.key=value …] --workdir=DIR`: from the command line to a stage.
 
+A command without a config, such as `dermjax samplers`, takes arguments and flags of its own and answers with text.
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, 2 with one line on stderr for what a user can mend, 130
 when interrupted. Any other exception is a bug and keeps its traceback.
@@ -18,7 +19,9 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -46,6 +49,21 @@ SUMMARIES = {
     "evaluate": "compare the classifiers and write the report",
     "demo": "all of it, small, on this machine",
 }
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command without a config: `function`, "module:name", is called with the operands and the flags as keywords."""
+
+    function: str
+    summary: str
+    operands: str = ""  # as the usage shows them: "" none, "PATH" one, "MANIFEST..." one or more
+    flags: dict[str, Any] = field(default_factory=dict)  # name -> default, whose type is the flag's; "" must be given
+
+
+COMMANDS = {
+    "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
+}
 WITHOUT_JAX = ("prepare",)
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -59,12 +77,15 @@ def main() -> int:
         return 0
     stage = arguments[0]
     try:
-        if stage not in STAGES:
+        if stage not in STAGES and stage not in COMMANDS:
             raise UserError(_unknown_stage(stage))
         if {"-h", "--help"} & set(arguments):
             print(_usage(stage))
             return 0
-        _run(stage, arguments[1:])
+        if stage in COMMANDS:
+            _answer(COMMANDS[stage], arguments[1:])
+        else:
+            _run(stage, arguments[1:])
     except UserError as error:
         return _mendable(stage, str(error))
     except OSError as error:
@@ -91,6 +112,28 @@ def _run(stage: str, arguments: list[str]) -> None:
     except UserError:
         run_folder.disclaim(workdir)
         raise
+
+
+def _answer(command: Command, arguments: list[str]) -> None:
+    """Runs a command without a config; what is missing or too much is a UserError."""
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for name, default in command.flags.items():
+        define[type(default)](name, default, "")
+    try:
+        operands = flags.FLAGS(["dermjax", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    most = None if command.operands.endswith("...") else bool(command.operands)
+    if command.operands and not operands:
+        raise UserError(f"{command.operands} is missing")
+    if most is not None and len(operands) > most:
+        raise UserError(f"unexpected argument {operands[most]}; flags are --name=value")
+    given = {name: flags.FLAGS[name].value for name in command.flags}
+    missing = [name for name, value in given.items() if value == ""]
+    if missing:
+        raise UserError(f"--{missing[0]} is missing")
+    module, _, name = command.function.partition(":")
+    getattr(importlib.import_module(module), name)(*operands, **given)
 
 
 def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path]:
@@ -233,15 +276,23 @@ def _mendable(stage: str, message: str) -> int:
 def _unknown_stage(stage: str) -> str:
     if stage.startswith("-"):
         return "the stage comes first, as in dermjax tune --config=configs/tune.py --workdir=runs/tune"
-    return f"unknown stage; {_near(stage, list(STAGES))}"
+    return f"unknown stage; {_near(stage, [*STAGES, *COMMANDS])}"
 
 
 def _overview() -> str:
     stages = "\n".join(f"  {stage:10}{SUMMARIES[stage]}" for stage in STAGES)
-    return f"usage: dermjax <stage> --config=FILE[:VARIANT] [--config.key=value ...] --workdir=DIR\n\n{stages}"
+    commands = "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items())
+    usage = "usage: dermjax <stage> --config=FILE[:VARIANT] [--config.key=value ...] --workdir=DIR"
+    return f"{usage}\n\n{stages}\n\nwithout a config:\n{commands}"
 
 
 def _usage(stage: str) -> str:
+    if stage in COMMANDS:
+        command = COMMANDS[stage]
+        shown = " ".join(f"--{name}={default}" for name, default in command.flags.items())
+        return (
+            f"{stage}: {command.summary}\n\nusage: dermjax {' '.join(filter(None, [stage, command.operands, shown]))}"
+        )
     if stage == "demo":
         flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
     else:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from dermjax.data.fields import blend, grid, noise, smoothstep
 
-TICKS = (0.058, 0.066)  # distance between two ticks of the ruler
+TICKS = (0.085, 0.1)  # distance between two ticks of the ruler
 STRIP = 0.10  # height of the ruler
 
 HAIRY = 0.04
@@ -21,7 +21,7 @@ THRESHOLDS = {"hairs": 0.2, "ruler": 0.15, "dark_corners": 0.5}
 
 
 def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A few dark strands, parabolas that cross most of the field, 1.5 to 2.5 px wide at 128 px."""
+    """A few dark strands, parabolas that cross most of the field, 1.8 to 2.8 px wide at 128 px."""
     size = len(image)
     x, y = grid(size)
     shade = np.zeros((size, size), np.float32)
@@ -31,7 +31,7 @@ def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         along, across = (x - 0.5) * c + (y - 0.5) * s, (y - 0.5) * c - (x - 0.5) * s
         bend, offset, start = rng.uniform(-0.7, 0.7), rng.uniform(-0.45, 0.45), rng.uniform(-0.7, -0.2)
-        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.0115, 0.0165)
+        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.014, 0.022)
         distance = np.abs(across - offset - bend * along**2) / np.sqrt(1 + (2 * bend * along) ** 2)
         strand = np.clip((0.5 * width - distance) * size + 0.5, 0, 1)
         shade = np.maximum(shade, strand * ((along > start) & (along < stop)))
@@ -48,7 +48,7 @@ def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
     tick = np.floor(place + 0.5)
     beside = np.abs(place - tick) * period
     length = np.where((tick + rng.integers(5)) % 5 == 0, 0.095, 0.06)
-    shade = np.clip((0.009 - beside) * size + 0.5, 0, 1) * np.clip((y - 1 + length) * size + 0.5, 0, 1)
+    shade = np.clip((0.012 - beside) * size + 0.5, 0, 1) * np.clip((y - 1 + length) * size + 0.5, 0, 1)
     return blend(image, 0.93 * shade, np.array([0.05, 0.05, 0.06], np.float32)), shade > 0.5
 
 

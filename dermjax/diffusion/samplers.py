@@ -148,3 +148,8 @@ SAMPLERS = {
     "Euler a": Sampler(euler_ancestral, spacing="linspace", to_zero=True),
     "PLMS": Sampler(plms, spacing="leading", to_zero=False),
 }
+
+
+def show() -> None:
+    """Prints the names of the samplers (`dermjax samplers`)."""
+    print("\n".join(SAMPLERS))

@@ -127,30 +127,38 @@ class Transformer(nnx.Module):
         return x + self.proj_out(rearrange(y, "B (h w) C -> B h w C", h=h, w=w))
 
 
-class DownBlock(nnx.Module):
-    """Resnets, each followed by a transformer where `heads` is not 0, then a halving unless this is the last."""
+class Block(nnx.Module):
+    """Resnets [(channels in, out)], each followed by a transformer where `heads` is not 0."""
 
-    def __init__(
-        self, widths: list[tuple[int, int]], heads: int, last: bool, *, context, time, norm, flat, dtype, rngs
-    ):
+    def __init__(self, widths: list[tuple[int, int]], heads: int, *, context, time, norm, flat, dtype, rngs):
         groups, epsilon = norm
-        cout = widths[-1][1]
         self.resnets = nnx.List(
             ResnetBlock(cin, cout, time=time, groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
             for cin, cout in widths
         )
         self.attentions = nnx.List(
             Transformer(cout, context, heads, groups=groups, flat=flat, dtype=dtype, rngs=rngs)
-            for _ in (widths if heads else ())
+            for _, cout in (widths if heads else ())
         )
-        self.downsamplers = nnx.List([] if last else [Downsample(cout, padding=1, dtype=dtype, rngs=rngs)])
+
+    def layer(self, j: int, x: Array, temb: Array, context: Array) -> Array:
+        """Resnet j and its transformer, if it has one."""
+        x = self.resnets[j](x, temb)
+        return self.attentions[j](x, context) if self.attentions else x
+
+
+class DownBlock(Block):
+    """A block whose every layer leaves a skip, then a halving unless it is the last."""
+
+    def __init__(self, widths: list[tuple[int, int]], heads: int, last: bool, **shared):
+        super().__init__(widths, heads, **shared)
+        made = {"dtype": shared["dtype"], "rngs": shared["rngs"]}
+        self.downsamplers = nnx.List([] if last else [Downsample(widths[-1][1], padding=1, **made)])
 
     def __call__(self, x: Array, temb: Array, context: Array) -> tuple[Array, list[Array]]:
         skips = []
-        for j, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
-            if self.attentions:
-                x = self.attentions[j](x, context)
+        for j in range(len(self.resnets)):
+            x = self.layer(j, x, temb, context)
             skips.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x)
@@ -176,29 +184,17 @@ class MidBlock(nnx.Module):
         return self.resnets[1](self.attentions[0](x, context), temb)
 
 
-class UpBlock(nnx.Module):
-    """As DownBlock, on the way up: each resnet first takes the skip of its height from the way down."""
+class UpBlock(Block):
+    """A block whose every layer first takes the skip of its height from the way down, then a doubling."""
 
-    def __init__(
-        self, widths: list[tuple[int, int]], heads: int, last: bool, *, context, time, norm, flat, dtype, rngs
-    ):
-        groups, epsilon = norm
-        cout = widths[-1][1]
-        self.resnets = nnx.List(
-            ResnetBlock(cin, cout, time=time, groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
-            for cin, cout in widths
-        )
-        self.attentions = nnx.List(
-            Transformer(cout, context, heads, groups=groups, flat=flat, dtype=dtype, rngs=rngs)
-            for _ in (widths if heads else ())
-        )
-        self.upsamplers = nnx.List([] if last else [Upsample(cout, dtype=dtype, rngs=rngs)])
+    def __init__(self, widths: list[tuple[int, int]], heads: int, last: bool, **shared):
+        super().__init__(widths, heads, **shared)
+        made = {"dtype": shared["dtype"], "rngs": shared["rngs"]}
+        self.upsamplers = nnx.List([] if last else [Upsample(widths[-1][1], **made)])
 
     def __call__(self, x: Array, skips: list[Array], temb: Array, context: Array) -> Array:
-        for j, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
-            if self.attentions:
-                x = self.attentions[j](x, context)
+        for j in range(len(self.resnets)):
+            x = self.layer(j, jnp.concatenate([x, skips.pop()], axis=-1), temb, context)
         for upsampler in self.upsamplers:
             x = upsampler(x)
         return x

@@ -67,7 +67,7 @@ def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, c
                                      weight_decay=0.0, clip=1.0)  # fmt: skip
         batches = pipelines.arrays({"index": np.arange(len(images))}, batch=c.batch, seed=config.seed)
         state = fit(
-            autoencoder.loss(sd, edges=c.edges, patches=c.patches, chroma=c.chroma, kl=c.kl),
+            autoencoder.loss(sd, lines=c.lines, edges=c.edges, patches=c.patches, chroma=c.chroma, kl=c.kl),
             create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, Crops(batches, images, c.size),
             optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid,
             rules=sharding.RULES, workdir=workdir / phase, title=f"autoencoder, {phase}",
