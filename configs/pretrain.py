@@ -27,7 +27,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             },
             "diffusion": {
                 "images": 16_000,
-                "steps": 11_000,
+                "steps": 9000,
                 "batch": 16,
                 "rate": 8e-4,
                 "warmup": 100,
