@@ -117,10 +117,11 @@ def _run(stage: str, arguments: list[str]) -> None:
 def _answer(command: Command, arguments: list[str]) -> None:
     """Runs a command without a config; what is missing or too much is a UserError."""
     define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    known = flags.FlagValues()
     for name, default in command.flags.items():
-        define[type(default)](name, default, "")
+        define[type(default)](name, default, "", flag_values=known)
     try:
-        operands = flags.FLAGS(["dermjax", *arguments])[1:]
+        operands = known(["dermjax", *arguments])[1:]
     except flags.Error as error:
         raise UserError(str(error)) from error
     most = None if command.operands.endswith("...") else bool(command.operands)
@@ -128,7 +129,7 @@ def _answer(command: Command, arguments: list[str]) -> None:
         raise UserError(f"{command.operands} is missing")
     if most is not None and len(operands) > most:
         raise UserError(f"unexpected argument {operands[most]}; flags are --name=value")
-    given = {name: flags.FLAGS[name].value for name in command.flags}
+    given = {name: known[name].value for name in command.flags}
     missing = [name for name, value in given.items() if value == ""]
     if missing:
         raise UserError(f"--{missing[0]} is missing")

@@ -109,6 +109,8 @@ def test_a_stage_tells_its_usage(folder):
         ([*TUNE, "surplus"], "unexpected argument surplus"),
         (["tune", "--config=config.py", "--workdir=config.py"], "config.py is a file; give a folder"),
         (["demo", "--limit=3"], "--workdir is missing"),
+        (["samplers", "surplus"], "unexpected argument surplus"),
+        (["samplers", "--steps=3"], "Unknown command line flag 'steps'"),
     ],
 )  # fmt: skip
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(folder, arguments, said):
@@ -119,6 +121,33 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(folder, arguments, sai
     assert err.startswith("dermjax ")
     assert err.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_command_without_a_config_answers_with_text(folder):
+    code, out, err = call(folder, "samplers")
+    assert (code, err) == (0, "")
+    assert "Euler a" in out
+    assert not (folder / "run").exists()
+
+
+def test_operands_and_flags_reach_the_command_by_their_types(capsys):
+    told = command.Command("builtins:print", "", "WORD...", {"sep": "-", "end": "!"})
+    command._answer(told, ["one", "two", "--sep=+"])
+    assert capsys.readouterr().out == "one+two!"
+
+
+@pytest.mark.parametrize(
+    ("operands", "flags", "arguments", "said"),
+    [
+        ("PATH", {}, [], "PATH is missing"),
+        ("PATH", {}, ["a", "b"], "unexpected argument b"),
+        ("", {"to": ""}, [], "--to is missing"),
+        ("", {"weight": 0.8}, ["--weight=much"], "--weight"),
+    ],
+)
+def test_what_a_command_cannot_do_without_is_said(operands, flags, arguments, said):
+    with pytest.raises(UserError, match=said):
+        command._answer(command.Command("builtins:print", "", operands, flags), arguments)
 
 
 def test_a_stage_gets_its_locked_config_and_workdir(folder):

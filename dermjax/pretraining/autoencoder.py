@@ -66,7 +66,7 @@ def normalise(params: Params, moments: jax.Array) -> Params:
     """
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     centre = mean.mean((0, 1, 2))
-    spread = jnp.sqrt(jnp.square(mean - centre).mean((0, 1, 2)) + jnp.exp(log_variance).mean((0, 1, 2)))
+    spread = jnp.sqrt(mean.var((0, 1, 2)) + jnp.exp(log_variance).mean((0, 1, 2)))
     channels = len(centre)
     scale = jnp.concatenate([1 / spread, jnp.ones(channels)])
     shift = jnp.concatenate([-centre / spread, -2 * jnp.log(spread)])
