@@ -1,44 +1,45 @@
 """From a network's prediction to `denoised = denoise(x, sigma)`, all that a sampler knows of a model.
 
 x = latents + sigma noise is the sampler's variable. The network was trained on x_t = x / sqrt(1 + sigma^2), which has
-unit variance at every t, and predicts the noise, the velocity or the latents; the denoiser scales, asks, guides and
-converts. Everything here is float32, whatever the network computes in.
+unit variance at every t, and predicts the noise, the velocity or the latents. In between stands `ask(x_t, t)`: the
+network with its words, plain or guided. Everything here is float32, whatever the network computes in.
 
-B batch, h w latent, C channels, N tokens, D context width; sigma is a scalar.
+B batch, h w latent, C channels, N tokens, D context width; sigma and t are scalars.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from dermjax.diffusion import schedule
+from dermjax.diffusion.ladders import Ladder
 
-Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # x_t [B, h, w, C], t [B], context [B, N, D]
+Array = jax.Array
+Context = Any  # a tree of arrays [B, ...]: [B, N, D], or the keys and values that the UNet makes of it
+Network = Callable[[Array, Array, Context], Array]  # x_t [B, h, w, C], t [B], context
+Ask = Callable[[Array, Array], Array]  # x_t [B, h, w, C], t -> prediction [B, h, w, C]
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """The best guess at the latents behind x at noise level sigma.
 
-    predict(x, sigma) asks the network; kind names what it predicts. A multistep method, which averages predictions
-    before it makes latents of them, takes the two halves apart; every other method calls the whole.
+    predict(x, sigma) asks the network; denoised(prediction, x, sigma) makes latents of its answer. A multistep method,
+    which averages predictions before it makes latents of them, takes the two halves apart; every other calls the whole.
     """
 
-    predict: Callable[[jax.Array, jax.Array], jax.Array]
-    kind: str
+    predict: Ask
+    denoised: Callable[[Array, Array, Array], Array]
 
-    def __call__(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
+    def __call__(self, x: Array, sigma: Array) -> Array:
         """Returns the denoised latents [B, h, w, C]."""
         return self.denoised(self.predict(x, sigma), x, sigma)
 
-    def denoised(self, prediction: jax.Array, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        """Returns the latents that a prediction at (x, sigma) means (Karras et al. 2022, table 1)."""
-        return DENOISED[self.kind](prediction, x, sigma)
 
-
+# what a prediction at (x, sigma) means (Karras et al. 2022, arXiv 2206.00364, table 1), by diffusers' prediction_type
 DENOISED = {
     "epsilon": lambda noise, x, sigma: x - sigma * noise,
     "v_prediction": lambda v, x, sigma: x / (1 + sigma**2) - sigma / jnp.sqrt(1 + sigma**2) * v,
@@ -46,38 +47,77 @@ DENOISED = {
 }
 
 
-def denoiser(
-    network: Network, scheduler: dict, context: jax.Array, negative: jax.Array | None, guidance: jax.Array
-) -> Denoiser:
-    """Returns the denoiser of a network for the contexts [B, N, D], guided unless negative is None."""
-    table = jnp.asarray(schedule.sigmas(scheduler), jnp.float32)
-    times = jnp.arange(len(table), dtype=jnp.float32)
-    ask = plain(network, context) if negative is None else guided(network, context, negative, guidance)
+def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
+    """Returns the denoiser of a network that is asked at the times of a ladder."""
 
-    def predict(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        t = jnp.interp(sigma, table, times)  # exact to one ulp of float32, and defined between the training times
-        return ask(x / jnp.sqrt(1 + sigma**2), jnp.full(len(x), t)).astype(jnp.float32)
+    def predict(x: Array, sigma: Array) -> Array:
+        return ask(x / jnp.sqrt(1 + sigma**2), ladder.time(sigma)).astype(jnp.float32)
 
-    return Denoiser(predict, scheduler.get("prediction_type", "epsilon"))  # absent means epsilon, as in diffusers
+    return Denoiser(predict, DENOISED[prediction])
 
 
-def plain(network: Network, context: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def keeping(denoise: Denoiser, latents: Array, mask: Array) -> Denoiser:
+    """Returns the denoiser that is sure of the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
+
+    There x = latents + sigma noise stays what it is down the whole ladder, with any sampler: inpainting by blending.
+    """
+
+    def blended(prediction: Array, x: Array, sigma: Array) -> Array:
+        return mask * denoise.denoised(prediction, x, sigma) + (1 - mask) * latents
+
+    return replace(denoise, denoised=blended)
+
+
+def beside(ask: Ask, channels: Array) -> Ask:
+    """Returns the network asked with more channels [B, h, w, c] behind those of x_t: inpainting models take nine."""
+    return lambda x, t: ask(jnp.concatenate([x, channels], axis=-1), t)
+
+
+def plain(network: Network, context: Context) -> Ask:
     """Returns the network for one context: one pass an evaluation."""
-    return lambda x, t: network(x, t, context)
+    return lambda x, t: network(x, jnp.full(len(x), t), context)
 
 
-def guided(
-    network: Network, context: jax.Array, negative: jax.Array, guidance: jax.Array
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Guidance:
+    """How the words steer: numbers that a compiled function takes, so that changing them compiles nothing.
+
+    scale: 1 is not at all. rescale: the share, 0 to 1, by which the spread of the unguided prediction is restored (Lin
+    et al. 2023, arXiv 2305.08891, section 3.4, for v-prediction), or None. interval: guide only at sigmas above the
+    first number and up to the second (Kynkäänniemi et al. 2024, arXiv 2404.07724), or None for everywhere.
+    """
+
+    scale: Array
+    rescale: Array | None
+    interval: tuple[Array, Array] | None
+
+
+def guided(network: Network, context: Context, negative: Context, guidance: Guidance, ladder: Ladder) -> Ask:
     """Returns classifier-free guidance (Ho and Salimans 2022): both contexts in one pass of twice the batch.
 
-    An image's two halves lie side by side, so that a batch spread over devices stays where it is.
+    An image's two halves lie side by side, so that a batch spread over devices stays where it is. Outside of the
+    guidance's interval an evaluation is one plain pass, chosen inside the scan.
     """
-    contexts = rearrange([negative, context], "two B N D -> (B two) N D")
+    pairs = jax.tree.map(lambda without, within: rearrange([without, within], "two B ... -> (B two) ..."),
+                         negative, context)  # fmt: skip
 
-    def ask(x: jax.Array, t: jax.Array) -> jax.Array:
-        pairs = network(repeat(x, "B h w C -> (B two) h w C", two=2), repeat(t, "B -> (B two)", two=2), contexts)
-        without, within = rearrange(pairs.astype(jnp.float32), "(B two) h w C -> two B h w C", two=2)
-        return without + guidance * (within - without)
+    def ask(x: Array, t: Array) -> Array:
+        answers = plain(network, pairs)(repeat(x, "B h w C -> (B two) h w C", two=2), t)
+        without, within = rearrange(answers.astype(jnp.float32), "(B two) h w C -> two B h w C", two=2)
+        steered = without + guidance.scale * (within - without)
+        return steered if guidance.rescale is None else respread(steered, within, guidance.rescale)
 
-    return ask
+    def unguided(x: Array, t: Array) -> Array:
+        return plain(network, context)(x, t).astype(jnp.float32)
+
+    if guidance.interval is None:
+        return ask
+    low, high = (ladder.time(sigma) for sigma in guidance.interval)
+    return lambda x, t: jax.lax.cond((low < t) & (t <= high), ask, unguided, x, t)
+
+
+def respread(steered: Array, within: Array, share: Array) -> Array:
+    """Returns the steered prediction with its spread brought back to that of `within` by a share, image by image."""
+    spread = within.std((1, 2, 3), keepdims=True) / steered.std((1, 2, 3), keepdims=True)
+    return steered * (share * spread + 1 - share)

@@ -1,155 +1,268 @@
-"""Samplers: from noise to latents down a ladder of sigmas, each the formula of its paper.
+"""The table of samplers: their names, how each lays its ladder, its order, its cost and its paper.
 
-A sampler knows a model only as `denoised = denoise(x, sigma)` and works on x = latents + sigma noise, where the
-probability-flow ODE reads dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, eq. 1 and 3). The walk down the
-ladder is written once: one `lax.scan`, so the network is compiled once however many steps there are.
-
-Step s of image i draws its noise from fold_in(key_i, s): an image does not depend on the batch it is made in.
-
-B batch, h w latent, C channels.
+The formulas are in `one_step`, `two_stage` and `multistep`, all on the contract `sample(denoise, x, ladder, keys)`.
 """
 
 import difflib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from dermjax.diffusion import schedule
+from dermjax.diffusion import ladders
 from dermjax.diffusion.denoiser import Denoiser
-from dermjax.diffusion.schedule import Ladder
+from dermjax.diffusion.ladders import BENDS, Ladder, Layout
+from dermjax.diffusion.multistep import deis, dpmpp_2m, lms, plms, unipc
+from dermjax.diffusion.one_step import ancestral, euler, lcm
+from dermjax.diffusion.two_stage import dpm2, dpmpp_2s, dpmpp_2s_ancestral, dpmpp_sde, heun
 from dermjax.errors import UserError
 
 Array = jax.Array
 
 
-def euler(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
-    """Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364). Order 1.
-
-    DDIM without noise (Song et al. 2020, arXiv 2010.02502) is this same step in another variable.
-    """
-
-    def step(x, sigma, sigma_next, keys):
-        return x + (sigma_next - sigma) * slope(denoise(x, sigma), x, sigma)
-
-    return walk(step, x, ladder.rungs, keys)
-
-
-def euler_ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
-    """Euler's method to below the next sigma, then fresh noise up to it: k-diffusion's `sample_euler_ancestral`.
-
-    The two are those of the posterior of DDPM (Ho et al. 2020, eq. 7): sigma_down = sigma_next^2 / sigma, and
-    sigma_down^2 + sigma_up^2 = sigma_next^2.
-    """
-
-    def step(x, sigma, sigma_next, keys):
-        sigma_down = sigma_next**2 / sigma
-        sigma_up = sigma_next * jnp.sqrt(1 - (sigma_next / sigma) ** 2)
-        x = x + (sigma_down - sigma) * slope(denoise(x, sigma), x, sigma)
-        return x + sigma_up * normal(keys, x.shape[1:])
-
-    return walk(step, x, ladder.rungs, keys)
-
-
-def plms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
-    """Pseudo linear multistep: Euler's step along an Adams-Bashforth mean of the last four predictions.
-
-    Liu et al. 2022, arXiv 2202.09778, as diffusers' PNDMScheduler with skip_prk_steps has it (the first step of latent
-    diffusion's own code differs): the first step is made twice, the second time along the mean of the predictions at
-    its two ends, so N steps take N + 1 evaluations. What is averaged is what the network predicts, the noise or v.
-    """
-    sigma, sigma_next = ladder.rungs
-    rungs = (
-        np.concatenate([sigma[:1], sigma_next[:1], sigma[1:]]),  # where the network is asked
-        np.insert(sigma, 0, sigma[0]),  # where the step begins
-        np.insert(sigma_next, 0, sigma_next[0]),  # where it ends
-        MULTISTEP[np.minimum(np.arange(len(sigma) + 1), len(MULTISTEP) - 1)],
-        np.arange(len(sigma) + 1) == 1,  # whether it makes the step before once more
-    )
-
-    def step(state, asked, sigma, sigma_next, weights, again, keys):
-        x, before, past = state
-        known = jnp.concatenate([denoise.predict(x, asked)[None], past])  # [4, B, h, w, C], the newest first
-        mean = jnp.einsum("k,k...->...", weights, known, precision="highest")
-        before = jnp.where(again, before, x)
-        x = before + (sigma_next - sigma) * slope(denoise.denoised(mean, before, sigma), before, sigma)
-        return x, before, jnp.where(again, past, known[:3])
-
-    return walk(step, (x, x, jnp.zeros((3, *x.shape))), rungs, keys)[0]
-
-
-# the weights of the newest and the three older predictions: at the first evaluation, at the second, and so on
-MULTISTEP = np.array(
-    [
-        [1, 0, 0, 0],
-        [1 / 2, 1 / 2, 0, 0],
-        [3 / 2, -1 / 2, 0, 0],
-        [23 / 12, -16 / 12, 5 / 12, 0],
-        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    ],
-    np.float32,
-)
-
-
-def slope(denoised: Array, x: Array, sigma: Array) -> Array:
-    """Returns dx/dsigma at (x, sigma), which is the noise that the denoised latents leave in x."""
-    return (x - denoised) / sigma
-
-
-def normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Returns standard normal noise [B, *shape], one key [B] an image."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-
-
-def walk(step: Callable, state: Any, rungs: tuple[np.ndarray, ...], keys: Array) -> Any:
-    """Returns the state after step(state, *rung, keys) on every rung; the rungs are tables with one row a step."""
-
-    def down(state, numbered):
-        number, rung = numbered
-        return step(state, *rung, jax.vmap(jax.random.fold_in, (0, None))(keys, number)), None
-
-    return jax.lax.scan(down, state, (jnp.arange(len(rungs[0])), rungs))[0]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A sampler with the ladder it walks where the model's scheduler file does not name one (`timestep_spacing`).
+    """A row of the table.
 
-    spacing is the one that diffusers and k-diffusion give it; to_zero says whether the last step goes to sigma 0 or
-    to the first training time (0.0292 for Stable Diffusion 1.x), where methods written in alpha_bar end.
+    name is A1111's; aliases are the names of diffusers (its class) and k-diffusion. order: of the formula, without its
+    noise. evaluations: of the network in N steps, (a, b) for a N + b. spacing: what the name asked for, "" for nothing.
     """
 
+    name: str
     sample: Callable[[Denoiser, Array, Ladder, Array], Array]
-    spacing: str
-    to_zero: bool
+    layout: Layout
+    order: int
+    noisy: bool
+    paper: str
+    aliases: tuple[str, ...]
+    evaluations: tuple[int, int] = (1, 0)
+    spacing: str = ""
 
-    def ladder(self, scheduler: dict, steps: int) -> Ladder:
-        """Returns the ladder of this sampler for a model's scheduler; steps out of range are a UserError."""
-        to_zero = self.to_zero or scheduler.get("set_alpha_to_one", False)
-        end = 0.0 if to_zero else schedule.sigmas(scheduler)[0]
-        return schedule.ladder(scheduler, steps, scheduler.get("timestep_spacing", self.spacing), end)
+    def ladder(self, scheduler: dict, steps: int, spacing: str) -> Ladder:
+        """Returns the ladder of this sampler for a model's scheduler; "" is the spacing of its name or of the model.
+
+        Steps out of range and a spacing that it cannot walk are a UserError.
+        """
+        return ladders.ladder(self.layout, scheduler, steps, spacing or self.spacing)
+
+    def count(self, steps: int) -> int:
+        """Returns how often the network is evaluated in a number of steps."""
+        a_step, more = self.evaluations
+        return a_step * steps + more
 
 
 def named(name: str) -> Sampler:
-    """Returns the sampler of a name, upper or lower case; an unknown one is a UserError with the nearest names."""
-    known = {known.lower(): sampler for known, sampler in SAMPLERS.items()}
-    if name.lower() not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
-        names = ", ".join(known for known in SAMPLERS if known.lower() in near)
-        raise UserError(f"sampler {name!r} is not known; did you mean one of: {names}?")
-    return known[name.lower()]
+    """Returns the sampler of a name or alias, written in any case, "Karras" or "Exponential" after it for its ladder.
 
+    An unknown one is a UserError with the nearest names.
+    """
+    plain, bend = _key(name), ""
+    for suffix in BENDS:
+        if plain.endswith(suffix):
+            plain, bend = plain.removesuffix(suffix), suffix
+    known = {_key(each): sampler for sampler in SAMPLERS.values() for each in (sampler.name, *sampler.aliases)}
+    if plain not in known:
+        near = [known[key].name for key in difflib.get_close_matches(plain, known, n=5, cutoff=0.5)] or list(SAMPLERS)
+        raise UserError(f"sampler {name!r} is not known; did you mean one of: {', '.join(dict.fromkeys(near))}?")
+    sampler = known[plain]
+    if not bend:
+        return sampler
+    if not sampler.layout.bends:
+        raise UserError(f"sampler {name!r}: {sampler.name} walks whole training times and has no {bend} ladder")
+    return replace(sampler, name=f"{sampler.name} {bend.capitalize()}", spacing=bend)
+
+
+def _key(name: str) -> str:
+    """Returns a name without what people write in different ways: case, blanks, "Scheduler", ++ for pp."""
+    return re.sub(r"[\s_()-]", "", name.lower()).removesuffix("scheduler").replace("++", "pp")
+
+
+IN_SIGMA = Layout(spacing="linspace")  # k-diffusion's: written in sigma, at any time
+IN_SIGMA_ENDING = Layout(spacing="linspace", ending="final_sigmas_type")
+SOLVER = Layout(spacing="linspace", whole=True, spare=True, ending="final_sigmas_type")  # those of DPM-Solver's authors
+WHOLE = Layout(spacing="leading", whole=True, bends=False)  # written in alpha_bar
 
 SAMPLERS = {
-    "Euler": Sampler(euler, spacing="linspace", to_zero=True),
-    "Euler a": Sampler(euler_ancestral, spacing="linspace", to_zero=True),
-    "PLMS": Sampler(plms, spacing="leading", to_zero=False),
+    sampler.name: sampler
+    for sampler in (
+        Sampler(
+            name="Euler",
+            sample=euler,
+            layout=IN_SIGMA_ENDING,
+            order=1,
+            noisy=False,
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            aliases=("EulerDiscreteScheduler", "k_euler"),
+        ),
+        Sampler(
+            name="Euler a",
+            sample=partial(ancestral, eta=1.0),
+            layout=IN_SIGMA,
+            order=1,
+            noisy=True,
+            paper="Ho et al. 2020, arXiv 2006.11239, in k-diffusion's form",
+            aliases=("EulerAncestralDiscreteScheduler", "euler_ancestral", "k_euler_a"),
+        ),
+        Sampler(
+            name="Heun",
+            sample=heun,
+            layout=IN_SIGMA,
+            order=2,
+            noisy=False,
+            paper="Karras et al. 2022, arXiv 2206.00364",
+            aliases=("HeunDiscreteScheduler", "k_heun"),
+            evaluations=(2, -1),
+        ),
+        Sampler(
+            name="LMS",
+            sample=lms,
+            layout=IN_SIGMA,
+            order=4,
+            noisy=False,
+            paper="Adams and Bashforth 1883, in k-diffusion's form",
+            aliases=("LMSDiscreteScheduler", "k_lms"),
+        ),
+        Sampler(
+            name="PLMS",
+            sample=plms,
+            layout=replace(WHOLE, to_zero=False, ending="set_alpha_to_one"),
+            order=4,
+            noisy=False,
+            paper="Liu et al. 2022, arXiv 2202.09778",
+            aliases=("PNDMScheduler",),
+            evaluations=(1, 1),
+        ),
+        Sampler(
+            name="DDIM",
+            sample=euler,
+            layout=replace(WHOLE, ending="set_alpha_to_one"),
+            order=1,
+            noisy=False,
+            paper="Song et al. 2020, arXiv 2010.02502",
+            aliases=("DDIMScheduler",),
+        ),
+        Sampler(
+            name="DDPM",
+            sample=partial(ancestral, eta=1.0),
+            layout=WHOLE,
+            order=1,
+            noisy=True,
+            paper="Ho et al. 2020, arXiv 2006.11239",
+            aliases=("DDPMScheduler",),
+        ),
+        Sampler(
+            name="DPM2",
+            sample=partial(dpm2, eta=0.0),
+            layout=IN_SIGMA,
+            order=2,
+            noisy=False,
+            paper="Lu et al. 2022, arXiv 2206.00927",
+            aliases=("KDPM2DiscreteScheduler", "dpm_2", "k_dpm_2"),
+            evaluations=(2, -1),
+        ),
+        Sampler(
+            name="DPM2 a",
+            sample=partial(dpm2, eta=1.0),
+            layout=IN_SIGMA,
+            order=2,
+            noisy=True,
+            paper="Lu et al. 2022, arXiv 2206.00927, in k-diffusion's form",
+            aliases=("KDPM2AncestralDiscreteScheduler", "dpm_2_ancestral", "k_dpm_2_a"),
+            evaluations=(2, -1),
+        ),
+        Sampler(
+            name="DPM++ 2S",
+            sample=dpmpp_2s,
+            layout=replace(SOLVER, fixed=True),
+            order=2,
+            noisy=False,
+            paper="Lu et al. 2022, arXiv 2211.01095",
+            aliases=("DPMSolverSinglestepScheduler",),
+        ),
+        Sampler(
+            name="DPM++ 2S a",
+            sample=dpmpp_2s_ancestral,
+            layout=IN_SIGMA,
+            order=2,
+            noisy=True,
+            paper="Lu et al. 2022, arXiv 2211.01095, in k-diffusion's form",
+            aliases=("dpmpp_2s_ancestral", "k_dpmpp_2s_a"),
+            evaluations=(2, -1),
+        ),
+        Sampler(
+            name="DPM++ 2M",
+            sample=partial(dpmpp_2m, eta=0.0),
+            layout=SOLVER,
+            order=2,
+            noisy=False,
+            paper="Lu et al. 2022, arXiv 2211.01095",
+            aliases=("DPMSolverMultistepScheduler", "k_dpmpp_2m"),
+        ),
+        Sampler(
+            name="DPM++ 2M SDE",
+            sample=partial(dpmpp_2m, eta=1.0),
+            layout=SOLVER,
+            order=2,
+            noisy=True,
+            paper="Lu et al. 2022, arXiv 2211.01095",
+            aliases=("k_dpmpp_2m_sde",),
+        ),
+        Sampler(
+            name="DPM++ SDE",
+            sample=dpmpp_sde,
+            layout=IN_SIGMA,
+            order=2,
+            noisy=True,
+            paper="Lu et al. 2022, arXiv 2211.01095, in k-diffusion's form",
+            aliases=("DPMSolverSDEScheduler", "k_dpmpp_sde"),
+            evaluations=(2, -1),
+        ),
+        Sampler(
+            name="UniPC",
+            sample=unipc,
+            layout=SOLVER,
+            order=3,
+            noisy=False,
+            paper="Zhao et al. 2023, arXiv 2302.04867",
+            aliases=("UniPCMultistepScheduler", "uni_pc"),
+        ),
+        Sampler(
+            name="DEIS",
+            sample=deis,
+            layout=replace(SOLVER, to_zero=False, ending=""),
+            order=2,
+            noisy=False,
+            paper="Zhang and Chen 2022, arXiv 2204.13902",
+            aliases=("DEISMultistepScheduler",),
+        ),
+        Sampler(
+            name="LCM",
+            sample=lcm,
+            layout=Layout(spacing="distilled", fixed=True, whole=True, bends=False),
+            order=1,
+            noisy=True,
+            paper="Luo et al. 2023, arXiv 2310.04378",
+            aliases=("LCMScheduler",),
+        ),
+    )
 }
 
 
 def show() -> None:
-    """Prints the names of the samplers (`dermjax samplers`)."""
-    print("\n".join(SAMPLERS))
+    """Prints the table of samplers (`dermjax samplers`)."""
+    header = ("sampler", "order", "evaluations", "noise", "also called", "paper")
+    rows = [
+        (s.name, str(s.order), _counted(*s.evaluations), "yes" if s.noisy else "no", ", ".join(s.aliases), s.paper)
+        for s in SAMPLERS.values()
+    ]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nN is the number of steps. Add Karras or Exponential to a name for that ladder, as in DPM++ 2M Karras;")
+    print(f"{', '.join(s.name for s in SAMPLERS.values() if not s.layout.bends)} have none.")
+
+
+def _counted(a_step: int, more: int) -> str:
+    return f"{a_step if a_step > 1 else ''}N{f' {more:+d}'.replace('+', '+ ').replace('-', '- ') if more else ''}"

@@ -1,4 +1,9 @@
-"""The one function from text to image: context, start noise, sampler, decoder, pixels, compiled as a whole.
+"""From text, or text and an image, to images: context, start noise, sampler, decoder, pixels, compiled as a whole.
+
+Each function returns a compiled one. Its `params` are the model's; `tokens` and `negative` are int [B, N], negative
+None means no guidance and half the arithmetic; `seeds` are integers [B]: an image depends on its own seed and prompt,
+not on its batch; `guidance` is a `denoiser.Guidance`, and other numbers in it compile nothing. Images are uint8
+[B, H, W, 3].
 
 B batch, H W image, h w latent, C latent channels, N tokens.
 """
@@ -9,38 +14,133 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dermjax.diffusion.denoiser import denoiser
-from dermjax.diffusion.samplers import Sampler, normal
+from dermjax.diffusion.denoiser import Ask, Denoiser, Guidance, beside, denoiser, guided, keeping, plain
+from dermjax.diffusion.ladders import Ladder
+from dermjax.diffusion.samplers import Sampler
+from dermjax.diffusion.walk import normal
+from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
 
+Array = jax.Array
 
-def text_to_image(model: StableDiffusion, sampler: Sampler, steps: int, size: int) -> Callable[..., jax.Array]:
-    """Returns the compiled function images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3].
 
-    tokens and negative are int [B, N]; negative None means no guidance and half the arithmetic. seeds are integers [B]:
-    an image depends on its own seed and prompt, not on its batch. guidance is a scalar, and changing it compiles
-    nothing. Steps out of range are a UserError.
-    """
-    scheduler = model.configs["scheduler"]
-    ladder = sampler.ladder(scheduler, steps)
+def text_to_image(model: StableDiffusion, sampler: Sampler, ladder: Ladder, size: int) -> Callable[..., Array]:
+    """Returns the compiled function images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3]."""
     shape = (size // model.factor, size // model.factor, model.configs["vae"]["latent_channels"])
 
     @jax.jit
-    def images(
-        params: dict, tokens: jax.Array, negative: jax.Array | None, seeds: jax.Array, guidance: jax.Array
-    ) -> jax.Array:
-        context = model.encode_text(params, tokens)
-        against = None if negative is None else model.encode_text(params, negative)
-        denoise = denoiser(partial(model.unet, params), scheduler, context, against, guidance)
-
-        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)  # [B, 2]: to start and to walk
-        x = sampler.sample(denoise, ladder.start * normal(keys[:, 0], shape), ladder, keys[:, 1])
-        latents = x * (1 + ladder.sigmas[-1] ** 2) ** -0.5  # a ladder that ends above 0 ends at an x_t: diffusers' PLMS
-        return pixels(model.decode(params, latents))
+    def images(params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance) -> Array:
+        ask = asking(model, params, tokens, negative, guidance, ladder)
+        to_start, to_walk = keys_of(seeds)
+        x = sampler.sample(denoising(model, ask, ladder), ladder.start * normal(to_start, shape), ladder, to_walk)
+        return pixels(model.decode(params, at_end(x, ladder)))
 
     return images
 
 
-def pixels(image: jax.Array) -> jax.Array:
+def image_to_image(model: StableDiffusion, sampler: Sampler, ladder: Ladder, strength: float) -> Callable[..., Array]:
+    """Returns the compiled function images(params, tokens, negative, seeds, guidance, image) -> uint8 [B, H, W, 3].
+
+    The image is taken through the lower part of the ladder, int(steps * strength) rungs (SDEdit, Meng et al. 2021,
+    arXiv 2108.01073): 1 leaves little of it. A strength outside (0, 1] and sides that the model cannot halve are a
+    UserError.
+    """
+    ladder = ladder.below(strength)
+
+    @jax.jit
+    def images(
+        params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance, image: Array
+    ) -> Array:
+        latents = latents_of(model, params, image)
+        ask = asking(model, params, tokens, negative, guidance, ladder)
+        to_start, to_walk = keys_of(seeds)
+        x = latents + ladder.sigmas[0] * normal(to_start, latents.shape[1:])
+        x = sampler.sample(denoising(model, ask, ladder), x, ladder, to_walk)
+        return pixels(model.decode(params, at_end(x, ladder)))
+
+    return images
+
+
+def inpaint(model: StableDiffusion, sampler: Sampler, ladder: Ladder, strength: float) -> Callable[..., Array]:
+    """Returns the compiled images(params, tokens, negative, seeds, guidance, image, mask) -> uint8 [B, H, W, 3].
+
+    mask is [B, H, W], not 0 where to paint; strength 1 starts there from noise alone. A model whose UNet takes 9
+    channels is shown the mask and the rest of the image; of any other the rest is blended in at every evaluation. The
+    rest has been through the autoencoder: paste the original over it where its pixels count. Sides that do not fit are
+    a UserError.
+    """
+    ladder = ladder.below(strength)
+    shown = model.configs["unet"]["in_channels"] == 9
+
+    @jax.jit
+    def images(
+        params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance, image: Array, mask: Array
+    ) -> Array:
+        if mask.shape != image.shape[:3]:
+            raise UserError(f"mask {_sides(mask)}: the image is {_sides(image)}; give a mask of its size")
+        latents = latents_of(model, params, image)
+        paint = (mask[:, :: model.factor, :: model.factor, None] > 0).astype(jnp.float32)  # nearest, as in diffusers
+        ask = asking(model, params, tokens, negative, guidance, ladder)
+        to_start, to_walk = keys_of(seeds)
+        noise = normal(to_start, latents.shape[1:])
+        x = latents + ladder.sigmas[0] * noise
+        if shown:
+            rest = latents_of(model, params, jnp.where(mask[..., None] > 0, GREY, image))
+            denoise = denoising(model, beside(ask, jnp.concatenate([paint, rest], axis=-1)), ladder)
+            free = jnp.ones_like(paint)
+        else:
+            denoise, free = keeping(denoising(model, ask, ladder), latents, paint), paint
+        if strength == 1:
+            x = jnp.where(free > 0, ladder.start * noise, x)
+        x = at_end(sampler.sample(denoise, x, ladder, to_walk), ladder)
+        return pixels(model.decode(params, jnp.where(free > 0, x, latents)))
+
+    return images
+
+
+GREY = 127.5  # 0 in the model's range: what diffusers puts where the image is masked out
+
+
+def asking(
+    model: StableDiffusion, params: dict, tokens: Array, negative: Array | None, guidance: Guidance, ladder: Ladder
+) -> Ask:
+    """Returns the model's network for the words of a batch, guided away from the negative ones unless they are None."""
+    network = partial(model.unet, params)
+    context = model.encode_text(params, tokens)
+    if negative is None:
+        return plain(network, context)
+    return guided(network, context, model.encode_text(params, negative), guidance, ladder)
+
+
+def denoising(model: StableDiffusion, ask: Ask, ladder: Ladder) -> Denoiser:
+    """Returns the denoiser of a model that is asked through `ask`."""
+    return denoiser(ask, model.configs["scheduler"].get("prediction_type", "epsilon"), ladder)  # as in diffusers
+
+
+def keys_of(seeds: Array) -> tuple[Array, Array]:
+    """Returns the keys [B] for the start noise and those for the noise of the walk."""
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    return keys[:, 0], keys[:, 1]
+
+
+def latents_of(model: StableDiffusion, params: dict, image: Array) -> Array:
+    """Returns the most likely latents [B, h, w, C] of images [B, H, W, 3] in 0..255."""
+    cell = model.factor * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
+    if image.shape[1] % cell or image.shape[2] % cell:
+        raise UserError(f"image {_sides(image)}: this model takes sides that are multiples of {cell} px; resize it")
+    moments = model.encode(params, image.astype(jnp.float32) / 127.5 - 1)
+    return model.sample_latents(moments, jnp.zeros((*moments.shape[:3], moments.shape[3] // 2)))
+
+
+def at_end(x: Array, ladder: Ladder) -> Array:
+    """Returns the latents at the end of a ladder: one that ends above sigma 0 ends at an x_t, diffusers' PLMS."""
+    return x * (1 + ladder.sigmas[-1] ** 2) ** -0.5
+
+
+def pixels(image: Array) -> Array:
     """Returns values in [-1, 1] as uint8 in 0..255, rounded to the nearest."""
     return jnp.clip(jnp.round((image + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def _sides(image: Array) -> str:
+    return f"{image.shape[2]}x{image.shape[1]} px"

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from dermjax import sharding
 from dermjax.data.tokens import tokens
 from dermjax.diffusion import samplers
+from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.text_to_image import text_to_image
 from dermjax.generation.plan import Request
 from dermjax.models.stable_diffusion import StableDiffusion, count
@@ -34,7 +35,8 @@ def renderer(
 
     @functools.cache
     def compiled(sampler: str, steps: int) -> Callable[..., jax.Array]:
-        return text_to_image(model, samplers.named(sampler), steps, size)
+        chosen = samplers.named(sampler)
+        return text_to_image(model, chosen, chosen.ladder(model.configs["scheduler"], steps, ""), size)
 
     def render(requests: Sequence[Request]) -> np.ndarray:
         first = requests[0]
@@ -45,7 +47,8 @@ def renderer(
             "seeds": np.array([request.seed for request in full], np.int32),
         }
         placed = sharding.place(rows, grid)
-        images = compiled(first.sampler, first.steps)(params, **placed, guidance=np.float32(first.guidance))
+        guidance = Guidance(np.float32(first.guidance), None, None)
+        images = compiled(first.sampler, first.steps)(params, **placed, guidance=guidance)
         return np.asarray(images)[: len(requests)]
 
     return render

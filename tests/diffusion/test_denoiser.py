@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.diffusion import denoiser, schedule
+from dermjax.diffusion import denoiser, samplers, schedule
+from dermjax.diffusion.denoiser import Guidance
 
 SD15 = {
     "num_train_timesteps": 1000,
@@ -14,6 +15,9 @@ SD15 = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
+
+
+LADDER = samplers.named("PLMS").ladder(SD15, 1000, "")
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -29,7 +33,7 @@ def test_a_perfect_network_denoises(kind, t):
         seen.update(x=x, t=t)
         return schedule.target(kind, alpha_bar, latents, noise, jnp.round(t).astype(jnp.int32)).astype(jnp.bfloat16)
 
-    denoise = denoiser.denoiser(network, SD15 | {"prediction_type": kind}, jnp.zeros((2, 1, 1)), None, jnp.float32(1))
+    denoise = denoiser.denoiser(denoiser.plain(network, jnp.zeros((2, 1, 1))), kind, LADDER)
     sigma = jnp.float32(schedule.sigmas(SD15)[t])
     denoised = denoise(latents + sigma * noise, sigma)
     assert denoised.dtype == jnp.float32
@@ -45,43 +49,82 @@ def linear(x, t, context):
     return x * t[:, None, None, None] / 1000 + jnp.mean(context, (1, 2))[:, None, None, None]
 
 
-def test_guidance_is_the_formula_in_one_pass():
+@pytest.fixture
+def given():
     rng = np.random.default_rng(0)
-    x, context, negative = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(3, 2, 2, 1), (3, 4, 5), (3, 4, 5)])
-    t = jnp.full(3, 500.0)
-    calls = []
+    return (jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(3, 2, 2, 1), (3, 4, 5), (3, 4, 5)])
 
+
+def counted(calls):
     def network(*inputs):
         calls.append(inputs[0].shape[0])
         return linear(*inputs)
 
-    guided = denoiser.guided(network, context, negative, jnp.float32(7))(x, t)
-    without, within = linear(x, t, negative), linear(x, t, context)
-    np.testing.assert_allclose(guided, without + 7 * (within - without), rtol=1e-5, atol=1e-5)
+    return network
+
+
+def test_guidance_is_the_formula_in_one_pass(given):
+    x, context, negative = given
+    calls, guidance = [], Guidance(jnp.float32(7), None, None)
+    steered = denoiser.guided(counted(calls), context, negative, guidance, LADDER)(x, jnp.float32(500))
+    without, within = (linear(x, jnp.full(3, 500.0), words) for words in (negative, context))
+    np.testing.assert_allclose(steered, without + 7 * (within - without), rtol=1e-5, atol=1e-5)
     assert calls == [6], "one pass of twice the batch"
 
 
-def test_no_guidance_costs_one_plain_pass():
-    calls = []
+def test_rescaled_guidance_has_the_spread_of_the_unguided(given):
+    """Lin et al. 2023, eq. 15 and 16: the share mixes what is rescaled with what is not."""
+    x, context, negative = given
+    t, within = jnp.float32(500), linear(x, jnp.full(3, 500.0), context)
+    plain, whole, part = (
+        denoiser.guided(linear, context, 3 * negative, Guidance(jnp.float32(7), share, None), LADDER)(x, t)
+        for share in (None, jnp.float32(1), jnp.float32(0.7))
+    )
+    np.testing.assert_allclose(whole.std((1, 2, 3)), within.std((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(part, 0.7 * whole + 0.3 * plain, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_only_in_its_interval(given):
+    """Outside an evaluation is a plain pass, and which it is is decided while the scan runs."""
+    x, context, negative = given
+    ran = []
 
     def network(x, t, context):
-        calls.append(x.shape[0])
-        return x
+        jax.debug.callback(lambda t: ran.append(len(t)), t)
+        return linear(x, t, context)
 
-    scheduler = SD15 | {"prediction_type": "epsilon"}
-    denoiser.denoiser(network, scheduler, jnp.zeros((3, 4, 5)), None, jnp.float32(1))(jnp.ones((3, 2, 2, 1)), 1.0)
+    sigmas = np.float32(schedule.sigmas(SD15))
+    guidance = Guidance(jnp.float32(7), None, (sigmas[200], sigmas[600]))
+    ask = denoiser.guided(network, context, negative, guidance, LADDER)
+    made = jax.jit(lambda x: jax.lax.map(lambda t: ask(x, t), jnp.array([601.0, 600.0, 400.0, 200.0])))(x)
+    jax.effects_barrier()
+    assert ran == [3, 6, 6, 3]
+    everywhere = denoiser.guided(linear, context, negative, Guidance(jnp.float32(7), None, None), LADDER)
+    np.testing.assert_allclose(made[1], everywhere(x, jnp.float32(600)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(made[3], linear(x, jnp.full(3, 200.0), context), rtol=1e-5, atol=1e-5)
+
+
+def test_no_guidance_costs_one_plain_pass(given):
+    x, context, _ = given
+    calls = []
+    denoiser.denoiser(denoiser.plain(counted(calls), context), "epsilon", LADDER)(x, jnp.float32(1))
     assert calls == [3]
 
 
-def test_sigmas_between_training_times_have_times_between():
-    table = schedule.sigmas(SD15)
+def test_what_is_kept_stays_with_every_prediction(given):
+    x, _, _ = given
+    mask = jnp.zeros((3, 2, 2, 1)).at[:, 0].set(1)
+    free = denoiser.denoiser(lambda x, t: jnp.sin(x), "epsilon", LADDER)
+    kept = denoiser.keeping(free, 5 * x, mask)
+    sigma = jnp.float32(2)
+    np.testing.assert_allclose(kept(x, sigma)[:, 1], 5 * x[:, 1])
+    np.testing.assert_allclose(kept(x, sigma)[:, 0], free(x, sigma)[:, 0])
+
+
+def test_more_channels_reach_the_network_as_they_are(given):
+    x, _, _ = given
     seen = []
-
-    def network(x, t, context):
-        seen.append(float(t[0]))
-        return x
-
-    denoise = denoiser.denoiser(network, SD15 | {"prediction_type": "epsilon"}, jnp.zeros((1, 1, 1)), None, 1.0)
-    with jax.disable_jit():
-        denoise(jnp.ones((1, 2, 2, 1)), jnp.float32(0.25 * table[41] + 0.75 * table[42]))
-    np.testing.assert_allclose(seen, [41.75], atol=1e-4)
+    ask = denoiser.beside(lambda x, t: (seen.append(x), x[..., :1])[1], 5 * x)
+    denoiser.denoiser(ask, "epsilon", LADDER)(x, jnp.float32(1))
+    np.testing.assert_allclose(seen[0][..., 0], x[..., 0] / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_allclose(seen[0][..., 1], 5 * x[..., 0])

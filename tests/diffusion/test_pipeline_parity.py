@@ -7,7 +7,9 @@ import pytest
 
 from dermjax.data.tokens import tokenizer, tokens, write_word_tokenizer
 from dermjax.diffusion import samplers
+from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.text_to_image import text_to_image
+from dermjax.diffusion.walk import normal
 from dermjax.weights import diffusers as ours
 
 torch = pytest.importorskip("torch")
@@ -90,8 +92,9 @@ def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
     model, params = ours.read(folder)
     words, seeds = tokenizer(model.tokenizer), jnp.array([5, 6])
     asked, negative = tokens(words, PROMPTS), tokens(words, ["", ""])
-    render = text_to_image(model, samplers.named(name), STEPS, SIZE)
-    mine = np.asarray(render(params, asked, negative, seeds, jnp.float32(3)))
+    sampler = samplers.named(name)
+    render = text_to_image(model, sampler, sampler.ladder(model.configs["scheduler"], STEPS, ""), SIZE)
+    mine = np.asarray(render(params, asked, negative, seeds, Guidance(jnp.float32(3), None, None)))
 
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
 
@@ -99,7 +102,7 @@ def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
         return torch.from_numpy(np.array(noise)).permute(0, 3, 1, 2)
 
     draws = iter(
-        channels_first(samplers.normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], s), (8, 8, 4)))
+        channels_first(normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], s), (8, 8, 4)))
         for s in range(STEPS)
     )
     monkeypatch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, **__: next(draws))
@@ -111,7 +114,7 @@ def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
         num_inference_steps=STEPS,
         guidance_scale=3.0,
         negative_prompt=["", ""],
-        latents=channels_first(samplers.normal(keys[:, 0], (8, 8, 4))),
+        latents=channels_first(normal(keys[:, 0], (8, 8, 4))),
         output_type="np",
     ).images
     difference = np.abs(mine - 255 * theirs)

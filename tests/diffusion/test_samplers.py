@@ -4,13 +4,16 @@ For data N(MEAN, SPREAD^2) the best denoiser is (SPREAD^2 x + sigma^2 MEAN) / (S
 x - MEAN in proportion to sqrt(SPREAD^2 + sigma^2).
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.diffusion import denoiser, samplers
-from dermjax.diffusion.schedule import Ladder
+from dermjax.diffusion import denoiser, ladders, samplers
+from dermjax.diffusion.denoiser import DENOISED, Denoiser
+from dermjax.diffusion.walk import normal
 from dermjax.errors import UserError
 
 MEAN, SPREAD = 0.7, 0.5
@@ -22,6 +25,15 @@ SD15 = {
     "steps_offset": 1,
     "prediction_type": "epsilon",
 }
+QUICK = ("Euler a", "Heun", "DPM++ 2M")  # one of each file; the others are as fast, but many
+
+
+def slowly(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+DETERMINISTIC = [name for name, sampler in samplers.SAMPLERS.items() if not sampler.noisy]
+NOISY = [name for name, sampler in samplers.SAMPLERS.items() if sampler.noisy]
 
 
 def best_noise(x, sigma):
@@ -29,66 +41,125 @@ def best_noise(x, sigma):
     return (x - (SPREAD**2 * x + sigma**2 * MEAN) / (SPREAD**2 + sigma**2)) / sigma
 
 
-BEST = denoiser.Denoiser(best_noise, "epsilon")
+BEST = Denoiser(best_noise, DENOISED["epsilon"])
 
 
 def keys(count):
     return jax.vmap(jax.random.key)(jnp.arange(count))
 
 
-def walked(name, ladder, x, keys):
-    return jax.jit(lambda x, keys: samplers.named(name).sample(BEST, x, ladder, keys))(x, keys)
+def walked(name, ladder, x, keys, denoise=BEST):
+    return jax.jit(lambda x, keys: samplers.named(name).sample(denoise, x, ladder, keys))(x, keys)
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("Euler", 0.9, 1.1), ("PLMS", 2.7, 4.5)])
-def test_order_of_convergence(name, least, most):
-    """The error falls with the order of the method; PLMS's fourth order is held back by how it starts."""
-    x = jnp.full((1, 1, 1, 1), 3.0)
-    errors = []
-    for steps in (counts := [10, 20, 40, 80] if name == "PLMS" else [10, 20, 40, 80, 160]):
-        sigmas = np.linspace(2.0, 0.5, steps + 1, dtype=np.float32)
+# what the order of the table comes to on this problem: a method that starts with Euler's steps is held back by them
+ORDERS = {"LMS": (2.3, 4.5), "PLMS": (2.7, 4.5), "UniPC": (2.2, 3.6)}
+
+
+@pytest.mark.parametrize("name", slowly(DETERMINISTIC))
+def test_order_of_convergence(name):
+    """Fitted from 10 to 160 steps, in float64, so that rounding does not end the fall of the error."""
+    order = samplers.named(name).order
+    least, most = ORDERS.get(name, (order - 0.15, order + 0.6))
+    counts, errors = [10, 20, 40, 80, 160], []
+    with jax.enable_x64(True):
+        x = jnp.full((1, 1, 1, 1), 3.0)
         truth = MEAN + (3.0 - MEAN) * np.sqrt((SPREAD**2 + 0.5**2) / (SPREAD**2 + 2.0**2))
-        errors.append(abs(float(walked(name, Ladder(sigmas, np.float32(2)), x, keys(1))[0, 0, 0, 0]) - truth))
-    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    print(f"{name}: order {order:.2f}, errors {errors}")
-    assert least <= order <= most
+        for steps in counts:
+            ladder = ladders.explicit(SD15, np.linspace(2.0, 0.5, steps + 1))
+            errors.append(abs(float(walked(name, ladder, x, keys(1))[0, 0, 0, 0]) - truth))
+    fitted = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    print(f"{name}: order {fitted:.2f}, errors {errors}")
+    assert least <= fitted <= most
 
 
 def ancestral_moments(ladder):
     """The mean and the variance that Euler a's steps give; each is linear in x, so they are a recursion."""
     mean, variance = 0.0, float(ladder.start) ** 2
-    for sigma, after in zip(*(rungs.astype(float) for rungs in ladder.rungs), strict=True):
+    for sigma, after in zip(*ladder.rungs, strict=True):
         factor = 1 + (after**2 / sigma - sigma) * sigma / (SPREAD**2 + sigma**2)
         mean = factor * mean + (1 - factor) * MEAN
         variance = factor**2 * variance + after**2 * (1 - (after / sigma) ** 2)
     return mean, variance
 
 
+def sampled_moments(name, ladder, denoise=BEST):
+    """The mean and the variance of a quarter of a million samples."""
+    x = normal(keys(16), (128, 128, 1)) * ladder.start
+    made = np.asarray(walked(name, ladder, x, jax.vmap(jax.random.key)(jnp.arange(100, 116)), denoise), np.float64)
+    return made.mean(), made.var(), x.size
+
+
 @pytest.mark.parametrize("steps", [20, 100])
 def test_ancestral_mean_and_variance(steps):
-    """A quarter of a million samples have the moments of the recursion, to four standard errors."""
-    ladder = samplers.named("Euler a").ladder(SD15, steps)
+    """The samples have the moments of the recursion, to four standard errors."""
+    ladder = samplers.named("Euler a").ladder(SD15, steps, "")
     mean, variance = ancestral_moments(ladder)
-    x = samplers.normal(keys(16), (128, 128, 1)) * ladder.start
-    walk_keys = jax.vmap(jax.random.key)(jnp.arange(100, 116))
-    sampled = np.asarray(walked("Euler a", ladder, x, walk_keys), np.float64)
-    print(f"{steps} steps: mean {sampled.mean():.4f}, variance {sampled.var():.4f}; exact {mean:.4f}, {variance:.4f}")
-    np.testing.assert_allclose(sampled.mean(), mean, atol=4 * np.sqrt(variance / x.size))
-    np.testing.assert_allclose(sampled.var(), variance, rtol=4 * np.sqrt(2 / x.size))
+    sampled_mean, sampled_variance, count = sampled_moments("Euler a", ladder)
+    print(f"{steps} steps: {sampled_mean:.4f}, {sampled_variance:.4f}; exact {mean:.4f}, {variance:.4f}")
+    np.testing.assert_allclose(sampled_mean, mean, atol=4 * np.sqrt(variance / count))
+    np.testing.assert_allclose(sampled_variance, variance, rtol=4 * np.sqrt(2 / count))
 
 
 def test_ancestral_moments_are_the_data_s_in_the_limit():
     """Few steps shrink the variance (a third at 20); the error halves as the steps double."""
     counts = [250, 500, 1000]
-    moments = np.array([ancestral_moments(samplers.named("Euler a").ladder(SD15, steps)) for steps in counts])
+    moments = np.array([ancestral_moments(samplers.named("Euler a").ladder(SD15, steps, "")) for steps in counts])
     np.testing.assert_allclose(moments[:, 0], MEAN, rtol=2e-3)
     errors = abs(moments[:, 1] / SPREAD**2 - 1)
     print(f"Euler a: variance short by {errors} at {counts} steps")
     assert errors[-1] < 0.02 and (errors[:-1] / errors[1:] > 1.7).all()
 
 
-@pytest.mark.parametrize(("name", "steps", "evaluations"), [("Euler", 20, 20), ("Euler a", 20, 20), ("PLMS", 20, 21)])
-def test_evaluations_are_counted_and_the_network_is_traced_once(name, steps, evaluations):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NOISY if name != "LCM"])
+def test_noisy_samplers_reach_the_data(name):
+    """At 250 steps the mean to 1 % and the variance to 10 %, of which Euler a's own recursion lacks 7."""
+    ladder = samplers.named(name).ladder(SD15, 250, "")
+    mean, variance, _ = sampled_moments(name, ladder)
+    print(f"{name}: mean {mean:.4f} of {MEAN}, variance {variance:.4f} of {SPREAD**2}")
+    np.testing.assert_allclose(mean, MEAN, rtol=0.01)
+    np.testing.assert_allclose(variance, SPREAD**2, rtol=0.1)
+
+
+@pytest.mark.slow
+def test_latent_consistency_reaches_the_data():
+    """Given the end of the flow in place of the denoised, as a consistency model does, any number of steps is exact."""
+    flow = Denoiser(
+        lambda x, sigma: MEAN + (x - MEAN) * SPREAD / jnp.sqrt(SPREAD**2 + sigma**2), lambda latents, x, sigma: latents
+    )
+    mean, variance, _ = sampled_moments("LCM", samplers.named("LCM").ladder(SD15, 4, ""), flow)
+    np.testing.assert_allclose(mean, MEAN, atol=0.01)
+    np.testing.assert_allclose(variance, SPREAD**2, rtol=0.01)
+
+
+def dpmpp_2s_ancestral(x, sigmas, noise):
+    """k-diffusion's `sample_dpmpp_2s_ancestral` in its own variables, for the best denoiser: t = -log sigma."""
+    for number, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
+        denoised = x - sigma * best_noise(x, sigma)
+        up = np.sqrt(after**2 * (sigma**2 - after**2) / sigma**2)
+        down = np.sqrt(after**2 - up**2)
+        if down == 0:
+            return denoised
+        t, t_next = -np.log(sigma), -np.log(down)
+        middle = np.exp(-(t + 0.5 * (t_next - t)))
+        ahead = middle / sigma * x - np.expm1(-0.5 * (t_next - t)) * denoised
+        denoised = ahead - middle * best_noise(ahead, middle)
+        x = down / sigma * x - np.expm1(-(t_next - t)) * denoised + up * noise[number]
+    return x
+
+
+def test_the_sampler_that_diffusers_lacks():
+    """DPM++ 2S a against k-diffusion's steps in float64; its noise comes with the second evaluation of a step."""
+    ladder = samplers.named("DPM++ 2S a").ladder(SD15, 20, "")
+    x = normal(keys(2), (3, 3, 1)) * ladder.start
+    noise = [normal(jax.vmap(jax.random.fold_in, (0, None))(keys(2), 2 * s + 1), (3, 3, 1)) for s in range(19)]
+    theirs = dpmpp_2s_ancestral(np.float64(x), ladder.sigmas, np.float64(noise))
+    np.testing.assert_allclose(walked("DPM++ 2S a", ladder, x, keys(2)), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", slowly(samplers.SAMPLERS))
+def test_evaluations_are_counted_and_the_network_is_traced_once(name):
     traces, calls = [], []
 
     def predict(x, sigma):
@@ -97,55 +168,86 @@ def test_evaluations_are_counted_and_the_network_is_traced_once(name, steps, eva
         return best_noise(x, sigma)
 
     sampler = samplers.named(name)
-    ladder = sampler.ladder(SD15, steps)
-    render = jax.jit(lambda x: sampler.sample(denoiser.Denoiser(predict, "epsilon"), x, ladder, keys(1)))
+    ladder = sampler.ladder(SD15, 20, "")
+    counting = Denoiser(predict, DENOISED["epsilon"])
+    render = jax.jit(lambda x: sampler.sample(counting, x, ladder, keys(1)))
     render(jnp.ones((1, 2, 2, 1))).block_until_ready()
     jax.effects_barrier()
-    assert len(calls) == evaluations
+    assert len(calls) == sampler.count(20)
     assert len(traces) == 1, "the scan holds one network, however many steps"
-    assert (np.diff(calls) <= 0).all() and (np.diff(calls) == 0).sum() == (name == "PLMS")
+    assert min(calls) > 0 and (np.diff(calls) <= 0).all()
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize("name", slowly(samplers.SAMPLERS))
 def test_an_image_does_not_depend_on_its_batch(name):
-    ladder = samplers.named(name).ladder(SD15, 20)
-    x = samplers.normal(keys(16), (4, 4, 2)) * ladder.start
+    ladder = samplers.named(name).ladder(SD15, 20, "")
+    x = normal(keys(16), (4, 4, 2)) * ladder.start
     whole = walked(name, ladder, x, keys(16))
     for batch in (1, 4):
         np.testing.assert_allclose(walked(name, ladder, x[:batch], keys(batch)), whole[:batch], atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("epsilon", 4), ("v_prediction", 1000)])
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize(("kind", "steps"), [("epsilon", 4), ("v_prediction", 50), ("v_prediction", 1000)])
+@pytest.mark.parametrize("name", slowly(samplers.SAMPLERS))
 def test_a_bfloat16_network_gives_no_nan_and_no_black_image(name, kind, steps):
+    if name == "LCM" and steps > 50:
+        pytest.skip("it takes at most the 50 steps that it was distilled at")
+
     def network(x, t, context):
         return jnp.tanh(x.astype(jnp.bfloat16))
 
-    scheduler = SD15 | {"prediction_type": kind}
-    denoise = denoiser.denoiser(network, scheduler, jnp.zeros((2, 1, 1)), None, jnp.float32(1))
     sampler = samplers.named(name)
-    ladder = sampler.ladder(scheduler, steps)
-    x = samplers.normal(keys(2), (4, 4, 2)) * ladder.start
-    end = jax.jit(lambda x: sampler.sample(denoise, x, ladder, keys(2)))(x)
+    ladder = sampler.ladder(SD15, steps, "")
+    denoise = denoiser.denoiser(denoiser.plain(network, jnp.zeros((2, 1, 1))), kind, ladder)
+    x = normal(keys(2), (4, 4, 2)) * ladder.start
+    end = walked(name, ladder, x, keys(2), denoise)
     assert end.dtype == jnp.float32 and jnp.isfinite(end).all() and jnp.std(end) > 1e-3
 
 
-def test_ladders_end_where_each_method_ends():
-    assert samplers.named("Euler").ladder(SD15, 20).sigmas[-1] == 0
-    np.testing.assert_allclose(samplers.named("PLMS").ladder(SD15, 20).sigmas[-1], 0.0291672, rtol=1e-5)
-    assert samplers.named("PLMS").ladder(SD15 | {"set_alpha_to_one": True}, 20).sigmas[-1] == 0
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("euler A", "Euler a"),
+        ("EulerAncestralDiscreteScheduler", "Euler a"),
+        ("DPM++ 2M Karras", "DPM++ 2M Karras"),
+        ("dpmpp_2m", "DPM++ 2M"),
+        ("k_dpm_2_a", "DPM2 a"),
+        ("DPMSolverMultistepScheduler", "DPM++ 2M"),
+        ("DPM++ 2M SDE karras", "DPM++ 2M SDE Karras"),
+        ("DPM++ 2S a Karras", "DPM++ 2S a Karras"),
+        ("uni_pc", "UniPC"),
+        ("Heun exponential", "Heun Exponential"),
+        ("PNDMScheduler", "PLMS"),
+    ],
+)
+def test_names_of_diffusers_and_of_a1111(written, name):
+    sampler = samplers.named(written)
+    assert sampler.name == name and samplers.named(name) == sampler
+    if name.endswith(" Karras"):
+        karras = samplers.named(name.removesuffix(" Karras")).ladder(SD15, 10, "karras")
+        np.testing.assert_array_equal(sampler.ladder(SD15, 10, "").sigmas, karras.sigmas)
 
 
-def test_the_model_s_own_spacing_goes_before_the_sampler_s():
-    """As in diffusers' from_config: Stable Diffusion 1.5's file names no spacing, so Euler walks linspace."""
-    np.testing.assert_allclose(samplers.named("Euler").ladder(SD15, 20).sigmas[0], 14.61464, rtol=1e-5)
-    leading = samplers.named("Euler").ladder(SD15 | {"timestep_spacing": "leading"}, 20)
-    np.testing.assert_allclose(leading.sigmas[0], samplers.named("PLMS").ladder(SD15, 20).sigmas[0])
+def test_no_name_means_two_samplers():
+    meant = {}
+    for sampler in samplers.SAMPLERS.values():
+        for each in (sampler.name, *sampler.aliases):
+            assert meant.setdefault(samplers._key(each), sampler.name) == sampler.name
 
 
-def test_names():
-    assert samplers.named("euler A") is samplers.SAMPLERS["Euler a"]
-    with pytest.raises(UserError, match="sampler 'Eular' is not known; did you mean one of: Euler, Euler a"):
+def test_unknown_names():
+    with pytest.raises(UserError, match="sampler 'Eular' is not known; did you mean one of: Euler"):
         samplers.named("Eular")
-    with pytest.raises(UserError, match="did you mean one of: Euler, Euler a, PLMS"):
+    with pytest.raises(UserError, match="did you mean one of: Euler, Euler a, Heun, LMS, PLMS"):
         samplers.named("xyz")
+    with pytest.raises(UserError, match="PLMS walks whole training times and has no karras ladder"):
+        samplers.named("PLMS Karras")
+
+
+def test_the_table_is_printed(capsys):
+    samplers.show()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(samplers.SAMPLERS) + 3
+    assert [line.split("  ")[0] for line in lines[1 : 1 + len(samplers.SAMPLERS)]] == list(samplers.SAMPLERS)
+    heun = next(line for line in lines if line.startswith("Heun"))
+    assert "2N - 1" in heun and "HeunDiscreteScheduler" in heun and "arXiv 2206.00364" in heun

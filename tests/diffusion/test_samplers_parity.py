@@ -1,21 +1,25 @@
 """Our samplers are diffusers' schedulers: the same x before every evaluation, to 1e-5, in diffusers' own code.
 
 Ours runs in float32. diffusers' side runs in float64: its tables are replaced and its casts to float32 undone, so that
-what is measured is our error and not theirs. Both are fed by the same curved function in place of a network.
+what is measured is our error and not theirs. Both are fed by the same curved function in place of a network, and by the
+same noise.
 """
 
-from types import SimpleNamespace
+import importlib
+import sys
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.diffusion import denoiser, samplers, schedule
+from dermjax.diffusion import denoiser, one_step, samplers, schedule
+from dermjax.diffusion.walk import normal
 
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_euler_discrete  # noqa: E402
+pytest.importorskip("diffusers")
 
 # diffusers' code meets numpy 2 through torch
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -27,8 +31,45 @@ SD15 = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
-STEPS = [26, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (10, 20, 50))]
 SHAPE = (2, 4, 4, 3)  # B h w C
+SPACINGS, PREDICTIONS, STEPS = ("leading", "linspace", "trailing"), ("epsilon", "v_prediction", "sample"), (10, 20, 50)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A scheduler of diffusers; `spacings` and `predictions` are those that it supports."""
+
+    file: str
+    name: str
+    settings: dict
+    spacings: tuple = SPACINGS
+    predictions: tuple = PREDICTIONS
+
+
+NO_SAMPLE, NO_CLIP = ("epsilon", "v_prediction"), {"clip_sample": False}
+REFERENCES = {
+    "Euler": Reference("euler_discrete", "EulerDiscreteScheduler", {}),
+    "Euler a": Reference("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", {}, predictions=NO_SAMPLE),
+    "Heun": Reference("heun_discrete", "HeunDiscreteScheduler", {}),
+    "LMS": Reference("lms_discrete", "LMSDiscreteScheduler", {}),
+    # the times of PNDM and DDIM do not follow from one another in the other spacings: they ask at one time and step
+    # from another, which ours do not
+    "PLMS": Reference("pndm", "PNDMScheduler", {"skip_prk_steps": True}, ("leading",), NO_SAMPLE),
+    "DDIM": Reference("ddim", "DDIMScheduler", NO_CLIP, ("leading",)),
+    "DDPM": Reference("ddpm", "DDPMScheduler", NO_CLIP),
+    "DPM2": Reference("k_dpm_2_discrete", "KDPM2DiscreteScheduler", {}, predictions=NO_SAMPLE),
+    "DPM2 a": Reference("k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler", {}, predictions=NO_SAMPLE),
+    "DPM++ 2S": Reference("dpmsolver_singlestep", "DPMSolverSinglestepScheduler", {}, ("linspace",)),
+    "DPM++ 2M": Reference("dpmsolver_multistep", "DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M SDE": Reference(
+        "dpmsolver_multistep", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}
+    ),
+    "DPM++ SDE": Reference("dpmsolver_sde", "DPMSolverSDEScheduler", {}, predictions=NO_SAMPLE),
+    "UniPC": Reference("unipc_multistep", "UniPCMultistepScheduler", {}),
+    "DEIS": Reference("deis_multistep", "DEISMultistepScheduler", {}),
+    "LCM": Reference("lcm", "LCMScheduler", {}, ("leading",)),
+}
+BENT = [name for name in REFERENCES if samplers.SAMPLERS[name].layout.bends and name != "Euler a"]
 
 
 def network(x, t, xp):
@@ -36,54 +77,90 @@ def network(x, t, xp):
     return xp.sin(1.3 * x + t / 300) + 0.3 * xp.cos(2 * x - t / 150)
 
 
-def ours(name, scheduler, steps, x, keys):
+def ours(sampler, scheduler, steps, x, keys):
     """Returns the unit-variance input of every evaluation and the final latents, [K + 1, B, h, w, C]."""
     seen = []
 
-    def spy(x, t, context):
+    def ask(x, t):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
-        return network(x, t[:, None, None, None], jnp)
+        return network(x, t, jnp)
 
-    sampler = samplers.named(name)
-    denoise = denoiser.denoiser(spy, scheduler, jnp.zeros((2, 1, 1)), None, jnp.float32(1))
-    ladder = sampler.ladder(scheduler, steps)
+    ladder = sampler.ladder(scheduler, steps, "")
+    denoise = denoiser.denoiser(ask, scheduler["prediction_type"], ladder)
     end = jax.jit(lambda x, keys: sampler.sample(denoise, x * ladder.start, ladder, keys))(x, keys)
     jax.effects_barrier()
     return np.stack([*seen, end / np.sqrt(1 + ladder.sigmas[-1] ** 2)])
 
 
-def theirs(kind, scheduler, steps, x):
+def theirs(module, reference, scheduler, steps, x, keys, **options):
     """Returns the same of a diffusers scheduler, in float64."""
-    them = kind(**scheduler)
+    them = getattr(module, reference.name).from_config(scheduler | reference.settings)
     table = torch.from_numpy(schedule.alphas_cumprod(scheduler))
     them.alphas_cumprod = table
-    if kind is diffusers.PNDMScheduler:
+    if hasattr(them, "final_alpha_cumprod") and not them.config.set_alpha_to_one:
         them.final_alpha_cumprod = table[0]
     them.set_timesteps(steps)
-    if hasattr(them, "sigmas"):
-        rungs = np.interp(them.timesteps.double(), np.arange(len(table)), schedule.sigmas(scheduler))
-        them.sigmas = torch.from_numpy(np.append(rungs, 0.0))
+    exact_times(them, module, table)
+
+    drawn = {}
+
+    def draw(number):
+        """The noise of our evaluation of that number."""
+        if number not in drawn:
+            noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, number), SHAPE[1:])
+            drawn[number] = torch.from_numpy(np.asarray(noise, np.float64))
+        return drawn[number]
+
+    def path(sigma, sigma_next):
+        """The increment of one Brownian path, over half a step or the whole of it."""
+        if len(seen) % 2:
+            path.first, path.middle = draw(len(seen) - 1), sigma_next
+            return path.first
+        early, late = sigma - path.middle, path.middle - sigma_next
+        return (early**0.5 * path.first + late**0.5 * draw(len(seen) - 1)) / (early + late) ** 0.5
+
+    module.randn_tensor = lambda *_, **__: draw(len(seen) - 1)
+    them.noise_sampler = path
     x = torch.from_numpy(np.asarray(x, np.float64)) * them.init_noise_sigma
     seen = []
     for t in them.timesteps:
         seen.append(them.scale_model_input(x, t))
-        x = them.step(network(seen[-1], t.double(), torch), t, x).prev_sample
+        x = them.step(network(seen[-1], t.double(), torch), t, x, **options).prev_sample
     assert x.dtype == torch.float64
     return np.stack([*seen, x])
 
 
-@pytest.fixture(autouse=True)
-def double(monkeypatch):
-    """Lets diffusers' Euler schedulers compute in float64, where they say float32."""
-    everything = SimpleNamespace(**(vars(torch) | {"float32": torch.float64}))
-    for module in (scheduling_euler_discrete, scheduling_euler_ancestral_discrete):
-        monkeypatch.setattr(module, "torch", everything)
+def exact_times(them, module, table):
+    """k-diffusion asks at the exact time of a sigma; so do we, where diffusers' KDPM2 rounds its Karras times."""
+    if module.__name__.endswith(("k_dpm_2_discrete", "k_dpm_2_ancestral_discrete")) and them.config.use_karras_sigmas:
+        log_sigmas = np.log(((1 - table) / table) ** 0.5).numpy()
+        asked = them.sigmas[0::2][: len(them.timesteps[0::2])]
+        them.timesteps[0::2] = torch.from_numpy(np.array([them._sigma_to_t(s.numpy(), log_sigmas) for s in asked]))
+
+
+@pytest.fixture
+def module(request, monkeypatch):
+    """Returns what imports a scheduler's module that computes in float64 where it says float32."""
+
+    def load(reference):
+        monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))  # DPMSolverSDE's noise, which is ours here
+        module = importlib.import_module(f"diffusers.schedulers.scheduling_{reference.file}")
+        for name, library, kind in (("torch", torch, torch.float64), ("np", np, np.float64)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, SimpleNamespace(**(vars(library) | {"float32": kind})))
+        monkeypatch.setattr(module, "randn_tensor", None, raising=False)
+        return module
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield load
+    torch.set_default_dtype(default)
 
 
 @pytest.fixture
 def start():
     keys = jax.vmap(jax.random.key)(jnp.arange(SHAPE[0]))
-    return samplers.normal(keys, SHAPE[1:]), jax.vmap(jax.random.split)(keys)[:, 0]
+    return normal(keys, SHAPE[1:]), jax.vmap(jax.random.split)(keys)[:, 0]
 
 
 def worst(mine, reference):
@@ -93,43 +170,68 @@ def worst(mine, reference):
     return (errors / np.abs(reference).reshape(len(mine), -1).max(1)).max()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
-@pytest.mark.parametrize("steps", STEPS)
-def test_euler(steps, spacing, prediction, start):
-    scheduler = SD15 | {"prediction_type": prediction, "timestep_spacing": spacing}
-    mine = ours("Euler", scheduler, steps, *start)
-    error = worst(mine, theirs(diffusers.EulerDiscreteScheduler, scheduler, steps, start[0]))
-    print(f"Euler {steps} {spacing} {prediction}: {error:.1e}")
+def same(name, settings, steps, start, module, sampler=None, **options):
+    reference, scheduler = REFERENCES[name], SD15 | settings
+    sampler = sampler or samplers.named(name)
+    mine = ours(sampler, scheduler, steps, *start)
+    error = worst(mine, theirs(module(reference), reference, scheduler, steps, *start, **options))
+    print(f"{name} {steps} {settings}: {error:.1e}")
+    assert len(mine) == sampler.count(steps) + 1
     assert error <= 1e-5
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_sampler(name, start, module):
+    """26 steps, an uneven share of 1000, in the spacing that the scheduler itself takes."""
+    same(name, {"prediction_type": "v_prediction"}, 26, start, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "spacing", "prediction"),
+    [(n, s, p) for n, reference in REFERENCES.items() for s in reference.spacings for p in reference.predictions],
+)
 @pytest.mark.parametrize("steps", STEPS)
-def test_euler_ancestral(steps, spacing, prediction, start, monkeypatch):
-    scheduler = SD15 | {"prediction_type": prediction, "timestep_spacing": spacing}
-    x, keys = start
-    draws = iter(samplers.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, s), SHAPE[1:]) for s in range(steps))
-    monkeypatch.setattr(
-        scheduling_euler_ancestral_discrete,
-        "randn_tensor",
-        lambda *_, **__: torch.from_numpy(np.asarray(next(draws), np.float64)),
+def test_every_spacing_and_prediction(name, steps, spacing, prediction, start, module):
+    same(name, {"prediction_type": prediction, "timestep_spacing": spacing}, steps, start, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [10, 26])
+@pytest.mark.parametrize("name", BENT)
+def test_karras(name, steps, start, module):
+    same(name, {"prediction_type": "epsilon", "use_karras_sigmas": True}, steps, start, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Euler", "Heun", "LMS", "DPM2", "DPM++ SDE"])
+def test_exponential(name, start, module):
+    same(name, {"prediction_type": "epsilon", "use_exponential_sigmas": True}, 20, start, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_ddim_with_any_eta(eta, to_one, start, module):
+    sampler = SimpleNamespace(
+        **vars(samplers.named("DDIM")) | {"sample": lambda *given: one_step.ancestral(*given, eta)},
+        ladder=samplers.named("DDIM").ladder,
+        count=samplers.named("DDIM").count,
     )
-    mine = ours("Euler a", scheduler, steps, x, keys)
-    error = worst(mine, theirs(diffusers.EulerAncestralDiscreteScheduler, scheduler, steps, x))
-    print(f"Euler a {steps} {spacing} {prediction}: {error:.1e}")
-    assert error <= 1e-5
+    settings = {"prediction_type": "epsilon", "set_alpha_to_one": to_one}
+    same("DDIM", settings, 20, start, module, sampler, eta=eta)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("steps", STEPS)
-def test_plms(steps, prediction, start):
-    """N + 1 evaluations, the second time repeated; diffusers' ladder is consistent in "leading" spacing only."""
-    scheduler = SD15 | {"prediction_type": prediction, "timestep_spacing": "leading"}
-    extra = {"skip_prk_steps": True, "set_alpha_to_one": False}
-    mine = ours("PLMS", scheduler, steps, *start)
-    error = worst(mine, theirs(diffusers.PNDMScheduler, scheduler | extra, steps, start[0]))
-    print(f"PLMS {steps} {prediction}: {error:.1e}")
-    assert len(mine) == steps + 2
-    assert error <= 1e-5
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beta_schedule": "linear"},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"rescale_betas_zero_snr": True},
+        {"final_sigmas_type": "sigma_min"},
+    ],
+)
+@pytest.mark.parametrize("name", ["Euler", "DPM++ 2M", "UniPC"])
+def test_other_schedules(name, settings, start, module):
+    same(name, settings | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, 20, start, module)

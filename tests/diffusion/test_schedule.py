@@ -1,4 +1,4 @@
-"""The schedule of Stable Diffusion, what training makes of it, and the ladders."""
+"""The schedule of Stable Diffusion and what training makes of it."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +28,31 @@ def test_linear_betas():
     np.testing.assert_allclose(alpha_bar[[0, -1]], [0.9999, 4.0358e-5], rtol=1e-4)
 
 
+def test_squared_cosine_betas():
+    """Nichol and Dhariwal's: alpha_bar is their cosine until the largest beta cuts in."""
+    alpha_bar = schedule.alphas_cumprod(SD15 | {"beta_schedule": "squaredcos_cap_v2"})
+    t = (np.arange(1, 1000) / 1000 + 0.008) / 1.008 * np.pi / 2
+    np.testing.assert_allclose(alpha_bar[:999], np.cos(t) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2, rtol=1e-9)
+    assert alpha_bar[999] > 0
+
+
+def test_zero_terminal_snr():
+    """The first time keeps its signal, the last has next to none, and those between are shifted alike."""
+    plain, zero = (schedule.alphas_cumprod(SD15 | {"rescale_betas_zero_snr": on}) for on in (False, True))
+    np.testing.assert_allclose(zero[0], plain[0], rtol=1e-12)
+    assert zero[-1] == 2.0**-24 and (np.diff(zero) < 0).all()
+    share = (np.sqrt(plain[1:-1]) - np.sqrt(plain[-1])) / np.sqrt(zero[1:-1])
+    np.testing.assert_allclose(share, share[0], rtol=1e-9)
+
+
+def test_betas_of_the_file():
+    betas = [0.1, 0.2, 0.3]
+    alpha_bar = schedule.alphas_cumprod(SD15 | {"trained_betas": betas})
+    np.testing.assert_allclose(alpha_bar, np.cumprod(1 - np.array(betas)))
+
+
 def test_unknown_schedule_is_named():
-    with pytest.raises(UserError, match="beta_schedule 'cubic' is not one of linear, scaled_linear"):
+    with pytest.raises(UserError, match="beta_schedule 'cubic' is not one of linear, scaled_linear, squaredcos_cap_v2"):
         schedule.alphas_cumprod(SD15 | {"beta_schedule": "cubic"})
 
 
@@ -47,35 +70,3 @@ def test_noise_and_targets_are_one_rotation():
     np.testing.assert_allclose(sin * x + cos * v, noise, atol=1e-5)
     assert schedule.target("epsilon", alpha_bar, latents, noise, t) is noise
     assert schedule.target("sample", alpha_bar, latents, noise, t) is latents
-
-
-@pytest.mark.parametrize("steps", [1, 2, 10, 20, 26, 50, 999, 1000])
-@pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_ladders_go_down(spacing, steps):
-    ladder = schedule.ladder(SD15, steps, spacing, 0.0)
-    begin, end = ladder.rungs
-    assert ladder.sigmas.dtype == np.float32 and ladder.start.dtype == np.float32
-    assert len(begin) == len(end) == steps and ladder.sigmas[-1] == 0
-    assert (np.diff(ladder.sigmas[:-1]) <= 0).all() and (begin > 0).all()
-
-
-def test_spacings_of_diffusers():
-    """20 steps of the two spacings, as diffusers prints them; leading counts the signal in the start."""
-    table = schedule.sigmas(SD15)
-    leading = schedule.ladder(SD15, 20, "leading", table[0])
-    np.testing.assert_allclose(leading.sigmas[[0, 1, 19, 20]], table[[951, 901, 1, 0]], rtol=1e-6)
-    np.testing.assert_allclose(leading.start, np.sqrt(table[951] ** 2 + 1), rtol=1e-6)
-    linspace = schedule.ladder(SD15, 20, "linspace", 0.0)
-    np.testing.assert_allclose(linspace.sigmas[:3], [14.6146, 10.7469, 8.0815], rtol=1e-5)
-    np.testing.assert_allclose(linspace.start, table[-1], rtol=1e-6)
-
-
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_steps_out_of_range(steps):
-    with pytest.raises(UserError, match=f"steps {steps}: a sampler takes 1 to 1000"):
-        schedule.ladder(SD15, steps, "leading", 0.0)
-
-
-def test_unknown_spacing_is_named():
-    with pytest.raises(UserError, match="timestep_spacing 'zigzag' is not one of leading, linspace"):
-        schedule.ladder(SD15, 20, "zigzag", 0.0)

@@ -13,7 +13,8 @@ import pytest
 from dermjax import sharding
 from dermjax.data import images
 from dermjax.diffusion import samplers
-from dermjax.diffusion.text_to_image import pixels, text_to_image
+from dermjax.diffusion.denoiser import Guidance
+from dermjax.diffusion.text_to_image import image_to_image, inpaint, pixels, text_to_image
 from dermjax.errors import UserError
 
 SCHEDULER = {
@@ -45,24 +46,34 @@ def fake(passes):
     )
 
 
+def rendering(passes, name, steps=20):
+    """text_to_image of the fake model at 32 px."""
+    sampler = samplers.named(name)
+    return text_to_image(fake(passes), sampler, sampler.ladder(SCHEDULER, steps, ""), 32)
+
+
+def guidance(scale):
+    return Guidance(jnp.float32(scale), None, None)
+
+
 def test_image_i_is_the_same_in_any_batch():
     """With fresh noise at every step; test_samplers has the other samplers."""
-    render = text_to_image(fake([]), samplers.named("Euler a"), 20, 32)
+    render = rendering([], "Euler a")
     negative = jnp.zeros_like(PROMPTS)
-    whole = render(PARAMS, PROMPTS, negative, SEEDS, jnp.float32(3))
+    whole = render(PARAMS, PROMPTS, negative, SEEDS, guidance(3))
     assert whole.shape == (16, 32, 32, 3) and whole.dtype == jnp.uint8
     assert len(np.unique(np.asarray(whole).reshape(16, -1), axis=0)) == 16, "one seed, one image"
     part = slice(6, 10)
-    again = render(PARAMS, PROMPTS[part], negative[part], SEEDS[part], jnp.float32(3))
+    again = render(PARAMS, PROMPTS[part], negative[part], SEEDS[part], guidance(3))
     assert np.abs(np.int32(again) - np.int32(whole[part])).max() <= 1  # 1e-5 may cross one rounding
 
 
 def spread(path):
     """Saves the images of a process with its devices; called in a process of its own."""
-    render = text_to_image(fake([]), samplers.named("Euler a"), 20, 32)
+    render = rendering([], "Euler a")
     rows = {"tokens": PROMPTS, "negative": jnp.zeros_like(PROMPTS), "seeds": SEEDS}
     placed = sharding.place(jax.tree.map(np.asarray, rows), sharding.mesh(0, 1))
-    np.save(path, render(PARAMS, **placed, guidance=jnp.float32(3)))
+    np.save(path, render(PARAMS, **placed, guidance=guidance(3)))
 
 
 @pytest.mark.slow
@@ -78,17 +89,17 @@ def test_image_i_is_the_same_on_eight_devices(tmp_path):
 
 def test_guidance_of_one_is_the_unguided_image_at_half_the_cost():
     passes = []
-    render = text_to_image(fake(passes), samplers.named("Euler"), 20, 32)
-    unguided = render(PARAMS, PROMPTS[:2], None, SEEDS[:2], jnp.float32(1))
-    guided = render(PARAMS, PROMPTS[:2], jnp.zeros_like(PROMPTS[:2]), SEEDS[:2], jnp.float32(1))
+    render = rendering(passes, "Euler")
+    unguided = render(PARAMS, PROMPTS[:2], None, SEEDS[:2], guidance(1))
+    guided = render(PARAMS, PROMPTS[:2], jnp.zeros_like(PROMPTS[:2]), SEEDS[:2], guidance(1))
     assert np.abs(np.int32(guided) - np.int32(unguided)).max() <= 1
     assert passes == [2, 4]
 
 
 def test_guidance_steers_without_compiling_again():
     passes = []
-    render = text_to_image(fake(passes), samplers.named("PLMS"), 20, 32)
-    made = [render(PARAMS, PROMPTS, jnp.zeros_like(PROMPTS), SEEDS, jnp.float32(g)) for g in (1.0, 2.0, 7.0)]
+    render = rendering(passes, "PLMS")
+    made = [render(PARAMS, PROMPTS, jnp.zeros_like(PROMPTS), SEEDS, guidance(g)) for g in (1.0, 2.0, 7.0)]
     assert len(passes) == 1, "one trace for every guidance, and one network in the scan"
     assert not np.array_equal(made[0], made[1]) and not np.array_equal(made[1], made[2])
 
@@ -102,4 +113,4 @@ def test_pixels_are_those_of_the_image_files():
 
 def test_steps_out_of_range():
     with pytest.raises(UserError, match="steps 0"):
-        text_to_image(fake([]), samplers.named("Euler"), 0, 32)
+        rendering([], "Euler", steps=0)

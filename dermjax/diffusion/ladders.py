@@ -1,0 +1,171 @@
+"""Ladders: the decreasing sigmas that a sampler walks down, and the times that the network is told there.
+
+A ladder is laid through training times (leading, linspace, trailing: Lin et al. 2023, arXiv 2305.08891, table 2, as
+diffusers computes them), or bent between two sigmas (Karras et al. 2022, arXiv 2206.00364, eq. 5; exponential), or
+given as an explicit list. Everything here is made on the host in float64.
+
+T training times.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dermjax.diffusion import schedule
+from dermjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The sigmas that a sampler walks down and the standard deviation of the noise it starts from.
+
+    sigmas: float64 [steps + 1], decreasing; the network is asked at all of them but the last, where the image is.
+    times: float64 [steps], what the network is told at the sigmas.
+    table: float64 [T], the schedule's sigmas, which give a time to what lies between the rungs.
+    """
+
+    sigmas: np.ndarray
+    times: np.ndarray
+    start: np.float32
+    table: np.ndarray
+
+    @property
+    def rungs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sigmas at the beginning and at the end of every step, each [steps]."""
+        return self.sigmas[:-1], self.sigmas[1:]
+
+    def time(self, sigma: jax.Array) -> jax.Array:
+        """Returns what the network is told at sigma: the time of a rung, to one ulp, or one between training times."""
+        sigmas = np.concatenate([self.sigmas[:-1], self.table]).astype(np.float32)
+        times = np.concatenate([self.times, np.arange(len(self.table))]).astype(np.float32)
+        knots, first = np.unique(sigmas, return_index=True)  # a rung goes before the schedule where they meet
+        return jnp.interp(sigma, knots, times[first])
+
+    def below(self, strength: float) -> "Ladder":
+        """Returns the lower int(steps * strength) rungs, that an image is taken through; strength is in (0, 1]."""
+        steps = len(self.times)
+        if not 0 < strength <= 1:
+            raise UserError(f"strength {strength:g}: give more than 0 and at most 1")
+        kept = int(steps * strength)
+        if not kept:
+            raise UserError(f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:g}")
+        return replace(self, sigmas=self.sigmas[steps - kept :], times=self.times[steps - kept :])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a method lays its ladder; where the model's scheduler file has a say, that goes first, as in diffusers.
+
+    spacing: the method's own spacing; fixed: the file cannot name another (`timestep_spacing`).
+    whole: the method is written in alpha_bar at whole training times and starts from noise of unit variance.
+    spare: one rung more than steps is laid and the lowest left out; Karras ladders reach both ends of the schedule.
+    bends: whether Karras and exponential ladders are for this method.
+    to_zero: the last step goes to sigma 0, not to the first training time (0.0292 for Stable Diffusion 1.x).
+    ending: the key of the file that may say otherwise, "" for none.
+    """
+
+    spacing: str
+    fixed: bool = False
+    whole: bool = False
+    spare: bool = False
+    bends: bool = True
+    to_zero: bool = True
+    ending: str = ""
+
+
+def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
+    """Returns the ladder of `steps` rungs that a method walks for a model's scheduler.
+
+    spacing is one of SPACINGS or of BENDS, or "" for the model's choice, then the method's. A number of steps or a
+    spacing that cannot be is a UserError.
+    """
+    table = schedule.sigmas(scheduler)
+    _refuse(layout, scheduler, steps, spacing, len(table))
+    bend = spacing if spacing in BENDS else _bend_of(scheduler) if layout.bends and not spacing else ""
+    laid = layout.spacing if layout.fixed else scheduler.get("timestep_spacing", layout.spacing)
+    laid = spacing if spacing in SPACINGS else laid
+    if laid not in SPACINGS:
+        raise UserError(f"scheduler: timestep_spacing {laid!r} is not one of {', '.join(SPACINGS)}")
+
+    times = SPACINGS[laid](scheduler, steps, steps + layout.spare)
+    times = np.round(times) if layout.whole else times
+    times = times - max(0, times[0] - len(table) + 1)  # "leading" with an offset passes the end at 1000 steps
+    rungs = np.interp(times, np.arange(len(table)), table)
+    if bend:
+        ends = (table[-1], table[0]) if layout.spare else (rungs[0], rungs[-1])
+        rungs = BENDS[bend](*ends, steps)
+        times = np.round(times_of(table, rungs)) if layout.whole else times_of(table, rungs)
+
+    ending = scheduler.get(layout.ending, layout.to_zero)
+    end = 0.0 if ending in (True, "zero") else min(table[0], rungs[-1])
+    unit = layout.whole or laid == "leading"  # k-diffusion's samplers count the signal in when they start below the top
+    start = np.sqrt(rungs[0] ** 2 + 1) if unit else rungs[0]
+    return Ladder(np.append(rungs, end), times, np.float32(start), table)
+
+
+def explicit(scheduler: dict, sigmas: list[float]) -> Ladder:
+    """Returns the ladder of given sigmas, the last of which is where the image is; other than decreasing: UserError."""
+    rungs = np.asarray(sigmas, np.float64)
+    if len(rungs) < 2 or rungs[-1] < 0 or (np.diff(rungs) >= 0).any():
+        raise UserError(f"sigmas {', '.join(f'{s:g}' for s in rungs)}: give two or more, decreasing to 0 or more")
+    table = schedule.sigmas(scheduler)
+    return Ladder(rungs, times_of(table, rungs[:-1]), np.float32(rungs[0]), table)
+
+
+def times_of(table: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Returns the times of sigmas, interpolated in log sigma as k-diffusion and diffusers do."""
+    return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+
+
+def _refuse(layout: Layout, scheduler: dict, steps: int, spacing: str, times: int) -> None:
+    """Raises UserError for what this method cannot walk."""
+    most = scheduler.get("original_inference_steps", DISTILLED) if layout.spacing == "distilled" else times
+    if not 1 <= steps <= most:
+        raise UserError(f"steps {steps}: this sampler takes 1 to {most} steps")
+    if spacing and spacing not in SPACINGS | BENDS:
+        raise UserError(f"spacing {spacing!r} is not one of {', '.join([*SPACINGS, *BENDS])}")
+    other = spacing in SPACINGS and layout.fixed and spacing != layout.spacing
+    if other or (spacing in BENDS and not layout.bends):
+        raise UserError(f"spacing {spacing!r} is not for this sampler, which walks {layout.spacing}")
+
+
+def _bend_of(scheduler: dict) -> str:
+    """Returns the bend that a scheduler file asks for, or ""."""
+    return next((bend for bend in BENDS if scheduler.get(f"use_{bend}_sigmas")), "")
+
+
+def _leading(scheduler: dict, steps: int, laid: int) -> np.ndarray:
+    stride = max(1, scheduler["num_train_timesteps"] // laid)
+    return np.arange(laid)[::-1][:steps] * stride + scheduler.get("steps_offset", 0)  # absent means 0, as in diffusers
+
+
+def _linspace(scheduler: dict, steps: int, laid: int) -> np.ndarray:
+    return np.linspace(0, scheduler["num_train_timesteps"] - 1, laid)[::-1][:steps]
+
+
+def _trailing(scheduler: dict, steps: int, laid: int) -> np.ndarray:
+    count = scheduler["num_train_timesteps"]
+    return np.round(count - np.arange(steps) * (count / steps)) - 1
+
+
+def _distilled(scheduler: dict, steps: int, laid: int) -> np.ndarray:
+    """Every so many of the times that a consistency model was distilled at (LCMScheduler of diffusers)."""
+    distilled = scheduler.get("original_inference_steps", DISTILLED)
+    times = np.arange(distilled, 0, -1) * (scheduler["num_train_timesteps"] // distilled) - 1
+    return times[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(int)]
+
+
+def _karras(high: float, low: float, steps: int) -> np.ndarray:
+    rho = 7.0  # of the paper
+    return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
+
+
+def _exponential(high: float, low: float, steps: int) -> np.ndarray:
+    return np.exp(np.linspace(np.log(high), np.log(low), steps))
+
+
+DISTILLED = 50  # DDIM steps that latent consistency models are distilled from (arXiv 2310.04378)
+SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing, "distilled": _distilled}
+BENDS = {"karras": _karras, "exponential": _exponential}

@@ -1,0 +1,134 @@
+"""The ladders of Stable Diffusion: spacings, Karras and exponential, explicit lists, lower parts, and their times."""
+
+import jax
+import numpy as np
+import pytest
+
+from dermjax.diffusion import ladders, samplers, schedule
+from dermjax.diffusion.ladders import Layout, explicit, ladder
+from dermjax.errors import UserError
+
+SD15 = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+TABLE = schedule.sigmas(SD15)
+EULER, SOLVER = Layout(spacing="linspace"), Layout(spacing="linspace", whole=True, spare=True)
+PLMS = Layout(spacing="leading", whole=True, bends=False, to_zero=False, ending="set_alpha_to_one")
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.parametrize("spacing", ["", "leading", "linspace", "trailing", "karras", "exponential"])
+def test_ladders_go_down(name, spacing):
+    """For every sampler and spacing at every number of steps, also where 1001 rungs do not fit into 1000 times."""
+    sampler = samplers.SAMPLERS[name]
+    for steps in (1, 2, 10, 26, 50, 999, 1000):
+        try:
+            made = sampler.ladder(SD15, steps, spacing)
+        except UserError as error:
+            assert "is not for this sampler" in str(error) or (name == "LCM" and steps > 50)
+            continue
+        begin, end = made.rungs
+        assert len(begin) == len(end) == len(made.times) == steps
+        assert (np.diff(made.sigmas) <= 0).all() and (begin > 0).all() and made.sigmas[-1] >= 0
+        assert (np.diff(made.times) <= 0).all() and made.times[-1] >= 0 and made.times[0] <= 999
+        assert made.start.dtype == np.float32
+
+
+def test_spacings_of_diffusers():
+    """20 steps, as diffusers prints them; leading counts the signal in the start."""
+    leading = ladder(PLMS, SD15, 20, "")
+    assert leading.times.tolist() == list(range(951, 0, -50))
+    np.testing.assert_allclose(leading.sigmas, TABLE[[*range(951, 0, -50), 0]], rtol=1e-12)
+    np.testing.assert_allclose(leading.start, np.sqrt(TABLE[951] ** 2 + 1), rtol=1e-6)
+    linspace = ladder(EULER, SD15, 20, "")
+    np.testing.assert_allclose(linspace.sigmas[:3], [14.6146, 10.7469, 8.0815], rtol=1e-5)
+    np.testing.assert_allclose(linspace.start, TABLE[-1], rtol=1e-6)
+    assert ladder(EULER, SD15, 20, "trailing").times.tolist() == list(range(999, 0, -50))
+    assert ladder(SOLVER, SD15, 20, "").times[[0, -1]].tolist() == [999, 50]
+    assert ladder(SOLVER, SD15, 20, "leading").times[[0, -1]].tolist() == [941, 48]
+    assert samplers.named("LCM").ladder(SD15, 4, "").times.tolist() == [999, 759, 499, 259]
+
+
+def test_karras_and_exponential():
+    """k-diffusion's `get_sigmas_karras` with rho 7 between the ends of the schedule; its docstring's formula."""
+    karras = ladder(EULER, SD15, 10, "karras")
+    ramp = np.linspace(0, 1, 10)
+    expected = (TABLE[-1] ** (1 / 7) + ramp * (TABLE[0] ** (1 / 7) - TABLE[-1] ** (1 / 7))) ** 7
+    np.testing.assert_allclose(karras.sigmas, [*expected, 0], rtol=1e-10)
+    assert ladder(EULER, SD15 | {"use_karras_sigmas": True}, 10, "").sigmas.tolist() == karras.sigmas.tolist()
+    exponential = ladder(EULER, SD15, 10, "exponential")
+    np.testing.assert_allclose(np.diff(np.log(exponential.sigmas[:-1])), np.log(TABLE[0] / TABLE[-1]) / 9, rtol=1e-9)
+
+
+def test_where_ladders_end():
+    assert ladder(EULER, SD15, 20, "").sigmas[-1] == 0
+    np.testing.assert_allclose(ladder(PLMS, SD15, 20, "").sigmas[-1], 0.0291672, rtol=1e-5)
+    assert ladder(PLMS, SD15 | {"set_alpha_to_one": True}, 20, "").sigmas[-1] == 0
+    ending = Layout(spacing="linspace", ending="final_sigmas_type")
+    assert ladder(ending, SD15 | {"final_sigmas_type": "sigma_min"}, 20, "").sigmas[-1] == TABLE[0]
+
+
+def test_the_model_s_own_spacing_goes_before_the_sampler_s():
+    """As in diffusers' from_config; what the user asks for goes before both."""
+    own = SD15 | {"timestep_spacing": "leading"}
+    assert ladder(EULER, own, 20, "").times[0] == 951
+    assert ladder(EULER, own, 20, "trailing").times[0] == 999
+    assert samplers.named("DPM++ 2S").ladder(own, 20, "").times[0] == 999, "the reference knows no other"
+
+
+def test_a_rung_has_its_time_exactly():
+    """Karras rungs lie between training times; the solvers of DPM-Solver's authors ask at the nearest whole one."""
+    for made in (ladder(SOLVER, SD15, 26, "karras"), ladder(EULER, SD15, 26, ""), ladder(PLMS, SD15, 50, "")):
+        told = jax.jit(made.time)(made.sigmas[:-1].astype(np.float32))
+        np.testing.assert_array_equal(told, made.times.astype(np.float32))
+    between = 0.25 * TABLE[41] + 0.75 * TABLE[42]
+    np.testing.assert_allclose(ladder(PLMS, SD15, 10, "").time(np.float32(between)), 41.75, atol=1e-4)
+
+
+def test_explicit_lists():
+    made = explicit(SD15, [10.0, 3.0, 0.5, 0.0])
+    assert made.start == 10 and len(made.times) == 3
+    np.testing.assert_allclose(np.interp(made.times, np.arange(1000), np.log(TABLE)), np.log([10, 3, 0.5]), rtol=1e-9)
+    for wrong in ([10.0], [3.0, 10.0], [3.0, 3.0, 0.0], [1.0, -1.0]):
+        with pytest.raises(UserError, match="give two or more, decreasing to 0 or more"):
+            explicit(SD15, wrong)
+
+
+def test_the_lower_part():
+    whole = ladder(EULER, SD15, 20, "")
+    lower = whole.below(0.57)
+    np.testing.assert_array_equal(lower.sigmas, whole.sigmas[-12:])
+    assert len(lower.times) == 11 and whole.below(1).sigmas is not None and len(whole.below(1).times) == 20
+    for strength in (0, -0.1, 1.01):
+        with pytest.raises(UserError, match="give more than 0 and at most 1"):
+            whole.below(strength)
+    with pytest.raises(UserError, match=r"strength 0\.04 of 20 steps leaves none; give at least 0\.05"):
+        whole.below(0.04)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_steps_out_of_range(steps):
+    with pytest.raises(UserError, match=f"steps {steps}: this sampler takes 1 to 1000"):
+        ladder(EULER, SD15, steps, "")
+
+
+def test_latent_consistency_takes_the_steps_it_was_distilled_at():
+    with pytest.raises(UserError, match="steps 51: this sampler takes 1 to 50"):
+        samplers.named("LCM").ladder(SD15, 51, "")
+
+
+def test_unknown_and_impossible_spacings_are_named():
+    with pytest.raises(UserError, match="timestep_spacing 'zigzag' is not one of leading, linspace, trailing"):
+        ladder(EULER, SD15 | {"timestep_spacing": "zigzag"}, 20, "")
+    with pytest.raises(UserError, match="spacing 'zigzag' is not one of leading"):
+        ladder(EULER, SD15, 20, "zigzag")
+    with pytest.raises(UserError, match="spacing 'karras' is not for this sampler, which walks leading"):
+        ladder(PLMS, SD15, 20, "karras")
+
+
+def test_no_spacing_without_a_name():
+    assert set(ladders.SPACINGS) & set(ladders.BENDS) == set()
