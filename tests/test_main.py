@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -148,6 +149,23 @@ def test_operands_and_flags_reach_the_command_by_their_types(capsys):
 def test_what_a_command_cannot_do_without_is_said(operands, flags, arguments, said):
     with pytest.raises(UserError, match=said):
         command._answer(command.Command("builtins:print", "", operands, flags), arguments)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_memory_that_was_freed_comes_back_without_page_faults(folder):
+    again = """
+import resource
+from dermjax import __main__ as command
+command.keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        large = [b"1" * 2**26 for _ in range(3)]
+        del large
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    said = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True).stdout
+    assert int(said.split()[1]) < 1000  # of 983,040 without it
 
 
 def test_a_stage_gets_its_locked_config_and_workdir(folder):

@@ -1,8 +1,13 @@
 """`tune` on a small random model: what it leaves, that it resumes exactly, and what it refuses."""
 
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -93,19 +98,24 @@ def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base,
     tuning.run(config(base, manifest), whole)  # again: nothing to do
 
 
-def test_stopped_and_started_again_it_ends_the_same(base, manifest, whole, tmp_path, monkeypatch):
-    calls = []
+def killed(base, manifest, workdir):
+    """Tunes and kills this process with SIGKILL after the checkpoint of step 2; called in a process of its own."""
     write = writers.Writer.write
 
     def dies_at_step_4(self, step, scalars):
-        calls.append(step)
-        if step == 4 and len(calls) < 4:
-            raise KeyboardInterrupt
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
         write(self, step, scalars)
 
-    monkeypatch.setattr(writers.Writer, "write", dies_at_step_4)
-    with pytest.raises(KeyboardInterrupt):
-        tuning.run(config(base, manifest), tmp_path)
+    with mock.patch.object(writers.Writer, "write", dies_at_step_4):
+        tuning.run(config(base, manifest), Path(workdir))
+
+
+def test_killed_and_started_again_it_ends_the_same(base, manifest, whole, tmp_path):
+    call = f"import runpy; runpy.run_path({__file__!r})['killed'](*{[str(p) for p in (base, manifest, tmp_path)]!r})"
+    ended = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (tmp_path / "model").exists() and list((tmp_path / "checkpoints").iterdir())
     tuning.run(config(base, manifest), tmp_path)
     for file in diffusers.FILES.items():
         assert (whole / "model" / Path(*file)).read_bytes() == (tmp_path / "model" / Path(*file)).read_bytes(), file
