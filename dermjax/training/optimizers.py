@@ -4,8 +4,10 @@ import difflib
 
 import jax
 import optax
+import optax.contrib
 
 from dermjax.errors import UserError
+from dermjax.training.quantised_adam import scale_by_quantised_adam
 
 
 def build(
@@ -39,6 +41,12 @@ def cosine(rate: float, warmup: int, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), end_value=0.01 * rate)
 
 
+def linear(rate: float, warmup: int, steps: int) -> optax.Schedule:
+    """Linear warm-up, then a straight line down to zero."""
+    down = optax.linear_schedule(rate, 0.0, max(steps - warmup, 1))
+    return optax.join_schedules([constant(rate, warmup, steps), down], [warmup])
+
+
 def matrices(params):
     """Returns a mask that is true where weight decay belongs."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -46,8 +54,42 @@ def matrices(params):
 
 def adamw(rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101) with the betas of diffusers' scripts."""
-    return optax.adamw(rates, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay, mask=matrices)
+    return optax.adamw(rates, **ADAM, weight_decay=weight_decay, mask=matrices)
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine}
-OPTIMIZERS = {"adamw": adamw}
+def adamw8bit(rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW with moments in eight bits (arXiv 2110.02861)."""
+    return optax.chain(
+        scale_by_quantised_adam(**ADAM),
+        optax.add_decayed_weights(weight_decay, matrices),
+        optax.scale_by_learning_rate(rates),
+    )
+
+
+def adafactor(rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) at the given rate: no step size of its own, as diffusion tools use it."""
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(weight_decay, matrices),
+        optax.scale_by_learning_rate(rates),
+    )
+
+
+def lion(rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Lion (arXiv 2302.06675); its rate is a third to a tenth of AdamW's, its weight decay as much larger."""
+    return optax.lion(rates, b1=0.9, b2=0.99, weight_decay=weight_decay, mask=matrices)
+
+
+def prodigy(rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Prodigy (arXiv 2306.06101), which finds its step size itself: `rate` is a factor on it, 1 as a rule.
+
+    Its weight decay has no mask in optax, so it reaches vectors too.
+    """
+    # without the safeguard the first step of a warm-up, whose rate is zero, divides zero by zero
+    return optax.contrib.prodigy(rates, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, safeguard_warmup=True)
+
+
+ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear}
+OPTIMIZERS = {"adamw": adamw, "adamw8bit": adamw8bit, "adafactor": adafactor, "lion": lion, "prodigy": prodigy}

@@ -1,0 +1,87 @@
+"""Optimisers and schedules: each learns, and eight bits do what thirty-two do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dermjax.training import optimizers
+from dermjax.training.quantised_adam import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
+
+RATES = {"adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.03, "prodigy": 1.0}
+
+
+def fitted(name, steps=200):
+    """The error of a linear map of 64 x 128 numbers before and after its training."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(256, 64)), jnp.float32)
+    truth = jnp.asarray(rng.normal(size=(64, 128)), jnp.float32)
+    optimizer = optimizers.build(name, rate=RATES[name], warmup=5, steps=steps, schedule="cosine", weight_decay=0.0,
+                                 clip=0.0)  # fmt: skip
+    params = {"kernel": jnp.zeros((64, 128))}
+
+    def error(params):
+        return jnp.square(x @ (params["kernel"] - truth)).mean()
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(error)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, before = optimizer.init(params), error(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return float(before), float(error(params)), state
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_learns(name):
+    before, after, _ = fitted(name)
+    assert after < 0.05 * before
+
+
+def test_eight_bits_learn_as_well_as_thirty_two_in_a_quarter_of_the_memory():
+    (_, whole, state), (_, quantised, small) = fitted("adamw"), fitted("adamw8bit")
+    assert quantised < 1.2 * whole
+    size = [sum(leaf.nbytes for leaf in jax.tree.leaves(each)) for each in (state, small)]
+    assert size[1] < 0.28 * size[0]
+
+
+@pytest.mark.parametrize(("kind", "span"), [(FIRST, 5.0), (SECOND, 7.0)])
+def test_rounding_stays_on_neighbouring_rungs_and_is_right_on_average(kind, span):
+    rng = np.random.default_rng(1)
+    x = 10 ** rng.uniform(-span, 0, (16, 512))
+    x = jnp.asarray(x if kind is SECOND else x * rng.choice([-1, 1], x.shape), jnp.float32)
+    draws = jnp.stack([unpack(*pack(x, kind, jax.random.key(i)), kind) for i in range(200)])
+    assert float((jnp.abs(draws - x[None]) / jnp.abs(x)[None]).max()) < 0.13
+    off = (draws.mean(0) - x) / jnp.abs(x)
+    assert float(jnp.abs(off).max()) < 0.13 * 5 / np.sqrt(200)
+    assert abs(float(off.mean())) < 1e-3
+
+
+def test_a_positive_second_moment_never_becomes_zero_and_zero_stays_zero():
+    x = jnp.zeros((16, 256)).at[:, 0].set(1.0).at[:, 1].set(1e-20)
+    values = unpack(*pack(x, SECOND, jax.random.key(0)), SECOND)
+    assert (values[:, 1] > 0).all() and (values[:, 2:] == 0).all()
+    assert (unpack(*pack(jnp.zeros((16, 256)), FIRST, jax.random.key(0)), FIRST) == 0).all()
+
+
+def test_small_parameters_keep_exact_moments():
+    params = {"bias": jnp.ones(64)}
+    adam = scale_by_quantised_adam(0.9, 0.999, 1e-8)
+    state, first, second = adam.init(params), 0.0, 0.0
+    for i in range(5):
+        gradient = np.linspace(-1, 1, 64) * (i + 1)
+        update, state = adam.update({"bias": jnp.asarray(gradient, jnp.float32)}, state)
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        expected = first / (1 - 0.9 ** (i + 1)) / (np.sqrt(second / (1 - 0.999 ** (i + 1))) + 1e-8)
+        np.testing.assert_allclose(update["bias"], expected, rtol=2e-6)
+
+
+def test_schedules_warm_up_and_end_where_they_say():
+    ends = {"constant": 2.0, "cosine": 0.02, "linear": 0.0}
+    for name, end in ends.items():
+        rates = optimizers.SCHEDULES[name](2.0, 10, 100)
+        assert [float(rates(step)) for step in (0, 5, 10)] == pytest.approx([0.0, 1.0, 2.0])
+        assert float(rates(100)) == pytest.approx(end, abs=1e-6)
