@@ -6,6 +6,7 @@ the result of every merge, then the start and the end of the text.
 """
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+COMMA = 20  # AUTOMATIC1111's setting comma_padding_backtrack
 FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and what transformers 5 saves
 
 
@@ -33,16 +35,51 @@ def tokenizer(folder: Path) -> "CLIPTokenizer":
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def tokens(tokenizer: "CLIPTokenizer", prompts: list[str]) -> np.ndarray:
-    """Returns the prompts as int32 [B, N], N = model_max_length: start, words, end, padding; too long: a UserError."""
-    longest = tokenizer.model_max_length
-    rows = tokenizer(prompts, padding="max_length", max_length=longest, truncation=False, verbose=False)["input_ids"]
+def tokens(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse") -> np.ndarray:
+    """Returns the prompts as int32 [B, C N], N = model_max_length: C chunks of start, words, end, padding.
+
+    What does not fit into one chunk is a UserError with `long` "refuse" (then C is 1). With "chunk" it goes on in the
+    next one, as in AUTOMATIC1111's program, which users take their prompts from, and the word BREAK begins a new one.
+    C is that of the longest prompt, and shorter ones get empty chunks. Give prompts and negative prompts in one call
+    where they must be equally long.
+    """
+    size = tokenizer.model_max_length - 2  # words in a chunk, beside start and end
+    parts = [re.split(r"\s*\bBREAK\b\s*", prompt) if long == "chunk" else [prompt] for prompt in prompts]
+    texts = [text for each in parts for text in each]
+    found = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    rows = [[next(found) for _ in each] for each in parts]
+    if long == "chunk":
+        comma = tokenizer.convert_tokens_to_ids(",</w>")
+        rows = [[chunk for words in row for chunk in chunked(words, size, comma)] for row in rows]
     for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) > longest:
+        if len(row[0]) > size:
             raise UserError(
-                f"prompt {prompt!r}: {len(row)} tokens with start and end, the text encoder takes {longest}; shorten it"
+                f"prompt {prompt!r}: {len(row[0]) + 2} tokens with start and end, the text encoder takes {size + 2}; "
+                "shorten it"
             )
-    return np.array(rows, np.int32)
+    most = max(len(row) for row in rows)
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def whole(words: list[int]) -> list[int]:
+        return [start, *words, end, *[pad] * (size - len(words))]
+
+    even = ([*row, *[[]] * (most - len(row))] for row in rows)
+    return np.array([[token for words in row for token in whole(words)] for row in even], np.int32)
+
+
+def chunked(words: list[int], size: int, comma: int) -> list[list[int]]:
+    """Returns tokens in chunks of at most `size`, divided as AUTOMATIC1111 does.
+
+    A full chunk ends after its last comma where that is among its last COMMA tokens, so that what commas divide stays
+    together.
+    """
+    chunks, rest = [], words
+    while len(rest) > size:
+        commas = [i for i in range(max(0, size - COMMA), size) if rest[i] == comma]
+        cut = commas[-1] + 1 if commas and rest[size] != comma else size
+        chunks.append(rest[:cut])
+        rest = rest[cut:]
+    return [*chunks, rest]
 
 
 def write_word_tokenizer(folder: Path, words: list[str], model_max_length: int) -> None:

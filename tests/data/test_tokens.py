@@ -80,6 +80,46 @@ def test_too_long_prompt_is_named(small):
         tokens.tokens(read, ["a mole", "mole " * 23])
 
 
+def chunks_of(read, rows):
+    """The words of each chunk, as text, after checking the chunk's frame."""
+    found = []
+    for row in rows.reshape(-1, read.model_max_length).tolist():
+        assert row[0] == read.bos_token_id
+        end = row.index(read.eos_token_id)
+        assert set(row[end + 1 :]) <= {read.pad_token_id}
+        found.append(read.decode(row[1:end]))
+    return found
+
+
+def test_a_long_prompt_goes_on_in_the_next_chunk(small):
+    read = tokens.tokenizer(small)
+    rows = tokens.tokens(read, ["mole " * 50, "a mole"], long="chunk")
+    assert rows.shape == (2, 3 * 24)
+    assert [len(text.split()) for text in chunks_of(read, rows)] == [22, 22, 6, 2, 0, 0]
+
+
+def test_what_fits_is_the_same_in_one_chunk(small):
+    read = tokens.tokenizer(small)
+    texts = ["a malignant mole, photo", "", "mole " * 22]
+    np.testing.assert_array_equal(tokens.tokens(read, texts, long="chunk"), tokens.tokens(read, texts))
+
+
+def test_chunks_end_at_commas_and_breaks(small):
+    """AUTOMATIC1111's rule: back to the last comma of a full chunk where at most 20 tokens lie behind its place."""
+    read = tokens.tokenizer(small)
+
+    def divided(prompt):
+        texts = chunks_of(read, tokens.tokens(read, [prompt], long="chunk"))
+        return [len(read.tokenize(text)) for text in texts]
+
+    assert divided("a " * 15 + "," + "mole " * 10) == [16, 10]
+    assert divided("a " + "," + "mole " * 25) == [22, 5]  # that comma is too far back
+    assert divided("a " * 2 + "," + "mole " * 25) == [3, 22, 3]
+    assert divided("a " * 22 + ", mole") == [22, 2]  # a comma at the border begins the next chunk
+    assert divided("a mole BREAK photo") == [2, 1]
+    assert divided("a BREAKFAST") != [1, 1]
+
+
 def test_words_that_clip_would_split_are_refused():
     for word in ["blue-white", "Mole", "", "two words"]:
         with pytest.raises(ValueError, match="lower-case runs of letters"):
