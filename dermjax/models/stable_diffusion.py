@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
+from dermjax.errors import UserError
 from dermjax.models.clip_text import CLIPText
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
@@ -81,13 +83,32 @@ class StableDiffusion:
 
         return jax.jit(draw)()  # one compilation instead of one an array
 
+    def check(self) -> None:
+        """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
+        given = self.configs["text_encoder"].get("hidden_size")
+        taken = self.configs["unet"].get("cross_attention_dim")
+        if given != taken:
+            family = {768: " (SD 1.x)", 1024: " (SD 2.x)"}
+            raise UserError(
+                f"text_encoder/config.json: hidden_size = {given}{family.get(given, '')}, but the UNet takes a context of "
+                f"{taken}{family.get(taken, '')}; they belong to different models"
+            )
+        _ = self.shapes  # building the networks refuses options that they do not have
+
     def encode_text(self, params: Params, tokens: Array) -> Array:
-        """Returns the context [B, N, D], float32, of tokens int32 [B, N]."""
-        return nnx.merge(self.graphs["text_encoder"], params["text_encoder"])(tokens)
+        """Returns the context [B, C N, D], float32, of tokens int32 [B, C N] in C chunks of N, each read by itself."""
+        length = min(tokens.shape[1], self.configs["text_encoder"]["max_position_embeddings"])
+        chunks = rearrange(tokens, "B (C N) -> (B C) N", N=length)
+        context = nnx.merge(self.graphs["text_encoder"], params["text_encoder"])(chunks)
+        return rearrange(context, "(B C) N D -> B (C N) D", B=tokens.shape[0])
 
     def unet(self, params: Params, x: Array, t: Array, context: Array) -> Array:
         """Returns the prediction [B, h, w, Z] for noisy latents x at timesteps t [B]."""
         return nnx.merge(self.graphs["unet"], params["unet"])(x, t, context)
+
+    def network(self, params: Params) -> UNet:
+        """Returns the UNet itself, for who takes it apart: its words made once a prompt, its depths kept."""
+        return nnx.merge(self.graphs["unet"], params["unet"])
 
     def encode(self, params: Params, image: Array) -> Array:
         """Returns moments [B, h, w, 2 Z] (mean, log-variance; not scaled) of images [B, H, W, 3] in [-1, 1]."""
@@ -108,7 +129,10 @@ class StableDiffusion:
 
     def _abstract(self, name: str) -> tuple[Any, Params]:
         make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
-        graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        try:
+            graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        except KeyError as error:
+            raise UserError(f"{name}/config.json: {error} is missing") from error
         return graph, plain(nnx.to_pure_dict(state))
 
 
@@ -128,6 +152,82 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
     "timestep_spacing": "leading",
+}
+
+SD15 = {
+    "text_encoder": {
+        "architectures": ["CLIPTextModel"],
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "projection_dim": 768,
+        "vocab_size": 49408,
+    },
+    "unet": {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-5,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 64,
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+    "scheduler": SCHEDULER | {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+}
+
+# 2.1 at 768 px, which predicts v; 2.0-base and 2.1-base are the same networks at 512 px with epsilon.
+SD21 = {
+    "text_encoder": SD15["text_encoder"]
+    | {
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 23,  # of OpenCLIP's 24; the last one is not used
+        "projection_dim": 512,
+    },
+    "unet": SD15["unet"]
+    | {
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "sample_size": 96,
+        "use_linear_projection": True,
+    },
+    "vae": SD15["vae"] | {"sample_size": 768},
+    "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
 }
 
 # derm-tiny: the same architecture at a size that a laptop trains, for images of 128 px (16 x 16 latents).

@@ -17,6 +17,31 @@ from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock,
 Array = jax.Array
 EPSILON = 1e-6
 
+# What a config may say about the options that are not implemented: any other value is refused, never ignored.
+FIXED = {
+    "act_fn": "silu",
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+}
+# The options that are; force_upcast says what we do anyway, decoding in a type with the range of float32.
+FREE = {
+    "block_out_channels",
+    "down_block_types",
+    "force_upcast",
+    "in_channels",
+    "latent_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "out_channels",
+    "sample_size",
+    "scaling_factor",
+    "up_block_types",
+}
+
 
 class AttentionBlock(Attention):
     """One-headed attention over all pixels, with its own norm and a residual (diffusers: residual_connection)."""
@@ -145,18 +170,11 @@ def resnet(cin: int, cout: int, groups: int, *, dtype, rngs: nnx.Rngs) -> Resnet
 
 def refuse_unknown(config: dict) -> None:
     """Raises UserError when the config asks for an option that this network does not have."""
-    known = {
-        "act_fn": "silu",
-        "mid_block_add_attention": True,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "shift_factor": None,
-        "latents_mean": None,
-        "latents_std": None,
-    }
-    for key, value in known.items():
-        if config.get(key, value) != value:
-            raise UserError(f"vae/config.json: {key} = {config[key]!r} is not implemented; dermjax knows {value!r}")
+    for key, value in config.items():
+        if key in FIXED and value != FIXED[key]:
+            raise UserError(f"vae/config.json: {key} = {value!r} is not implemented; dermjax knows {FIXED[key]!r}")
+        if key not in FIXED and key not in FREE and not key.startswith("_"):
+            raise UserError(f"vae/config.json: {key} = {value!r} is not known to dermjax")
     for kind in (*config["down_block_types"], *config["up_block_types"]):
         if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
             raise UserError(f"vae/config.json: block type {kind!r} is not implemented")

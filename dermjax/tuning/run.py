@@ -19,7 +19,7 @@ from dermjax.training import optimizers
 from dermjax.training.loop import fit
 from dermjax.training.state import create
 from dermjax.tuning import dreambooth, latents
-from dermjax.weights import diffusers, lora
+from dermjax.weights import diffusers, lora, lora_files, model_files
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = optimizers.pick("method", METHODS, config.method)
     manifest = records.read(Path(config.manifest))
     sources, prompts, weights = examples(manifest, config)
-    sd, params = diffusers.read(diffusers.locate(config.model))
+    sd, params = model_files.read(model_files.locate(config.model))
     if config.size % sd.factor:
         raise UserError(f"size = {config.size} is not a multiple of {sd.factor}")
 
@@ -59,7 +59,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         rules=sharding.RULES, workdir=workdir, title="tune", save_every=config.save_every, log_every=config.log_every,
     )  # fmt: skip
     if config.method == "lora":
-        lora.write(workdir / "lora.safetensors", state.smooth, config.lora.alpha)
+        trained = lora.uniform({"unet": state.smooth}, config.lora.alpha)
+        lora_files.write_peft(workdir / "lora.safetensors", trained, dtype=np.float32)
     unet = merged(state.smooth, frozen)
     diffusers.write(workdir / "model", sd, params | {"unet": unet}, dtype=jnp.dtype(config.save_dtype))
     say(f"tune: {workdir / 'model'}")
@@ -98,9 +99,12 @@ def full(unet, config: ConfigDict):
 
 def adapters(unet, config: ConfigDict):
     """Trains LoRA adapters on the attention of a frozen UNet."""
-    scale = config.lora.alpha / config.lora.rank
     trained = lora.init(unet, config.lora.rank, config.seed)
-    return trained, {"unet": unet}, lambda params, constants: lora.merge(constants["unet"], params, scale)
+
+    def merged(params, constants):
+        return lora.merge(constants["unet"], lora.uniform(params, config.lora.alpha), 1.0)
+
+    return trained, {"unet": unet}, merged
 
 
 METHODS = {"full": full, "lora": adapters}

@@ -10,19 +10,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from dermjax.errors import UserError
 from dermjax.models.classifier import ARCHITECTURES, Architecture, Classifier, describe
 from dermjax.models.vit import grid, resize_positions
 from dermjax.progress import say
-from dermjax.weights import torch_layout
-from dermjax.weights.diffusers import read_json, tensors, write_json
+from dermjax.weights import safetensors, torch_layout
+from dermjax.weights.diffusers import write_json
+from dermjax.weights.stored import Tensors, in_memory
+from dermjax.weights.tensor_files import opened, read_json
 
-Tensors = dict[str, np.ndarray]
 Trees = tuple[dict[str, Any], dict[str, Any]]  # params and variables
 
 HEAD = "classifier"
@@ -55,7 +54,7 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=j
         config["use_mask_token"] = False
     classifier = Classifier(config, *preprocessing(folder, architecture), dtype)
 
-    file = ours(tensors(folder / "model.safetensors"), architecture.backbone)
+    file = ours(opened(folder / "model.safetensors")[0], architecture.backbone)
     if f"{architecture.backbone}.{POSITIONS}" in file:
         file = resized(file, f"{architecture.backbone}.{POSITIONS}", grid(config))
     if not same_labels(found, labels) or f"{HEAD}.weight" not in file:
@@ -77,8 +76,8 @@ def write(folder: Path, classifier: Classifier, params: dict, variables: dict) -
     part.mkdir(parents=True)
     write_json(part / "config.json", classifier.config)
     write_json(part / "preprocessor_config.json", preprocessor(classifier))
-    arrays = jax.device_get(torch_layout.flatten(params) | torch_layout.flatten(variables))
-    save_file(theirs(arrays), part / "model.safetensors", metadata={"format": "pt"})
+    tensors = torch_layout.stored(params, np.float32) | torch_layout.stored(variables, np.float32)
+    safetensors.write(part / "model.safetensors", theirs(tensors), {})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -92,13 +91,12 @@ def ours(file: Tensors, backbone: str) -> Tensors:
     return {renamed(name, STATISTICS): array for name, array in kept.items()}
 
 
-def theirs(arrays: dict[str, np.ndarray]) -> Tensors:
-    """Returns our arrays under the file's names and in its layout, with the counters that PyTorch expects."""
+def theirs(tensors: Tensors) -> Tensors:
+    """Returns our tensors under the file's names, with the counters that PyTorch expects."""
     back = {ours: theirs for theirs, ours in STATISTICS.items()}
-    named = dict(torch_layout.to_torch(path, np.asarray(array)) for path, array in arrays.items())
-    file = {renamed(name, back): array for name, array in named.items()}
+    file = {renamed(name, back): tensor for name, tensor in tensors.items()}
     counters = [name.replace("running_mean", COUNTER) for name in file if name.endswith("running_mean")]
-    return file | {name: np.zeros((), np.int64) for name in counters}
+    return file | {name: in_memory(np.zeros((), np.int64)) for name in counters}
 
 
 def renamed(name: str, leaves: dict[str, str]) -> str:
@@ -115,12 +113,12 @@ def same_labels(config: dict, labels: tuple[str, ...]) -> bool:
 def with_new_head(file: Tensors, classifier: Classifier, seed: int) -> Tensors:
     """Returns the tensors with a freshly drawn head in place of theirs."""
     head = {f"{HEAD}.{leaf}": array for leaf, array in classifier.init(seed)[0][HEAD].items()}
-    return file | dict(torch_layout.to_torch(path, np.asarray(array)) for path, array in head.items())
+    return file | torch_layout.stored(head, np.float32)
 
 
 def resized(file: Tensors, name: str, side: int) -> Tensors:
     """Returns the tensors with the position embeddings resampled to side x side patches."""
-    return file | {name: resize_positions(np.asarray(file[name], np.float32), side)}
+    return file | {name: in_memory(resize_positions(np.asarray(file[name].read(), np.float32), side))}
 
 
 def preprocessing(folder: Path, architecture: Architecture) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,24 +3,27 @@
 model_index.json  scheduler/scheduler_config.json  tokenizer/…
 text_encoder/  config.json  model.safetensors
 unet/, vae/    config.json  diffusion_pytorch_model.safetensors
+
+Also read: variants (`model.fp16.safetensors`), shards with an index, PyTorch's .bin, and the names of older files.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
-from dermjax.weights import torch_layout
+from dermjax.weights import safetensors, torch_layout
+from dermjax.weights.stored import Tensors
+from dermjax.weights.tensor_files import opened, read_json, weight_files
 
 Params = dict[str, Any]
 
@@ -29,6 +32,7 @@ FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # the VAE's attention until 2023
 SHIPPED = {"derm-tiny": Path(__file__).parent / "derm_tiny"}
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -43,23 +47,34 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+INPAINTING = 9  # input channels of the UNets that also see a mask and a masked image
 
 
 def locate(model: str) -> Path:
     """Returns the folder of a model: one that ships with dermjax, by name, or a path.
 
     Raises:
-      UserError: there is no such folder, or it is not in diffusers' layout.
+      UserError: there is no such folder, or it is not a Stable Diffusion 1.x or 2.x in diffusers' layout.
     """
     folder = SHIPPED.get(model, Path(model))
-    if not (folder / "model_index.json").is_file():
+    index = folder / "model_index.json"
+    if not index.is_file():
         names = ", ".join(SHIPPED)
         raise UserError(f"model {folder}: no model_index.json; give a folder in diffusers' layout, or one of: {names}")
+    pipeline = read_json(index).get("_class_name", "")
+    if not pipeline.startswith("StableDiffusion") or any(word in pipeline for word in ("XL", "3")):
+        raise UserError(f"{index}: a {pipeline} is not supported; dermjax knows Stable Diffusion 1.x and 2.x")
     return folder
 
 
-def read(folder: Path, *, dtype=jnp.float32) -> tuple[StableDiffusion, Params]:
-    """Returns a model folder's description and its parameters, float32; `dtype` is that of the later arithmetic.
+def read(
+    folder: Path, *, dtype=jnp.float32, params_dtype=np.float32, variant: str = "", shardings: Callable | None = None
+) -> tuple[StableDiffusion, Params]:
+    """Returns a model folder's description and its parameters; `dtype` is that of the later arithmetic.
+
+    Tensors go one by one from the file to `params_dtype` and, with `shardings` (a function from a tree of shapes to a
+    tree of jax shardings), to their devices; without it they stay numpy arrays. An empty `variant` takes the plain
+    files, or the only variant that is there.
 
     Raises:
       UserError: the folder or one of its files is missing or broken, or its tensors do not fit its configs.
@@ -68,13 +83,31 @@ def read(folder: Path, *, dtype=jnp.float32) -> tuple[StableDiffusion, Params]:
     configs = {name: read_json(folder / name / "config.json") for name in FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)
-    params = {
-        name: torch_layout.from_torch(
-            sd.shapes[name], tensors(folder / name / file), str(folder / name / file), dtype=np.float32
-        )
-        for name, file in FILES.items()
-    }
-    return sd, params
+    sd.check()
+    found = {name: component(folder / name, variant) for name in FILES}
+    return sd, placed(sd, found, {name: str(folder / name) for name in FILES}, params_dtype, shardings)
+
+
+def placed(
+    sd: StableDiffusion, found: dict[str, Tensors], sources: dict[str, str], dtype, shardings: Callable | None
+) -> Params:
+    """Returns the parameters of a model from the tensors of its networks, checked before the first one is read."""
+    for name in FILES:
+        torch_layout.check(torch_layout.expected(sd.shapes[name]), found[name], sources[name])
+
+    def network(name: str) -> Params:
+        shapes = sd.shapes[name]
+        if shardings is None:
+            return torch_layout.from_torch(shapes, found[name], sources[name], dtype=dtype)
+        homes = torch_layout.flatten(shardings(shapes))
+
+        def place(path: str, array: np.ndarray) -> jax.Array:
+            # one after the other: transfers in flight would keep their arrays on the host
+            return jax.block_until_ready(jax.device_put(array, homes[path]))
+
+        return torch_layout.from_torch(shapes, found[name], sources[name], dtype=dtype, place=place)
+
+    return {name: network(name) for name in FILES}
 
 
 def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
@@ -82,51 +115,45 @@ def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(sd.tokenizer, part / "tokenizer")
-    write_json(part / "model_index.json", INDEX)
+    write_json(part / "model_index.json", index(sd))
     for name, config in sd.configs.items():
         (part / name).mkdir()
         write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
     for name, file in FILES.items():
-        arrays = jax.device_get(torch_layout.flatten(params[name]))
-        named = dict(torch_layout.to_torch(path, array.astype(dtype)) for path, array in arrays.items())
-        save_file(named, part / name / file, metadata={"format": "pt"})
+        safetensors.write(part / name / file, torch_layout.stored(params[name], dtype), {})
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(part, folder)
 
 
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a safetensors file under the names of published files.
+def index(sd: StableDiffusion) -> dict:
+    """Returns the model_index.json of a model: its classes in diffusers and transformers."""
+    kind = "StableDiffusionInpaintPipeline" if sd.configs["unet"]["in_channels"] == INPAINTING else INDEX["_class_name"]
+    scheduler = sd.configs["scheduler"].get("_class_name", INDEX["scheduler"][1])
+    return INDEX | {"_class_name": kind, "scheduler": ["diffusers", scheduler]}
+
+
+def component(folder: Path, variant: str) -> Tensors:
+    """Returns the tensors of a component's folder, unread, under the names of published files.
 
     transformers 5 saves CLIP's text model without the prefix `text_model.` that every older file has, and older files
     carry a buffer of positions that is no weight.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch the file again") from error
+    found = {name: each for file in weight_files(folder, variant) for name, each in opened(file)[0].items()}
     if "embeddings.token_embedding.weight" in found:
         found = {f"text_model.{name}": tensor for name, tensor in found.items()}
     found.pop("text_model.embeddings.position_ids", None)
-    return found
+    return {".".join(OLDER.get(word, word) for word in name.split(".")): each for name, each in found.items()}
 
 
 def digest(folder: Path) -> str:
     """Returns the first 16 hex digits of the SHA-256 over the weight files: the name of a model in records."""
     total = hashlib.sha256()
-    for name, file in FILES.items():
-        with (Path(folder) / name / file).open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+    for name in FILES:
+        for file in weight_files(Path(folder) / name, ""):
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
-
-
-def read_json(path: Path) -> dict:
-    """Returns a JSON file's content, or raises UserError naming it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -1,60 +1,72 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): their tree, how they change a model, and their PEFT file.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): their tree and how they change a model.
 
-An adapter tree has, for every adapted kernel, its path with {"down": [in, r], "up": [r, out]} in place of the kernel.
-The change to a kernel is (alpha / r) * down @ up; with `up` at zero the model starts as it was.
+An adapter tree has, for every adapted kernel, its path with {"down": [..., in, r], "up": [r, out]} in place of the
+kernel. The change to a kernel is weight * alpha / r * down @ up; with `up` at zero the model starts as it was. The
+paths may be those of one network or of a whole model, {"unet": …, "text_encoder": …}.
 """
 
-import json
-import os
+import dataclasses
+import math
 import re
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save_file
 
 from dermjax.weights.torch_layout import flatten, unflatten
 
 Tree = dict[str, Any]
 
-# The paper's tool adapts the projections of both attentions and nothing else.
-ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)\.kernel$"
+# The paper's tool adapts the projections of both attentions and nothing else; kohya's names for the rest.
+TARGETS = {
+    "attention": r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q|k|v|out)_proj)\.kernel$",
+    "feed_forward": r"(ff\.net\.(0\.proj|2)|mlp\.fc[12])\.kernel$",
+    "convolution": r"(conv\w*|proj_in|proj_out)\.kernel$",
+}
 
 
-def init(params: Tree, rank: int, seed: int) -> Tree:
-    """Returns fresh adapters for the attention kernels of a UNet's parameters, float32."""
-    adapters = {}
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Adapters: what is trained, and the alpha of each adapted module, which is not."""
+
+    adapters: Tree
+    alphas: dict[str, float]  # by module: the kernel's path without `.kernel`
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each adapted module."""
+        return {
+            path.removesuffix(".down"): array.shape[-1]
+            for path, array in flatten(self.adapters).items()
+            if path.endswith(".down")
+        }
+
+
+def init(params: Tree, rank: int, seed: int, targets: Collection[str] = ("attention",)) -> Tree:
+    """Returns the tree of fresh adapters, float32, for the kernels of the given `TARGETS`."""
+    pattern, adapters = "|".join(TARGETS[target] for target in targets), {}
     for index, (path, kernel) in enumerate(sorted(flatten(params).items())):
-        if re.search(ATTENTION, path):
+        if re.search(pattern, path):
             key = jax.random.fold_in(jax.random.key(seed), index)
-            parent = path.removesuffix(".kernel")
+            module, inputs = path.removesuffix(".kernel"), kernel.shape[:-1]
             # PyTorch's Kaiming-uniform with a = sqrt(5), as PEFT starts `lora_A`: bound 1 / sqrt(fan in)
-            bound = kernel.shape[0] ** -0.5
-            adapters[f"{parent}.down"] = jax.random.uniform(key, (kernel.shape[0], rank), minval=-bound, maxval=bound)
-            adapters[f"{parent}.up"] = jnp.zeros((rank, kernel.shape[1]))
+            bound = math.prod(inputs) ** -0.5
+            adapters[f"{module}.down"] = jax.random.uniform(key, (*inputs, rank), minval=-bound, maxval=bound)
+            adapters[f"{module}.up"] = jnp.zeros((rank, kernel.shape[-1]))
     return unflatten(adapters)
 
 
-def merge(params: Tree, adapters: Tree, scale: float) -> Tree:
-    """Returns the parameters with scale * down @ up added to every adapted kernel; scale is weight * alpha / rank."""
-    if "down" in adapters:
-        return params | {"kernel": params["kernel"] + scale * adapters["down"] @ adapters["up"]}
-    return params | {name: merge(params[name], below, scale) for name, below in adapters.items()}
+def uniform(adapters: Tree, alpha: float) -> Lora:
+    """Returns the adapters with one alpha for all of them."""
+    paths = flatten(adapters)
+    return Lora(adapters, {path.removesuffix(".down"): alpha for path in paths if path.endswith(".down")})
 
 
-def write(path: Path, adapters: Tree, alpha: float) -> None:
-    """Writes a UNet's adapters as the file that diffusers' `load_lora_weights` reads."""
-    names = {"down": "lora_A.weight", "up": "lora_B.weight"}
-    tensors, ranks = {}, set()
-    for key, array in jax.device_get(flatten(adapters)).items():
-        parent, _, leaf = key.rpartition(".")
-        tensors[f"unet.{parent}.{names[leaf]}"] = np.ascontiguousarray(array.T, np.float32)
-        ranks.add(array.shape[1] if leaf == "down" else array.shape[0])
-    (rank,) = ranks
-    # diffusers reads rank and alpha from this metadata; without it, it takes alpha for the rank
-    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": rank, "unet.lora_alpha": alpha}), "format": "pt"}
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata=metadata)
-    os.replace(part, path)
+def merge(params: Tree, lora: Lora, weight: float) -> Tree:
+    """Returns the parameters with every adapted kernel changed, `weight` 1 being as trained; differentiable."""
+    flat, adapters = flatten(params), flatten(lora.adapters)
+    for module, rank in lora.ranks.items():
+        change = jnp.einsum("...ir,ro->...io", adapters[f"{module}.down"], adapters[f"{module}.up"])
+        flat[f"{module}.kernel"] = flat[f"{module}.kernel"] + weight * lora.alphas[module] / rank * change
+    return unflatten(flat)

@@ -9,14 +9,17 @@ A parameter's path in our tree, joined by dots, is its name in the file up to th
     bias, and leaves of other names, stay as they are
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.weights.stored import Stored, Tensors
 
 Tree = dict[str, Any]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+SHOWN = 3  # misfits that an error tells; the others are counted
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -41,35 +44,71 @@ def unflatten(flat: dict[str, Any]) -> Tree:
 
 def to_torch(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     """Returns the file's name and layout of one of our arrays."""
-    parent, _, leaf = path.rpartition(".")
-    name = LEAVES.get(leaf, leaf)
-    if leaf == "kernel":
+    if path.rpartition(".")[2] == "kernel":
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    return f"{parent}.{name}", np.ascontiguousarray(array)
+    return name_of(path), np.ascontiguousarray(array)
 
 
-def from_torch(shapes: Tree, tensors: dict[str, np.ndarray], source: str, *, dtype) -> Tree:
-    """Returns our tree, shaped like `shapes`, from a file's tensors; every tensor is used or it is an error.
+def name_of(path: str) -> str:
+    """Returns the file's name of one of our paths."""
+    parent, _, leaf = path.rpartition(".")
+    return f"{parent}.{LEAVES.get(leaf, leaf)}"
+
+
+def shape_of(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape in the file of one of our arrays."""
+    if path.rpartition(".")[2] != "kernel":
+        return tuple(shape)
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else tuple(shape[::-1])
+
+
+def stored(tree: Tree, dtype) -> Tensors:
+    """Returns our arrays as a file's tensors of this type, each brought to the host and into its layout when read."""
+
+    def one(path: str, array) -> Stored:
+        def read() -> np.ndarray:
+            return to_torch(path, np.asarray(array).astype(dtype, copy=False))[1]
+
+        return Stored(shape_of(path, array.shape), np.dtype(dtype), read)
+
+    return {name_of(path): one(path, array) for path, array in flatten(tree).items()}
+
+
+def from_torch(
+    shapes: Tree, tensors: Tensors, source: str, *, dtype, place: Callable[[str, np.ndarray], Any] = lambda _, a: a
+) -> Tree:
+    """Returns our tree, shaped like `shapes`, from a file's tensors; `place` takes each by its path to its devices.
+
+    Every tensor is used or it is an error, and all are checked before the first one is read.
 
     Raises:
       UserError: missing, unexpected and misshapen tensors, all in one line with their names and shapes.
     """
-    tree, wrong, used = {}, [], set()
-    for path, leaf in flatten(shapes).items():
-        expected_name, expected = to_torch(path, np.broadcast_to(np.float32(0), leaf.shape))
-        tensor = tensors.get(expected_name)
-        if tensor is None:
-            wrong.append(f"{expected_name} is missing")
-            continue
-        used.add(expected_name)
-        if tensor.shape != expected.shape:
-            wrong.append(f"{expected_name} is {tensor.shape}, the config asks for {expected.shape}")
-            continue
-        if path.endswith("kernel"):
-            tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-        tree[path] = np.ascontiguousarray(tensor, dtype)
-    wrong += [f"{name} is not expected" for name in sorted(tensors.keys() - used)]
+    check(expected(shapes), tensors, source)
+    return unflatten({path: place(path, ours(path, tensors[name_of(path)].read(), dtype)) for path in flatten(shapes)})
+
+
+def ours(path: str, array: np.ndarray, dtype) -> np.ndarray:
+    """Returns a file's tensor in our layout and type."""
+    if path.rpartition(".")[2] == "kernel":
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return np.ascontiguousarray(array, dtype)
+
+
+def expected(shapes: Tree) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes that the file of a tree has."""
+    return {name_of(path): shape_of(path, leaf.shape) for path, leaf in flatten(shapes).items()}
+
+
+def check(wanted: dict[str, tuple[int, ...]], found: Tensors, source: str) -> None:
+    """Raises UserError with every tensor that is missing, of another shape, or in excess, in one line."""
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [
+        f"{name} is {found[name].shape}, the config asks for {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    wrong += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
     if wrong:
-        shown = "; ".join(wrong[:3]) + ("; …" if len(wrong) > 3 else "")
-        raise UserError(f"{source}: {len(wrong)} of {len(flatten(shapes))} tensors do not fit: {shown}")
-    return unflatten(tree)
+        shown = "; ".join(wrong[:SHOWN]) + ("; …" if len(wrong) > SHOWN else "")
+        raise UserError(f"{source}: {len(wrong)} of {len(wanted)} tensors do not fit: {shown}")

@@ -15,24 +15,6 @@ from dermjax.models.stable_diffusion import TINY, StableDiffusion, count
 from dermjax.weights import diffusers as ours
 from dermjax.weights.torch_layout import flatten
 
-STYLES = {
-    "sd1": {
-        "unet": {"attention_head_dim": 2, "use_linear_projection": False},
-        "text": {"hidden_act": "quick_gelu"},
-        "prediction": "epsilon",
-    },
-    "sd2": {
-        "unet": {"attention_head_dim": [2, 4, 4], "use_linear_projection": True},
-        "text": {"hidden_act": "gelu"},
-        "prediction": "v_prediction",
-    },
-    "inpainting": {
-        "unet": {"attention_head_dim": 2, "in_channels": 9},
-        "text": {"hidden_act": "quick_gelu"},
-        "prediction": "epsilon",
-    },
-}
-
 
 @pytest.fixture
 def shared():
@@ -49,58 +31,13 @@ def close(ours_, theirs, tolerance=1e-4):
     assert error <= tolerance, error
 
 
-@pytest.fixture(scope="module", params=STYLES)
-def twin(request, tmp_path_factory):
-    """A random PyTorch pipeline of one style, and the folder that diffusers made of it."""
-    torch = pytest.importorskip("torch")
-    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
-    style = STYLES[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    tokens.write_word_tokenizer(folder / "words", ["mole", "benign", "malignant"], 16)
-    tokenizer = tokens.tokenizer(folder / "words")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64, 64), cross_attention_dim=48, layers_per_block=2, norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), **style["unet"],
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(16, 32, 32, 32), norm_num_groups=8, layers_per_block=2, latent_channels=4, sample_size=128,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.18215,
-    )  # fmt: skip
-    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=16, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        **style["text"],
-    ))  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(prediction_type=style["prediction"], beta_schedule="scaled_linear",
-                                        beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False,
-                                        steps_offset=1, clip_sample=False)  # fmt: skip
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae,
-        text,
-        tokenizer,
-        unet,
-        scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for network in (unet, vae, text):
-        for parameter in network.parameters():
-            # PyTorch starts many at 0 or 1, which would hide a transposition
-            torch.nn.init.normal_(parameter, 0.02 if parameter.ndim < 2 else 0.0, parameter[0].numel() ** -0.5 * 0.9)
-    pipeline.save_pretrained(folder / "model")
-    return pipeline, folder / "model"
-
-
 def test_networks_equal_pytorch(twin):
     torch = pytest.importorskip("torch")
     pipeline, folder = twin
     sd, params = ours.read(folder)
     rng = np.random.default_rng(0)
     channels = sd.configs["unet"]["in_channels"]
-    x, context = rng.normal(size=(2, 16, 16, channels)), rng.normal(size=(2, 16, 48))
+    x, context = rng.normal(size=(2, 16, 16, channels)), rng.normal(size=(2, 77, 48))
     x, context, t = x.astype(np.float32), context.astype(np.float32), np.array([3, 977])
     with torch.no_grad():
         theirs = pipeline.unet(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(context)).sample
@@ -120,17 +57,14 @@ def test_networks_equal_pytorch(twin):
         close(jax.jit(sd.encode_text)(params, words), pipeline.text_encoder(torch.tensor(words)).last_hidden_state)
 
 
-def test_what_we_write_diffusers_reads(twin, tmp_path):
-    torch = pytest.importorskip("torch")
+def test_what_we_write_diffusers_reads(twin, tmp_path, same_weights):
     diffusers = pytest.importorskip("diffusers")
     pipeline, folder = twin
     sd, params = ours.read(folder)
     ours.write(tmp_path / "model", sd, params, dtype=np.float32)
-    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
-    for name in ("unet", "vae", "text_encoder"):
-        theirs = getattr(pipeline, name).state_dict()
-        for key, tensor in getattr(again, name).state_dict().items():
-            assert torch.equal(tensor, theirs[key]), (name, key)
+    again = type(pipeline).from_pretrained(tmp_path / "model", safety_checker=None)
+    same_weights(again, pipeline)
+    assert diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model").__class__ is type(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +96,10 @@ def test_read_of_write_is_bit_equal(tiny):
     assert len(ours.digest(folder)) == 16
 
 
-@pytest.mark.parametrize("content, said", [(b"", "not a readable"), (b"<html>", "not a readable"),
-                                           (b"version https://git-lfs", "not a readable")])  # fmt: skip
+@pytest.mark.parametrize("content, said", [
+    (b"", "is empty"), (b"<html>", "is a web page"), (b"<!DOCTYPE html>", "is a web page"),
+    (b"GIF89a", "not a readable"), (b"version https://git-lfs.github.com/spec/v1", "is a git-lfs pointer"),
+])  # fmt: skip
 def test_a_broken_weight_file_is_named(tiny, content, said):
     folder, _ = tiny
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"

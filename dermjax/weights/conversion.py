@@ -1,0 +1,55 @@
+"""`dermjax convert`: a model from one form into another, a LoRA merged into it, or a LoRA into its other form."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
+from dermjax.progress import say
+from dermjax.weights import families, lora_files, model_files
+from dermjax.weights.lora import merge
+from dermjax.weights.tensor_files import opened
+
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+NONE = "none"  # for `lora`: merge nothing
+
+
+def convert(from_: str, to: str, lora: str, lora_weight: float, dtype: str) -> None:
+    """Writes what is at `from_` to `to`: a name ending in .safetensors makes a file, any other a folder.
+
+    A LoRA at `from_` is written in the other form: kohya's where it was PEFT's, and the other way round.
+
+    Raises:
+      UserError: `to` is there already, `dtype` is unknown, or what is read is broken or does not fit.
+    """
+    source, target = Path(from_), Path(to)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; there are {', '.join(DTYPES)}")
+    if target.exists():
+        raise UserError(f"{target}: is there already; remove it or give another name")
+    if source.is_file() and families.kind(opened(source)[0]) == families.LORA:
+        if lora != NONE:
+            raise UserError(f"{source}: is a LoRA; merge {lora} into a model instead")
+        other_form(source, target, DTYPES[dtype])
+    else:
+        sd, params = model_files.read(model_files.locate(from_))
+        if lora != NONE:
+            params = merge(params, lora_files.read(Path(lora), sd.shapes), lora_weight)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        model_files.write(target, sd, params, dtype=DTYPES[dtype])
+    say(f"convert: {target}")
+
+
+def other_form(source: Path, target: Path, dtype) -> None:
+    """Writes a LoRA in kohya's form where it is in PEFT's, else in PEFT's."""
+    tensors, _ = opened(source)
+    width = families.context_width(tensors)
+    preset = {768: SD15, 1024: SD21}.get(width)
+    if preset is None:
+        raise UserError(f"{source}: made for a model with a context {width} wide, whose layers are not known here")
+    adapters = lora_files.read(source, StableDiffusion(preset, Path(), np.float32).shapes)
+    kohya = any(name.startswith(tuple(lora_files.KOHYA.values())) for name in tensors)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (lora_files.write_peft if kohya else lora_files.write_kohya)(target, adapters, dtype=dtype)

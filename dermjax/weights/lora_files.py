@@ -1,0 +1,217 @@
+"""LoRA files, in and out, in the two forms that are in use; rank and alpha of every module are kept.
+
+    PEFT, diffusers   unet.down_blocks.0.….to_q.lora_A.weight       alpha in the metadata, else equal to the rank
+    kohya             lora_unet_down_blocks_0_…_to_q.lora_down.weight    alpha as a tensor beside it
+
+Kohya's names cannot be taken apart at their underscores without guessing, so that nothing here takes a name apart: the
+modules of our own trees are spelt in every form that files have, and a file's names are looked up.
+"""
+
+import collections
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermjax.errors import UserError
+from dermjax.weights import families, ldm_names, safetensors, torch_layout
+from dermjax.weights.lora import Lora
+from dermjax.weights.stored import Stored, Tensors
+from dermjax.weights.tensor_files import opened
+
+Tree = dict[str, Any]
+
+KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+METADATA = "lora_adapter_metadata"  # diffusers' JSON
+PARTS = {  # how a name ends, in files of PEFT, kohya and diffusers' earlier forms
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+UNKNOWN = {  # what dermjax does not do, by a word in the name
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "a Tucker decomposition (LyCORIS)",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "oft_": "OFT",
+}
+
+
+def read(path: Path, shapes: Tree) -> Lora:
+    """Returns a file's adapters for a model of these shapes ({"unet": …, "text_encoder": …}), float32.
+
+    Raises:
+      UserError: the file is broken, no LoRA, of a kind that dermjax does not do, or does not fit the model.
+    """
+    tensors, texts = opened(path)
+    families.require(families.LORA, tensors, str(path))
+    for word, kind in UNKNOWN.items():
+        if any(word in name for name in tensors):
+            raise UserError(f"{path}: is {kind}, not plain LoRA; dermjax does not do that")
+    kernels = {name: leaf.shape for name, leaf in torch_layout.flatten(shapes).items() if name.endswith(".kernel")}
+    parts, wrong = sorted_out(tensors, spellings(shapes))
+    adapters, alphas = {}, {}
+    said = said_alphas(texts)
+    for module, found in parts.items():
+        if not {"down", "up"} <= found.keys():
+            wrong.append(f"{module} has only {' and '.join(found)}")
+            continue
+        kernel = kernels[f"{module}.kernel"]
+        rank = found["down"].shape[0]
+        misfit = [
+            f"{module}'s {part} is {found[part].shape}, the model asks for {asked}"
+            for part, asked in (("down", (rank, kernel[-2], *kernel[:-2])), ("up", (kernel[-1], rank)))
+            if squeezed(found[part].shape) != squeezed(asked)
+        ]
+        wrong += misfit
+        if not misfit:
+            adapters[f"{module}.down"] = down(found["down"], kernel)
+            adapters[f"{module}.up"] = up(found["up"])
+            alphas[module] = float(found["alpha"].read().reshape(())) if "alpha" in found else said(module, rank)
+    if wrong:
+        shown = "; ".join(wrong[: torch_layout.SHOWN]) + ("; …" if len(wrong) > torch_layout.SHOWN else "")
+        raise UserError(f"{path}: {len(wrong)} of {len(parts)} adapters do not fit the model: {shown}")
+    read_now = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
+    return Lora(torch_layout.unflatten(read_now), alphas)
+
+
+def write_peft(path: Path, lora: Lora, *, dtype) -> None:
+    """Writes the file that diffusers' `load_lora_weights` and PEFT read."""
+    tensors = {
+        f"{module}.{name}.weight": tensor
+        for module, pair in as_torch(lora, dtype).items()
+        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    # diffusers reads ranks and alphas from this; without it, it takes alpha for the rank
+    config = {}
+    for network in KOHYA:
+        below = {module.removeprefix(f"{network}."): module for module in lora.alphas if module.startswith(network)}
+        if below:
+            ranks = {short: lora.ranks[module] for short, module in below.items()}
+            alphas = {short: lora.alphas[module] for short, module in below.items()}
+            rank, alpha = most(ranks), most(alphas)
+            config |= {
+                f"{network}.r": rank,
+                f"{network}.lora_alpha": alpha,
+                f"{network}.rank_pattern": {short: each for short, each in ranks.items() if each != rank},
+                f"{network}.alpha_pattern": {short: each for short, each in alphas.items() if each != alpha},
+                f"{network}.target_modules": sorted(below),
+            }
+    safetensors.write(path, tensors, {METADATA: json.dumps(config)})
+
+
+def write_kohya(path: Path, lora: Lora, *, dtype) -> None:
+    """Writes the file that AUTOMATIC1111, ComfyUI and kohya's scripts read; diffusers does as well."""
+    tensors: Tensors = {}
+    for module, (first, second) in as_torch(lora, dtype).items():
+        network, _, rest = module.partition(".")
+        name = KOHYA[network] + rest.replace(".", "_")
+        alpha = np.array(lora.alphas[module], np.float32)
+        tensors |= {
+            f"{name}.lora_down.weight": first,
+            f"{name}.lora_up.weight": second,
+            f"{name}.alpha": Stored((), alpha.dtype, lambda alpha=alpha: alpha),
+        }
+    rank, alpha = most(lora.ranks), most(lora.alphas)
+    said = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
+    safetensors.write(path, tensors, said)
+
+
+def spellings(shapes: Tree) -> dict[str, str]:
+    """Returns {a module's name in some form of file: our module} for every kernel of UNet and text encoder."""
+    found = {}
+    for network, prefix in KOHYA.items():
+        kernels = [path for path in torch_layout.flatten(shapes[network]) if path.endswith(".kernel")]
+        for rest in (path.removesuffix(".kernel") for path in kernels):
+            module = f"{network}.{rest}"
+            forms = [module, prefix + rest.replace(".", "_"), f"base_model.model.{module}"]
+            if network == "text_encoder":  # without the prefix, as transformers 5 names its modules
+                forms.append(f"{network}.{rest.removeprefix('text_model.')}")
+            # diffusers until 2023: the four projections of an attention in its "processor"
+            parent, _, last = rest.removesuffix(".0").rpartition(".")
+            forms.append(f"{network}.{parent}.processor.{last}")
+            found |= dict.fromkeys(forms, module)
+    for rest, theirs in ldm_names.unet(shapes["unet"]).items():  # kohya's form over LDM's names
+        found.setdefault(KOHYA["unet"] + theirs.replace(".", "_"), f"unet.{rest}")
+    return found
+
+
+def sorted_out(tensors: Tensors, spelt: dict[str, str]) -> tuple[dict[str, dict[str, Stored]], list[str]]:
+    """Returns {our module: its parts}, and what belongs to none."""
+    found, wrong = collections.defaultdict(dict), []
+    for name, tensor in tensors.items():
+        ending = next((ending for ending in PARTS if name.endswith(ending)), "")
+        module = spelt.get(name.removesuffix(ending))
+        if not ending or module is None:
+            wrong.append(f"{name} belongs to no layer of it")
+        else:
+            found[module][PARTS[ending]] = tensor
+    return found, wrong
+
+
+def said_alphas(texts: dict[str, str]) -> Callable[[str, int], float]:
+    """Returns the function (module, rank) -> alpha of a file's metadata: PEFT's rules, and the rank without any."""
+    config = json.loads(texts.get(METADATA, "{}"))
+
+    def alpha(module: str, rank: int) -> float:
+        network, _, rest = module.partition(".")
+        patterns = config.get(f"{network}.alpha_pattern", {})
+        fitting = (each for pattern, each in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", rest))
+        found = float(next(fitting, config.get(f"{network}.lora_alpha", rank)))
+        return found * rank**0.5 if config.get(f"{network}.use_rslora") else found  # arXiv 2312.03732: alpha / sqrt(r)
+
+    return alpha
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape without the two axes of a 1x1 convolution."""
+    return shape[:2] if shape[2:] == (1, 1) else tuple(shape)
+
+
+def down(tensor: Stored, kernel: tuple[int, ...]) -> Stored:
+    """Returns [r, in] or [r, in, h, w] of a file as [in, r] or [h, w, in, r], as the kernel has axes."""
+    rank = tensor.shape[0]
+    shape = (*kernel[:-1], rank)
+    if len(tensor.shape) == 4:
+        return tensor.changed(shape, lambda array: array.transpose(2, 3, 1, 0).reshape(shape))
+    return tensor.changed(shape, lambda array: array.T.reshape(shape))
+
+
+def up(tensor: Stored) -> Stored:
+    """Returns [out, r] or [out, r, 1, 1] of a file as [r, out]."""
+    out, rank = tensor.shape[:2]
+    return tensor.changed((rank, out), lambda array: array.reshape(out, rank).T)
+
+
+def as_torch(lora: Lora, dtype) -> dict[str, tuple[Stored, Stored]]:
+    """Returns {module: (down, up)} in the file's layout: up is a 1x1 convolution where the kernel is one."""
+    flat = torch_layout.flatten(lora.adapters)
+
+    def pair(module: str) -> tuple[Stored, Stored]:
+        kernels = {"down.kernel": flat[f"{module}.down"], "up.kernel": flat[f"{module}.up"]}
+        first, second = torch_layout.stored(kernels, dtype).values()
+        if len(first.shape) == 4:
+            shape = (*second.shape, 1, 1)
+            second = second.changed(shape, lambda array: array.reshape(shape))
+        return first, second
+
+    return {module: pair(module) for module in lora.alphas}
+
+
+def most(values: dict[str, Any]) -> Any:
+    """Returns the value that occurs most."""
+    return collections.Counter(values.values()).most_common(1)[0][0]

@@ -1,0 +1,37 @@
+"""A model by name or path: one that ships with dermjax, a folder in diffusers' layout, or a single file."""
+
+import hashlib
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import StableDiffusion
+from dermjax.weights import diffusers, single_file
+from dermjax.weights.diffusers import Params
+
+
+def locate(model: str) -> Path:
+    """Returns the folder or the file of a model; a UserError where there is none."""
+    path = Path(model)
+    return path if path.is_file() else diffusers.locate(model)
+
+
+def read(path: Path, *, dtype=jnp.float32) -> tuple[StableDiffusion, Params]:
+    """Returns a model's description and its parameters, float32; `dtype` is that of the later arithmetic."""
+    return (single_file if path.is_file() else diffusers).read(path, dtype=dtype)
+
+
+def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
+    """Writes the model as a single file where the name ends in .safetensors, else as a folder."""
+    if path.suffix in (".ckpt", ".pt", ".bin"):
+        raise UserError(f"{path}: pickles can run code and are not written; name it {path.stem}.safetensors")
+    (single_file if path.suffix == ".safetensors" else diffusers).write(path, sd, params, dtype=dtype)
+
+
+def digest(path: Path) -> str:
+    """Returns the first 16 hex digits of the SHA-256 over the weights: the name of a model in records."""
+    if path.is_dir():
+        return diffusers.digest(path)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

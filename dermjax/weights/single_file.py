@@ -1,0 +1,234 @@
+"""Single LDM files: a whole Stable Diffusion 1.x or 2.x in one `.safetensors` or `.ckpt`, as most users have them.
+
+The names come from ldm_names; here is the rest of what differs: OpenCLIP holds q, k and v as one tensor, the VAE's
+attention is made of 1x1 convolutions, and no config comes along, so that the file's own tensors have to tell. What we
+write says in its metadata what it is, and diffusers, ComfyUI and AUTOMATIC1111 read it.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
+from dermjax.progress import say
+from dermjax.weights import diffusers, families, ldm_names, safetensors, torch_layout
+from dermjax.weights.diffusers import Params
+from dermjax.weights.stored import Stored, Tensors
+from dermjax.weights.tensor_files import opened
+
+PRESETS = {768: (SD15, "clip_tokenizer"), 1024: (SD21, "clip_tokenizer_2")}  # by the width of the context
+CONFIGS = "dermjax.configs"  # where our own files say their configs
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec's word, diffusers' word
+FUSED = "in_proj_"
+# What training leaves in these files and no network of ours has: buffers of the noise schedule, losses, OpenCLIP's ends
+UNREAD = re.compile(
+    r"^(betas|logvar|lvlb_weights|scale_factor|posterior_\w+|(log_|sqrt_)?\w*alphas_cumprod(_prev)?)$"
+    r"|^model_ema\.|^first_stage_model\.(loss|model_ema)\.|\.position_ids$|^cond_stage_model\.(model\.)?(attn_mask|"
+    r"logit_scale|text_projection)(\.weight)?$"
+)
+# ComfyUI tells v-prediction from epsilon in SD 2.x files by the spread of this bias (supported_models.py, SD20)
+TELLING, SPREAD = f"{ldm_names.UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
+
+
+class Entry(NamedTuple):
+    """A tensor of an LDM file, and the names of those of ours that it holds, in order along its first axis."""
+
+    shape: tuple[int, ...]
+    ours: tuple[str, ...]
+
+
+def read(
+    path: Path,
+    *,
+    dtype=jnp.float32,
+    params_dtype=np.float32,
+    ema: bool = False,
+    prediction: str = "",
+    shardings: Callable | None = None,
+) -> tuple[StableDiffusion, Params]:
+    """Returns a file's model and parameters, as diffusers.read does for folders.
+
+    `ema` takes the running averages of the UNet where the file has both. `prediction` ("epsilon" or "v_prediction")
+    wins over what the file says or lets guess.
+
+    Raises:
+      UserError: the file is broken, not a Stable Diffusion 1.x or 2.x, or its tensors do not fit.
+    """
+    tensors, texts = opened(path)
+    families.require(families.SINGLE_FILE, tensors, str(path))
+    tensors = renewed(tensors)
+    if ema:
+        tensors = averaged(tensors, str(path))
+    sd = describe(tensors, texts, prediction, dtype, str(path))
+    sd.check()
+    layouts = layout(sd, f"{ldm_names.OPEN_CLIP}positional_embedding" in tensors)
+    entries = {name: entry for each in layouts.values() for name, entry in each.items()}
+    read_not = {name for name in tensors if name not in entries and unread(name, sd)}
+    for network, each in layouts.items():
+        if not each.keys() & tensors.keys():
+            raise UserError(f"{path}: holds no {network}; give a file with the whole model")
+    left = {name: tensor for name, tensor in tensors.items() if name not in read_not}
+    torch_layout.check({name: fitting(entry, left.get(name)) for name, entry in entries.items()}, left, str(path))
+    if read_not:
+        say(f"{path}: {len(entries)} tensors read, {len(read_not)} left out (buffers of training, averages)")
+    found = {network: ours(each, tensors, sd.shapes[network]) for network, each in layouts.items()}
+    return sd, diffusers.placed(sd, found, dict.fromkeys(found, str(path)), params_dtype, shardings)
+
+
+def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
+    """Writes the model as one safetensors file; SD 2.x gets OpenCLIP's layout of the text encoder, others CLIP's."""
+    text = sd.configs["text_encoder"]
+    if text["vocab_size"] != SD15["text_encoder"]["vocab_size"]:
+        raise UserError(f"{path}: a single file holds no tokenizer, and this model has its own; give a folder's name")
+    tensors: Tensors = {}
+    for network, each in layout(sd, text["hidden_act"] == "gelu").items():
+        named = torch_layout.stored(params[network], dtype)
+        tensors |= {name: joined(entry, named, np.dtype(dtype)) for name, entry in each.items()}
+    safetensors.write(path, tensors, metadata(sd))
+
+
+def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, source: str) -> StableDiffusion:
+    """Returns the model that a file's metadata describes, or the published one that its tensors look like."""
+    preset, tokenizer = PRESETS.get(families.context_width(tensors), (None, "clip_tokenizer"))
+    if CONFIGS in texts:
+        configs = json.loads(texts[CONFIGS])
+        if configs["text_encoder"]["hidden_act"] == "gelu":
+            tokenizer = PRESETS[1024][1]
+    elif preset is None:
+        width = families.context_width(tensors)
+        raise UserError(f"{source}: its context is {width} wide; Stable Diffusion 1.x has 768 and 2.x 1024")
+    else:
+        configs = copy.deepcopy(preset)
+        first = tensors.get(f"{ldm_names.UNET}input_blocks.0.0.weight")
+        configs["unet"]["in_channels"] = first.shape[1] if first else configs["unet"]["in_channels"]
+        kind = prediction or guessed(tensors, texts, configs)
+        configs["scheduler"]["prediction_type"] = kind
+        if preset is SD21 and kind == "epsilon":
+            configs["unet"]["sample_size"], configs["vae"]["sample_size"] = 64, 512
+    if prediction:
+        configs["scheduler"]["prediction_type"] = prediction
+    return StableDiffusion(configs, Path(__file__).parent / tokenizer, dtype)
+
+
+def guessed(tensors: Tensors, texts: dict[str, str], configs: dict) -> str:
+    """Returns what the UNet predicts: by the file's word, else epsilon for SD 1.x, and for 2.x by a bias's spread."""
+    said = PREDICTIONS.get(texts.get("modelspec.prediction_type", ""))
+    if said:
+        return said
+    if configs["scheduler"]["prediction_type"] == "epsilon" or configs["unet"]["in_channels"] != 4:
+        return "epsilon"
+    bias = tensors.get(TELLING)
+    return "v_prediction" if bias and bias.read().astype(np.float32).std() > SPREAD else "epsilon"
+
+
+def metadata(sd: StableDiffusion) -> dict[str, str]:
+    """Returns what a file of ours says of itself, in Stability's ModelSpec 1.0 and as our own configs."""
+    said = {theirs: ours for ours, theirs in PREDICTIONS.items()}.get(sd.prediction, sd.prediction)
+    second = f"stable-diffusion-v2-{'768-v' if said == 'v' else '512'}"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": second
+        if sd.configs["text_encoder"]["hidden_act"] == "gelu"
+        else "stable-diffusion-v1",
+        "modelspec.prediction_type": said,
+        "modelspec.resolution": f"{sd.size}x{sd.size}",
+        CONFIGS: json.dumps(sd.configs, sort_keys=True),
+    }
+
+
+def layout(sd: StableDiffusion, open_clip: bool) -> dict[str, dict[str, Entry]]:
+    """Returns for each network the tensors of its LDM file."""
+    text = ldm_names.open_clip if open_clip else ldm_names.clip
+    tables = {
+        "text_encoder": (ldm_names.OPEN_CLIP if open_clip else ldm_names.CLIP, text),
+        "unet": (ldm_names.UNET, ldm_names.unet),
+        "vae": (ldm_names.VAE, ldm_names.vae),
+    }
+    found = {}
+    for network, (prefix, names) in tables.items():
+        wanted = torch_layout.expected(sd.shapes[network])
+        modules = names(sd.shapes[network])
+        entries = {}
+        for name, shape in wanted.items():
+            module, _, leaf = name.rpartition(".")
+            if module in modules:
+                flat = network == "vae" and len(shape) == 2  # there a 1x1 convolution
+                entries[f"{prefix}{modules[module]}.{leaf}"] = Entry((*shape, 1, 1) if flat else shape, (name,))
+        if open_clip and network == "text_encoder":
+            entries |= fused(wanted, prefix)
+        found[network] = entries
+    return found
+
+
+def fused(wanted: dict[str, tuple[int, ...]], prefix: str) -> dict[str, Entry]:
+    """Returns the tensors that OpenCLIP names by themselves: positions, and q, k and v of each layer in one."""
+    position = "text_model.embeddings.position_embedding.weight"
+    entries = {f"{prefix}positional_embedding": Entry(wanted[position], (position,))}
+    for name, shape in wanted.items():
+        found = re.fullmatch(r"(text_model\.encoder\.layers\.(\d+)\.self_attn)\.q_proj\.(weight|bias)", name)
+        if found:
+            parent, layer, leaf = found.groups()
+            three = tuple(f"{parent}.{each}_proj.{leaf}" for each in "qkv")
+            place = f"{prefix}transformer.resblocks.{layer}.attn.{FUSED}{leaf}"
+            entries[place] = Entry((3 * shape[0], *shape[1:]), three)
+    return entries
+
+
+def fitting(entry: Entry, tensor: Stored | None) -> tuple[int, ...]:
+    """Returns the shape that an entry should have; a 1x1 convolution is as good without its two axes."""
+    flat = entry.shape[:2] if entry.shape[2:] == (1, 1) else entry.shape
+    return flat if tensor is not None and tensor.shape == flat else entry.shape
+
+
+def ours(entries: dict[str, Entry], tensors: Tensors, shapes: dict) -> Tensors:
+    """Returns a network's tensors under our names: parts of a file's tensors along their first axis, unread."""
+    wanted, found = torch_layout.expected(shapes), {}
+    for name, entry in entries.items():
+        for i, our in enumerate(entry.ours):
+            shape = wanted[our]
+
+            def part(array: np.ndarray, i=i, shape=shape) -> np.ndarray:
+                return array[i * shape[0] : (i + 1) * shape[0]].reshape(shape)
+
+            found[our] = tensors[name].changed(shape, part)
+    return found
+
+
+def joined(entry: Entry, named: Tensors, dtype: np.dtype) -> Stored:
+    """Returns the LDM tensor of an entry, made of ours when it is read."""
+    return Stored(
+        entry.shape, dtype, lambda: np.concatenate([named[our].read() for our in entry.ours]).reshape(entry.shape)
+    )
+
+
+def unread(name: str, sd: StableDiffusion) -> bool:
+    """Returns whether a tensor is one that such files carry and no network reads, such as OpenCLIP's last layer."""
+    block = re.match(rf"{re.escape(ldm_names.OPEN_CLIP)}transformer\.resblocks\.(\d+)\.", name)
+    beyond = block is not None and int(block[1]) >= sd.configs["text_encoder"]["num_hidden_layers"]
+    return beyond or UNREAD.search(name) is not None
+
+
+def renewed(tensors: Tensors) -> Tensors:
+    """Returns the tensors with the text encoder's names of early files, without `text_model.`, as they are now."""
+    bare = tuple(f"{ldm_names.CLIP}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
+    return {
+        name.replace(ldm_names.CLIP, f"{ldm_names.CLIP}text_model.") if name.startswith(bare) else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def averaged(tensors: Tensors, source: str) -> Tensors:
+    """Returns the tensors with the UNet's replaced by their running averages, which LDM names without dots."""
+    names = [name for name in tensors if name.startswith(ldm_names.UNET)]
+    averages = {name: f"model_ema.{name.removeprefix('model.').replace('.', '')}" for name in names}
+    missing = [average for average in averages.values() if average not in tensors]
+    if missing:
+        raise UserError(f"{source}: no running averages ({missing[0]} is missing); read it without ema")
+    return tensors | {name: tensors[average] for name, average in averages.items()}

@@ -1,0 +1,49 @@
+"""Tensors that are still in their file: known by shape and type, read one at a time, each time anew.
+
+Everything that renames, splits or transposes tensors on their way works on these, so that the memory a whole model
+takes on its way in or out is that of its largest tensor.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor that `read` fetches."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+    def changed(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Stored":
+        """Returns the tensor of this shape that `change` makes of this one when it is read."""
+        return Stored(shape, self.dtype, lambda: change(self.read()))
+
+
+Tensors = dict[str, Stored]
+
+
+def in_file(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> Stored:
+    """Returns the tensor whose little-endian elements, last axis fastest, start at this byte of the file."""
+
+    def read() -> np.ndarray:
+        # bytes first: numpy reads files of its own types only, and bfloat16 is none of them
+        found = np.fromfile(path, np.uint8, math.prod(shape) * dtype.itemsize, offset=offset)
+        return found.view(dtype).reshape(shape)
+
+    return Stored(shape, dtype, read)
+
+
+def in_memory(array: np.ndarray) -> Stored:
+    """Returns an array in the place of a stored tensor."""
+    return Stored(array.shape, array.dtype, lambda: array)

@@ -1,0 +1,70 @@
+"""Files of tensors: which ones a folder has, and what a file is by its first bytes. No JAX here."""
+
+import json
+from pathlib import Path
+
+from dermjax.errors import UserError
+from dermjax.weights import safetensors, torch_pickle
+from dermjax.weights.stored import Tensors
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # a component's file, in diffusers and transformers
+
+
+def opened(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Returns the tensors of a file, unread, and the texts beside them.
+
+    Raises:
+      UserError: the file is missing, empty, damaged, or something else, such as a web page saved in its place.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if head[8:9] == b"{":
+        return safetensors.read(path)
+    if head.startswith((torch_pickle.ZIP, torch_pickle.LEGACY)):
+        return torch_pickle.read(path)
+    raise UserError(f"{path}: {suspicion(head)}")
+
+
+def suspicion(head: bytes) -> str:
+    """Returns what a file that is no file of tensors seems to be, and what to do."""
+    if not head:
+        return "is empty; fetch the file again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file it stands for; run `git lfs pull`"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, saved in place of the file; fetch the file again, signed in where that is asked"
+    return "not a readable safetensors or PyTorch file; fetch the file again"
+
+
+def weight_files(folder: Path, variant: str) -> list[Path]:
+    """Returns the files with a component's weights: one, or the shards that its index names.
+
+    Raises:
+      UserError: there is none, or there are several variants and none of them was asked for.
+    """
+    infix = f".{variant}" if variant else ""
+    for suffix in (".safetensors", ".bin"):
+        for stem in STEMS:
+            whole, shards = folder / f"{stem}{infix}{suffix}", folder / f"{stem}{suffix}.index{infix}.json"
+            if whole.is_file():
+                return [whole]
+            if shards.is_file():
+                return [folder / Path(name).name for name in sorted(set(read_json(shards)["weight_map"].values()))]
+    others = {file.name.split(".")[1] for stem in STEMS for file in folder.glob(f"{stem}.*.safetensors")}
+    others |= {file.name.split(".")[-2] for stem in STEMS for file in folder.glob(f"{stem}.safetensors.index.*.json")}
+    others = {name.split("-")[0] for name in others} - {"safetensors"}
+    if not variant and len(others) == 1:
+        return weight_files(folder, *others)
+    hint = f"there are the variants {', '.join(sorted(others))}" if others else "fetch the folder again"
+    raise UserError(f"{folder}: no {' or '.join(stem + infix + '.safetensors' for stem in STEMS[:2])}; {hint}")
+
+
+def read_json(path: Path) -> dict:
+    """Returns a JSON file's content, or raises UserError naming it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error

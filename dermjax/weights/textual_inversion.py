@@ -1,0 +1,99 @@
+"""Textual-inversion embeddings (arXiv 2208.01618): vectors that stand for a word of their own in the text encoder.
+
+    {"<mole>": [n, D]}                                diffusers, .bin and .safetensors
+    {"emb_params": [n, D]}                            AUTOMATIC1111, .safetensors; the file's name is the word
+    {"string_to_param": {"*": [n, D]}, "name": …}     AUTOMATIC1111, .pt
+
+An embedding of several vectors takes the words `mole`, `mole_1`, `mole_2`, … as in diffusers.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dermjax.errors import UserError
+from dermjax.weights import families
+from dermjax.weights.tensor_files import opened
+
+TABLE = ("text_encoder", "text_model", "embeddings", "token_embedding", "embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """A word and its vectors [n, D], float32."""
+
+    token: str
+    vectors: np.ndarray
+
+    @property
+    def tokens(self) -> list[str]:
+        """The words of the vectors, in order."""
+        return [self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors)))]
+
+
+def read(path: Path) -> Embedding:
+    """Returns the embedding in a file of any of the three forms.
+
+    Raises:
+      UserError: the file is broken, holds something else, or an embedding for SDXL.
+    """
+    tensors, texts = opened(path)
+    families.require(families.EMBEDDING, tensors, str(path))
+    name, tensor = next(iter(tensors.items()))
+    vectors = np.atleast_2d(tensor.read().astype(np.float32))
+    if name == "emb_params":
+        token = path.stem
+    elif name.startswith("string_to_param."):
+        token = texts.get("name", path.stem)
+    else:
+        token = name
+    return Embedding(token, vectors)
+
+
+def add(configs: dict[str, dict], params: dict[str, Any], embedding: Embedding, tokenizer: Path, folder: Path):
+    """Returns (configs, params) with the vectors as new rows of the token table; `folder` gets the tokenizer with them.
+
+    Raises:
+      UserError: the vectors are not as wide as the text encoder, or the word is taken.
+    """
+    node = params
+    for key in TABLE:
+        node = node[key]
+    table = np.asarray(node)
+    if embedding.vectors.shape[1] != table.shape[1]:
+        raise UserError(
+            f"embedding {embedding.token}: {embedding.vectors.shape[1]} wide, the text encoder {table.shape[1]}; it "
+            "was made for another family of models"
+        )
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    path = folder / "added_tokens.json"
+    added = json.loads(path.read_text()) if path.is_file() else {}
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8")) | added
+    taken = [token for token in embedding.tokens if token in vocabulary]
+    if taken:
+        raise UserError(f"embedding {embedding.token}: the tokenizer has {taken[0]!r} already; rename the file")
+    added |= {token: len(table) + i for i, token in enumerate(embedding.tokens)}
+    path.write_text(json.dumps(added, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    rows = np.concatenate([table, embedding.vectors.astype(table.dtype)])
+    text = configs["text_encoder"] | {"vocab_size": len(rows)}
+    return configs | {"text_encoder": text}, replaced(params, TABLE, rows)
+
+
+def replaced(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> dict[str, Any]:
+    """Returns the tree with another leaf at the path."""
+    if not path:
+        return leaf
+    return tree | {path[0]: replaced(tree[path[0]], path[1:], leaf)}
+
+
+def spelt_out(prompt: str, embeddings: list[Embedding]) -> str:
+    """Returns the prompt with the word of each embedding followed by those of its further vectors."""
+    for embedding in embeddings:
+        word = rf"(?<!\w){re.escape(embedding.token)}(?!\w)"
+        prompt = re.sub(word, lambda _, embedding=embedding: " ".join(embedding.tokens), prompt)
+    return prompt

@@ -1,0 +1,204 @@
+"""LoRA: the mathematics, both forms of file against diffusers and PEFT, rank and alpha kept, and what does not fit."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
+from dermjax.weights import diffusers as folders
+from dermjax.weights import lora, lora_files
+from dermjax.weights.torch_layout import flatten, to_torch, unflatten
+
+EVERYTHING = tuple(lora.TARGETS)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """The shapes of a small model with every kind of layer."""
+    configs = json.loads(json.dumps(TINY))
+    configs["text_encoder"]["vocab_size"] = 100
+    configs["text_encoder"]["num_hidden_layers"] = 11  # a kohya name with layers 1 and 10
+    configs["unet"] |= {"block_out_channels": [32, 32, 32], "use_linear_projection": False}
+    return StableDiffusion(configs, None, jnp.float32).shapes
+
+
+def filled(shapes, rank=3, targets=EVERYTHING) -> lora.Lora:
+    """Adapters of UNet and text encoder with noise in `up` as well, each module with a rank and an alpha of its own."""
+    rng = np.random.default_rng(0)
+    kernels = {path: leaf.shape for path, leaf in flatten(shapes).items() if not path.startswith("vae.")}
+    pattern = "|".join(lora.TARGETS[target] for target in targets)
+    adapters, alphas = {}, {}
+    chosen = [path for path in kernels if re.search(pattern, path)]
+    for i, path in enumerate(chosen):
+        module, r = path.removesuffix(".kernel"), rank + (i == 0)
+        adapters[f"{module}.down"] = rng.normal(size=(*kernels[path][:-1], r)).astype(np.float32)
+        adapters[f"{module}.up"] = rng.normal(size=(r, kernels[path][-1])).astype(np.float32)
+        alphas[module] = float(r if i % 3 else 2)
+    return lora.Lora(unflatten(adapters), alphas)
+
+
+def same(one: lora.Lora, other: lora.Lora):
+    assert one.alphas == other.alphas and one.ranks == other.ranks
+    jax.tree.map(np.testing.assert_array_equal, one.adapters, other.adapters)
+
+
+def test_targets_cover_what_they_name(shapes):
+    """Attention, feed-forward and convolutions of both networks, and embeddings of time besides, are all kernels."""
+    counts = {target: len(filled(shapes, targets=(target,)).alphas) for target in EVERYTHING}
+    kernels = [path for name in ("unet", "text_encoder") for path in flatten(shapes[name]) if path.endswith(".kernel")]
+    time = [path for path in kernels if "time_emb" in path]
+    assert sum(counts.values()) + len(time) == len(kernels)
+    assert counts["attention"] == 7 * 8 + 11 * 4  # two attentions in each of 7 transformers, 11 layers of text
+
+
+def test_fresh_adapters_change_nothing_and_start_as_peft_does(shapes):
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), {"unet": shapes["unet"]})
+    adapters = lora.init(params, rank=2, seed=0, targets=("attention", "convolution"))
+    merged = lora.merge(params, lora.uniform(adapters, 4.0), 1.0)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+    down = flatten(adapters)["unet.conv_in.down"]
+    assert down.shape == (3, 3, 4, 2) and 0 < jnp.abs(down).max() <= (3 * 3 * 4) ** -0.5
+
+
+def test_a_merge_is_the_convolution_of_convolutions():
+    """What PyTorch computes for an adapted convolution, conv(x) + alpha / r * up(down(x)), is one merged kernel."""
+    rng = np.random.default_rng(1)
+    kernel, down, up = (rng.normal(size=size).astype(np.float32) for size in ((3, 3, 4, 5), (3, 3, 4, 2), (2, 5)))
+    x = rng.normal(size=(1, 6, 6, 4)).astype(np.float32)
+
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    made = lora.Lora({"conv": {"down": down, "up": up}}, {"conv": 3.0})
+    merged = lora.merge({"conv": {"kernel": kernel}}, made, 0.8)["conv"]["kernel"]
+    apart = conv(x, kernel) + 0.8 * 3 / 2 * conv(conv(x, down), up[None, None])
+    np.testing.assert_allclose(conv(x, merged), apart, rtol=0, atol=2e-5 * np.abs(apart).max())
+
+
+@pytest.mark.parametrize("write", [lora_files.write_peft, lora_files.write_kohya])
+def test_read_of_write_is_bit_equal(shapes, tmp_path, write):
+    made = filled(shapes)
+    write(tmp_path / "lora.safetensors", made, dtype=np.float32)
+    same(lora_files.read(tmp_path / "lora.safetensors", shapes), made)
+
+
+@pytest.mark.parametrize("preset", [SD15, SD21], ids=["SD 1.5", "SD 2.1"])
+def test_no_two_layers_share_a_name(preset):
+    """Flattened names are ambiguous in general; the table says that those of these models are not."""
+    shapes = StableDiffusion(preset, None, jnp.float32).shapes
+    for network, prefix in lora_files.KOHYA.items():
+        modules = [path.removesuffix(".kernel") for path in flatten(shapes[network]) if path.endswith(".kernel")]
+        names = {prefix + module.replace(".", "_"): f"{network}.{module}" for module in modules}
+        assert len(names) == len(modules)
+        table = lora_files.spellings(shapes)
+        assert all(table[name] == module for name, module in names.items())
+    assert table["lora_unet_input_blocks_1_1_proj_in"] == "unet.down_blocks.0.attentions.0.proj_in"
+    assert table["lora_unet_output_blocks_11_0_skip_connection"] == "unet.up_blocks.3.resnets.2.conv_shortcut"
+
+
+RENAMED = {
+    "PEFT": (lambda name: f"base_model.model.{name}", "base_model.model.unet."),
+    "default": (lambda name: name.replace(".lora_A.", ".lora_A.default.").replace("_B.", "_B.default."), "default"),
+    "down and up": (lambda name: name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"), "lora.down"),
+    "no prefix": (lambda name: name.replace("text_model.", ""), "text_encoder.encoder."),
+    "processors": (
+        lambda name: name.replace(".to_", ".processor.to_").replace("to_out.0", "to_out")
+        .replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up"),
+        ".processor.to_out_lora.up.weight",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", RENAMED)
+def test_earlier_names_are_read(shapes, tmp_path, form):
+    rename, seen = RENAMED[form]
+    made = filled(shapes, targets=("attention",))
+    lora_files.write_peft(tmp_path / "now.safetensors", made, dtype=np.float32)
+    tensors = {rename(name): tensor for name, tensor in load_file(tmp_path / "now.safetensors").items()}
+    assert any(seen in name for name in tensors)
+    save_file(tensors, tmp_path / "then.safetensors")
+    read = lora_files.read(tmp_path / "then.safetensors", shapes)
+    assert read.alphas == made.ranks  # no metadata: alpha is the rank
+    jax.tree.map(np.testing.assert_array_equal, read.adapters, made.adapters)
+
+
+def test_linear_adapters_for_1x1_convolutions_and_back(shapes, tmp_path):
+    """SD 1.x projects by 1x1 convolutions and 2.x by linear layers; files mix the two forms up."""
+    made = filled(shapes)
+    lora_files.write_kohya(tmp_path / "now.safetensors", made, dtype=np.float32)
+    tensors = load_file(tmp_path / "now.safetensors")
+    flat = {name: each.reshape(each.shape[:2]) if each.shape[2:] == (1, 1) else each for name, each in tensors.items()}
+    save_file(flat, tmp_path / "flat.safetensors")
+    same(lora_files.read(tmp_path / "flat.safetensors", shapes), made)
+    tall = {name: each[..., None, None] if each.ndim == 2 else each for name, each in tensors.items()}
+    save_file({name: np.ascontiguousarray(each) for name, each in tall.items()}, tmp_path / "tall.safetensors")
+    same(lora_files.read(tmp_path / "tall.safetensors", shapes), made)
+
+
+def test_rank_stabilised_alpha(shapes, tmp_path):
+    made = filled(shapes, rank=4, targets=("attention",))
+    lora_files.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
+    said = {lora_files.METADATA: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
+    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=said)
+    read = lora_files.read(tmp_path / "y.safetensors", shapes)
+    module = next(name for name in list(read.alphas)[::-1] if name.startswith("unet."))
+    assert read.alphas[module] / read.ranks[module] == 8 / read.ranks[module] ** 0.5
+
+
+def wrong(tensors, change):
+    tensors = dict(tensors)
+    change(tensors)
+    return tensors
+
+
+FIRST = "unet.conv_in"
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda t: t.pop(f"{FIRST}.lora_A.weight"), "unet.conv_in has only up"),
+    (lambda t: t.update({"unet.nowhere.lora_A.weight": np.zeros((2, 2), np.float32)}), "nowhere.*belongs to no layer"),
+    (lambda t: t.update({f"{FIRST}.lora_B.weight": np.zeros((7, 4), np.float32)}), r"conv_in's up is \(7, 4\), the"),
+    (lambda t: t.update({f"{FIRST}.lora_mid.weight": np.zeros((2, 2), np.float32)}), "is a Tucker decomposition"),
+    (lambda t: t.update({f"{FIRST}.hada_w1_a": np.zeros((2, 2), np.float32)}), "is LoHa, not plain LoRA"),
+    (lambda t: t.update({f"{FIRST}.lokr_w1": np.zeros((2, 2), np.float32)}), "is LoKr"),
+    (lambda t: t.update({f"{FIRST}.lora_magnitude_vector": np.zeros(2, np.float32)}), "is DoRA"),
+    (lambda t: t.update({"x.attn2.to_k.lora_A.weight": np.zeros((2, 2048), np.float32)}) or
+     [t.pop(name) for name in list(t) if name.startswith("unet.")], "is SDXL, which is not supported"),
+    (lambda t: t.clear() or t.update({"model.diffusion_model.out.2.bias": np.zeros(4, np.float32)}), "not a LoRA"),
+], ids=str)  # fmt: skip
+def test_what_does_not_fit_is_one_line(shapes, tmp_path, change, said):
+    lora_files.write_peft(tmp_path / "good.safetensors", filled(shapes), dtype=np.float32)
+    save_file(wrong(load_file(tmp_path / "good.safetensors"), change), tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=said) as error:
+        lora_files.read(tmp_path / "bad.safetensors", shapes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("write", [lora_files.write_peft, lora_files.write_kohya])
+def test_diffusers_computes_with_our_file_what_we_merge(twin, tmp_path, write):
+    """diffusers with PEFT loads the file into a twin, fuses it at 0.8, and has our merged weights."""
+    pytest.importorskip("peft")
+    pipeline, folder = twin
+    sd, params = folders.read(folder)
+    if write is lora_files.write_kohya:  # what diffusers' own converter knows of kohya's names
+        made = filled(sd.shapes, targets=("attention", "feed_forward"))
+    else:
+        made = filled(sd.shapes)
+    write(tmp_path / "lora.safetensors", made, dtype=np.float32)
+    theirs = type(pipeline).from_pretrained(folder, safety_checker=None)
+    theirs.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    theirs.fuse_lora(lora_scale=0.8)
+    theirs.unload_lora_weights()
+    merged = lora.merge(params, lora_files.read(tmp_path / "lora.safetensors", sd.shapes), 0.8)
+    for name in ("unet", "text_encoder"):
+        state = {key.removeprefix("text_model."): each for key, each in getattr(theirs, name).state_dict().items()}
+        for path, array in flatten(merged[name]).items():
+            key, ours = to_torch(path, np.asarray(array))
+            found = state[key.removeprefix("text_model.")].numpy()
+            np.testing.assert_allclose(ours, found, rtol=0, atol=1e-5 * np.abs(found).max(), err_msg=key)

@@ -1,0 +1,193 @@
+"""Single LDM files: what diffusers makes of ours, what we make of ours and of checkpoints, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
+from dermjax.weights import diffusers as folders
+from dermjax.weights import families, ldm_names, single_file, torch_layout
+from dermjax.weights.stored import Stored
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def shapes_only(names: dict[str, tuple]) -> dict[str, Stored]:
+    """Tensors of which only names and shapes are asked."""
+    return {name: Stored(shape, np.dtype(np.float16), lambda: pytest.fail("read")) for name, shape in names.items()}
+
+
+@pytest.fixture(scope="module")
+def ours(twin, tmp_path_factory):
+    """A twin read by us and written as a single file of float32: (sd, params, file, the folder of the twin)."""
+    _, folder = twin
+    sd, params = folders.read(folder)
+    path = tmp_path_factory.mktemp("single") / "model.safetensors"
+    single_file.write(path, sd, params, dtype=np.float32)
+    return sd, params, path, folder
+
+
+def test_read_of_write_is_bit_equal(ours, tmp_path):
+    sd, params, path, _ = ours
+    again, read = single_file.read(path)
+    assert again.configs == sd.configs
+    equal(read, params)
+    single_file.write(tmp_path / "half.safetensors", sd, params, dtype=np.float16)
+    equal(single_file.read(tmp_path / "half.safetensors")[1], jax.tree.map(lambda a: np.float32(np.float16(a)), params))
+
+
+def test_diffusers_reads_what_we_write(twin, ours, same_weights):
+    pipeline, folder = twin
+    again = type(pipeline).from_single_file(
+        str(ours[2]), config=str(folder), local_files_only=True, safety_checker=None
+    )
+    same_weights(again, pipeline)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_training_checkpoint_is_read(ours, tmp_path, zipped):
+    """What PyTorch Lightning saves: buffers, averages without dots, optimizer, a strided tensor, shared storages."""
+    torch = pytest.importorskip("torch")
+    _, _, path, _ = ours
+    state = {name: torch.tensor(tensor) for name, tensor in load_file(path).items()}
+    kernel = f"{ldm_names.UNET}time_embed.0.weight"
+    state[kernel] = state[kernel].T.contiguous().T
+    unet = [name for name in state if name.startswith(ldm_names.UNET)]
+    averages = {f"model_ema.{name.removeprefix('model.').replace('.', '')}": state[name] + 1 for name in unet}
+    extras = {"betas": torch.zeros(1000), "model_ema.decay": torch.tensor(0.9999), "logvar": torch.zeros(1000)}
+    torch.save({"state_dict": state | averages | extras, "global_step": 470000, "epoch": 3,
+                "optimizer_states": [{"state": torch.ones(3)}], "callbacks": {}}, tmp_path / "model.ckpt",
+               _use_new_zipfile_serialization=zipped)  # fmt: skip
+    tensors, texts = single_file.opened(tmp_path / "model.ckpt")
+    assert texts["global_step"] == "470000"
+    assert tensors.keys() == (state | averages | extras).keys()
+    for name, tensor in (state | averages).items():
+        np.testing.assert_array_equal(tensors[name].read(), tensor.numpy())
+    averaged = single_file.averaged(tensors, "x")
+    assert (averaged[kernel].read() == state[kernel].numpy() + 1).all()
+
+
+def test_every_extra_and_every_gap_is_named(ours, tmp_path):
+    _, _, path, _ = ours
+    tensors = load_file(path)
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    del tensors["first_stage_model.quant_conv.bias"]
+    tensors["control_model.zero"] = np.zeros(3, np.float32)
+    tensors[f"{ldm_names.UNET}out.2.bias"] = np.zeros(7, np.float32)
+    tensors["betas"] = np.zeros(1000, np.float32)  # belongs there, and nobody reads it
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=header["__metadata__"])
+    with pytest.raises(UserError) as error:
+        single_file.read(tmp_path / "bad.safetensors")
+    told = str(error.value)
+    for word in (
+        "3 of",
+        "quant_conv.bias is missing",
+        "out.2.bias is (7,), the config asks for (4,)",
+        "control_model.zero",
+    ):
+        assert word in told
+    assert "\n" not in told and "betas" not in told
+
+
+def test_a_file_without_a_network_or_averages_says_so(ours, tmp_path):
+    _, _, path, _ = ours
+    with pytest.raises(UserError, match="no running averages"):
+        single_file.read(path, ema=True)
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(ldm_names.VAE)}
+    save_file(kept, tmp_path / "pruned.safetensors", metadata=header["__metadata__"])
+    with pytest.raises(UserError, match="holds no vae"):
+        single_file.read(tmp_path / "pruned.safetensors")
+
+
+@pytest.fixture(scope="module")
+def presets():
+    """The published models by their shapes alone."""
+    return {name: StableDiffusion(preset, None, np.float32) for name, preset in (("1", SD15), ("2", SD21))}
+
+
+def test_published_names(presets):
+    """Names of the published files, from their listings; the counts are those of diffusers and of the files."""
+    one, two = single_file.layout(presets["1"], False), single_file.layout(presets["2"], True)
+    assert {name: len(each) for name, each in one.items()} == {"text_encoder": 196, "unet": 686, "vae": 248}
+    for name, shape in {
+        "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        "model.diffusion_model.output_blocks.5.2.conv.bias": (1280,),
+        "model.diffusion_model.output_blocks.2.1.conv.bias": (1280,),
+        "model.diffusion_model.output_blocks.11.0.skip_connection.weight": (320, 640, 1, 1),
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.0.proj.weight": (10240, 1280),
+        "model.diffusion_model.input_blocks.1.1.proj_in.weight": (320, 320, 1, 1),
+    }.items():
+        assert one["unet"][name].shape == shape
+    assert two["unet"]["model.diffusion_model.input_blocks.1.1.proj_in.weight"].shape == (320, 320)
+    for name, shape in {
+        "first_stage_model.decoder.up.3.upsample.conv.weight": (512, 512, 3, 3),
+        "first_stage_model.encoder.down.2.block.0.nin_shortcut.weight": (512, 256, 1, 1),
+        "first_stage_model.decoder.mid.attn_1.proj_out.weight": (512, 512, 1, 1),
+    }.items():
+        assert one["vae"][name].shape == shape
+    clip = "cond_stage_model.transformer.text_model.encoder.layers.11.self_attn.q_proj.weight"
+    assert clip in one["text_encoder"]
+    fused = two["text_encoder"]["cond_stage_model.model.transformer.resblocks.22.attn.in_proj_weight"]
+    assert fused.shape == (3072, 1024) and len(fused.ours) == 3
+    assert "cond_stage_model.model.positional_embedding" in two["text_encoder"]
+
+
+@pytest.mark.parametrize("name", ["1", "2"])
+def test_each_tensor_of_ours_has_one_place(presets, name):
+    sd = presets[name]
+    for network, entries in single_file.layout(sd, name == "2").items():
+        held = [our for entry in entries.values() for our in entry.ours]
+        assert sorted(held) == sorted(torch_layout.expected(sd.shapes[network]))
+
+
+@pytest.mark.parametrize("width, channels, spread, texts, said", [
+    (768, 4, 1.0, {}, ("epsilon", 512)),
+    (768, 9, 1.0, {}, ("epsilon", 512)),
+    (1024, 4, 1.0, {}, ("v_prediction", 768)),
+    (1024, 4, 0.01, {}, ("epsilon", 512)),
+    (1024, 9, 1.0, {}, ("epsilon", 512)),
+    (1024, 4, 0.01, {"modelspec.prediction_type": "v"}, ("v_prediction", 768)),
+])  # fmt: skip
+def test_a_published_model_is_recognised(width, channels, spread, texts, said):
+    tensors = shapes_only({
+        f"{ldm_names.UNET}input_blocks.0.0.weight": (320, channels, 3, 3),
+        f"{ldm_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, width),
+    })  # fmt: skip
+    bias = np.array([-spread, spread], np.float16)
+    tensors[single_file.TELLING] = Stored((2,), bias.dtype, lambda: bias)
+    sd = single_file.describe(tensors, texts, "", np.float32, "model.ckpt")
+    assert (sd.prediction, sd.size, sd.configs["unet"]["in_channels"]) == (*said, channels)
+    assert families.family(tensors) == f"Stable Diffusion {'2' if width == 1024 else '1'}.x"
+
+
+@pytest.mark.parametrize("names, said", [
+    ({"conditioner.embedders.0.transformer.x": (3,), "model.diffusion_model.label_emb.0.0.weight": (3, 3)},
+     "is SDXL, which is not supported"),
+    ({"model.diffusion_model.joint_blocks.0.x": (3,)}, "is Stable Diffusion 3, which is not supported"),
+    ({"model.diffusion_model.double_blocks.0.x": (3,)}, "is Flux, which is not supported"),
+    ({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 320)}, "is a LoRA, not a single-file model"),
+    ({"<mole>": (1, 768)}, "is an embedding, not a single-file model"),
+    ({"conv_in.weight": (320, 4, 3, 3)}, "is one network of a model, not"),
+    ({"weights": (3, 3), "bias": (3,)}, "is nothing that dermjax knows, not"),
+])  # fmt: skip
+def test_other_files_are_told_by_name(tmp_path, names, said):
+    save_file({name: np.zeros(shape, np.float16) for name, shape in names.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=said) as error:
+        single_file.read(tmp_path / "x.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_with_its_own_tokenizer_stays_a_folder(presets, tmp_path):
+    configs = json.loads(json.dumps(SD15))
+    configs["text_encoder"]["vocab_size"] = 600
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        single_file.write(tmp_path / "x.safetensors", StableDiffusion(configs, None, np.float32), {}, dtype=np.float16)
