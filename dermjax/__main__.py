@@ -2,8 +2,9 @@
 
 A command without a config, such as `dermjax samplers`, takes arguments and flags of its own and answers with text.
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
-workdir)`, imported only when it is asked for. Exit codes: 0, 2 with one line on stderr for what a user can mend, 130
-when interrupted. Any other exception is a bug and keeps its traceback.
+workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
+been saved; 2 with one line on stderr for what a user can mend; 130 when interrupted. Any other exception is a bug and
+keeps its traceback.
 
 `jax.distributed` is joined before the stage starts where the environment asks for it, which is any of
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID    all three, said by hand
@@ -29,7 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dermjax import run_folder
-from dermjax.errors import UserError
+from dermjax.errors import Stopped, UserError
 
 STAGES = {
     "prepare": "dermjax.preparation.run",
@@ -64,6 +65,7 @@ class Command:
 
 
 COMMANDS = {
+    "audit": Command("dermjax.data.audit:show", "fail if images leak between splits or manifests", "MANIFEST..."),
     "inspect": Command("dermjax.weights.inspection:inspect", "what a model, LoRA or embedding is", operands="PATH"),
     "convert": Command(
         "dermjax.weights.conversion:convert",
@@ -101,6 +103,8 @@ def main() -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
+    except Stopped as stop:
+        print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\ndermjax {stage}: interrupted; resume with the same command", file=sys.stderr)
         return 130

@@ -1,5 +1,9 @@
-"""The one exception for what a user can mend: `dermjax` prints it as one line and exits with code 2."""
+"""The two exceptions that end a command without a traceback: what a user can mend, and a stop that was asked for."""
 
 
 class UserError(Exception):
-    """Anything the user can mend: one line that names the file, key or tensor and says what to do."""
+    """Anything the user can mend: one line that names the file, key or tensor and says what to do; exit code 2."""
+
+
+class Stopped(Exception):
+    """The run was told to stop and has saved what it has: one line; exit code 0, and the same command goes on."""

@@ -24,7 +24,7 @@ def get_config(variant=None):
 # a stage that does what its config says
 STAGE = """
 import time
-from dermjax.errors import UserError
+from dermjax.errors import Stopped, UserError
 
 def run(config, workdir):
     from absl import flags
@@ -37,6 +37,8 @@ def run(config, workdir):
         raise UserError("tensor conv_in.weight: missing")
     elif config.act == "fill the disk":
         raise OSError(28, "No space left on device", str(workdir / "checkpoints"))
+    elif config.act == "stop":
+        raise Stopped("tune: told to stop, step 4 of 20 is saved")
     elif config.act == "fail":
         raise RuntimeError("a bug")
     elif config.act == "wait":
@@ -181,6 +183,11 @@ def test_a_stage_gets_its_locked_config_and_workdir(folder):
     assert (code, err) == (0, "")
     assert out == f"True True 4 sd 1.5 small {folder / 'run'}\n"
     assert json.loads((folder / "run" / "config.json").read_text())["model"] == {"folder": "sd 1.5"}
+
+
+def test_a_run_that_was_told_to_stop_says_how_to_go_on(folder):
+    said = "dermjax tune: tune: told to stop, step 4 of 20 is saved; resume with the same command\n"
+    assert tune(folder, "--config.act=stop") == (0, "", said)
 
 
 def test_a_workdir_of_another_config_is_refused(folder):

@@ -19,9 +19,9 @@ import optax
 from jax.sharding import Mesh
 
 from dermjax import sharding
-from dermjax.errors import UserError
+from dermjax.errors import Stopped, UserError
 from dermjax.progress import bar
-from dermjax.training import checkpoints
+from dermjax.training import checkpoints, preemption
 from dermjax.training.state import State
 from dermjax.training.writers import Writer
 
@@ -56,6 +56,7 @@ def fit(
 
     Raises:
       UserError: a checkpoint is damaged or of another model, or the loss is not finite.
+      Stopped: the run was told to stop (SIGTERM, or a machine that is taken away) and has saved its last step.
     """
     shardings = sharding.over(state, rules, mesh)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
@@ -71,11 +72,16 @@ def fit(
     constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
     window: list[Scalars] = []
     shown: Scalars = {}
-    with closing(Writer(workdir, done)) as writer, bar(steps, title, "steps", done) as progress:
+    with (
+        closing(Writer(workdir, done)) as writer,
+        bar(steps, title, "steps", done) as progress,
+        preemption.watched() as told,
+    ):
         for k in range(done + 1, steps + 1):
             state, scalars = step(state, constants, sharding.place(next(batches), mesh), key)
             window.append(scalars)
-            saves = k % save_every == 0 or k == steps
+            stops = told(k)
+            saves = k % save_every == 0 or k == steps or stops
             if saves or k % log_every == 0 or k == 1:
                 record = mean(window)
                 window = []
@@ -88,6 +94,8 @@ def fit(
             progress.update(1, **shown)
             if saves:
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2)
+            if stops and k < steps:
+                raise Stopped(f"{title}: told to stop, step {k} of {steps} is saved")
     return state
 
 

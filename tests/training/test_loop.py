@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 
 from dermjax import sharding
 from dermjax.data import pipelines
-from dermjax.errors import UserError
+from dermjax.errors import Stopped, UserError
 from dermjax.training import checkpoints, optimizers, writers
 from dermjax.training.loop import fit
 from dermjax.training.state import create
@@ -59,6 +60,34 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(a, b)
     final = [writers.read(tmp_path / name / "metrics.jsonl")[-1] for name in ("whole", "halves")]
     assert final[0]["step"] == final[1]["step"] == 20
+
+
+class Terminated:
+    """Batches of which the fourth brings SIGTERM."""
+
+    def __init__(self, batches):
+        self.batches, self.left = batches, 4
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return next(self.batches)
+
+
+def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole", 20)
+    arrays = pipelines.arrays
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines, "arrays", lambda *args, **kwargs: Terminated(arrays(*args, **kwargs)))
+        with pytest.raises(Stopped, match="told to stop, step 4 of 20 is saved"):
+            train(tmp_path / "told", 20)
+    assert checkpoints.steps(tmp_path / "told" / "checkpoints") == [4]
+    told = train(tmp_path / "told", 20)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(told), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_metrics_written_after_the_checkpoint_are_not_doubled(tmp_path):
