@@ -180,5 +180,5 @@ def test_a_class_without_a_prompt_is_named(base, manifest, tmp_path):
 def test_merging_nothing_changes_nothing():
     params = {"attn1": {"to_q": {"kernel": jnp.ones((4, 4))}}, "norm": {"scale": jnp.ones(4)}}
     adapters = lora.init(params, rank=2, seed=0)
-    merged = lora.merge(params, adapters, 1.0)
+    merged = lora.merge(params, lora.uniform(adapters, 2.0), 1.0)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), merged, params))
