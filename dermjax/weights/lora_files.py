@@ -99,7 +99,12 @@ def write_peft(path: Path, lora: Lora, *, dtype) -> None:
     # diffusers reads ranks and alphas from this; without it, it takes alpha for the rank
     config = {}
     for network in KOHYA:
-        below = {module.removeprefix(f"{network}."): module for module in lora.alphas if module.startswith(network)}
+        # PEFT looks for the ends of names: without text_model., which transformers 5 has not, they fit any version
+        below = {
+            module.removeprefix(f"{network}.").removeprefix("text_model."): module
+            for module in lora.alphas
+            if module.startswith(f"{network}.")
+        }
         if below:
             ranks = {short: lora.ranks[module] for short, module in below.items()}
             alphas = {short: lora.alphas[module] for short, module in below.items()}

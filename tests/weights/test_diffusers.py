@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dermjax.data import tokens
 from dermjax.errors import UserError
@@ -67,6 +68,38 @@ def test_what_we_write_diffusers_reads(twin, tmp_path, same_weights):
     assert diffusers.DiffusionPipeline.from_pretrained(tmp_path / "model").__class__ is type(pipeline)
 
 
+def test_variants_and_shards_are_read(twin, tmp_path):
+    """What save_pretrained leaves with variant and max_shard_size: many files with an index."""
+    pipeline, folder = twin
+    _, params = ours.read(folder)
+    pipeline.save_pretrained(tmp_path / "sharded", variant="fp16", max_shard_size="500KB")
+    assert len(list((tmp_path / "sharded" / "unet").glob("*.fp16*.safetensors"))) > 1
+    for variant in ("fp16", ""):  # the only one is taken unasked
+        jax.tree.map(np.testing.assert_array_equal, ours.read(tmp_path / "sharded", variant=variant)[1], params)
+    with pytest.raises(UserError, match=r"no diffusion_pytorch_model\.bf16\.safetensors"):
+        ours.read(tmp_path / "sharded", variant="bf16")
+
+
+def test_older_folders_are_read(twin, tmp_path):
+    """PyTorch's .bin in place of safetensors, the VAE's attention by its first names, and a buffer of positions."""
+    torch = pytest.importorskip("torch")
+    pipeline, folder = twin
+    _, params = ours.read(folder)
+    shutil.copytree(folder, tmp_path / "model")
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        file.unlink()
+    state = pipeline.vae.state_dict()
+    for now, then in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        state = {name.replace(now, then): tensor for name, tensor in state.items()}
+    assert "decoder.mid_block.attentions.0.proj_attn.bias" in state
+    torch.save(state, tmp_path / "model" / "vae" / "diffusion_pytorch_model.bin")
+    torch.save(pipeline.unet.state_dict(), tmp_path / "model" / "unet" / "diffusion_pytorch_model.bin")
+    text = {f"text_model.{name}": tensor for name, tensor in pipeline.text_encoder.state_dict().items()}
+    text["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    torch.save(text, tmp_path / "model" / "text_encoder" / "pytorch_model.bin")
+    jax.tree.map(np.testing.assert_array_equal, ours.read(tmp_path / "model")[1], params)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A small random model, its parameters and its folder; drawing the parameters compiles for a while."""
@@ -94,6 +127,19 @@ def test_read_of_write_is_bit_equal(tiny):
     assert all((again_leaf == leaf).all() for again_leaf, leaf in zip(
         jax.tree.leaves(again), jax.tree.leaves(params), strict=True))  # fmt: skip
     assert len(ours.digest(folder)) == 16
+
+
+def test_tensors_go_to_their_type_and_sharding(tiny):
+    folder, params = tiny
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def shardings(shapes):
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "fsdp")), shapes)
+
+    _, placed = ours.read(folder, params_dtype=jnp.bfloat16, shardings=shardings)
+    for leaf, expected in zip(jax.tree.leaves(placed), jax.tree.leaves(params), strict=True):
+        assert leaf.sharding.spec[-1] == "fsdp"
+        np.testing.assert_array_equal(leaf, expected.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("content, said", [

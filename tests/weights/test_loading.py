@@ -1,0 +1,98 @@
+"""What loading a published model costs: memory beside the parameters, and time and memory beside diffusers'.
+
+A random SD 1.5 folder of 2.1 GB in half precision is written and read in processes of their own. `--slow`.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dermjax.weights
+from dermjax.models.stable_diffusion import SD15, StableDiffusion, count
+from dermjax.weights import diffusers, safetensors
+from dermjax.weights.stored import Stored
+from dermjax.weights.torch_layout import expected
+
+pytestmark = pytest.mark.slow
+
+MEASURE = """
+import json, sys, time
+from pathlib import Path
+{imports}
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before, start = memory("VmRSS"), time.perf_counter()
+model = {load}
+seconds = time.perf_counter() - start
+print(json.dumps({{"seconds": seconds, "peak": memory("VmHWM") - before}}))
+"""
+OURS = "import numpy as np; from dermjax.weights import diffusers; from dermjax.models import stable_diffusion"
+THEIRS = "import torch, diffusers; from diffusers import StableDiffusionPipeline as Pipeline"
+LARGEST = 49408 * 768  # the token table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder as diffusers writes SD 1.5, with random weights of half precision."""
+    folder = tmp_path_factory.mktemp("sd15") / "model"
+    sd = StableDiffusion(SD15, Path(dermjax.weights.__file__).parent / "clip_tokenizer", np.float32)
+    rng = np.random.default_rng(0)
+
+    def random(shape):
+        # bits of small positive numbers: drawing normals would take a minute
+        def read():
+            return rng.integers(0, 2**14, shape, np.uint16).view(np.float16)
+
+        return Stored(shape, np.dtype(np.float16), read)
+
+    folder.mkdir()
+    shutil.copytree(sd.tokenizer, folder / "tokenizer")
+    (folder / "model_index.json").write_text(json.dumps(diffusers.index(sd)))
+    for name, config in sd.configs.items():
+        (folder / name).mkdir()
+        (folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")).write_text(
+            json.dumps(config)
+        )
+    for name, file in diffusers.FILES.items():
+        tensors = {key: random(shape) for key, shape in expected(sd.shapes[name]).items()}
+        safetensors.write(folder / name / file, tensors, {})
+    return folder
+
+
+def measured(imports: str, load: str) -> dict:
+    """Seconds and peak memory in bytes of one call in a process of its own, imports left out."""
+    script = MEASURE.format(imports=imports, load=load)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind, width", [("float16", 2), ("float32", 4)])
+def test_memory_beside_the_parameters_is_that_of_the_largest_tensor(folder, capsys, kind, width):
+    found = measured(OURS, f"diffusers.read(Path({str(folder)!r}), params_dtype=np.{kind})")
+    sd = StableDiffusion(SD15, Path(), np.float32)
+    extra = found["peak"] - width * sum(count(sd.shapes[name]) for name in diffusers.FILES)
+    with capsys.disabled():
+        print(f"\n{kind}: {found['seconds']:.1f} s, {extra / 2**20:.0f} MiB beside the parameters")
+    # one tensor as it is in the file, and what the shapes of the networks take
+    assert extra <= LARGEST * 2 + 64 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_no_slower_and_leaner_than_diffusers(folder, capsys, kind):
+    pytest.importorskip("diffusers")
+    load = f"Pipeline.from_pretrained({str(folder)!r}, torch_dtype=torch.{kind}, safety_checker=None)"
+    theirs = measured(THEIRS, load)
+    ours = measured(OURS, f"diffusers.read(Path({str(folder)!r}), params_dtype=np.{kind})")
+    with capsys.disabled():
+        for name, found in (("diffusers", theirs), ("dermjax", ours)):
+            print(f"\n{kind}, {name}: {found['seconds']:.1f} s, peak {found['peak'] / 1e9:.2f} GB", end="")
+    assert ours["peak"] < theirs["peak"]
+    assert ours["seconds"] <= theirs["seconds"]
