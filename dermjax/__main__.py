@@ -6,14 +6,9 @@ workdir)`, imported only when it is asked for. Exit codes: 0, also when told to 
 been saved; 2 with one line on stderr for what a user can mend; 130 when interrupted. Any other exception is a bug and
 keeps its traceback.
 
-`jax.distributed` is joined before the stage starts where the environment asks for it, which is any of
-  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID    all three, said by hand
-  SLURM_STEP_NUM_TASKS                                             more than 1 (set by srun)
-  TPU_WORKER_HOSTNAMES                                             several names (set on a TPU pod)
-  DERMJAX_DISTRIBUTED=1                                            let JAX find the others
+`jax.distributed` is joined before the stage starts where the environment asks for it, see `machine`.
 """
 
-import ctypes
 import difflib
 import errno
 import importlib
@@ -21,7 +16,6 @@ import keyword
 import os
 import runpy
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import run_folder
+from dermjax import machine, run_folder
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -76,8 +70,6 @@ COMMANDS = {
 }
 WITHOUT_JAX = ("prepare",)
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
-COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def main() -> int:
@@ -113,11 +105,11 @@ def main() -> int:
 
 def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
-    processes = distributed(os.environ)
+    processes = machine.distributed(os.environ)
     run_folder.claim(workdir, config.to_dict())
     try:
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices(os.cpu_count() or 1)))
-        keep_freed_memory()
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(os.cpu_count() or 1)))
+        machine.keep_freed_memory()
         if processes is not None and stage not in WITHOUT_JAX:
             import jax  # here, since a stage without JAX should not wait for it
 
@@ -212,53 +204,6 @@ def load(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config returned {type(config).__name__}, not a ConfigDict")
     return config
-
-
-def distributed(environment: Mapping[str, str]) -> dict | None:
-    """Returns the arguments of `jax.distributed.initialize`, {} to let JAX find them, or None for a single process."""
-    given = [name for name in COORDINATION if environment.get(name)]
-    if given and len(given) < len(COORDINATION):
-        missing = " and ".join(name for name in COORDINATION if name not in given)
-        raise UserError(f"{given[0]} is set and {missing} not; set all three or none")
-    if given:
-        count, index = _whole(environment, "JAX_NUM_PROCESSES"), _whole(environment, "JAX_PROCESS_ID")
-        return {
-            "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": count,
-            "process_id": index,
-        }
-    on_slurm = environment.get("SLURM_STEP_NUM_TASKS") and _whole(environment, "SLURM_STEP_NUM_TASKS") > 1
-    on_tpu_pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-    return {} if on_slurm or on_tpu_pod or environment.get("DERMJAX_DISTRIBUTED") == "1" else None
-
-
-def cpu_devices(cores: int) -> int:
-    """Returns how many devices JAX should see in the processor: the largest power of two of its cores, at most 8.
-
-    XLA runs the gradient of a convolution on one core, so data parallelism over the cores of one processor trains a
-    third faster; a power of two divides the batches of every config. GPUs and TPUs are not affected.
-    """
-    return min(8, 2 ** (cores.bit_length() - 1))
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed instead of giving it back to the system; other C libraries are left alone.
-
-    XLA on a CPU frees and asks anew for its large temporaries in every step. Given back, they return page by page:
-    117,000 page faults a second and a sixth of the processor's time while derm-tiny trains.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 2**26)
-
-
-def _whole(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError as error:
-        raise UserError(f"{name}={environment[name]}: not a whole number") from error
 
 
 def _set_demo(config: ConfigDict) -> None:

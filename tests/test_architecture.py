@@ -11,7 +11,7 @@ PACKAGE = ROOT / "dermjax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
-FOUNDATIONS = {"errors", "progress", "run_folder"}  # files at the root that everyone may import
+FOUNDATIONS = {"errors", "machine", "page", "progress", "run_folder"}  # files at the root that everyone may import
 TOP = {"__main__", "demo", "web", "study"}  # these may import everything below
 STAGES = {"preparation", "pretraining", "tuning", "generation", "curation", "classification", "evaluation"}
 BELOW_STAGES = {"training", "weights", "diffusion", "diffusion.text_to_image", "models", "sharding", "data"}

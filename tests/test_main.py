@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import resource
 import signal
 import subprocess
@@ -153,23 +152,6 @@ def test_what_a_command_cannot_do_without_is_said(operands, flags, arguments, sa
         command._answer(command.Command("builtins:print", "", operands, flags), arguments)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
-def test_memory_that_was_freed_comes_back_without_page_faults(folder):
-    again = """
-import resource
-from dermjax import __main__ as command
-command.keep_freed_memory()
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        large = [b"1" * 2**26 for _ in range(3)]
-        del large
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    said = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True).stdout
-    assert int(said.split()[1]) < 1000  # of 983,040 without it
-
-
 def test_a_stage_gets_its_locked_config_and_workdir(folder):
     code, out, err = call(
         folder,
@@ -260,32 +242,6 @@ def test_prepare_does_not_import_jax():
     )
 
 
-@pytest.mark.parametrize(
-    ("environment", "arguments"),
-    [
-        ({}, None),
-        ({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"SLURM_NTASKS": "4"}, None),  # a shell in an allocation is no step of it
-        ({"SLURM_STEP_NUM_TASKS": "2"}, {}),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
-        ({"DERMJAX_DISTRIBUTED": "1"}, {}),
-        (
-            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
-            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
-        ),
-    ],
-)
-def test_distributed_where_the_environment_asks_for_it(environment, arguments):
-    assert command.distributed(environment) == arguments
-
-
-def test_half_a_coordination_is_refused():
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is set and JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID not"):
-        command.distributed({"JAX_NUM_PROCESSES": "2"})
-    with pytest.raises(UserError, match="JAX_PROCESS_ID=first: not a whole number"):
-        command.distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "first"})
-
-
 @pytest.mark.slow
 def test_two_processes_join(folder):
     (folder / "stage_of_the_test.py").write_text(
@@ -294,7 +250,3 @@ def test_two_processes_join(folder):
     asked = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:18497", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     both = [start(folder, *TUNE, JAX_PROCESS_ID=str(index), **asked) for index in range(2)]
     assert [process.communicate(timeout=60)[0] for process in both] == ["2\n", "2\n"]
-
-
-def test_the_processor_is_a_power_of_two_of_devices():
-    assert [command.cpu_devices(cores) for cores in (1, 2, 3, 6, 16, 96)] == [1, 2, 2, 4, 8, 8]

@@ -3,26 +3,22 @@
 from collections import Counter
 from pathlib import Path
 
-import jinja2
-
 from dermjax.curation.rules import MEANINGS, Rule
 from dermjax.data.pictures import picture, spread
 from dermjax.data.records import Manifest, Record
+from dermjax.page import fill
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery: int) -> str:
     """The HTML of the page, which loads nothing from outside."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rejected = [record for record in curated.records if not record.kept]
     kept = {name: [r for r in curated.records if r.kept and r.label == name] for name in curated.labels}
     scores = {rule.reason: rule.score for rule in by}
-    return environment.get_template("report.html.jinja").render(
+    return fill(
+        TEMPLATE,
+        {},
         labels=curated.labels,
         made=[_count(curated.records, name) for name in curated.labels],
         total=len(curated.records),

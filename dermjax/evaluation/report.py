@@ -5,25 +5,19 @@ The page is one file that loads nothing from outside. It says what was found in 
 
 from pathlib import Path
 
-import jinja2
-
 from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import Manifest
 from dermjax.evaluation import counts, metrics, paper, plots, wording
 from dermjax.evaluation.curves import Series
 from dermjax.evaluation.findings import BASELINE, Findings
+from dermjax.page import fill
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def page(title: str, sections: dict) -> str:
     """The HTML of the page; `sections` are the values that the template names."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "shown": wording.shown,
         "label": wording.label,
         "figure": wording.figure,
@@ -31,7 +25,7 @@ def page(title: str, sections: dict) -> str:
         "difference": wording.difference,
         "difference_interval": wording.difference_interval,
     }
-    return environment.get_template("report.html.jinja").render(title=title, **sections)
+    return fill(TEMPLATE, filters, title=title, **sections)
 
 
 def tiles(images: dict[str, dict[str, int]]) -> list[tuple[int, str, str]]:

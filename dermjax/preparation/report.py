@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermjax.data.pictures import picture
 from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.page import fill
 
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SAMPLES = 9  # pictures of each class and split
 PAIRS = 12  # near-duplicates shown
 ROWS = 200  # lines of a long list
@@ -30,16 +31,11 @@ def across_splits(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Re
 
 def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     """The report as one self-contained HTML file in UTF-8."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     splits = [name for name in SPLITS if manifest.split(name)]
     leaking = across_splits(manifest, findings.near)
-    html = environment.get_template("report.html.jinja").render(
+    html = fill(
+        TEMPLATE,
+        {},
         config=config,
         root=manifest.root,
         labels=manifest.labels,

@@ -1,0 +1,57 @@
+"""The machine before JAX is there: devices of a processor, memory that is kept, processes that belong together."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from dermjax import machine
+from dermjax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"SLURM_NTASKS": "4"}, None),  # a shell in an allocation is no step of it
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
+        ({"DERMJAX_DISTRIBUTED": "1"}, {}),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
+        ),
+    ],
+)
+def test_distributed_where_the_environment_asks_for_it(environment, arguments):
+    assert machine.distributed(environment) == arguments
+
+
+def test_half_a_coordination_is_refused():
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is set and JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID not"):
+        machine.distributed({"JAX_NUM_PROCESSES": "2"})
+    with pytest.raises(UserError, match="JAX_PROCESS_ID=first: not a whole number"):
+        machine.distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "first"})
+
+
+def test_the_processor_is_a_power_of_two_of_devices():
+    assert [machine.cpu_devices(cores) for cores in (1, 2, 3, 6, 16, 96)] == [1, 2, 2, 4, 8, 8]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_memory_that_was_freed_comes_back_without_page_faults():
+    again = """
+import resource
+from dermjax import machine
+machine.keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        large = [b"1" * 2**26 for _ in range(3)]
+        del large
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    said = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True).stdout
+    assert int(said.split()[1]) < 1000  # of 983,040 without it
