@@ -78,6 +78,8 @@ def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> Stored:
 
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
+    ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
     ("torch", "Size"): lambda *sizes: None,
     ("torch._utils", "_rebuild_tensor_v2"): tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
