@@ -158,9 +158,9 @@ def test_a_broken_weight_file_is_named(tiny, content, said):
 def test_all_misfits_come_in_one_error(tiny):
     folder, _ = tiny
     config = json.loads((folder / "unet" / "config.json").read_text())
-    (folder / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 64}))
-    # to_k and to_v of seven transformers: two on the way down, one in the middle, four on the way up
-    with pytest.raises(UserError, match=r"14 of \d+ tensors do not fit: .*attn2\.to_k\.weight is"):
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"use_linear_projection": False}))
+    # proj_in and proj_out of seven transformers: two on the way down, one in the middle, four on the way up
+    with pytest.raises(UserError, match=r"14 of \d+ tensors do not fit: .*proj_in\.weight is"):
         ours.read(folder)
 
 

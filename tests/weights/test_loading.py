@@ -1,6 +1,7 @@
 """What loading a published model costs: memory beside the parameters, and time and memory beside diffusers'.
 
-A random SD 1.5 folder of 2.1 GB in half precision is written and read in processes of their own. `--slow`.
+A random SD 1.5 folder of 2.1 GB in half precision is written and read in processes of their own, with `--slow`; the
+path of a tensor alone, file to parameter, is measured always.
 """
 
 import json
@@ -17,8 +18,6 @@ from dermjax.models.stable_diffusion import SD15, StableDiffusion, count
 from dermjax.weights import diffusers, safetensors
 from dermjax.weights.stored import Stored
 from dermjax.weights.torch_layout import expected
-
-pytestmark = pytest.mark.slow
 
 MEASURE = """
 import json, sys, time
@@ -74,6 +73,22 @@ def measured(imports: str, load: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_tensors_stream_one_by_one(tmp_path):
+    """Twelve kernels of 8 MiB, transposed and cast on their way: beside the parameters there is never more than one."""
+    shape, mebibyte = (1024, 512, 2, 4), 2**20
+    kernel = Stored(shape, np.dtype(np.float16), lambda: np.ones(shape, np.float16))
+    safetensors.write(tmp_path / "x.safetensors", {f"conv{i}.weight": kernel for i in range(12)}, {})
+    found = measured(
+        "import numpy as np; from types import SimpleNamespace as Shape; from dermjax.weights import torch_layout; "
+        "from dermjax.weights.tensor_files import opened",
+        f"torch_layout.from_torch({{f'conv{{i}}': {{'kernel': Shape(shape=(2, 4, 512, 1024))}} for i in range(12)}}, "
+        f"opened(Path({str(tmp_path / 'x.safetensors')!r}))[0], 'x', dtype=np.float32)",
+    )
+    parameters = 12 * 16 * mebibyte
+    assert parameters <= found["peak"] <= parameters + 8 * mebibyte + 4 * mebibyte  # and the interpreter's own
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, width", [("float16", 2), ("float32", 4)])
 def test_memory_beside_the_parameters_is_that_of_the_largest_tensor(folder, capsys, kind, width):
     found = measured(OURS, f"diffusers.read(Path({str(folder)!r}), params_dtype=np.{kind})")
@@ -85,6 +100,7 @@ def test_memory_beside_the_parameters_is_that_of_the_largest_tensor(folder, caps
     assert extra <= LARGEST * 2 + 64 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 def test_no_slower_and_leaner_than_diffusers(folder, capsys, kind):
     pytest.importorskip("diffusers")
