@@ -4,7 +4,8 @@
     dermjax prepare --config=configs/prepare.py:phantoms --workdir=runs/prepare
 
 DIR holds class/*.jpg or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg; it is read and
-never written. Hardware: one CPU core; about 1,000 photographs of 224 px or 100 phantoms a second. Leaves manifest.jsonl
+never written. A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or
+100 phantoms a second. Leaves manifest.jsonl
 and report.html in the workdir, and for phantoms images/.
 Variants: default, for a folder; `phantoms`; `demo`, the phantoms of the demo.
 """
@@ -19,6 +20,11 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.limit = 0  # at most this many images of each class in each split folder; 0 takes all
     config.on_bad_image = "fail"  # or "skip": left out, counted and listed in the report
     config.ratios = ConfigDict({"validation": 0.1, "test": 0.2})  # shares carved out where the folder has no such split
+    config.stratified = False  # True: shares exact in each class and source; then give `previous` when images are added
+    config.previous = ""  # manifest of an earlier run, whose images keep their sides
+    config.folds = 0  # k: the test split is fold `fold` of k, in place of ratios.test
+    config.fold = 0
+    config.attributes = True  # skin tone and artefact scores of every photograph, 80 ms each on one core
     config.seed = 0
     config.size = 128  # side of phantoms in pixels; photographs stay as they are
     config.phantoms_per_class = 1000
@@ -27,6 +33,6 @@ def get_config(variant: str | None = None) -> ConfigDict:
     elif variant is not None:
         raise ValueError(f"configs/prepare.py has no variant {variant!r}; leave it out or take phantoms or demo")
     if variant == "demo":
-        config.phantoms_per_class = 300  # 201 to train, 30 to validate, 69 to test
+        config.phantoms_per_class = 600  # 402 to train, 60 to validate, 138 to test
         config.ratios.test = 0.23
     return config

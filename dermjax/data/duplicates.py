@@ -4,11 +4,15 @@ The hash is the sign of the low 16 x 16 cosine coefficients of the grey image (p
 place of 64). Measured on 2,438 HAM10000 photographs, one a lesion, 3.0 million pairs: different lesions differ in 53
 bits or more; the same photograph at half size, as JPEG of quality 70, brighter by 10 % or with 15 % more contrast in at
 most 21, with a border of 2 % cut off in at most 46. With 64 bits the two ranges overlap, as lesions look alike.
+
+A crop moves every cosine, so an image has several hashes: its own, and those of crops of it (VIEWS). What somebody cut
+out of it is near to one of them. `neighbours` finds who is near whom, also mirrored and turned.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 NEAR = 40  # bits of 256: between the two ranges above
+# Of a crop and a whole image: between crops of 2,438 photographs and others, 40 bits; of 600 phantoms, 37. Found so of
+# 400 photographs, compressed again: cut evenly by 5 to 14 %, 99.8 %; by 2 to 5 % anywhere, 84 %; by 5 to 10 %, 74 %.
+NEAR_CROPPED = 36
 FREQUENCIES = 16
+HASHED = 128  # side in pixels at which an image is hashed; the hash hardly depends on it
+# Windows of an image, (down, across, side) as shares of it: the whole, and what a crop may have left of it.
+VIEWS = (
+    (0.0, 0.0, 1.0),
+    (0.06, 0.06, 0.88),
+    *((down, across, 0.94) for down in (0.0, 0.03, 0.06) for across in (0.0, 0.03, 0.06)),
+)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in Pillow's convert("L")
 BLOCK = 1 << 19  # pairs compared at once: their distances stay in the processor's cache, 200 million pairs a second
 
@@ -30,13 +44,12 @@ def sha256(path: Path) -> str:
 
 def hashes(images: np.ndarray) -> np.ndarray:
     """The perceptual hash of uint8 images [N, S, S, 3], S at least 16, as uint64 [N, 4]; independent of S."""
-    side = images.shape[1]
-    basis = np.cos(np.pi / side * np.outer(np.arange(FREQUENCIES), np.arange(side) + 0.5)).astype(np.float32)
-    bits = np.empty((len(images), FREQUENCIES * FREQUENCIES), bool)
-    for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
-        bits[row] = (basis @ (image @ LUMA) @ basis.T).ravel() > 0
-    bits[:, 0] = False  # the mean brightness is always positive
-    return np.packbits(bits, axis=-1).view(np.uint64)
+    return _hashes(images, VIEWS[:1])[:, 0]
+
+
+def views(images: np.ndarray) -> np.ndarray:
+    """The hashes of uint8 images [N, S, S, 3] and of their crops in VIEWS, as uint64 [N, V, 4], the whole one first."""
+    return _hashes(images, VIEWS)
 
 
 def pairs(a: np.ndarray, b: np.ndarray, distance: int) -> np.ndarray:
@@ -57,12 +70,6 @@ def pairs(a: np.ndarray, b: np.ndarray, distance: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def pairs_within(a: np.ndarray, distance: int) -> np.ndarray:
-    """The pairs of different rows of one set, each once and with the smaller row first, as int64 [P, 3]."""
-    found = pairs(a, a, distance)
-    return found[found[:, 0] < found[:, 1]]
-
-
 def groups(links: np.ndarray, identities: Sequence[Sequence[Hashable]]) -> np.ndarray:
     """The group of each of N images, int [N]: those tied by a link (rows of [P, >= 2]) or by an equal identity.
 
@@ -76,3 +83,24 @@ def groups(links: np.ndarray, identities: Sequence[Sequence[Hashable]]) -> np.nd
     ends = np.concatenate([links[:, :2], np.array(shared, np.int64).reshape(-1, 2)])
     graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(identities), len(identities)))
     return connected_components(graph, directed=False)[1]
+
+
+def _hashes(images: np.ndarray, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:
+    side = images.shape[1]
+    bases = [(_cosines(side, down, length), _cosines(side, across, length)) for down, across, length in windows]
+    bits = np.empty((len(images), len(windows), FREQUENCIES * FREQUENCIES), bool)
+    for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
+        grey = image @ LUMA
+        grey -= grey.mean()  # else the brightness would leak into a window that ends within a pixel
+        for view, (rows, columns) in enumerate(bases):
+            bits[row, view] = (rows @ grey @ columns.T).ravel() > 0
+    bits[..., 0] = False  # the mean brightness says nothing
+    return np.packbits(bits, axis=-1).view(np.uint64)
+
+
+@cache
+def _cosines(side: int, start: float, length: float) -> np.ndarray:
+    """The cosines over a window of a row of pixels, float32 [FREQUENCIES, side]; start and length as shares of it."""
+    edges = np.clip(np.arange(side + 1) / side, start, start + length)
+    covered, middle = np.diff(edges), (edges[:-1] + edges[1:]) / 2 - start
+    return (np.cos(np.pi * np.outer(np.arange(FREQUENCIES), middle / length)) * covered).astype(np.float32)

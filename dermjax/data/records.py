@@ -67,8 +67,16 @@ class Manifest:
 
 def read(path: Path) -> Manifest:
     """The manifest in a file, or in the folder that holds it; UserError names the file and line of what is wrong."""
-    path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    manifest = read_unaudited(path)
+    for number, record in enumerate(manifest.records, start=2):
+        if is_misplaced(record):
+            raise UserError(f"manifest {_file(path)} line {number}: {_misplaced(record)}")
+    return manifest
+
+
+def read_unaudited(path: Path) -> Manifest:
+    """As `read`, but with synthetic images in any split: for `audit`, which lists them all."""
+    path = _file(path)
     if not path.is_file():
         raise UserError(f"manifest {path}: no such file; give a {FILE} or the folder of the stage that wrote it")
     lines = _lines(path)
@@ -87,6 +95,7 @@ def write(path: Path, manifest: Manifest) -> None:
     path = Path(path)
     for record in manifest.records:
         fault = _fault(record, manifest.labels, manifest.root.resolve())
+        fault = fault or (_misplaced(record) if is_misplaced(record) else "")
         if fault:
             raise UserError(f"manifest {path}: {fault}")
     _refuse_repeats(manifest.records, path)
@@ -98,6 +107,20 @@ def write(path: Path, manifest: Manifest) -> None:
 def inside(root: Path, image: str) -> bool:
     """Whether an image stays under its resolved root once symbolic links are followed; a link to itself does."""
     return Path(os.path.realpath(root / image)).is_relative_to(root)
+
+
+def is_misplaced(record: Record) -> bool:
+    """Whether a synthetic image stands outside of the training split."""
+    return record.synthetic and record.split != "train"
+
+
+def _misplaced(record: Record) -> str:
+    return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train"
+
+
+def _file(path: Path) -> Path:
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
 
 
 def _lines(path: Path) -> list[dict]:
@@ -164,8 +187,6 @@ def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
         return f"{record.image}: label {record.label!r} is not in the header, which has {', '.join(labels)}"
     if record.image_manipulation not in MANIPULATIONS:
         return f"{record.image}: unknown image_manipulation {record.image_manipulation!r}; 'none' or 'synthetic'"
-    if record.synthetic and record.split != "train":
-        return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train"
     if not image.parts or image.is_absolute() or ".." in image.parts or "\0" in record.image:
         return f"{record.image!r}: not a path under the image root"
     if not inside(root, record.image):

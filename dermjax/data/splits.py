@@ -1,13 +1,15 @@
 """Which image is for training, validation or test, without leaks: what shows one lesion stays on one side.
 
-The side of a group of images is drawn by a hash of its identity and the seed, so an image keeps its side when others
-are added, renamed or removed. (Only a new image that ties two old groups together can move one of them.) The same
-thresholds hold for every class, hence the classes are divided alike up to chance.
+The side of a group of images is drawn by a hash of its identity and the seed, its lot in [0, 1), so an image keeps its
+side when others are added, renamed or removed. The same thresholds hold for every class, hence the classes are divided
+alike up to chance. Stratified, a group's lot is its rank within its class and source, so that shares are exact; then
+an image keeps its side only because an earlier manifest says so. What an earlier manifest placed stays in either case.
 """
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,20 +18,37 @@ from dermjax.data.records import Record
 from dermjax.errors import UserError
 
 IDENTITIES = ("sha256", "lesion_id", "patient_id")
+ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)")  # one photograph has one, in whichever challenge or archive it is found
 
 
 def identities(record: Record) -> list[tuple[str, str]]:
-    """What ties a record to others: its bytes, its lesion, its patient, as far as they are known."""
-    return [(name, getattr(record, name)) for name in IDENTITIES if getattr(record, name)]
+    """What ties a record to others: its bytes, its lesion, its patient, its number in the ISIC archive, as known."""
+    known = [(name, getattr(record, name)) for name in IDENTITIES if getattr(record, name)]
+    return known + [("isic_id", number) for number in ISIC_ID.findall(record.image)[-1:]]
+
+
+def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:
+    """The split of each identity in an earlier manifest, which new images of the same lesion then join."""
+    return {identity: record.split for record in records for identity in identities(record)}
 
 
 def assign(
-    records: Sequence[Record], groups: np.ndarray, *, validation: float, test: float, seed: int
+    records: Sequence[Record],
+    groups: np.ndarray,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    turn: float,
+    stratified: bool,
+    placed: Mapping[tuple[str, str], str],
 ) -> tuple[Record, ...]:
     """The records with their splits: given ones stay, missing ones are carved out of the rest, group by group.
 
-    groups: int [N], equal for records that must stay together. validation, test: shares of what they are carved from.
-    A split that the folder has is not carved. Raises UserError for a class that has too few groups.
+    groups: int [N], equal for records that must stay together. validation, test: shares of what they are carved from;
+    a split that the folder has is not carved. turn: where on the circle of lots the test share begins, fold / folds
+    for a fold. placed: of an earlier manifest. Raises UserError for a class that has too few groups, and for a group
+    that ties images which the earlier manifest has on two sides.
     """
     given = {record.split for record in records}
     shares = {
@@ -39,8 +58,12 @@ def assign(
     for record, group in zip(records, groups.tolist(), strict=True):
         if record.split in ("", "train"):
             open_groups[group].append(record)
-    lots = {group: _lot(members, seed) for group, members in open_groups.items()}
-    drawn = {group: _drawn(lot, shares) for group, lot in lots.items()}
+    kept = {group: _placed(members, placed) for group, members in open_groups.items()}
+    lots = {group: (_lot(members, seed) - turn) % 1 for group, members in open_groups.items() if not kept[group]}
+    if stratified:
+        lots = _ranks(lots, open_groups)
+    drawn = {group: side for group, side in kept.items() if side}
+    drawn |= {group: _drawn(lot, shares) for group, lot in lots.items()}
     for label in sorted({record.label for record in records}):
         of_class = [group for group, members in open_groups.items() if label in {member.label for member in members}]
         drawn |= _filled(label, {group: drawn[group] for group in of_class}, ["train", *shares], lots)
@@ -80,6 +103,27 @@ def _lot(members: Sequence[Record], seed: int) -> float:
     raise ValueError(f"{members[0].image}: a record without sha256 cannot be assigned to a split")
 
 
+def _placed(members: Sequence[Record], placed: Mapping[tuple[str, str], str]) -> str:
+    """The side on which an earlier manifest has a group, "" where it is new."""
+    sides = {placed[identity]: member for member in members for identity in identities(member) if identity in placed}
+    if len(sides) > 1:
+        told = " and ".join(f"{member.image} ({side})" for side, member in sorted(sides.items()))
+        raise UserError(f"{told} were on two sides in the earlier manifest and show the same; leave out what ties them")
+    return next(iter(sides), "")
+
+
+def _ranks(lots: Mapping[int, float], groups: Mapping[int, Sequence[Record]]) -> dict[int, float]:
+    """Each group's place among its class and source, counted in images and in order of the lots, in [0, 1)."""
+    strata = defaultdict(list)
+    for group in sorted(lots, key=lots.get):
+        strata[groups[group][0].label, groups[group][0].source].append(group)
+    ranks = {}
+    for stratum in strata.values():
+        sizes = np.array([len(groups[group]) for group in stratum])
+        ranks |= dict(zip(stratum, ((np.cumsum(sizes) - sizes / 2) / sizes.sum()).tolist(), strict=True))
+    return ranks
+
+
 def _drawn(lot: float, shares: dict[str, float]) -> str:
     """The split whose interval of [0, 1) holds the lot; train has what the others leave."""
     for name, share in shares.items():
@@ -90,14 +134,17 @@ def _drawn(lot: float, shares: dict[str, float]) -> str:
 
 
 def _filled(label: str, drawn: dict[int, str], wanted: Sequence[str], lots: dict[int, float]) -> dict[int, str]:
-    """The drawn splits of one class, with a group moved into each split that chance left empty (small sets only)."""
+    """The drawn splits of one class, with a new group moved into each split that chance left empty (small sets)."""
     if len(drawn) < len(wanted):
         raise UserError(
             f"class {label!r}: {len(drawn)} distinct images are too few for {', '.join(wanted)}; add images"
         )
     for name in wanted:
         if name not in drawn.values():
-            fullest = max(wanted, key=list(drawn.values()).count)
-            moved = min((group for group in drawn if drawn[group] == fullest), key=lots.get)
-            drawn = {**drawn, moved: name}
+            movable = {group: side for group, side in drawn.items() if group in lots}
+            fullest = max(wanted, key=list(movable.values()).count)
+            moved = [group for group, side in movable.items() if side == fullest]
+            if len([side for side in drawn.values() if side == fullest]) < 2 or not moved:
+                raise UserError(f"class {label!r}: no new image is left for {name}; add images")
+            drawn = {**drawn, min(moved, key=lots.get): name}
     return drawn

@@ -21,7 +21,7 @@ SEEDS_A_RUN = 1_000_000
 def paint(
     workdir: Path, *, per_class: int, size: int, seed: int, validation: float, test: float
 ) -> tuple[Manifest, np.ndarray]:
-    """Writes images/<label>/NNNNN.png of `size` pixels; returns their manifest and hashes uint64 [N, 4].
+    """Writes images/<label>/NNNNN.png of `size` pixels; returns their manifest and hashes uint64 [N, V, 4].
 
     Classes are of one size and divided alike: of each, the first round(test * per_class) images are for the test, the
     next for validation. Images that are there already, from a run that was killed, are not written again.
@@ -38,7 +38,7 @@ def paint(
                 image = f"images/{label}/{number:05d}.png"
                 _keep(workdir / image, images.png(made.image))
                 records.append(_record(image, duplicates.sha256(workdir / image), split, made))
-                hashes.append(duplicates.hashes(made.image[None]))
+                hashes.append(duplicates.views(made.image[None]))
                 bar.update()
     return Manifest(labels=LABELS, root=workdir, records=tuple(records)), np.concatenate(hashes)
 

@@ -4,20 +4,23 @@ The user's images are read where they lie and never copied. The manifest is writ
 finished.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.data import duplicates, records, sources, splits
-from dermjax.data.records import SPLITS, Manifest
+from dermjax.data import duplicates, neighbours, records, sources, splits
+from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 from dermjax.preparation import phantoms, report
-from dermjax.preparation.examination import examine
+from dermjax.preparation.examination import JOURNAL, examine
 from dermjax.preparation.report import Findings
 from dermjax.run_folder import write_atomically
 
 PHANTOMS_A_SECOND = 90  # one core at 128 px
+LEAK = "near_duplicate_of_evaluation"  # why a training image is set aside
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -26,16 +29,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
         progress.say(f"prepare: {workdir / records.FILE} is finished")
         return
     _refuse(config)
-    manifest, findings = _phantoms(config, workdir) if config.images == "phantoms" else _folder(config)
+    manifest, findings = _phantoms(config, workdir) if config.images == "phantoms" else _folder(config, workdir)
     write_atomically(workdir / "report.html", report.page(manifest, findings, config.to_dict()))
     records.write(workdir / records.FILE, manifest)
+    (workdir / JOURNAL).unlink(missing_ok=True)
     _tell(manifest, findings)
 
 
 def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     count = config.phantoms_per_class * 2
     progress.cost("prepare", phantoms=count, seconds=count / PHANTOMS_A_SECOND * (config.size / 128) ** 2)
-    manifest, hashes = phantoms.paint(
+    manifest, views = phantoms.paint(
         workdir,
         per_class=config.phantoms_per_class,
         size=config.size,
@@ -43,23 +47,43 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         validation=config.ratios.validation,
         test=config.ratios.test,
     )
-    return manifest, Findings(skipped=(), ignored=(), near=duplicates.pairs_within(hashes, duplicates.NEAR))
+    return manifest, Findings(skipped=(), ignored=(), near=neighbours.near(views))
 
 
-def _folder(config: ConfigDict) -> tuple[Manifest, Findings]:
+def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     listing = sources.scan(Path(config.images).expanduser())
     chosen = sources.limited(listing.records, config.limit, config.seed)
+    placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
     progress.cost("prepare", images=len(chosen), classes=len(listing.labels))
-    seen = examine(chosen, listing.root, config.on_bad_image)
-    splits.refuse_contradictions(seen.records)
-    near = duplicates.pairs_within(seen.hashes, duplicates.NEAR)
-    groups = duplicates.groups(near, [splits.identities(record) for record in seen.records])
-    ratios = config.ratios
-    assigned = splits.assign(seen.records, groups, validation=ratios.validation, test=ratios.test, seed=config.seed)
-    splits.refuse_leaks(assigned)
-    manifest = Manifest(labels=listing.labels, root=listing.root, records=assigned)
-    _refuse_gaps(manifest)
+    try:
+        seen = examine(chosen, listing.root, config.on_bad_image, config.attributes, workdir / JOURNAL)
+        splits.refuse_contradictions(seen.records)
+        near = neighbours.near(seen.views)
+        groups = duplicates.groups(near, [splits.identities(record) for record in seen.records])
+        ratios = config.ratios
+        assigned = splits.assign(
+            seen.records, groups, validation=ratios.validation, test=1 / config.folds if config.folds else ratios.test,
+            seed=config.seed, turn=config.fold / config.folds if config.folds else 0.0, stratified=config.stratified,
+            placed=placed,
+        )  # fmt: skip
+        splits.refuse_leaks(assigned)
+        manifest = Manifest(labels=listing.labels, root=listing.root, records=_without_copies(assigned, groups))
+        _refuse_gaps(manifest)
+    except UserError:
+        (workdir / JOURNAL).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
+        raise
     return manifest, Findings(skipped=seen.skipped, ignored=listing.ignored, near=near)
+
+
+def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[Record, ...]:
+    """The records, those rejected that are near-duplicates of images on a more judged side (given splits only)."""
+    sides = [SPLITS.index(record.split) for record in assigned]
+    judged = np.zeros(groups.max(initial=-1) + 1, int)
+    np.maximum.at(judged, groups, sides)
+    return tuple(
+        replace(record, rejected=(LEAK,)) if side < judged[group] else record
+        for record, side, group in zip(assigned, sides, groups.tolist(), strict=True)
+    )
 
 
 def _refuse(config: ConfigDict) -> None:
@@ -70,6 +94,8 @@ def _refuse(config: ConfigDict) -> None:
         raise UserError(f"config.on_bad_image {config.on_bad_image!r}: give fail or skip")
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
+    if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
+        raise UserError(f"config.fold {config.fold} of {config.folds}: give 2 folds or more, and a fold from 0 on")
     shares = (config.ratios.validation, config.ratios.test)
     if min(shares) < 0 or sum(shares) >= 1:
         raise UserError(
@@ -97,8 +123,9 @@ def _tell(manifest: Manifest, findings: Findings) -> None:
         progress.say(f"prepare: bad images skipped: {len(findings.skipped)}, each with its reason in report.html")
     if findings.ignored:
         progress.say(f"prepare: left out as no images: {len(findings.ignored)}, listed in report.html")
-    leaking = len(report.across_splits(manifest, findings.near))
-    if leaking:
+    copies = sum(LEAK in record.rejected for record in manifest.records)
+    if copies:
         progress.say(
-            f"prepare: near-duplicates in two splits: {leaking}, shown in report.html; remove one of each pair"
+            f"prepare: set aside, as they are near-duplicates of images that others are judged on: {copies}, "
+            "shown in report.html"
         )

@@ -21,9 +21,9 @@ def alone(records):
     return np.arange(len(records))
 
 
-def assigned(records, groups=None, *, validation=0.1, test=0.2, seed=0):
-    groups = alone(records) if groups is None else groups
-    return splits.assign(records, groups, validation=validation, test=test, seed=seed)
+def assigned(records, groups=None, **changes):
+    settings = {"validation": 0.1, "test": 0.2, "seed": 0, "turn": 0.0, "stratified": False, "placed": {}}
+    return splits.assign(records, alone(records) if groups is None else groups, **(settings | changes))
 
 
 def sides(records):
@@ -114,3 +114,46 @@ def test_unknown_lesions_and_patients_are_no_leak():
 def test_one_image_under_two_classes_is_refused():
     with pytest.raises(UserError, match=r"under two classes: one\.jpg and two\.jpg"):
         splits.refuse_contradictions([record("one", "a", sha256="x"), record("two", "b", sha256="x")])
+
+
+def test_stratified_shares_are_exact_in_every_class_and_source():
+    records = [
+        record(f"{label}{source}{i}", label, source=source)
+        for label, count in (("benign", 70), ("malignant", 30))
+        for source in ("one", "two")
+        for i in range(count)
+    ]
+    done = assigned(records, stratified=True)
+    for label, source, test, validation in (("benign", "one", 14, 7), ("malignant", "two", 6, 3)):
+        of_cell = [each.split for each in done if (each.label, each.source) == (label, source)]
+        assert (of_cell.count("test"), of_cell.count("validation")) == (test, validation)
+
+
+def test_an_earlier_manifest_keeps_its_images_where_they_are_and_new_photographs_join_their_lesion():
+    old = assigned([record(f"{label}{i}", label, lesion_id=f"{label}{i}") for label in "ab" for i in range(30)])
+    new = [record(f"{label}{i}", label, lesion_id=f"{label}{i}") for label in "ab" for i in range(80)]
+    new += [record(f"again{i}", "a", lesion_id=f"a{i}") for i in range(30)]
+    placed = splits.placements(old)
+    groups = np.array([*range(160), *range(30)])
+    done = sides(assigned(new, groups, seed=5, stratified=True, placed=placed))
+    assert sides(old).items() <= done.items()
+    assert [done[f"again{i}.jpg"] for i in range(30)] == [done[f"a{i}.jpg"] for i in range(30)]
+
+
+def test_what_ties_two_sides_of_an_earlier_manifest_is_refused():
+    placed = splits.placements([record("one", "a", "train"), record("two", "a", "test")])
+    with pytest.raises(UserError, match=r"two\.jpg \(test\) and one\.jpg \(train\) were on two sides"):
+        assigned([record("one", "a"), record("two", "a"), record("between", "a")], np.zeros(3, int), placed=placed)
+
+
+def test_every_image_is_tested_in_one_of_k_folds():
+    records = many(100)
+    folds = [assigned(records, test=1 / 4, turn=fold / 4) for fold in range(4)]
+    tested = [each.image for done in folds for each in done if each.split == "test"]
+    assert sorted(tested) == sorted(each.image for each in records)
+
+
+def test_a_photograph_of_the_isic_archive_is_itself_in_whichever_folder():
+    pair = [record("2016/ISIC_0000001", "a", "train"), record("2019/ISIC_0000001_downsampled", "a", "test")]
+    with pytest.raises(UserError, match="same isic_id in two splits"):
+        splits.refuse_leaks(pair)

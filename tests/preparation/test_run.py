@@ -21,7 +21,7 @@ PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "dermoscopy
 
 def settings(variant=None, **changes):
     config = runpy.run_path(str(CONFIG))["get_config"](variant)
-    config.lock().update_from_flattened_dict(changes)
+    config.lock().update_from_flattened_dict({"attributes": False} | changes)
     return config
 
 
@@ -108,11 +108,12 @@ def test_copies_and_near_copies_of_an_image_stay_on_one_side(folder, tmp_path):
         assert len({side[f"benign/{name}{number}.png"] for name in ("", "again", "brighter")}) == 1
 
 
-def test_near_copies_in_two_given_splits_are_said_and_shown(divided, tmp_path, capsys):
+def test_near_copies_in_two_given_splits_are_set_aside_said_and_shown(divided, tmp_path, capsys):
     pixels = images.load(divided / "train/benign/3.png", 64)
     (divided / "test/benign/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
-    prepare(divided, tmp_path / "run")
-    assert "near-duplicates in two splits: 1" in capsys.readouterr().out
+    manifest = prepare(divided, tmp_path / "run")
+    assert [record.image for record in manifest.records if not record.kept] == ["train/benign/3.png"]
+    assert "near-duplicates of images that others are judged on: 1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Near-duplicates in two splits: 1" in page and "test/benign/copy.png (test)" in page
 

@@ -1,0 +1,64 @@
+"""What an image says about the patient and about how it was taken, where no table does.
+
+Place in the flow: `prepare` -> `measure` -> Record.attributes and Record.scores -> tables by tone, age and artefact.
+
+Skin tone is the individual typology angle of the skin around the lesion (Chardon et al. 1991), in the groups of Del
+Bino and Bernerd (2013). It is a proxy: cameras and light are not calibrated, so the record says how it was obtained.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from dermjax.data import artefacts
+from dermjax.data.colour import rgb_to_lab
+from dermjax.data.segmentation import segment
+
+SIDE = 128  # pixels; what the thresholds of artefacts and segmentation were measured at
+OBTAINED = "individual typology angle of the skin around the segmented lesion, camera not calibrated"
+TONES = ((55, "very light"), (41, "light"), (28, "intermediate"), (10, "tan"), (-30, "brown"))  # above so many degrees
+DARKEST = "dark"
+AGES = (30, 45, 60, 75)  # where a new band begins, in years
+
+BLUER = 16  # b* that pen ink lies below the middle of the image, and DARKER L*
+DARKER = 6
+INKED = 0.03  # share of the image that a full ring covers
+GLARE = 14  # L* that a bubble's rim or a reflection rises above its neighbourhood
+GELLED = 0.02  # share of the image under rims and reflections from which on it is full of them
+
+
+def measure(image: np.ndarray) -> tuple[dict, dict[str, float]]:
+    """The attributes and the artefact scores (0 to 1) of a uint8 image [SIDE, SIDE, 3], ready for JSON.
+
+    Attributes: {"skin_tone": {"ita": degrees, "group": words, "obtained": words}}, empty where no skin is seen.
+    """
+    angle = segment(image).ita
+    tone = {"ita": round(angle, 1), "group": tone_group(angle), "obtained": OBTAINED}
+    scores = {name: score(image) for name, score in artefacts.SCORES.items()} | {"ink": ink(image), "gel": gel(image)}
+    return {"skin_tone": tone} if np.isfinite(angle) else {}, {name: round(each, 4) for name, each in scores.items()}
+
+
+def tone_group(angle: float) -> str:
+    """The name of an individual typology angle, in degrees."""
+    return next((name for above, name in TONES if angle > above), DARKEST)
+
+
+def age_band(years: float) -> str:
+    """The band of an age, such as "45-59"."""
+    starts = [0, *AGES]
+    place = int(np.searchsorted(AGES, years, side="right"))
+    return f"{starts[place]}-{AGES[place] - 1}" if place < len(AGES) else f"{AGES[-1]}+"
+
+
+def ink(image: np.ndarray) -> float:
+    """How much of the image violet or blue pen covers: 0 none, 1 from INKED on."""
+    lightness, _, b = np.moveaxis(rgb_to_lab(image), -1, 0)
+    violet = (b < np.median(b) - BLUER) & (lightness < np.median(lightness) - DARKER)
+    return min(float((violet & ~artefacts.outside(image)).mean()) / INKED, 1.0)
+
+
+def gel(image: np.ndarray) -> float:
+    """How much of the image bubbles and reflections of the immersion gel cover: 0 none, 1 from GELLED on."""
+    lightness = rgb_to_lab(image)[..., 0]
+    around = ndimage.median_filter(lightness, size=round(0.09 * len(image)) | 1)
+    bright = (lightness - around > GLARE) & (lightness > 60) & ~artefacts.outside(image)
+    return min(float(bright.mean()) / GELLED, 1.0)

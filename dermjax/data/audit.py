@@ -1,0 +1,141 @@
+"""Whether anything leaks: between the splits of manifests, from what a generator saw, from synthetic images.
+
+Place in the flow: any manifests -> findings -> `dermjax audit` prints them, `classify` and `evaluate` refuse to go on.
+
+All manifests are looked at as one. Give the manifest that a generator was tuned on beside the one that a classifier is
+judged on, and what the generator saw and the evaluation uses is found. Every file is read: its bytes must be those that
+the manifest names, and near-duplicates are found by their hashes, also mirrored, turned and cropped. Records that
+curation or `prepare` rejected take no part, as no stage uses them.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dermjax import progress
+from dermjax.data import duplicates, images, neighbours, records, splits
+from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.errors import UserError
+
+MEANINGS = {
+    "file": "the file is not what the manifest says",
+    "synthetic": "a synthetic image outside of train",
+    "isic_id": "one photograph of the ISIC archive on two sides",
+    "sha256": "the same bytes on two sides",
+    "lesion_id": "one lesion on two sides",
+    "patient_id": "one patient on two sides",
+    "near": "near-duplicates on two sides",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """Something that makes a result untrue: its kind, a key of MEANINGS, and the images, one or two, with details."""
+
+    kind: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kept record with its file."""
+
+    record: Record
+    path: Path
+
+    @property
+    def told(self) -> str:
+        """The file and its split, as findings name them."""
+        return f"{self.path} ({self.record.split})"
+
+
+def show(*paths: str) -> None:
+    """Prints what leaks in and between manifests; raises UserError when anything does."""
+    entries = _entries(records.read_unaudited(Path(path)) for path in paths)
+    findings = _find(entries)
+    for kind, meaning in MEANINGS.items():
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        print(f"{kind:11}{len(of_kind):6}  {meaning}")
+        for finding in of_kind:
+            print("".ljust(19) + ", ".join(finding.images))
+    if findings:
+        raise UserError(f"{len(findings)} findings in {len(entries)} images, listed above; mend or remove these images")
+    print(f"nothing leaks: {len(entries)} images in {', '.join(paths)}")
+
+
+def refuse(manifests: Sequence[Manifest]) -> None:
+    """Raises UserError with the first finding and the number of all where anything leaks between manifests."""
+    findings = _find(_entries(manifests))
+    if findings:
+        first = findings[0]
+        told = f"{MEANINGS[first.kind]}: {', '.join(first.images)}"
+        raise UserError(f"{told}; findings in all: {len(findings)}, which dermjax audit lists; mend them and prepare")
+
+
+def _entries(manifests: Iterable[Manifest]) -> list[Entry]:
+    """The kept records of all manifests; one that several hold on one side counts once."""
+    found = {}
+    for manifest in manifests:
+        for record in manifest.records:
+            if record.kept:
+                path = manifest.path(record)
+                found.setdefault((os.path.realpath(path), record.split, record.sha256), Entry(record, path))
+    return list(found.values())
+
+
+def _find(entries: Sequence[Entry]) -> list[Finding]:
+    """Every finding, in the order of MEANINGS."""
+    views, faults = _examined([entry.path for entry in entries], [entry.record.sha256 for entry in entries])
+    findings = [Finding("file", (fault,)) for fault in faults if fault]
+    findings += [Finding("synthetic", (entry.told,)) for entry in entries if records.is_misplaced(entry.record)]
+    holders = defaultdict(list)
+    for entry in entries:
+        for identity in splits.identities(entry.record):
+            holders[identity].append(entry)
+    for (kind, _), members in holders.items():
+        findings += _crossings(kind, members)
+    sound = [row for row, fault in enumerate(faults) if not fault]
+    near = neighbours.near(views[sound])
+    groups = defaultdict(list)
+    for row, group in zip(sound, duplicates.groups(near, [[] for _ in sound]).tolist(), strict=True):
+        groups[group].append(entries[row])
+    for members in groups.values():
+        if len({entry.record.sha256 for entry in members}) > 1:  # else the finding by bytes has said it
+            findings += _crossings("near", members)
+    order = list(MEANINGS)
+    return sorted(findings, key=lambda finding: (order.index(finding.kind), finding.images))
+
+
+def _crossings(kind: str, members: Sequence[Entry]) -> list[Finding]:
+    """A finding for every member on another side than the most judged of them, which it is named with."""
+    anchor = max(members, key=lambda entry: SPLITS.index(entry.record.split))
+    return [Finding(kind, (anchor.told, entry.told)) for entry in members if entry.record.split != anchor.record.split]
+
+
+def _examined(paths: Sequence[Path], digests: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The hashes uint64 [N, V, 4] of the files, and what is wrong with each ("" for nothing)."""
+    views = np.zeros((len(paths), len(duplicates.VIEWS), 4), np.uint64)
+    faults = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(paths), "audit", "images", 0) as bar:
+        for row, (seen, fault) in enumerate(pool.map(_look, paths, digests)):
+            if not fault:
+                views[row] = seen
+            faults.append(fault)
+            bar.update()
+    return views, faults
+
+
+def _look(path: Path, digest: str) -> tuple[np.ndarray | None, str]:
+    try:
+        if duplicates.sha256(path) != digest:
+            return None, f"{path}: not the bytes that the manifest names"
+        return duplicates.views(images.load(path, duplicates.HASHED)[None])[0], ""
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"{path}: cannot be read ({error.strerror})"
