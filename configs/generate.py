@@ -24,10 +24,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.plan = ConfigDict({
         "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},  # label -> prompts, which take turns
         "negative_prompt": "",
-        "samplers": ("Euler", "Euler a", "PLMS"),  # which take turns
+        "samplers": ("Euler", "Euler a", "PLMS"),  # which take turns; `dermjax samplers` lists them
         "images_per_class": 3000,
         "steps": 20,
+        "spacing": "",  # leading, linspace, trailing, karras or exponential; "" is the model's and the sampler's own
         "guidance": 7.0,  # 1 is none, and half the time
+        "guidance_rescale": 0.0,  # 0 is none; 0.7 keeps a v-predicting model's contrast (arXiv 2305.08891)
+        "guidance_interval": (),  # two sigmas between which alone to guide, such as (0.28, 5.42) (arXiv 2404.07724)
+        "deep_cache": 1,  # evaluations that share the UNet's depths (DeepCache); 1 is exact, 3 about twice as fast
         "seed": 0,  # of the first image; the others count up from it
         "batch": 16,
     })  # fmt: skip

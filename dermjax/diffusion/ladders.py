@@ -82,7 +82,10 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
     spacing that cannot be is a UserError.
     """
     table = schedule.sigmas(scheduler)
-    _refuse(layout, scheduler, steps, spacing, len(table))
+    check(layout, spacing)
+    most = scheduler.get("original_inference_steps", DISTILLED) if layout.spacing == "distilled" else len(table)
+    if not 1 <= steps <= most:
+        raise UserError(f"steps {steps}: this sampler takes 1 to {most} steps")
     bend = spacing if spacing in BENDS else _bend_of(scheduler) if layout.bends and not spacing else ""
     laid = layout.spacing if layout.fixed else scheduler.get("timestep_spacing", layout.spacing)
     laid = spacing if spacing in SPACINGS else laid
@@ -119,11 +122,8 @@ def times_of(table: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
 
 
-def _refuse(layout: Layout, scheduler: dict, steps: int, spacing: str, times: int) -> None:
-    """Raises UserError for what this method cannot walk."""
-    most = scheduler.get("original_inference_steps", DISTILLED) if layout.spacing == "distilled" else times
-    if not 1 <= steps <= most:
-        raise UserError(f"steps {steps}: this sampler takes 1 to {most} steps")
+def check(layout: Layout, spacing: str) -> None:
+    """Raises UserError for a spacing that there is not, or that this method cannot walk."""
     if spacing and spacing not in SPACINGS | BENDS:
         raise UserError(f"spacing {spacing!r} is not one of {', '.join([*SPACINGS, *BENDS])}")
     other = spacing in SPACINGS and layout.fixed and spacing != layout.spacing

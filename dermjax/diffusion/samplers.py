@@ -40,6 +40,10 @@ class Sampler:
     evaluations: tuple[int, int] = (1, 0)
     spacing: str = ""
 
+    def check(self, spacing: str) -> None:
+        """Raises UserError for a spacing that this sampler cannot walk."""
+        ladders.check(self.layout, spacing)
+
     def ladder(self, scheduler: dict, steps: int, spacing: str) -> Ladder:
         """Returns the ladder of this sampler for a model's scheduler; "" is the spacing of its name or of the model.
 

@@ -9,11 +9,12 @@ B batch, H W image, h w latent, C latent channels, N tokens.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
+from dermjax.diffusion.deep_cache import deep_cache
 from dermjax.diffusion.denoiser import Ask, Denoiser, Guidance, beside, denoiser, guided, keeping, plain
 from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.samplers import Sampler
@@ -22,46 +23,89 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
 
 Array = jax.Array
+GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 
-def text_to_image(model: StableDiffusion, sampler: Sampler, ladder: Ladder, size: int) -> Callable[..., Array]:
-    """Returns the compiled function images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3]."""
-    shape = (size // model.factor, size // model.factor, model.configs["vae"]["latent_channels"])
+@dataclass(frozen=True)
+class Pipeline:
+    """A model and how it is sampled.
+
+    interval is DeepCache's, 1 for none; watch, or None, makes a denoiser for a ladder one that is watched (`previews`).
+    """
+
+    model: StableDiffusion
+    sampler: Sampler
+    ladder: Ladder
+    interval: int
+    watch: Callable[[Denoiser, Ladder], Denoiser] | None
+
+    def ask(
+        self, params: dict, tokens: Array, negative: Array | None, guidance: Guidance, shape: tuple[int, ...]
+    ) -> Ask:
+        """Returns the network for the words of a batch, guided away from the negative ones unless they are None.
+
+        What attention makes of the words is made here, once, not at every step. shape is that of the latents.
+        """
+        unet = self.model.network(params)
+        words = unet.words(self.model.encode_text(params, tokens))
+        x = jax.ShapeDtypeStruct((*shape[:-1], self.model.configs["unet"]["in_channels"]), jnp.float32)
+        network = deep_cache(unet, self.interval, x, words)
+        if negative is None:
+            return plain(network, words)
+        against = unet.words(self.model.encode_text(params, negative))
+        return guided(network, words, against, guidance, self.ladder)
+
+    def denoiser(self, ask: Ask) -> Denoiser:
+        """Returns the denoiser of the model asked through `ask`."""
+        kind = self.model.configs["scheduler"].get("prediction_type", "epsilon")  # as in diffusers
+        return denoiser(ask, kind, self.ladder)
+
+    def latents(self, denoise: Denoiser, x: Array, keys: Array) -> Array:
+        """Returns the latents at the end of the ladder; one that ends above sigma 0 ends at an x_t: diffusers' PLMS."""
+        denoise = self.watch(denoise, self.ladder) if self.watch else denoise
+        return self.sampler.sample(denoise, x, self.ladder, keys) * (1 + self.ladder.sigmas[-1] ** 2) ** -0.5
+
+
+def text_to_image(pipeline: Pipeline, size: int) -> Callable[..., Array]:
+    """Returns the compiled images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3]."""
+    model, ladder = pipeline.model, pipeline.ladder
+    side = size // model.factor
 
     @jax.jit
     def images(params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance) -> Array:
-        ask = asking(model, params, tokens, negative, guidance, ladder)
+        shape = (len(seeds), side, side, model.configs["vae"]["latent_channels"])
+        ask = pipeline.ask(params, tokens, negative, guidance, shape)
         to_start, to_walk = keys_of(seeds)
-        x = sampler.sample(denoising(model, ask, ladder), ladder.start * normal(to_start, shape), ladder, to_walk)
-        return pixels(model.decode(params, at_end(x, ladder)))
+        x = ladder.start * normal(to_start, shape[1:])
+        return pixels(model.decode(params, pipeline.latents(pipeline.denoiser(ask), x, to_walk)))
 
     return images
 
 
-def image_to_image(model: StableDiffusion, sampler: Sampler, ladder: Ladder, strength: float) -> Callable[..., Array]:
-    """Returns the compiled function images(params, tokens, negative, seeds, guidance, image) -> uint8 [B, H, W, 3].
+def image_to_image(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
+    """Returns the compiled images(params, tokens, negative, seeds, guidance, image) -> uint8 [B, H, W, 3].
 
     The image is taken through the lower part of the ladder, int(steps * strength) rungs (SDEdit, Meng et al. 2021,
     arXiv 2108.01073): 1 leaves little of it. A strength outside (0, 1] and sides that the model cannot halve are a
     UserError.
     """
-    ladder = ladder.below(strength)
+    pipeline = replace(pipeline, ladder=pipeline.ladder.below(strength))
+    model = pipeline.model
 
     @jax.jit
     def images(
         params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance, image: Array
     ) -> Array:
         latents = latents_of(model, params, image)
-        ask = asking(model, params, tokens, negative, guidance, ladder)
+        ask = pipeline.ask(params, tokens, negative, guidance, latents.shape)
         to_start, to_walk = keys_of(seeds)
-        x = latents + ladder.sigmas[0] * normal(to_start, latents.shape[1:])
-        x = sampler.sample(denoising(model, ask, ladder), x, ladder, to_walk)
-        return pixels(model.decode(params, at_end(x, ladder)))
+        x = latents + pipeline.ladder.sigmas[0] * normal(to_start, latents.shape[1:])
+        return pixels(model.decode(params, pipeline.latents(pipeline.denoiser(ask), x, to_walk)))
 
     return images
 
 
-def inpaint(model: StableDiffusion, sampler: Sampler, ladder: Ladder, strength: float) -> Callable[..., Array]:
+def inpaint(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
     """Returns the compiled images(params, tokens, negative, seeds, guidance, image, mask) -> uint8 [B, H, W, 3].
 
     mask is [B, H, W], not 0 where to paint; strength 1 starts there from noise alone. A model whose UNet takes 9
@@ -69,7 +113,8 @@ def inpaint(model: StableDiffusion, sampler: Sampler, ladder: Ladder, strength: 
     rest has been through the autoencoder: paste the original over it where its pixels count. Sides that do not fit are
     a UserError.
     """
-    ladder = ladder.below(strength)
+    pipeline = replace(pipeline, ladder=pipeline.ladder.below(strength))
+    model = pipeline.model
     shown = model.configs["unet"]["in_channels"] == 9
 
     @jax.jit
@@ -80,41 +125,22 @@ def inpaint(model: StableDiffusion, sampler: Sampler, ladder: Ladder, strength: 
             raise UserError(f"mask {_sides(mask)}: the image is {_sides(image)}; give a mask of its size")
         latents = latents_of(model, params, image)
         paint = (mask[:, :: model.factor, :: model.factor, None] > 0).astype(jnp.float32)  # nearest, as in diffusers
-        ask = asking(model, params, tokens, negative, guidance, ladder)
+        ask = pipeline.ask(params, tokens, negative, guidance, latents.shape)
         to_start, to_walk = keys_of(seeds)
         noise = normal(to_start, latents.shape[1:])
-        x = latents + ladder.sigmas[0] * noise
         if shown:
             rest = latents_of(model, params, jnp.where(mask[..., None] > 0, GREY, image))
-            denoise = denoising(model, beside(ask, jnp.concatenate([paint, rest], axis=-1)), ladder)
+            denoise = pipeline.denoiser(beside(ask, jnp.concatenate([paint, rest], axis=-1)))
             free = jnp.ones_like(paint)
         else:
-            denoise, free = keeping(denoising(model, ask, ladder), latents, paint), paint
+            denoise, free = keeping(pipeline.denoiser(ask), latents, paint), paint
+        x = latents + pipeline.ladder.sigmas[0] * noise
         if strength == 1:
-            x = jnp.where(free > 0, ladder.start * noise, x)
-        x = at_end(sampler.sample(denoise, x, ladder, to_walk), ladder)
-        return pixels(model.decode(params, jnp.where(free > 0, x, latents)))
+            x = jnp.where(free > 0, pipeline.ladder.start * noise, x)
+        painted = pipeline.latents(denoise, x, to_walk)
+        return pixels(model.decode(params, jnp.where(free > 0, painted, latents)))
 
     return images
-
-
-GREY = 127.5  # 0 in the model's range: what diffusers puts where the image is masked out
-
-
-def asking(
-    model: StableDiffusion, params: dict, tokens: Array, negative: Array | None, guidance: Guidance, ladder: Ladder
-) -> Ask:
-    """Returns the model's network for the words of a batch, guided away from the negative ones unless they are None."""
-    network = partial(model.unet, params)
-    context = model.encode_text(params, tokens)
-    if negative is None:
-        return plain(network, context)
-    return guided(network, context, model.encode_text(params, negative), guidance, ladder)
-
-
-def denoising(model: StableDiffusion, ask: Ask, ladder: Ladder) -> Denoiser:
-    """Returns the denoiser of a model that is asked through `ask`."""
-    return denoiser(ask, model.configs["scheduler"].get("prediction_type", "epsilon"), ladder)  # as in diffusers
 
 
 def keys_of(seeds: Array) -> tuple[Array, Array]:
@@ -130,11 +156,6 @@ def latents_of(model: StableDiffusion, params: dict, image: Array) -> Array:
         raise UserError(f"image {_sides(image)}: this model takes sides that are multiples of {cell} px; resize it")
     moments = model.encode(params, image.astype(jnp.float32) / 127.5 - 1)
     return model.sample_latents(moments, jnp.zeros((*moments.shape[:3], moments.shape[3] // 2)))
-
-
-def at_end(x: Array, ladder: Ladder) -> Array:
-    """Returns the latents at the end of a ladder: one that ends above sigma 0 ends at an x_t, diffusers' PLMS."""
-    return x * (1 + ladder.sigmas[-1] ** 2) ** -0.5
 
 
 def pixels(image: Array) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from dermjax.diffusion import samplers
+from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
 
 LARGEST_SEED = 2**31 - 1  # of the whole numbers that every tool takes as a seed
@@ -25,7 +25,11 @@ class Request:
     seed: int
     sampler: str
     steps: int
+    spacing: str
     guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, ...]
+    deep_cache: int
 
 
 def requests(
@@ -34,7 +38,11 @@ def requests(
     samplers: Sequence[str],
     images_per_class: int,
     steps: int,
+    spacing: str,
     guidance: float,
+    guidance_rescale: float,
+    guidance_interval: Sequence[float],
+    deep_cache: int,
     seed: int,
 ) -> list[Request]:
     """Returns the requests of a plan, class by class; prompts maps a label to the words it is asked for with.
@@ -45,7 +53,8 @@ def requests(
     Raises:
       UserError: the plan asks for nothing, or for what no sampler can do.
     """
-    _refuse(prompts, samplers, images_per_class, steps, guidance, seed)
+    _refuse(prompts, samplers, images_per_class, seed)
+    _refuse_settings(samplers, steps, spacing, guidance, guidance_rescale, guidance_interval, deep_cache)
     turns = len(samplers)
     return [
         Request(
@@ -54,9 +63,13 @@ def requests(
             prompt=prompts[label][n // turns % len(prompts[label])],
             negative=negative_prompt,
             seed=seed + n * len(prompts) + place,
-            sampler=samplers[n % turns],
+            sampler=named(samplers[n % turns]).name,
             steps=steps,
+            spacing=spacing,
             guidance=float(guidance),
+            guidance_rescale=float(guidance_rescale),
+            guidance_interval=tuple(map(float, guidance_interval)),
+            deep_cache=deep_cache,
         )
         for place, label in enumerate(sorted(prompts))
         for n in range(images_per_class)
@@ -71,7 +84,7 @@ def batches(asked: Sequence[Request], missing: set[Request], size: int) -> list[
     """
 
     def together(request: Request) -> tuple:
-        return request.sampler, request.steps, request.guidance
+        return request.sampler, request.steps, request.guidance  # the rest is the same all over a plan
 
     groups = [list(group) for _, group in groupby(sorted(asked, key=together), key=together)]
     divided = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
@@ -82,11 +95,9 @@ def _refuse(
     prompts: Mapping[str, Sequence[str]],
     names: Sequence[str],
     images_per_class: int,
-    steps: int,
-    guidance: float,
     seed: int,
 ) -> None:
-    """Raises UserError for a plan that cannot be carried out, naming the key."""
+    """Raises UserError for a plan that asks for no images that could be named and told apart, naming the key."""
     wordless = [label for label, words in prompts.items() if isinstance(words, str) or not words]
     folders = [label for label in prompts if not label or "/" in label or label.startswith(".")]
     if not prompts or not names or images_per_class < 1:
@@ -95,12 +106,30 @@ def _refuse(
         raise UserError(f"plan.prompts.{wordless[0]}: not a list of prompts; give at least one")
     if folders:
         raise UserError(f"plan.prompts: label {folders[0]!r} cannot name a folder; give another")
+    last = seed + images_per_class * len(prompts) - 1
+    if seed < 0 or last > LARGEST_SEED:
+        raise UserError(f"plan.seed = {seed}: the seeds run to {last}; they must lie within 0 and {LARGEST_SEED}")
+
+
+def _refuse_settings(
+    names: Sequence[str],
+    steps: int,
+    spacing: str,
+    guidance: float,
+    rescale: float,
+    interval: Sequence[float],
+    deep_cache: int,
+) -> None:
+    """Raises UserError for settings that no sampler can work with, naming the key."""
     for name in names:
-        samplers.named(name)
+        named(name).check(spacing)
     if steps < 1:
         raise UserError(f"plan.steps = {steps}: a sampler takes at least 1 step")
     if guidance < 1:
         raise UserError(f"plan.guidance = {guidance}: give 1 (none) or more")
-    last = seed + images_per_class * len(prompts) - 1
-    if seed < 0 or last > LARGEST_SEED:
-        raise UserError(f"plan.seed = {seed}: the seeds run to {last}; they must lie within 0 and {LARGEST_SEED}")
+    if not 0 <= rescale <= 1:
+        raise UserError(f"plan.guidance_rescale = {rescale}: give 0 (none) to 1")
+    if interval and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
+        raise UserError(f"plan.guidance_interval = {tuple(interval)}: give two rising sigmas, or () for everywhere")
+    if deep_cache < 1:
+        raise UserError(f"plan.deep_cache = {deep_cache}: give 1 (none) or the evaluations that share their depths")

@@ -14,6 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 from dermjax.generation.plan import Request
 
 USE = "research use only"
+UNUSUAL = {  # what is only named where it is asked for, and how `parameters` calls it
+    "spacing": "Schedule type",
+    "guidance_rescale": "CFG rescale",
+    "guidance_interval": "CFG interval",
+    "deep_cache": "DeepCache interval",
+}
 
 
 def generation(request: Request, size: int, model: str) -> dict:
@@ -29,7 +35,19 @@ def generation(request: Request, size: int, model: str) -> dict:
         "guidance": request.guidance,
         "size": size,
         "model": model,
+        **_unusual(request),
     }
+
+
+def _unusual(request: Request) -> dict:
+    """Returns what the request asks for beyond the usual: only that is named."""
+    settings = {
+        "spacing": request.spacing,
+        "guidance_rescale": request.guidance_rescale,
+        "guidance_interval": list(request.guidance_interval),  # as JSON gives it back
+        "deep_cache": request.deep_cache if request.deep_cache > 1 else None,
+    }
+    return {name: value for name, value in settings.items() if value}
 
 
 def png(image: np.ndarray, generation: dict) -> bytes:
@@ -52,6 +70,7 @@ def parameters(generation: dict) -> str:
         "Seed": generation["seed"],
         "Size": f"{size}x{size}",
         "Model hash": generation["model"],
+        **{shown: generation[name] for name, shown in UNUSUAL.items() if name in generation},
         "Synthetic": f"true ({USE})",
     }
     negative = [f"Negative prompt: {generation['negative_prompt']}"] if generation["negative_prompt"] else []

@@ -13,7 +13,7 @@ from dermjax import sharding
 from dermjax.data.tokens import tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import text_to_image
+from dermjax.diffusion.text_to_image import Pipeline, text_to_image
 from dermjax.generation.plan import Request
 from dermjax.models.stable_diffusion import StableDiffusion, count
 
@@ -27,16 +27,17 @@ OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core wi
 def renderer(
     model: StableDiffusion, params: dict, words: "CLIPTokenizer", size: int, batch: int, grid: Mesh
 ) -> Callable[[Sequence[Request]], np.ndarray]:
-    """Returns render(requests) -> uint8 [n, size, size, 3] for at most `batch` requests of one sampler and guidance.
+    """Returns render(requests) -> uint8 [n, size, size, 3] for at most `batch` requests that differ in words and seed.
 
     Every call computes a whole batch, so that a short one compiles nothing new.
     """
     params = jax.device_put(params, sharding.replicated(grid))
 
     @functools.cache
-    def compiled(sampler: str, steps: int) -> Callable[..., jax.Array]:
+    def compiled(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)
-        return text_to_image(model, chosen, chosen.ladder(model.configs["scheduler"], steps, ""), size)
+        ladder = chosen.ladder(model.configs["scheduler"], steps, spacing)
+        return text_to_image(Pipeline(model, chosen, ladder, deep_cache, None), size)
 
     def render(requests: Sequence[Request]) -> np.ndarray:
         first = requests[0]
@@ -47,8 +48,13 @@ def renderer(
             "seeds": np.array([request.seed for request in full], np.int32),
         }
         placed = sharding.place(rows, grid)
-        guidance = Guidance(np.float32(first.guidance), None, None)
-        images = compiled(first.sampler, first.steps)(params, **placed, guidance=guidance)
+        guidance = Guidance(
+            scale=np.float32(first.guidance),
+            rescale=np.float32(first.guidance_rescale) if first.guidance_rescale else None,
+            interval=tuple(map(np.float32, first.guidance_interval)) or None,
+        )
+        make = compiled(first.sampler, first.steps, first.spacing, first.deep_cache)
+        images = make(params, **placed, guidance=guidance)
         return np.asarray(images)[: len(requests)]
 
     return render
@@ -56,6 +62,6 @@ def renderer(
 
 def processor_seconds(model: StableDiffusion, params: dict, requests: Collection[Request], size: int) -> float:
     """Returns about how long a CPU takes for the requests, compilation (some seconds a sampler) left out."""
-    passes = sum(request.steps * (2 if request.guidance > 1 else 1) for request in requests)
+    passes = sum(samplers.named(r.sampler).count(r.steps) * (2 if r.guidance > 1 else 1) for r in requests)
     operations = passes * OPERATIONS * count(params["unet"]) * (size // model.factor) ** 2
     return operations / OPERATIONS_A_CORE_A_SECOND / (os.cpu_count() or 1)

@@ -88,9 +88,17 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([linear(inner, width, dtype=dtype, rngs=rngs)])
 
     def __call__(self, x: Array, context: Array) -> Array:  # [B, N, D], [B, M, E] -> [B, N, D]
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        q, k, v = (rearrange(a, "B N (K d) -> B N K d", K=self.heads) for a in (q, k, v))
-        out = jax.nn.dot_product_attention(q, k, v)
+        return self.attend(x, self.keys_values(context))
+
+    def keys_values(self, context: Array) -> tuple[Array, Array]:
+        """What does not depend on x: the keys and values [B, M, K, d] of a context [B, M, E]."""
+        k, v = self.to_k(context), self.to_v(context)
+        return tuple(rearrange(a, "B M (K d) -> B M K d", K=self.heads) for a in (k, v))
+
+    def attend(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
+        """Attention of x [B, N, D] to keys and values."""
+        q = rearrange(self.to_q(x), "B N (K d) -> B N K d", K=self.heads)
+        out = jax.nn.dot_product_attention(q, *keys_values)
         return self.to_out[0](rearrange(out, "B N K d -> B N (K d)"))
 
 

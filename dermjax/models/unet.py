@@ -7,21 +7,19 @@ Shapes: B batch, h w latent height and width, C channels, N tokens, D width of t
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
 from dermjax.models.layers import (
-    Attention,
     Downsample,
     GroupNorm,
     ResnetBlock,
     Upsample,
     conv,
-    layer_norm,
     linear,
     timestep_embedding,
 )
+from dermjax.models.transformer import Transformer, Words
 
 Array = jax.Array
 
@@ -58,75 +56,6 @@ FIXED = {
 }
 
 
-class FeedForward(nnx.Module):
-    """The gated feed-forward layer (GEGLU, arXiv 2002.05202); `net` keeps diffusers' indices 0 and 2."""
-
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
-        self.net = nnx.List([GEGLU(width, 4 * width, dtype=dtype, rngs=rngs), Nothing(),
-                             linear(4 * width, width, dtype=dtype, rngs=rngs)])  # fmt: skip
-
-    def __call__(self, x: Array) -> Array:
-        return self.net[2](self.net[0](x))
-
-
-class GEGLU(nnx.Module):
-    """A linear layer whose second half gates the first through the exact GELU."""
-
-    def __init__(self, width: int, inner: int, *, dtype, rngs: nnx.Rngs):
-        self.proj = linear(width, 2 * inner, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * nnx.gelu(gate, approximate=False)
-
-
-class Nothing(nnx.Module):
-    """Holds the place of a dropout of rate zero in a list whose indices are the file's."""
-
-
-class TransformerBlock(nnx.Module):
-    """diffusers' BasicTransformerBlock: self-attention, cross-attention, feed-forward, each on a LayerNorm."""
-
-    def __init__(self, width: int, context: int, heads: int, *, dtype, rngs: nnx.Rngs):
-        norm = {"epsilon": 1e-5, "dtype": dtype, "rngs": rngs}
-        attention = {"head_dim": width // heads, "bias": False, "dtype": dtype, "rngs": rngs}
-        self.norm1 = layer_norm(width, **norm)
-        self.attn1 = Attention(width, width, heads, **attention)
-        self.norm2 = layer_norm(width, **norm)
-        self.attn2 = Attention(width, context, heads, **attention)
-        self.norm3 = layer_norm(width, **norm)
-        self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array, context: Array) -> Array:
-        y = self.norm1(x)
-        x = x + self.attn1(y, y)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
-
-
-class Transformer(nnx.Module):
-    """diffusers' Transformer2DModel: the pixels of [B, h, w, C] as tokens that look at each other and at the text."""
-
-    def __init__(self, width: int, context: int, heads: int, *, groups: int, flat: bool, dtype, rngs: nnx.Rngs):
-        self.norm = GroupNorm(groups, width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.flat = flat  # SD 2.x projects tokens with linear layers, SD 1.x pixels with 1x1 convolutions
-        if flat:
-            self.proj_in = linear(width, width, dtype=dtype, rngs=rngs)
-            self.proj_out = linear(width, width, dtype=dtype, rngs=rngs)
-        else:
-            self.proj_in = conv(width, width, 1, padding=0, dtype=dtype, rngs=rngs)
-            self.proj_out = conv(width, width, 1, padding=0, dtype=dtype, rngs=rngs)
-        self.transformer_blocks = nnx.List([TransformerBlock(width, context, heads, dtype=dtype, rngs=rngs)])
-
-    def __call__(self, x: Array, context: Array) -> Array:
-        h, w = x.shape[1:3]
-        # a 1x1 convolution and a linear layer are the same arithmetic, pixel by pixel
-        y = rearrange(self.proj_in(self.norm(x)), "B h w C -> B (h w) C")
-        for block in self.transformer_blocks:
-            y = block(y, context)
-        return x + self.proj_out(rearrange(y, "B (h w) C -> B h w C", h=h, w=w))
-
-
 class Block(nnx.Module):
     """Resnets [(channels in, out)], each followed by a transformer where `heads` is not 0."""
 
@@ -141,10 +70,14 @@ class Block(nnx.Module):
             for _, cout in (widths if heads else ())
         )
 
-    def layer(self, j: int, x: Array, temb: Array, context: Array) -> Array:
+    def words(self, context: Array) -> Words:
+        """What the transformers' attention makes of a context."""
+        return [transformer.words(context) for transformer in self.attentions]
+
+    def layer(self, j: int, x: Array, temb: Array, words: Words) -> Array:
         """Resnet j and its transformer, if it has one."""
         x = self.resnets[j](x, temb)
-        return self.attentions[j](x, context) if self.attentions else x
+        return self.attentions[j](x, words[j]) if self.attentions else x
 
 
 class DownBlock(Block):
@@ -155,10 +88,10 @@ class DownBlock(Block):
         made = {"dtype": shared["dtype"], "rngs": shared["rngs"]}
         self.downsamplers = nnx.List([] if last else [Downsample(widths[-1][1], padding=1, **made)])
 
-    def __call__(self, x: Array, temb: Array, context: Array) -> tuple[Array, list[Array]]:
+    def __call__(self, x: Array, temb: Array, words: Words) -> tuple[Array, list[Array]]:
         skips = []
         for j in range(len(self.resnets)):
-            x = self.layer(j, x, temb, context)
+            x = self.layer(j, x, temb, words)
             skips.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x)
@@ -179,9 +112,13 @@ class MidBlock(nnx.Module):
             [Transformer(width, context, heads, groups=groups, flat=flat, dtype=dtype, rngs=rngs)]
         )
 
-    def __call__(self, x: Array, temb: Array, context: Array) -> Array:
+    def words(self, context: Array) -> Words:
+        """What the transformer's attention makes of a context."""
+        return [self.attentions[0].words(context)]
+
+    def __call__(self, x: Array, temb: Array, words: Words) -> Array:
         x = self.resnets[0](x, temb)
-        return self.resnets[1](self.attentions[0](x, context), temb)
+        return self.resnets[1](self.attentions[0](x, words[0]), temb)
 
 
 class UpBlock(Block):
@@ -192,11 +129,16 @@ class UpBlock(Block):
         made = {"dtype": shared["dtype"], "rngs": shared["rngs"]}
         self.upsamplers = nnx.List([] if last else [Upsample(widths[-1][1], **made)])
 
-    def __call__(self, x: Array, skips: list[Array], temb: Array, context: Array) -> Array:
-        for j in range(len(self.resnets)):
-            x = self.layer(j, jnp.concatenate([x, skips.pop()], axis=-1), temb, context)
+    def __call__(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
+        x = self.layers(range(len(self.resnets)), x, skips, temb, words)
         for upsampler in self.upsamplers:
             x = upsampler(x)
+        return x
+
+    def layers(self, which: range, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
+        """Some of the layers, which take the last of the skips off their list."""
+        for j in which:
+            x = self.layer(j, jnp.concatenate([x, skips.pop()], axis=-1), temb, words)
         return x
 
 
@@ -255,17 +197,44 @@ class UNet(nnx.Module):
         self.conv_out = conv(widths[0], config["out_channels"], 3, padding=1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, context: Array) -> Array:
+        return self.whole(x, t, self.words(context))[0]
+
+    def words(self, context: Array) -> Words:
+        """What attention makes of a context [B, N, D]: it does not depend on x or t, so once a prompt is enough."""
+        context = context.astype(self.dtype)
+        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        return [block.words(context) for block in blocks]
+
+    def whole(self, x: Array, t: Array, words: Words) -> tuple[Array, Array]:
+        """The prediction, and the depths [B, h, w, C]: what enters the last two layers on the way up."""
+        count = len(self.down_blocks)
+        x, temb = self.entered(x, t)
+        skips = [x]
+        for block, own in zip(self.down_blocks, words[:count], strict=True):
+            x, more = block(x, temb, own)
+            skips += more
+        x = self.mid_block(x, temb, words[count])
+        for block, own in zip(self.up_blocks[:-1], words[count + 1 : -1], strict=True):
+            x = block(x, skips, temb, own)
+        top = self.up_blocks[-1]
+        depths = top.layers(range(len(top.resnets) - 2), x, skips, temb, words[-1])
+        return self.left(depths, skips, temb, words), depths
+
+    def shallow(self, x: Array, t: Array, words: Words, depths: Array) -> Array:
+        """The prediction by the topmost layers alone, over depths of an earlier one (DeepCache, arXiv 2312.00858)."""
+        x, temb = self.entered(x, t)
+        return self.left(depths, [x, self.down_blocks[0].layer(0, x, temb, words[0])], temb, words)
+
+    def entered(self, x: Array, t: Array) -> tuple[Array, Array]:
+        """The first convolution, and the embedding of the timestep."""
         width, flip, shift = self.time
         temb = self.time_embedding(timestep_embedding(t, width, flip=flip, shift=shift).astype(self.dtype))
-        context = context.astype(self.dtype)
-        x = self.conv_in(x.astype(self.dtype))
-        skips = [x]
-        for block in self.down_blocks:
-            x, more = block(x, temb, context)
-            skips += more
-        x = self.mid_block(x, temb, context)
-        for block in self.up_blocks:
-            x = block(x, skips, temb, context)
+        return self.conv_in(x.astype(self.dtype)), temb
+
+    def left(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
+        """The last two layers on the way up, and the way out, float32."""
+        top = self.up_blocks[-1]
+        x = top.layers(range(len(top.resnets) - 2, len(top.resnets)), x, skips, temb, words[-1])
         return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
 

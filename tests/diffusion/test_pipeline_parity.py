@@ -8,7 +8,7 @@ import pytest
 from dermjax.data.tokens import tokenizer, tokens, write_word_tokenizer
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import text_to_image
+from dermjax.diffusion.text_to_image import Pipeline, text_to_image
 from dermjax.diffusion.walk import normal
 from dermjax.weights import diffusers as ours
 
@@ -93,7 +93,8 @@ def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
     words, seeds = tokenizer(model.tokenizer), jnp.array([5, 6])
     asked, negative = tokens(words, PROMPTS), tokens(words, ["", ""])
     sampler = samplers.named(name)
-    render = text_to_image(model, sampler, sampler.ladder(model.configs["scheduler"], STEPS, ""), SIZE)
+    ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
+    render = text_to_image(Pipeline(model, sampler, ladder, 1, None), SIZE)
     mine = np.asarray(render(params, asked, negative, seeds, Guidance(jnp.float32(3), None, None)))
 
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
@@ -102,8 +103,7 @@ def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
         return torch.from_numpy(np.array(noise)).permute(0, 3, 1, 2)
 
     draws = iter(
-        channels_first(normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], s), (8, 8, 4)))
-        for s in range(STEPS)
+        channels_first(normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], s), (8, 8, 4))) for s in range(STEPS)
     )
     monkeypatch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, **__: next(draws))
     pipeline.scheduler = SCHEDULERS[name].from_pretrained(folder, subfolder="scheduler")

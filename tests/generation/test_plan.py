@@ -14,7 +14,11 @@ PLAN = {
     "samplers": ("Euler", "Euler a", "PLMS"),
     "images_per_class": 12,
     "steps": 20,
+    "spacing": "",
     "guidance": 2,
+    "guidance_rescale": 0,
+    "guidance_interval": (),
+    "deep_cache": 1,
     "seed": 7,
 }
 CONFIG = Path(__file__).parents[2] / "configs" / "generate.py"
@@ -27,6 +31,11 @@ def test_samplers_and_prompts_take_turns():
     every = {(r.prompt, r.sampler) for r in asked if r.label == "benign"}
     assert len(every) == 6, "every prompt meets every sampler"
     assert asked[0].image == "images/benign/00000.png" and asked[23].image == "images/malignant/00011.png"
+
+
+def test_samplers_are_named_as_in_the_table():
+    asked = plan.requests(**PLAN | {"samplers": ("EulerAncestralDiscreteScheduler", "dpmpp_2m karras")})
+    assert {r.sampler for r in asked} == {"Euler a", "DPM++ 2M Karras"}
 
 
 def test_every_image_has_its_seed_also_in_a_larger_plan():
@@ -56,6 +65,11 @@ def test_batches_are_divided_by_the_plan_alone():
         ({"samplers": ("Euler b",)}, "sampler 'Euler b' is not known; did you mean one of: Euler, Euler a"),
         ({"steps": 0}, r"plan\.steps = 0"),
         ({"guidance": 0.5}, r"plan\.guidance = 0\.5"),
+        ({"samplers": ("Euler", "PLMS"), "spacing": "karras"}, "spacing 'karras' is not for this sampler, which walks"),
+        ({"spacing": "zigzag"}, "spacing 'zigzag' is not one of leading"),
+        ({"guidance_rescale": 1.5}, r"plan\.guidance_rescale = 1\.5: give 0"),
+        ({"guidance_interval": (5, 1)}, r"plan\.guidance_interval = \(5, 1\): give two rising sigmas"),
+        ({"deep_cache": 0}, r"plan\.deep_cache = 0: give 1"),
         ({"seed": -1}, r"plan\.seed = -1"),
         ({"seed": 2**31 - 5}, r"plan\.seed = 2147483643: the seeds run to"),
     ],

@@ -1,6 +1,7 @@
 """An image file says that it is synthetic and how it was made, and is not believed when it is damaged."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,11 @@ REQUEST = Request(
     seed=11,
     sampler="Euler a",
     steps=20,
+    spacing="",
     guidance=7.0,
+    guidance_rescale=0.0,
+    guidance_interval=(),
+    deep_cache=1,
 )
 GENERATION = provenance.generation(REQUEST, 32, "0123456789abcdef")
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -39,6 +44,22 @@ def test_parameters_in_the_form_of_a1111():
         "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 11, Size: 32x32, Model hash: 0123456789abcdef, "
         "Synthetic: true (research use only)",
     ]
+
+
+def test_what_is_unusual_is_named(tmp_path):
+    """DeepCache is an approximation: an image that it made says so, and is not taken for one that it did not make."""
+    unusual = replace(REQUEST, spacing="karras", guidance_rescale=0.7, guidance_interval=(0.3, 5.0), deep_cache=3)
+    generation = provenance.generation(unusual, 32, "0123456789abcdef")
+    assert generation == GENERATION | {
+        "spacing": "karras",
+        "guidance_rescale": 0.7,
+        "guidance_interval": [0.3, 5.0],
+        "deep_cache": 3,
+    }
+    (tmp_path / "x.png").write_bytes(provenance.png(PICTURE, generation))
+    assert provenance.read(tmp_path / "x.png") == generation != GENERATION
+    assert "Schedule type: karras" in provenance.parameters(generation)
+    assert "DeepCache interval: 3" in provenance.parameters(generation)
 
 
 def test_damage_and_strangers_are_not_believed(tmp_path):

@@ -26,7 +26,11 @@ PLAN = {
     "samplers": ("Euler a",),
     "images_per_class": 5,
     "steps": 4,
+    "spacing": "",
     "guidance": 2.0,
+    "guidance_rescale": 0.0,
+    "guidance_interval": (),
+    "deep_cache": 1,
     "seed": 3,
     "batch": 4,
 }
@@ -49,16 +53,27 @@ def model_folder(folder):
 def fake(folder):
     """What weights.diffusers.read gives, of a few operations."""
 
-    def unet(params, x, t, context):
-        return jnp.tanh(params["unet"] * x + context.mean((1, 2))[:, None, None, None] - t[:, None, None, None] / 1000)
+    def network(params):
+        def whole(x, t, context):
+            level = context.mean((1, 2))[:, None, None, None] - t[:, None, None, None] / 1000
+            return jnp.tanh(params["unet"] * x + level), x
+
+        def shallow(x, t, context, depths):
+            return whole(depths, t, context)[0]
+
+        return SimpleNamespace(words=lambda context: context, whole=whole, shallow=shallow)
 
     model = SimpleNamespace(
-        configs={"scheduler": SCHEDULER, "vae": {"latent_channels": 4}, "unet": {"block_out_channels": [8, 8]}},
+        configs={
+            "scheduler": SCHEDULER,
+            "vae": {"latent_channels": 4},
+            "unet": {"in_channels": 4, "block_out_channels": [8, 8]},
+        },
         tokenizer=folder / "tokenizer",
         factor=8,
         size=32,
         encode_text=lambda params, tokens: tokens[..., None] / 500,
-        unet=unet,
+        network=network,
         decode=lambda params, latents: jnp.repeat(jnp.repeat(jnp.tanh(latents[..., :3]), 8, 1), 8, 2),
     )
     return model, {"unet": np.float32(0.5)}
@@ -158,6 +173,16 @@ def test_images_do_not_depend_on_the_batch(folder, whole, tmp_path):
     for record in records.read(whole).records:
         ours, theirs = (pixels(root / record.image) for root in (tmp_path, whole))
         assert np.abs(ours - theirs).max() <= 1
+
+
+def test_the_options_of_a_plan_reach_the_images(folder, whole, tmp_path):
+    """Each of them changes the image, and the image's record names it."""
+    usual = pixels(whole / "images/benign/00000.png")
+    options = {"spacing": "karras", "guidance_rescale": 0.9, "guidance_interval": (0.5, 3.0), "deep_cache": 2}
+    for name, value in options.items():
+        assert generate(folder, tmp_path / name, images_per_class=1, **{name: value}) == 2
+        assert (pixels(tmp_path / name / "images/benign/00000.png") != usual).any(), name
+        assert name in records.read(tmp_path / name).records[0].generation
 
 
 def test_without_guidance(folder, tmp_path):

@@ -1,0 +1,92 @@
+"""The spatial transformer of Stable Diffusion's UNet: pixels that look at each other and at the words.
+
+Attribute names are those of diffusers' Transformer2DModel and BasicTransformerBlock. What attention makes of the text,
+its words, comes in ready: it is the same at every step of sampling.
+
+Shapes: B batch, h w latent height and width, C channels, N tokens, D width of the text context.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from dermjax.models.layers import Attention, GroupNorm, conv, layer_norm, linear
+
+Array = jax.Array
+Words = Any  # the keys and values of a context, as a tree that mirrors the modules
+
+
+class FeedForward(nnx.Module):
+    """The gated feed-forward layer (GEGLU, arXiv 2002.05202); `net` keeps diffusers' indices 0 and 2."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.net = nnx.List([GEGLU(width, 4 * width, dtype=dtype, rngs=rngs), Nothing(),
+                             linear(4 * width, width, dtype=dtype, rngs=rngs)])  # fmt: skip
+
+    def __call__(self, x: Array) -> Array:
+        return self.net[2](self.net[0](x))
+
+
+class GEGLU(nnx.Module):
+    """A linear layer whose second half gates the first through the exact GELU."""
+
+    def __init__(self, width: int, inner: int, *, dtype, rngs: nnx.Rngs):
+        self.proj = linear(width, 2 * inner, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * nnx.gelu(gate, approximate=False)
+
+
+class Nothing(nnx.Module):
+    """Holds the place of a dropout of rate zero in a list whose indices are the file's."""
+
+
+class TransformerBlock(nnx.Module):
+    """diffusers' BasicTransformerBlock: self-attention, cross-attention, feed-forward, each on a LayerNorm."""
+
+    def __init__(self, width: int, context: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        norm = {"epsilon": 1e-5, "dtype": dtype, "rngs": rngs}
+        attention = {"head_dim": width // heads, "bias": False, "dtype": dtype, "rngs": rngs}
+        self.norm1 = layer_norm(width, **norm)
+        self.attn1 = Attention(width, width, heads, **attention)
+        self.norm2 = layer_norm(width, **norm)
+        self.attn2 = Attention(width, context, heads, **attention)
+        self.norm3 = layer_norm(width, **norm)
+        self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, words: Words) -> Array:
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)
+        x = x + self.attn2.attend(self.norm2(x), words)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nnx.Module):
+    """diffusers' Transformer2DModel: the pixels of [B, h, w, C] as tokens that look at each other and at the text."""
+
+    def __init__(self, width: int, context: int, heads: int, *, groups: int, flat: bool, dtype, rngs: nnx.Rngs):
+        self.norm = GroupNorm(groups, width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.flat = flat  # SD 2.x projects tokens with linear layers, SD 1.x pixels with 1x1 convolutions
+        if flat:
+            self.proj_in = linear(width, width, dtype=dtype, rngs=rngs)
+            self.proj_out = linear(width, width, dtype=dtype, rngs=rngs)
+        else:
+            self.proj_in = conv(width, width, 1, padding=0, dtype=dtype, rngs=rngs)
+            self.proj_out = conv(width, width, 1, padding=0, dtype=dtype, rngs=rngs)
+        self.transformer_blocks = nnx.List([TransformerBlock(width, context, heads, dtype=dtype, rngs=rngs)])
+
+    def words(self, context: Array) -> Words:
+        """What this transformer's attention makes of a context."""
+        return [block.attn2.keys_values(context) for block in self.transformer_blocks]
+
+    def __call__(self, x: Array, words: Words) -> Array:
+        h, w = x.shape[1:3]
+        # a 1x1 convolution and a linear layer are the same arithmetic, pixel by pixel
+        y = rearrange(self.proj_in(self.norm(x)), "B h w C -> B (h w) C")
+        for block, own in zip(self.transformer_blocks, words, strict=True):
+            y = block(y, own)
+        return x + self.proj_out(rearrange(y, "B (h w) C -> B h w C", h=h, w=w))
