@@ -1,12 +1,14 @@
 """Single LDM files: what diffusers makes of ours, what we make of ours and of checkpoints, and what is refused."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.weights import diffusers as folders
@@ -191,3 +193,14 @@ def test_a_model_with_its_own_tokenizer_stays_a_folder(presets, tmp_path):
     configs["text_encoder"]["vocab_size"] = 600
     with pytest.raises(UserError, match="holds no tokenizer"):
         single_file.write(tmp_path / "x.safetensors", StableDiffusion(configs, None, np.float32), {}, dtype=np.float16)
+
+
+def test_the_tokenizers_of_single_files_are_clips():
+    """Stable Diffusion 1.x pads with the end, 2.x with "!", whose number is 0."""
+    folder = Path(single_file.__file__).parent
+    rows = [
+        tokens.tokens(tokens.tokenizer(folder / name), ["a photo of a Mole"])[0]
+        for _, name in single_file.PRESETS.values()
+    ]
+    assert rows[0][:8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 49407] and len(rows[0]) == 77
+    assert rows[1][:8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 0]
