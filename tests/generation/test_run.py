@@ -196,7 +196,7 @@ def test_without_guidance(folder, tmp_path):
         ({"images_per_class": 0}, "plan asks for nothing"),
         ({"samplers": ("Eular",)}, "sampler 'Eular' is not known; did you mean one of: Euler"),
         ({"steps": 0}, r"plan\.steps = 0"),
-        ({"steps": 1001}, "steps 1001: a sampler takes 1 to 1000"),
+        ({"steps": 1001}, "steps 1001: this sampler takes 1 to 1000"),
         ({"prompts": {"benign": ("a mole " * 9,)}}, "'a mole a mole.*tokens"),
         ({"size": 30}, "size = 30: this model makes multiples of 16 px; give 32"),
         ({"batch": 0}, r"plan\.batch = 0"),
