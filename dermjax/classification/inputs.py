@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dermjax.data import records
+from dermjax.data import audit, records
 from dermjax.data.records import SPLITS, Manifest
 from dermjax.errors import UserError
 
@@ -11,7 +11,7 @@ def read(real: str, synthetic: str) -> tuple[Manifest, Manifest | None]:
     """Returns the manifest of real images, and of synthetic ones where a path is given.
 
     Raises:
-      UserError: there is one class only, a split lacks a class, or an image stands in two splits.
+      UserError: there is one class only, a split lacks a class, or anything leaks.
     """
     if not real:
         raise UserError("config.manifest: no manifest of real images; give one, as --config.manifest=runs/prepare")
@@ -20,7 +20,9 @@ def read(real: str, synthetic: str) -> tuple[Manifest, Manifest | None]:
     if len(reals.labels) < 2:
         raise UserError(f"manifest {real}: one class only, {reals.labels[0]}; a classifier needs two or more")
     refuse_absent_classes(reals, real)
-    refuse_leaks([manifest for manifest in (reals, synthetics) if manifest])
+    given = [manifest for manifest in (reals, synthetics) if manifest]
+    refuse_leaks(given)
+    audit.refuse(given)
     return reals, synthetics
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.data import records
+from dermjax.data import audit, records
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.evaluation import counts, curves, findings, report, results, wording
@@ -27,6 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     generated = _manifest(config.generated, "generated") if config.generated else None
     curated = _manifest(config.curated, "curated") if config.curated else None
     _refuse_other_classes(prepared, {"generated": generated, "curated": curated})
+    audit.refuse([manifest for manifest in (prepared, curated) if manifest])
     runs = findings.read_runs(config.runs.to_dict(), prepared)
     bootstrap = config.bootstrap
     tested = len(runs[0].predictions.images)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dermjax.data import images, records
+from dermjax.data.duplicates import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import metrics, predictions, run
@@ -22,12 +23,12 @@ def record(root, name, label, split, synthetic=False, **known):
     """A record of a small random picture that is written to the root."""
     path = root / "images" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(name)).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     path.write_bytes(images.png(pixels))
     manipulation = "synthetic" if synthetic else "none"
     return Record(
         image=f"images/{name}.png",
-        sha256=name,
+        sha256=sha256(path),
         label=label,
         split=split,
         source="camera <b>",
