@@ -49,6 +49,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "clip": 1.0,
             "label_smoothing": 0.1,
             "ema_decay": 0.0,
+            "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
             "save_every": 500,
             "log_every": 50,
             "evaluate_every": 250,

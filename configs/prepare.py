@@ -3,7 +3,7 @@
     dermjax prepare --config=configs/prepare.py --config.images=DIR --workdir=runs/prepare
     dermjax prepare --config=configs/prepare.py:phantoms --workdir=runs/prepare
 
-DIR holds class/*.jpg or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg; it is read and
+DIR holds a download with its table (isic-cli, HAM10000, ISIC 2020 and 2024, DDI, PAD-UFES-20), class/*.jpg or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg; it is read and
 never written. A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or
 100 phantoms a second. Leaves manifest.jsonl
 and report.html in the workdir, and for phantoms images/.
@@ -17,6 +17,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     """The config of `prepare`; variant is None, "phantoms" or "demo"."""
     config = ConfigDict()
     config.images = ""  # a folder, or "phantoms"
+    config.layout = "detect"  # a known table of diagnoses wins over class folders; "folders" reads no table
     config.limit = 0  # at most this many images of each class in each split folder; 0 takes all
     config.on_bad_image = "fail"  # or "skip": left out, counted and listed in the report
     config.ratios = ConfigDict({"validation": 0.1, "test": 0.2})  # shares carved out where the folder has no such split

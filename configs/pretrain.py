@@ -3,7 +3,7 @@
     dermjax pretrain --config=configs/pretrain.py --workdir=runs/pretrain
 
 Hardware: 2 CPU cores, about two hours. Result: runs/pretrain/model, a diffusers folder of about 27 MB; the quality that
-it must have is the test tests/models/test_derm_tiny.py. The variant `smoke` runs every line in two minutes.
+it must have is the test tests/weights/test_derm_tiny.py. The variant `smoke` runs every line in two minutes.
 """
 
 from ml_collections import ConfigDict
@@ -36,11 +36,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "caption_dropout": 0.1,
                 "ema_decay": 0.999,
             },
+            "decoder": _phase(steps=600, batch=8, rate=1e-3, standout=6.0, chroma=6.0),
         }
     )
     if variant == "smoke":
         config.phantoms, config.normalise_over, config.save_every = 500, 64, 5
-        config.diffusion.steps = 10
+        config.diffusion.steps = config.decoder.steps = 10
         for phase in config.autoencoder.phases:
             config.autoencoder[phase].steps = 10
     elif variant:
@@ -48,7 +49,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     return config
 
 
-def _phase(**changes) -> dict:
+def _phase(standout: float = 0.0, chroma: float = 3.0, **changes) -> dict:
     """One phase of the autoencoder's training: what all share, and what this one has of its own."""
-    shared = {"lines": 8.0, "edges": 0.5, "patches": 1.0, "chroma": 3.0, "kl": 5e-4, "warmup": 20, "ema_decay": 0.99}
-    return shared | changes
+    weights = {"lines": 8.0, "standout": standout, "edges": 0.5, "patches": 1.0, "chroma": chroma}
+    return {"weights": weights, "kl": 5e-4, "warmup": 20, "ema_decay": 0.99} | changes

@@ -33,8 +33,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "weight_decay": 0.01,
             "clip": 1.0,
             "ema_decay": 0.0,
-            "timestep_bias": 1.0,
+            "timestep_bias": 1.0,  # above 1 high noise comes more often
+            "snr_gamma": 0.0,  # min-SNR weighting; 5 is its paper's, 0 off
+            "offset_noise": 0.0,  # 0.05 to 0.1 for darker and lighter images
+            "huber": 0.0,  # the c of the pseudo-Huber loss; 0 is the square
             "prompt_dropout": 0.0,
+            "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
+            "validation": {"draws": 4, "every": 1000},  # noises an image of the held-out split; 0 is off
             "save_every": 1000,
             "log_every": 50,
             "save_dtype": "float16",
@@ -45,9 +50,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.model, config.size, config.method = "derm-tiny", 128, "full"
         config.prompts.benign = "dermoscopy of a benign mole"
         config.prompts.malignant = "dermoscopy of a malignant mole"
-        config.steps, config.batch, config.rate, config.warmup = 160, 16, 3e-4, 10
+        config.steps, config.batch, config.rate, config.warmup = 300, 16, 4e-4, 10
         config.schedule, config.ema_decay, config.prompt_dropout = "cosine", 0.98, 0.1
         config.encode_batch, config.save_every, config.log_every = 32, 40, 10
+        config.validation.draws, config.validation.every = 1, 80
     elif variant not in (None, "paper"):
         raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: paper, demo")
     return config

@@ -56,15 +56,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     predict = predictor(classifier, config.batch, grid)
     validation, test = real.split("validation"), real.split("test")
 
-    def evaluate(state: State) -> dict[str, float]:
+    def evaluate(state: State, constants: dict) -> dict[str, float]:
         probabilities = predict(state.smooth, state.variables, real, validation)
         return {f"validation_{name}": value for name, value in figures(real, validation, probabilities).items()}
 
     state = fit(
         loss(classifier, config.label_smoothing), create(params, variables, optimizer, ema=config.ema_decay > 0), {},
-        batches, optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay, mesh=grid,
-        rules=sharding.RULES, workdir=workdir, title="classify", save_every=config.save_every,
-        log_every=config.log_every, evaluate=evaluate, evaluate_every=config.evaluate_every,
+        batches, optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
+        accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="classify",
+        save_every=config.save_every, log_every=config.log_every, evaluate=evaluate,
+        evaluate_every=config.evaluate_every,
     )  # fmt: skip
 
     classifiers.write(workdir / "classifier", classifier, state.smooth, state.variables)

@@ -14,9 +14,9 @@ from dermjax.diffusion import schedule
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def example_keys(key: jax.Array, batch: int) -> jax.Array:
-    """Returns one key an example, by its index in the global batch: the same on one device and on many."""
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch))
+def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns one key an example, by its place int32 [B] in the step's batch: the same however the batch is divided."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -33,6 +33,38 @@ def times(keys: jax.Array, steps: int, bias: float) -> jax.Array:
     return jnp.minimum(jnp.floor(steps * uniform ** (1.0 / bias)), steps - 1).astype(jnp.int32)
 
 
+def offset(keys: jax.Array, noise: jax.Array, strength: float) -> jax.Array:
+    """Returns the noise [B, h, w, Z] shifted by strength times one normal number a channel and image.
+
+    So the network learns to change mean brightness, which noise without a mean hardly hides (Guttenberg 2023,
+    "Diffusion with offset noise").
+    """
+    shift = jax.vmap(lambda key: jax.random.normal(key, noise.shape[-1:]))(keys)
+    return noise + strength * shift[:, None, None, :]
+
+
+def min_snr(alpha_bar: np.ndarray, prediction: str, gamma: float) -> np.ndarray:
+    """Returns the weight of each training time, float64 [T]: min(SNR, gamma) in terms of the latents' error.
+
+    Hang et al. 2023, arXiv 2303.09556: divided by SNR for epsilon and by SNR + 1 for v. gamma 0 weighs all times
+    alike. With v it gives high noise, where number and place are decided, little weight: 0.04 at t = 800 of 1000.
+    """
+    if not gamma:
+        return np.ones_like(alpha_bar)
+    snr = alpha_bar / (1.0 - alpha_bar)
+    return np.minimum(snr, gamma) / {"epsilon": snr, "v_prediction": snr + 1.0, "sample": np.ones_like(snr)}[prediction]
+
+
+def distance(error: jax.Array, huber: float) -> jax.Array:
+    """Returns the square of the error or, with huber = c > 0, 2 c (sqrt(error^2 + c^2) - c), which outliers pull less.
+
+    The pseudo-Huber loss (Khrapov et al. 2024, arXiv 2403.16728), scaled so that small errors count as their square.
+    """
+    square = jnp.square(error)
+    # the difference of the docstring as a quotient, which keeps its digits where the error is small
+    return 2 * huber * square / (jnp.sqrt(square + huber**2) + huber) if huber else square
+
+
 def denoising(
     predict: Predict,
     prediction: str,
@@ -41,13 +73,18 @@ def denoising(
     noise: jax.Array,
     t: jax.Array,
     weight: jax.Array,
+    *,
+    snr_gamma: float,
+    huber: float,
 ) -> jax.Array:
-    """Returns the weighted mean over the batch of the squared error of `predict(x_t, t)`, float32 scalar.
+    """Returns the mean over the batch of weight times the distance of `predict(x_t, t)` to its target, float32 scalar.
 
-    latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B], 1 for an instance image and the prior weight for
-    a class image, so that prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second branch.
+    latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B], with mean 1 over the data set. Instance images
+    and class images differ in weight only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second
+    branch; and as no batch is divided by its own weights, a batch may be taken in parts. snr_gamma: see `min_snr`;
+    huber: see `distance`; 0 is off.
     """
     x = schedule.add_noise(alpha_bar, latents, noise, t)
     target = schedule.target(prediction, alpha_bar, latents, noise, t)
-    error = jnp.square(predict(x, t) - target).mean((1, 2, 3))
-    return (weight * error).sum() / weight.sum()
+    error = distance(predict(x, t) - target, huber).mean((1, 2, 3))
+    return (jnp.asarray(min_snr(alpha_bar, prediction, snr_gamma), jnp.float32)[t] * weight * error).mean()

@@ -15,36 +15,76 @@ from dermjax.models.stable_diffusion import Params, StableDiffusion
 LINE = 9  # side in pixels of the window that a thin dark line does not fill: three times the widest hair
 
 
-def loss(sd: StableDiffusion, *, lines: float, edges: float, patches: float, chroma: float, kl: float):
-    """Returns the loss of `training.loop` over {"vae"} and batches {"image": float32 [B, H, W, 3] in [-1, 1]}.
+def loss(sd: StableDiffusion, *, kl: float, **weights: float):
+    """Returns the loss of `training.loop` over {"vae"} and batches of "image" float32 [B, H, W, 3] in [-1, 1].
 
-    L1 on pixels, each weighted by 1 + lines * `thin_dark` + edges * L1 on differences of neighbours + patches * L1 on
-    means of 8 x 8 pixels + chroma * L1 on the two opponent colours of means of 4 x 4 pixels + kl * the divergence of
-    the latents from a standard normal, a mean over elements.
-
-    Without the term in chroma, red and blue lesions stay brown for a long time: brown is right in brightness, and hue
-    is a small part of the other terms. Without the weight of lines, hairs and the ticks of a ruler vanish: they are few
-    pixels, and where a line may be in one of several places the median of L1 is skin.
+    It is `distance` to the image with these weights + kl * the divergence of the latents from a standard normal, a mean
+    over elements.
     """
 
     def of(params: Params, variables, constants, batch, key):
-        image = batch["image"]
-        moments = sd.encode(params, image)
+        moments = sd.encode(params, batch["image"])
         mean, log_variance = jnp.split(moments, 2, axis=-1)
-        noise = normal(example_keys(key, len(image)), mean.shape[1:])
-        error = sd.reconstruct(params, mean + jnp.exp(0.5 * log_variance) * noise) - image
-        l1 = jnp.abs(error).mean()
-        weighted = (jnp.abs(error) * (1 + lines * thin_dark(image))).mean()
-        edge = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
-        patch = jnp.abs(reduce(error, "B (h 8) (w 8) C -> B h w C", "mean")).mean()
-        red, green, blue = jnp.unstack(reduce(error, "B (h 4) (w 4) C -> B h w C", "mean"), axis=-1)
-        hue = jnp.abs(red - green).mean() + jnp.abs(blue - 0.5 * (red + green)).mean()
+        again = sd.reconstruct(params, drawn(mean, log_variance, example_keys(key, batch["index"])))
+        total, scalars = distance(again, batch["image"], **weights)
         divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1.0 - log_variance).mean()
-        psnr = -10 * jnp.log10(jnp.square(error / 2).mean())
-        total = weighted + edges * edge + patches * patch + chroma * hue + kl * divergence
-        return total, (variables, {"l1": l1, "patch": patch, "hue": hue, "kl": divergence, "psnr": psnr})
+        return total + kl * divergence, (variables, scalars | {"kl": divergence})
 
     return of
+
+
+def decoder_loss(sd: StableDiffusion, **weights: float):
+    """Returns the loss over {"vae"}, its decoder's half, and batches of "image" and "moments" [B, h, w, 2 Z].
+
+    The encoder is in the constants: the latents stay as they are, so that a UNet that was trained on them stays right.
+    """
+
+    def of(params: Params, variables, constants, batch, key):
+        whole = {"vae": constants["vae"] | params["vae"]}
+        mean, log_variance = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
+        again = sd.reconstruct(whole, drawn(mean, log_variance, example_keys(key, batch["index"])))
+        total, scalars = distance(again, batch["image"], **weights)
+        return total, (variables, scalars)
+
+    return of
+
+
+def drawn(mean: jax.Array, log_variance: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns one draw of latents, [B, h, w, Z], from one key an example."""
+    return mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
+
+
+def distance(
+    again: jax.Array, image: jax.Array, *, lines: float, standout: float, edges: float, patches: float, chroma: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns how far a reconstruction is from its image, both [B, H, W, 3], and figures to log.
+
+    L1 on pixels, each weighted by 1 + lines * `thin_dark` + standout * `contrast` + edges * L1 on differences of
+    neighbours + patches * L1 on means of 8 x 8 pixels + chroma * L1 on the two opponent colours of means of 4 x 4
+    pixels, weighted by 1 + standout * `contrast`.
+
+    Without the term in chroma, red and blue lesions stay brown for a long time: brown is right in brightness, and hue
+    is a small part of the other terms. Without the weight of lines, hairs and the ticks of a ruler vanish: they are few
+    pixels, and where a line may be in one of several places the median of L1 is skin. Without the weight of what stands
+    out, skin, nine tenths of most images, decides.
+    """
+    error = again - image
+    stands = standout * contrast(image)
+    l1 = jnp.abs(error).mean()
+    weighted = (jnp.abs(error) * (1 + lines * thin_dark(image) + stands)).mean()
+    edge = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
+    patch = jnp.abs(reduce(error, "B (h 8) (w 8) C -> B h w C", "mean")).mean()
+    red, green, blue = jnp.unstack(reduce(error, "B (h 4) (w 4) C -> B h w C", "mean"), axis=-1)
+    opponent = jnp.abs(red - green) + jnp.abs(blue - 0.5 * (red + green))
+    hue = (opponent * (1 + reduce(stands, "B (h 4) (w 4) 1 -> B h w", "mean"))).mean()
+    psnr = -10 * jnp.log10(jnp.square(error / 2).mean())
+    total = weighted + edges * edge + patches * patch + chroma * hue
+    return total, {"l1": l1, "patch": patch, "hue": hue, "psnr": psnr}
+
+
+def contrast(image: jax.Array) -> jax.Array:
+    """How far each pixel is from the median colour of its image, which is skin: [B, H, W, 3] to [B, H, W, 1]."""
+    return jnp.abs(image - jnp.median(image, axis=(1, 2), keepdims=True)).mean(-1, keepdims=True)
 
 
 def thin_dark(image: jax.Array) -> jax.Array:

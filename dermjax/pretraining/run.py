@@ -1,4 +1,4 @@
-"""`dermjax pretrain`: phantoms -> autoencoder -> latents -> text encoder and UNet -> a model folder.
+"""`dermjax pretrain`: phantoms -> autoencoder -> latents -> text encoder and UNet -> decoder -> a model folder.
 
 Every part leaves files in the run folder and is skipped when they are whole, so a killed run goes on where it was.
 """
@@ -24,18 +24,20 @@ from dermjax.training.loop import fit
 from dermjax.training.state import create
 from dermjax.weights import diffusers
 
+DECODER = ("decoder", "post_quant_conv")
+
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains derm-tiny from nothing and leaves it in workdir/model."""
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     phases = [config.autoencoder[phase] for phase in config.autoencoder.phases]
-    for part in (*phases, config.diffusion):
+    for part in (*phases, config.diffusion, config.decoder):
         sharding.check_batch(part.batch, grid)
     sd = describe(workdir)
     params = sd.init(config.seed)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
          autoencoder_steps=sum(phase.steps for phase in phases),
-         diffusion_steps=config.diffusion.steps)  # fmt: skip
+         diffusion_steps=config.diffusion.steps, decoder_steps=config.decoder.steps)  # fmt: skip
     images, captions = phantoms.make(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     params = params | train_autoencoder(sd, params, images, config, grid, workdir / "autoencoder")
     moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
@@ -43,6 +45,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     images, captions = images[: config.diffusion.images], captions[: config.diffusion.images]
     moments = cached(workdir / "moments.npy", lambda: encode(sd, params, images, config.encode_batch))
     params = params | train_diffusion(sd, params, moments, captions, config, grid, workdir / "diffusion")
+    params = params | train_decoder(sd, params, images, moments, config, grid, workdir / "decoder")
+    params = with_audible_words(sd, params, captions)
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
 
 
@@ -65,11 +69,11 @@ def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, c
         c = config.autoencoder[phase]
         optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                      weight_decay=0.0, clip=1.0)  # fmt: skip
-        batches = pipelines.arrays({"index": np.arange(len(images))}, batch=c.batch, seed=config.seed)
+        batches = pipelines.arrays({"row": np.arange(len(images))}, batch=c.batch, seed=config.seed)
         state = fit(
-            autoencoder.loss(sd, lines=c.lines, edges=c.edges, patches=c.patches, chroma=c.chroma, kl=c.kl),
+            autoencoder.loss(sd, kl=c.kl, **c.weights),
             create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, Crops(batches, images, c.size),
-            optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid,
+            optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, accumulate=1, mesh=grid,
             rules=sharding.RULES, workdir=workdir / phase, title=f"autoencoder, {phase}",
             save_every=config.save_every, log_every=config.log_every,
         )  # fmt: skip
@@ -78,19 +82,40 @@ def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, c
 
 
 class Crops:
-    """A checkpointable iterator over square crops; where an image is cut follows from its index."""
+    """A checkpointable iterator over square crops; where an image is cut follows from its row.
+
+    What else a batch holds goes along.
+    """
 
     def __init__(self, batches, images: np.ndarray, size: int):
         self.batches, self.images, self.size = batches, images, size
         self.get_state, self.set_state = batches.get_state, batches.set_state
 
     def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self.batches)
         room = self.images.shape[1] - self.size + 1
         cut = []
-        for index in next(self.batches)["index"]:
-            top, left = np.random.default_rng(index).integers(room, size=2)
-            cut.append(self.images[index, top : top + self.size, left : left + self.size])
-        return {"image": to_model(np.stack(cut))}
+        for row in batch.pop("row"):
+            top, left = np.random.default_rng(row).integers(room, size=2)
+            cut.append(self.images[row, top : top + self.size, left : left + self.size])
+        return batch | {"image": to_model(np.stack(cut))}
+
+
+def train_decoder(sd: StableDiffusion, params: Params, images, moments, config, grid, workdir: Path) -> Params:
+    """Returns {"vae": …} with the decoder trained on, on the latents that the UNet knows."""
+    c = config.decoder
+    half = {name: params["vae"][name] for name in DECODER}
+    optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
+                                 weight_decay=0.0, clip=1.0)  # fmt: skip
+    batches = pipelines.arrays({"row": np.arange(len(images)), "moments": moments}, batch=c.batch, seed=config.seed)
+    state = fit(
+        autoencoder.decoder_loss(sd, **c.weights), create({"vae": half}, {}, optimizer, ema=True),
+        {"vae": {name: params["vae"][name] for name in params["vae"] if name not in DECODER}},
+        Crops(batches, images, sd.size), optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay,
+        accumulate=1, mesh=grid, rules=sharding.RULES, workdir=workdir, title="decoder",
+        save_every=config.save_every, log_every=config.log_every,
+    )  # fmt: skip
+    return {"vae": params["vae"] | state.smooth["vae"]}
 
 
 def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, config, grid, workdir: Path) -> Params:
@@ -104,7 +129,7 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
 
     def loss(params: Params, variables, constants, batch, key):
-        keys = jax.vmap(lambda k: jax.random.split(k, 4))(objective.example_keys(key, len(batch["tokens"])))
+        keys = jax.vmap(lambda k: jax.random.split(k, 4))(objective.example_keys(key, batch["index"]))
         shape = (*batch["moments"].shape[1:3], batch["moments"].shape[3] // 2)
         draw, noise = objective.normal(keys[:, 0], shape), objective.normal(keys[:, 1], shape)
         latents = sd.sample_latents(batch["moments"].astype(jnp.float32), draw)
@@ -112,16 +137,33 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
         dropped = jax.vmap(jax.random.uniform)(keys[:, 3]) < c.caption_dropout
         context = sd.encode_text(params, jnp.where(dropped[:, None], empty, batch["tokens"]))
         value = objective.denoising(lambda x, t: sd.unet(params, x, t, context), sd.prediction, alpha_bar,
-                                    latents, noise, t, jnp.ones(len(t)))  # fmt: skip
+                                    latents, noise, t, jnp.ones(len(t)), snr_gamma=0.0, huber=0.0)  # fmt: skip
         return value, (variables, {})
 
     state = fit(
         loss, create({name: params[name] for name in ("text_encoder", "unet")}, {}, optimizer, ema=True), {},
         pipelines.arrays({"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed),
-        optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, mesh=grid, rules=sharding.RULES,
-        workdir=workdir, title="diffusion", save_every=config.save_every, log_every=config.log_every,
+        optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, accumulate=1, mesh=grid,
+        rules=sharding.RULES, workdir=workdir, title="diffusion", save_every=config.save_every,
+        log_every=config.log_every,
     )  # fmt: skip
     return state.smooth
+
+
+def with_audible_words(sd: StableDiffusion, params: Params, captions: list[str]) -> Params:
+    """Returns the parameters with every word that no caption had as long, as a vector, as the words that they had.
+
+    Such words keep their random directions. At their first length, a third of that of learnt words, the frozen text
+    encoder tells two of them apart by a seventh of what it makes of "tiny" and "large", and DreamBooth, which teaches
+    with words that the model has never met, could not teach.
+    """
+    text = params["text_encoder"]["text_model"]
+    embedding = np.asarray(text["embeddings"]["token_embedding"]["embedding"], np.float32)
+    heard = np.isin(np.arange(len(embedding)), tokens.tokens(tokens.tokenizer(sd.tokenizer), captions))
+    length = np.linalg.norm(embedding, axis=1, keepdims=True)
+    louder = np.where(heard[:, None], embedding, embedding / length * length[heard].mean())
+    embeddings = text["embeddings"] | {"token_embedding": {"embedding": louder}}
+    return params | {"text_encoder": params["text_encoder"] | {"text_model": text | {"embeddings": embeddings}}}
 
 
 def encode(sd: StableDiffusion, params: Params, images: np.ndarray, batch: int) -> np.ndarray:

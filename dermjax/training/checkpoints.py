@@ -1,5 +1,7 @@
 """Checkpoints: Orbax behind one thin module that makes them whole, checked, and comparable before they are restored.
 
+The newest are kept and, where a run looks for one, the best, which `best.json` names with its figure.
+
 `checkpoints/00000120/` holds Orbax's `state/`, the data iterator as `iterator.json` and `digests.json`, a SHA-256 of
 every file. It is written under a temporary name and renamed when complete, so a folder that carries a number is whole.
 Orbax's own manager is not used: its default policy skips a save while another runs, and it restores a flipped byte
@@ -18,13 +20,14 @@ from jax.experimental import multihost_utils
 
 from dermjax.errors import UserError
 from dermjax.progress import say
+from dermjax.run_folder import write_atomically
 
 Tree = Any
-PART = ".part"
+PART, BEST = ".part", "best.json"
 
 
-def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int) -> None:
-    """Writes the checkpoint of `step`, then removes all but the newest `keep`.
+def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, best: tuple[int, float] | None) -> None:
+    """Writes the checkpoint of `step`, then removes all but the newest `keep` and that of the best step.
 
     Raises:
       UserError: the disk has no room for it; the checkpoints already there are untouched.
@@ -44,22 +47,25 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int) -> 
         (part / "iterator.json").write_text(json.dumps(iterator))
         (part / "digests.json").write_text(json.dumps(digests(part), indent=1))
         part.rename(final)
+        if best:
+            write_atomically(folder / BEST, json.dumps({"step": best[0], "value": best[1]}))
         for old in steps(folder)[:-keep]:
-            shutil.rmtree(folder / f"{old:08d}")
+            if not best or old != best[0]:
+                shutil.rmtree(folder / f"{old:08d}")
     multihost_utils.sync_global_devices("dermjax: checkpoint complete")
 
 
-def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
-    """Returns the newest checkpoint's state, placed like `target`, and its data iterator; None where there is none.
+def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, dict] | None:
+    """Returns a checkpoint's state, placed like `target`, and its data iterator; None where there is none.
 
-    `target` is a tree of jax.ShapeDtypeStruct with shardings.
+    It is the newest unless a step is named. `target` is a tree of jax.ShapeDtypeStruct with shardings.
 
     Raises:
       UserError: a file is damaged or missing (the checkpoint before it is named), or the trees differ.
     """
     if not steps(folder):
         return None
-    *before, newest = steps(folder)
+    *before, newest = [known for known in steps(folder) if step is None or known <= step]
     path = folder / f"{newest:08d}"
     fault = damage(path)
     if fault:
@@ -68,8 +74,16 @@ def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
     with ocp.StandardCheckpointer() as reader:
         compare(path, reader.metadata(path.absolute() / "state").item_metadata.tree, target)
         state = reader.restore(path.absolute() / "state", target)
-    say(f"resuming from {path}")
+    say(f"resuming from {path}" if step is None else f"taking {path}")
     return state, json.loads((path / "iterator.json").read_text())
+
+
+def best(folder: Path) -> tuple[int, float] | None:
+    """Returns the step and the figure of the best checkpoint so far; None where none was looked for."""
+    if not (folder / BEST).exists():
+        return None
+    found = json.loads((folder / BEST).read_text())
+    return found["step"], found["value"]
 
 
 def steps(folder: Path) -> list[int]:
@@ -79,7 +93,7 @@ def steps(folder: Path) -> list[int]:
 
 def sweep(folder: Path) -> None:
     """Removes what a killed save left behind."""
-    for stale in folder.glob(f"*{PART}"):
+    for stale in folder.glob(f"[0-9]*{PART}"):
         shutil.rmtree(stale)
 
 

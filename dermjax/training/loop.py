@@ -1,10 +1,11 @@
 """The training loop of everything that is trained here: autoencoder, diffusion model, DreamBooth, classifiers.
 
 A loss is a pure function `loss(params, variables, constants, batch, key) -> (scalar, (variables, scalars))`:
-`variables` change without gradients (batch statistics), `constants` are frozen arrays that no checkpoint needs,
-`key` is the run's key folded with the step. The loop makes the step of it, compiles it once with its shardings, and
-walks: batch, step, scalars, checkpoint. Killed anywhere, the same call goes on from the last checkpoint and ends
-with the same numbers.
+`variables` change without gradients (batch statistics), `constants` are frozen arrays that no checkpoint needs, `batch`
+has the place of each example in the step's batch as `index` int32 [B], `key` is the run's key folded with the step. The
+loss is a mean over examples, so that a batch may be taken in parts. The loop makes the step of it, compiles it once
+with its shardings, and walks: batch, step, scalars, checkpoint. Killed anywhere, the same call goes on from the last
+checkpoint and ends with the same numbers.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from jax.sharding import Mesh
 
 from dermjax import sharding
@@ -40,19 +42,23 @@ def fit(
     seed: int,
     steps: int,
     ema_decay: float,
+    accumulate: int,
     mesh: Mesh,
     rules: sharding.Rules,
     workdir: Path,
     title: str,
     save_every: int,
     log_every: int,
-    evaluate: Callable[[State], Scalars] | None = None,
+    evaluate: Callable[[State, Tree], Scalars] | None = None,
     evaluate_every: int = 0,
+    minimise: str = "",
 ) -> State:
     """Returns the state after `steps` updates, resumed from workdir/checkpoints where one is.
 
-    `batches` is a grain iterator (`next`, `get_state`, `set_state`) of numpy trees. `evaluate(state)` is called every
-    `evaluate_every` steps and at the end; its scalars are logged. ema_decay 0 keeps no average.
+    `batches` is a grain iterator (`next`, `get_state`, `set_state`) of numpy trees; a step takes each in `accumulate`
+    parts, one after the other, and updates once, which saves memory and changes no number. `evaluate(state,
+    constants)` is called before the first step, every `evaluate_every` steps and at the end; its scalars are logged.
+    Where `minimise` names one of them, the checkpoint at which it was lowest is kept too. ema_decay 0 keeps no average.
 
     Raises:
       UserError: a checkpoint is damaged or of another model, or the loss is not finite.
@@ -67,9 +73,10 @@ def fit(
     else:
         state = jax.device_put(state, shardings)
     done = int(state.step)
-    step = compiled(loss, optimizer, ema_decay, shardings, mesh)
+    step = compiled(loss, optimizer, ema_decay, accumulate, shardings, mesh)
     key = jax.device_put(jax.random.key(seed), sharding.replicated(mesh))
     constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
+    best = checkpoints.best(workdir / "checkpoints")
     window: list[Scalars] = []
     shown: Scalars = {}
     with (
@@ -77,34 +84,46 @@ def fit(
         bar(steps, title, "steps", done) as progress,
         preemption.watched() as told,
     ):
+        if evaluate and not done:
+            writer.write(0, evaluate(state, constants))
         for k in range(done + 1, steps + 1):
             state, scalars = step(state, constants, sharding.place(next(batches), mesh), key)
             window.append(scalars)
             stops = told(k)
             saves = k % save_every == 0 or k == steps or stops
-            if saves or k % log_every == 0 or k == 1:
+            evaluates = evaluate and (k % evaluate_every == 0 or k == steps)
+            if saves or evaluates or k % log_every == 0 or k == 1:
                 record = mean(window)
                 window = []
                 if not math.isfinite(record["loss"]):
                     raise UserError(f"{title}: the loss is {record['loss']} at step {k}; lower the rate")
-                if evaluate and (k % evaluate_every == 0 or k == steps):
-                    record |= evaluate(state)
+                if evaluates:
+                    record |= evaluate(state, constants)
+                    if minimise and (best is None or record[minimise] < best[1]):
+                        best, saves = (k, record[minimise]), True
                 writer.write(k, record)
                 shown = {"loss": record["loss"]}
             progress.update(1, **shown)
             if saves:
-                checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2)
+                checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2, best=best)
             if stops and k < steps:
                 raise Stopped(f"{title}: told to stop, step {k} of {steps} is saved")
     return state
 
 
-def compiled(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, shardings: State, mesh: Mesh):
+def compiled(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    accumulate: int,
+    shardings: State,
+    mesh: Mesh,
+):
     """The jitted step (state, constants, batch, key) -> (state, scalars); the old state's memory is reused."""
 
     def step(state: State, constants: Tree, batch: Tree, key: jax.Array) -> tuple[State, Scalars]:
         key = jax.random.fold_in(key, state.step)
-        gradient = jax.value_and_grad(loss, has_aux=True)
+        gradient = summed(jax.value_and_grad(loss, has_aux=True), accumulate, mesh)
         (value, (variables, scalars)), grads = gradient(state.params, state.variables, constants, batch, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -117,6 +136,35 @@ def compiled(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: flo
 
     replicated = sharding.replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def summed(gradient: Callable, accumulate: int, mesh: Mesh) -> Callable:
+    """Returns the gradient function over a whole batch that asks `gradient` for it part by part.
+
+    A part has the same rows on every device, so nothing moves between devices.
+    """
+
+    def numbered(batch: Tree) -> Tree:
+        return batch | {"index": jnp.arange(len(jax.tree.leaves(batch)[0]), dtype=jnp.int32)}
+
+    def whole(params: Tree, variables: Tree, constants: Tree, batch: Tree, key: jax.Array):
+        return gradient(params, variables, constants, numbered(batch), key)
+
+    def parts(params: Tree, variables: Tree, constants: Tree, batch: Tree, key: jax.Array):
+        def divided(rows: jax.Array) -> jax.Array:
+            return rearrange(rows, "(device part b) ... -> part (device b) ...", device=mesh.size, part=accumulate)
+
+        def add(carry, part):
+            variables, total = carry
+            (value, (variables, scalars)), grads = gradient(params, variables, constants, part, key)
+            return (variables, jax.tree.map(jnp.add, total, grads)), (value, scalars)
+
+        start = (variables, jax.tree.map(jnp.zeros_like, params))
+        (variables, total), told = jax.lax.scan(add, start, jax.tree.map(divided, numbered(batch)))
+        value, scalars = jax.tree.map(lambda column: column.mean(0), told)
+        return (value, (variables, scalars)), jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+    return whole if accumulate == 1 else parts
 
 
 def mean(window: list[Scalars]) -> dict[str, float]:

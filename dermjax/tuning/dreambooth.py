@@ -1,7 +1,8 @@
 """The DreamBooth loss (Ruiz et al. 2023, arXiv 2208.12242) on cached moments and contexts.
 
 Instance and class images share one batch, one forward pass and one weighted mean. A batch holds
-`moments` [B, 2, h, w, 2 Z] (image and mirror image), `prompt` int32 [B] (row of the contexts) and `weight` [B].
+`moments` [B, 2, h, w, 2 Z] (image and mirror image), `prompt` int32 [B] (row of the contexts), `weight` [B] and, from
+the loop, `index` int32 [B].
 The frozen text encoder is not here at all: no gradient, no optimiser state, no part in the clipping norm.
 """
 
@@ -14,7 +15,16 @@ from dermjax.diffusion import objective, schedule
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 
 
-def loss(sd: StableDiffusion, unet: Callable[[Params, dict], Params], *, timestep_bias: float, prompt_dropout: float):
+def loss(
+    sd: StableDiffusion,
+    unet: Callable[[Params, dict], Params],
+    *,
+    timestep_bias: float,
+    prompt_dropout: float,
+    offset_noise: float,
+    snr_gamma: float,
+    huber: float,
+):
     """Returns the loss of `training.loop`; constants are {"contexts": [P + 1, N, D], …}, the empty prompt last.
 
     `unet(params, constants)` gives the UNet's parameters from what is trained and what is frozen.
@@ -22,12 +32,13 @@ def loss(sd: StableDiffusion, unet: Callable[[Params, dict], Params], *, timeste
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
 
     def of(params: Params, variables, constants, batch, key):
-        count, _, h, w, doubled = batch["moments"].shape
-        keys = jax.vmap(lambda k: jax.random.split(k, 5))(objective.example_keys(key, count))
+        h, w, doubled = batch["moments"].shape[2:]
+        keys = jax.vmap(lambda k: jax.random.split(k, 6))(objective.example_keys(key, batch["index"]))
         uniform = jax.vmap(jax.random.uniform)
         mirrored = uniform(keys[:, 0]) < 0.5
         moments = jnp.where(mirrored[:, None, None, None], batch["moments"][:, 1], batch["moments"][:, 0])
         draw, noise = (objective.normal(keys[:, i], (h, w, doubled // 2)) for i in (1, 2))
+        noise = objective.offset(keys[:, 5], noise, offset_noise)
         latents = sd.sample_latents(moments.astype(jnp.float32), draw)
         t = objective.times(keys[:, 3], len(alpha_bar), timestep_bias)
         # now and then no prompt, so that guidance still has something to push away from
@@ -35,7 +46,7 @@ def loss(sd: StableDiffusion, unet: Callable[[Params, dict], Params], *, timeste
         context = constants["contexts"][prompt]
         tuned = {"unet": unet(params, constants)}
         value = objective.denoising(lambda x, t: sd.unet(tuned, x, t, context), sd.prediction, alpha_bar,
-                                    latents, noise, t, batch["weight"])  # fmt: skip
+                                    latents, noise, t, batch["weight"], snr_gamma=snr_gamma, huber=huber)  # fmt: skip
         return value, (variables, {})
 
     return of

@@ -19,6 +19,7 @@ from dermjax.training import optimizers
 from dermjax.training.loop import fit
 from dermjax.training.state import create
 from dermjax.tuning import dreambooth, latents
+from dermjax.tuning.validation import evaluator
 from dermjax.weights import diffusers, lora, lora_files, model_files
 
 
@@ -32,15 +33,31 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = optimizers.pick("method", METHODS, config.method)
     manifest = records.read(Path(config.manifest))
     sources, prompts, weights = examples(manifest, config)
+    held_out = manifest.split("validation")
     sd, params = model_files.read(model_files.locate(config.model))
     if config.size % sd.factor:
         raise UserError(f"size = {config.size} is not a multiple of {sd.factor}")
 
     names = sorted(set(prompts))
     constants = {"contexts": latents.contexts(sd, params, [*names, ""])}
-    moments = latents.moments(sd, params, sources, config.size or sd.size, config.encode_batch, workdir / "latents")
     trained, frozen, merged = method(params["unet"], config)
-    data = {"moments": moments, "prompt": np.array([names.index(p) for p in prompts], np.int32), "weight": weights}
+
+    def rows(sources, prompts, weights) -> dict[str, np.ndarray]:
+        moments = latents.moments(sd, params, sources, config.size or sd.size, config.encode_batch, workdir / "latents")
+        return {"moments": moments, "prompt": np.array([names.index(p) for p in prompts], np.int32), "weight": weights}
+
+    def loss(prompt_dropout: float, timestep_bias: float):
+        return dreambooth.loss(
+            sd, merged, timestep_bias=timestep_bias, prompt_dropout=prompt_dropout,
+            offset_noise=config.offset_noise, snr_gamma=config.snr_gamma, huber=config.huber,
+        )  # fmt: skip
+
+    data = rows(sources, prompts, weights)
+    evaluate = None
+    if held_out and config.validation.draws:
+        asked = [config.prompts[record.label] for record in held_out]
+        judged = rows([(manifest, record) for record in held_out], asked, np.ones(len(held_out), np.float32))
+        evaluate = evaluator(loss(0.0, 1.0), judged, config.validation.draws, config.batch, grid)
     cost("tune", devices=grid.size, parameters=count(trained), images=len(sources), steps=config.steps)
     optimizer = optimizers.build(
         config.optimizer,
@@ -52,11 +69,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         clip=config.clip,
     )
     state = fit(
-        dreambooth.loss(sd, merged, timestep_bias=config.timestep_bias, prompt_dropout=config.prompt_dropout),
+        loss(config.prompt_dropout, config.timestep_bias),
         create(trained, {}, optimizer, ema=config.ema_decay > 0), constants | frozen,
         pipelines.arrays(data, batch=config.batch, seed=config.seed),
-        optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay, mesh=grid,
-        rules=sharding.RULES, workdir=workdir, title="tune", save_every=config.save_every, log_every=config.log_every,
+        optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
+        accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="tune",
+        save_every=config.save_every, log_every=config.log_every, evaluate=evaluate,
+        evaluate_every=config.validation.every, minimise="validation_loss" if evaluate else "",
     )  # fmt: skip
     if config.method == "lora":
         trained = lora.uniform({"unet": state.smooth}, config.lora.alpha)
@@ -68,6 +87,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def examples(manifest: Manifest, config: ConfigDict) -> tuple[list[tuple[Manifest, Record]], list[str], np.ndarray]:
     """Returns the images, their prompts and their weights: instances, then class images of prior preservation.
+
+    Weights have mean 1.
 
     Raises:
       UserError: a label has no instance prompt, or a class image does not say the prompt that it was made for.
@@ -89,7 +110,7 @@ def examples(manifest: Manifest, config: ConfigDict) -> tuple[list[tuple[Manifes
             sources.append((prior, record))
             prompts.append(record.generation["prompt"])
             weights.append(config.prior.weight)
-    return sources, prompts, np.array(weights, np.float32)
+    return sources, prompts, np.array(weights, np.float32) / np.float32(np.mean(weights))
 
 
 def full(unet, config: ConfigDict):

@@ -21,21 +21,24 @@ from dermjax.training.state import create
 
 def loss(params, variables, constants, batch, key):
     """A line fitted with noisy inputs: depends on the key, the batch and the constants."""
-    noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    noise = 0.1 * jax.vmap(lambda key: jax.random.normal(key, batch["x"].shape[1:]))(keys)
     error = (batch["x"] + noise) @ params["kernel"] + params["bias"][None] - batch["y"] * constants["scale"]
     seen = variables["seen"] + len(batch["x"])
     return jnp.square(error).mean(), ({"seen": seen}, {"bias": params["bias"].mean()})
 
 
-def train(workdir, steps, *, devices=1, rate=0.05, **changes):
+def train(workdir, steps, *, devices=1, rate=0.2, **changes):
+    """One run of the loop, eight examples a step."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 4)).astype(np.float32)
     data = {"x": x, "y": (x @ np.arange(1, 5, dtype=np.float32))[:, None]}
     optimizer = optimizers.build("adamw", rate=rate, warmup=2, steps=20, schedule="cosine", weight_decay=0.1, clip=1.0)
     params = {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros((1,))}
     settings = {
-        "optimizer": optimizer, "seed": 3, "steps": steps, "ema_decay": 0.9, "mesh": sharding.mesh(devices, 1),
-        "rules": sharding.RULES, "workdir": workdir, "title": "line", "save_every": 5, "log_every": 3,
+        "optimizer": optimizer, "seed": 3, "steps": steps, "ema_decay": 0.9, "accumulate": 1,
+        "mesh": sharding.mesh(devices, 1), "rules": sharding.RULES, "workdir": workdir, "title": "line",
+        "save_every": 5, "log_every": 3,
     }  # fmt: skip
     state = create(params, {"seen": jnp.zeros((), jnp.int32)}, optimizer, ema=True)
     constants = {"scale": jnp.array(2.0)}
@@ -52,6 +55,16 @@ def test_training_fits_and_counts(tmp_path):
     assert checkpoints.steps(tmp_path / "checkpoints") == [15, 20]
 
 
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_batch_in_parts_changes_no_number(tmp_path, accumulate):
+    whole = train(tmp_path / "whole", 10)
+    parts = train(tmp_path / "parts", 10, accumulate=accumulate)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    last = [writers.read(tmp_path / name / "metrics.jsonl")[-1] for name in ("whole", "parts")]
+    assert last[0] == pytest.approx(last[1], rel=1e-5)
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     whole = train(tmp_path / "whole", 20)
     train(tmp_path / "halves", 13)
@@ -60,6 +73,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(a, b)
     final = [writers.read(tmp_path / name / "metrics.jsonl")[-1] for name in ("whole", "halves")]
     assert final[0]["step"] == final[1]["step"] == 20
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path):
+    figures = iter([9.0, 5.0, 3.0, 4.0, 6.0, 3.5])  # before the first step, then every two
+
+    def evaluate(state, constants):
+        return {"validation_loss": next(figures)}
+
+    train(tmp_path, 10, evaluate=evaluate, evaluate_every=2, minimise="validation_loss")
+    assert checkpoints.best(tmp_path / "checkpoints") == (4, 3.0)
+    assert checkpoints.steps(tmp_path / "checkpoints") == [4, 5, 10]
+    seen = {r["step"]: r["validation_loss"] for r in writers.read(tmp_path / "metrics.jsonl") if "validation_loss" in r}
+    assert seen == {0: 9.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: 6.0, 10: 3.5}
 
 
 class Terminated:

@@ -48,14 +48,15 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """Eight coloured squares, four a class."""
+    """Ten coloured squares, four a class to tune on and one held out."""
     folder = tmp_path_factory.mktemp("data")
     entries = []
-    for i in range(8):
+    for i in range(10):
         label = ("benign", "malignant")[i % 2]
         path = folder / f"{label}{i}.png"
-        Image.fromarray(np.full((32, 32, 3), (200, 30 * i, 20), np.uint8)).save(path)
-        entries.append(Record(image=path.name, sha256=sha256(path), label=label, split="train", source="squares",
+        Image.fromarray(np.full((32, 32, 3), (200, 25 * i, 20), np.uint8)).save(path)
+        split = "train" if i < 8 else "validation"
+        entries.append(Record(image=path.name, sha256=sha256(path), label=label, split=split, source="squares",
                               image_manipulation="none"))  # fmt: skip
     records.write(folder / "manifest.jsonl", Manifest(labels=("benign", "malignant"), root=folder,
                                                       records=tuple(entries)))  # fmt: skip
@@ -66,6 +67,7 @@ def config(base, data, **changes):
     asked = runpy.run_path(str(CONFIG))["get_config"]("demo")
     asked.model, asked.manifest, asked.size = str(base), str(data), 32
     asked.steps, asked.batch, asked.save_every, asked.log_every, asked.encode_batch = 6, 8, 2, 2, 8
+    asked.validation.every = 4
     asked.save_dtype = "float32"
     asked.update(changes)
     return asked.lock()
@@ -94,7 +96,7 @@ def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base,
                                                       strict=True)) for name in before}  # fmt: skip
     assert moved == {"unet": True, "vae": False, "text_encoder": False}
     assert sd.prediction == "v_prediction"
-    assert [r["step"] for r in writers.read(whole / "metrics.jsonl")] == [1, 2, 4, 6]
+    assert [r["step"] for r in writers.read(whole / "metrics.jsonl")] == [0, 1, 2, 4, 6]
     tuning.run(config(base, manifest), whole)  # again: nothing to do
 
 
@@ -121,6 +123,14 @@ def test_killed_and_started_again_it_ends_the_same(base, manifest, whole, tmp_pa
         assert (whole / "model" / Path(*file)).read_bytes() == (tmp_path / "model" / Path(*file)).read_bytes(), file
     final = [writers.read(folder / "metrics.jsonl")[-1] for folder in (whole, tmp_path)]
     assert final[0] == final[1]
+
+
+def test_the_loss_on_held_out_images_is_written_from_the_start_at_the_same_noise(base, manifest, whole, tmp_path):
+    records = [r for r in writers.read(whole / "metrics.jsonl") if "validation_loss" in r]
+    assert [r["step"] for r in records] == [0, 4, 6]
+    tuning.run(config(base, manifest, steps=1, seed=9, rate=0.0), tmp_path)
+    still = [r["validation_loss"] for r in writers.read(tmp_path / "metrics.jsonl") if "validation_loss" in r]
+    assert still == pytest.approx([records[0]["validation_loss"]] * 2, rel=1e-6)
 
 
 def test_lora_leaves_a_file_whose_merge_is_the_model(base, adapted):

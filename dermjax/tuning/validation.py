@@ -1,0 +1,44 @@
+"""The loss on held-out real images at fixed noise: the signal that tells learning from memorising.
+
+The training loss falls when images are learnt by heart too; this one rises then.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dermjax import sharding
+from dermjax.training.loop import Loss
+from dermjax.training.state import State
+
+SEED = 0  # every run is judged at the same noise
+
+
+def evaluator(loss: Loss, rows: dict[str, np.ndarray], draws: int, batch: int, mesh: Mesh) -> Callable:
+    """Returns evaluate(state, constants) -> {"validation_loss": float}, the mean over `draws` noises an image.
+
+    rows are those of a training batch, one an image [N, …]; loss is the tuning loss without dropped prompts. Noise and
+    times follow from an image's place alone, so two evaluations differ by the parameters only.
+    """
+    count = len(rows["weight"]) * draws
+    place = np.arange(-(-count // batch) * batch)
+    inside = (place < count).astype(np.float32)
+    chosen = {name: array[place % len(array)] for name, array in rows.items()} | {"weight": inside}
+
+    @jax.jit
+    def one(params, constants, part, key):
+        numbered = part | {"index": jnp.arange(batch, dtype=jnp.int32)}
+        return loss(params, {}, constants, numbered, key)[0]
+
+    def evaluate(state: State, constants: dict) -> dict[str, float]:
+        total = 0.0
+        for number, at in enumerate(range(0, len(place), batch)):
+            part = {name: array[at : at + batch] for name, array in chosen.items()}
+            key = jax.random.fold_in(jax.random.key(SEED), number)
+            total += batch * float(one(state.smooth, constants, sharding.place(part, mesh), key))
+        return {"validation_loss": total / count}
+
+    return evaluate
