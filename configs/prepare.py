@@ -3,10 +3,10 @@
     dermjax prepare --config=configs/prepare.py --config.images=DIR --workdir=runs/prepare
     dermjax prepare --config=configs/prepare.py:phantoms --workdir=runs/prepare
 
-DIR holds a download with its table (isic-cli, HAM10000, ISIC 2020 and 2024, DDI, PAD-UFES-20), class/*.jpg or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg; it is read and
-never written. A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or
-100 phantoms a second. Leaves manifest.jsonl
-and report.html in the workdir, and for phantoms images/.
+DIR holds class/*.jpg, or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg, or a download
+with its table (isic-cli, HAM10000, ISIC 2020 and 2024, DDI, PAD-UFES-20); it is read and never written. A killed run
+goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or 100 phantoms a second.
+Leaves manifest.jsonl and report.html in the workdir, and for phantoms images/.
 Variants: default, for a folder; `phantoms`; `demo`, the phantoms of the demo.
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.data import duplicates, neighbours, records, sources, splits
+from dermjax.data import duplicates, neighbours, records, sources, splits, tables
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 from dermjax.preparation import phantoms, report
@@ -51,7 +51,10 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
 
 
 def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
-    listing = sources.scan(Path(config.images).expanduser())
+    folder = Path(config.images).expanduser()
+    table = tables.detect(folder) if config.layout == "detect" else None
+    listing = tables.scan(folder, *table) if table else sources.scan(folder)
+    progress.say(f"prepare: {folder} is read as {table[0] if table else 'class folders'}")
     chosen = sources.limited(listing.records, config.limit, config.seed)
     placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
     progress.cost("prepare", images=len(chosen), classes=len(listing.labels))
@@ -92,6 +95,8 @@ def _refuse(config: ConfigDict) -> None:
         raise UserError("config.images is empty; give a folder with class/*.jpg, or phantoms")
     if config.on_bad_image not in ("fail", "skip"):
         raise UserError(f"config.on_bad_image {config.on_bad_image!r}: give fail or skip")
+    if config.layout not in ("detect", "folders"):
+        raise UserError(f"config.layout {config.layout!r}: give detect, or folders for class/* whatever table is there")
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
