@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 # diffusers' code meets numpy 2 through torch
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 SD15 = {
     "num_train_timesteps": 1000,
