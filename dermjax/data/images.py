@@ -70,7 +70,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on white."""
     if image.mode == "F":
         raise ValueError("floating-point pixels of unknown range; save as 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper
+    if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper, TIFF has
+        if image.getextrema()[1] > 65535:
+            raise ValueError("grey deeper than 16 bits; save as 8 or 16 bits")
         image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -136,3 +136,9 @@ def test_the_model_range_is_minus_one_to_one_and_back_without_loss():
     assert values.dtype == np.float32 and values[0] == -1 and values[-1] == 1
     np.testing.assert_array_equal(images.from_model(values), every)
     np.testing.assert_array_equal(images.from_model(np.array([-3.0, 3.0])), [0, 255])
+
+
+def test_grey_deeper_than_sixteen_bits_is_refused_rather_than_clipped(tmp_path):
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(UserError, match=r"deep\.tif.*deeper than 16 bits"):
+        images.load(tmp_path / "deep.tif", 8)

@@ -318,3 +318,43 @@ def test_the_page_loads_nothing_from_outside_and_shows_every_class_and_split(fol
 def test_the_stage_needs_no_jax():
     told = "import sys, dermjax.preparation.run; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+
+
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+from dermjax.data import images
+from dermjax.preparation.run import run
+load, seen = images.load, []
+def until(path, size):
+    seen.append(path)
+    if len(seen) == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return load(path, size)
+images.load = until
+config = runpy.run_path(sys.argv[1])["get_config"]()
+config.images, config.attributes = sys.argv[2], False
+run(config, Path(sys.argv[3]))
+"""
+
+
+def test_a_killed_examination_goes_on_to_the_same_bytes(folder, tmp_path, monkeypatch):
+    prepare(folder, tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    arguments = [sys.executable, "-c", KILLED, str(CONFIG), str(folder), str(tmp_path / "run")]
+    assert subprocess.run(arguments, check=False).returncode == -9
+    journal = (tmp_path / "run" / "examined.jsonl").read_bytes()
+    assert 0 < journal.count(b"\n") < 40
+    with (tmp_path / "run" / "examined.jsonl").open("ab") as torn:
+        torn.write(b'{"image": "beni')
+    looked = []
+    load = images.load
+    monkeypatch.setattr(images, "load", lambda path, size: looked.append((path, size)) or load(path, size))
+    run(settings(images=str(folder)), tmp_path / "run")
+    examined = [path for path, size in looked if size == duplicates.HASHED]
+    assert len(examined) == 40 - journal.count(b"\n")
+    names = ("manifest.jsonl",)
+    assert [(tmp_path / "run" / name).read_bytes() for name in names] == [
+        (tmp_path / "whole" / name).read_bytes() for name in names
+    ]
+    assert not (tmp_path / "run" / "examined.jsonl").exists()
