@@ -8,7 +8,7 @@ layout), predictions.csv and metrics.json.
 Variants:
   vit          224 px, for a ViT or DINOv2 folder (google/vit-base-patch16-224-in21k, facebook/dinov2-small); one GPU
   mobilenetv2  160 px, for a MobileNetV2 folder (google/mobilenet_v2_1.0_160); one GPU, or a few hours of 2 CPU cores
-  demo         either, small and from nothing, 128 px, about a minute on 2 CPU cores
+  demo         either, small and from nothing, 64 px, about a minute on 2 CPU cores
 The default is `vit`.
 """
 
@@ -60,15 +60,15 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.classifier, config.size, config.rate = "mobilenetv2", 160, 3e-4
     elif variant == "demo":
         config.architecture.vit = {
-            "patch_size": 16,
+            "patch_size": 8,
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
         }
         config.architecture.mobilenetv2.depth_multiplier = 0.35
-        config.size, config.steps, config.batch, config.rate, config.warmup = 128, 240, 32, 1e-3, 20
-        config.save_every, config.log_every, config.evaluate_every = 120, 20, 80
+        config.size, config.steps, config.batch, config.rate, config.warmup = 64, 480, 32, 1e-3, 20
+        config.save_every, config.log_every, config.evaluate_every = 240, 40, 160
     elif variant not in (None, "vit"):
         raise ValueError(f"configs/classify.py has no variant {variant!r}; it has: vit, mobilenetv2, demo")
     return config

@@ -24,6 +24,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.plan = ConfigDict({
         "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},  # label -> prompts, which take turns
         "negative_prompt": "",
+        "contrast": False,  # take the other classes' prompts, in turns, for the negative one
         "samplers": ("Euler", "Euler a", "PLMS"),  # which take turns; `dermjax samplers` lists them
         "images_per_class": 3000,
         "steps": 20,
@@ -39,7 +40,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.plan.prompts.benign = ("a dermoscopy photo of a benign mole",)
         config.plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
         config.plan.images_per_class = 96  # 64 a sampler: whole batches
-        config.plan.guidance = 2.0  # derm-tiny is best at 2 to 2.5
+        # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
+        config.plan.contrast, config.plan.guidance = True, 4.0
     elif variant not in (None, "paper"):
         raise ValueError(f"configs/generate.py has no variant {variant!r}; take paper or demo")
     return config

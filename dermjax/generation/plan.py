@@ -35,6 +35,7 @@ class Request:
 def requests(
     prompts: Mapping[str, Sequence[str]],
     negative_prompt: str,
+    contrast: bool,
     samplers: Sequence[str],
     images_per_class: int,
     steps: int,
@@ -47,21 +48,25 @@ def requests(
 ) -> list[Request]:
     """Returns the requests of a plan, class by class; prompts maps a label to the words it is asked for with.
 
-    Within a class the samplers take turns, and the prompts change when every sampler has had its turn. The seeds count
+    Within a class the samplers take turns, and the prompts change when every sampler has had its turn. With `contrast`
+    the prompts of the other classes, in turns, stand in for the negative prompt, so that guidance leads away from what
+    the classes have in common to what tells them apart. The seeds count
     up from `seed`, one an image: over the classes first, so that image n of a class keeps its seed in a larger plan.
 
     Raises:
       UserError: the plan asks for nothing, or for what no sampler can do.
     """
-    _refuse(prompts, samplers, images_per_class, seed)
+    _refuse(prompts, negative_prompt, contrast, samplers, images_per_class, seed)
     _refuse_settings(samplers, steps, spacing, guidance, guidance_rescale, guidance_interval, deep_cache)
     turns = len(samplers)
+    others = {label: [p for other in sorted(prompts) if other != label for p in prompts[other]] for label in prompts}
+    against = {label: others[label] if contrast else [negative_prompt] for label in prompts}
     return [
         Request(
             image=f"images/{label}/{n:05d}.png",
             label=label,
             prompt=prompts[label][n // turns % len(prompts[label])],
-            negative=negative_prompt,
+            negative=against[label][n // turns % len(against[label])],
             seed=seed + n * len(prompts) + place,
             sampler=named(samplers[n % turns]).name,
             steps=steps,
@@ -93,6 +98,8 @@ def batches(asked: Sequence[Request], missing: set[Request], size: int) -> list[
 
 def _refuse(
     prompts: Mapping[str, Sequence[str]],
+    negative_prompt: str,
+    contrast: bool,
     names: Sequence[str],
     images_per_class: int,
     seed: int,
@@ -106,6 +113,8 @@ def _refuse(
         raise UserError(f"plan.prompts.{wordless[0]}: not a list of prompts; give at least one")
     if folders:
         raise UserError(f"plan.prompts: label {folders[0]!r} cannot name a folder; give another")
+    if contrast and (negative_prompt or len(prompts) < 2):
+        raise UserError("plan.contrast takes the other classes' prompts: leave negative_prompt empty, name two classes")
     last = seed + images_per_class * len(prompts) - 1
     if seed < 0 or last > LARGEST_SEED:
         raise UserError(f"plan.seed = {seed}: the seeds run to {last}; they must lie within 0 and {LARGEST_SEED}")

@@ -11,6 +11,7 @@ from dermjax.generation import plan
 PLAN = {
     "prompts": {"malignant": ("a malignant mole",), "benign": ("a benign mole", "a benign nevus")},
     "negative_prompt": "hair",
+    "contrast": False,
     "samplers": ("Euler", "Euler a", "PLMS"),
     "images_per_class": 12,
     "steps": 20,
@@ -36,6 +37,13 @@ def test_samplers_and_prompts_take_turns():
 def test_samplers_are_named_as_in_the_table():
     asked = plan.requests(**PLAN | {"samplers": ("EulerAncestralDiscreteScheduler", "dpmpp_2m karras")})
     assert {r.sampler for r in asked} == {"Euler a", "DPM++ 2M Karras"}
+
+
+def test_with_contrast_each_class_is_led_away_from_the_prompts_of_the_others_in_turns():
+    asked = plan.requests(**PLAN | {"contrast": True, "negative_prompt": ""})
+    assert {r.negative for r in asked if r.label == "benign"} == {"a malignant mole"}
+    of_malignant = [r.negative for r in asked if r.label == "malignant"]
+    assert of_malignant == 2 * (3 * ["a benign mole"] + 3 * ["a benign nevus"])
 
 
 def test_every_image_has_its_seed_also_in_a_larger_plan():
@@ -70,6 +78,8 @@ def test_batches_are_divided_by_the_plan_alone():
         ({"guidance_rescale": 1.5}, r"plan\.guidance_rescale = 1\.5: give 0"),
         ({"guidance_interval": (5, 1)}, r"plan\.guidance_interval = \(5, 1\): give two rising sigmas"),
         ({"deep_cache": 0}, r"plan\.deep_cache = 0: give 1"),
+        ({"contrast": True}, r"plan\.contrast takes the other classes' prompts: leave negative_prompt empty"),
+        ({"contrast": True, "negative_prompt": "", "prompts": {"benign": ("a mole",)}}, "name two classes"),
         ({"seed": -1}, r"plan\.seed = -1"),
         ({"seed": 2**31 - 5}, r"plan\.seed = 2147483643: the seeds run to"),
     ],

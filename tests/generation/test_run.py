@@ -23,6 +23,7 @@ from dermjax.generation import provenance, run
 PLAN = {
     "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
     "negative_prompt": "",
+    "contrast": False,
     "samplers": ("Euler a",),
     "images_per_class": 5,
     "steps": 4,
