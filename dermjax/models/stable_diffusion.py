@@ -90,8 +90,8 @@ class StableDiffusion:
         if given != taken:
             family = {768: " (SD 1.x)", 1024: " (SD 2.x)"}
             raise UserError(
-                f"text_encoder/config.json: hidden_size = {given}{family.get(given, '')}, but the UNet takes a context of "
-                f"{taken}{family.get(taken, '')}; they belong to different models"
+                f"text_encoder/config.json: hidden_size = {given}{family.get(given, '')}, but the UNet takes a context "
+                f"of {taken}{family.get(taken, '')}; they belong to different models"
             )
         _ = self.shapes  # building the networks refuses options that they do not have
 

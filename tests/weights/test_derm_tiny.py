@@ -45,7 +45,8 @@ def draw(model):
         for seed, wanted in enumerate(asked, first_seed):
             prompt = captions.caption(appearance.draw(seed, ABSENT | wanted), None)
             requests.append(Request(image="", label="", prompt=prompt, negative="", seed=seed, sampler=SAMPLER,
-                                    steps=STEPS, guidance=GUIDANCE))  # fmt: skip
+                                    steps=STEPS, spacing="", guidance=GUIDANCE, guidance_rescale=0.0,
+                                    guidance_interval=(), deep_cache=1))  # fmt: skip
         return [image for at in range(0, len(requests), BATCH) for image in render(requests[at : at + BATCH])]
 
     return images
