@@ -55,17 +55,17 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, bes
     multihost_utils.sync_global_devices("dermjax: checkpoint complete")
 
 
-def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, dict] | None:
-    """Returns a checkpoint's state, placed like `target`, and its data iterator; None where there is none.
+def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
+    """Returns the newest checkpoint's state, placed like `target`, and its data iterator; None where there is none.
 
-    It is the newest unless a step is named. `target` is a tree of jax.ShapeDtypeStruct with shardings.
+    `target` is a tree of jax.ShapeDtypeStruct with shardings.
 
     Raises:
       UserError: a file is damaged or missing (the checkpoint before it is named), or the trees differ.
     """
     if not steps(folder):
         return None
-    *before, newest = [known for known in steps(folder) if step is None or known <= step]
+    *before, newest = steps(folder)
     path = folder / f"{newest:08d}"
     fault = damage(path)
     if fault:
@@ -74,7 +74,7 @@ def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, 
     with ocp.StandardCheckpointer() as reader:
         compare(path, reader.metadata(path.absolute() / "state").item_metadata.tree, target)
         state = reader.restore(path.absolute() / "state", target)
-    say(f"resuming from {path}" if step is None else f"taking {path}")
+    say(f"resuming from {path}")
     return state, json.loads((path / "iterator.json").read_text())
 
 
