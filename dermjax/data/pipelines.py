@@ -1,9 +1,10 @@
 """Batches for training and evaluation, by grain: endless, reproducible by seed, resumable at any batch.
 
 The state of an iterator is the index of its next batch: everything else (order, mixture, augmentation) is a pure
-function of seed and index, so a resumed run sees what it would have seen.
+function of seed and index, so a resumed run sees what it would have seen. Of n processes each makes its own rows of a
+batch, the i-th those from i B / n on, so that together they make what one process would.
 
-Shapes: B batch, S side of the square images, K classes.
+Shapes: B batch over all processes, S side of the square images, K classes.
 """
 
 import sys
@@ -17,6 +18,7 @@ import grain
 import numpy as np
 
 from dermjax.data import images
+from dermjax.data.augmentation import MIXTURES, POLICIES
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -24,20 +26,19 @@ CACHE_BYTES = 2 * 1024**3  # decoded training images up to this are kept in memo
 THREADS = 4  # batches in the making; the arithmetic and the decoding release Python's lock
 MEMORY_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # slicing arrays is faster than a thread
 FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at most this denominator
-
-# Mild, because the colour of a lesion is part of its diagnosis; in units of the model range [-1, 1].
-CONTRAST = (0.9, 1.1)
-BRIGHTNESS = 0.1
-TINT = 0.04
+MIXING = 2**31  # apart from the seeds of the examples
+ALONE = (0, 1)  # which of how many processes
 
 
-def arrays(data: dict[str, np.ndarray], *, batch: int, seed: int) -> grain.DatasetIterator:
-    """Endless batches of rows {name: [B, ...]} of arrays with one common length, in a new order every epoch."""
+def arrays(
+    data: dict[str, np.ndarray], *, batch: int, seed: int, process: tuple[int, int] = ALONE
+) -> grain.DatasetIterator:
+    """Endless batches of rows {name: [B / n, ...]} of arrays with one common length, in a new order every epoch."""
     lengths = {name: len(array) for name, array in data.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"arrays must have one common length above 0, not {lengths}")
-    rows = _epochs(next(iter(lengths.values())), seed=(seed,))
-    batches = rows.batch(batch).map(lambda chosen: {name: array[chosen] for name, array in data.items()})
+    rows = _share(_epochs(next(iter(lengths.values())), seed=(seed,)), batch, process)
+    batches = rows.batch(batch // process[1]).map(lambda chosen: {name: array[chosen] for name, array in data.items()})
     return iter(batches.to_iter_dataset(MEMORY_READS))
 
 
@@ -49,14 +50,20 @@ def classification(
     batch: int,
     seed: int,
     synthetic_fraction: float,
-    augment: bool,
+    augment: bool | str,
+    mixing: str = "none",
+    process: tuple[int, int] = ALONE,
 ) -> grain.DatasetIterator:
-    """Endless training batches {"image": float32 [B, S, S, 3] in [-1, 1], "label": int32 [B]}.
+    """Endless training batches {"image": float32 [B / n, S, S, 3] in [-1, 1], "label": int32 [B / n]}.
 
     Real and synthetic images alternate at exactly `synthetic_fraction` (0 when there is no synthetic manifest), and
-    within each the classes take turns, so every prefix is balanced to within one image. Raises UserError when a class
-    has no image on a side that is drawn from, or the manifests do not belong together.
+    within each the classes take turns, so every prefix is balanced to within one image. augment: a name of POLICIES;
+    True is "mild". mixing: a name of MIXTURES; "mixup" and "cutmix" mix within the rows of a process and add "targets",
+    float32 [B / n, K]. Raises UserError when a class has no image on a side that is drawn from, or the manifests do not
+    belong together.
     """
+    policy = _chosen("augment", {True: "mild", False: "none"}.get(augment, augment), POLICIES)
+    mixture = _chosen("mixing", mixing, MIXTURES)
     fraction = Fraction(synthetic_fraction).limit_denominator(FINEST_MIXTURE) if synthetic else Fraction(0)
     if not 0 <= fraction <= 1:
         raise UserError(f"synthetic_fraction {synthetic_fraction}: give a share between 0 and 1")
@@ -72,8 +79,10 @@ def classification(
         first += len(records)
     turns = Turns(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
     mixed = grain.MapDataset.select_from_datasets(sources, turns)
-    examples = mixed.random_map(_augmented, seed=seed) if augment else mixed.map(_plain)
-    return iter(examples.batch(batch).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
+    examples = mixed.random_map(partial(_augmented, policy=policy), seed=seed)
+    batches = _share(examples, batch, process).batch(batch // process[1])
+    batches = batches.random_map(partial(mixture, classes=len(real.labels)), seed=(seed + MIXING + process[0]) % 2**32)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
 
 
 def evaluation(records: list[Record], manifest: Manifest, *, size: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
@@ -111,6 +120,39 @@ class Turns(grain.transforms.DatasetSelectionMap):
         drawn = before if after > before else position - before
         side = self.classes if after > before else 0
         return side + drawn % self.classes, drawn // self.classes
+
+
+@dataclass(frozen=True)
+class Rows(grain.transforms.DatasetSelectionMap):
+    """The positions of one process: of every batch of `whole`, the `own` from `first` on."""
+
+    whole: int
+    first: int
+    own: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        batch, row = divmod(position, self.own)
+        return 0, batch * self.whole + self.first + row
+
+
+def _share(examples: grain.MapDataset, batch: int, process: tuple[int, int]) -> grain.MapDataset:
+    """The rows of one process out of endless examples; UserError when a batch does not divide."""
+    index, count = process
+    if batch % count:
+        raise UserError(f"batch = {batch} does not divide over {count} processes; give a multiple")
+    if count == 1:
+        return examples
+    own = batch // count
+    return grain.MapDataset.select_from_datasets([examples], Rows(whole=batch, first=index * own, own=own))
+
+
+def _chosen(what: str, name: str, known: dict[str, Callable]) -> Callable:
+    if name not in known:
+        raise UserError(f"{what} {name!r}: there are {', '.join(known)}")
+    return known[name]
 
 
 def _epochs(length: int, *, seed: tuple[int, ...]) -> grain.MapDataset:
@@ -162,15 +204,5 @@ def _reader(paths: list, size: int) -> Callable[[int], np.ndarray]:
     return images.load_all(paths, size, "training images").__getitem__
 
 
-def _plain(example: dict) -> dict:
-    return {**example, "image": images.to_model(example["image"])}
-
-
-def _augmented(example: dict, rng: np.random.Generator) -> dict:
-    """One of the eight symmetries of the square (a lesion has no up) and a mild change of contrast, light and tint."""
-    image = np.rot90(example["image"], rng.integers(4))
-    image = images.to_model(image[:, ::-1] if rng.random() < 0.5 else image)
-    mean = image.mean(dtype=np.float32)
-    shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) + rng.uniform(-TINT, TINT, size=3)
-    image = (image - mean) * np.float32(rng.uniform(*CONTRAST)) + (mean + shift).astype(np.float32)
-    return {**example, "image": np.clip(image, -1, 1)}
+def _augmented(example: dict, rng: np.random.Generator, policy: Callable) -> dict:
+    return {**example, "image": policy(example["image"], rng)}

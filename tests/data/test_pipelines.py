@@ -40,9 +40,9 @@ def synthetic(tmp_path):
     return folder(tmp_path / "synthetic", "synthetic", (4, 7), 100)
 
 
-def mixture(real, synthetic, *, fraction=0.75, augment=False, batch=8, seed=3):
+def mixture(real, synthetic, *, fraction=0.75, augment=False, batch=8, seed=3, **more):
     asked = {"size": SIZE, "batch": batch, "seed": seed, "synthetic_fraction": fraction, "augment": augment}
-    return pipelines.classification(real, synthetic, **asked)
+    return pipelines.classification(real, synthetic, **asked, **more)
 
 
 def seen(batches, count):
@@ -142,25 +142,6 @@ def test_another_seed_is_another_order(real):
     assert seen(mixture(real, None, seed=1), 2) != seen(mixture(real, None, seed=2), 2)
 
 
-def test_augmentation_is_mild_and_keeps_shape_range_and_label():
-    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    turned = {pixels.tobytes() for k in range(4) for pixels in (np.rot90(image, k), np.rot90(image, k)[:, ::-1])}
-    found = set()
-    for index in range(60):
-        out = pipelines._augmented({"image": image, "label": np.int32(1)}, np.random.default_rng(index))
-        assert out["label"] == 1 and out["image"].shape == image.shape and out["image"].dtype == np.float32
-        assert abs(out["image"]).max() <= 1
-        distances = {pixels: _distance(out["image"], pixels) for pixels in turned}
-        nearest = min(distances, key=distances.get)
-        assert distances[nearest] < 0.2
-        found.add(nearest)
-    assert found == turned
-
-
-def _distance(image, pixels):
-    return abs(image - images.to_model(np.frombuffer(pixels, np.uint8).reshape(image.shape))).mean()
-
-
 def test_batches_are_float32_in_the_model_range_and_int32(real):
     batch = next(mixture(real, None, augment=True))
     assert batch["image"].shape == (8, SIZE, SIZE, 3) and batch["image"].dtype == np.float32
@@ -177,6 +158,47 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(rea
     labels = np.concatenate([batch["label"] for batch in batches])
     np.testing.assert_array_equal(labels[valid], [0] * 5 + [1] * 3)
     assert labels.dtype == np.int32 and batches[0]["image"].dtype == np.float32
+
+
+@pytest.mark.parametrize("augment", ["none", "strong"])
+def test_processes_make_together_what_one_makes_alone(real, synthetic, augment):
+    alone = mixture(real, synthetic, augment=augment, process=(0, 1))
+    together = [mixture(real, synthetic, augment=augment, process=(index, 2)) for index in range(2)]
+    for _ in range(3):
+        whole, parts = next(alone), [next(part) for part in together]
+        for name in whole:
+            np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))
+
+
+def test_arrays_are_divided_over_processes_and_go_on_from_a_state():
+    data = {"row": np.arange(11)}
+    alone = pipelines.arrays(data, batch=6, seed=2)
+    together = [pipelines.arrays(data, batch=6, seed=2, process=(index, 3)) for index in range(3)]
+    for _ in range(5):
+        parts = np.concatenate([next(part)["row"] for part in together])
+        np.testing.assert_array_equal(next(alone)["row"], parts)
+    assert_same_continuation(lambda: pipelines.arrays(data, batch=6, seed=2, process=(1, 3)))
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_mixed_batches_have_targets_and_go_on_from_a_state(real, synthetic, mixing):
+    batch = next(mixture(real, synthetic, mixing=mixing))
+    np.testing.assert_allclose(batch["targets"].sum(-1), 1, rtol=1e-6)
+    assert batch["targets"].dtype == np.float32 and batch["image"].dtype == np.float32
+    assert_same_continuation(lambda: mixture(real, synthetic, augment="randaugment", mixing=mixing))
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"augment": "wild"}, "augment 'wild': there are none, mild, strong, randaugment"),
+        ({"mixing": "blend"}, "mixing 'blend': there are none, mixup, cutmix"),
+        ({"process": (0, 3)}, "batch = 8 does not divide over 3 processes"),
+    ],
+)
+def test_what_is_not_known_is_refused(real, asked, told):
+    with pytest.raises(UserError, match=told):
+        mixture(real, None, **asked)
 
 
 def test_what_cannot_be_mixed_truthfully_is_refused(real, synthetic):

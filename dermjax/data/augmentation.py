@@ -1,0 +1,178 @@
+"""Random changes of training images that leave the diagnosis as it is, by numpy and Pillow on the host.
+
+Place in the flow: `images.load` -> a policy of POLICIES -> float32 in the model range -> a mixture of MIXTURES over the
+batch. All turns, shears, shifts and crops of an image are one affine map of the square, so that it is resampled once;
+all changes of light, contrast, saturation and hue are one affine map of its colours. What comes into the picture from
+beyond its edge is its mirror image: a black corner would look like a dermatoscope's.
+
+Shapes: S side of the square image, B batch, K classes, 3 colours.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from dermjax.data import images
+
+# The colour of a lesion is part of its diagnosis: mild.
+CONTRAST, BRIGHTNESS, TINT = 0.1, 0.1, 0.04  # shares up or down; of the model range [-1, 1]
+# `strong`, about half of what ImageNet recipes take.
+AREA, ASPECT = (0.5, 1.0), (0.8, 1.25)  # of the part of the image that is shown
+SHEAR = 10.0  # degrees
+BEYOND = 0.35  # of its side that an image goes on mirrored at each edge: no map here reaches further
+STRONG_CONTRAST, STRONG_BRIGHTNESS, SATURATION, HUE = 0.2, 0.2, 0.2, 8.0  # shares, degrees
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+# RandAugment (Cubuk et al. 2020, arXiv 1909.13719): so many operations an image, so strong of 30.
+OPERATIONS_EACH, MAGNITUDE = 2, 9
+MIXUP_ALPHA = 0.2  # Zhang et al. 2018, arXiv 1710.09412
+CUTMIX_ALPHA = 1.0  # Yun et al. 2019, arXiv 1905.04899
+
+
+def plain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image as it is, uint8 [S, S, 3], in the model range, float32."""
+    return images.to_model(image)
+
+
+def mild(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the eight symmetries of the square (a lesion has no up) and a mild change of contrast, light and tint."""
+    image = images.to_model(symmetric(image, rng))
+    mean = image.mean(dtype=np.float32)
+    shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) + rng.uniform(-TINT, TINT, size=3)
+    image -= mean
+    image *= np.float32(_about_one(rng, CONTRAST))
+    image += (mean + shift).astype(np.float32)
+    return np.clip(image, -1, 1, out=image)
+
+
+def strong(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A part of the image at any angle, sheared and mirrored, with its light, contrast, saturation and hue changed."""
+    picture = resampled(Image.fromarray(image), crop_map(rng) @ turn_map(rng))
+    saturation = _about_one(rng, SATURATION)
+    colours = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
+    colours = _about_one(rng, STRONG_CONTRAST) * hue_map(np.deg2rad(rng.uniform(-HUE, HUE))) @ colours
+    mean = np.full(3, image.mean(dtype=np.float32))
+    offset = mean * _about_one(rng, STRONG_BRIGHTNESS) - colours @ mean
+    terms = np.concatenate([colours, offset[:, None]], axis=1)
+    return images.to_model(np.asarray(picture.convert("RGB", tuple(terms.ravel()))))
+
+
+def randaugment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the eight symmetries, then OPERATIONS_EACH of OPERATIONS at MAGNITUDE, up or down at random."""
+    picture = Image.fromarray(symmetric(image, rng))
+    for name in rng.choice(list(OPERATIONS), OPERATIONS_EACH):
+        picture = OPERATIONS[name](picture, MAGNITUDE / 30 * rng.choice((-1, 1)))
+    return images.to_model(np.asarray(picture))
+
+
+def symmetric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the eight symmetries of the square, all alike probable: quarter turns and flips, pixels as they are."""
+    image = np.rot90(image, rng.integers(4))
+    return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image)
+
+
+def crop_map(rng: np.random.Generator) -> np.ndarray:
+    """From the square [-1, 1]^2 to a part of it, of random area, aspect and place: an affine map, float [3, 3]."""
+    side, aspect = np.sqrt(rng.uniform(*AREA)), np.exp(rng.uniform(*np.log(ASPECT)) / 2)
+    wide, high = min(side * aspect, 1.0), min(side / aspect, 1.0)
+    x, y = rng.uniform(wide - 1, 1 - wide), rng.uniform(high - 1, 1 - high)
+    return np.array([[wide, 0, x], [0, high, y], [0, 0, 1]])
+
+
+def turn_map(rng: np.random.Generator) -> np.ndarray:
+    """Any turn about the middle, a little shear, mirrored half of the time: an affine map, float [3, 3]."""
+    angle, shear = rng.uniform(0, 2 * np.pi), np.tan(np.deg2rad(rng.uniform(-SHEAR, SHEAR)))
+    mirror = rng.choice((-1.0, 1.0))
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[mirror, shear, 0], [0, 1, 0], [0, 0, 1]])
+
+
+def hue_map(angle: float) -> np.ndarray:
+    """The turn of colours about the grey axis by an angle in radians, float [3, 3]."""
+    c, s = np.cos(angle), np.sin(angle)
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    return c * np.eye(3) + s * across + (1 - c) / 3
+
+
+def resampled(picture: Image.Image, to_source: np.ndarray) -> Image.Image:
+    """What stands at `to_source` (x, y) for each (x, y) of the square [-1, 1]^2, bilinear; mirrored beyond."""
+    side, edge = picture.width, round(BEYOND * picture.width)
+    mirrored = np.pad(np.asarray(picture), ((edge, edge), (edge, edge), (0, 0)), "reflect")
+    half = side / 2
+    to_square = np.array([[1 / half, 0, -1], [0, 1 / half, -1], [0, 0, 1]])
+    to_pixels = np.array([[half, 0, half + edge], [0, half, half + edge], [0, 0, 1]])
+    terms = tuple((to_pixels @ to_source @ to_square)[:2].ravel())
+    return Image.fromarray(mirrored).transform(
+        (side, side), Image.Transform.AFFINE, terms, resample=Image.Resampling.BILINEAR
+    )
+
+
+def mixup(batch: dict[str, np.ndarray], rng: np.random.Generator, classes: int) -> dict[str, np.ndarray]:
+    """Each image is a weighted mean of two of the batch, and so are the "targets", float32 [B, K]."""
+    other, share = rng.permutation(len(batch["label"])), np.float32(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA))
+    image = share * batch["image"] + (1 - share) * batch["image"][other]
+    return {**batch, "image": image, "targets": _shared(batch["label"], other, share, classes)}
+
+
+def cutmix(batch: dict[str, np.ndarray], rng: np.random.Generator, classes: int) -> dict[str, np.ndarray]:
+    """A window of each image shows another of the batch; the "targets", float32 [B, K], are shared by area."""
+    image, other = batch["image"].copy(), rng.permutation(len(batch["label"]))
+    side = image.shape[1]
+    cut = np.sqrt(rng.beta(CUTMIX_ALPHA, CUTMIX_ALPHA)) * side / 2
+    centre = rng.uniform(0, side, 2)
+    (top, left), (bottom, right) = np.clip(np.rint([centre - cut, centre + cut]), 0, side).astype(int)
+    image[:, top:bottom, left:right] = batch["image"][other, top:bottom, left:right]
+    share = np.float32(1 - (bottom - top) * (right - left) / side**2)
+    return {**batch, "image": image, "targets": _shared(batch["label"], other, share, classes)}
+
+
+def unmixed(batch: dict[str, np.ndarray], rng: np.random.Generator, classes: int) -> dict[str, np.ndarray]:
+    """The batch as it is, without "targets"."""
+    return batch
+
+
+def _shared(label: np.ndarray, other: np.ndarray, share: np.float32, classes: int) -> np.ndarray:
+    hot = np.eye(classes, dtype=np.float32)[label]
+    return share * hot + (1 - share) * hot[other]
+
+
+def _about_one(rng: np.random.Generator, share: float) -> float:
+    return rng.uniform(1 - share, 1 + share)
+
+
+def _turned(kind: str) -> Callable[[Image.Image, float], Image.Image]:
+    """The geometric operation of RandAugment of a kind, as a function of the image and its signed strength."""
+
+    def operation(picture: Image.Image, strength: float) -> Image.Image:
+        c, s = np.cos(np.deg2rad(30 * strength)), np.sin(np.deg2rad(30 * strength))
+        maps = {
+            "rotate": [[c, -s, 0], [s, c, 0], [0, 0, 1]],
+            "shear_x": [[1, 0.3 * strength, 0], [0, 1, 0], [0, 0, 1]],
+            "shear_y": [[1, 0, 0], [0.3 * strength, 1, 0], [0, 0, 1]],
+            "translate_x": [[1, 0, 0.66 * strength], [0, 1, 0], [0, 0, 1]],
+            "translate_y": [[1, 0, 0], [0, 1, 0.66 * strength], [0, 0, 1]],
+        }
+        return resampled(picture, np.array(maps[kind]))
+
+    return operation
+
+
+def _enhanced(enhance: type) -> Callable[[Image.Image, float], Image.Image]:
+    return lambda picture, strength: enhance(picture).enhance(1 + 0.9 * strength)
+
+
+# The fourteen operations of the paper, each of (image, strength in [-1, 1]).
+OPERATIONS = {
+    "identity": lambda picture, _: picture,
+    "autocontrast": lambda picture, _: ImageOps.autocontrast(picture),
+    "equalize": lambda picture, _: ImageOps.equalize(picture),
+    "solarize": lambda picture, strength: ImageOps.solarize(picture, round(256 * (1 - abs(strength)))),
+    "posterize": lambda picture, strength: ImageOps.posterize(picture, 8 - round(4 * abs(strength))),
+    "color": _enhanced(ImageEnhance.Color),
+    "contrast": _enhanced(ImageEnhance.Contrast),
+    "brightness": _enhanced(ImageEnhance.Brightness),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    **{kind: _turned(kind) for kind in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")},
+}
+POLICIES = {"none": plain, "mild": mild, "strong": strong, "randaugment": randaugment}
+MIXTURES = {"none": unmixed, "mixup": mixup, "cutmix": cutmix}
