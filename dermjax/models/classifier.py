@@ -74,17 +74,37 @@ class Classifier:
 
     def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""
+        model = self._merged(params, variables)
+        return model(self._normalised(image), train=train), statistics(model)
+
+    def lower(self, params: Params, variables: Params, image: Array, last: int) -> Array:
+        """Returns what the `last` last blocks and the head are given for images [B, H, W, 3] in [-1, 1].
+
+        For 0 that is the pooled features [B, D]. Batch statistics are read and not changed.
+        """
+        return self._merged(params, variables).lower(self._normalised(image), last, train=False)
+
+    def upper(self, params: Params, variables: Params, x: Array, last: int, *, train: bool) -> tuple[Array, Params]:
+        """Returns logits [B, L], float32, of what `lower` returned, and the variables after them."""
+        model = self._merged(params, variables)
+        return model.upper(x.astype(self.dtype), last, train=train), statistics(model)
+
+    def _merged(self, params: Params, variables: Params):
         # NNX would write new statistics into numpy arrays in place
-        variables = jax.tree.map(jnp.asarray, variables)
-        model = nnx.merge(self.graph, numbered(params), numbered(variables))
-        pixels = (image + 1) / 2
+        return nnx.merge(self.graph, numbered(params), numbered(jax.tree.map(jnp.asarray, variables)))
+
+    def _normalised(self, image: Array) -> Array:
         mean, std = (jnp.asarray(values).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
-        logits = model(((pixels - mean) / std).astype(self.dtype), train=train)
-        return logits, plain(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        return (((image + 1) / 2 - mean) / std).astype(self.dtype)
 
     def _abstract(self):
         make = functools.partial(self.architecture.network, self.config, len(self.labels), dtype=self.dtype)
         return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+
+
+def statistics(model: nnx.Module) -> Params:
+    """Returns the batch statistics of a network as a plain tree."""
+    return plain(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
 
 def fresh(config: dict, dtype) -> Classifier:
@@ -135,7 +155,8 @@ ARCHITECTURES = {
         network=ViT,
         name="ViTForImageClassification",
         backbone="vit",
-        defaults=TRANSFORMER | {"intermediate_size": 3072, "layer_norm_eps": 1e-12, "patch_size": 16},
+        defaults=TRANSFORMER
+        | {"intermediate_size": 3072, "layer_norm_eps": 1e-12, "patch_size": 16, "pooling": "token"},
         preprocessing=HALVES,
     ),
     "dinov2": Architecture(

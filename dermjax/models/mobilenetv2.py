@@ -132,15 +132,20 @@ class Backbone(nnx.Module):
         self.width = 1280 if full else scaled(1280, config)
         self.conv_1x1 = ConvLayer(widths[-1], self.width, 1, config, **kinds)
 
-    def __call__(self, image: Array, *, train: bool) -> Array:
+    def __call__(self, image: Array, last: int, *, train: bool) -> Array:
+        """Features below the `last` last blocks."""
         x = self.conv_stem(image, train=train)  # [B, H/2, W/2, C]
-        for block in self.layer:
+        return self.blocks(x, slice(0, len(self.layer) - last), train=train)
+
+    def blocks(self, x: Array, chosen: slice, *, train: bool) -> Array:
+        """Features after some of the blocks."""
+        for block in list(self.layer)[chosen]:
             x = block(x, train=train)
-        return self.conv_1x1(x, train=train)
+        return x
 
 
 class MobileNetV2(nnx.Module):
-    """Normalised images [B, H, W, 3] to logits [B, L], float32. The head has no dropout."""
+    """A backbone and a linear head without dropout on the mean of its features; it can be cut below its last blocks."""
 
     def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
         if config["hidden_act"] != "relu6":
@@ -149,5 +154,22 @@ class MobileNetV2(nnx.Module):
         self.classifier = linear(self.mobilenet_v2.width, labels, dtype=dtype, rngs=rngs)
 
     def __call__(self, image: Array, *, train: bool) -> Array:
-        features = self.mobilenet_v2(image, train=train)
-        return self.classifier(features.mean((1, 2))).astype(jnp.float32)
+        """Logits [B, L], float32, of normalised images [B, H, W, 3]."""
+        return self.upper(self.lower(image, 0, train=train), 0, train=train)
+
+    def lower(self, image: Array, last: int, *, train: bool) -> Array:
+        """What the blocks above the cut are given: features [B, h, w, C], or pooled ones [B, C] where `last` is 0."""
+        features = self.mobilenet_v2(image, last, train=train)
+        return features if last else self.pool(features, train=train)
+
+    def upper(self, x: Array, last: int, *, train: bool) -> Array:
+        """Logits [B, L], float32, of what `lower` returned."""
+        if last:
+            backbone = self.mobilenet_v2
+            features = backbone.blocks(x, slice(len(backbone.layer) - last, None), train=train)
+            x = self.pool(features, train=train)
+        return self.classifier(x).astype(jnp.float32)
+
+    def pool(self, features: Array, *, train: bool) -> Array:  # [B, h, w, C] -> [B, C]
+        """The features that the head reads."""
+        return self.mobilenet_v2.conv_1x1(features, train=train).mean((1, 2))

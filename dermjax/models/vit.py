@@ -155,37 +155,67 @@ class Encoder(nnx.Module):
     def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
         self.layer = nnx.List(make(config, dtype=dtype, rngs=rngs) for _ in range(config["num_hidden_layers"]))
 
-    def __call__(self, x: Array) -> Array:
-        for layer in self.layer:
+    def __call__(self, x: Array, layers: slice) -> Array:
+        for layer in list(self.layer)[layers]:
             x = layer(x)
         return x
 
 
 class Backbone(nnx.Module):
-    """Normalised images [B, H, W, 3] to tokens [B, N, D] after the final norm."""
+    """Normalised images [B, H, W, 3] to tokens [B, N, D]; the final norm is for whoever pools them."""
 
     def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(make, config, dtype=dtype, rngs=rngs)
         self.layernorm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: Array) -> Array:
-        return self.layernorm(self.encoder(self.embeddings(image)))
+    def __call__(self, image: Array, last: int) -> Array:
+        """Tokens below the `last` last layers."""
+        return self.encoder(self.embeddings(image), slice(0, len(self.encoder.layer) - last))
 
 
-class ViT(nnx.Module):
-    """Normalised images [B, H, W, 3] to logits [B, L], float32, from the class token."""
+class Transformer(nnx.Module):
+    """A backbone, how its tokens are pooled, and a linear head; it can be cut below its `last` last layers."""
+
+    def __call__(self, image: Array, *, train: bool) -> Array:
+        """Logits [B, L], float32, of normalised images [B, H, W, 3]."""
+        return self.upper(self.lower(image, 0, train=train), 0, train=train)
+
+    def lower(self, image: Array, last: int, *, train: bool) -> Array:
+        """What the layers above the cut are given: tokens [B, N, D], or the pooled features where `last` is 0."""
+        tokens = self.backbone(image, last)
+        return tokens if last else self.pool(tokens)
+
+    def upper(self, x: Array, last: int, *, train: bool) -> Array:
+        """Logits [B, L], float32, of what `lower` returned."""
+        if last:
+            encoder = self.backbone.encoder
+            x = self.pool(encoder(x, slice(len(encoder.layer) - last, None)))
+        return self.classifier(x).astype(jnp.float32)
+
+
+class ViT(Transformer):
+    """Seen by the class token or, with config["pooling"] = "mean", by the norm of the patches' mean, as in timm."""
 
     def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+        if config["pooling"] not in ("token", "mean"):
+            raise UserError(f"config.json: pooling = {config['pooling']!r} is neither token nor mean")
+        self.pooling = config["pooling"]
         self.vit = Backbone(ViTLayer, config, dtype=dtype, rngs=rngs)
         self.classifier = linear(config["hidden_size"], labels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: Array, *, train: bool) -> Array:
-        return self.classifier(self.vit(image)[:, 0]).astype(jnp.float32)
+    @property
+    def backbone(self) -> Backbone:
+        """The part below the head."""
+        return self.vit
+
+    def pool(self, tokens: Array) -> Array:  # [B, N, D] -> [B, D]
+        """The features that the head reads."""
+        return self.vit.layernorm(tokens[:, 0] if self.pooling == "token" else tokens[:, 1:].mean(axis=1))
 
 
-class Dinov2(nnx.Module):
-    """Normalised images [B, H, W, 3] to logits [B, L], float32, from the class token beside the mean of the patches."""
+class Dinov2(Transformer):
+    """Seen by the class token beside the mean of the patches."""
 
     def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
         if config["use_swiglu_ffn"]:
@@ -193,10 +223,15 @@ class Dinov2(nnx.Module):
         self.dinov2 = Backbone(Dinov2Layer, config, dtype=dtype, rngs=rngs)
         self.classifier = linear(2 * config["hidden_size"], labels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: Array, *, train: bool) -> Array:
-        tokens = self.dinov2(image)
-        seen = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=-1)  # [B, 2 D]
-        return self.classifier(seen).astype(jnp.float32)
+    @property
+    def backbone(self) -> Backbone:
+        """The part below the head."""
+        return self.dinov2
+
+    def pool(self, tokens: Array) -> Array:  # [B, N, D] -> [B, 2 D]
+        """The features that the head reads."""
+        tokens = self.dinov2.layernorm(tokens)
+        return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=-1)
 
 
 def activation(config: dict):
@@ -237,3 +272,23 @@ def cubic(distance: np.ndarray) -> np.ndarray:
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
     return np.where(d <= 1, near, far)
+
+
+def named(name: str) -> dict:
+    """Returns the settings of a ViT by its usual name, such as "S/16": size, then pixels a side of a patch."""
+    size, _, patch = name.partition("/")
+    if size not in SIZES or patch not in PATCHES:
+        raise UserError(f"ViT {name!r} is unknown; sizes are {', '.join(SIZES)}, patches {', '.join(PATCHES)}, as S/16")
+    width, layers, heads = SIZES[size]
+    return {
+        "patch_size": int(patch),
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
+# width, layers, heads: table 1 of the ViT paper; Ti and S of DeiT (arXiv 2012.12877)
+SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
+PATCHES = ("8", "14", "16", "32")
