@@ -38,20 +38,18 @@ class Ladder:
 
     def time(self, sigma: jax.Array) -> jax.Array:
         """Returns what the network is told at sigma: the time of a rung, to one ulp, or one between training times."""
-        sigmas = np.concatenate([self.sigmas[:-1], self.table]).astype(np.float32)
-        times = np.concatenate([self.times, np.arange(len(self.table))]).astype(np.float32)
-        knots, first = np.unique(sigmas, return_index=True)  # a rung goes before the schedule where they meet
+        whole = np.arange(len(self.table))
+        # straight lines in sigma, short enough to follow those in log sigma: `times_of`
+        fine = np.linspace(0, whole[-1], 16 * whole[-1] + 1)
+        sigmas = np.concatenate([self.sigmas[:-1], np.exp(np.interp(fine, whole, np.log(self.table)))])
+        times = np.concatenate([self.times, fine]).astype(np.float32)
+        knots, first = np.unique(sigmas.astype(np.float32), return_index=True)  # a rung goes first where they meet
         return jnp.interp(sigma, knots, times[first])
 
     def below(self, strength: float) -> "Ladder":
         """Returns the lower int(steps * strength) rungs, that an image is taken through; strength is in (0, 1]."""
-        steps = len(self.times)
-        if not 0 < strength <= 1:
-            raise UserError(f"strength {strength:g}: give more than 0 and at most 1")
-        kept = int(steps * strength)
-        if not kept:
-            raise UserError(f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:g}")
-        return replace(self, sigmas=self.sigmas[steps - kept :], times=self.times[steps - kept :])
+        above = len(self.times) - kept(len(self.times), strength)
+        return replace(self, sigmas=self.sigmas[above:], times=self.times[above:])
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,8 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
     if bend:
         ends = (table[-1], table[0]) if layout.spare else (rungs[0], rungs[-1])
         rungs = BENDS[bend](*ends, steps)
-        times = np.round(times_of(table, rungs)) if layout.whole else times_of(table, rungs)
+        times = times_of(table, rungs)
+        times = WHOLE[bend](times) if layout.whole else times
 
     ending = scheduler.get(layout.ending, layout.to_zero)
     end = 0.0 if ending in (True, "zero") else min(table[0], rungs[-1])
@@ -115,6 +114,18 @@ def explicit(scheduler: dict, sigmas: list[float]) -> Ladder:
         raise UserError(f"sigmas {', '.join(f'{s:g}' for s in rungs)}: give two or more, decreasing to 0 or more")
     table = schedule.sigmas(scheduler)
     return Ladder(rungs, times_of(table, rungs[:-1]), np.float32(rungs[0]), table)
+
+
+def kept(steps: int, strength: float) -> int:
+    """Returns how many of the steps an image is taken through: int(steps * strength), as in diffusers.
+
+    A strength outside (0, 1], and one that leaves no step, is a UserError.
+    """
+    if not 0 < strength <= 1:
+        raise UserError(f"strength {strength:g}: give more than 0 and at most 1")
+    if int(steps * strength) < 1:
+        raise UserError(f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:g}")
+    return int(steps * strength)
 
 
 def times_of(table: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
@@ -169,3 +180,4 @@ def _exponential(high: float, low: float, steps: int) -> np.ndarray:
 DISTILLED = 50  # DDIM steps that latent consistency models are distilled from (arXiv 2310.04378)
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing, "distilled": _distilled}
 BENDS = {"karras": _karras, "exponential": _exponential}
+WHOLE = {"karras": np.round, "exponential": np.trunc}  # to whole times, as diffusers' DPM-Solver family does

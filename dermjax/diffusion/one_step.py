@@ -16,7 +16,7 @@ Array = jax.Array
 def euler(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364). Order 1.
 
-    DDIM without noise (Song et al. 2020, arXiv 2010.02502) is this same step in another variable.
+    k-diffusion's `sample_euler` and diffusers' EulerDiscreteScheduler, both without churn.
     """
 
     def step(x, sigma, sigma_next, keys):
@@ -29,7 +29,9 @@ def ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: flo
     """Euler's method to below the next sigma, then fresh noise up to it.
 
     With eta 1 it is k-diffusion's `sample_euler_ancestral` and, down another ladder, DDPM (Ho et al. 2020, arXiv
-    2006.11239, with the smaller of its variances); with any eta DDIM (Song et al. 2020, eq. 12).
+    2006.11239, with the smaller of its variances); with any eta DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12),
+    which with 0 is Euler's method. Where diffusers' DDIM does not end a step at the time that it asks next ("linspace",
+    and "trailing" where the steps do not divide the training times), ours follows the paper and does.
     """
 
     def step(x, sigma, down, up, keys):

@@ -22,7 +22,7 @@ from dermjax.errors import UserError
 Array = jax.Array
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sampler:
     """A row of the table.
 
@@ -34,10 +34,10 @@ class Sampler:
     sample: Callable[[Denoiser, Array, Ladder, Array], Array]
     layout: Layout
     order: int
+    evaluations: tuple[int, int]
     noisy: bool
     paper: str
     aliases: tuple[str, ...]
-    evaluations: tuple[int, int] = (1, 0)
     spacing: str = ""
 
     def check(self, spacing: str) -> None:
@@ -58,19 +58,19 @@ class Sampler:
 
 
 def named(name: str) -> Sampler:
-    """Returns the sampler of a name or alias, written in any case, "Karras" or "Exponential" after it for its ladder.
+    """Returns the sampler of a name or alias, written in any case.
 
-    An unknown one is a UserError with the nearest names.
+    After it "eta 0.4" sets the share of fresh noise, and "Karras" or "Exponential" the ladder. An unknown name is a
+    UserError with the nearest ones.
     """
-    plain, bend = _key(name), ""
-    for suffix in BENDS:
-        if plain.endswith(suffix):
-            plain, bend = plain.removesuffix(suffix), suffix
+    plain, eta, bend = WRITTEN.fullmatch(_key(name)).groups()
     known = {_key(each): sampler for sampler in SAMPLERS.values() for each in (sampler.name, *sampler.aliases)}
     if plain not in known:
         near = [known[key].name for key in difflib.get_close_matches(plain, known, n=5, cutoff=0.5)] or list(SAMPLERS)
         raise UserError(f"sampler {name!r} is not known; did you mean one of: {', '.join(dict.fromkeys(near))}?")
     sampler = known[plain]
+    if eta:
+        sampler = _renewing(sampler, float(eta), name)
     if not bend:
         return sampler
     if not sampler.layout.bends:
@@ -78,180 +78,78 @@ def named(name: str) -> Sampler:
     return replace(sampler, name=f"{sampler.name} {bend.capitalize()}", spacing=bend)
 
 
+def _renewing(sampler: Sampler, eta: float, name: str) -> Sampler:
+    """Returns a sampler with another share of fresh noise."""
+    formula = getattr(sampler.sample, "func", None)
+    if formula not in WITH_ETA:
+        others = ", ".join(s.name for s in SAMPLERS.values() if getattr(s.sample, "func", None) in WITH_ETA)
+        raise UserError(f"sampler {name!r}: {sampler.name} has no eta; {others} have")
+    if eta > 1:
+        raise UserError(f"sampler {name!r}: give an eta from 0, no fresh noise, to 1")
+    return replace(sampler, name=f"{sampler.name} eta {eta:g}", sample=partial(formula, eta=eta), noisy=eta > 0)
+
+
 def _key(name: str) -> str:
     """Returns a name without what people write in different ways: case, blanks, "Scheduler", ++ for pp."""
-    return re.sub(r"[\s_()-]", "", name.lower()).removesuffix("scheduler").replace("++", "pp")
+    return re.sub(r"[\s_()-]|scheduler", "", name.lower()).replace("++", "pp")
 
+
+WRITTEN = re.compile(rf"(.*?)(?:eta(\d*\.?\d+))?({'|'.join(BENDS)})?")  # what `_key` returns, in parts
+WITH_ETA = (ancestral, dpm2)  # the formulas in which eta means what it means in diffusers and k-diffusion
 
 IN_SIGMA = Layout(spacing="linspace")  # k-diffusion's: written in sigma, at any time
-IN_SIGMA_ENDING = Layout(spacing="linspace", ending="final_sigmas_type")
-SOLVER = Layout(spacing="linspace", whole=True, spare=True, ending="final_sigmas_type")  # those of DPM-Solver's authors
+ENDING = replace(IN_SIGMA, ending="final_sigmas_type")
+SOLVER = replace(ENDING, whole=True, spare=True)  # those of DPM-Solver's authors
 WHOLE = Layout(spacing="leading", whole=True, bends=False)  # written in alpha_bar
+DISTILLED = Layout(spacing="distilled", fixed=True, whole=True, bends=False)
 
-SAMPLERS = {
-    sampler.name: sampler
-    for sampler in (
-        Sampler(
-            name="Euler",
-            sample=euler,
-            layout=IN_SIGMA_ENDING,
-            order=1,
-            noisy=False,
-            paper="Karras et al. 2022, arXiv 2206.00364",
-            aliases=("EulerDiscreteScheduler", "k_euler"),
-        ),
-        Sampler(
-            name="Euler a",
-            sample=partial(ancestral, eta=1.0),
-            layout=IN_SIGMA,
-            order=1,
-            noisy=True,
-            paper="Ho et al. 2020, arXiv 2006.11239, in k-diffusion's form",
-            aliases=("EulerAncestralDiscreteScheduler", "euler_ancestral", "k_euler_a"),
-        ),
-        Sampler(
-            name="Heun",
-            sample=heun,
-            layout=IN_SIGMA,
-            order=2,
-            noisy=False,
-            paper="Karras et al. 2022, arXiv 2206.00364",
-            aliases=("HeunDiscreteScheduler", "k_heun"),
-            evaluations=(2, -1),
-        ),
-        Sampler(
-            name="LMS",
-            sample=lms,
-            layout=IN_SIGMA,
-            order=4,
-            noisy=False,
-            paper="Adams and Bashforth 1883, in k-diffusion's form",
-            aliases=("LMSDiscreteScheduler", "k_lms"),
-        ),
-        Sampler(
-            name="PLMS",
-            sample=plms,
-            layout=replace(WHOLE, to_zero=False, ending="set_alpha_to_one"),
-            order=4,
-            noisy=False,
-            paper="Liu et al. 2022, arXiv 2202.09778",
-            aliases=("PNDMScheduler",),
-            evaluations=(1, 1),
-        ),
-        Sampler(
-            name="DDIM",
-            sample=euler,
-            layout=replace(WHOLE, ending="set_alpha_to_one"),
-            order=1,
-            noisy=False,
-            paper="Song et al. 2020, arXiv 2010.02502",
-            aliases=("DDIMScheduler",),
-        ),
-        Sampler(
-            name="DDPM",
-            sample=partial(ancestral, eta=1.0),
-            layout=WHOLE,
-            order=1,
-            noisy=True,
-            paper="Ho et al. 2020, arXiv 2006.11239",
-            aliases=("DDPMScheduler",),
-        ),
-        Sampler(
-            name="DPM2",
-            sample=partial(dpm2, eta=0.0),
-            layout=IN_SIGMA,
-            order=2,
-            noisy=False,
-            paper="Lu et al. 2022, arXiv 2206.00927",
-            aliases=("KDPM2DiscreteScheduler", "dpm_2", "k_dpm_2"),
-            evaluations=(2, -1),
-        ),
-        Sampler(
-            name="DPM2 a",
-            sample=partial(dpm2, eta=1.0),
-            layout=IN_SIGMA,
-            order=2,
-            noisy=True,
-            paper="Lu et al. 2022, arXiv 2206.00927, in k-diffusion's form",
-            aliases=("KDPM2AncestralDiscreteScheduler", "dpm_2_ancestral", "k_dpm_2_a"),
-            evaluations=(2, -1),
-        ),
-        Sampler(
-            name="DPM++ 2S",
-            sample=dpmpp_2s,
-            layout=replace(SOLVER, fixed=True),
-            order=2,
-            noisy=False,
-            paper="Lu et al. 2022, arXiv 2211.01095",
-            aliases=("DPMSolverSinglestepScheduler",),
-        ),
-        Sampler(
-            name="DPM++ 2S a",
-            sample=dpmpp_2s_ancestral,
-            layout=IN_SIGMA,
-            order=2,
-            noisy=True,
-            paper="Lu et al. 2022, arXiv 2211.01095, in k-diffusion's form",
-            aliases=("dpmpp_2s_ancestral", "k_dpmpp_2s_a"),
-            evaluations=(2, -1),
-        ),
-        Sampler(
-            name="DPM++ 2M",
-            sample=partial(dpmpp_2m, eta=0.0),
-            layout=SOLVER,
-            order=2,
-            noisy=False,
-            paper="Lu et al. 2022, arXiv 2211.01095",
-            aliases=("DPMSolverMultistepScheduler", "k_dpmpp_2m"),
-        ),
-        Sampler(
-            name="DPM++ 2M SDE",
-            sample=partial(dpmpp_2m, eta=1.0),
-            layout=SOLVER,
-            order=2,
-            noisy=True,
-            paper="Lu et al. 2022, arXiv 2211.01095",
-            aliases=("k_dpmpp_2m_sde",),
-        ),
-        Sampler(
-            name="DPM++ SDE",
-            sample=dpmpp_sde,
-            layout=IN_SIGMA,
-            order=2,
-            noisy=True,
-            paper="Lu et al. 2022, arXiv 2211.01095, in k-diffusion's form",
-            aliases=("DPMSolverSDEScheduler", "k_dpmpp_sde"),
-            evaluations=(2, -1),
-        ),
-        Sampler(
-            name="UniPC",
-            sample=unipc,
-            layout=SOLVER,
-            order=3,
-            noisy=False,
-            paper="Zhao et al. 2023, arXiv 2302.04867",
-            aliases=("UniPCMultistepScheduler", "uni_pc"),
-        ),
-        Sampler(
-            name="DEIS",
-            sample=deis,
-            layout=replace(SOLVER, to_zero=False, ending=""),
-            order=2,
-            noisy=False,
-            paper="Zhang and Chen 2022, arXiv 2204.13902",
-            aliases=("DEISMultistepScheduler",),
-        ),
-        Sampler(
-            name="LCM",
-            sample=lcm,
-            layout=Layout(spacing="distilled", fixed=True, whole=True, bends=False),
-            order=1,
-            noisy=True,
-            paper="Luo et al. 2023, arXiv 2310.04378",
-            aliases=("LCMScheduler",),
-        ),
-    )
-}
+N, TWO_N, N_AND_ONE = (1, 0), (2, -1), (1, 1)  # evaluations
+DDPM, DDIM = "Ho et al. 2020, arXiv 2006.11239", "Song et al. 2020, arXiv 2010.02502"
+EDM, LMS = "Karras et al. 2022, arXiv 2206.00364", "Adams and Bashforth 1883, in k-diffusion's form"
+DPM, DPMPP = "Lu et al. 2022, arXiv 2206.00927", "Lu et al. 2022, arXiv 2211.01095"
+PNDM, DEIS = "Liu et al. 2022, arXiv 2202.09778", "Zhang and Chen 2022, arXiv 2204.13902"
+UNIPC, LCM = "Zhao et al. 2023, arXiv 2302.04867", "Luo et al. 2023, arXiv 2310.04378"
+
+# name, formula, layout, order, evaluations, noisy, paper, aliases
+# fmt: off
+TABLE = (
+    Sampler("Euler", euler, ENDING, 1, N, False, EDM,
+            ("EulerDiscreteScheduler", "k_euler")),
+    Sampler("Euler a", partial(ancestral, eta=1.0), IN_SIGMA, 1, N, True, f"{DDPM}, in k-diffusion's form",
+            ("EulerAncestralDiscreteScheduler", "euler_ancestral", "k_euler_a")),
+    Sampler("Heun", heun, IN_SIGMA, 2, TWO_N, False, EDM,
+            ("HeunDiscreteScheduler", "k_heun")),
+    Sampler("LMS", lms, IN_SIGMA, 4, N, False, LMS,
+            ("LMSDiscreteScheduler", "k_lms")),
+    Sampler("PLMS", plms, replace(WHOLE, to_zero=False, ending="set_alpha_to_one"), 4, N_AND_ONE, False, PNDM,
+            ("PNDMScheduler",)),
+    Sampler("DDIM", partial(ancestral, eta=0.0), replace(WHOLE, ending="set_alpha_to_one"), 1, N, False, DDIM,
+            ("DDIMScheduler",)),
+    Sampler("DDPM", partial(ancestral, eta=1.0), WHOLE, 1, N, True, DDPM,
+            ("DDPMScheduler",)),
+    Sampler("DPM2", partial(dpm2, eta=0.0), IN_SIGMA, 2, TWO_N, False, DPM,
+            ("KDPM2DiscreteScheduler", "dpm_2", "k_dpm_2")),
+    Sampler("DPM2 a", partial(dpm2, eta=1.0), IN_SIGMA, 2, TWO_N, True, f"{DPM}, in k-diffusion's form",
+            ("KDPM2AncestralDiscreteScheduler", "dpm_2_ancestral", "k_dpm_2_a")),
+    Sampler("DPM++ 2S", dpmpp_2s, replace(SOLVER, fixed=True), 2, N, False, DPMPP,
+            ("DPMSolverSinglestepScheduler",)),
+    Sampler("DPM++ 2S a", dpmpp_2s_ancestral, IN_SIGMA, 2, TWO_N, True, f"{DPMPP}, in k-diffusion's form",
+            ("dpmpp_2s_ancestral", "k_dpmpp_2s_a")),
+    Sampler("DPM++ 2M", partial(dpmpp_2m, eta=0.0), SOLVER, 2, N, False, DPMPP,
+            ("DPMSolverMultistepScheduler", "k_dpmpp_2m")),
+    Sampler("DPM++ 2M SDE", partial(dpmpp_2m, eta=1.0), SOLVER, 2, N, True, DPMPP,
+            ("k_dpmpp_2m_sde",)),
+    Sampler("DPM++ SDE", dpmpp_sde, IN_SIGMA, 2, TWO_N, True, f"{DPMPP}, in k-diffusion's form",
+            ("DPMSolverSDEScheduler", "k_dpmpp_sde")),
+    Sampler("UniPC", unipc, SOLVER, 3, N, False, UNIPC,
+            ("UniPCMultistepScheduler", "uni_pc")),
+    Sampler("DEIS", deis, replace(SOLVER, to_zero=False, ending=""), 2, N, False, DEIS,
+            ("DEISMultistepScheduler",)),
+    Sampler("LCM", lcm, DISTILLED, 1, N, True, LCM,
+            ("LCMScheduler",)),
+)
+# fmt: on
+SAMPLERS = {sampler.name: sampler for sampler in TABLE}
 
 
 def show() -> None:
@@ -265,7 +163,8 @@ def show() -> None:
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\nN is the number of steps. Add Karras or Exponential to a name for that ladder, as in DPM++ 2M Karras;")
-    print(f"{', '.join(s.name for s in SAMPLERS.values() if not s.layout.bends)} have none.")
+    print(f"{', '.join(s.name for s in SAMPLERS.values() if not s.layout.bends)} have none. Add eta and a number from")
+    print("0 to 1 to DDIM, and to a sampler with an a, for that share of fresh noise, as in DDIM eta 0.4.")
 
 
 def _counted(a_step: int, more: int) -> str:
