@@ -4,20 +4,32 @@
     dermjax prepare --config=configs/prepare.py:phantoms --workdir=runs/prepare
 
 DIR holds class/*.jpg, or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg, or a download
-with its table (isic-cli, HAM10000, ISIC 2020 and 2024, DDI, PAD-UFES-20); it is read and never written. A killed run
-goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or 100 phantoms a second.
-Leaves manifest.jsonl and report.html in the workdir, and for phantoms images/.
+with its tables (isic-cli, HAM10000, ISIC 2016 to 2020 and 2024, Fitzpatrick17k, DDI, PAD-UFES-20), or is a data set of
+tensorflow-datasets; it is read and never written. Any other table is read by its columns:
+
+    --config.columns.image=file --config.columns.label=diagnosis --config.columns.patient_id=patient
+
+A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or 100 phantoms
+a second. Leaves manifest.jsonl and report.html in the workdir, examined.jsonl, which spares an audit the decoding, and
+images/ of phantoms and of data sets that hold no image files.
 Variants: default, for a folder; `phantoms`; `demo`, the phantoms of the demo.
 """
 
 from ml_collections import ConfigDict
+
+ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution")
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """The config of `prepare`; variant is None, "phantoms" or "demo"."""
     config = ConfigDict()
     config.images = ""  # a folder, or "phantoms"
-    config.layout = "detect"  # a known table of diagnoses wins over class folders; "folders" reads no table
+    config.layout = "detect"  # or a name, as printed: isic-cli, ham10000, isic-2016 ..., folders, table, tfds
+    config.classes = "binary"  # benign and malignant; or "diagnoses", where the tables tell them
+    # Columns of a table, in place of those of its layout. What `label` says is then the class, empty ones left out.
+    config.columns = ConfigDict(
+        dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", *ATTRIBUTES), "")
+    )
     config.limit = 0  # at most this many images of each class in each split folder; 0 takes all
     config.on_bad_image = "fail"  # or "skip": left out, counted and listed in the report
     config.ratios = ConfigDict({"validation": 0.1, "test": 0.2})  # shares carved out where the folder has no such split

@@ -4,21 +4,24 @@ Place in the flow: any manifests -> findings -> `dermjax audit` prints them, `cl
 
 All manifests are looked at as one. Give the manifest that a generator was tuned on beside the one that a classifier is
 judged on, and what the generator saw and the evaluation uses is found. Every file is read: its bytes must be those that
-the manifest names, and near-duplicates are found by their hashes, also mirrored, turned and cropped. Records that
+the manifest names, and near-duplicates are found by their hashes, also mirrored, turned and cropped. Where `prepare`
+left the hashes of the same bytes beside its manifest (`examined`), the image is not decoded again. Records that
 curation or `prepare` rejected take no part, as no stage uses them.
 """
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dermjax import progress
-from dermjax.data import duplicates, images, neighbours, records, splits
+from dermjax.data import duplicates, examined, neighbours, records, splits
+from dermjax.data.examined import Look
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 
@@ -56,8 +59,7 @@ class Entry:
 
 def show(*paths: str) -> None:
     """Prints what leaks in and between manifests; raises UserError when anything does."""
-    entries = _entries(records.read_unaudited(Path(path)) for path in paths)
-    findings = _find(entries)
+    entries, findings = _find([records.read_unaudited(Path(path)) for path in paths])
     for kind, meaning in MEANINGS.items():
         of_kind = [finding for finding in findings if finding.kind == kind]
         print(f"{kind:11}{len(of_kind):6}  {meaning}")
@@ -70,14 +72,14 @@ def show(*paths: str) -> None:
 
 def refuse(manifests: Sequence[Manifest]) -> None:
     """Raises UserError with the first finding and the number of all where anything leaks between manifests."""
-    findings = _find(_entries(manifests))
+    _, findings = _find(manifests)
     if findings:
         first = findings[0]
         told = f"{MEANINGS[first.kind]}: {', '.join(first.images)}"
         raise UserError(f"{told}; findings in all: {len(findings)}, which dermjax audit lists; mend them and prepare")
 
 
-def _entries(manifests: Iterable[Manifest]) -> list[Entry]:
+def _entries(manifests: Sequence[Manifest]) -> list[Entry]:
     """The kept records of all manifests; one that several hold on one side counts once."""
     found = {}
     for manifest in manifests:
@@ -88,9 +90,12 @@ def _entries(manifests: Iterable[Manifest]) -> list[Entry]:
     return list(found.values())
 
 
-def _find(entries: Sequence[Entry]) -> list[Finding]:
-    """Every finding, in the order of MEANINGS."""
-    views, faults = _examined([entry.path for entry in entries], [entry.record.sha256 for entry in entries])
+def _find(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
+    """What was looked at, and every finding in the order of MEANINGS."""
+    entries, known = _entries(manifests), {}
+    for home in {manifest.home for manifest in manifests if manifest.home}:
+        known |= examined.read(home)
+    views, faults = _examined(entries, known)
     findings = [Finding("file", (fault,)) for fault in faults if fault]
     findings += [Finding("synthetic", (entry.told,)) for entry in entries if records.is_misplaced(entry.record)]
     holders = defaultdict(list)
@@ -108,7 +113,7 @@ def _find(entries: Sequence[Entry]) -> list[Finding]:
         if len({entry.record.sha256 for entry in members}) > 1:  # else the finding by bytes has said it
             findings += _crossings("near", members)
     order = list(MEANINGS)
-    return sorted(findings, key=lambda finding: (order.index(finding.kind), finding.images))
+    return entries, sorted(findings, key=lambda finding: (order.index(finding.kind), finding.images))
 
 
 def _crossings(kind: str, members: Sequence[Entry]) -> list[Finding]:
@@ -117,25 +122,25 @@ def _crossings(kind: str, members: Sequence[Entry]) -> list[Finding]:
     return [Finding(kind, (anchor.told, entry.told)) for entry in members if entry.record.split != anchor.record.split]
 
 
-def _examined(paths: Sequence[Path], digests: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def _examined(entries: Sequence[Entry], known: Mapping[str, Look]) -> tuple[np.ndarray, list[str]]:
     """The hashes uint64 [N, V, 4] of the files, and what is wrong with each ("" for nothing)."""
-    views = np.zeros((len(paths), len(duplicates.VIEWS), 4), np.uint64)
+    views = np.zeros((len(entries), len(duplicates.VIEWS), 4), np.uint64)
     faults = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(paths), "audit", "images", 0) as bar:
-        for row, (seen, fault) in enumerate(pool.map(_look, paths, digests)):
-            if not fault:
-                views[row] = seen
-            faults.append(fault)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
+        for row, seen in enumerate(pool.map(partial(_look, known), entries)):
+            if not isinstance(seen, str):
+                views[row] = seen.views
+            faults.append(seen if isinstance(seen, str) else "")
             bar.update()
     return views, faults
 
 
-def _look(path: Path, digest: str) -> tuple[np.ndarray | None, str]:
+def _look(known: Mapping[str, Look], entry: Entry) -> Look | str:
+    """What the file of an entry looks like, or what is wrong with it."""
+    digest = entry.record.sha256
     try:
-        if duplicates.sha256(path) != digest:
-            return None, f"{path}: not the bytes that the manifest names"
-        return duplicates.views(images.load(path, duplicates.HASHED)[None])[0], ""
+        if examined.digest(entry.path) != digest:
+            return f"{entry.path}: not the bytes that the manifest names"
+        return known.get(digest) or examined.look(entry.path, digest, measured=False)
     except UserError as error:
-        return None, str(error)
-    except OSError as error:
-        return None, f"{path}: cannot be read ({error.strerror})"
+        return str(error)

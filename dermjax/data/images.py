@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dermjax import progress
 from dermjax.errors import UserError
+from dermjax.run_folder import write_atomically
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # left out: formats that start another program (EPS)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
@@ -64,6 +65,13 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Writes an image file unless it is there with this content."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -50,11 +50,15 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Records with the class names (index = position, the last is the positive class) and the absolute image root."""
+    """Records with the class names (index = position, the last is the positive class) and the absolute image root.
+
+    home: the folder of the file that it was read from, None for a manifest in the making.
+    """
 
     labels: tuple[str, ...]
     root: Path
     records: tuple[Record, ...]
+    home: Path | None = field(default=None, compare=False)
 
     def path(self, record: Record) -> Path:
         """The image file of a record."""
@@ -87,7 +91,7 @@ def read_unaudited(path: Path) -> Manifest:
         if fault:
             raise UserError(f"manifest {path} line {number}: {fault}")
     _refuse_repeats(records, path)
-    return Manifest(labels=labels, root=root, records=records)
+    return Manifest(labels=labels, root=root, records=records, home=path.parent)
 
 
 def write(path: Path, manifest: Manifest) -> None:

@@ -21,12 +21,12 @@ LAYOUTS = "give a folder with class/*.jpg or train/class/*.jpg"
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder holds: Records in order of their paths, without sha256, and what was found but is no image."""
+    """What a folder holds: Records in order of their paths, without sha256; (path, reason) of what was not taken."""
 
     labels: tuple[str, ...]
     root: Path
     records: tuple[Record, ...]
-    ignored: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]
 
 
 def scan(folder: Path) -> Listing:
@@ -48,7 +48,7 @@ def scan(folder: Path) -> Listing:
         root=root,
         records=tuple(_record(root, image, split) for (split, _), images in found.items() for image in images),
         ignored=tuple(
-            other.relative_to(root).as_posix()
+            (other.relative_to(root).as_posix(), "no image")
             for (_, path), images in found.items()
             for other in sorted(set(_visible(path)) - set(images))
         ),

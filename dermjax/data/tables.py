@@ -1,159 +1,213 @@
-"""Folders of images with a table of diagnoses, as the public archives come, to Records.
+"""Folders of images with tables of diagnoses, as the public archives come (`layouts`), to Records.
 
-A layout says which columns hold what and which diagnoses are malignant. The rules: melanoma, basal and squamous cell
-carcinoma are malignant, and so is HAM10000's akiec, which holds intraepithelial carcinoma; an actinic keratosis on its
-own is Indeterminate, as in the ISIC archive. What is Indeterminate or unknown is left out, and counted by the caller.
-Layouts: isic-cli (its metadata.csv), HAM10000, ISIC 2020, ISIC 2024, DDI, PAD-UFES-20.
+A folder may hold several tables of its layout, one a split of a challenge, whose names then tell the split, and others
+that only say more of the images (who the patient is, which lesion), which are joined by the image.
 """
 
 import csv
-import io
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dermjax.data import layouts
+from dermjax.data.attributes import age_band
+from dermjax.data.duplicates import sha256
 from dermjax.data.images import SUFFIXES
+from dermjax.data.layouts import HEADLESS, LAYOUTS, Layout
 from dermjax.data.records import Record
-from dermjax.data.sources import Listing
+from dermjax.data.sources import SPLIT_FOLDERS, Listing
+from dermjax.data.splits import ISIC_ID
 from dermjax.errors import UserError
 
-LABELS = ("benign", "malignant")
-DROPPED = ""
-TARGET = {"0": "benign", "1": "malignant", "0.0": "benign", "1.0": "malignant"}
-ATTRIBUTES = ("age", "sex", "site", "fitzpatrick")
+ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution")
+NOTHING = ("", "-1", "nan", "unknown")  # how tables say that they do not know
+NAMED_SPLIT = re.compile(r"(?<![a-z])(train|val|validation|test)(?=$|[^a-z]|ing)")
+NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Which columns name the image and its label, what the values of the label mean, and what else is known."""
+@dataclass(frozen=True)
+class Folder:
+    """What lies under a folder: images by relative path, name and stem; the columns of each table."""
 
-    image: str
-    label: tuple[str, ...]  # the first that is there and filled
-    meanings: Mapping[str, str]  # in lower case; DROPPED for what is neither
-    known: Mapping[str, str] = field(default_factory=dict)  # field of a Record, or attribute -> column
+    root: Path
+    images: Mapping[str, list[str]]
+    tables: Mapping[Path, list[str]]
 
-
-ARCHIVE = {"benign": "benign", "malignant": "malignant", "indeterminate": DROPPED}
-ISIC_COLUMNS = {"lesion_id": "lesion_id", "patient_id": "patient_id", "age": "age_approx", "sex": "sex"}
-LAYOUTS = {
-    "ham10000": Layout(
-        image="image_id",
-        label=("dx",),
-        meanings=dict.fromkeys(("mel", "bcc", "akiec"), "malignant")
-        | dict.fromkeys(("nv", "bkl", "vasc", "df"), "benign"),
-        known={"lesion_id": "lesion_id", "age": "age", "sex": "sex", "site": "localization"},
-    ),
-    "isic-2024": Layout(image="isic_id", label=("target",), meanings=TARGET, known=ISIC_COLUMNS),
-    "isic-cli": Layout(
-        image="isic_id",
-        label=("diagnosis_1", "benign_malignant"),
-        meanings=ARCHIVE,
-        known=ISIC_COLUMNS
-        | {"site": "anatom_site_general", "licence": "copyright_license", "fitzpatrick": "fitzpatrick_skin_type",
-           "image_manipulation": "image_manipulation"},
-    ),
-    "isic-2020": Layout(image="image_name", label=("target",), meanings=TARGET, known=ISIC_COLUMNS),
-    "ddi": Layout(
-        image="DDI_file", label=("malignant",), meanings={"true": "malignant", "false": "benign"},
-        known={"fitzpatrick": "skin_tone"},
-    ),
-    "pad-ufes-20": Layout(
-        image="img_id",
-        label=("diagnostic",),
-        meanings=dict.fromkeys(("bcc", "scc", "mel"), "malignant")
-        | dict.fromkeys(("nev", "sek"), "benign") | {"ack": DROPPED},
-        known={"lesion_id": "lesion_id", "patient_id": "patient_id", "age": "age", "sex": "gender", "site": "region",
-               "fitzpatrick": "fitspatrick"},
-    ),
-}  # fmt: skip
+    def of(self, layout: Layout) -> list[Path]:
+        """The tables of a layout."""
+        return [path for path, columns in self.tables.items() if layout.fits(set(columns))]
 
 
-def detect(folder: Path) -> tuple[str, Path] | None:
-    """The name of the layout of a folder and its table, or None where no table in it is of a known layout.
+def look(folder: Path) -> Folder:
+    """The images and tables under a folder; UserError names a table that cannot be read."""
+    root = Path(os.path.realpath(folder))
+    images, tables = defaultdict(list), {}
+    for place, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = Path(place) / name
+            if path.suffix.lower() in SUFFIXES:
+                image = path.relative_to(root).as_posix()
+                for key in {image, name, path.stem}:
+                    images[key].append(image)
+            elif path.suffix.lower() == ".csv" and not path.stem.startswith(NO_TABLES):
+                tables[path] = next(_lines(path))[1]
+    return Folder(root, images, tables)
 
-    Images sorted into train/class/* are taken as sorted, and a table beside them is not read.
+
+def detect(folder: Folder) -> str | None:
+    """The name of the layout of a folder, None where no table in it is of a known one; UserError where two are."""
+    found = [name for name, layout in LAYOUTS.items() if folder.of(layout)]
+    if len(found) > 1:
+        raise UserError(f"folder {folder.root}: tables of {' and '.join(found)}; give one of them as config.layout")
+    return found[0] if found else None
+
+
+def chosen(name: str, columns: Mapping[str, str]) -> Layout:
+    """The layout of a name, with columns of a map put in place of its own; what a given label says is the class."""
+    layout = LAYOUTS.get(name, Layout(image=""))
+    given = {key: column for key, column in columns.items() if column}
+    if "label" in given:
+        layout = replace(layout, label=(given.pop("label"),), meanings=None, one_hot={})
+    image = given.pop("image", layout.image)
+    if not image or not (layout.label or layout.one_hot):
+        raise UserError("config.columns: give the columns of the image and the label, as --config.columns.image=file")
+    return replace(layout, image=image, known={**layout.known, **given})
+
+
+def scan(folder: Folder, name: str, layout: Layout, *, classes: str, skip: bool) -> Listing:
+    """The images that the tables of a layout name; UserError says what is missing, unknown or twice there.
+
+    classes: "binary" or "diagnoses", see `layouts`. skip: an image that is not there is counted and left out.
     """
-    if not folder.is_dir() or any(path.is_dir() for path in folder.glob("train/*")):
-        return None
-    for path in sorted(folder.glob("*.csv")):
-        columns = set(_rows(path)[0])
-        for name, layout in LAYOUTS.items():
-            if layout.image in columns and set(layout.label) & columns:
-                return name, path
-    return None
-
-
-def scan(folder: Path, name: str, table: Path) -> Listing:
-    """The images of a table that lie under the folder; UserError names what is missing, unknown or twice there."""
-    root, layout = Path(os.path.realpath(folder)), LAYOUTS[name]
-    files = _files(root)
-    columns, *rows = _rows(table)
+    tables = folder.of(layout)
+    if not tables:
+        raise UserError(f"folder {folder.root}: no table with columns {', '.join([layout.image, *layout.label])}")
+    more = _joined(folder, layout, tables)
     found, ignored = {}, []
-    for number, row in enumerate(rows, start=2):
-        told = dict(zip(columns, row, strict=False))
-        image = Path(told.get(layout.image, "")).name
-        path = files.get(image) or files.get(Path(image).stem)
-        if path is None:
-            raise UserError(
-                f"table {table} line {number}: no image {image!r} under {root}; download it or cut the line"
-            )
-        if path in found:
-            raise UserError(f"table {table} line {number}: {image} stands there twice; keep one line")
-        label = _label(told, layout, table, number)
-        if label == DROPPED:
-            ignored.append(f"{path} (neither benign nor malignant)")
-        else:
-            found[path] = _record(path, label, told, layout, name)
-    if {record.label for record in found.values()} != set(LABELS):
-        raise UserError(f"table {table}: images of both classes are needed, benign and malignant")
-    return Listing(
-        labels=LABELS, root=root, records=tuple(found[path] for path in sorted(found)), ignored=tuple(ignored)
-    )
+    for table in tables:
+        split = _split_of(table) if len(tables) > 1 else ""
+        for number, told in _rows(table):
+            where, image = f"table {table} line {number}", told.get(layout.image, "")
+            path = _path(folder, image, where)
+            if path is None and not skip:
+                raise UserError(f"{where}: no image {Path(image).name!r} under {folder.root}; download it or cut the "
+                                "line, or give --config.on_bad_image=skip")  # fmt: skip
+            if path in found:
+                raise UserError(f"{where}: {Path(image).name} stands there twice; keep one line")
+            label = _label(told, layout, classes, where)
+            if path is None or not label:
+                ignored.append((path, "of no class") if path else (image, "not there"))
+            else:
+                found[path] = _record(path, label, split, {**more.get(_key(image), {}), **told}, layout, name, where)
+    there = {record.label for record in found.values()}
+    labels = layouts.labels(classes, there) if layout.meanings is not None or layout.one_hot else tuple(sorted(there))
+    if len(there) < 2:
+        raise UserError(f"folder {folder.root}: its tables name images of {', '.join(sorted(there)) or 'no class'}; "
+                        f"needed are {' and '.join(labels) if len(labels) > 1 else 'two classes'}")  # fmt: skip
+    records = tuple(found[path] for path in sorted(found))
+    return Listing(labels=labels, root=folder.root, records=records, ignored=tuple(ignored))
 
 
-def _label(told: dict, layout: Layout, table: Path, number: int) -> str:
-    value = next((told[column].strip().lower() for column in layout.label if told.get(column, "").strip()), "")
-    if value not in layout.meanings:
-        known = ", ".join(layout.meanings)
-        raise UserError(f"table {table} line {number}: {layout.label[0]} is {value!r}; known are {known}")
-    return layout.meanings[value]
+def _joined(folder: Folder, layout: Layout, taken: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """What the other tables of a folder say of each image."""
+    more = defaultdict(dict)
+    for table, columns in folder.tables.items():
+        if table not in taken and layout.image in columns and set(layout.known.values()) & set(columns):
+            for _, told in _rows(table):
+                more[_key(told.get(layout.image, ""))] |= told
+    return more
 
 
-def _record(path: str, label: str, told: dict, layout: Layout, source: str) -> Record:
-    known = {name: told.get(column, "").strip() for name, column in layout.known.items()}
-    known = {name: value for name, value in known.items() if value}
+def _key(image: str) -> str:
+    """What is the same of an image in all tables, with or without its suffix."""
+    return Path(image).stem if Path(image).suffix.lower() in SUFFIXES else Path(image).name
+
+
+def _path(folder: Folder, image: str, where: str) -> str | None:
+    """The one file that a table means; where there are several of its name, they must be copies."""
+    name = Path(image).name
+    paths = folder.images.get(image) or folder.images.get(name) or folder.images.get(Path(name).stem) or [None]
+    if len(paths) > 1 and len({sha256(folder.root / path) for path in paths}) > 1:
+        raise UserError(f"{where}: {name} may be {' or '.join(paths)}, which differ; keep one or write its path")
+    return paths[0]
+
+
+def _split_of(table: Path) -> str:
+    """The split that a table's name tells, "" for none."""
+    named = NAMED_SPLIT.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", table.stem).lower())
+    return SPLIT_FOLDERS[named[-1]] if named else ""
+
+
+def _label(told: Mapping[str, str], layout: Layout, classes: str, where: str) -> str:
+    """The class of a row, "" where the rules give it none."""
+    if layout.one_hot:
+        marked = [column for column in layout.one_hot if _number(told.get(column, "")) == 1]
+        if len(marked) > 1 or not (marked or layout.rest):
+            raise UserError(f"{where}: {len(marked)} of {', '.join(layout.one_hot)} are 1; one must be")
+        return layouts.label(classes, layout.one_hot[marked[0]] if marked else layout.rest)
+    value = next((told[column] for column in layout.label if told.get(column, "")), "")
+    if layout.meanings is None:
+        return value
+    if value.lower() not in layout.meanings:
+        raise UserError(f"{where}: {layout.label[0]} is {value!r}; known are {', '.join(layout.meanings)}")
+    diagnosis = layout.meanings[value.lower()]
+    if classes == "diagnoses" and not set(layout.meanings.values()) - set(layouts.UNDIAGNOSED):
+        raise UserError(f"{where}: this archive tells no diagnosis in {layout.label[0]}; give config.classes=binary, "
+                        "or a column of diagnoses as config.columns.label")  # fmt: skip
+    return layouts.label(classes, diagnosis)
+
+
+def _record(
+    path: str, label: str, split: str, told: Mapping[str, str], layout: Layout, source: str, where: str
+) -> Record:
+    known = {name: told.get(column, "") for name, column in layout.known.items()}
+    known = {name: value for name, value in known.items() if value.lower() not in NOTHING}
     attributes = {name: known.pop(name) for name in ATTRIBUTES if name in known}
+    if math.isfinite(_number(attributes.get("age", ""))):
+        attributes["age_band"] = age_band(_number(attributes["age"]))
     for name in ("lesion_id", "patient_id"):
         if known.get(name, "").isdigit():  # a bare number is another lesion in another archive
             known[name] = f"{source}/{known[name]}"
-    known.setdefault("image_manipulation", "none")
-    if known["image_manipulation"] not in ("none", "synthetic"):
+    if known.get("image_manipulation") != "synthetic":
         known["image_manipulation"] = "none"
-    return Record(image=path, sha256="", label=label, split="", source=source, attributes=attributes, **known)
+    if "split" in known:
+        split = SPLIT_FOLDERS.get(known.pop("split").lower())
+        if not split:
+            raise UserError(f"{where}: its split is none of {', '.join(SPLIT_FOLDERS)}")
+    return Record(image=path, sha256="", label=label, split=split, source=source, attributes=attributes, **known)
 
 
-def _files(root: Path) -> dict[str, str]:
-    """Every image under a folder, by its name and by its stem, as a path relative to the folder."""
-    found = {}
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                path = (Path(folder) / name).relative_to(root).as_posix()
-                found.setdefault(name, path)
-                found.setdefault(Path(name).stem, path)
-    return found
-
-
-def _rows(path: Path) -> list[list[str]]:
-    """The rows of a table with its header, in UTF-8 or UTF-16, with or without a mark, whatever ends its lines."""
-    data = path.read_bytes()
+def _number(text: str) -> float:
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table below its header, {column: value}, each with the number of its line."""
+    lines = _lines(path)
+    _, columns = next(lines)
+    for number, row in lines:
+        yield number, dict(zip(columns, map(str.strip, row), strict=False))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The header of a table, then its rows: UTF-8 or UTF-16, with or without a mark, whatever ends its lines."""
+    try:
+        with path.open("rb") as file:
+            encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with path.open(encoding=encoding, newline="") as file:
+            rows = csv.reader(file)
+            first = next((row for row in rows if row), [])
+            if len(first) == 2 and ISIC_ID.fullmatch(first[0]):
+                yield 0, list(HEADLESS)
+            yield rows.line_num, first
+            yield from ((rows.line_num, row) for row in rows if row)
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"table {path}: cannot be read ({error}); save it as CSV in UTF-8") from error
-    if not rows:
-        raise UserError(f"table {path}: is empty")
-    return rows

@@ -10,7 +10,6 @@ from dermjax.data.appearance import LABELS
 from dermjax.data.phantom import Phantom, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.run_folder import write_atomically
 
 # The base model was pretrained on phantoms of the seeds 0 to 9,999,999. Seeds from here on are new to it, so that a
 # classifier is never tested on an image that the generator has seen; each config.seed has a million of its own.
@@ -36,7 +35,7 @@ def paint(
                 seed_of_it = FIRST_SEED + seed * SEEDS_A_RUN + number * len(LABELS) + place
                 made = phantom(seed_of_it, size, label=label)
                 image = f"images/{label}/{number:05d}.png"
-                _keep(workdir / image, images.png(made.image))
+                images.keep(workdir / image, images.png(made.image))
                 records.append(_record(image, duplicates.sha256(workdir / image), split, made))
                 hashes.append(duplicates.views(made.image[None]))
                 bar.update()
@@ -52,13 +51,6 @@ def _splits(per_class: int, validation: float, test: float) -> list[str]:
     if short:
         raise UserError(f"phantoms_per_class {per_class}: too few for {', '.join(short)} at these ratios; ask for more")
     return [name for name, count in counts.items() for _ in range(count)]
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """Writes a file unless it is there with this content."""
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
 
 
 def _record(image: str, sha256: str, split: str, made: Phantom) -> Record:

@@ -1,38 +1,37 @@
 """The page of `prepare`: what was found, what was left out and why, and what the images look like."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dermjax.data import duplicates
 from dermjax.data.pictures import picture
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SAMPLES = 9  # pictures of each class and split
-PAIRS = 12  # near-duplicates shown
+GROUPS = 12  # of near-duplicates shown, those in two splits first
+MEMBERS = 9  # pictures of each
 ROWS = 200  # lines of a long list
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was left out, (image, reason) and paths, and the near-duplicates: int [P, 3], two records and the bits."""
+    """What was left out, (path, reason), and the near-duplicates: int [P, 3], two records and the bits that differ."""
 
     skipped: tuple[tuple[str, str], ...]
-    ignored: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]
     near: np.ndarray
-
-
-def across_splits(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Record, int]]:
-    """The near-duplicates whose images stand in two splits: a leak that equal bytes did not show."""
-    return [pair for pair in _pairs(manifest, near) if pair[0].split != pair[1].split]
 
 
 def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     """The report as one self-contained HTML file in UTF-8."""
     splits = [name for name in SPLITS if manifest.split(name)]
-    leaking = across_splits(manifest, findings.near)
+    groups = _groups(manifest, findings.near)
+    leaking = [group for group in groups if len({record.split for record in group}) > 1]
     html = fill(
         TEMPLATE,
         {},
@@ -42,11 +41,12 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         splits=splits,
         counts={name: _counts(manifest, name) for name in splits},
         samples={(label, name): _samples(manifest, label, name) for label in manifest.labels for name in splits},
-        near=len(findings.near),
+        copies=sum(map(len, groups)),
+        groups=len(groups),
         leaking=len(leaking),
-        pairs=[
-            (*(picture(manifest, record, f"{record.image} ({record.split})") for record in pair[:2]), pair[2])
-            for pair in (leaking or _pairs(manifest, findings.near))[:PAIRS]
+        shown=[
+            [picture(manifest, record, f"{record.image} ({record.split})") for record in group[:MEMBERS]]
+            for group in sorted(groups, key=lambda group: group not in leaking)[:GROUPS]
         ],
         skipped=findings.skipped,
         ignored=findings.ignored,
@@ -55,8 +55,14 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     return html.encode("utf-8", "backslashreplace")  # file names need not be UTF-8
 
 
-def _pairs(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Record, int]]:
-    return [(manifest.records[one], manifest.records[other], bits) for one, other, bits in near.tolist()]
+def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
+    """The records of each group of near-duplicates, in order of their first."""
+    members = defaultdict(list)
+    tied = set(near[:, :2].ravel().tolist())
+    for row, group in enumerate(duplicates.groups(near, [[]] * len(manifest.records)).tolist()):
+        if row in tied:
+            members[group].append(manifest.records[row])
+    return list(members.values())
 
 
 def _counts(manifest: Manifest, split: str) -> list[int]:

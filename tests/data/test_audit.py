@@ -155,11 +155,12 @@ def test_a_changed_and_a_missing_file_are_found(tmp_path, capsys):
     assert "3.png: not the bytes" in said and "4.png: cannot be read" in said and "5.png: not the bytes" in said
 
 
-def test_what_was_rejected_takes_no_part(tmp_path):
+def test_what_was_rejected_takes_no_part(tmp_path, capsys):
     real = clean(tmp_path / "real", 9)
     real.add("copy.png", disguised(lesion(2)), "train")
     real.records[-1] = replace(real.records[-1], rejected=("near_duplicate_of_evaluation",))
     audit.show(real.write())
+    assert "nothing leaks: 9 images" in capsys.readouterr().out
 
 
 def test_stages_are_told_in_one_line(tmp_path):
@@ -182,7 +183,8 @@ def test_a_path_that_leaves_the_root_is_refused(tmp_path, image):
         audit.show(real.write())
 
 
-def test_a_set_can_be_moved_whole(tmp_path):
+def test_a_set_can_be_moved_whole(tmp_path, capsys):
     clean(tmp_path / "real", 3).write()
     shutil.move(tmp_path / "real", tmp_path / "elsewhere")
     audit.show(str(tmp_path / "elsewhere"))
+    assert f"nothing leaks: 3 images in {tmp_path / 'elsewhere'}" in capsys.readouterr().out

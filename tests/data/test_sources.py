@@ -42,7 +42,7 @@ def test_hidden_files_and_litter_do_not_count_and_other_files_are_told(tmp_path)
     litter = ("benign/._1.jpg", "benign/.hidden/1.jpg", "benign/Thumbs.db", ".git/x/1.jpg", "__MACOSX/benign/1.jpg")
     listing = sources.scan(two_classes(tmp_path, *litter, "benign/scan.dcm", "benign/more/1.jpg"))
     assert [record.image for record in listing.records] == ["benign/1.jpg", "malignant/1.jpg"]
-    assert listing.ignored == ("benign/more", "benign/scan.dcm")
+    assert listing.ignored == (("benign/more", "no image"), ("benign/scan.dcm", "no image"))
 
 
 def test_links_in_circles_end(tmp_path):
@@ -51,7 +51,7 @@ def test_links_in_circles_end(tmp_path):
     (tmp_path / "benign" / "self.jpg").symlink_to(tmp_path / "benign" / "self.jpg")
     listing = sources.scan(tmp_path)
     assert [record.image for record in listing.records] == ["benign/1.jpg", "benign/self.jpg", "malignant/1.jpg"]
-    assert listing.ignored == ("benign/again",)
+    assert listing.ignored == (("benign/again", "no image"),)
 
 
 @pytest.mark.parametrize(

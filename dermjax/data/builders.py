@@ -1,0 +1,64 @@
+"""Data sets of tensorflow-datasets on disk (array_record) to files and Records, without TensorFlow.
+
+The images are inside of record files, and a manifest names files: they are written beside the manifest, each byte as it
+was encoded.
+"""
+
+import os
+from pathlib import Path
+
+from dermjax import progress
+from dermjax.data import images
+from dermjax.data.records import Record
+from dermjax.data.sources import SPLIT_FOLDERS, Listing
+from dermjax.errors import UserError
+
+FACTS = ("lesion_id", "patient_id", "licence", "image_manipulation")
+KINDS = {b"\xff\xd8": "jpg", b"\x89P": "png"}  # by the first bytes of a file
+
+
+def is_builder(folder: Path) -> bool:
+    """Whether a folder holds a prepared data set."""
+    return all((folder / name).is_file() for name in ("dataset_info.json", "features.json"))
+
+
+def scan(folder: Path, into: Path) -> Listing:
+    """Writes the images under `into`/images and lists them; their splits are those of the data set.
+
+    It needs the features "image" and "label"; lesion_id, patient_id, licence and image_manipulation are kept where they
+    are there. Raises UserError for a data set that is not so, or of which a file is damaged.
+    """
+    import tensorflow_datasets as tfds  # here, as it takes seconds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        features, splits = builder.info.features, sorted(builder.info.splits)
+        labels = tuple(features["label"].names)
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        sources = {name: builder.as_data_source(name, decoders=decoders) for name in splits}
+        unknown = [name for name in splits if name not in SPLIT_FOLDERS]
+        if unknown or len(labels) < 2:
+            raise ValueError(
+                f"splits {', '.join(splits)} and labels {', '.join(labels)} are no train and test of classes"
+            )
+        records = []
+        with progress.bar(sum(map(len, sources.values())), "writing", "images", 0) as bar:
+            for split, source in sources.items():
+                for number in range(len(source)):
+                    told = source[number]
+                    kind = KINDS.get(told["image"][:2], "png")
+                    image = f"images/{split}/{number:06d}.{kind}"
+                    images.keep(into / image, told["image"])
+                    records.append(_record(image, SPLIT_FOLDERS[split], labels[told["label"]], builder.name, told))
+                    bar.update()
+    except UserError:
+        raise
+    except Exception as error:  # tfds raises anything, from KeyError to protobuf's own
+        raise UserError(f"folder {folder}: not a data set of images with labels in array_record ({error})") from error
+    return Listing(labels=labels, root=Path(os.path.realpath(into)), records=tuple(records), ignored=())
+
+
+def _record(image: str, split: str, label: str, source: str, told: dict) -> Record:
+    known = {name: told[name].decode() for name in FACTS if told.get(name)}
+    known.setdefault("image_manipulation", "none")
+    return Record(image=image, sha256="", label=label, split=split, source=source, **known)

@@ -1,0 +1,62 @@
+"""Sound images become a manifest: what shows one lesion is on one side, copies of judged images are set aside."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from dermjax.data import duplicates, neighbours, splits
+from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.data.sources import Listing
+from dermjax.errors import UserError
+from dermjax.preparation.examination import Examination
+
+LEAK = "near_duplicate_of_evaluation"  # why a training image is set aside
+
+
+def divide(
+    listing: Listing,
+    seen: Examination,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    turn: float,
+    stratified: bool,
+    placed: Mapping[tuple[str, str], str],
+) -> tuple[Manifest, np.ndarray]:
+    """The manifest of sound images, see `splits.assign`, and their near-duplicates int [P, 3].
+
+    UserError where one image has two classes, the folder's own splits share a lesion, or a split lacks a class.
+    """
+    splits.refuse_contradictions(seen.records)
+    near = neighbours.near(seen.views)
+    groups = duplicates.groups(near, [splits.identities(record) for record in seen.records])
+    assigned = splits.assign(
+        seen.records, groups, validation=validation, test=test, seed=seed, turn=turn, stratified=stratified,
+        placed=placed,
+    )  # fmt: skip
+    splits.refuse_leaks(assigned)
+    manifest = Manifest(labels=listing.labels, root=listing.root, records=_without_copies(assigned, groups))
+    _refuse_gaps(manifest)
+    return manifest, near
+
+
+def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[Record, ...]:
+    """The records, those rejected that are near-duplicates of images on a more judged side (given splits only)."""
+    sides = [SPLITS.index(record.split) for record in assigned]
+    judged = np.zeros(groups.max(initial=-1) + 1, int)
+    np.maximum.at(judged, groups, sides)
+    return tuple(
+        replace(record, rejected=(LEAK,)) if side < judged[group] else record
+        for record, side, group in zip(assigned, sides, groups.tolist(), strict=True)
+    )
+
+
+def _refuse_gaps(manifest: Manifest) -> None:
+    """UserError for a class that lost all its images of one split, as bad images were skipped."""
+    for name in SPLITS:
+        held = {record.label for record in manifest.split(name)}
+        for label in manifest.labels:
+            if held and label not in held:
+                raise UserError(f"folder {manifest.root}: class {label!r} has no sound image in {name}; add images")

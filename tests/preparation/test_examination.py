@@ -1,0 +1,82 @@
+"""Images are looked at once: a killed run goes on, and an audit afterwards decodes nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.data import audit, duplicates, examined, images, records
+from dermjax.preparation.run import run
+
+CONFIG = Path(__file__).parents[2] / "configs" / "prepare.py"
+
+
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+from dermjax.data import images
+from dermjax.preparation.run import run
+load, seen = images.load, []
+def until(path, size):
+    seen.append(path)
+    if len(seen) == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return load(path, size)
+images.load = until
+config = runpy.run_path(sys.argv[1])["get_config"]()
+config.images, config.attributes = sys.argv[2], False
+run(config, Path(sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files that are decoded in full from now on, for their hashes."""
+    looked, load = [], images.load
+
+    def noted(path, size):
+        if size == duplicates.HASHED:
+            looked.append(path)
+        return load(path, size)
+
+    monkeypatch.setattr(images, "load", noted)
+    return looked
+
+
+def test_a_killed_examination_goes_on_to_the_same_bytes(folder, tmp_path, decoded, settings, prepare):
+    prepare(folder, tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    arguments = [sys.executable, "-c", KILLED, str(CONFIG), str(folder), str(tmp_path / "run")]
+    assert subprocess.run(arguments, check=False).returncode == -9
+    kept = (tmp_path / "run" / examined.FILE).read_bytes()
+    assert 0 < kept.count(b"\n") < 40
+    with (tmp_path / "run" / examined.FILE).open("ab") as torn:
+        torn.write(b'{"sha256": "beni')
+    decoded.clear()
+    run(settings(images=str(folder)), tmp_path / "run")
+    assert len(decoded) == 40 - kept.count(b"\n")
+    assert (tmp_path / "run" / records.FILE).read_bytes() == (tmp_path / "whole" / records.FILE).read_bytes()
+    assert examined.read(tmp_path / "run").keys() == examined.read(tmp_path / "whole").keys()
+
+
+def test_an_audit_decodes_only_what_was_not_looked_at(folder, tmp_path, decoded, prepare, capsys):
+    manifest = prepare(folder, tmp_path / "run")
+    decoded.clear()
+    audit.show(str(tmp_path / "run"))
+    assert not decoded and "nothing leaks: 40 images" in capsys.readouterr().out
+    (tmp_path / "run" / examined.FILE).unlink()
+    audit.refuse([manifest])
+    assert len(decoded) == 40
+
+
+def test_what_was_looked_at_is_read_back_equal_and_damaged_lines_do_not_count(folder, tmp_path):
+    path = folder / "benign/3.png"
+    looks = [examined.look(path, duplicates.sha256(path), measured) for measured in (False, True)]
+    (tmp_path / examined.FILE).write_bytes(b"".join(look.line() for look in looks))
+    (read,) = examined.read(tmp_path).values()
+    assert read.measured == looks[1].measured and read.sha256 == duplicates.sha256(path)
+    np.testing.assert_array_equal(read.views, looks[1].views)
+    (tmp_path / examined.FILE).write_bytes(looks[0].line()[:90] + b"\n[]\n{}\nnull\n\xff\n" + looks[1].line()[:-40])
+    assert examined.read(tmp_path) == {}

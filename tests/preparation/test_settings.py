@@ -1,0 +1,25 @@
+"""Settings that cannot be meant are refused in one line."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"images": ""}, "config.images is empty"),
+        ({"on_bad_image": "ignore"}, "config.on_bad_image 'ignore'"),
+        ({"limit": -1}, "config.limit -1"),
+        ({"ratios.test": 0.95}, "config.ratios"),
+        ({"ratios.validation": -0.1}, "config.ratios"),
+        ({"images": "phantoms", "phantoms_per_class": 3}, "phantoms_per_class 3: too few for validation"),
+        ({"images": "phantoms", "phantoms_per_class": 500_001}, "phantoms_per_class 500001"),
+        ({"images": "phantoms", "size": 100}, "size 100"),
+    ],
+)
+def test_settings_that_cannot_be_meant(folder, changes, told, refused):
+    refused(changes.get("images", folder), told, **{k: v for k, v in changes.items() if k != "images"})
+
+
+def test_an_unknown_variant_is_refused(settings):
+    with pytest.raises(ValueError, match="no variant 'paper'"):
+        settings("paper")
