@@ -4,12 +4,12 @@ A verdict looks at one figure that is named beforehand, AUROC, so that the best 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.evaluation import intervals, paper, predictions
+from dermjax.evaluation import intervals, metrics, paper, predictions
 from dermjax.evaluation.intervals import Bootstrap, Estimate
 from dermjax.evaluation.predictions import Predictions
 
@@ -115,11 +115,10 @@ def label_fidelity(run: Run, curated: Manifest) -> Estimate | None:
     path = run.folder / "synthetic_predictions.csv"
     if not path.is_file():
         return None
-    judged = predictions.read(path, curated.labels, "train").only({record.image for record in curated.split("train")})
-    if not judged.images:
+    said = predictions.read(path, curated.labels, "train").only({record.image for record in curated.split("train")})
+    if not said.images:
         raise UserError(f"predictions {path}: none of its images is kept in the curated manifest; of another run?")
-    right = int((judged.probabilities.argmax(-1) == judged.labels).sum())
-    return intervals.share(right, len(judged.images))
+    return intervals.share(int(said.right.sum()), len(said.images))
 
 
 def _run(name: str, folder: Path, manifest: Manifest) -> Run:
@@ -127,10 +126,20 @@ def _run(name: str, folder: Path, manifest: Manifest) -> Run:
     if len(words) != 2:
         raise UserError(f"config.runs: the name {name!r} is not of the form <classifier>_<arm>, as vit_real")
     path = folder / "predictions.csv"
+    found = judged(path, manifest)
+    return Run(name=" ".join(words), classifier=words[0], arm=words[1], folder=folder, predictions=found)
+
+
+def judged(path: Path, manifest: Manifest) -> Predictions:
+    """What a predictions.csv says of the whole test split, with thresholds from its validation rows.
+
+    Raises:
+      UserError: a class or an image is missing, or the rows are of other images than the manifest's.
+    """
     found = predictions.read(path, manifest.labels, "test")
     predictions.refuse_absent_class(found, manifest.labels, path)
     _refuse_other_images(found, manifest, path)
-    return Run(name=" ".join(words), classifier=words[0], arm=words[1], folder=folder, predictions=found)
+    return replace(found, thresholds=metrics.thresholds(predictions.read(path, manifest.labels, "validation")))
 
 
 def _place(run: Run) -> tuple:

@@ -50,14 +50,13 @@ def roc(title: str, runs: list[Run]) -> str:
     def draw(panel: Axes) -> None:
         panel.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
         for run in runs:
-            labels, probabilities = run.predictions.labels, run.predictions.probabilities
-            name = f"{run.arm}, AUROC {metrics.auroc(labels, probabilities):.3f}"
-            panel.plot(*metrics.roc(labels, probabilities), label=name, linewidth=2, color=_colour(run.arm, runs))
+            name = f"{run.arm}, AUROC {metrics.auroc(run.predictions):.3f}"
+            panel.plot(*metrics.roc(run.predictions), label=name, linewidth=2, color=_colour(run.arm, runs))
         panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
         panel.set(xlabel="1 − specificity", ylabel="sensitivity")
         panel.legend(loc="lower right")
 
-    return _svg(draw, WIDTH)
+    return svg(draw, WIDTH)
 
 
 def difference(title: str, comparison: Comparison, reach: float) -> str:
@@ -75,7 +74,7 @@ def difference(title: str, comparison: Comparison, reach: float) -> str:
         panel.spines["left"].set_visible(False)
         panel.tick_params(axis="y", length=0)
 
-    return _svg(draw, 2.6)
+    return svg(draw, 1.0 + 0.3 * len(names))
 
 
 def curves(title: str, unit: str, series: list[tuple[str, Series, dict]]) -> str:
@@ -91,7 +90,7 @@ def curves(title: str, unit: str, series: list[tuple[str, Series, dict]]) -> str
         if len(series) > 1:
             panel.legend(fontsize=8, handlelength=2.8)
 
-    return _svg(draw, 3.2)
+    return svg(draw, 3.2)
 
 
 def lines(runs: list[Run]) -> dict[str, dict]:
@@ -136,7 +135,7 @@ def _marker(steps: np.ndarray) -> str:
     return "o" if len(steps) < 12 else ""
 
 
-def _svg(draw, height: float) -> str:
+def svg(draw, height: float) -> str:
     """What `draw` puts on a panel, as a data URI."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -4,7 +4,7 @@ The columns are image, label, split and one p_<label> a class; `classify` writes
 """
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,17 +15,48 @@ from dermjax.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Images in alphabetical order, their class indices int [n] and probabilities float64 [n, classes]."""
+    """Images in alphabetical order, their class indices int [n] and probabilities float64 [n, classes].
+
+    `thresholds` are scores of the positive class by figure, chosen on other images, see metrics.thresholds.
+    """
 
     images: tuple[str, ...]
     labels: np.ndarray
     probabilities: np.ndarray
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return self.probabilities.shape[-1]
+
+    @property
+    def called(self) -> np.ndarray:
+        """The most probable class of each image, int [n]."""
+        return self.probabilities.argmax(-1)
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each decision is right, bool [n]."""
+        return self.called == self.labels
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The probability of the class that each image is called, [n]."""
+        return self.probabilities.max(-1)
+
+    def above(self, name: str) -> np.ndarray:
+        """Whether each image's positive score is above the threshold of a figure, bool [n]."""
+        return self.probabilities[:, 1] > self.thresholds[name]
 
     def only(self, images: set[str]) -> "Predictions":
         """The predictions of some images, in the same order."""
-        chosen = np.array([image in images for image in self.images], bool)
-        kept = tuple(image for image in self.images if image in images)
-        return Predictions(images=kept, labels=self.labels[chosen], probabilities=self.probabilities[chosen])
+        return self.at(np.array([row for row, image in enumerate(self.images) if image in images], int))
+
+    def at(self, rows: np.ndarray) -> "Predictions":
+        """The predictions at some rows, int [m]."""
+        images = tuple(self.images[row] for row in rows)
+        return replace(self, images=images, labels=self.labels[rows], probabilities=self.probabilities[rows])
 
 
 def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:

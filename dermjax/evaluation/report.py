@@ -100,7 +100,7 @@ def tables(findings: Findings) -> list[dict]:
                 "compared": [f"{c.arm.arm} {wording.MINUS} {c.baseline.arm}" for c in compared],
                 "rows": [
                     (name, [findings.figures[run.name][name] for run in runs], [c.differences[name] for c in compared])
-                    for name in metrics.names(len(findings.classes))
+                    for name in metrics.names(runs[0].predictions)
                 ],
                 "mcnemar": [(c.arm.arm, c.mcnemar) for c in compared],
             }

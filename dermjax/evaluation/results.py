@@ -27,13 +27,13 @@ def as_json(found: Findings, bootstrap: dict, images: dict, rejections: dict) ->
 
 
 def _run(run: Run, figures: dict[str, Estimate]) -> dict:
-    false_positive_rate, true_positive_rate = metrics.roc(run.predictions.labels, run.predictions.probabilities)
+    false_positive_rate, true_positive_rate = metrics.roc(run.predictions)
     return {
         "classifier": run.classifier,
         "arm": run.arm,
         "test_images": len(run.predictions.images),
         "figures": {name: asdict(estimate) for name, estimate in figures.items()},
-        "confusion": metrics.confusion(run.predictions.labels, run.predictions.probabilities).tolist(),
+        "confusion": metrics.confusion(run.predictions).tolist(),
         "roc": {
             "false_positive_rate": false_positive_rate.tolist(),
             "true_positive_rate": true_positive_rate.tolist(),

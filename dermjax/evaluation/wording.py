@@ -10,6 +10,17 @@ SHOWN = {
     "euler_a": "Euler a",
     "plms": "PLMS",
 }
+LABELS = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity_at_90": "sensitivity at specificity 0.90",
+    "sensitivity_at_95": "sensitivity at specificity 0.95",
+    "f1": "F1",
+    "ece": "calibration error (ECE)",
+    "brier": "Brier score",
+}
+TO_THREE_PLACES = ("auroc", "average_precision", "ece", "brier")  # areas and errors; what else there is, is a share
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -27,26 +38,26 @@ def shown(name: str) -> str:
 
 def label(figure: str) -> str:
     """How the name of a figure is written."""
-    return "AUROC" if figure == "auroc" else figure
+    return LABELS.get(figure, figure)
 
 
 def figure(estimate: Estimate, name: str) -> str:
-    """A figure without its interval: a percentage, or an area to three places."""
-    return f"{estimate.value:.3f}" if name == PRIMARY else f"{100 * estimate.value:.1f} %"
+    """A figure without its interval: a percentage, or an area or an error to three places."""
+    return f"{estimate.value:.3f}" if name in TO_THREE_PLACES else f"{100 * estimate.value:.1f} %"
 
 
 def interval(estimate: Estimate, name: str) -> str:
     """The interval of a figure, or why there is none."""
     if estimate.low is None:
         return estimate.note
-    if name == PRIMARY:
+    if name in TO_THREE_PLACES:
         return f"{estimate.low:.3f} to {estimate.high:.3f}"
     return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
 
 
 def difference(estimate: Estimate, name: str) -> str:
     """A difference with its sign: percentage points, or AUROC to three places."""
-    return _signed(estimate.value, name) + ("" if name == PRIMARY else " points")
+    return _signed(estimate.value, name) + ("" if name in TO_THREE_PLACES else " points")
 
 
 def difference_interval(estimate: Estimate, name: str) -> str:
@@ -81,5 +92,5 @@ def _told(comparison: Comparison, findings: Findings) -> tuple[str, str]:
 
 
 def _signed(value: float, name: str) -> str:
-    text = f"{value:+.3f}" if name == PRIMARY else f"{100 * value:+.1f}"
+    text = f"{value:+.3f}" if name in TO_THREE_PLACES else f"{100 * value:+.1f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS)

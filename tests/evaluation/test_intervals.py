@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
-from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
-from dermjax.evaluation import intervals
+from dermjax.evaluation import intervals, metrics
 from dermjax.evaluation.intervals import Bootstrap
 from dermjax.evaluation.predictions import Predictions
+from dermjax.evaluation.weighted import WEIGHTED
 
 CLASSES = ("benign", "malignant")
 
@@ -20,7 +29,10 @@ def made(seed, n, separation, classes=2):
     probabilities = np.exp(scores).round(1) + 0.1
     probabilities /= probabilities.sum(-1, keepdims=True)
     return Predictions(
-        images=tuple(f"{i:04d}.png" for i in range(n)), labels=labels, probabilities=probabilities.round(2)
+        images=tuple(f"{i:04d}.png" for i in range(n)),
+        labels=labels,
+        probabilities=probabilities.round(2),
+        thresholds={"sensitivity_at_90": 0.6} if classes == 2 else {},
     )
 
 
@@ -31,21 +43,30 @@ def over_images(predictions, resamples=2000, smallest=10):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_weighted_figures_equal_scikit_learns(classes):
     judged = made(1, 90, 0.7, classes)
-    labels, probabilities = judged.labels, judged.probabilities
+    labels, probabilities, called = judged.labels, judged.probabilities, judged.called
     weights = next(iter(over_images(judged, resamples=5).weights(labels)))
-    called = probabilities.argmax(-1)
     for row, w in enumerate(weights):
-        expected = {"accuracy": accuracy_score(labels, called, sample_weight=w)}
         drawn = w > 0  # scikit-learn's multi-class AUROC takes no weights: repeat the images instead
         repeated = np.repeat(np.arange(90), w.astype(int))
+        average = "binary" if classes == 2 else "macro"
+        expected = {
+            "accuracy": accuracy_score(labels, called, sample_weight=w),
+            "balanced_accuracy": balanced_accuracy_score(labels, called, sample_weight=w),
+            "f1": f1_score(labels, called, average=average, sample_weight=w),
+            "brier": metrics.brier(judged.at(repeated)),
+            "ece": metrics.ece(judged.at(repeated)),
+        }
         if classes == 2:
+            expected["brier"] = brier_score_loss(labels, probabilities[:, 1], sample_weight=w)
             expected["sensitivity"] = recall_score(labels, called, sample_weight=w)
             expected["specificity"] = recall_score(labels, called, sample_weight=w, pos_label=0)
+            expected["sensitivity_at_90"] = recall_score(labels, probabilities[:, 1] > 0.6, sample_weight=w)
             expected["auroc"] = roc_auc_score(labels[drawn], probabilities[drawn, 1], sample_weight=w[drawn])
+            expected["average_precision"] = average_precision_score(labels, probabilities[:, 1], sample_weight=w)
         else:
             each = [roc_auc_score(labels[repeated] == c, probabilities[repeated, c]) for c in range(3)]
             expected["auroc"] = np.mean(each)
-        found = {name: intervals.WEIGHTED[name](labels, probabilities, weights)[row] for name in expected}
+        found = {name: WEIGHTED[name](judged, weights)[row] for name in expected}
         assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -130,15 +151,17 @@ def test_all_right_has_an_exact_interval_and_a_perfect_area_none():
 def test_intervals_cover_the_truth_as_often_as_they_say():
     truth = norm.cdf(1 / np.sqrt(2))  # AUROC of two unit normals one apart
     hits = 0
-    for seed in range(400):
+    for seed in range(1000):
         rng = np.random.default_rng(seed)
-        labels = np.arange(120) % 2
-        score = norm.cdf(rng.normal(size=120) + labels)
+        labels = np.arange(240) % 2
+        score = norm.cdf(rng.normal(size=240) + labels)
         judged = Predictions(
-            images=tuple(f"{i:03d}" for i in range(120)),
+            images=tuple(f"{i:03d}" for i in range(240)),
             labels=labels,
             probabilities=np.stack([1 - score, score], axis=-1),
         )
-        found = intervals.figures(judged, CLASSES, over_images(judged, resamples=1000))["auroc"]
-        hits += found.low <= truth <= found.high
-    assert 0.92 <= hits / 400 <= 0.98  # 0.95 within 2.8 standard errors
+        bootstrap = over_images(judged, resamples=1000)
+        spread = intervals.spreads(bootstrap, labels, lambda name, w, j=judged: WEIGHTED[name](j, w), ["auroc"])
+        low, high = np.quantile(spread["auroc"], [0.025, 0.975])
+        hits += low <= truth <= high
+    assert 0.93 <= hits / 1000 <= 0.97

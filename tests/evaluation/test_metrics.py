@@ -1,36 +1,88 @@
-"""The figures on cases that can be counted by hand."""
+"""The figures on cases that can be counted by hand, and against scikit-learn's and others' definitions."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, brier_score_loss, f1_score
 
 from dermjax.evaluation import metrics
+from dermjax.evaluation.predictions import Predictions
 
 LABELS = np.array([0, 0, 0, 1, 1])
 PROBABILITIES = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.1, 0.9]])
 
 
+def said(labels, probabilities, **thresholds):
+    return Predictions(
+        images=tuple(map(str, range(len(labels)))),
+        labels=np.array(labels),
+        probabilities=np.array(probabilities),
+        thresholds=thresholds,
+    )
+
+
+TWO = said(LABELS, PROBABILITIES, sensitivity_at_90=0.7, sensitivity_at_95=0.9)
+
+
 def test_two_classes_by_hand():
-    found = {name: metrics.METRICS[name](LABELS, PROBABILITIES) for name in metrics.names(2)}
+    found = {name: metrics.METRICS[name](TWO) for name in metrics.names(TWO)}
     # one benign image (0.7) is called malignant and ranks above one malignant image (0.6): 5 of 6 pairs in order
-    assert found == pytest.approx({"accuracy": 4 / 5, "sensitivity": 1.0, "specificity": 2 / 3, "auroc": 5 / 6})
-    assert metrics.confusion(LABELS, PROBABILITIES).tolist() == [[2, 1], [0, 2]]
+    assert found == pytest.approx(
+        {
+            "accuracy": 4 / 5,
+            "balanced_accuracy": (2 / 3 + 1) / 2,
+            "sensitivity": 1.0,
+            "specificity": 2 / 3,
+            "auroc": 5 / 6,
+            "average_precision": (1 + 2 / 3) / 2,  # found at ranks 1 and 3
+            "sensitivity_at_90": 0.5,  # above 0.7
+            "sensitivity_at_95": 0.0,
+            "f1": 2 * (2 / 3) / (2 / 3 + 1),
+            "ece": abs(0.9 + 0.9 - 2) / 5 + abs(0.8 - 1) / 5 + abs(0.7 - 0) / 5 + abs(0.6 - 1) / 5,
+            "brier": (0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5,
+        }
+    )
+    assert metrics.confusion(TWO).tolist() == [[2, 1], [0, 2]]
+    assert found["average_precision"] == average_precision_score(LABELS, PROBABILITIES[:, 1])
+
+
+def test_a_threshold_leaves_its_share_of_validation_negatives_below():
+    scores = np.linspace(0.01, 0.99, 40)
+    validation = said([0] * 40 + [1], [*np.stack([1 - scores, scores], -1), [0.0, 1.0]])
+    chosen = metrics.thresholds(validation)
+    for name, share in metrics.SPECIFICITIES.items():
+        assert (scores <= chosen[name]).mean() == pytest.approx(share)
+    assert metrics.thresholds(said([0, 1, 2], np.eye(3))) == {}
+    assert "sensitivity_at_90" not in metrics.names(said(LABELS, PROBABILITIES))
 
 
 def test_each_figure_says_what_it_is_counted_over():
-    assert [metrics.counted(name, LABELS) for name in metrics.names(2)] == [5, 2, 3, 5]
+    counts = {name: metrics.counted(name, LABELS) for name in metrics.names(TWO)}
+    assert counts == {name: 5 for name in counts} | {
+        "sensitivity": 2, "specificity": 3, "sensitivity_at_90": 2, "sensitivity_at_95": 2
+    }  # fmt: skip
 
 
-def test_three_classes_have_accuracy_and_a_mean_area():
-    labels = np.array([0, 1, 2, 2])
-    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.6, 0.3], [0.1, 0.2, 0.7], [0.5, 0.2, 0.3]])
-    assert metrics.names(3) == ("accuracy", "auroc")
-    assert metrics.accuracy(labels, probabilities) == 0.75
+def test_three_classes_are_averaged_one_against_the_rest():
+    three = said([0, 1, 2, 2], [[0.8, 0.1, 0.1], [0.1, 0.6, 0.3], [0.1, 0.2, 0.7], [0.5, 0.2, 0.3]])
+    assert metrics.names(three) == (
+        "accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "ece", "brier"
+    )  # fmt: skip
+    assert metrics.accuracy(three) == 0.75
     # class 0 and 1: every pair in order; class 2: scores .7 and .3 against .1 and .3, one tie
-    assert metrics.auroc(labels, probabilities) == pytest.approx((1 + 1 + 3.5 / 4) / 3)
-    rates = metrics.roc(labels, probabilities)
+    assert metrics.auroc(three) == pytest.approx((1 + 1 + 3.5 / 4) / 3)
+    assert metrics.f1(three) == f1_score(three.labels, three.called, average="macro")
+    assert metrics.brier(three) == brier_score_loss(three.labels, three.probabilities)
+    rates = metrics.roc(three)
     assert rates[1][0] >= 0
     assert rates[1][-1] == 1
 
 
 def test_the_area_under_the_curve_is_the_auroc():
-    assert np.trapezoid(*metrics.roc(LABELS, PROBABILITIES)[::-1]) == pytest.approx(5 / 6)
+    assert np.trapezoid(*metrics.roc(TWO)[::-1]) == pytest.approx(5 / 6)
+
+
+def test_honest_probabilities_have_no_calibration_error():
+    confidence = np.repeat([0.55, 0.75, 0.95], 2000)
+    right = np.concatenate([np.arange(2000) < 2000 * c for c in (0.55, 0.75, 0.95)])
+    honest = said(np.where(right, 1, 0), np.stack([1 - confidence, confidence], -1))
+    assert metrics.ece(honest) == pytest.approx(0, abs=1e-9)
