@@ -10,14 +10,9 @@ import pytest
 from dermjax.diffusion.deep_cache import deep_cache
 from dermjax.diffusion.denoiser import Guidance, guided, plain
 from dermjax.diffusion.samplers import named
+from dermjax.models.stable_diffusion import SCHEDULER
 
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
-LADDER = named("Euler").ladder(SD15, 7, "")
+LADDER = named("Euler").ladder(SCHEDULER, 7, "")
 
 
 def unet(passes):

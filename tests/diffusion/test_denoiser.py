@@ -7,17 +7,9 @@ import pytest
 
 from dermjax.diffusion import denoiser, samplers, schedule
 from dermjax.diffusion.denoiser import Guidance
+from dermjax.models.stable_diffusion import SCHEDULER
 
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
-
-
-LADDER = samplers.named("PLMS").ladder(SD15, 1000, "")
+LADDER = samplers.named("PLMS").ladder(SCHEDULER, 1000, "")
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -26,7 +18,7 @@ def test_a_perfect_network_denoises(kind, t):
     """What training calls the target is what sampling makes latents of; x_t and t reach the network as in training."""
     rng = np.random.default_rng(t)
     latents, noise = (jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32) for _ in range(2))
-    alpha_bar = schedule.alphas_cumprod(SD15)
+    alpha_bar = schedule.alphas_cumprod(SCHEDULER)
     seen = {}
 
     def network(x, t, context):
@@ -34,7 +26,7 @@ def test_a_perfect_network_denoises(kind, t):
         return schedule.target(kind, alpha_bar, latents, noise, jnp.round(t).astype(jnp.int32)).astype(jnp.bfloat16)
 
     denoise = denoiser.denoiser(denoiser.plain(network, jnp.zeros((2, 1, 1))), kind, LADDER)
-    sigma = jnp.float32(schedule.sigmas(SD15)[t])
+    sigma = jnp.float32(schedule.sigmas(SCHEDULER)[t])
     denoised = denoise(latents + sigma * noise, sigma)
     assert denoised.dtype == jnp.float32
     # the network answers in bfloat16, which the conversion scales by at most sigma
@@ -93,7 +85,7 @@ def test_guidance_only_in_its_interval(given):
         jax.debug.callback(lambda t: ran.append(len(t)), t)
         return linear(x, t, context)
 
-    sigmas = np.float32(schedule.sigmas(SD15))
+    sigmas = np.float32(schedule.sigmas(SCHEDULER))
     guidance = Guidance(jnp.float32(7), None, (sigmas[200], sigmas[600]))
     ask = denoiser.guided(network, context, negative, guidance, LADDER)
     made = jax.jit(lambda x: jax.lax.map(lambda t: ask(x, t), jnp.array([601.0, 600.0, 400.0, 200.0])))(x)

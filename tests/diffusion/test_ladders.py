@@ -7,14 +7,9 @@ import pytest
 from dermjax.diffusion import ladders, samplers, schedule
 from dermjax.diffusion.ladders import Layout, explicit, ladder
 from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SCHEDULER
 
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
+SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spacing"}  # which is each sampler's own
 TABLE = schedule.sigmas(SD15)
 EULER, SOLVER = Layout(spacing="linspace"), Layout(spacing="linspace", whole=True, spare=True)
 PLMS = Layout(spacing="leading", whole=True, bends=False, to_zero=False, ending="set_alpha_to_one")

@@ -15,16 +15,10 @@ from dermjax.diffusion import denoiser, ladders, samplers
 from dermjax.diffusion.denoiser import DENOISED, Denoiser
 from dermjax.diffusion.walk import normal
 from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SCHEDULER
 
 MEAN, SPREAD = 0.7, 0.5
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-}
+SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spacing"}  # which is each sampler's own
 QUICK = ("Euler a", "Heun", "DPM++ 2M")  # one of each file; the others are as fast, but many
 
 

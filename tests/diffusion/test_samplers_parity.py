@@ -18,6 +18,7 @@ import pytest
 
 from dermjax.diffusion import denoiser, samplers, schedule
 from dermjax.diffusion.walk import normal
+from dermjax.models.stable_diffusion import SCHEDULER
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -25,13 +26,7 @@ pytest.importorskip("diffusers")
 # diffusers' code meets numpy 2 through torch
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-SD15 = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
+SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spacing"}  # which is each sampler's own
 SHAPE = (2, 4, 4, 3)  # B h w C
 SPACINGS, PREDICTIONS = ("leading", "linspace", "trailing"), ("epsilon", "v_prediction", "sample")
 STEPS = (10, 20, 26, 50)

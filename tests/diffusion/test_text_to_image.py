@@ -19,15 +19,9 @@ from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.previews import colours_of, watched
 from dermjax.diffusion.text_to_image import Pipeline, image_to_image, inpaint, pixels, text_to_image
 from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import SD21
 
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "steps_offset": 1,
-}
+SCHEDULER = SD21["scheduler"]  # predicts v
 PARAMS = {"unet": jnp.float32(0.5)}
 PROMPTS = jnp.arange(16 * 4).reshape(16, 4) % 5
 SEEDS = jnp.arange(100, 116)
