@@ -6,6 +6,7 @@
 Without --config.synthetic it trains on real images only, for the same number of steps. Leaves classifier/ (Hugging Face
 layout), predictions.csv and metrics.json.
 Variants:
+  probe        a linear probe on frozen features of either, minutes of 2 CPU cores
   vit          224 px, for a ViT or DINOv2 folder (google/vit-base-patch16-224-in21k, facebook/dinov2-small); one GPU
   mobilenetv2  160 px, for a MobileNetV2 folder (google/mobilenet_v2_1.0_160); one GPU, or a few hours of 2 CPU cores
   demo         either, small and from nothing, 64 px, about a minute on 2 CPU cores
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `classify`; variant is None, "vit", "mobilenetv2" or "demo"."""
+    """The config of `classify`; variant is None, "probe", "vit", "mobilenetv2" or "demo"."""
     config = ConfigDict(
         {
             "manifest": "",  # real images with their splits
@@ -26,17 +27,16 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "classifier": "vit",  # or "mobilenetv2"
             "init": "",  # a Hugging Face folder; "" starts from nothing with the architecture below
             "architecture": {
-                "vit": {
-                    "patch_size": 16,
-                    "hidden_size": 384,
-                    "intermediate_size": 1536,
-                    "num_hidden_layers": 12,
-                    "num_attention_heads": 6,
-                },
+                "vit": {"name": "S/16"},  # Ti, S, B or L; patches of 8, 14, 16 or 32 pixels
                 "mobilenetv2": {"depth_multiplier": 1.0},
             },
             "size": 224,
-            "augment": True,
+            "recipe": "full",  # or "last" (the last blocks and the head), or "frozen" (the head: a linear probe)
+            "last_blocks": 2,  # that the recipe "last" trains
+            "features": "",  # folder of frozen features that runs may share; "" is in the workdir
+            "views": 1,  # of each image that frozen features are made of; those after the first are augmented
+            "augment": "mild",  # or none, strong, randaugment
+            "mixing": "none",  # or mixup, cutmix
             "precision": "float32",  # or "bfloat16"
             "seed": 0,
             "steps": 2000,
@@ -47,17 +47,23 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "schedule": "cosine",
             "weight_decay": 0.05,
             "clip": 1.0,
+            "layer_decay": 1.0,  # of the rate from a layer to the one below it; 0.65 to 0.9 for a ViT
             "label_smoothing": 0.1,
             "ema_decay": 0.0,
             "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
             "save_every": 500,
             "log_every": 50,
             "evaluate_every": 250,
+            "patience": 0,  # steps without a better validation AUROC that end training, and take the best; 0 is off
             "mesh": {"data": 0, "fsdp": 1},
         }
     )
     if variant == "mobilenetv2":
         config.classifier, config.size, config.rate = "mobilenetv2", 160, 3e-4
+    elif variant == "probe":
+        config.recipe, config.label_smoothing = "frozen", 0.0
+        config.steps, config.batch, config.rate, config.warmup, config.weight_decay = 300, 64, 3e-3, 20, 1.0
+        config.save_every, config.log_every, config.evaluate_every = 300, 50, 100
     elif variant == "demo":
         config.architecture.vit = {
             "patch_size": 8,
@@ -70,5 +76,5 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.size, config.steps, config.batch, config.rate, config.warmup = 64, 480, 32, 1e-3, 20
         config.save_every, config.log_every, config.evaluate_every = 240, 40, 160
     elif variant not in (None, "vit"):
-        raise ValueError(f"configs/classify.py has no variant {variant!r}; it has: vit, mobilenetv2, demo")
+        raise ValueError(f"configs/classify.py has no variant {variant!r}; it has: probe, vit, mobilenetv2, demo")
     return config

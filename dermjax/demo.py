@@ -33,20 +33,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     evaluate = workdir / "evaluate"
     prepared, generated, curated = (folder / "manifest.jsonl" for folder in (prepare, generate, curate))
 
-    _stage(preparation.run, config.prepare, prepare, {})
-    prompts = _prompts(config.prompt, records.read(prepared).labels)
+    stage(preparation.run, config.prepare, prepare, {})
+    prompts = prompts_of(config.prompt, records.read(prepared).labels)
     turns = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
-    _stage(tuning.run, config.tune, tune, {"manifest": prepared, "prompts": prompts})
-    _stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": turns})
-    _stage(curation.run, config.curate, curate, {"manifest": generated, "training": prepared})
+    stage(tuning.run, config.tune, tune, {"manifest": prepared, "prompts": prompts})
+    stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": turns})
+    stage(curation.run, config.curate, curate, {"manifest": generated, "training": prepared})
     runs = {}
     for classifier in CLASSIFIERS:
         for arm, key in ARMS.items():
             folder = workdir / f"{classifier}_{arm}"
-            _stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, key: curated})
+            stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, key: curated})
             runs[f"runs.{folder.name}"] = folder
     manifests = {"prepared": prepared, "generated": generated, "curated": curated}
-    _stage(evaluation.run, config.evaluate, evaluate, manifests | {"tuning": tune} | runs)
+    stage(evaluation.run, config.evaluate, evaluate, manifests | {"tuning": tune} | runs)
 
     # the page is self-contained, so a copy where people look first works as well
     run_folder.write_atomically(workdir / "report.html", (evaluate / "report.html").read_bytes())
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     say("A demo of this size proves the machinery, not the medicine. For research use only.")
 
 
-def _prompts(template: str, labels: tuple[str, ...]) -> ConfigDict:
+def prompts_of(template: str, labels: tuple[str, ...]) -> ConfigDict:
     """Returns the prompt of each label: the template with the label in words for `{label}`."""
     if "{label}" not in template:
         raise UserError(f"config.prompt = {template!r} would say the same of every class; put {{label}} in it")
@@ -64,7 +64,7 @@ def _prompts(template: str, labels: tuple[str, ...]) -> ConfigDict:
     return ConfigDict({label: template.replace("{label}", label.replace("_", " ")) for label in labels}).lock()
 
 
-def _stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping[str, Path | ConfigDict]) -> None:
+def stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping[str, Path | ConfigDict]) -> None:
     """Runs one stage in its folder; inputs are what the stages before it left, by config key."""
     config = ConfigDict(defaults.to_dict()).lock()
     for path, value in inputs.items():

@@ -17,13 +17,34 @@ def read(real: str, synthetic: str) -> tuple[Manifest, Manifest | None]:
         raise UserError("config.manifest: no manifest of real images; give one, as --config.manifest=runs/prepare")
     reals = records.read(Path(real))
     synthetics = records.read(Path(synthetic)) if synthetic else None
-    if len(reals.labels) < 2:
-        raise UserError(f"manifest {real}: one class only, {reals.labels[0]}; a classifier needs two or more")
-    refuse_absent_classes(reals, real)
-    given = [manifest for manifest in (reals, synthetics) if manifest]
-    refuse_leaks(given)
-    audit.refuse(given)
+    check(reals, real)
+    if synthetics:
+        check_synthetic(synthetics, synthetic, reals)
+    refuse_leaks([manifest for manifest in (reals, synthetics) if manifest])
+    audit.refuse([manifest for manifest in (reals, synthetics) if manifest])
     return reals, synthetics
+
+
+def check(real: Manifest, name: str) -> None:
+    """Raises UserError unless the manifest holds real images of two classes or more, each in every split."""
+    if len(real.labels) < 2:
+        raise UserError(f"manifest {name}: one class only, {real.labels[0]}; a classifier needs two or more")
+    refuse_absent_classes(real, name)
+    if any(record.synthetic for record in real.split("train")):
+        raise UserError(f"manifest {name}: holds synthetic images; give it as synthetic and not as the real one")
+
+
+def check_synthetic(synthetic: Manifest, name: str, real: Manifest) -> None:
+    """Raises UserError unless the manifest holds synthetic images of the real one's classes, of each at least one."""
+    if synthetic.labels != real.labels:
+        theirs, ours = ", ".join(synthetic.labels), ", ".join(real.labels)
+        raise UserError(f"manifest {name}: its classes are {theirs}, the real ones are {ours}")
+    there = synthetic.split("train")
+    if not all(record.synthetic for record in there):
+        raise UserError(f"manifest {name}: holds real images; give it as the real one and not as synthetic")
+    absent = set(real.labels) - {record.label for record in there}
+    if absent:
+        raise UserError(f"manifest {name}: no kept synthetic image of {', '.join(sorted(absent))}; generate some")
 
 
 def read_judged(path: str, real: Manifest) -> Manifest | None:

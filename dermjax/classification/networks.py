@@ -5,6 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from dermjax.errors import UserError
+from dermjax.models import vit
 from dermjax.models.classifier import Classifier, Params, describe, fresh
 from dermjax.training.optimizers import pick
 from dermjax.weights import classifiers
@@ -22,12 +23,16 @@ def start(
 ) -> tuple[Classifier, Params, Params]:
     """Returns the named classifier, its params and its variables: the folder `init`, or architectures[name] for "".
 
+    An architecture may go by its usual name, {"name": "S/16"}.
+
     Raises:
       UserError: the name or the precision is unknown, or the folder is broken or of another classifier.
     """
     kinds, dtype = pick("classifier", CLASSIFIERS, name), pick("precision", PRECISIONS, precision)
     if not init:
-        classifier = fresh(describe(kinds[0], architectures[name], labels, size), dtype)
+        settings = dict(architectures[name])
+        settings |= vit.named(settings.pop("name")) if "name" in settings else {}
+        classifier = fresh(describe(kinds[0], settings, labels, size), dtype)
         return classifier, *classifier.init(seed)
     classifier, trees = classifiers.read(Path(init), labels, size, seed=seed, dtype=dtype)
     kind = classifier.config["model_type"]

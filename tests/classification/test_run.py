@@ -126,7 +126,9 @@ def test_fine_tuning_starts_from_a_folder_of_its_own_kind(real, tmp_path):
     run.run(settings(real), tmp_path / "first")
     folder = str(tmp_path / "first" / "classifier")
     run.run(settings(real, init=folder, steps=1, rate=0.0, warmup=0), tmp_path / "second")
-    assert predictions(tmp_path / "second") == predictions(tmp_path / "first")
+    pairs = zip(predictions(tmp_path / "first"), predictions(tmp_path / "second"), strict=True)
+    # the folder is calibrated already, so calibrating again changes next to nothing
+    assert all(abs(float(a["p_benign"]) - float(b["p_benign"])) < 1e-3 for a, b in pairs)
     with pytest.raises(UserError, match="is a vit, not a mobilenetv2"):
         run.run(settings(real, init=folder, classifier="mobilenetv2"), tmp_path / "third")
 

@@ -1,0 +1,112 @@
+"""What the frozen part of a classifier makes of images, computed once and kept by digest.
+
+    folder/<network>/<sha256 of the image>[-<policy>-<view>].npy
+
+<network> is the digest of the frozen parameters, the cut and the size, so a changed network never meets old features,
+and runs, arms and hosts share what is there. The first view is the image as it is, the others are augmented by a policy
+of data/augmentation.py. Pooled features are float32, tokens of a deeper cut float16.
+
+Shapes: n images, V views, B batch, S side; ... the shape of one image's features.
+"""
+
+import hashlib
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from einops import rearrange
+from jax.sharding import Mesh
+
+from dermjax import sharding
+from dermjax.classification.recipes import Recipe, divided
+from dermjax.data import images
+from dermjax.data.augmentation import POLICIES
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.models.classifier import Classifier, Params
+from dermjax.progress import bar
+from dermjax.run_folder import write_atomically
+from dermjax.weights.torch_layout import flatten
+
+READERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The frozen part of one classifier, and the folder of what it made of images."""
+
+    classifier: Classifier
+    params: Params
+    variables: Params
+    last: int
+    folder: Path
+    policy: str
+    batch: int
+    grid: Mesh
+
+    def of(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
+        """Returns the features [n, V, ...] of some images; those that are not in the folder are computed first."""
+        wanted = [(record, view) for record in records for view in range(views)]
+        self._fill(manifest, wanted)
+        with ThreadPoolExecutor(READERS) as pool:
+            return rearrange(np.stack(list(pool.map(self._read, wanted))), "(n V) ... -> n V ...", V=views)
+
+    def path(self, record: Record, view: int) -> Path:
+        """The file of a view of one image."""
+        return self.folder / f"{record.sha256}{f'-{self.policy}-{view}' if view else ''}.npy"
+
+    def _fill(self, manifest: Manifest, wanted: list[tuple[Record, int]]) -> None:
+        missing = list({self.path(*each): each for each in wanted if not self.path(*each).is_file()}.values())
+        if not missing:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lower = jax.jit(partial(self.classifier.lower, last=self.last), out_shardings=sharding.replicated(self.grid))
+        trees = jax.device_put((self.params, self.variables), sharding.replicated(self.grid))
+        kind = np.float16 if self.last else np.float32
+        with ThreadPoolExecutor(READERS) as pool, bar(len(missing), "features", "images", 0) as progress:
+            for first in range(0, len(missing), self.batch):
+                chosen = missing[first : first + self.batch]
+                seen = list(pool.map(partial(self._seen, manifest), chosen))
+                seen += [np.zeros_like(seen[0])] * (self.batch - len(seen))  # the last batch is as large as the others
+                made = np.asarray(lower(*trees, sharding.place(np.stack(seen), self.grid)), kind)
+                list(pool.map(self._write, chosen, made[: len(chosen)]))
+                progress.update(len(chosen))
+
+    def _seen(self, manifest: Manifest, wanted: tuple[Record, int]) -> np.ndarray:
+        """A view [S, S, 3] of one image, drawn by its digest."""
+        record, view = wanted
+        image = images.load(manifest.path(record), self.classifier.config["image_size"])
+        rng = np.random.default_rng((int(record.sha256[:16], 16), view))
+        return POLICIES[self.policy](image, rng) if view else images.to_model(image)
+
+    def _write(self, wanted: tuple[Record, int], value: np.ndarray) -> None:
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"features of {wanted[0].image} are not finite numbers; the weights or the file are damaged"
+            )
+        file = io.BytesIO()
+        np.save(file, value)
+        write_atomically(self.path(*wanted), file.getvalue())
+
+    def _read(self, wanted: tuple[Record, int]) -> np.ndarray:
+        try:
+            return np.load(self.path(*wanted))
+        except (OSError, ValueError) as error:
+            raise UserError(f"features {self.path(*wanted)}: damaged ({error}); delete the file") from error
+
+
+def network(classifier: Classifier, params: Params, variables: Params, chosen: Recipe) -> str:
+    """Returns the digest of the frozen part and of how images are shown to it, 16 hex digits."""
+    frozen = [flatten(divided(tree, chosen)[1]) for tree in (params, variables) if tree]
+    said = {"last": chosen.last, "size": classifier.config["image_size"], "mean": classifier.mean,
+            "std": classifier.std, "dtype": str(np.dtype(classifier.dtype))}  # fmt: skip
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for path, leaf in sorted((path, leaf) for flat in frozen for path, leaf in flat.items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,134 @@
+"""Training of one classifier on manifests in hand, and what it leaves: the one way from images to a classifier folder.
+
+The weights that are kept are those of the last step (their average, where config.ema_decay asks for one): all arms take
+the same number of steps. With config.patience they are those of the best AUROC on the real validation images. The
+head's temperature is fitted on the same images, so that the probabilities of the folder are calibrated.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from dermjax import sharding
+from dermjax.classification import heads, networks, recipes
+from dermjax.classification.batches import Cached, Pictures, Plan, cached
+from dermjax.classification.features import Features, network
+from dermjax.classification.predictions import figures, predictor, probabilities, table, truth
+from dermjax.classification.recipes import HEAD
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.models.classifier import Params
+from dermjax.models.stable_diffusion import count
+from dermjax.progress import cost, say
+from dermjax.run_folder import write_atomically
+from dermjax.training import optimizers
+from dermjax.training.loop import fit
+from dermjax.training.state import State, create
+from dermjax.weights import classifiers
+
+DONE = "metrics.json"
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    real: Manifest,
+    synthetic: Manifest | None,
+    judged: Manifest | None,
+    tests: dict[str, Manifest],
+) -> None:
+    """Leaves workdir/classifier, predictions.csv and metrics.json of manifests that have been audited.
+
+    `judged` gets synthetic_predictions.csv, the test split of each of `tests` predictions_<name>.csv.
+    """
+    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.batch, grid)
+    classifier, params, variables = networks.start(
+        config.classifier, config.init, config.architecture.to_dict(), real.labels,
+        size=config.size, seed=config.seed, precision=config.precision,
+    )  # fmt: skip
+    if config.ema_decay and variables:
+        raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
+    recipe = recipes.recipe(config.recipe, config.last_blocks, params)
+    plan = Plan(
+        real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
+        seed=config.seed, mixing=config.mixing,
+    )  # fmt: skip
+    source = _source(config, plan, recipe, classifier, params, variables, grid, workdir)
+    scaled = recipe.last == 0  # pooled features are standardised
+    if scaled:
+        params = params | {HEAD: heads.standardised(params[HEAD], source.mean, source.deviation)}
+    trained, frozen = recipes.divided(params, recipe)
+    cost("classify", devices=grid.size, parameters=count(trained), training_images=len(real.split("train")),
+         synthetic_images=len(synthetic.split("train")) if synthetic else 0, steps=config.steps)  # fmt: skip
+    predict = predictor(classifier, recipe, config.batch, grid)
+    validation, test = real.split("validation"), real.split("test")
+
+    def say_of(state: State, frozen: Params, manifest: Manifest, images: list[Record]):
+        whole = recipes.joined(state.smooth, frozen)
+        return predict(whole, state.variables, source.evaluation(manifest, images))
+
+    def evaluate(state: State, constants: dict) -> dict[str, float]:
+        said = probabilities(say_of(state, constants.get("frozen", {}), real, validation))
+        found = {f"validation_{name}": value for name, value in figures(real, validation, said).items()}
+        return found | {"validation_error": 1 - found["validation_auroc"]}
+
+    optimizer = _optimizer(config, params)
+    state = fit(
+        recipes.loss(classifier, recipe, config.label_smoothing),
+        create(trained, variables, optimizer, ema=config.ema_decay > 0), {"frozen": frozen} if frozen else {},
+        source.training(), optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
+        accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="classify",
+        save_every=config.save_every, log_every=config.log_every, evaluate=evaluate,
+        evaluate_every=config.evaluate_every, minimise="validation_error" if config.patience else "",
+        patience=config.patience,
+    )  # fmt: skip
+
+    logits = [say_of(state, frozen, real, images) for images in (validation, test)]
+    temperature = heads.temperature(logits[0], truth(real, validation))
+    whole = recipes.joined(jax.device_get(state.smooth), frozen)
+    head = heads.cooled(whole[HEAD], temperature)
+    head = heads.plain(head, source.mean, source.deviation) if scaled else head
+    classifiers.write(workdir / "classifier", classifier, whole | {HEAD: head}, state.variables)
+
+    said = [probabilities(each / temperature) for each in logits]
+    write_atomically(workdir / "predictions.csv", table(real, list(zip((validation, test), said, strict=True))))
+    elsewhere = {f"predictions_{name}.csv": (manifest, manifest.split("test")) for name, manifest in tests.items()}
+    if judged:
+        elsewhere["synthetic_predictions.csv"] = (judged, judged.split("train"))
+    for file, (manifest, images) in elsewhere.items():
+        their = probabilities(say_of(state, frozen, manifest, images) / temperature)
+        write_atomically(workdir / file, table(manifest, [(images, their)]))
+    metrics = {
+        "validation": figures(real, validation, said[0]),
+        "test": figures(real, test, said[1]),
+        "temperature": temperature,
+    }
+    write_atomically(workdir / DONE, json.dumps(metrics, indent=2) + "\n")
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics["test"].items())
+    say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
+
+
+def _source(config, plan, recipe, classifier, params, variables, grid, workdir: Path) -> Pictures | Cached:
+    """What the recipe trains on: images, or the features that the frozen part makes of them."""
+    if not recipe.cached:
+        return Pictures(plan=plan, size=config.size, augment=config.augment)
+    features = Features(
+        classifier=classifier, params=params, variables=variables, last=recipe.last, policy=config.augment,
+        batch=config.batch, grid=grid,
+        folder=Path(config.features or workdir / "features") / network(classifier, params, variables, recipe),
+    )  # fmt: skip
+    return cached(plan, features, config.views)
+
+
+def _optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:
+    optimizer = optimizers.build(
+        config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
+        weight_decay=config.weight_decay, clip=config.clip,
+    )  # fmt: skip
+    if config.layer_decay == 1.0:
+        return optimizer
+    return optax.chain(optimizer, recipes.layerwise(config.layer_decay, params))
