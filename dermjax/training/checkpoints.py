@@ -55,8 +55,10 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, bes
     multihost_utils.sync_global_devices("dermjax: checkpoint complete")
 
 
-def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
-    """Returns the newest checkpoint's state, placed like `target`, and its data iterator; None where there is none.
+def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, dict] | None:
+    """Returns a checkpoint's state, placed like `target`, and its data iterator; None where there is none.
+
+    It is the newest, or that of a step.
 
     `target` is a tree of jax.ShapeDtypeStruct with shardings.
 
@@ -66,7 +68,7 @@ def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
     if not steps(folder):
         return None
     *before, newest = steps(folder)
-    path = folder / f"{newest:08d}"
+    path = folder / f"{newest if step is None else step:08d}"
     fault = damage(path)
     if fault:
         offer = f"the one before is {before[-1]:08d}" if before else "there is none before it"
@@ -74,7 +76,7 @@ def restore(folder: Path, target: Tree) -> tuple[Tree, dict] | None:
     with ocp.StandardCheckpointer() as reader:
         compare(path, reader.metadata(path.absolute() / "state").item_metadata.tree, target)
         state = reader.restore(path.absolute() / "state", target)
-    say(f"resuming from {path}")
+    say(f"{'resuming from' if step is None else 'the best is'} {path}")
     return state, json.loads((path / "iterator.json").read_text())
 
 

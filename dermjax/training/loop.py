@@ -52,13 +52,15 @@ def fit(
     evaluate: Callable[[State, Tree], Scalars] | None = None,
     evaluate_every: int = 0,
     minimise: str = "",
+    patience: int = 0,
 ) -> State:
     """Returns the state after `steps` updates, resumed from workdir/checkpoints where one is.
 
     `batches` is a grain iterator (`next`, `get_state`, `set_state`) of numpy trees; a step takes each in `accumulate`
     parts, one after the other, and updates once, which saves memory and changes no number. `evaluate(state,
     constants)` is called before the first step, every `evaluate_every` steps and at the end; its scalars are logged.
-    Where `minimise` names one of them, the checkpoint at which it was lowest is kept too. ema_decay 0 keeps no average.
+    Where `minimise` names one of them, the checkpoint at which it was lowest is kept too; with `patience` it is what is
+    returned, and training ends once it is so many steps old. ema_decay 0 keeps no average.
 
     Raises:
       UserError: a checkpoint is damaged or of another model, or the loss is not finite.
@@ -87,6 +89,8 @@ def fit(
         if evaluate and not done:
             writer.write(0, evaluate(state, constants))
         for k in range(done + 1, steps + 1):
+            if patience and best and k > best[0] + patience:
+                break
             state, scalars = step(state, constants, sharding.place(next(batches), mesh), key)
             window.append(scalars)
             stops = told(k)
@@ -108,6 +112,8 @@ def fit(
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2, best=best)
             if stops and k < steps:
                 raise Stopped(f"{title}: told to stop, step {k} of {steps} is saved")
+    if patience and best and best[0] < int(state.step):
+        state, _ = checkpoints.restore(workdir / "checkpoints", target, best[0])
     return state
 
 
