@@ -1,0 +1,124 @@
+"""`dermjax export MANIFEST --to=DIR --form=…`: a manifest's kept images in a form that other programs read.
+
+imagefolder   DIR/train/000000.png … and DIR/train/metadata.jsonl, as Hugging Face datasets load
+webdataset    DIR/train-000000.tar …, each image with its .json and the number of its class in .cls
+array_record  DIR as a data set of tensorflow-datasets, for builder_from_directory(DIR).as_data_source()
+
+Each has DIR/croissant.json (mlcommons.org/croissant, 1.0), and a table of what is known of every image: that it is
+synthetic, and its licence, go wherever it goes.
+"""
+
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+from dermjax import progress
+from dermjax.data import records
+from dermjax.data.export import croissant, items
+from dermjax.data.export.items import COLUMNS, Item
+from dermjax.data.records import Manifest
+from dermjax.errors import UserError
+
+NAME = "dermjax"
+A_SHARD = 1000  # images
+
+
+def export(manifest: str, *, to: str, form: str) -> None:
+    """Prints what was written; UserError for a form that is not there, a folder that is, or a changed image."""
+    if form not in FORMS:
+        raise UserError(f"--form={form}: give one of {', '.join(FORMS)}")
+    write(records.read(Path(manifest)), Path(to).expanduser().absolute(), form)
+    print(f"{to}: {form} of {manifest}, described in {Path(to) / croissant.FILE}")
+
+
+def write(manifest: Manifest, folder: Path, form: str) -> None:
+    """Writes a manifest in a form, its Croissant description beside it: all of it or nothing."""
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; give another folder, or delete it")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    splits = items.splits(manifest)
+    if not splits:
+        raise UserError("the manifest has no kept image to export")
+    with progress.bar(sum(map(len, splits.values())), "export", "images", 0) as bar:
+        FORMS[form](part, manifest, splits, bar.update)
+    croissant.write(part, folder.name, manifest, splits)
+    os.replace(part, folder)
+
+
+def imagefolder(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], done: Callable) -> None:
+    """Images and a metadata.jsonl in a folder a split."""
+    for split, of_split in splits.items():
+        (folder / split).mkdir()
+        for item in of_split:
+            (folder / split / item.name).write_bytes(item.content())
+            done()
+        (folder / split / "metadata.jsonl").write_bytes(items.table(of_split))
+
+
+def webdataset(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], done: Callable) -> None:
+    """Tar files of A_SHARD images; the same bytes whenever they are written."""
+    for split, of_split in splits.items():
+        for number, shard in enumerate(items.chunks(of_split, A_SHARD)):
+            with tarfile.open(folder / f"{split}-{number:06d}.tar", "w") as tar:
+                for item in shard:
+                    label = str(manifest.labels.index(item.record.label)).encode()
+                    _add(tar, item.name, item.content())
+                    _add(tar, f"{item.key}.cls", label)
+                    _add(tar, f"{item.key}.json", json.dumps(item.row).encode())
+                    done()
+        (folder / f"{split}.jsonl").write_bytes(items.table(of_split))
+
+
+def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], done: Callable) -> None:
+    """Record files with the metadata of tensorflow-datasets, written without TensorFlow."""
+    import tensorflow_datasets as tfds  # here, as it takes seconds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    texts = {name: tfds.features.Text() for name in COLUMNS if name != "label"}
+    label = tfds.features.ClassLabel(names=list(manifest.labels))
+    image = tfds.features.Image(shape=(None, None, 3))
+    features = tfds.features.FeaturesDict({"image": image, "label": label, **texts})
+    serializer = ExampleSerializer(features.get_serialized_info())
+    infos = []
+    for split, of_split in splits.items():
+        lengths, size = [], 0
+        shards = list(items.chunks(of_split, A_SHARD))
+        for number, shard in enumerate(shards):
+            name = f"{NAME}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
+            writer = ArrayRecordWriter(str(folder / name), "group_size:1")
+            for item in shard:
+                row = {name: text.encode() for name, text in item.row.items()}
+                row |= {"image": item.content(), "label": manifest.labels.index(item.record.label)}
+                example = serializer.serialize_example(row)
+                writer.write(example)
+                size += len(example)
+                done()
+            writer.close()
+            lengths.append(len(shard))
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=NAME, data_dir=folder, split=split, filetype_suffix="array_record",
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        )  # fmt: skip
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
+        (folder / f"{split}.jsonl").write_bytes(items.table(of_split))
+    description, licences = items.told(manifest)
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=infos, description=description,
+        license="; ".join(licences), check_data=False,
+    )  # fmt: skip
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # without owner and time
+    member.size = len(content)
+    tar.addfile(member, BytesIO(content))
+
+
+FORMS = {"imagefolder": imagefolder, "webdataset": webdataset, "array_record": array_record}
