@@ -4,8 +4,9 @@ The mean over S seeds varies because other lesions could have been drawn (V, the
 seed sees the same draws) and because other seeds could have been. The variance between the figures of the seeds on one
 test set holds, besides what seeds differ by on any test set, what seed and images differ by together; the bootstrap has
 that part too, so it is taken off before the rest, divided by S, is added to V (a two-way random-effects model, as in
-Obuchowski & Rockette 1995). The interval is Student's with Satterthwaite's degrees of freedom (1946), so that three
-seeds are not taken for many. One seed has the percentile interval, which is silent on training.
+Obuchowski & Rockette 1995). Each of the two variances reaches as far as Student's quantile of its own degrees of
+freedom, and the reaches add in squares (Howe 1974), so that three seeds are not taken for many: Satterthwaite's one
+quantile for both covers too little here. One seed leaves V alone, and the estimate says so.
 
 Shapes: S seeds, R resamples.
 """
@@ -13,9 +14,12 @@ Shapes: S seeds, R resamples.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import t as student
 
 from dermjax.evaluation.intervals import LEVEL, Estimate
+
+SMALLEST = 1e-12  # p-values below it are not told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,22 @@ def combined(spreads: list[Spread], few: str) -> tuple[Estimate, float]:
     variance = sum(v for v, _ in parts) / len(spreads) ** 2
     if not variance:
         return Estimate(value=value, n=n, low=None, high=None, note="no interval: the resamples do not differ"), 1.0
-    freedom = (variance * len(spreads) ** 2) ** 2 / sum(v**2 / f for v, f in parts)
-    deviation = variance**0.5
-    reach = float(student.ppf((1 + LEVEL) / 2, freedom)) * deviation
+    reach = _reach(1 - LEVEL, parts) / len(spreads)
     seeds = {len(each.values) for each in spreads}
     note = "" if seeds != {1} else "one seed: the interval does not cover the chance in training"
-    p = 2 * float(student.sf(abs(value) / deviation, freedom))
-    return Estimate(value=value, n=n, low=value - reach, high=value + reach, note=note), p
+    return Estimate(value=value, n=n, low=value - reach, high=value + reach, note=note), _p(value * len(spreads), parts)
+
+
+def _reach(alpha: float, parts: list[tuple[float, float]]) -> float:
+    """How far the interval of level 1 - alpha reaches, for variances and their degrees of freedom."""
+    return sum(float(student.ppf(1 - alpha / 2, freedom)) ** 2 * variance for variance, freedom in parts) ** 0.5
+
+
+def _p(value: float, parts: list[tuple[float, float]]) -> float:
+    """The alpha whose interval ends at zero."""
+    if abs(value) >= _reach(SMALLEST, parts):
+        return SMALLEST
+    return float(brentq(lambda alpha: _reach(alpha, parts) - abs(value), SMALLEST, 1.0))
 
 
 def _variances(spread: Spread) -> list[tuple[float, float]]:

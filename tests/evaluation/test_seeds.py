@@ -29,10 +29,10 @@ def test_seeds_that_differ_more_than_images_explain_widen_it():
     values = np.array([0.7, 0.8, 0.9])
     found, p = seeds.combined([spread(values, values[:, None] + draws)], "")
     images, training = draws.var(ddof=1), values.var(ddof=1) / 3
-    freedom = (images + training) ** 2 / (images**2 / 100 + training**2 / 2)
-    reach = student.ppf(0.975, freedom) * np.sqrt(images + training)
+    reach = np.sqrt(student.ppf(0.975, 100) ** 2 * images + student.ppf(0.975, 2) ** 2 * training)
     assert (found.low, found.high) == pytest.approx((0.8 - reach, 0.8 + reach))
-    assert 0 < p < 0.05
+    shifted, p = seeds.combined([spread(values - 0.8 + reach, values[:, None] - 0.8 + reach + draws)], "")
+    assert (shifted.low, p) == (pytest.approx(0, abs=1e-12), pytest.approx(0.05))
 
 
 def test_one_seed_says_what_it_does_not_cover_and_folds_add_up():
