@@ -1,0 +1,51 @@
+"""Skin tone of phantoms is theirs, none is told of colours that skin has not; ink and gel are found where they are."""
+
+import numpy as np
+import pytest
+
+from dermjax.data import attributes
+from dermjax.data.phantom import phantom
+
+
+def tone(image):
+    return attributes.measure(image)[0].get("skin_tone")
+
+
+def test_the_tone_of_phantoms_is_near_their_own():
+    apart = []
+    for seed in range(8):
+        made = phantom(seed, attributes.SIDE)
+        found = tone(made.image)
+        apart.append(abs(found["ita"] - made.parameters["ita"]))
+        assert found["group"] == attributes.tone_group(found["ita"]) and "not calibrated" in found["obtained"]
+    assert np.median(apart) < 3
+
+
+def test_a_picture_with_a_cast_of_blue_and_one_without_skin_have_no_tone():
+    image = phantom(1, attributes.SIDE).image
+    assert tone(image) is not None
+    for blue in (1.4, 1.6):
+        assert tone(np.clip(image * np.array([0.8, 0.9, blue]), 0, 255).astype(np.uint8)) is None
+    assert tone(np.zeros_like(image)) is None
+
+
+@pytest.mark.parametrize(
+    "angle, group", [(80, "very light"), (55, "light"), (41, "intermediate"), (28, "tan"), (10, "brown"), (-30, "dark")]
+)
+def test_groups_begin_above_their_limit(angle, group):
+    assert attributes.tone_group(angle) == group
+
+
+@pytest.mark.parametrize("age, band", [(0, "0-29"), (29.9, "0-29"), (30, "30-44"), (60, "60-74"), (85, "75+")])
+def test_bands_of_age(age, band):
+    assert attributes.age_band(age) == band
+
+
+@pytest.mark.parametrize("name", ["ink", "gel"])
+def test_a_stroke_of_ink_and_a_row_of_bubbles_are_seen(name):
+    clean = np.full((128, 128, 3), (205, 165, 145), np.uint8)
+    drawn = clean.copy()
+    drawn[60:70] = (90, 60, 160) if name == "ink" else drawn[60:70]
+    drawn[20:100:8, 10:120:8] = 255 if name == "gel" else drawn[20:100:8, 10:120:8]
+    assert getattr(attributes, name)(clean) == 0
+    assert getattr(attributes, name)(drawn) > 0.3
