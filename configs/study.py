@@ -1,0 +1,61 @@
+"""Do synthetic images help? Arms x classifiers x seeds x few-shot sizes, one page of answers.
+
+    dermjax study --config=configs/study.py --workdir=runs/study --config.manifest=runs/prepare \\
+        --config.classifiers.vit.init=DINOV2_FOLDER --config.classifiers.mobilenetv2.init=MOBILENETV2_FOLDER
+
+tunes a generator on the training split, draws and curates its images, and trains every cell. With --config.synthetic
+and --config.training (the manifest that their generator was tuned on) it takes images that are there. The same command
+on several hosts shares the cells; the same command again does what is missing.
+Variants:
+  frozen   (the default) linear probes on frozen features; 60 cells in half an hour of 2 CPU cores, besides the features
+  last     the last two blocks and the head; an hour or more
+  full     all of both classifiers; GPUs
+  folds    frozen, five folds of --config.prepare.images=DIR, each with a generator of its own
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """The config of `study`; variant is None, "frozen", "last", "full" or "folds"."""
+    config = ConfigDict()
+    config.title = "dermjax study: do synthetic lesions help a classifier?"
+    config.manifest = ""  # real images; their test split is what everything is judged on
+    config.synthetic = ""  # curated synthetic images; "" tunes a generator on the training split and makes them
+    config.training = ""  # the manifest that the generator of `synthetic` was tuned on
+    config.folds = 0  # k: prepare k folds of prepare.images, each with a generator of its own, in place of `manifest`
+    config.arms = ("real_equal_steps", "real", "synthetic", "hybrid_1", "hybrid_3", "real_tested_on_synthetic")
+    config.baseline = "real_equal_steps"  # what every other arm is compared with
+    config.shots = (50, 200)  # real training images a class; 0 is all
+    config.seeds = (0, 1, 2)
+    config.tests = {"isic": "", "ham10000": "", "other": ""}  # manifests of further test sets; "" for none
+    config.prompt = "dermoscopy of a {label} mole"
+    config.prepare, config.tune, config.generate, config.curate = (
+        _of(stage, "demo") for stage in ("prepare", "tune", "generate", "curate")
+    )
+    config.prepare.images = ""
+    config.tune.prompts, config.generate.plan.prompts = ConfigDict(), ConfigDict()
+    config.generate.plan.images_per_class = 600
+    config.classifiers = {"vit": _of("classify", "probe"), "mobilenetv2": _of("classify", "probe")}
+    config.classifiers.mobilenetv2.classifier, config.classifiers.mobilenetv2.size = "mobilenetv2", 160
+    config.bootstrap = {"resamples": 2000, "seed": 0, "smallest": 10}
+    config.gallery = 6  # pictures a row
+    if variant == "last":
+        for each in config.classifiers.values():
+            each.recipe, each.rate, each.weight_decay = "last", 1e-4, 0.05
+            each.batch, each.steps, each.warmup = 32, 240, 24
+    elif variant == "full":
+        config.classifiers = {"vit": _of("classify", "vit"), "mobilenetv2": _of("classify", "mobilenetv2")}
+        config.shots = (0,)
+    elif variant == "folds":
+        config.folds, config.shots = 5, (0,)
+    elif variant not in (None, "frozen"):
+        raise ValueError(f"configs/study.py has no variant {variant!r}; it has: frozen, last, full, folds")
+    return config
+
+
+def _of(stage: str, variant: str) -> ConfigDict:
+    return runpy.run_path(str(Path(__file__).parent / f"{stage}.py"))["get_config"](variant)

@@ -1,0 +1,98 @@
+"""Arms: what a classifier is trained on. Everything else (steps, batch, optimiser, seed, judges) an arm shares.
+
+real                      real images only, each seen as often as in hybrid_3: a quarter of the steps
+real_equal_steps          real images only, as many steps as every other arm: the baseline
+real_augmented            the same with strong augmentation
+synthetic                 synthetic images only
+hybrid_<r>                r synthetic images for each real one, in every batch and in number, as long as there are
+                          so many (the paper's is hybrid_3)
+synthetic_then_real       half of the steps on synthetic images, then half on real ones
+real_tested_on_synthetic  no training of its own: what real_equal_steps says of the synthetic images
+"""
+
+from dataclasses import dataclass
+
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+
+PAPER_RATIO = 3
+RATIOS = (0.25, 10.0)
+BASELINE, JUDGED = "real_equal_steps", "real_tested_on_synthetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training: its share of the steps, and the synthetic images to each real one (None: no real ones)."""
+
+    steps: float
+    ratio: float | None
+    augment: str = ""  # in place of the classifier's own
+
+    @property
+    def fraction(self) -> float:
+        """The share of synthetic images in a batch."""
+        return 1.0 if self.ratio is None else self.ratio / (1 + self.ratio)
+
+
+def phases(arm: str) -> tuple[Phase, ...]:
+    """Returns the phases of an arm by its name; none for what is only a test.
+
+    Raises:
+      UserError: the name is unknown, or its ratio is outside RATIOS.
+    """
+    if arm in ARMS:
+        return ARMS[arm]
+    kind, _, ratio = arm.partition("_")
+    try:
+        number = float(ratio)
+    except ValueError:
+        number = 0.0
+    if kind != "hybrid" or not RATIOS[0] <= number <= RATIOS[1]:
+        raise UserError(f"config.arms: {arm!r} is none of {', '.join(ARMS)} or hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}>")
+    return (Phase(steps=1.0, ratio=number),)
+
+
+def few(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:
+    """Returns the manifest with `shots` training images a class, those of the lowest rank by image; 0 is all.
+
+    Raises:
+      UserError: a class has fewer.
+    """
+    if not shots:
+        return manifest
+    chosen = set()
+    for label in manifest.labels:
+        there = sorted((r for r in manifest.split("train") if r.label == label), key=lambda r: rank[r.image])
+        if len(there) < shots:
+            raise UserError(f"config.shots: {shots} images a class, {label} has {len(there)}; take fewer")
+        chosen |= {record.image for record in there[:shots]}
+    return _only(manifest, lambda record: record.split != "train" or record.image in chosen)
+
+
+def drawn(synthetic: Manifest, real: Manifest, ratio: float | None) -> Manifest:
+    """Returns the first `ratio` synthetic images of each class for each real one, or as many as there are."""
+    if ratio is None:
+        return synthetic
+    counts = dict.fromkeys(synthetic.labels, 0)
+    most = {label: round(ratio * sum(r.label == label for r in real.split("train"))) for label in real.labels}
+    chosen = set()
+    for record in synthetic.split("train"):
+        if counts[record.label] < most[record.label]:
+            counts[record.label] += 1
+            chosen.add(record.image)
+    return _only(synthetic, lambda record: record.image in chosen)
+
+
+def _only(manifest: Manifest, wanted) -> Manifest:
+    kept: tuple[Record, ...] = tuple(record for record in manifest.records if wanted(record))
+    return Manifest(labels=manifest.labels, root=manifest.root, records=kept)
+
+
+ARMS = {
+    "real": (Phase(steps=1 / (1 + PAPER_RATIO), ratio=0.0),),
+    BASELINE: (Phase(steps=1.0, ratio=0.0),),
+    "real_augmented": (Phase(steps=1.0, ratio=0.0, augment="strong"),),
+    "synthetic": (Phase(steps=1.0, ratio=None),),
+    "synthetic_then_real": (Phase(steps=0.5, ratio=None), Phase(steps=0.5, ratio=0.0)),
+    JUDGED: (),
+}

@@ -1,0 +1,48 @@
+"""A fold's own generator: prepare, tune, generate and curate in the fold's folder, as `demo` does them.
+
+The generator sees the training split of its fold and nothing else. With config.manifest there is one fold, and it is
+given.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dermjax.curation import run as curation
+from dermjax.data import records
+from dermjax.data.records import Manifest
+from dermjax.demo import prompts_of, stage
+from dermjax.errors import UserError
+from dermjax.generation import run as generation
+from dermjax.preparation import run as preparation
+from dermjax.study.cells import claimed
+from dermjax.tuning import run as tuning
+
+
+def made(config: ConfigDict, workdir: Path, fold: int) -> tuple[Manifest, Manifest]:
+    """Returns the real and the kept synthetic images of a fold; finished stages are not run again."""
+    folder = workdir / f"fold{fold}"
+    if config.manifest and config.folds:
+        raise UserError("config.manifest has one split; for several folds give config.prepare.images in its place")
+    prepared = Path(config.manifest)
+    if not config.manifest:
+        if not config.prepare.images:
+            raise UserError("config.manifest: no real images; give a manifest, or config.prepare.images")
+        prepared = folder / "prepare" / records.FILE
+        stage(preparation.run, config.prepare, folder / "prepare", {"folds": config.folds, "fold": fold})
+    real = records.read(prepared)
+    if not (folder / "curate" / records.FILE).exists():
+        _tune_and_generate(config, folder, prepared, prompts_of(config.prompt, real.labels))
+    return real, records.read(folder / "curate" / records.FILE)
+
+
+def _tune_and_generate(config: ConfigDict, folder: Path, prepared: Path, prompts: ConfigDict) -> None:
+    with claimed(folder) as ours:
+        if not ours:
+            raise UserError(f"{folder} is being made by another host; start this one again when it is done")
+        turns = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
+        generated = folder / "generate" / records.FILE
+        stage(tuning.run, config.tune, folder / "tune", {"manifest": prepared, "prompts": prompts})
+        stage(generation.run, config.generate, folder / "generate",
+              {"model": folder / "tune" / "model", "plan.prompts": turns})  # fmt: skip
+        stage(curation.run, config.curate, folder / "curate", {"manifest": generated, "training": prepared})

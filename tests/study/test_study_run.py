@@ -1,0 +1,193 @@
+"""A whole study on planted truths: where synthetic images help it finds a gain, where they are noise none, and where
+labels leak it refuses. Small ones run every cell once, share them between hosts, and write one page."""
+
+import hashlib
+import json
+import re
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermjax.data import records
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.study import run, trial
+from dermjax.study.cells import Cell
+
+CONFIG = Path(__file__).parents[2] / "configs" / "study.py"
+LABELS = ("benign", "malignant")
+SPLITS = {"train": 24, "validation": 12, "test": 40}
+
+
+def picture(rng, label):
+    """A noisy square: what differs between the classes is a little of one colour, beside much light of no meaning."""
+    light, tint = rng.normal(0, 30), rng.normal(0, 7) + (7 if label == "malignant" else -7)
+    colour = np.array([128 + light + tint, 128 + light - tint, 128 + light])
+    return np.clip(colour + rng.normal(0, 25, (16, 16, 3)), 0, 255).astype(np.uint8)
+
+
+def draw(folder, splits, manipulation, seed, shown=lambda rng, label: label):
+    """Writes images of each class and their manifest; `shown` says which class the picture of a label shows."""
+    rng, found = np.random.default_rng(seed), []
+    for label in LABELS:
+        for split, count in splits.items():
+            for number in range(count):
+                name = f"{label}/{split}{number}.png"
+                (folder / label).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture(rng, shown(rng, label))).resize((32, 32), 0).save(folder / name)
+                digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                found.append(
+                    Record(image=name, sha256=digest, label=label, split=split, source="squares",
+                           image_manipulation=manipulation, attributes={"sex": "mf"[number % 2]})
+                )  # fmt: skip
+    path = folder / records.FILE
+    records.write(path, Manifest(labels=LABELS, root=folder, records=tuple(found)))
+    return str(path)
+
+
+def settings(real, synthetic, **changed):
+    config = runpy.run_path(str(CONFIG))["get_config"]()
+    del config.classifiers.mobilenetv2
+    vit = config.classifiers.vit
+    vit.size, vit.batch, vit.steps, vit.warmup = 32, 16, 60, 5
+    vit.save_every, vit.log_every, vit.evaluate_every, vit.mesh.data = 60, 30, 60, 1
+    vit.architecture.vit = {"patch_size": 16, "hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1,
+                            "num_attention_heads": 2}  # fmt: skip
+    config.update(manifest=real, synthetic=synthetic, training=real, shots=(6,), seeds=(0, 1))
+    config.arms = ("real_equal_steps", "hybrid_3", "real_tested_on_synthetic")
+    config.bootstrap.resamples = 200
+    config.update(changed)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("real"), SPLITS, "none", 0)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("synthetic"), {"train": 24}, "synthetic", 1)
+
+
+@pytest.fixture(scope="module")
+def finished(real, synthetic, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    run.run(settings(real, synthetic), workdir)
+    return workdir
+
+
+def test_every_cell_is_done_once_and_judged(finished, real, synthetic, capsys, monkeypatch):
+    results = json.loads((finished / "results.json").read_text())
+    assert [(g["arm"], g["shots"]) for g in results["groups"]] == [("real_equal_steps", 6), ("hybrid_3", 6)]
+    assert all(len(g["auroc_of_each_seed"]) == 2 for g in results["groups"])
+    assert results["groups"][0]["figures"]["auroc"]["n"] == 80
+    assert results["comparisons"][0]["differences"]["auroc"]["low"] is not None
+    assert results["label_fidelity"][0]["n"] == 48
+    assert {(row["kind"], row["group"]) for row in results["subgroups"]} == {("sex", "f"), ("sex", "m")}
+
+    before = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*") if path.is_file()}
+    monkeypatch.setattr(trial, "train", lambda *_: pytest.fail("a finished cell was run again"))
+    run.run(settings(real, synthetic), finished)
+    assert {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*") if path.is_file()} == before
+    assert "4 done, 0 steps to do" in capsys.readouterr().out
+
+
+def test_the_page_stands_alone_and_speaks_in_words(finished):
+    page = (finished / "report.html").read_text()
+    loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert loaded and all(each.startswith("data:image/") for each in loaded)
+    assert "<script" not in page and "url(" not in page
+    for words in ("For research only", "Of 1 comparisons", "hybrid 3 : 1", "Do the labels hold?", "sex: f",
+                  "a part of it: a gain there may come from", "90.74 % → 93.03 %"):  # fmt: skip
+        assert words in page, words
+
+
+def test_arms_of_a_seed_share_their_real_images_and_the_features(finished, real):
+    manifest = records.read(Path(real))
+    ranks = trial.ranks(manifest, 0)
+    few, fewer = (run.arms.few(manifest, shots, ranks).split("train") for shots in (6, 3))
+    assert {r.image for r in fewer} < {r.image for r in few} and len(few) == 12
+    assert len(list((finished / "features").iterdir())) == 2  # a random network a seed, whatever the arm
+
+
+def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, tmp_path, monkeypatch, capsys):
+    config = settings(real, synthetic)
+    theirs = tmp_path / "cells" / Cell(0, "vit", 6, "hybrid_3", 1).name
+    theirs.mkdir(parents=True)
+    (theirs / "claim").write_text("another-host 1\n")
+    ran = []
+
+    def train(cell, *rest):
+        ran.append(cell)
+        (rest[-1] / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(trial, "train", train)
+    run.run(config, tmp_path)
+    assert len(ran) == 3 and not (tmp_path / "results.json").exists()
+    assert "1 cells are being trained elsewhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"manifest": ""}, "config.manifest"),
+        ({"training": ""}, "config.training"),
+        ({"arms": ("real_equal_steps", "hybrid_30")}, "'hybrid_30' is none of"),
+        ({"arms": ("hybrid_1",)}, "config.baseline"),
+        ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
+        ({"seeds": (0, 0)}, "each once"),
+        ({"shots": (25,)}, "benign has 24; take fewer"),
+        ({"folds": 2}, "each tunes its own"),
+        ({"training": "nowhere"}, "nowhere: no such file"),
+    ],
+)
+def test_nonsense_is_one_line(real, synthetic, tmp_path, changed, told):
+    with pytest.raises(UserError, match=told) as error:
+        run.run(settings(real, synthetic, **changed), tmp_path / "study")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "study" / "cells").exists()
+
+
+def changed(path, folder, function):
+    """A manifest with a function on its records, in another folder."""
+    manifest = records.read_unaudited(Path(path))
+    records.write(folder / records.FILE, replace(manifest, records=tuple(function(list(manifest.records)))))
+    return str(folder / records.FILE)
+
+
+def test_leaking_material_is_refused(real, synthetic, tmp_path):
+    """A generator that was tuned on test images, and a synthetic image that is one."""
+    seen = changed(real, tmp_path, lambda found: [replace(r, split="train") for r in found if r.split == "test"])
+    with pytest.raises(UserError, match="are one image"):
+        run.run(settings(real, synthetic, training=seen), tmp_path / "study")
+    test = records.read(Path(real)).split("test")[0].sha256
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    copied = changed(synthetic, folder, lambda found: [replace(found[0], sha256=test), *found[1:]])
+    with pytest.raises(UserError, match="are one image"):
+        run.run(settings(real, copied), tmp_path / "study")
+
+
+def planted(real, folder, shown, **more):
+    """The comparison of hybrid_3 with real images only, where synthetic pictures show what `shown` says."""
+    drawn = draw(folder / "synthetic", {"train": 150}, "synthetic", 2, shown)
+    arms = ("real_equal_steps", "hybrid_10")
+    run.run(settings(real, drawn, arms=arms, seeds=(0, 1, 2), **more), folder / "study")
+    return json.loads((folder / "study" / "results.json").read_text())["comparisons"][0]
+
+
+@pytest.mark.slow
+def test_where_synthetic_images_help_a_gain_is_found(real, tmp_path):
+    found = planted(real, tmp_path, lambda rng, label: label)
+    assert found["verdict"] == "gain" and found["differences"]["auroc"]["low"] > 0
+
+
+@pytest.mark.slow
+def test_where_synthetic_images_are_noise_no_gain_is_found(real, tmp_path):
+    found = planted(real, tmp_path, lambda rng, label: LABELS[rng.integers(2)])
+    assert found["verdict"] != "gain" and found["differences"]["auroc"]["value"] < 0.05
