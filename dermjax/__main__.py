@@ -34,6 +34,7 @@ STAGES = {
     "curate": "dermjax.curation.run",
     "classify": "dermjax.classification.run",
     "evaluate": "dermjax.evaluation.run",
+    "study": "dermjax.study.run",
     "demo": "dermjax.demo",
 }
 SUMMARIES = {
@@ -44,6 +45,7 @@ SUMMARIES = {
     "curate": "reject blank, blurred, off-colour and copied images, with reasons",
     "classify": "train ViT or MobileNetV2 on real, or real and synthetic, images",
     "evaluate": "compare the classifiers and write the report",
+    "study": "arms x classifiers x seeds: do synthetic images help?",
     "demo": "all of it, small, on this machine",
 }
 
