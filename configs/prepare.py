@@ -11,7 +11,7 @@ tensorflow-datasets; it is read and never written. Any other table is read by it
 
 A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or 100 phantoms
 a second. Leaves manifest.jsonl and report.html in the workdir, examined.jsonl, which spares an audit the decoding, and
-images/ of phantoms and of data sets that hold no image files.
+images/ of phantoms, of data sets without image files, and of photographs without hairs.
 Variants: default, for a folder; `phantoms`; `demo`, the phantoms of the demo.
 """
 
@@ -38,6 +38,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.folds = 0  # k: the test split is fold `fold` of k, in place of ratios.test
     config.fold = 0
     config.attributes = True  # skin tone and artefact scores of every photograph, 80 ms each on one core
+    config.remove_hairs = False  # True: copies without dark hairs, for an ablation; there is no gain to expect
     config.seed = 0
     config.size = 128  # side of phantoms in pixels; photographs stay as they are
     config.phantoms_per_class = 1000

@@ -31,13 +31,12 @@ def load(path: Path, size: int) -> np.ndarray:
 
     Raises UserError naming the path for whatever is no image or only part of one (truncated, HTML, a bomb).
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail below the wanted size; others ignore it
-            image = _rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file") from error
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.fit(_decoded(path, 2 * size), (size, size), Image.Resampling.LANCZOS))
+
+
+def whole(path: Path) -> np.ndarray:
+    """The whole image as uint8 [H, W, 3], else as `load`."""
+    return np.asarray(_decoded(path, 0))
 
 
 def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
@@ -72,6 +71,17 @@ def keep(path: Path, content: bytes) -> None:
     if not path.is_file() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
+
+
+def _decoded(path: Path, least: int) -> Image.Image:
+    """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if least:
+                image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
+            return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
+        raise UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """`prepare`: a folder of labelled images, or phantoms -> manifest.jsonl with leak-free splits, and report.html.
 
-The user's images are read where they lie and never copied. The manifest is written last: where it stands, the stage is
+The user's images are read where they lie and never copied, unless hairs are to be taken out of them. The manifest is written last: where it stands, the stage is
 finished.
 """
 
@@ -18,6 +18,7 @@ from dermjax.preparation.division import LEAK, divide
 from dermjax.preparation.examination import examine
 from dermjax.preparation.listing import listed
 from dermjax.preparation.report import Findings
+from dermjax.preparation.shaving import shaved
 from dermjax.run_folder import write_atomically
 
 PHANTOMS_A_SECOND = 90  # one core at 128 px
@@ -67,6 +68,8 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
             turn=config.fold / config.folds if config.folds else 0.0,
             seed=config.seed, stratified=config.stratified, placed=placed,
         )  # fmt: skip
+        if config.remove_hairs:
+            manifest = shaved(manifest, workdir)
     except UserError:
         (workdir / examined.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
         raise

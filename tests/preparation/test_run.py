@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dermjax.data import images, records
+from dermjax.data import duplicates, images, records
 from dermjax.preparation.run import run
 
 PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "dermoscopy"
@@ -154,6 +154,18 @@ def test_a_class_without_images_and_a_missing_folder(folder, tmp_path, refused):
 
 def test_a_class_with_too_few_images(tmp_path, fill, refused):
     refused(fill(tmp_path / "moles", CLASSES, 2), "'benign': 2 distinct images are too few")
+
+
+def test_hairs_are_taken_out_of_copies_when_asked_for(folder, tmp_path, prepare):
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    manifest = prepare(folder, tmp_path / "run", remove_hairs=True)
+    plain = prepare(folder, tmp_path / "plain")
+    assert manifest.root == tmp_path.resolve() / "run"
+    assert [each.split for each in manifest.records] == [each.split for each in plain.records]
+    assert [each.image for each in manifest.records] == [f"images/{each.image}.png" for each in plain.records]
+    assert all(each.sha256 == duplicates.sha256(manifest.path(each)) for each in manifest.records)
+    assert all(each.attributes["hairs_removed"] for each in manifest.records)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
 
 
 def test_real_photographs(tmp_path, prepare):
