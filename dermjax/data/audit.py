@@ -64,7 +64,8 @@ def show(*paths: str) -> None:
         of_kind = [finding for finding in findings if finding.kind == kind]
         print(f"{kind:11}{len(of_kind):6}  {meaning}")
         for finding in of_kind:
-            print("".ljust(19) + ", ".join(finding.images))
+            told = ", ".join(finding.images).encode("utf-8", "backslashreplace")  # file names need not be UTF-8
+            print("".ljust(19) + told.decode())
     if findings:
         raise UserError(f"{len(findings)} findings in {len(entries)} images, listed above; mend or remove these images")
     print(f"nothing leaks: {len(entries)} images in {', '.join(paths)}")

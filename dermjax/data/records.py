@@ -131,17 +131,23 @@ def _lines(path: Path) -> list[dict]:
     """The JSON object on each line; blank lines at the end do not count."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"manifest {path}: not UTF-8 text ({error.reason}); is it a manifest?") from error
     objects = []
     for number, line in enumerate(text.rstrip().split("\n"), start=1):
         try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"manifest {path} line {number}: not JSON ({error.msg})") from error
+            objects.append(json.loads(line, parse_constant=_refuse_constant))
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
+            raise UserError(f"manifest {path} line {number}: not JSON ({error})") from error
         if not isinstance(objects[-1], dict):
             raise UserError(f"manifest {path} line {number}: not a JSON object")
     return objects
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
@@ -151,9 +157,9 @@ def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
     labels, root = line.get("labels"), line.get("root")
     if not (_is_words(labels) and labels and len(set(labels)) == len(labels)):
         raise UserError(f"manifest {path} line 1: labels must be a list of distinct class names, not {labels!r}")
-    if not isinstance(root, str):
+    if not isinstance(root, str) or not _can_name_a_file(root):
         raise UserError(f"manifest {path} line 1: root must be a folder, not {root!r}")
-    return tuple(labels), (path.parent / root).resolve()
+    return tuple(labels), Path(os.path.realpath(path.parent / root))
 
 
 def _record(line: dict, number: int, path: Path) -> Record:
@@ -191,11 +197,19 @@ def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
         return f"{record.image}: label {record.label!r} is not in the header, which has {', '.join(labels)}"
     if record.image_manipulation not in MANIPULATIONS:
         return f"{record.image}: unknown image_manipulation {record.image_manipulation!r}; 'none' or 'synthetic'"
-    if not image.parts or image.is_absolute() or ".." in image.parts or "\0" in record.image:
+    if not image.parts or image.is_absolute() or ".." in image.parts or not _can_name_a_file(record.image):
         return f"{record.image!r}: not a path under the image root"
     if not inside(root, record.image):
         return f"{record.image}: a link that leaves the image root {root}"
     return ""
+
+
+def _can_name_a_file(text: str) -> bool:
+    """Whether the system can be asked for a file of this name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:

@@ -1,7 +1,7 @@
 """`prepare`: a folder of labelled images, or phantoms -> manifest.jsonl with leak-free splits, and report.html.
 
-The user's images are read where they lie and never copied, unless hairs are to be taken out of them. The manifest is written last: where it stands, the stage is
-finished.
+The user's images are read where they lie and never copied, unless hairs are to be taken out of them. The manifest is
+written last: where it stands, the stage is finished.
 """
 
 from collections import Counter
