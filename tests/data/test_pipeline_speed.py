@@ -1,0 +1,160 @@
+"""Batches come at least as fast as PyTorch's loader makes them, and memory stays flat over a long epoch.
+
+Both sides decode JPEGs of 224 px and draw the same kinds of changes; each runs in a process of its own, in turns. On
+PyTorch's side they are what torchvision's transforms call for Pillow images (its wheels need a CUDA build of PyTorch):
+RandomResizedCrop, RandomRotation, RandomHorizontalFlip, ColorJitter, ToTensor, Normalize.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIDE, IMAGES, ROUNDS = 224, 1600, 3
+
+OURS = """
+import sys, time
+from pathlib import Path
+from dermjax.data import pipelines
+from dermjax.data.records import Manifest, Record
+folder, augment, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+kind = {"split": "train", "source": "speed", "image_manipulation": "none", "sha256": ""}
+names = sorted(path.name for path in folder.glob("*.jpg"))
+records = tuple(Record(image=name, label="ab"[row % 2], **kind) for row, name in enumerate(names))
+pipelines.CACHE_BYTES = 0
+batches = pipelines.classification(
+    Manifest(labels=("a", "b"), root=folder, records=records), None, size=224, batch=32, seed=0,
+    synthetic_fraction=0.0, augment=augment,
+)
+for _ in range(8):
+    next(batches)
+began = time.perf_counter()
+for _ in range(count // 32):
+    next(batches)
+print(count // 32 * 32 / (time.perf_counter() - began))
+"""
+
+THEIRS = """
+import math, random, sys, time
+from pathlib import Path
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch.utils.data import DataLoader, Dataset
+folder, augment, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+paths = sorted(folder.glob("*.jpg"))
+MEAN = STD = torch.full((3, 1, 1), 0.5)
+
+def resized_crop(image):
+    wide, high = image.size
+    area, aspect = wide * high * random.uniform(0.5, 1), math.exp(random.uniform(math.log(0.8), math.log(1.25)))
+    w, h = min(wide, round(math.sqrt(area * aspect))), min(high, round(math.sqrt(area / aspect)))
+    x, y = random.randint(0, wide - w), random.randint(0, high - h)
+    return image.crop((x, y, x + w, y + h)).resize((224, 224), Image.Resampling.BILINEAR)
+
+def hue(image, by):
+    h, s, v = image.convert("HSV").split()
+    turned = np.array(h, dtype=np.uint8) + np.int32(by * 255).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(turned), s, v)).convert("RGB")
+
+def jitter(image, share, turn):
+    changes = [lambda i: ImageEnhance.Brightness(i).enhance(random.uniform(1 - share, 1 + share)),
+               lambda i: ImageEnhance.Contrast(i).enhance(random.uniform(1 - share, 1 + share))]
+    if turn:
+        changes += [lambda i: ImageEnhance.Color(i).enhance(random.uniform(1 - share, 1 + share)),
+                    lambda i: hue(i, random.uniform(-turn, turn))]
+    random.shuffle(changes)
+    for change in changes:
+        image = change(image)
+    return image
+
+class Photographs(Dataset):
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, index):
+        with open(paths[index % len(paths)], "rb") as file:
+            image = Image.open(file).convert("RGB")
+        if augment == "strong":
+            image = resized_crop(image).rotate(random.uniform(-180, 180), Image.Resampling.BILINEAR)
+        else:
+            image = image.transpose(random.choice([Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180]))
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = jitter(image, *((0.2, 8 / 360) if augment == "strong" else (0.1, 0)))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        return pixels.sub_(MEAN).div_(STD), index % 2
+
+batches = iter(DataLoader(Photographs(), batch_size=32, num_workers=2))
+for _ in range(8):
+    next(batches)
+began = time.perf_counter()
+for _ in range(count // 32):
+    next(batches)
+print(count // 32 * 32 / (time.perf_counter() - began))
+sys.stdout.flush()
+import os
+os._exit(0)  # its workers would be asked for the rest of the epoch
+"""
+
+FLAT = """
+import sys
+from pathlib import Path
+from dermjax.data import pipelines
+from dermjax.data.records import Manifest, Record
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+kind = {"split": "train", "source": "memory", "image_manipulation": "none", "sha256": ""}
+names = sorted(path.name for path in folder.glob("*.jpg"))
+records = tuple(Record(image=names[row % len(names)], label="ab"[row % 2], **kind) for row in range(count))
+pipelines.CACHE_BYTES = 0
+batches = pipelines.classification(
+    Manifest(labels=("a", "b"), root=folder, records=records), None, size=32, batch=100, seed=0,
+    synthetic_fraction=0.0, augment="mild",
+)
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+for number in range(count // 100):
+    next(batches)
+    if number == count // 1000:
+        before = resident()
+print(before, resident())
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of JPEGs with as much detail as photographs have: about 15 kB each."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for number in range(200):
+        coarse = rng.integers(60, 230, (28, 28, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 6, (SIDE, SIDE, 3))
+        image = Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:03d}.jpg", quality=85)
+    return folder
+
+
+def run(program, *arguments):
+    ended = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=True, capture_output=True)
+    return [float(word) for word in ended.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", ["mild", "strong"])
+def test_batches_come_as_fast_as_pytorchs(photographs, augment):
+    pytest.importorskip("torch")
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        ours += run(OURS, photographs, augment, IMAGES)
+        theirs += run(THEIRS, photographs, augment, IMAGES)
+    print(f"{augment}: ours {np.median(ours):.0f}, PyTorch's {np.median(theirs):.0f} images/s")
+    assert np.median(ours) >= np.median(theirs)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_hundred_thousand_records(photographs):
+    before, after = run(FLAT, photographs, 100_000)
+    print(f"{before:.0f} MiB after a hundredth of the epoch, {after:.0f} MiB at its end")
+    assert after - before < 50
