@@ -59,7 +59,9 @@ def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
 def keeping(denoise: Denoiser, latents: Array, mask: Array) -> Denoiser:
     """Returns the denoiser that is sure of the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
 
-    There x = latents + sigma noise stays what it is down the whole ladder, with any sampler: inpainting by blending.
+    There x = latents + sigma noise stays what it is down the whole ladder, with any sampler: inpainting by blending. As
+    diffusers' pipeline does between the steps, but for two things: a sampler that adds fresh noise adds it there too,
+    and at strength 1 the first evaluation sees the latents under their noise, not noise alone.
     """
 
     def blended(prediction: Array, x: Array, sigma: Array) -> Array:

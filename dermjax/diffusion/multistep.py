@@ -45,7 +45,8 @@ def plms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
 def lms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """Linear multistep: the polynomial in sigma through the last four slopes, integrated. Order 4.
 
-    Adams and Bashforth's method on rungs of any width: k-diffusion's `sample_lms`, diffusers' LMSDiscreteScheduler.
+    Adams and Bashforth's method on rungs of any width: k-diffusion's `sample_lms`, diffusers' LMSDiscreteScheduler. The
+    first three steps, which remember less, are of lower order.
     """
     weights = interpolating(ladder.sigmas, 4, lambda sigma: sigma, np.ones_like)
     return along_slopes(denoise, x, ladder, keys, weights)
@@ -78,8 +79,10 @@ def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: floa
     """DPM-Solver++(2M): towards the latents extrapolated from the last two (Lu et al. 2022, arXiv 2211.01095, alg. 2).
 
     Order 2. eta 0 is the ODE; eta 1 the SDE in its midpoint form, DPM++ 2M SDE, which walks to below the next sigma and
-    adds fresh noise. The step to sigma 0 is of first order, as in diffusers and k-diffusion.
+    adds fresh noise. The step to sigma 0 is of first order, as in diffusers and k-diffusion; so is, as in diffusers
+    only, the last of fewer than 15 to any other sigma.
     """
+    ahead = extrapolating(ladder.sigmas, to_the_end=len(ladder.times) >= 15)
 
     def step(state, sigma, down, up, weights, keys):
         x, past = state
@@ -87,7 +90,7 @@ def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: floa
         x = toward(mean(weights, known), x, sigma, down)
         return x + up * normal(keys, x.shape[1:]), known[:-1]
 
-    rungs = (ladder.rungs[0], *renewed(*ladder.rungs, eta), extrapolating(ladder.sigmas))
+    rungs = (ladder.rungs[0], *renewed(*ladder.rungs, eta), ahead)
     return walk(step, (x, nothing(x, 1)), rungs, keys)[0]
 
 
@@ -95,7 +98,8 @@ def unipc(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """UniPC of order 2 with B(h) = exp(h) - 1: diffusers' UniPCMultistepScheduler (Zhao et al. 2023, arXiv 2302.04867).
 
     Every evaluation first corrects the step that led to it (UniC), then predicts the next (UniP, which in this order is
-    DPM-Solver++(2M)), so the order is one higher than the predictor's at no cost.
+    DPM-Solver++(2M)), so the order is one higher than the predictor's at no cost. The last prediction
+    is of first order.
     """
     sigma, sigma_next = ladder.rungs
     before = np.insert(sigma[:-1], 0, sigma[0])  # nothing led to the first rung: a step of no length
@@ -107,7 +111,8 @@ def unipc(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
         x = toward(mean(following, known[:2]), origin, sigma, sigma_next)
         return x, origin, known[:-1]
 
-    rungs = (before, sigma, sigma_next, correcting(ladder.sigmas), extrapolating(ladder.sigmas))
+    ahead = extrapolating(ladder.sigmas, to_the_end=False)
+    rungs = (before, sigma, sigma_next, correcting(ladder.sigmas), ahead)
     return walk(step, (x, x, nothing(x, 2)), rungs, keys)[0]
 
 
@@ -156,10 +161,13 @@ def interpolating(sigmas: np.ndarray, order: int, curve: Callable, width: Callab
     return weights
 
 
-def extrapolating(sigmas: np.ndarray) -> np.ndarray:
-    """Returns the weights [steps, 2] that look half a step ahead in log sigma; first order at the start and to 0."""
+def extrapolating(sigmas: np.ndarray, to_the_end: bool) -> np.ndarray:
+    """Returns the weights [steps, 2] that look half a step ahead in log sigma.
+
+    The first step looks nowhere, nor does one to 0, nor the last one unless to_the_end.
+    """
     half = np.zeros(len(sigmas) - 1)
-    for i in range(1, len(half)):
+    for i in range(1, len(half) - (not to_the_end)):
         if sigmas[i + 1] > 0 and sigmas[i - 1] > sigmas[i]:
             half[i] = np.log(sigmas[i] / sigmas[i + 1]) / np.log(sigmas[i - 1] / sigmas[i]) / 2
     return np.stack([1 + half, -half], 1)

@@ -178,7 +178,10 @@ def same(name, settings, steps, start, module, sampler=None, **options):
     assert error <= 1e-5
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+PAPER_S = ("Euler", "Euler a", "PLMS", "DPM++ 2M SDE")
+
+
+@pytest.mark.parametrize("name", [n if n in PAPER_S else pytest.param(n, marks=pytest.mark.slow) for n in REFERENCES])
 def test_every_sampler(name, start, module):
     """26 steps, an uneven share of 1000, in the spacing that the scheduler itself takes."""
     same(name, {"prediction_type": "v_prediction"}, 26, start, module)
@@ -230,6 +233,7 @@ def test_ddim_with_any_eta(eta, to_one, steps, start, module):
         {"final_sigmas_type": "sigma_min"},
     ],
 )
-@pytest.mark.parametrize("name", ["Euler", "DPM++ 2M", "UniPC"])
-def test_other_schedules(name, settings, start, module):
-    same(name, settings | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, 20, start, module)
+@pytest.mark.parametrize("name", ["Euler", "DPM++ 2M", "DPM++ 2S", "UniPC"])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_other_schedules(name, settings, steps, start, module):
+    same(name, settings | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, steps, start, module)

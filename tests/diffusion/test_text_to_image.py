@@ -25,6 +25,7 @@ SCHEDULER = SD21["scheduler"]  # predicts v
 PARAMS = {"unet": jnp.float32(0.5)}
 PROMPTS = jnp.arange(16 * 4).reshape(16, 4) % 5
 SEEDS = jnp.arange(100, 116)
+COLOURS = np.eye(5, 3, dtype=np.float32)
 
 
 def fake(passes, channels=4):
@@ -77,22 +78,29 @@ def test_image_i_is_the_same_in_any_batch():
 
 
 def spread(path):
-    """Saves the images of a process with its devices; called in a process of its own."""
-    render = rendering([], "Euler a")
+    """Saves the images of a process with its devices, and their previews; called in a process of its own."""
+    shown = {}
+    watch = partial(watched, every=8, colours=COLOURS, show=lambda step, pictures: shown.update({f"{step}": pictures}))
+    render = text_to_image(replace(pipeline([], "Euler a"), watch=watch), 32)
     rows = {"tokens": PROMPTS, "negative": jnp.zeros_like(PROMPTS), "seeds": SEEDS}
     placed = sharding.place(jax.tree.map(np.asarray, rows), sharding.mesh(0, 1))
-    np.save(path, render(PARAMS, **placed, guidance=guidance(3)))
+    made = render(PARAMS, **placed, guidance=guidance(3))
+    jax.effects_barrier()
+    np.savez(path, images=made, **shown)
 
 
 @pytest.mark.slow
 def test_image_i_is_the_same_on_eight_devices(tmp_path):
     made = []
     for devices in (1, 8):
-        path = tmp_path / f"{devices}.npy"
+        path = tmp_path / f"{devices}.npz"
         call = f"import runpy; runpy.run_path({__file__!r})['spread']({str(path)!r})"
         subprocess.run([sys.executable, "-c", call], env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}, check=True)
-        made.append(np.int32(np.load(path)))
-    assert np.abs(made[0] - made[1]).max() <= 1
+        made.append(np.load(path))
+    one, eight = made
+    assert set(one) == set(eight) == {"images", "8", "16"}
+    for name in one:
+        assert one[name].shape[0] == 16 and np.abs(np.int32(one[name]) - np.int32(eight[name])).max() <= 1, name
 
 
 def test_guidance_of_one_is_the_unguided_image_at_half_the_cost():
@@ -180,8 +188,7 @@ def test_previews_change_nothing_and_come_every_few_steps(name):
     def show(step, pictures):
         seen[int(step)] = pictures
 
-    colours = np.eye(5, 3, dtype=np.float32)
-    watch = partial(watched, every=8, colours=colours, show=show)
+    watch = partial(watched, every=8, colours=COLOURS, show=show)
     made = [
         text_to_image(replace(pipeline([], name), watch=each), 32)(PARAMS, *ASKED, guidance(2))
         for each in (None, watch)
