@@ -3,6 +3,8 @@
     dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=runs/tune/model
     dermjax generate --config=configs/generate.py:demo --workdir=runs/generate --config.model=runs/tune/model \\
         --config.plan.images_per_class=300
+    dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=v1-5-pruned.safetensors \\
+        --config.lora=runs/tune/lora.safetensors
 
 Leaves images/<label>/NNNNN.png and manifest.jsonl. The same command again goes on where it was.
 
@@ -19,7 +21,11 @@ from ml_collections import ConfigDict
 def get_config(variant: str | None = None) -> ConfigDict:
     """The config of `generate`; variant is None, "paper" or "demo"."""
     config = ConfigDict()
-    config.model = ""  # a folder in diffusers' layout, as tune leaves it
+    config.model = ""  # a folder in diffusers' layout, as tune leaves it, a single .safetensors or .ckpt, or derm-tiny
+    config.lora = ""  # a file in PEFT's or kohya's form, merged into the model
+    config.lora_weight = 0.8  # 1 is as trained
+    config.embeddings = ()  # files of textual inversion; prompts use their words, such as "a photo of <mole>"
+    config.long_prompts = "refuse"  # or "chunk", as AUTOMATIC1111's program does beyond 77 tokens
     config.size = 0  # the side in pixels; 0 is the model's own
     config.plan = ConfigDict({
         "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},  # label -> prompts, which take turns

@@ -1,6 +1,8 @@
-"""Settings of every test: `--slow`, and JAX raising where arrays of different rank would be broadcast."""
+"""Settings of every test: `--slow`, JAX raising where arrays of different rank would be broadcast; the command."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +19,50 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function that runs `dermjax ARGUMENTS ...` within this process: (exit code, standard output, error output)."""
+    from absl import flags
+
+    from dermjax import __main__, machine
+
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # so that the command sets no other for the tests after this one
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
+
+    def run(*arguments):
+        before = set(flags.FLAGS)
+        monkeypatch.setattr(sys, "argv", ["dermjax", *map(str, arguments)])
+        try:
+            code = __main__.main()
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A random Stable Diffusion 1.x of few channels with CLIP's vocabulary: (sd, params, its folder)."""
+    import copy
+
+    import numpy as np
+
+    from dermjax.models.stable_diffusion import SD15, StableDiffusion
+    from dermjax.weights import diffusers
+
+    configs = copy.deepcopy(SD15)
+    configs["text_encoder"] |= {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    configs["text_encoder"] |= {"num_hidden_layers": 1}
+    configs["unet"] |= {"attention_head_dim": 2, "block_out_channels": [8, 8], "cross_attention_dim": 16}
+    configs["unet"] |= {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "norm_num_groups": 4}
+    configs["unet"] |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "layers_per_block": 1, "sample_size": 4}
+    configs["vae"] |= {"block_out_channels": [4] * 4, "layers_per_block": 1, "norm_num_groups": 2, "sample_size": 32}
+    sd = StableDiffusion(configs, Path(diffusers.__file__).parent / "clip_tokenizer", np.float32)
+    params = sd.init(0)
+    folder = tmp_path_factory.mktemp("small") / "model"
+    diffusers.write(folder, sd, params, dtype=np.float32)
+    return sd, params, folder

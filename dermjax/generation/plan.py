@@ -81,15 +81,18 @@ def requests(
     ]
 
 
-def batches(asked: Sequence[Request], missing: set[Request], size: int) -> list[list[Request]]:
+def batches(
+    asked: Sequence[Request], missing: set[Request], size: int, lengths: Mapping[Request, int]
+) -> list[list[Request]]:
     """Returns the batches, of at most `size` requests that one compiled function can make together, with any missing.
 
-    How requests are divided follows from the plan alone, never from what is missing: a resumed run computes the same
+    `lengths` is the number of tokens of each request: a short prompt is not lengthened by a long one beside it. How requests are divided follows from the plan alone, never from what is missing: a resumed run computes the same
     batches as an uninterrupted one.
     """
 
     def together(request: Request) -> tuple:
-        return request.sampler, request.steps, request.guidance  # the rest is the same all over a plan
+        # what else shapes a compiled function is the same all over a plan
+        return request.sampler, request.steps, request.guidance, lengths[request]
 
     groups = [list(group) for _, group in groupby(sorted(asked, key=together), key=together)]
     divided = [group[start : start + size] for group in groups for start in range(0, len(group), size)]

@@ -5,7 +5,9 @@ Two texts in the PNG: `parameters` in the form that A1111's tools read and show,
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,11 +21,18 @@ UNUSUAL = {  # what is only named where it is asked for, and how `parameters` ca
     "guidance_rescale": "CFG rescale",
     "guidance_interval": "CFG interval",
     "deep_cache": "DeepCache interval",
+    "lora": "Lora hash",
+    "lora_weight": "Lora weight",
+    "embeddings": "TI hashes",
 }
 
 
-def generation(request: Request, size: int, model: str) -> dict:
-    """Returns all that the image follows from: the request, the side in pixels and the digest of the model."""
+def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:
+    """Returns all that the image follows from: the request, the side in pixels and the digests of the weights.
+
+    `digests` has those of the `model` and, where they were asked for, of a `lora`, with its `lora_weight`, and of the
+    words of `embeddings`.
+    """
     return {
         "synthetic": True,
         "use": USE,
@@ -34,7 +43,7 @@ def generation(request: Request, size: int, model: str) -> dict:
         "steps": request.steps,
         "guidance": request.guidance,
         "size": size,
-        "model": model,
+        **digests,
         **_unusual(request),
     }
 
@@ -70,11 +79,16 @@ def parameters(generation: dict) -> str:
         "Seed": generation["seed"],
         "Size": f"{size}x{size}",
         "Model hash": generation["model"],
-        **{shown: generation[name] for name, shown in UNUSUAL.items() if name in generation},
+        **{shown: _shown(generation[name]) for name, shown in UNUSUAL.items() if name in generation},
         "Synthetic": f"true ({USE})",
     }
     negative = [f"Negative prompt: {generation['negative_prompt']}"] if generation["negative_prompt"] else []
     return "\n".join([generation["prompt"], *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+
+
+def _shown(value: Any) -> Any:
+    """Returns a value as A1111 writes it: names with their digests stand in quotation marks."""
+    return f'"{", ".join(f"{name}: {each}" for name, each in value.items())}"' if isinstance(value, dict) else value
 
 
 def read(path: Path) -> dict | None:

@@ -1,35 +1,36 @@
-"""Batches of requests to images: words to tokens, a short batch to a full one, and one compiled function a sampler."""
+"""Batches of requests to images: a short batch to a full one, and one compiled function a sampler."""
 
 import functools
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from dermjax import sharding
-from dermjax.data.tokens import tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.text_to_image import Pipeline, text_to_image
 from dermjax.generation.plan import Request
 from dermjax.models.stable_diffusion import StableDiffusion, count
 
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
-
 OPERATIONS = 0.25  # of a UNet pass, a parameter and a latent cell: 0.22 in SD 1.5, 0.28 in derm-tiny
 OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
 
 
 def renderer(
-    model: StableDiffusion, params: dict, words: "CLIPTokenizer", size: int, batch: int, grid: Mesh
+    model: StableDiffusion,
+    params: dict,
+    tokens: Callable[[Request], np.ndarray],
+    size: int,
+    batch: int,
+    grid: Mesh,
 ) -> Callable[[Sequence[Request]], np.ndarray]:
     """Returns render(requests) -> uint8 [n, size, size, 3] for at most `batch` requests that differ in words and seed.
 
-    Every call computes a whole batch, so that a short one compiles nothing new.
+    Their tokens, prompt and negative prompt, must be equally many. Every call computes a whole batch, so that a short
+    one compiles nothing new.
     """
     params = jax.device_put(params, sharding.replicated(grid))
 
@@ -42,9 +43,10 @@ def renderer(
     def render(requests: Sequence[Request]) -> np.ndarray:
         first = requests[0]
         full = [*requests, *[first] * (batch - len(requests))]
+        said = np.stack([tokens(request) for request in full])
         rows = {
-            "tokens": tokens(words, [request.prompt for request in full]),
-            "negative": tokens(words, [request.negative for request in full]) if first.guidance > 1 else None,
+            "tokens": said[:, 0],
+            "negative": said[:, 1] if first.guidance > 1 else None,
             "seeds": np.array([request.seed for request in full], np.int32),
         }
         placed = sharding.place(rows, grid)

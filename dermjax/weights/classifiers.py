@@ -2,9 +2,11 @@
 
     config.json  preprocessor_config.json  model.safetensors
 
-Files keep the older tensor names (`attention.attention.query`) that transformers 5 renames in memory.
+State dicts of timm and torchvision, as a file or in timm's own folder, are read as well (classifier_names.py). Files
+keep the older tensor names (`attention.attention.query`) that transformers 5 renames in memory.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,7 +19,7 @@ from dermjax.errors import UserError
 from dermjax.models.classifier import ARCHITECTURES, Architecture, Classifier, describe
 from dermjax.models.vit import grid, resize_positions
 from dermjax.progress import say
-from dermjax.weights import safetensors, torch_layout
+from dermjax.weights import classifier_names, safetensors, torch_layout
 from dermjax.weights.diffusers import write_json
 from dermjax.weights.stored import Tensors, in_memory
 from dermjax.weights.tensor_files import opened, read_json
@@ -34,7 +36,8 @@ LANCZOS = 1  # Pillow's number; data/images.py cuts and resizes this way
 
 
 def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=jnp.float32) -> tuple[Classifier, Trees]:
-    """Returns a folder's classifier for these labels and images of `size` pixels, and (params, variables), float32.
+    """Returns a folder's, or a state dict's, classifier for these labels and images of `size` pixels, and (params,
+    variables), float32.
 
     The head of other labels, or none, is replaced by one drawn from `seed`; position embeddings are resampled when
     the size differs.
@@ -42,8 +45,7 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=j
     Raises:
       UserError: a file is missing or broken, the architecture is not one of ours, or tensors do not fit the config.
     """
-    folder = Path(folder)
-    found = read_json(folder / "config.json")
+    found, file, source, pixels = contents(Path(folder))
     architecture = ARCHITECTURES.get(found.get("model_type"))
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
@@ -52,21 +54,45 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=j
     config.pop("torch_dtype", None)  # what older files call dtype
     if "use_mask_token" in config:
         config["use_mask_token"] = False
-    classifier = Classifier(config, *preprocessing(folder, architecture), dtype)
+    classifier = Classifier(config, *(pixels or preprocessing(Path(folder), architecture)), dtype)
 
-    file = ours(opened(folder / "model.safetensors")[0], architecture.backbone)
+    file = ours(file, architecture.backbone)
     if f"{architecture.backbone}.{POSITIONS}" in file:
         file = resized(file, f"{architecture.backbone}.{POSITIONS}", grid(config))
     if not same_labels(found, labels) or f"{HEAD}.weight" not in file:
         say(f"{folder}: its head is replaced by a new one for {', '.join(labels)}")
         file = with_new_head(file, classifier, seed)
     params, variables = (torch_layout.flatten(tree) for tree in classifier.shapes)
-    tree = torch_layout.from_torch(
-        torch_layout.unflatten(params | variables), file, str(folder / "model.safetensors"), dtype=np.float32
-    )
+    tree = torch_layout.from_torch(torch_layout.unflatten(params | variables), file, str(source), dtype=np.float32)
     flat = torch_layout.flatten(tree)
     parted = (torch_layout.unflatten({path: flat[path] for path in each}) for each in (params, variables))
     return classifier, tuple(parted)
+
+
+def contents(path: Path) -> tuple[dict, Tensors, Path, tuple]:
+    """Returns a classifier's config, its tensors under Hugging Face's names, their file, and the (mean, std) of its
+    pixels, () where preprocessor_config.json says them."""
+    found = {} if path.is_file() else read_json(path / "config.json")
+    file = path if path.is_file() else path / "model.safetensors"
+    if not path.is_file() and not ("architecture" in found and "model_type" not in found):
+        return found, opened(file)[0], file, ()
+    tensors, told = opened(file)  # a state dict alone, or in timm's own folder
+    tensors, config, pixels = classifier_names.read(tensors, str(file))
+    said = found.get("pretrained_cfg", {})
+    pixels = tuple(tuple(said.get(key, value)) for key, value in zip(("mean", "std"), pixels, strict=True))
+    return config | {"id2label": json.loads(told.get("id2label", "{}"))}, tensors, file, pixels
+
+
+def convert(from_: str, to: str, form: str) -> None:
+    """Writes a classifier folder as a state dict of timm or torchvision, with its labels in the header."""
+    folder = Path(from_)
+    found = read_json(folder / "config.json")
+    if found.get("model_type") not in ARCHITECTURES:
+        raise UserError(f"{folder}/config.json: not a classifier folder of dermjax or transformers")
+    config = ARCHITECTURES[found["model_type"]].defaults | found
+    tensors = classifier_names.write(opened(folder / "model.safetensors")[0], config, form)
+    safetensors.write(Path(to), tensors, {"id2label": json.dumps(found.get("id2label", {}))})
+    say(f"{to}: {len(tensors)} tensors under the names of {form}")
 
 
 def write(folder: Path, classifier: Classifier, params: dict, variables: dict) -> None:

@@ -60,7 +60,9 @@ def locate(model: str) -> Path:
     index = folder / "model_index.json"
     if not index.is_file():
         names = ", ".join(SHIPPED)
-        raise UserError(f"model {folder}: no model_index.json; give a folder in diffusers' layout, or one of: {names}")
+        raise UserError(
+            f"model {folder}: no model_index.json; give a folder in diffusers' layout, a single file, or one of: {names}"
+        )
     pipeline = read_json(index).get("_class_name", "")
     if not pipeline.startswith("StableDiffusion") or any(word in pipeline for word in ("XL", "3")):
         raise UserError(f"{index}: a {pipeline} is not supported; dermjax knows Stable Diffusion 1.x and 2.x")
@@ -82,30 +84,32 @@ def read(
     folder = locate(str(folder))
     configs = {name: read_json(folder / name / "config.json") for name in FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    found = {name: component(folder / name, variant) for name in FILES}
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)
     sd.check()
-    found = {name: component(folder / name, variant) for name in FILES}
-    return sd, placed(sd, found, {name: str(folder / name) for name in FILES}, params_dtype, shardings)
+    return sd, placed(sd, found, str(folder), params_dtype, shardings)
 
 
-def placed(
-    sd: StableDiffusion, found: dict[str, Tensors], sources: dict[str, str], dtype, shardings: Callable | None
-) -> Params:
-    """Returns the parameters of a model from the tensors of its networks, checked before the first one is read."""
-    for name in FILES:
-        torch_layout.check(torch_layout.expected(sd.shapes[name]), found[name], sources[name])
+def placed(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtype, shardings: Callable | None) -> Params:
+    """Returns the parameters of a model from the tensors of its networks, all checked before the first one is read."""
+
+    def together(networks: dict[str, dict]) -> dict:
+        return {f"{name}/{key}": each for name in FILES for key, each in networks[name].items()}
+
+    wanted = {name: torch_layout.expected(sd.shapes[name]) for name in FILES}
+    torch_layout.check(together(wanted), together(found), source)
 
     def network(name: str) -> Params:
         shapes = sd.shapes[name]
         if shardings is None:
-            return torch_layout.from_torch(shapes, found[name], sources[name], dtype=dtype)
+            return torch_layout.from_torch(shapes, found[name], source, dtype=dtype)
         homes = torch_layout.flatten(shardings(shapes))
 
         def place(path: str, array: np.ndarray) -> jax.Array:
             # one after the other: transfers in flight would keep their arrays on the host
             return jax.block_until_ready(jax.device_put(array, homes[path]))
 
-        return torch_layout.from_torch(shapes, found[name], sources[name], dtype=dtype, place=place)
+        return torch_layout.from_torch(shapes, found[name], source, dtype=dtype, place=place)
 
     return {name: network(name) for name in FILES}
 

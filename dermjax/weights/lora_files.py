@@ -84,7 +84,7 @@ def read(path: Path, shapes: Tree) -> Lora:
             alphas[module] = float(found["alpha"].read().reshape(())) if "alpha" in found else said(module, rank)
     if wrong:
         shown = "; ".join(wrong[: torch_layout.SHOWN]) + ("; …" if len(wrong) > torch_layout.SHOWN else "")
-        raise UserError(f"{path}: {len(wrong)} of {len(parts)} adapters do not fit the model: {shown}")
+        raise UserError(f"{path}: {len(wrong)} of {len(tensors)} tensors do not fit the model: {shown}")
     read_now = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
     return Lora(torch_layout.unflatten(read_now), alphas)
 

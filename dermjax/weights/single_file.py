@@ -79,7 +79,7 @@ def read(
     if read_not:
         say(f"{path}: {len(entries)} tensors read, {len(read_not)} left out (buffers of training, averages)")
     found = {network: ours(each, tensors, sd.shapes[network]) for network, each in layouts.items()}
-    return sd, diffusers.placed(sd, found, dict.fromkeys(found, str(path)), params_dtype, shardings)
+    return sd, diffusers.placed(sd, found, str(path), params_dtype, shardings)
 
 
 def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:

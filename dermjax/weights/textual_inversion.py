@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights import families
+from dermjax.weights import families, safetensors
+from dermjax.weights.stored import in_memory
 from dermjax.weights.tensor_files import opened
 
+ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
 TABLE = ("text_encoder", "text_model", "embeddings", "token_embedding", "embedding")
 
 
@@ -55,6 +57,11 @@ def read(path: Path) -> Embedding:
     return Embedding(token, vectors)
 
 
+def write(path: Path, embedding: Embedding) -> None:
+    """Writes the .safetensors file that diffusers' `load_textual_inversion`, ComfyUI and AUTOMATIC1111 read."""
+    safetensors.write(path, {embedding.token: in_memory(embedding.vectors)}, {})
+
+
 def add(configs: dict[str, dict], params: dict[str, Any], embedding: Embedding, tokenizer: Path, folder: Path):
     """Returns (configs, params) with the vectors as new rows of the token table; `folder` gets the tokenizer with them.
 
@@ -70,18 +77,39 @@ def add(configs: dict[str, dict], params: dict[str, Any], embedding: Embedding, 
             f"embedding {embedding.token}: {embedding.vectors.shape[1]} wide, the text encoder {table.shape[1]}; it "
             "was made for another family of models"
         )
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    path = folder / "added_tokens.json"
-    added = json.loads(path.read_text()) if path.is_file() else {}
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8")) | added
-    taken = [token for token in embedding.tokens if token in vocabulary]
+    taken = [token for token in embedding.tokens if token in vocabulary(tokenizer)]
     if taken:
         raise UserError(f"embedding {embedding.token}: the tokenizer has {taken[0]!r} already; rename the file")
-    added |= {token: len(table) + i for i, token in enumerate(embedding.tokens)}
-    path.write_text(json.dumps(added, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    enlarge(folder, {token: len(table) + i for i, token in enumerate(embedding.tokens)})
     rows = np.concatenate([table, embedding.vectors.astype(table.dtype)])
     text = configs["text_encoder"] | {"vocab_size": len(rows)}
     return configs | {"text_encoder": text}, replaced(params, TABLE, rows)
+
+
+def vocabulary(folder: Path) -> set[str]:
+    """Returns the words and pieces of words of a tokenizer's folder, in CLIP's own form or in transformers 5's."""
+    whole, found = folder / "tokenizer.json", set()
+    if whole.is_file():
+        content = json.loads(whole.read_text(encoding="utf-8"))
+        found |= content["model"]["vocab"].keys() | {each["content"] for each in content["added_tokens"]}
+    for name in ("vocab.json", ADDED):
+        if (folder / name).is_file():
+            found |= json.loads((folder / name).read_text(encoding="utf-8")).keys()
+    return found
+
+
+def enlarge(folder: Path, words: dict[str, int]) -> None:
+    """Adds words with their numbers to the files of a tokenizer."""
+    whole, added = folder / "tokenizer.json", folder / ADDED
+    if whole.is_file():
+        content = json.loads(whole.read_text(encoding="utf-8"))
+        usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+        content["added_tokens"] += [{"id": number, "content": word, **usual} for word, number in words.items()]
+        whole.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    else:
+        known = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
+        added.write_text(json.dumps(known | words, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def replaced(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> dict[str, Any]:

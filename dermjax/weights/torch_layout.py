@@ -19,7 +19,7 @@ from dermjax.weights.stored import Stored, Tensors
 
 Tree = dict[str, Any]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-SHOWN = 3  # misfits that an error tells; the others are counted
+SHOWN = 3  # misfits of each kind that an error tells; the others are counted
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -102,13 +102,17 @@ def expected(shapes: Tree) -> dict[str, tuple[int, ...]]:
 
 def check(wanted: dict[str, tuple[int, ...]], found: Tensors, source: str) -> None:
     """Raises UserError with every tensor that is missing, of another shape, or in excess, in one line."""
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [
-        f"{name} is {found[name].shape}, the config asks for {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
-    wrong += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
-    if wrong:
-        shown = "; ".join(wrong[:SHOWN]) + ("; …" if len(wrong) > SHOWN else "")
-        raise UserError(f"{source}: {len(wrong)} of {len(wanted)} tensors do not fit: {shown}")
+    kinds = (
+        [f"{name} is missing {shape}" for name, shape in wanted.items() if name not in found],
+        [
+            f"{name} is {found[name].shape}, the config asks for {shape}"
+            for name, shape in wanted.items()
+            if name in found and found[name].shape != shape
+        ],
+        [f"{name} is not expected {found[name].shape}" for name in sorted(found.keys() - wanted.keys())],
+    )
+    if any(kinds):
+        shown = (
+            each for kind in kinds for each in [*kind[:SHOWN], *[f"{len(kind) - SHOWN} more"] * (len(kind) > SHOWN)]
+        )
+        raise UserError(f"{source}: {sum(map(len, kinds))} of {len(wanted)} tensors do not fit: {'; '.join(shown)}")

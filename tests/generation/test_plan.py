@@ -54,11 +54,18 @@ def test_every_image_has_its_seed_also_in_a_larger_plan():
 
 def test_batches_are_divided_by_the_plan_alone():
     asked = plan.requests(**PLAN | {"images_per_class": 7})
-    whole = plan.batches(asked, set(asked), 4)
+    lengths = dict.fromkeys(asked, 77)
+    whole = plan.batches(asked, set(asked), 4, lengths)
     assert sorted(r.image for batch in whole for r in batch) == sorted(r.image for r in asked)
     assert all(len(batch) <= 4 and len({(r.sampler, r.steps, r.guidance) for r in batch}) == 1 for batch in whole)
-    assert plan.batches(asked, {whole[2][1], whole[0][0]}, 4) == [whole[0], whole[2]]
-    assert plan.batches(asked, set(), 4) == []
+    assert plan.batches(asked, {whole[2][1], whole[0][0]}, 4, lengths) == [whole[0], whole[2]]
+    assert plan.batches(asked, set(), 4, lengths) == []
+
+
+def test_long_prompts_have_batches_of_their_own():
+    asked = plan.requests(**PLAN)
+    lengths = {request: 154 if request.label == "malignant" else 77 for request in asked}
+    assert all(len({lengths[r] for r in batch}) == 1 for batch in plan.batches(asked, set(asked), 24, lengths))
 
 
 @pytest.mark.parametrize(

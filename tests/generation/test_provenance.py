@@ -23,7 +23,7 @@ REQUEST = Request(
     guidance_interval=(),
     deep_cache=1,
 )
-GENERATION = provenance.generation(REQUEST, 32, "0123456789abcdef")
+GENERATION = provenance.generation(REQUEST, 32, {"model": "0123456789abcdef"})
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
@@ -49,7 +49,7 @@ def test_parameters_in_the_form_of_a1111():
 def test_what_is_unusual_is_named(tmp_path):
     """DeepCache is an approximation: an image that it made says so, and is not taken for one that it did not make."""
     unusual = replace(REQUEST, spacing="karras", guidance_rescale=0.7, guidance_interval=(0.3, 5.0), deep_cache=3)
-    generation = provenance.generation(unusual, 32, "0123456789abcdef")
+    generation = provenance.generation(unusual, 32, {"model": "0123456789abcdef"})
     assert generation == GENERATION | {
         "spacing": "karras",
         "guidance_rescale": 0.7,
@@ -60,6 +60,14 @@ def test_what_is_unusual_is_named(tmp_path):
     assert provenance.read(tmp_path / "x.png") == generation != GENERATION
     assert "Schedule type: karras" in provenance.parameters(generation)
     assert "DeepCache interval: 3" in provenance.parameters(generation)
+
+
+def test_what_was_added_to_the_model_is_named():
+    digests = {"model": "0123", "lora": "4567", "lora_weight": 0.8, "embeddings": {"<mole>": "89ab", "nevus": "cdef"}}
+    generation = provenance.generation(REQUEST, 32, digests)
+    assert generation == GENERATION | digests
+    shown = 'Lora hash: 4567, Lora weight: 0.8, TI hashes: "<mole>: 89ab, nevus: cdef"'
+    assert shown in provenance.parameters(generation)
 
 
 def test_damage_and_strangers_are_not_believed(tmp_path):

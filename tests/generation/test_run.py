@@ -18,7 +18,7 @@ from PIL import Image
 from dermjax import run_folder
 from dermjax.data import records, tokens
 from dermjax.errors import UserError
-from dermjax.generation import provenance, run
+from dermjax.generation import model, provenance, run
 
 PLAN = {
     "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
@@ -47,12 +47,12 @@ SCHEDULER = {
 def model_folder(folder):
     """A folder with a tokenizer and nothing else that a model needs."""
     tokens.write_word_tokenizer(folder / "tokenizer", ["a", "benign", "malignant", "mole"], 8)
-    (folder / "model_index.json").write_text("{}")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     return folder
 
 
 def fake(folder):
-    """What weights.diffusers.read gives, of a few operations."""
+    """What weights.model_files.read gives, of a few operations."""
 
     def network(params):
         def whole(x, t, context):
@@ -82,7 +82,8 @@ def fake(folder):
 
 def config(folder, **changes):
     plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
-    return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | changes).lock()
+    added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse"}
+    return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | added | changes).lock()
 
 
 def generate(folder, workdir, **changes):
@@ -90,7 +91,7 @@ def generate(folder, workdir, **changes):
     workdir.mkdir(exist_ok=True)
     written = mock.Mock(side_effect=run._write)
     with (
-        mock.patch.multiple(run.diffusers, read=fake, digest=lambda folder: "0123456789abcdef"),
+        mock.patch.multiple(model.model_files, read=fake, digest=lambda folder: "0123456789abcdef"),
         mock.patch.object(run, "_write", written),
     ):
         run.run(config(folder, **changes), workdir)

@@ -18,6 +18,7 @@ from dermjax.data import appearance, artefacts, captions, tokens
 from dermjax.data.images import from_model, to_model
 from dermjax.data.phantom import phantom
 from dermjax.data.segmentation import segment
+from dermjax.generation.model import speaker
 from dermjax.generation.plan import Request
 from dermjax.generation.render import renderer
 from dermjax.weights import diffusers
@@ -38,7 +39,8 @@ def model():
 def draw(model):
     """A function from parameters to images: each asks with the caption of a phantom that has them."""
     sd, params = model
-    render = renderer(sd, params, tokens.tokenizer(sd.tokenizer), sd.size, BATCH, sharding.mesh(1, 1))
+    speak = speaker(tokens.tokenizer(sd.tokenizer), [], "refuse")
+    render = renderer(sd, params, speak, sd.size, BATCH, sharding.mesh(1, 1))
 
     def images(asked: list[dict], first_seed: int) -> list[np.ndarray]:
         requests = []

@@ -76,6 +76,36 @@ def test_its_words_are_tokens_with_its_vectors(model, tmp_path):
     assert json.loads((tmp_path / "more" / "added_tokens.json").read_text()).keys() == {"<mole>", "<mole>_1"}
 
 
+def test_words_come_into_what_transformers_saves(model, tmp_path):
+    """transformers 5 saves a tokenizer.json in place of the files that CLIP came with."""
+    configs, params, words = model
+    tokens.tokenizer(words).save_pretrained(tmp_path / "whole")
+    embedding = Embedding("<mole>", VECTORS)
+    configs, params = textual_inversion.add(configs, params, embedding, tmp_path / "whole", tmp_path / "more")
+    row = tokens.tokens(tokens.tokenizer(tmp_path / "more"), ["a <mole> <mole>_1"])[0]
+    assert row[2:4].tolist() == [configs["text_encoder"]["vocab_size"] - 2, configs["text_encoder"]["vocab_size"] - 1]
+    with pytest.raises(UserError, match="has '<mole>' already"):
+        textual_inversion.add(configs, params, embedding, tmp_path / "more", tmp_path / "again")
+
+
+def test_read_of_write_is_the_same(tmp_path):
+    textual_inversion.write(tmp_path / "x.safetensors", Embedding("<mole>", VECTORS))
+    again = textual_inversion.read(tmp_path / "x.safetensors")
+    assert again.token == "<mole>"
+    np.testing.assert_array_equal(again.vectors, VECTORS)
+
+
+def test_diffusers_loads_what_we_write(twin, tmp_path):
+    pipeline, _ = twin
+    vectors = np.arange(96, dtype=np.float32).reshape(2, 48)
+    textual_inversion.write(tmp_path / "x.safetensors", Embedding("<mole>", vectors))
+    theirs = pipeline.from_pretrained(twin[1], safety_checker=None)
+    theirs.load_textual_inversion(tmp_path / "x.safetensors")
+    ids = theirs.tokenizer.convert_tokens_to_ids(["<mole>", "<mole>_1"])
+    table = theirs.text_encoder.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(table[ids], vectors)
+
+
 def test_an_embedding_of_another_family_is_refused(model, tmp_path):
     with pytest.raises(UserError, match="7 wide, the text encoder 4; it was made for another family"):
         textual_inversion.add(*model[:2], Embedding("x", np.zeros((1, 7))), model[2], tmp_path / "more")

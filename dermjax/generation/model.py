@@ -1,0 +1,77 @@
+"""The model that makes the images: its files, a LoRA merged into it, words taught by textual inversion, its tokens."""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dermjax.data.tokens import tokenizer, tokens
+from dermjax.errors import UserError
+from dermjax.generation.plan import Request
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.weights import lora, lora_files, model_files, textual_inversion
+from dermjax.weights.textual_inversion import Embedding
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+LONG_PROMPTS = ("refuse", "chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model with all that was added to it; `digests` is what the records of its images say of its weights."""
+
+    sd: StableDiffusion
+    params: Params
+    tokens: Callable[[Request], np.ndarray]  # int32 [2, C N]: prompt and negative prompt; without guidance [1, C N]
+    digests: dict[str, Any]
+
+
+def read(name: str, adapter: str, adapter_weight: float, embeddings: Sequence[str], long_prompts: str) -> Model:
+    """Returns a model by name or path, with the LoRA and the embeddings in the files of these names; "" is no LoRA.
+
+    Raises:
+      UserError: one of the files is missing, broken, something else, or does not belong to the model.
+    """
+    if not name:
+        raise UserError("config.model is empty; give a model folder or a single file, such as runs/tune/model")
+    if long_prompts not in LONG_PROMPTS:
+        raise UserError(f"config.long_prompts = {long_prompts!r}: give {' or '.join(LONG_PROMPTS)}")
+    path = model_files.locate(name)
+    words = {embedding: textual_inversion.read(Path(embedding)) for embedding in embeddings}
+    sd, params = model_files.read(path)
+    digests = {"model": model_files.digest(path)}
+    if adapter:
+        params = lora.merge(params, lora_files.read(Path(adapter), sd.shapes), adapter_weight)
+        digests |= {"lora": model_files.digest(Path(adapter)), "lora_weight": adapter_weight}
+    if words:
+        digests["embeddings"] = {each.token: model_files.digest(Path(file)) for file, each in words.items()}
+    sd, params, spelling = taught(sd, params, list(words.values()))
+    return Model(sd, params, speaker(spelling, list(words.values()), long_prompts), digests)
+
+
+def taught(
+    sd: StableDiffusion, params: Params, embeddings: list[Embedding]
+) -> tuple[StableDiffusion, Params, "CLIPTokenizer"]:
+    """Returns the model, its parameters and its tokenizer with the embeddings' words."""
+    with tempfile.TemporaryDirectory() as folder:
+        for n, embedding in enumerate(embeddings):
+            more = Path(folder) / str(n)
+            configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, more)
+            sd = dataclasses.replace(sd, configs=configs, tokenizer=more)
+        return sd, params, tokenizer(sd.tokenizer)
+
+
+def speaker(words: "CLIPTokenizer", embeddings: list[Embedding], long_prompts: str) -> Callable[[Request], np.ndarray]:
+    """Returns the function from a request to its tokens; prompt and negative prompt get equally many chunks."""
+
+    @functools.cache
+    def said(*texts: str) -> np.ndarray:
+        return tokens(words, [textual_inversion.spelt_out(text, embeddings) for text in texts], long_prompts)
+
+    return lambda request: said(request.prompt, *([request.negative] if request.guidance > 1 else []))
