@@ -14,6 +14,7 @@ from dermjax.data.sources import SPLIT_FOLDERS, Listing
 from dermjax.errors import UserError
 
 FACTS = ("lesion_id", "patient_id", "licence", "image_manipulation")
+TOLD = 160  # characters of what tfds says, which may be pages
 KINDS = {b"\xff\xd8": "jpg", b"\x89P": "png"}  # by the first bytes of a file
 
 
@@ -54,7 +55,8 @@ def scan(folder: Path, into: Path) -> Listing:
     except UserError:
         raise
     except Exception as error:  # tfds raises anything, from KeyError to protobuf's own
-        raise UserError(f"folder {folder}: not a data set of images with labels in array_record ({error})") from error
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:TOLD]
+        raise UserError(f"folder {folder}: not a data set of images with labels in array_record ({told})") from error
     return Listing(labels=labels, root=Path(os.path.realpath(into)), records=tuple(records), ignored=())
 
 

@@ -30,7 +30,7 @@ def _fill(root, folders, count):
     for place, folder in enumerate(folders):
         (root / folder).mkdir(parents=True)
         for number in range(count):
-            (root / folder / f"{number}.png").write_bytes(_picture(1000 * place + number))
+            (root / folder / f"{number}.png").write_bytes(_picture(10_000 * place + number))
     return root
 
 

@@ -21,7 +21,7 @@ from dermjax.preparation.run import run
 load, seen = images.load, []
 def until(path, size):
     seen.append(path)
-    if len(seen) == 25:
+    if len(seen) == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
     return load(path, size)
 images.load = until
@@ -45,11 +45,16 @@ def decoded(monkeypatch):
     return looked
 
 
+def kill(folder, workdir, after):
+    """A run of `prepare` that is killed when it decodes its `after`-th image."""
+    arguments = [sys.executable, "-c", KILLED, str(CONFIG), str(folder), str(workdir), str(after)]
+    assert subprocess.run(arguments, check=False, stdout=subprocess.DEVNULL).returncode == -9
+
+
 def test_a_killed_examination_goes_on_to_the_same_bytes(folder, tmp_path, decoded, settings, prepare):
     prepare(folder, tmp_path / "whole")
     (tmp_path / "run").mkdir()
-    arguments = [sys.executable, "-c", KILLED, str(CONFIG), str(folder), str(tmp_path / "run")]
-    assert subprocess.run(arguments, check=False).returncode == -9
+    kill(folder, tmp_path / "run", 25)
     kept = (tmp_path / "run" / examined.FILE).read_bytes()
     assert 0 < kept.count(b"\n") < 40
     with (tmp_path / "run" / examined.FILE).open("ab") as torn:
@@ -80,3 +85,18 @@ def test_what_was_looked_at_is_read_back_equal_and_damaged_lines_do_not_count(fo
     np.testing.assert_array_equal(read.views, looks[1].views)
     (tmp_path / examined.FILE).write_bytes(looks[0].line()[:90] + b"\n[]\n{}\nnull\n\xff\n" + looks[1].line()[:-40])
     assert examined.read(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_killed_twice_end_in_the_same_bytes(tmp_path, fill, decoded, settings, prepare):
+    folder = fill(tmp_path / "moles", ("benign", "malignant"), 5000)
+    prepare(folder, tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    for after in (3000, 4000):
+        kill(folder, tmp_path / "run", after)
+    decoded.clear()
+    run(settings(images=str(folder)), tmp_path / "run")
+    print(f"decoded after two kills: {len(decoded)} of 10000")
+    assert 2900 < len(decoded) < 3200
+    for name in (records.FILE, "report.html"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

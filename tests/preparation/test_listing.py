@@ -1,0 +1,79 @@
+"""The layout of a folder is told by what lies in it, or by who knows better; either way it is said."""
+
+import json
+import re
+
+import pytest
+
+from dermjax.errors import UserError
+from dermjax.preparation.listing import listed
+
+COLUMNS = dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", "age"), "")
+HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\nL1,0,nv,x,1,male,back\nL2,1,mel,x,1,male,back\n"
+
+
+def listing(folder, layout="detect", classes="binary", **columns):
+    asked = {"layout": layout, "classes": classes, "columns": COLUMNS | columns}
+    return listed(folder, skip=False, workdir=folder / "run", **asked)
+
+
+@pytest.mark.parametrize(
+    "folders, name",
+    [
+        (("benign", "malignant"), "class folders"),
+        (("train/nevus", "train/melanoma", "test/nevus", "test/melanoma"), "split folders"),
+        (("train/benign", "train/malignant", "test/benign", "test/malignant"), "kaggle-malignant-vs-benign, without"),
+    ],
+)
+def test_folders_are_told_apart(tmp_path, fill, folders, name):
+    said, found = listing(fill(tmp_path / "moles", folders, 2))
+    assert said.startswith(name) and len(found.records) == 2 * len(folders)
+
+
+def test_a_table_wins_over_folders_unless_told_otherwise(tmp_path, fill):
+    root = fill(tmp_path / "moles", ("0", "1"), 1)
+    (root / "1" / "0.png").rename(root / "1" / "1.png")
+    (root / "metadata.csv").write_text(HAM)
+    assert listing(root)[0] == "ham10000" and listing(root)[1].labels == ("benign", "malignant")
+    assert listing(root, "ham10000", "diagnoses")[1].labels == ("nevus", "melanoma")
+    assert listing(root, "folders")[0] == "class folders" and listing(root, "folders")[1].labels == ("0", "1")
+    name, found = listing(root, image="image_id", label="dx", lesion_id="lesion_id")
+    assert name == "table" and found.labels == ("mel", "nv") and found.records[0].lesion_id == "L1"
+
+
+def test_images_sorted_into_train_are_taken_so_whatever_table_lies_there(tmp_path, fill):
+    root = fill(tmp_path / "moles", ("train/a", "train/b"), 1)
+    (root / "metadata.csv").write_text(HAM)
+    assert listing(root)[0] == "split folders"
+    with pytest.raises(UserError, match=r"0 may be train/a/0.png or train/b/0.png"):
+        listing(root, "ham10000")
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"layout": "isic"}, "config.layout 'isic': give one of detect, folders, table, tfds, ham10000"),
+        ({"classes": "seven"}, "config.classes 'seven': give one of binary, diagnoses"),
+        ({"layout": "table"}, "config.columns: give the columns of the image and the label"),
+        ({"layout": "isic-2019"}, "no table with columns image"),
+        ({"layout": "tfds"}, "not a data set of images with labels in array_record"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, fill, asked, told):
+    with pytest.raises(UserError, match=told):
+        listing(fill(tmp_path / "moles", ("a", "b"), 1), **asked)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"splits": 3}', "\x00"])
+def test_a_damaged_data_set_is_named(tmp_path, content):
+    for name in ("dataset_info.json", "features.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(f"folder {tmp_path}: not a data set")):
+        listing(tmp_path)
+
+
+def test_a_data_set_of_something_else_is_named(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"name": "mnist", "version": "1.0.0", "splits": []}))
+    (tmp_path / "features.json").write_text("{}")
+    with pytest.raises(UserError, match="not a data set of images"):
+        listing(tmp_path)
