@@ -65,6 +65,17 @@ def place(batch, grid: Mesh):
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(divided, rows), batch)
 
 
+def process() -> tuple[int, int]:
+    """Returns which process this is, of how many."""
+    return jax.process_index(), jax.process_count()
+
+
+def own(batch: int) -> slice:
+    """Returns which rows of a batch of all processes this process makes."""
+    index, count = process()
+    return slice(index * batch // count, (index + 1) * batch // count)
+
+
 def check_batch(batch: int, grid: Mesh) -> None:
     """Raises UserError when a batch does not divide over the mesh."""
     if batch % grid.size:

@@ -7,6 +7,7 @@ import base64
 import io
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dermjax.data import images
@@ -32,7 +33,25 @@ def picture(manifest: Manifest, record: Record, caption: str) -> Picture:
     image = Image.fromarray(images.load(manifest.path(record), SIDE))
     if record.synthetic:
         _mark(image)
-    return Picture(source=_data_uri(image), words=f"{kind} {record.label}, {record.image}", caption=caption)
+    return Picture(source=data_uri(image), words=f"{kind} {record.label}, {record.image}", caption=caption)
+
+
+def sheet(rows: list[np.ndarray]) -> Image.Image:
+    """A contact sheet of pictures uint8 [n, H, W, 3] a row that a model made, every one marked."""
+    made = Image.new("RGB", (SIDE * max(map(len, rows)), SIDE * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            tile = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            _mark(tile)
+            made.paste(tile, (x * SIDE, y * SIDE))
+    return made
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as a JPEG inside of a page."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def spread(records: list[Record], count: int) -> list[Record]:
@@ -47,8 +66,3 @@ def _mark(image: Image.Image) -> None:
     font = ImageFont.load_default(size=15)
     draw.text((SIDE / 2, SIDE - STRIP / 2), "SYNTHETIC", fill=(255, 255, 255), font=font, anchor="mm")
 
-
-def _data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -31,14 +31,24 @@ ALONE = (0, 1)  # which of how many processes
 
 
 def arrays(
-    data: dict[str, np.ndarray], *, batch: int, seed: int, process: tuple[int, int] = ALONE
+    data: dict[str, np.ndarray],
+    *,
+    batch: int,
+    seed: int,
+    process: tuple[int, int] = ALONE,
+    epoch: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """Endless batches of rows {name: [B / n, ...]} of arrays with one common length, in a new order every epoch."""
+    """Endless batches of rows {name: [B / n, ...]} of arrays with one common length, in a new order every epoch.
+
+    epoch: int [M], the rows that make one epoch, in which a row may stand several times; None is each once.
+    """
     lengths = {name: len(array) for name, array in data.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"arrays must have one common length above 0, not {lengths}")
-    rows = _share(_epochs(next(iter(lengths.values())), seed=(seed,)), batch, process)
-    batches = rows.batch(batch // process[1]).map(lambda chosen: {name: array[chosen] for name, array in data.items()})
+    if epoch is None:
+        epoch = np.arange(next(iter(lengths.values())))
+    places = _share(_epochs(len(epoch), seed=(seed,)), batch, process)
+    batches = places.batch(batch // process[1]).map(lambda chosen: {name: a[epoch[chosen]] for name, a in data.items()})
     return iter(batches.to_iter_dataset(MEMORY_READS))
 
 

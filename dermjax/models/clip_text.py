@@ -50,7 +50,8 @@ class MLP(nnx.Module):
         self.fc2 = linear(inner, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        inner = self.fc1(x)
+        return self.fc2(ACTIVATIONS[self.activation](inner.astype(jnp.float32)).astype(inner.dtype))
 
 
 class Layer(nnx.Module):
@@ -73,8 +74,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
         width = config["hidden_size"]
-        small = nnx.initializers.normal(0.02)  # CLIP's own scale; Flax's default suits tied output layers
-        kinds = {"embedding_init": small, "dtype": dtype, "rngs": rngs}
+        kinds = {"dtype": dtype, "rngs": rngs}
         self.token_embedding = nnx.Embed(config["vocab_size"], width, **kinds)
         self.position_embedding = nnx.Embed(config["max_position_embeddings"], width, **kinds)
 

@@ -6,23 +6,73 @@ Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` 
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
-
-def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
-    pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, dtype=dtype, rngs=rngs)
+KEPT = "kept"  # names what a layer's matrices and convolutions give, which costs more to compute again than to keep
 
 
-def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def kept(x: Array) -> Array:
+    """The same array under the name that rematerialisation policies know."""
+    return checkpoint_name(x, KEPT)
+
+
+def affine(product: Callable, x: Array, kernel: Array, bias: Array | None, dtype) -> Array:
+    """Returns product(x, kernel) + bias in `dtype`, rounded once, after the bias has been added.
+
+    GPUs, TPUs and PyTorch do so by themselves. XLA for CPUs multiplies bfloat16 as float32 and would round in between.
+    """
+
+    def plain(x: Array, kernel: Array, bias: Array | None) -> Array:
+        y = product(x, kernel)
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+    def wide(*given: Array | None) -> Array:
+        return plain(*jax.tree.map(lambda array: array.astype(jnp.float32), given)).astype(dtype)
+
+    given = jax.tree.map(lambda array: array.astype(dtype), (x, kernel, bias))
+    return plain(*given) if dtype == jnp.float32 else jax.lax.platform_dependent(*given, cpu=wide, default=plain)
+
+
+class Linear(nnx.Linear):
     """A dense layer over the last axis."""
-    return nnx.Linear(din, dout, use_bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return affine(jnp.dot, x, self.kernel[...], None if self.bias is None else self.bias[...], self.dtype)
+
+
+class Conv(nnx.Conv):
+    """A 2-d convolution over [B, h, w, C]."""
+
+    def __call__(self, x: Array) -> Array:
+        def product(x: Array, kernel: Array) -> Array:
+            axes = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(x, kernel, self.strides, self.padding, dimension_numbers=axes)
+
+        return affine(product, x, self.kernel[...], self.bias[...], self.dtype)
+
+
+def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> Conv:
+    """A convolution; `padding` is a number of pixels or ((top, bottom), (left, right))."""
+    pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+    return Conv(cin, cout, (size, size), strides=(stride, stride), padding=pads, dtype=dtype, rngs=rngs)
+
+
+def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> Linear:
+    """A dense layer."""
+    return Linear(din, dout, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+def silu(x: Array) -> Array:
+    """SiLU of x in its own type, rounded once."""
+    return nnx.silu(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -69,10 +119,10 @@ class ResnetBlock(nnx.Module):
         self.conv_shortcut = conv(cin, cout, 1, padding=0, dtype=dtype, rngs=rngs) if cin != cout else None
 
     def __call__(self, x: Array, temb: Array | None = None) -> Array:
-        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = kept(self.conv1(silu(self.norm1(x))))
         if self.time_emb_proj is not None:
-            h = h + rearrange(self.time_emb_proj(nnx.silu(temb)), "B C -> B 1 1 C")
-        h = self.conv2(nnx.silu(self.norm2(h)))
+            h = h + rearrange(self.time_emb_proj(silu(temb)), "B C -> B 1 1 C")
+        h = kept(self.conv2(silu(self.norm2(h))))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -92,14 +142,14 @@ class Attention(nnx.Module):
 
     def keys_values(self, context: Array) -> tuple[Array, Array]:
         """What does not depend on x: the keys and values [B, M, K, d] of a context [B, M, E]."""
-        k, v = self.to_k(context), self.to_v(context)
+        k, v = kept(self.to_k(context)), kept(self.to_v(context))
         return tuple(rearrange(a, "B M (K d) -> B M K d", K=self.heads) for a in (k, v))
 
     def attend(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
         """Attention of x [B, N, D] to keys and values."""
-        q = rearrange(self.to_q(x), "B N (K d) -> B N K d", K=self.heads)
+        q = rearrange(kept(self.to_q(x)), "B N (K d) -> B N K d", K=self.heads)
         out = jax.nn.dot_product_attention(q, *keys_values)
-        return self.to_out[0](rearrange(out, "B N K d -> B N (K d)"))
+        return kept(self.to_out[0](rearrange(out, "B N K d -> B N (K d)")))
 
 
 class Downsample(nnx.Module):

@@ -14,10 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
+from dermjax.models import start
 from dermjax.models.clip_text import CLIPText
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
@@ -42,6 +44,7 @@ class StableDiffusion:
     configs: dict[str, dict]
     tokenizer: Path  # the folder with vocab.json and merges.txt
     dtype: Any  # of the arithmetic; parameters are float32
+    remat: str = "none"  # what training keeps of the UNet's layers: all, none of "blocks", or all but "attention"
 
     @functools.cached_property
     def graphs(self) -> dict[str, Any]:
@@ -74,14 +77,8 @@ class StableDiffusion:
         return self.configs["vae"].get("scaling_factor", 0.18215)
 
     def init(self, seed: int) -> Params:
-        """Returns freshly drawn parameters."""
-
-        def draw() -> Params:
-            made = {name: make(self.configs[name], dtype=self.dtype, rngs=nnx.Rngs(seed))
-                    for name, make in NETWORKS.items()}  # fmt: skip
-            return {name: plain(nnx.to_pure_dict(nnx.state(model))) for name, model in made.items()}
-
-        return jax.jit(draw)()  # one compilation instead of one an array
+        """Returns freshly drawn parameters, numpy arrays."""
+        return start.draw(self.shapes, {}, np.random.default_rng(seed))
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
@@ -129,6 +126,8 @@ class StableDiffusion:
 
     def _abstract(self, name: str) -> tuple[Any, Params]:
         make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
+        if name == "unet":
+            make = functools.partial(make, remat=self.remat)
         try:
             graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
         except KeyError as error:

@@ -1,4 +1,4 @@
-"""Where a classifier's parameters begin, drawn by numpy: Flax's own initialisers compile one program a shape, which
+"""Where a network's parameters begin, drawn by numpy: Flax's own initialisers compile one program a shape, which
 takes thirteen seconds of processor time for MobileNetV2 and would be a sixth of the demo's training.
 """
 
@@ -33,5 +33,6 @@ LEAVES = {
     "var": lambda shape, config, rng: np.ones(shape),
     "cls_token": small_normal,
     "position_embeddings": small_normal,
+    "embedding": lambda shape, config, rng: rng.normal(0.0, 0.02, shape),  # CLIP's own, of tokens and of positions
     "lambda1": lambda shape, config, rng: np.full(shape, config["layerscale_value"]),
 }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dermjax.models.layers import Attention, GroupNorm, conv, layer_norm, linear
+from dermjax.models.layers import Attention, GroupNorm, conv, kept, layer_norm, linear
 
 Array = jax.Array
 Words = Any  # the keys and values of a context, as a tree that mirrors the modules
@@ -37,8 +37,8 @@ class GEGLU(nnx.Module):
         self.proj = linear(width, 2 * inner, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * nnx.gelu(gate, approximate=False)
+        value, gate = jnp.split(kept(self.proj(x)).astype(jnp.float32), 2, axis=-1)
+        return (value * nnx.gelu(gate, approximate=False)).astype(x.dtype)
 
 
 class Nothing(nnx.Module):

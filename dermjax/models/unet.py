@@ -5,18 +5,22 @@ Attribute names are those of diffusers' UNet2DConditionModel, so that a paramete
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width of the text context.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dermjax.errors import UserError
 from dermjax.models.layers import (
+    KEPT,
     Downsample,
     GroupNorm,
     ResnetBlock,
     Upsample,
     conv,
     linear,
+    silu,
     timestep_embedding,
 )
 from dermjax.models.transformer import Transformer, Words
@@ -56,11 +60,20 @@ FIXED = {
 }
 
 
+# What training keeps of a layer between its forward and its backward pass; the rest is computed a second time.
+REMAT = {
+    "none": lambda layer: layer,
+    "attention": partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(KEPT)),
+    "blocks": jax.checkpoint,
+}
+
+
 class Block(nnx.Module):
     """Resnets [(channels in, out)], each followed by a transformer where `heads` is not 0."""
 
-    def __init__(self, widths: list[tuple[int, int]], heads: int, *, context, time, norm, flat, dtype, rngs):
+    def __init__(self, widths: list[tuple[int, int]], heads: int, *, context, time, norm, flat, remat, dtype, rngs):
         groups, epsilon = norm
+        self.remat = remat
         self.resnets = nnx.List(
             ResnetBlock(cin, cout, time=time, groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
             for cin, cout in widths
@@ -76,8 +89,12 @@ class Block(nnx.Module):
 
     def layer(self, j: int, x: Array, temb: Array, words: Words) -> Array:
         """Resnet j and its transformer, if it has one."""
-        x = self.resnets[j](x, temb)
-        return self.attentions[j](x, words[j]) if self.attentions else x
+
+        def both(x: Array, temb: Array, words: Words) -> Array:
+            x = self.resnets[j](x, temb)
+            return self.attentions[j](x, words[j]) if self.attentions else x
+
+        return REMAT[self.remat](both)(x, temb, words)
 
 
 class DownBlock(Block):
@@ -102,8 +119,9 @@ class DownBlock(Block):
 class MidBlock(nnx.Module):
     """A transformer between two resnets at the lowest resolution."""
 
-    def __init__(self, width: int, heads: int, *, context, time, norm, flat, dtype, rngs):
+    def __init__(self, width: int, heads: int, *, context, time, norm, flat, remat, dtype, rngs):
         groups, epsilon = norm
+        self.remat = remat
         self.resnets = nnx.List(
             ResnetBlock(width, width, time=time, groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
             for _ in range(2)
@@ -117,8 +135,11 @@ class MidBlock(nnx.Module):
         return [self.attentions[0].words(context)]
 
     def __call__(self, x: Array, temb: Array, words: Words) -> Array:
-        x = self.resnets[0](x, temb)
-        return self.resnets[1](self.attentions[0](x, words[0]), temb)
+        def all_three(x: Array, temb: Array, words: Words) -> Array:
+            x = self.resnets[0](x, temb)
+            return self.resnets[1](self.attentions[0](x, words[0]), temb)
+
+        return REMAT[self.remat](all_three)(x, temb, words)
 
 
 class UpBlock(Block):
@@ -150,13 +171,13 @@ class TimeEmbedding(nnx.Module):
         self.linear_2 = linear(time, time, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.linear_2(nnx.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 class UNet(nnx.Module):
     """Predicts eps or v [B, h, w, 4] from noisy latents x [B, h, w, 4], timesteps t [B] and context [B, N, D]."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs, remat: str = "none"):
         refuse_unknown(config)
         widths = config["block_out_channels"]
         depth, layers, time = len(widths), config["layers_per_block"], 4 * widths[0]
@@ -171,12 +192,14 @@ class UNet(nnx.Module):
             "time": time,
             "norm": norm,
             "flat": config.get("use_linear_projection", False),
+            "remat": remat,
             "dtype": dtype,
             "rngs": rngs,
         }
         self.dtype = dtype
         self.time = (widths[0], config["flip_sin_to_cos"], config["freq_shift"])
-        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, dtype=dtype, rngs=rngs)
+        # the way in and the way out are small, and float32 on either side
+        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, dtype=jnp.float32, rngs=rngs)
         self.time_embedding = TimeEmbedding(widths[0], time, dtype=dtype, rngs=rngs)
 
         self.down_blocks = nnx.List()
@@ -193,8 +216,8 @@ class UNet(nnx.Module):
             inputs = [c + skips.pop() for c in [cin] + [cout] * layers]
             self.up_blocks.append(UpBlock([(c, cout) for c in inputs], heads_up[i], i == depth - 1, **shared))
             cin = cout
-        self.conv_norm_out = GroupNorm(norm[0], widths[0], epsilon=norm[1], dtype=dtype, rngs=rngs)
-        self.conv_out = conv(widths[0], config["out_channels"], 3, padding=1, dtype=dtype, rngs=rngs)
+        self.conv_norm_out = GroupNorm(norm[0], widths[0], epsilon=norm[1], dtype=jnp.float32, rngs=rngs)
+        self.conv_out = conv(widths[0], config["out_channels"], 3, padding=1, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, context: Array) -> Array:
         return self.whole(x, t, self.words(context))[0]
@@ -229,13 +252,13 @@ class UNet(nnx.Module):
         """The first convolution, and the embedding of the timestep."""
         width, flip, shift = self.time
         temb = self.time_embedding(timestep_embedding(t, width, flip=flip, shift=shift).astype(self.dtype))
-        return self.conv_in(x.astype(self.dtype)), temb
+        return self.conv_in(x).astype(self.dtype), temb
 
     def left(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
         """The last two layers on the way up, and the way out, float32."""
         top = self.up_blocks[-1]
         x = top.layers(range(len(top.resnets) - 2, len(top.resnets)), x, skips, temb, words[-1])
-        return self.conv_out(nnx.silu(self.conv_norm_out(x))).astype(jnp.float32)
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 def per_block(value: int | list[int], blocks: int) -> list[int]:

@@ -8,11 +8,10 @@ with its shardings, and walks: batch, step, scalars, checkpoint. Killed anywhere
 checkpoint and ends with the same numbers.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +22,24 @@ from jax.sharding import Mesh
 from dermjax import sharding
 from dermjax.errors import Stopped, UserError
 from dermjax.progress import bar
-from dermjax.training import checkpoints, preemption
+from dermjax.training import checkpoints, precision, preemption
 from dermjax.training.state import State
 from dermjax.training.writers import Writer
 
 Tree = Any
 Scalars = dict[str, Any]
 Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[jax.Array, tuple[Tree, Scalars]]]
+
+FAILURES = 5  # steps in a row without a finite loss after which a run stops; each of them leaves the state as it was
+SHOWN = 8  # names in a message
+
+
+class Step(NamedTuple):
+    """One step: its number, the rows of its batch, its scalars."""
+
+    number: int
+    rows: Sequence[int]
+    scalars: Scalars
 
 
 def fit(
@@ -53,6 +63,7 @@ def fit(
     evaluate_every: int = 0,
     minimise: str = "",
     patience: int = 0,
+    names: Sequence[str] = (),
 ) -> State:
     """Returns the state after `steps` updates, resumed from workdir/checkpoints where one is.
 
@@ -62,8 +73,11 @@ def fit(
     Where `minimise` names one of them, the checkpoint at which it was lowest is kept too; with `patience` it is what is
     returned, and training ends once it is so many steps old. ema_decay 0 keeps no average.
 
+    A step whose loss or update is not finite changes nothing; `names` are what to call its examples by their number
+    in the batch's `row`.
+
     Raises:
-      UserError: a checkpoint is damaged or of another model, or the loss is not finite.
+      UserError: a checkpoint is damaged or of another model, or the loss was not finite FAILURES times in a row.
       Stopped: the run was told to stop (SIGTERM, or a machine that is taken away) and has saved its last step.
     """
     shardings = sharding.over(state, rules, mesh)
@@ -79,7 +93,8 @@ def fit(
     key = jax.device_put(jax.random.key(seed), sharding.replicated(mesh))
     constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
     best = checkpoints.best(workdir / "checkpoints")
-    window: list[Scalars] = []
+    window: list[Step] = []
+    streak: list[Step] = []
     shown: Scalars = {}
     with (
         closing(Writer(workdir, done)) as writer,
@@ -91,22 +106,23 @@ def fit(
         for k in range(done + 1, steps + 1):
             if patience and best and k > best[0] + patience:
                 break
-            state, scalars = step(state, constants, sharding.place(next(batches), mesh), key)
-            window.append(scalars)
+            batch = next(batches)
+            state, scalars = step(state, constants, sharding.place(batch, mesh), key)
+            window.append(Step(k, batch.get("row", ()), scalars))
             stops = told(k)
             saves = k % save_every == 0 or k == steps or stops
             evaluates = evaluate and (k % evaluate_every == 0 or k == steps)
             if saves or evaluates or k % log_every == 0 or k == 1:
-                record = mean(window)
-                window = []
-                if not math.isfinite(record["loss"]):
-                    raise UserError(f"{title}: the loss is {record['loss']} at step {k}; lower the rate")
+                window = jax.device_get(window)
+                record, streak, window = mean(window), failed(streak + window), []
+                if len(streak) >= FAILURES:
+                    raise UserError(f"{title}: {not_finite(streak, names)}; {remedy(workdir / 'checkpoints')}")
                 if evaluates:
                     record |= evaluate(state, constants)
                     if minimise and (best is None or record[minimise] < best[1]):
                         best, saves = (k, record[minimise]), True
                 writer.write(k, record)
-                shown = {"loss": record["loss"]}
+                shown = {"loss": record["loss"]} if "loss" in record else {}
             progress.update(1, **shown)
             if saves:
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2, best=best)
@@ -131,14 +147,17 @@ def compiled(
         key = jax.random.fold_in(key, state.step)
         gradient = summed(jax.value_and_grad(loss, has_aux=True), accumulate, mesh)
         (value, (variables, scalars)), grads = gradient(state.params, state.variables, constants, batch, key)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        grads = precision.wide(grads)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, precision.wide(state.params))
+        params = precision.add(state.params, updates, key)
         count = state.step + 1
         # a young average follows faster, so that a short run does not keep its random start
         decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, params) if state.ema else {}
-        scalars = {"loss": value, "gradient_norm": optax.tree.norm(grads), **scalars}
-        return State(count, params, variables, optimizer_state, ema), scalars
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
+        moved = State(count, params, variables, optimizer_state, ema)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state.replace(step=count))
+        return state, {"loss": value, "gradient_norm": optax.tree.norm(grads), **scalars, "skipped": ~finite}
 
     replicated = sharding.replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
@@ -165,7 +184,7 @@ def summed(gradient: Callable, accumulate: int, mesh: Mesh) -> Callable:
             (value, (variables, scalars)), grads = gradient(params, variables, constants, part, key)
             return (variables, jax.tree.map(jnp.add, total, grads)), (value, scalars)
 
-        start = (variables, jax.tree.map(jnp.zeros_like, params))
+        start = (variables, precision.wide(jax.tree.map(jnp.zeros_like, params)))
         (variables, total), told = jax.lax.scan(add, start, jax.tree.map(divided, numbered(batch)))
         value, scalars = jax.tree.map(lambda column: column.mean(0), told)
         return (value, (variables, scalars)), jax.tree.map(lambda leaf: leaf / accumulate, total)
@@ -173,7 +192,30 @@ def summed(gradient: Callable, accumulate: int, mesh: Mesh) -> Callable:
     return whole if accumulate == 1 else parts
 
 
-def mean(window: list[Scalars]) -> dict[str, float]:
-    """Returns the mean of every scalar over the steps since the last record."""
-    fetched = jax.device_get(window)
-    return {name: float(sum(float(s[name]) for s in fetched) / len(fetched)) for name in fetched[0]}
+def mean(window: list[Step]) -> dict[str, float]:
+    """Returns the mean of every scalar over the steps that counted, and how many did not, if any."""
+    counted = [step.scalars for step in window if not step.scalars["skipped"]]
+    names = [name for name in window[0].scalars if name != "skipped"]
+    record = {name: float(sum(float(s[name]) for s in counted) / len(counted)) for name in names} if counted else {}
+    lost = len(window) - len(counted)
+    return record | ({"skipped": lost} if lost else {})
+
+
+def failed(steps: list[Step]) -> list[Step]:
+    """Returns the last of the steps, as far back as none of them counted."""
+    last = max((i for i, step in enumerate(steps) if not step.scalars["skipped"]), default=-1)
+    return steps[last + 1 :]
+
+
+def not_finite(streak: list[Step], names: Sequence[str]) -> str:
+    """Returns which steps failed and, where rows have names, what was in their batches."""
+    shown = dict.fromkeys(names[row] for step in streak for row in step.rows) if names else {}
+    batches = f", on {', '.join(list(shown)[:SHOWN])}{', …' if len(shown) > SHOWN else ''}" if shown else ""
+    return f"the loss or its update was not finite at steps {streak[0].number} to {streak[-1].number}{batches}"
+
+
+def remedy(folder: Path) -> str:
+    """Returns what to do about it, and what is left to go on from."""
+    saved = checkpoints.steps(folder)
+    good = f"; {folder / f'{saved[-1]:08d}'} is good" if saved else ""
+    return f"lower the rate or look at the images{good}"

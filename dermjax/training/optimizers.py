@@ -1,6 +1,8 @@
 """Optimisers and learning-rate schedules by name."""
 
 import difflib
+import re
+from collections.abc import Mapping
 
 import jax
 import optax
@@ -11,16 +13,36 @@ from dermjax.training.quantised_adam import scale_by_quantised_adam
 
 
 def build(
-    name: str, *, rate: float, warmup: int, steps: int, schedule: str, weight_decay: float, clip: float
+    name: str,
+    *,
+    rate: float,
+    warmup: int,
+    steps: int,
+    schedule: str,
+    weight_decay: float,
+    clip: float,
+    slower: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Returns the update rule: clipping by global norm `clip` (0 = off), then the named optimiser.
 
     `rate` is the peak learning rate, reached after `warmup` updates; weight decay is decoupled and spares vectors
-    (norms and biases), as is usual.
+    (norms and biases), as is usual. slower: {pattern of a parameter's path: what its updates are multiplied by}.
     """
     rates = pick("schedule", SCHEDULES, schedule)(rate, warmup, steps)
     update = pick("optimizer", OPTIMIZERS, name)(rates, weight_decay)
-    return optax.chain(optax.clip_by_global_norm(clip), update) if clip else update
+    clipped = [optax.clip_by_global_norm(clip)] if clip else []
+    scaled = [multiplied(slower)] if slower else []
+    return optax.chain(*clipped, update, *scaled) if clipped or scaled else update
+
+
+def multiplied(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Returns the rule that multiplies updates by the factor of the first pattern that matches their path, or by 1."""
+
+    def scaled(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return leaf * next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scaled, updates))
 
 
 def pick(what: str, table: dict, name: str):

@@ -31,6 +31,10 @@ class State:
 
 
 def create(params: Tree, variables: Tree, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
-    """Returns the state before the first step."""
-    copy = jax.tree.map(jnp.copy, params) if ema else {}  # a copy, since the step donates both
-    return State(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), copy)
+    """Returns the state before the first step; the optimiser's part and the average are float32 over any params.
+
+    It is made in the host's memory: one device of a mesh need not hold it whole.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        wide = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)  # a copy, since the step donates both
+        return State(jnp.zeros((), jnp.int32), params, variables, optimizer.init(wide), wide if ema else {})

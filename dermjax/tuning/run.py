@@ -1,8 +1,10 @@
 """`dermjax tune`: a labelled manifest and a Stable Diffusion model -> a model that draws each class when asked.
 
-manifest -> moments and contexts (once) -> the one loop -> model/ (diffusers folder) and, with LoRA, lora.safetensors
+manifest -> concepts -> moments and contexts (once) -> the one loop -> model/, lora.safetensors, words/, report and card
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,121 +13,94 @@ from ml_collections import ConfigDict
 
 from dermjax import sharding
 from dermjax.data import pipelines, records
-from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import count
+from dermjax.models.unet import REMAT
 from dermjax.progress import cost, say
 from dermjax.training import optimizers
 from dermjax.training.loop import fit
-from dermjax.training.state import create
-from dermjax.tuning import dreambooth, latents
+from dermjax.training.state import State, create
+from dermjax.tuning import card, concepts, dreambooth, latents, outputs, parts, report, start, texts
+from dermjax.tuning.concepts import Concepts
+from dermjax.tuning.samples import painter
 from dermjax.tuning.validation import evaluator
-from dermjax.weights import diffusers, lora, lora_files, model_files
+from dermjax.weights import model_files
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Tunes config.model on the training split of config.manifest and leaves workdir/model."""
-    if (workdir / "model" / "model_index.json").exists():
-        say(f"tune: {workdir / 'model'} is there, nothing to do")
+def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] = lambda step, loss: None) -> None:
+    """Tunes config.model on the training split of config.manifest and leaves the model, its report and its card.
+
+    `heard(step, validation loss)` is told of every evaluation and may raise to end the run.
+    """
+    if outputs.finished(workdir):
+        say(f"tune: {workdir} has been tuned, nothing to do")
         return
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.batch, grid)
-    method = optimizers.pick("method", METHODS, config.method)
+    optimizers.pick("config.remat", REMAT, config.remat)
+    _, arithmetic = optimizers.pick("config.precision", parts.PRECISIONS, config.precision)
     manifest = records.read(Path(config.manifest))
-    sources, prompts, weights = examples(manifest, config)
-    held_out = manifest.split("validation")
-    sd, params = model_files.read(model_files.locate(config.model))
-    if config.size % sd.factor:
-        raise UserError(f"size = {config.size} is not a multiple of {sd.factor}")
+    shown = concepts.training(manifest, config.prompts, **config.concepts)
+    held_out = concepts.held_out(manifest, manifest.split("validation"), config.prompts)
 
-    names = sorted(set(prompts))
-    constants = {"contexts": latents.contexts(sd, params, [*names, ""])}
-    trained, frozen, merged = method(params["unet"], config)
-
-    def rows(sources, prompts, weights) -> dict[str, np.ndarray]:
-        moments = latents.moments(sd, params, sources, config.size or sd.size, config.encode_batch, workdir / "latents")
-        return {"moments": moments, "prompt": np.array([names.index(p) for p in prompts], np.int32), "weight": weights}
-
-    def loss(prompt_dropout: float, timestep_bias: float):
-        return dreambooth.loss(
-            sd, merged, timestep_bias=timestep_bias, prompt_dropout=prompt_dropout,
-            offset_noise=config.offset_noise, snr_gamma=config.snr_gamma, huber=config.huber,
-        )  # fmt: skip
-
-    data = rows(sources, prompts, weights)
-    evaluate = None
-    if held_out and config.validation.draws:
-        asked = [config.prompts[record.label] for record in held_out]
-        judged = rows([(manifest, record) for record in held_out], asked, np.ones(len(held_out), np.float32))
-        evaluate = evaluator(loss(0.0, 1.0), judged, config.validation.draws, config.batch, grid)
-    cost("tune", devices=grid.size, parameters=count(trained), images=len(sources), steps=config.steps)
+    sd, params, words = start.read(
+        config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors,
+        folder=workdir / "tokenizer",
+    )  # fmt: skip
+    size = config.size or sd.size
+    if size % sd.factor:
+        raise UserError(f"size = {size} is not a multiple of {sd.factor}")
+    trained, frozen = parts.divided(
+        params, config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
+        words=config.vectors * len(words), precision=config.precision,
+    )  # fmt: skip
+    assembled = partial(parts.assembled, alpha=config.lora.alpha)
+    said = texts.read(sd, [*shown.prompts, *held_out.prompts], words)
+    constants = frozen | said.constants(sd, params, parts.silent(trained, frozen))
     optimizer = optimizers.build(
-        config.optimizer,
-        rate=config.rate,
-        warmup=config.warmup,
-        steps=config.steps,
-        schedule=config.schedule,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-    )
+        config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
+        weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
+    )  # fmt: skip
+    cost("tune", devices=grid.size, parameters=count(trained), images=len(shown.sources), steps=config.steps)
+
+    def rows(of: Concepts) -> dict[str, np.ndarray]:
+        cache = Path(config.cache or workdir / "latents")
+        moments = latents.moments(sd, params, of.sources, size, config.encode_batch, cache, grid)
+        number = np.arange(len(moments), dtype=np.int32)
+        return {"moments": moments, "prompt": said.rows(of.prompts), "weight": of.weights, "row": number}
+
+    loss = partial(dreambooth.loss, sd, assembled)
+    still = config.loss.to_dict() | {"prompt_dropout": 0.0, "timestep_bias": 1.0}
+    judged = rows(held_out) if held_out.sources else {}
+    judge = evaluator(loss(**still), judged, config.validation_draws, config.batch, grid)
+    paint = painter(
+        sd, outputs.complete(params, assembled), said, concepts.asked(shown, config.samples.prompts),
+        images=config.samples.images, sampler=config.samples.sampler, steps=config.samples.steps,
+        guidance=config.samples.guidance, size=size, grid=grid, workdir=workdir,
+    )  # fmt: skip
+
+    def watch(state: State, constants: dict) -> dict[str, float]:
+        paint(state, constants)
+        report.write(workdir, config, shown, held_out)
+        found = judge(state, constants)
+        heard(int(state.step), found.get("validation_loss", np.nan))
+        return found
+
     state = fit(
-        loss(config.prompt_dropout, config.timestep_bias),
-        create(trained, {}, optimizer, ema=config.ema_decay > 0), constants | frozen,
-        pipelines.arrays(data, batch=config.batch, seed=config.seed),
+        loss(**config.loss), create(trained, {}, optimizer, ema=config.ema_decay > 0), constants,
+        pipelines.arrays(
+            rows(shown), batch=config.batch, seed=config.seed, process=sharding.process(), epoch=shown.epoch
+        ),
         optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
         accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="tune",
-        save_every=config.save_every, log_every=config.log_every, evaluate=evaluate,
-        evaluate_every=config.validation.every, minimise="validation_loss" if evaluate else "",
+        save_every=config.save_every, log_every=config.log_every, evaluate=watch,
+        evaluate_every=config.watch_every, minimise="validation_loss" if held_out.sources else "", names=shown.names,
     )  # fmt: skip
-    if config.method == "lora":
-        trained = lora.uniform({"unet": state.smooth}, config.lora.alpha)
-        lora_files.write_peft(workdir / "lora.safetensors", trained, dtype=np.float32)
-    unet = merged(state.smooth, frozen)
-    diffusers.write(workdir / "model", sd, params | {"unet": unet}, dtype=jnp.dtype(config.save_dtype))
-    say(f"tune: {workdir / 'model'}")
-
-
-def examples(manifest: Manifest, config: ConfigDict) -> tuple[list[tuple[Manifest, Record]], list[str], np.ndarray]:
-    """Returns the images, their prompts and their weights: instances, then class images of prior preservation.
-
-    Weights have mean 1.
-
-    Raises:
-      UserError: a label has no instance prompt, or a class image does not say the prompt that it was made for.
-    """
-    instances = manifest.split("train")
-    silent = sorted({r.label for r in instances} - set(config.prompts))
-    if silent:
-        raise UserError(f"config.prompts has no prompt for {', '.join(silent)}; add config.prompts.{silent[0]}")
-    if not instances:
-        raise UserError(f"manifest {config.manifest}: no image in its training split")
-    sources = [(manifest, record) for record in instances]
-    prompts = [config.prompts[record.label] for record in instances]
-    weights = [1.0] * len(instances)
-    if config.prior.manifest:
-        prior = records.read(Path(config.prior.manifest))
-        for record in prior.split("train"):
-            if not record.generation.get("prompt"):
-                raise UserError(f"{config.prior.manifest}: {record.image} has no generation prompt; use `generate`'s")
-            sources.append((prior, record))
-            prompts.append(record.generation["prompt"])
-            weights.append(config.prior.weight)
-    return sources, prompts, np.array(weights, np.float32) / np.float32(np.mean(weights))
-
-
-def full(unet, config: ConfigDict):
-    """Trains every parameter of the UNet: (trained, frozen constants, how the UNet is made of both)."""
-    return unet, {}, lambda params, constants: params
-
-
-def adapters(unet, config: ConfigDict):
-    """Trains LoRA adapters on the attention of a frozen UNet."""
-    trained = lora.init(unet, config.lora.rank, config.seed)
-
-    def merged(params, constants):
-        return lora.merge(constants["unet"], lora.uniform(params, config.lora.alpha), 1.0)
-
-    return trained, {"unet": unet}, merged
-
-
-METHODS = {"full": full, "lora": adapters}
+    outputs.write(
+        workdir, sd, params, state.smooth, words,
+        alpha=config.lora.alpha, model=config.save_model, dtype=jnp.dtype(config.save_dtype), grid=grid,
+    )  # fmt: skip
+    report.write(workdir, config, shown, held_out)
+    origin = model_files.digest(model_files.locate(config.model))
+    outputs.finish(workdir, card.text(workdir, config, shown, held_out, origin), card.pictures(workdir))
+    say(f"tune: the model, its card and report.html are in {workdir}")

@@ -21,24 +21,28 @@ def evaluator(loss: Loss, rows: dict[str, np.ndarray], draws: int, batch: int, m
     """Returns evaluate(state, constants) -> {"validation_loss": float}, the mean over `draws` noises an image.
 
     rows are those of a training batch, one an image [N, …]; loss is the tuning loss without dropped prompts. Noise and
-    times follow from an image's place alone, so two evaluations differ by the parameters only.
+    times follow from an image's place alone, so two evaluations differ by the parameters only. Without rows or draws
+    it returns {}.
     """
+    if not rows or not draws:
+        return lambda state, constants: {}
     count = len(rows["weight"]) * draws
     place = np.arange(-(-count // batch) * batch)
     inside = (place < count).astype(np.float32)
     chosen = {name: array[place % len(array)] for name, array in rows.items()} | {"weight": inside}
 
-    @jax.jit
-    def one(params, constants, part, key):
+    def one(params, constants, part, number):
+        key = jax.random.fold_in(jax.random.key(SEED), number)
         numbered = part | {"index": jnp.arange(batch, dtype=jnp.int32)}
         return loss(params, {}, constants, numbered, key)[0]
+
+    step = jax.jit(one, out_shardings=sharding.replicated(mesh))
 
     def evaluate(state: State, constants: dict) -> dict[str, float]:
         total = 0.0
         for number, at in enumerate(range(0, len(place), batch)):
-            part = {name: array[at : at + batch] for name, array in chosen.items()}
-            key = jax.random.fold_in(jax.random.key(SEED), number)
-            total += batch * float(one(state.smooth, constants, sharding.place(part, mesh), key))
+            part = {name: array[at : at + batch][sharding.own(batch)] for name, array in chosen.items()}
+            total += batch * float(step(state.smooth, constants, sharding.place(part, mesh), np.int32(number)))
         return {"validation_loss": total / count}
 
     return evaluate

@@ -14,7 +14,7 @@ import pytest
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.errors import Stopped, UserError
-from dermjax.training import checkpoints, optimizers, writers
+from dermjax.training import checkpoints, optimizers, precision, writers
 from dermjax.training.loop import fit
 from dermjax.training.state import create
 
@@ -125,6 +125,61 @@ def test_metrics_written_after_the_checkpoint_are_not_doubled(tmp_path):
     assert steps == sorted(set(steps))
 
 
+class Poisoned:
+    """Batches of which those of the given steps hold a number that is none; each says its rows."""
+
+    def __init__(self, batches, bad):
+        self.batches, self.bad, self.count = batches, bad, 0
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+        self.count += 1
+        batch = next(self.batches)
+        rows = np.arange(8, dtype=np.int32) + self.count
+        return batch | {"row": rows, "x": batch["x"] * (np.nan if self.count in self.bad else 1)}
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """poison(steps): the batches of these steps are poisoned from now on."""
+    arrays = pipelines.arrays
+
+    def pour(*bad):
+        monkeypatch.setattr(pipelines, "arrays", lambda *args, **kwargs: Poisoned(arrays(*args, **kwargs), bad))
+
+    return pour
+
+
+def test_a_step_without_a_finite_loss_changes_nothing_and_is_counted(tmp_path, poison):
+    poison(3, 4, 7)
+    state = train(tmp_path, 9)
+    records = {r["step"]: r for r in writers.read(tmp_path / "metrics.jsonl")}
+    assert int(state.variables["seen"]) == 8 * 6 and int(state.step) == 9
+    assert {k: r.get("skipped", 0) for k, r in records.items()} == {1: 0, 3: 1, 5: 1, 6: 0, 9: 1}
+    assert all(np.isfinite(list(r.values())).all() for r in records.values())
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_five_in_a_row_stop_it_and_say_where_and_on_what(tmp_path, poison):
+    poison(*range(7, 20))
+    names = [f"image{i}.png" for i in range(40)]
+    with pytest.raises(UserError) as error:
+        train(tmp_path, 20, names=names)
+    said = str(error.value)
+    assert "line: the loss or its update was not finite at steps 7 to 12, on image7.png, image8.png" in said
+    assert "…; lower the rate" in said and said.endswith("00000010 is good") and "\n" not in said
+    assert checkpoints.steps(tmp_path / "checkpoints") == [5, 10]
+
+
+def test_bfloat16_parameters_move_by_less_than_their_steps(tmp_path):
+    """The rate is below half a step of bfloat16 at one, where rounding to the nearest would leave them still."""
+    params = {"kernel": jnp.ones((4, 4096), jnp.bfloat16)}
+    updates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1e-3), params)
+    moved = precision.add(params, updates, jax.random.key(0))["kernel"]
+    assert moved.dtype == jnp.bfloat16 and len(np.unique(np.asarray(moved, np.float32))) == 2
+    assert float(moved.astype(jnp.float32).mean()) == pytest.approx(1.001, abs=2e-4)
+
+
 def test_a_flipped_byte_is_detected_and_the_one_before_is_offered(tmp_path):
     train(tmp_path, 10)
     newest = tmp_path / "checkpoints" / "00000010"
@@ -162,7 +217,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
-    with pytest.raises(UserError, match=r"the loss is .* at step"):
+    with pytest.raises(UserError, match=r"line: the loss or its update was not finite at steps 1 to 5; lower the rate"):
         train(tmp_path, 20, rate=float("nan"))
 
 

@@ -23,7 +23,7 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
 from dermjax.training import writers
 from dermjax.tuning import run as tuning
-from dermjax.weights import diffusers, lora, torch_layout
+from dermjax.weights import diffusers, torch_layout
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
 
@@ -67,9 +67,13 @@ def config(base, data, **changes):
     asked = runpy.run_path(str(CONFIG))["get_config"]("demo")
     asked.model, asked.manifest, asked.size = str(base), str(data), 32
     asked.steps, asked.batch, asked.save_every, asked.log_every, asked.encode_batch = 6, 8, 2, 2, 8
-    asked.validation.every = 4
+    asked.watch_every, asked.samples.images, asked.samples.steps = 4, 1, 2
     asked.save_dtype = "float32"
-    asked.update(changes)
+    for key, value in changes.items():
+        node, *path = asked, *key.split(".")
+        for name in path[:-1]:
+            node = node[name]
+        node[path[-1]] = value
     return asked.lock()
 
 
@@ -85,7 +89,7 @@ def whole(base, manifest, tmp_path_factory):
 def adapted(base, manifest, tmp_path_factory):
     """The run folder of a tuning with LoRA."""
     folder = tmp_path_factory.mktemp("adapted")
-    tuning.run(config(base, manifest, method="lora"), folder)
+    tuning.run(config(base, manifest, **{"tuned.unet": "lora"}), folder)
     return folder
 
 
@@ -156,16 +160,16 @@ def test_diffusers_reads_the_lora_file(base, adapted):
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.values()) and not alphas
 
 
-def test_prior_images_share_the_batch_with_their_own_prompt_and_weight(base, manifest):
-    asked = config(base, manifest, prior={"manifest": "", "weight": 0.5})
-    sources, prompts, weights = tuning.examples(records.read(manifest), asked)
-    assert len(sources) == 8 and set(prompts) == set(asked.prompts.values()) and (weights == 1).all()
-
-
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"method": "dora"}, "method 'dora' is unknown; did you mean lora"),
+        ({"tuned.unet": "dora"}, "config.tuned.unet = 'dora' is unknown; give full, lora"),
+        ({"tuned.unet": "frozen"}, "nothing is tuned"),
+        ({"tuned.unet": "lora", "lora.targets": ("atention",)}, "config.lora.targets: 'atention' is unknown"),
+        ({"precision": "float8"}, "config.precision 'float8' is unknown"),
+        ({"remat": "block"}, "config.remat 'block' is unknown; did you mean blocks"),
+        ({"words.<new>": "dermoscopy of"}, "config.words.<new> = 'dermoscopy of' is 2 tokens"),
+        ({"words.mole": "benign"}, "config.words.mole: the model knows this word already; give a new one, as <mole>"),
         ({"prompts": {"benign": "a", "malignant": "b"}, "model": "nowhere"}, "model nowhere: no model_index.json"),
         ({"manifest": "nowhere"}, "nowhere"),
         ({"size": 36}, "size = 36 is not a multiple of 8"),
@@ -185,10 +189,3 @@ def test_a_class_without_a_prompt_is_named(base, manifest, tmp_path):
         del asked.prompts["benign"]
     with pytest.raises(UserError, match="no prompt for benign"):
         tuning.run(asked, tmp_path)
-
-
-def test_merging_nothing_changes_nothing():
-    params = {"attn1": {"to_q": {"kernel": jnp.ones((4, 4))}}, "norm": {"scale": jnp.ones(4)}}
-    adapters = lora.init(params, rank=2, seed=0)
-    merged = lora.merge(params, lora.uniform(adapters, 2.0), 1.0)
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), merged, params))

@@ -1,0 +1,86 @@
+"""The model card: what the model was made of, how, what it is for and what it is not for.
+
+Markdown under the YAML head that model hubs read.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dermjax.training import writers
+from dermjax.tuning import report, samples
+from dermjax.tuning.concepts import Concepts
+
+TEXT = """---
+tags: [stable-diffusion, text-to-image, dreambooth, dermatology, synthetic-data, dermjax]
+base_model: {model}
+library_name: diffusers
+---
+
+# {title}
+
+**For research only. Not a medical device: nothing that this model draws may be used to diagnose or treat anyone.**
+
+DreamBooth tuning by dermjax of `{model}` (digest {origin}), in diffusers' layout.
+
+## Intended use
+
+Synthetic skin lesions for research on classifiers: to be curated, marked as synthetic, used for training only, and
+tried against real data in an experiment with controls. Not for validation or test sets, not for teaching diagnosis, not
+for showing patients. The model may draw what its training images do not support; a class word in a prompt is no
+diagnosis. Whether images resemble training images too closely is for `dermjax curate` to say.
+
+## Training data
+
+{data}
+
+Data digest (SHA-256 over the images' own, in order): `{digest}`
+Licences of the images: {licences}. The licence of the base model holds for this one as well; a data set that may not
+be used commercially leaves a model that may not either.
+
+## What it learnt
+
+{verdict}
+
+![losses]({curves})
+
+{sheet}
+## Prompts
+
+{prompts}
+
+## Config
+
+```json
+{config}
+```
+"""
+
+
+def text(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts, origin: str) -> str:
+    """Returns the card of a finished run; origin is the digest of the base model."""
+    tuned, held = report.counted(shown), report.counted(held_out)
+    rows = [f"| {label} | {tuned[label]} | {held[label]} |" for label in report.labels(shown)]
+    digests = "".join(record.sha256 for _, record in shown.sources)
+    licences = sorted({record.licence or "not stated" for _, record in shown.sources})
+    sheets = [path.relative_to(workdir) for path in pictures(workdir) if path.name != report.CURVES]
+    return TEXT.format(
+        model=config.model,
+        title=" and ".join(report.labels(shown)),
+        origin=origin,
+        data="\n".join(["| class | tuned on | held out |", "|---|---|---|", *rows]),
+        digest=hashlib.sha256(digests.encode()).hexdigest(),
+        licences=", ".join(licences),
+        verdict=report.verdict(writers.read(workdir / "metrics.jsonl")),
+        curves=report.CURVES,
+        sheet="".join(f"![samples of step {int(path.stem)}, all synthetic]({path})\n" for path in sheets),
+        prompts="\n".join(f"- {prompt}" for prompt in sorted(set(shown.prompts))),
+        config=json.dumps(config.to_dict(), indent=2),
+    )
+
+
+def pictures(workdir: Path) -> list[Path]:
+    """Returns the pictures that the card shows: the curves and the newest samples."""
+    return [workdir / report.CURVES, *list(samples.sheets(workdir).values())[-1:]]

@@ -1,0 +1,149 @@
+"""What a model is tuned on: images, each with its prompt, its weight and how often an epoch shows it.
+
+A prompt is one for a class ("dermoscopy of a malignant mole") or a template over what is known of a record:
+
+    dermoscopy of a {label} mole[ on {skin_tone.group} skin][, {site}]
+
+A field is `label`, `source` or an attribute, a dot goes into it; a clause in brackets is left out where a record does
+not know its field.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dermjax.data import records
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+
+FIELD, CLAUSE = re.compile(r"\{([\w.]*)\}"), re.compile(r"\[([^\[\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """N examples: the image, the prompt and the weight of each, float32 with mean 1 over an epoch.
+
+    epoch: int32 [M], the rows that make one epoch: a row stands in it as often as it is repeated.
+    """
+
+    sources: list[tuple[Manifest, Record]]
+    prompts: list[str]
+    weights: np.ndarray
+    epoch: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        """What to call the images."""
+        return [record.image for _, record in self.sources]
+
+
+def training(
+    manifest: Manifest,
+    prompts: Mapping[str, str],
+    *,
+    repeats: Mapping[str, int],
+    balance: bool,
+    prior: str,
+    prior_weight: float,
+) -> Concepts:
+    """Returns the training split as concepts, and after it the class images of prior preservation (`generate`'s).
+
+    repeats: how often an epoch shows a class, 1 where it is silent; balance: every class as often as the largest, the
+    last round of a class being a part of it; a record's attribute `weight` weighs it, class images weigh prior_weight.
+
+    Raises:
+      UserError: a label has no prompt, a template asks for what a record does not know, or there is no image.
+    """
+    instances = manifest.split("train")
+    if not instances:
+        raise UserError(f"manifest {manifest.home}: no image in its training split")
+    strangers = sorted(set(repeats) - set(manifest.labels))
+    if strangers:
+        raise UserError(f"config.repeats.{strangers[0]}: the manifest's classes are {', '.join(manifest.labels)}")
+    asked = held_out(manifest, instances, prompts)
+    sources, words, weights = list(asked.sources), list(asked.prompts), [weight(record) for record in instances]
+    shown = [np.repeat(rows, repeats.get(label, 1)) for label, rows in by_label(instances).items()]
+    if balance:
+        shown = [np.resize(rows, max(map(len, shown))) for rows in shown]
+    for manifest, record in class_images(prior):
+        shown.append(np.array([len(sources)]))
+        sources.append((manifest, record))
+        words.append(record.generation["prompt"])
+        weights.append(prior_weight)
+    epoch = np.sort(np.concatenate(shown)).astype(np.int32)
+    weighed = np.array(weights, np.float32)
+    if not weighed[epoch].sum():
+        raise UserError("every image has weight 0: nothing would be learnt")
+    return Concepts(sources, words, weighed / weighed[epoch].mean(), epoch)
+
+
+def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str]) -> Concepts:
+    """Returns records of a manifest as concepts of weight 1, each shown once."""
+    silent = sorted({record.label for record in chosen} - set(prompts))
+    if silent:
+        raise UserError(f"config.prompts has no prompt for {', '.join(silent)}; add config.prompts.{silent[0]}")
+    said = [prompt(prompts[record.label], record) for record in chosen]
+    sources = [(manifest, record) for record in chosen]
+    return Concepts(sources, said, np.ones(len(said), np.float32), np.arange(len(said), dtype=np.int32))
+
+
+def prompt(template: str, record: Record) -> str:
+    """Returns a template filled with what is known of a record; a UserError names a field that it does not know."""
+
+    def clause(match: re.Match) -> str:
+        known = all(value(record, name) is not None for name in FIELD.findall(match[1]))
+        return match[1] if known else ""
+
+    def word(match: re.Match) -> str:
+        found = value(record, match[1])
+        if found is None:
+            raise UserError(
+                f"prompt {template!r}: {record.image} has no {match[1]!r}; put the clause in brackets, or fill it in"
+            )
+        return str(found)
+
+    return FIELD.sub(word, CLAUSE.sub(clause, template))
+
+
+def value(record: Record, name: str) -> object:
+    """Returns a field of a record, or None where it does not know it."""
+    found = {**record.attributes, "label": record.label, "source": record.source}
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return None if found == "" else found
+
+
+def weight(record: Record) -> float:
+    """Returns the weight that a record asks for by its attribute of that name, else 1."""
+    asked = record.attributes.get("weight", 1.0)
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or asked < 0:
+        raise UserError(f"{record.image}: attributes.weight = {asked!r}; give a number from 0 on")
+    return float(asked)
+
+
+def asked(shown: Concepts, each: int) -> list[str]:
+    """Returns the first `each` different prompts of every class, class by class."""
+    by_class: dict[str, dict[str, None]] = {}
+    for (_, record), prompt in zip(shown.sources, shown.prompts, strict=True):
+        by_class.setdefault(record.label, {})[prompt] = None
+    return [prompt for label in sorted(by_class) for prompt in list(by_class[label])[:each]]
+
+
+def by_label(chosen: list[Record]) -> dict[str, np.ndarray]:
+    """Returns the rows of each label, in order."""
+    labels = np.array([record.label for record in chosen])
+    return {label: np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())}
+
+
+def class_images(prior: str) -> list[tuple[Manifest, Record]]:
+    """Returns the images of prior preservation; one that does not say the prompt it was made for is a UserError."""
+    if not prior:
+        return []
+    manifest = records.read(Path(prior))
+    for record in manifest.split("train"):
+        if not record.generation.get("prompt"):
+            raise UserError(f"{prior}: {record.image} has no generation prompt; use `generate`'s manifest")
+    return [(manifest, record) for record in manifest.split("train")]

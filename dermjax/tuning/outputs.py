@@ -1,0 +1,78 @@
+"""What a tuning run leaves: the model with what it learnt, the LoRA and the words by themselves, at last a card."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from dermjax import sharding
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.run_folder import write_atomically
+from dermjax.tuning import parts
+from dermjax.weights import diffusers, lora, lora_files, textual_inversion
+from dermjax.weights.textual_inversion import Embedding
+
+CARD = "README.md"
+MODEL, LORA, WORDS = "model", "lora.safetensors", "words"
+
+
+def finished(workdir: Path) -> bool:
+    """Returns whether a run has left all that it leaves."""
+    return (workdir / CARD).exists()
+
+
+def complete(params: Params, assembled: Callable[[dict, dict], Params]) -> Callable[[dict, dict], Params]:
+    """Returns the function (trained, constants) -> the parameters of the whole model, for sampling on the devices."""
+    join = jax.jit(assembled)
+    return lambda trained, constants: params | join(trained, constants)
+
+
+def write(
+    workdir: Path,
+    sd: StableDiffusion,
+    params: Params,
+    trained: dict,
+    words: list[Embedding],
+    *,
+    alpha: float,
+    model: bool,
+    dtype,
+    grid: Mesh,
+) -> None:
+    """Writes model/ (if asked), lora.safetensors and words/ from what was trained; the first process does.
+
+    The LoRA is merged into the float32 parameters as they were read, not into what training kept of them.
+    """
+    gathered = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(grid))(trained)
+    if jax.process_index() == 0:
+        trained = jax.tree.map(np.asarray, gathered)
+        if "lora" in trained:
+            adapters = lora.uniform(trained["lora"], alpha)
+            lora_files.write_peft(workdir / LORA, adapters, dtype=np.float32)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            whole = params | parts.assembled(trained, {"networks": params}, alpha)
+        rows = np.asarray(parts.table(whole))[-sum(len(word.vectors) for word in words) :]
+        for word in words:
+            (workdir / WORDS).mkdir(exist_ok=True)
+            vectors, rows = np.split(rows, [len(word.vectors)])
+            path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"
+            textual_inversion.write(path, Embedding(word.token, vectors))
+        if model:
+            diffusers.write(workdir / MODEL, sd, whole, dtype=dtype)
+    multihost_utils.sync_global_devices("dermjax: model written")
+
+
+def finish(workdir: Path, card: str, pictures: list[Path]) -> None:
+    """Writes the card, into the model's folder too with the pictures that it shows, and so ends the run."""
+    if jax.process_index() == 0:
+        if (workdir / MODEL).exists():
+            for picture in pictures:
+                copy = workdir / MODEL / picture.relative_to(workdir)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(picture, copy)
+            write_atomically(workdir / MODEL / CARD, card)
+        write_atomically(workdir / CARD, card)

@@ -1,0 +1,92 @@
+"""The parameters of a model, divided into what is trained and what is frozen, and put together again.
+
+What is trained is one tree of up to three parts: `full`, whole networks; `lora`, adapters on frozen ones; `words`, the
+vectors of new words. So gradients, the optimiser's state, the average and the clipping norm know nothing of the rest.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dermjax.errors import UserError
+from dermjax.models.stable_diffusion import Params
+from dermjax.weights import lora
+from dermjax.weights.textual_inversion import TABLE, replaced
+
+Tree = dict[str, Any]
+
+HOWS = ("full", "lora", "frozen")
+PRECISIONS = {  # what is trained is kept in the first; what is frozen, and the arithmetic, are in the second
+    "float32": (jnp.float32, jnp.float32),
+    "bfloat16": (jnp.float32, jnp.bfloat16),
+    "pure_bfloat16": (jnp.bfloat16, jnp.bfloat16),
+}
+
+
+def divided(
+    params: Params,
+    tuned: Mapping[str, str],
+    *,
+    rank: int,
+    targets: Collection[str],
+    seed: int,
+    words: int,
+    precision: str,
+) -> tuple[Tree, Tree]:
+    """Returns (trained, frozen) of a model's parameters.
+
+    tuned: "full", "lora" or "frozen" for unet and text_encoder; words: how many rows at the end of the token table are
+    trained although the text encoder is not. A text encoder that is wholly frozen is in neither.
+
+    Raises:
+      UserError: nothing is trained, a name is unknown, or words come with a text encoder that is trained whole.
+    """
+    for network, how in tuned.items():
+        if how not in HOWS:
+            raise UserError(f"config.tuned.{network} = {how!r} is unknown; give {', '.join(HOWS)}")
+    if set(tuned.values()) == {"frozen"} and not words:
+        raise UserError("nothing is tuned: give config.tuned.unet = lora or full, or config.words")
+    if words and tuned["text_encoder"] == "full":
+        raise UserError("config.words: the text encoder is tuned whole, its words with it; give one of both")
+    unknown = sorted(set(targets) - set(lora.TARGETS))
+    if unknown:
+        raise UserError(f"config.lora.targets: {unknown[0]!r} is unknown; there are {', '.join(lora.TARGETS)}")
+
+    kept, arithmetic = PRECISIONS[precision]
+    by = {how: {network: params[network] for network in tuned if tuned[network] == how} for how in HOWS}
+    used = by["lora"] | by["frozen"]
+    if not words and tuned["text_encoder"] == "frozen":
+        del used["text_encoder"]
+    trained = {
+        "full": _cast(by["full"], kept),
+        "lora": lora.init(by["lora"], rank, seed, targets) if by["lora"] else {},
+        "words": jnp.asarray(table(params)[-words:]) if words else {},
+    }
+    return {name: part for name, part in trained.items() if len(part)}, {"networks": _cast(used, arithmetic)}
+
+
+def assembled(trained: Tree, frozen: Tree, alpha: float) -> Params:
+    """Returns the networks' parameters as the model uses them; differentiable with respect to what is trained."""
+    params = frozen["networks"] | trained.get("full", {})
+    if "words" in trained:
+        known = table(params)[: -len(trained["words"])].astype(jnp.float32)
+        params = replaced(params, TABLE, jnp.concatenate([known, trained["words"]]))
+    return lora.merge(params, lora.uniform(trained["lora"], alpha), 1.0) if "lora" in trained else params
+
+
+def silent(trained: Tree, frozen: Tree) -> bool:
+    """Returns whether the text encoder is neither trained nor needed: its contexts can be made once."""
+    return "text_encoder" not in trained.get("full", {}) | frozen["networks"]
+
+
+def table(params: Params) -> Any:
+    """Returns the token table [V, D] of the text encoder."""
+    for key in TABLE:
+        params = params[key]
+    return params
+
+
+def _cast(tree: Tree, dtype) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)

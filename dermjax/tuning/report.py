@@ -1,0 +1,94 @@
+"""The page of `tune`: its losses, its samples from the same seeds, what it was shown; kept up to date as it runs."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dermjax.data.pictures import data_uri, picture, spread
+from dermjax.page import fill
+from dermjax.run_folder import write_atomically
+from dermjax.training import writers
+from dermjax.tuning import samples
+from dermjax.tuning.concepts import Concepts
+
+FILE, TEMPLATE, CURVES = "report.html", Path(__file__).with_name("report.html.jinja"), "curves.png"
+GALLERY = 8  # training images a class
+RISEN = 1.01  # a validation loss that ends so far above its lowest has turned
+
+
+def write(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts) -> None:
+    """Writes workdir/report.html, which loads nothing from outside, and the curves as a picture; the first process."""
+    if jax.process_index() != 0:
+        return
+    records = writers.read(workdir / "metrics.jsonl")
+    by_label = {label: [pair for pair in shown.sources if pair[1].label == label] for label in labels(shown)}
+    curves = plotted(records)
+    write_atomically(workdir / CURVES, curves)
+    page = fill(
+        TEMPLATE,
+        {},
+        model=config.model,
+        counts={label: (counted(shown)[label], counted(held_out)[label]) for label in by_label},
+        steps=config.steps,
+        done=records[-1]["step"] if records else 0,
+        verdict=verdict(records),
+        curves=data_uri(Image.open(io.BytesIO(curves)).convert("RGB")),
+        sheets={step: data_uri(Image.open(path)) for step, path in reversed(samples.sheets(workdir).items())},
+        prompts=sorted(set(shown.prompts)),
+        gallery={label: [picture(*pair, "") for pair in spread(pairs, GALLERY)] for label, pairs in by_label.items()},
+        config=json.dumps(config.to_dict(), indent=2),
+    )
+    write_atomically(workdir / FILE, page)
+
+
+def verdict(records: list[dict]) -> str:
+    """Returns in words what the loss on held-out images says."""
+    judged = [(record["step"], record["validation_loss"]) for record in records if "validation_loss" in record]
+    if len(judged) < 2:
+        return "The loss on held-out images has not been measured twice yet: nothing tells learning from memorising."
+    (_, first), (end, last) = judged[0], judged[-1]
+    step, lowest = min(judged, key=lambda pair: pair[1])
+    if lowest >= first:
+        return f"The loss on held-out images never fell below its start ({first:.4g}): nothing general was learnt."
+    fell = f"The loss on held-out images fell from {first:.4g} to {lowest:.4g} (step {step})"
+    if last > RISEN * lowest:
+        return (
+            f"{fell} and rose to {last:.4g} (step {end}): from there on images were learnt by heart. The checkpoint of "
+            f"step {step} is kept."
+        )
+    return f"{fell} and did not rise again."
+
+
+def plotted(records: list[dict]) -> bytes:
+    """Returns the curves of the training loss and of the loss on held-out images as a PNG."""
+    figure, axes = plt.subplots(figsize=(8, 3.6), dpi=110, layout="constrained")
+    for name, label, style in (
+        ("loss", "training images, noise drawn anew", {"color": "#9a9da3", "lw": 1}),
+        ("validation_loss", "held-out images, the same noise", {"color": "#a94a26", "lw": 1.8, "marker": "o", "ms": 4}),
+    ):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+            axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    plt.close(figure)
+    return file.getvalue()
+
+
+def labels(shown: Concepts) -> list[str]:
+    """Returns the classes of the images, in order."""
+    return sorted(counted(shown))
+
+
+def counted(concepts: Concepts) -> Counter:
+    """Returns the number of images of each class."""
+    return Counter(record.label for _, record in concepts.sources)

@@ -1,0 +1,65 @@
+"""What the model draws while it is tuned: the same seeds every time, so that sheets show what the steps changed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dermjax import sharding
+from dermjax.data import pictures
+from dermjax.diffusion import samplers
+from dermjax.diffusion.denoiser import Guidance
+from dermjax.diffusion.text_to_image import Pipeline, text_to_image
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.training.state import State
+from dermjax.tuning.texts import Texts
+
+FOLDER = "samples"
+
+
+def painter(
+    sd: StableDiffusion,
+    complete: Callable[[dict, dict], Params],
+    texts: Texts,
+    prompts: list[str],
+    *,
+    images: int,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    size: int,
+    grid: Mesh,
+    workdir: Path,
+) -> Callable[[State, dict], None]:
+    """Returns paint(state, constants), which leaves a sheet in workdir/samples: a row a prompt, `images` in it.
+
+    `complete(trained, constants)` gives the parameters of the whole model. Every sheet starts from the seeds 0, 1, …
+    With images 0 nothing is painted.
+    """
+    if not images:
+        return lambda state, constants: None
+    chosen = samplers.named(sampler)
+    make = text_to_image(Pipeline(sd, chosen, chosen.ladder(sd.configs["scheduler"], steps, ""), 1, None), size)
+    seeds = np.arange(images * len(prompts), dtype=np.int32)
+    said = np.repeat(texts.tokens[texts.rows(prompts)], images, axis=0)
+    away = np.broadcast_to(texts.tokens[-1], said.shape) if guidance > 1 else None
+    scale = Guidance(scale=np.float32(guidance), rescale=None, interval=None)
+    everywhere = jax.jit(lambda made: made, out_shardings=sharding.replicated(grid))
+
+    def paint(state: State, constants: dict) -> None:
+        made = np.asarray(everywhere(make(complete(state.smooth, constants), said, away, seeds, scale)))
+        if jax.process_index() == 0:
+            folder = workdir / FOLDER
+            folder.mkdir(exist_ok=True)
+            part = folder / ".part.png"
+            pictures.sheet(np.split(made, len(prompts))).save(part)
+            part.replace(folder / f"{int(state.step):08d}.png")
+
+    return paint
+
+
+def sheets(workdir: Path) -> dict[int, Path]:
+    """Returns {step: its sheet}, oldest first."""
+    return {int(path.stem): path for path in sorted((workdir / FOLDER).glob("[0-9]*.png"))}

@@ -1,0 +1,89 @@
+"""Prompts from templates, weights, repeats and balance: what one epoch shows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dermjax.data import records
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.tuning import concepts
+
+PROMPTS = {"benign": "a {label} mole", "malignant": "a {label} mole"}
+PLAIN = {"repeats": {}, "balance": False, "prior": "", "prior_weight": 1.0}
+
+
+def record(i, label, **more):
+    named = {"image": f"{label}{i}.png", "sha256": f"{i:064x}", "label": label, "split": "train", "source": "s"}
+    return Record(**(named | {"image_manipulation": "none"} | more))
+
+
+def manifest(root, benign=3, malignant=1, **more):
+    found = [record(i, "benign", **more) for i in range(benign)]
+    found += [record(10 + i, "malignant", **more) for i in range(malignant)]
+    return Manifest(labels=("benign", "malignant"), root=root, records=tuple(found), home=root)
+
+
+@pytest.mark.parametrize(
+    "template, attributes, said",
+    [
+        ("a {label} mole", {}, "a benign mole"),
+        ("a mole[ on {skin_tone.group} skin]", {"skin_tone": {"group": "dark"}}, "a mole on dark skin"),
+        ("a mole[ on {skin_tone.group} skin]", {"skin_tone": {"ita": 3}}, "a mole"),
+        ("a mole[ on {site}][, {sex}]", {"sex": "female", "site": ""}, "a mole, female"),
+        ("{caption}", {"caption": "two large moles"}, "two large moles"),
+    ],
+)
+def test_a_template_says_what_is_known_of_a_record(template, attributes, said):
+    assert concepts.prompt(template, record(0, "benign", attributes=attributes)) == said
+
+
+def test_an_unknown_field_outside_brackets_is_named():
+    with pytest.raises(UserError, match=r"benign0.png has no 'sit'; put the clause in brackets"):
+        concepts.prompt("a mole on {sit}", record(0, "benign"))
+
+
+def test_an_epoch_repeats_and_balances_classes_with_weights_of_mean_one(tmp_path):
+    plain = concepts.training(manifest(tmp_path), PROMPTS, **PLAIN)
+    assert plain.epoch.tolist() == [0, 1, 2, 3] and plain.prompts[3] == "a malignant mole"
+    repeated = concepts.training(manifest(tmp_path), PROMPTS, **PLAIN | {"repeats": {"malignant": 2}})
+    assert repeated.epoch.tolist() == [0, 1, 2, 3, 3]
+    balanced = concepts.training(manifest(tmp_path, 5, 2), PROMPTS, **PLAIN | {"balance": True})
+    assert balanced.epoch.tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 6, 6]
+    weighed = manifest(tmp_path)
+    heavy = dataclasses.replace(weighed.records[3], attributes={"weight": 5})
+    weighed = dataclasses.replace(weighed, records=(*weighed.records[:3], heavy))
+    found = concepts.training(weighed, PROMPTS, **PLAIN | {"balance": True})
+    assert found.weights[found.epoch].mean() == pytest.approx(1) and found.weights[3] == pytest.approx(
+        5 * found.weights[0]
+    )
+
+
+def test_class_images_bring_their_own_prompt_and_weight(tmp_path):
+    made = manifest(tmp_path, 2, 0, image_manipulation="synthetic", generation={"prompt": "a mole"})
+    records.write(tmp_path / "prior.jsonl", made)
+    asked = PLAIN | {"prior": str(tmp_path / "prior.jsonl"), "prior_weight": 0.5}
+    found = concepts.training(manifest(tmp_path), PROMPTS, **asked)
+    assert found.prompts[4:] == ["a mole", "a mole"] and found.epoch.tolist() == list(range(6))
+    np.testing.assert_allclose(found.weights, np.array([1, 1, 1, 1, 0.5, 0.5]) * 6 / 5, rtol=1e-6)
+    silent = manifest(tmp_path, 1, 0, image_manipulation="synthetic")
+    records.write(tmp_path / "prior.jsonl", silent)
+    with pytest.raises(UserError, match=r"benign0.png has no generation prompt"):
+        concepts.training(manifest(tmp_path), PROMPTS, **asked)
+
+
+@pytest.mark.parametrize(
+    "changes, attributes, said",
+    [
+        ({"repeats": {"mailgnant": 2}}, {}, "config.repeats.mailgnant: the manifest's classes are benign, malignant"),
+        ({}, {"weight": "heavy"}, "attributes.weight = 'heavy'; give a number"),
+        ({}, {"weight": -1}, "attributes.weight = -1; give a number from 0 on"),
+        ({}, {"weight": 0}, "every image has weight 0"),
+        ({"prior": "nowhere"}, {}, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, changes, attributes, said):
+    with pytest.raises(UserError) as error:
+        concepts.training(manifest(tmp_path, attributes=attributes), PROMPTS, **PLAIN | changes)
+    assert said in str(error.value) and "\n" not in str(error.value)
