@@ -21,8 +21,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 NEAR = 40  # bits of 256: between the two ranges above
-# Of a crop and a whole image: between crops of 2,438 photographs and others, 37 bits; of 1,200 phantoms, 39. Found so of
-# 400 photographs, compressed again: cut evenly by 3 to 14 %, 99 %; by 2 to 5 % anywhere, 92 %; by 5 to 10 %, 95 %.
+# Of a crop and a whole image: between crops of 2,438 photographs and others, 37 bits; of 1,200 phantoms, 39. Found so
+# of 400 photographs, compressed again: cut evenly by 3 to 14 %, 99 %; by 2 to 5 % anywhere, 92 %; by 5 to 10 %, 95 %.
 NEAR_CROPPED = 34
 FREQUENCIES = 16
 HASHED = 128  # side in pixels at which an image is hashed; the hash hardly depends on it
