@@ -5,6 +5,8 @@
         --config.plan.images_per_class=300
     dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=v1-5-pruned.safetensors \\
         --config.lora=runs/tune/lora.safetensors
+    dermjax generate --config=configs/generate.py --workdir=runs/varied --config.model=runs/tune/model \\
+        --config.init.images=runs/prepare --config.init.strength=0.5
 
 Leaves images/<label>/NNNNN.png and manifest.jsonl. The same command again goes on where it was.
 
@@ -27,6 +29,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.embeddings = ()  # files of textual inversion; prompts use their words, such as "a photo of <mole>"
     config.long_prompts = "refuse"  # or "chunk", as AUTOMATIC1111's program does beyond 77 tokens
     config.size = 0  # the side in pixels; 0 is the model's own
+    config.init = ConfigDict({
+        "images": "",  # to start from: a picture, or a manifest, whose training images of each class take turns
+        "mask": "",  # white where to paint: a picture, or a folder with NAME.png for picture NAME; "" is everywhere
+        "strength": 0.6,  # how far from them: 0.3 varies details, 1 leaves little; without images it does nothing
+    })  # fmt: skip
+    config.preview_every = 0  # steps between two looks at the batch being made, in preview.png; 0 is none
     config.plan = ConfigDict({
         "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},  # label -> prompts, which take turns
         "negative_prompt": "",

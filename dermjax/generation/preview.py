@@ -12,10 +12,12 @@ from dermjax.data import images
 from dermjax.diffusion.denoiser import Denoiser
 from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.previews import colours_of, watched
+from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import PlainLines, TerminalBar
 from dermjax.run_folder import write_atomically
 
+FILE = "preview.png"
 PIXELS = 4  # a latent cell's side
 
 
@@ -24,8 +26,10 @@ def watching(
 ) -> Callable[[Denoiser, Ladder], Denoiser] | None:
     """Returns what makes a denoiser one whose batch is written to a PNG file every `every` steps; None for 0: never.
 
-    The images stand in rows, as square as they can.
+    The images stand in rows, as square as they can. A number below 0 is a UserError.
     """
+    if every < 0:
+        raise UserError(f"preview_every = {every}: give the steps between two previews, or 0 for none")
     if not every:
         return None
 

@@ -24,6 +24,9 @@ UNUSUAL = {  # what is only named where it is asked for, and how `parameters` ca
     "lora": "Lora hash",
     "lora_weight": "Lora weight",
     "embeddings": "TI hashes",
+    "init_image": "Init image hash",
+    "init_mask": "Mask hash",
+    "strength": "Denoising strength",
 }
 
 

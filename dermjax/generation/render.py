@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 
 from dermjax import sharding
 from dermjax.diffusion import samplers
-from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
+from dermjax.diffusion.denoiser import Denoiser, Guidance
+from dermjax.diffusion.ladders import Ladder
+from dermjax.diffusion.text_to_image import Pipeline
 from dermjax.generation.plan import Request
+from dermjax.generation.source import Source
 from dermjax.models.stable_diffusion import StableDiffusion, count
 
 OPERATIONS = 0.25  # of a UNet pass, a parameter and a latent cell: 0.22 in SD 1.5, 0.28 in derm-tiny
@@ -23,14 +25,16 @@ def renderer(
     model: StableDiffusion,
     params: dict,
     tokens: Callable[[Request], np.ndarray],
+    start: Source,
+    watch: Callable[[Denoiser, Ladder], Denoiser] | None,
     size: int,
     batch: int,
     grid: Mesh,
 ) -> Callable[[Sequence[Request]], np.ndarray]:
     """Returns render(requests) -> uint8 [n, size, size, 3] for at most `batch` requests that differ in words and seed.
 
-    Their tokens, prompt and negative prompt, must be equally many. Every call computes a whole batch, so that a short
-    one compiles nothing new.
+    Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every call computes a whole
+    batch, so that a short one compiles nothing new.
     """
     params = jax.device_put(params, sharding.replicated(grid))
 
@@ -38,7 +42,7 @@ def renderer(
     def compiled(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)
         ladder = chosen.ladder(model.configs["scheduler"], steps, spacing)
-        return text_to_image(Pipeline(model, chosen, ladder, deep_cache, None), size)
+        return start.function(Pipeline(model, chosen, ladder, deep_cache, watch), size)
 
     def render(requests: Sequence[Request]) -> np.ndarray:
         first = requests[0]
@@ -48,6 +52,7 @@ def renderer(
             "tokens": said[:, 0],
             "negative": said[:, 1] if first.guidance > 1 else None,
             "seeds": np.array([request.seed for request in full], np.int32),
+            **start.rows(full, size),
         }
         placed = sharding.place(rows, grid)
         guidance = Guidance(
@@ -56,8 +61,9 @@ def renderer(
             interval=tuple(map(np.float32, first.guidance_interval)) or None,
         )
         make = compiled(first.sampler, first.steps, first.spacing, first.deep_cache)
-        images = make(params, **placed, guidance=guidance)
-        return np.asarray(images)[: len(requests)]
+        images = np.asarray(make(params, **placed, guidance=guidance))
+        jax.effects_barrier()  # previews that are still on their way
+        return images[: len(requests)]
 
     return render
 

@@ -15,7 +15,7 @@ from dermjax import sharding
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.generation import model, plan, provenance
+from dermjax.generation import model, plan, preview, provenance, source
 from dermjax.generation.model import Model
 from dermjax.generation.plan import Request
 from dermjax.generation.render import processor_seconds, renderer
@@ -33,14 +33,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
     size = _size(config.size, maker.sd)
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
-    generations = {request: provenance.generation(request, size, maker.digests) for request in asked}
+    start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
+    generations = {r: provenance.generation(r, size, maker.digests | start.named(r)) for r in asked}
     missing = {r for r in asked if provenance.read(workdir / r.image) != generations[r]}
 
     if missing:
         cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing),
-             steps=config.plan.steps, **_expected(grid, maker, missing, size))  # fmt: skip
-        render = renderer(maker.sd, maker.params, maker.tokens, size, batch, grid)
+             steps=config.plan.steps, **_expected(grid, maker, missing, size, start.strength))  # fmt: skip
         with bar(len(asked), "generate", "images", len(asked) - len(missing)) as progress:
+            watch = preview.watching(maker.sd, maker.params, config.preview_every, workdir / preview.FILE, progress)
+            render = renderer(maker.sd, maker.params, maker.tokens, start, watch, size, batch, grid)
             for requests in plan.batches(asked, missing, batch, lengths):
                 for request, image in zip(requests, render(requests), strict=True):
                     if request in missing:  # what is whole stays, though its batch is computed again
@@ -64,10 +66,10 @@ def _mesh(batch: int) -> Mesh:
     return grid
 
 
-def _expected(grid: Mesh, maker: Model, missing: set[Request], size: int) -> dict:
-    """Returns how long it may take, where that has been measured: on a CPU."""
+def _expected(grid: Mesh, maker: Model, missing: set[Request], size: int, strength: float) -> dict:
+    """Returns how long it may take, where that has been measured: on a CPU. Strength is the share of steps taken."""
     on_cpu = grid.devices.flat[0].platform == "cpu"
-    return {"seconds": processor_seconds(maker.sd, maker.params, missing, size)} if on_cpu else {}
+    return {"seconds": strength * processor_seconds(maker.sd, maker.params, missing, size)} if on_cpu else {}
 
 
 def _size(size: int, sd: StableDiffusion) -> int:

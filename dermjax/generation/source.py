@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Source:
-    """The pictures that the images of a run start from, none for noise alone; strength is in (0, 1]."""
+    """The pictures that the images of a run start from, none for noise alone; strength is in (0, 1], 1 for noise."""
 
     pictures: dict[Request, Picture]
     strength: float
@@ -65,6 +65,9 @@ class Source:
         return image_to_image(pipeline, self.strength) if self.pictures else text_to_image(pipeline, size)
 
 
+NOISE = Source({}, 1.0)
+
+
 def read(pictures: str, mask: str, strength: float, asked: Sequence[Request]) -> Source:
     """Returns what the requests start from: "" is noise; a picture; or a manifest's training images of each class.
 
@@ -76,7 +79,7 @@ def read(pictures: str, mask: str, strength: float, asked: Sequence[Request]) ->
     if not pictures:
         if mask:
             raise UserError("config.init.mask needs config.init.images, the pictures to paint into")
-        return Source({}, strength)
+        return NOISE
     for steps in {request.steps for request in asked}:
         ladders.kept(steps, strength)
     turns = {label: cycle(files) for label, files in _files(pictures, {r.label for r in asked}).items()}

@@ -19,6 +19,7 @@ from dermjax import run_folder
 from dermjax.data import records, tokens
 from dermjax.errors import UserError
 from dermjax.generation import model, provenance, run
+from dermjax.models.stable_diffusion import SCHEDULER
 
 PLAN = {
     "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
@@ -35,13 +36,7 @@ PLAN = {
     "seed": 3,
     "batch": 4,
 }
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
+INIT = {"images": "", "mask": "", "strength": 0.6}
 
 
 def model_folder(folder):
@@ -75,6 +70,8 @@ def fake(folder):
         size=32,
         encode_text=lambda params, tokens: tokens[..., None] / 500,
         network=network,
+        encode=lambda params, image: jnp.repeat(image[:, ::8, ::8], 3, -1)[..., :8],
+        sample_latents=lambda moments, noise: moments[..., :4],
         decode=lambda params, latents: jnp.repeat(jnp.repeat(jnp.tanh(latents[..., :3]), 8, 1), 8, 2),
     )
     return model, {"unet": np.float32(0.5)}
@@ -82,7 +79,8 @@ def fake(folder):
 
 def config(folder, **changes):
     plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
-    added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse"}
+    added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse", "preview_every": 0}
+    added["init"] = {key: changes.pop(key, value) for key, value in INIT.items()}
     return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | added | changes).lock()
 
 
@@ -187,6 +185,32 @@ def test_the_options_of_a_plan_reach_the_images(folder, whole, tmp_path):
         assert name in records.read(tmp_path / name).records[0].generation
 
 
+def test_images_from_a_picture_under_a_mask(folder, whole, tmp_path):
+    """What is not painted stays; the record says where the image began; a run from another picture is another run."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "mole.png")
+    Image.fromarray(np.uint8(255) * (np.arange(32) < 16)[None].repeat(32, 0)).save(tmp_path / "mask.png")
+    init = {"images": str(tmp_path / "mole.png"), "mask": str(tmp_path / "mask.png"), "images_per_class": 2}
+    assert generate(folder, tmp_path / "painted", strength=0.5, **init) == 4
+    assert generate(folder, tmp_path / "painted", strength=0.5, **init) == 0
+    made = [pixels(tmp_path / "painted" / record.image) for record in records.read(tmp_path / "painted").records]
+    for record, image in zip(records.read(tmp_path / "painted").records, made, strict=True):
+        assert record.generation["strength"] == 0.5 and len(record.generation["init_mask"]) == 64
+        assert (image[:, 16:] == made[0][:, 16:]).all() and (
+            image[:, :16] != pixels(whole / record.image)[:, :16]
+        ).any()
+    assert (made[0][:, :16] != made[1][:, :16]).any()
+    assert generate(folder, tmp_path / "varied", **(init | {"mask": ""})) == 4
+    assert "init_mask" not in records.read(tmp_path / "varied").records[0].generation
+
+
+def test_previews_are_written_and_change_nothing(folder, whole, tmp_path):
+    assert generate(folder, tmp_path, preview_every=2) == 10
+    assert pixels(tmp_path / "preview.png").shape == (2 * 4 * 4, 2 * 4 * 4, 3)
+    made = contents(tmp_path)
+    assert {path: data for path, data in made.items() if path.name != "preview.png"} == contents(whole)
+
+
 def test_without_guidance(folder, tmp_path):
     assert generate(folder, tmp_path, guidance=1.0, images_per_class=1, size=16) == 2
     assert pixels(tmp_path / "images/benign/00000.png").shape == (16, 16, 3)
@@ -202,6 +226,10 @@ def test_without_guidance(folder, tmp_path):
         ({"prompts": {"benign": ("a mole " * 9,)}}, "'a mole a mole.*tokens"),
         ({"size": 30}, "size = 30: this model makes multiples of 16 px; give 32"),
         ({"batch": 0}, r"plan\.batch = 0"),
+        ({"images": "none.png"}, r"none\.png: cannot be decoded \(No such file"),
+        ({"images": "none.png", "strength": 1.5}, r"strength 1\.5: give more than 0 and at most 1"),
+        ({"mask": "none.png"}, r"config\.init\.mask needs config\.init\.images"),
+        ({"preview_every": -1}, "preview_every = -1: give the steps between"),
     ],
 )
 def test_refused_before_any_work(folder, tmp_path, changes, message):

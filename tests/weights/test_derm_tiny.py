@@ -21,6 +21,7 @@ from dermjax.data.segmentation import segment
 from dermjax.generation.model import speaker
 from dermjax.generation.plan import Request
 from dermjax.generation.render import renderer
+from dermjax.generation.source import NOISE
 from dermjax.weights import diffusers
 
 BATCH, SAMPLER, STEPS, GUIDANCE = 16, "Euler a", 20, 3.5
@@ -40,7 +41,7 @@ def draw(model):
     """A function from parameters to images: each asks with the caption of a phantom that has them."""
     sd, params = model
     speak = speaker(tokens.tokenizer(sd.tokenizer), [], "refuse")
-    render = renderer(sd, params, speak, sd.size, BATCH, sharding.mesh(1, 1))
+    render = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
 
     def images(asked: list[dict], first_seed: int) -> list[np.ndarray]:
         requests = []
