@@ -60,19 +60,19 @@ def classification(
     batch: int,
     seed: int,
     synthetic_fraction: float,
-    augment: bool | str,
+    augment: str,
     mixing: str = "none",
     process: tuple[int, int] = ALONE,
 ) -> grain.DatasetIterator:
     """Endless training batches {"image": float32 [B / n, S, S, 3] in [-1, 1], "label": int32 [B / n]}.
 
     Real and synthetic images alternate at exactly `synthetic_fraction` (0 when there is no synthetic manifest), and
-    within each the classes take turns, so every prefix is balanced to within one image. augment: a name of POLICIES;
-    True is "mild". mixing: a name of MIXTURES; "mixup" and "cutmix" mix within the rows of a process and add "targets",
-    float32 [B / n, K]. Raises UserError when a class has no image on a side that is drawn from, or the manifests do not
-    belong together.
+    within each the classes take turns, so every prefix is balanced to within one image. augment: a name of POLICIES.
+    mixing: a name of MIXTURES; "mixup" and "cutmix" mix within the rows of a process and add "targets", float32
+    [B / n, K]. Raises UserError when a class has no image on a side that is drawn from, or the manifests do not belong
+    together.
     """
-    policy = _chosen("augment", {True: "mild", False: "none"}.get(augment, augment), POLICIES)
+    policy = _chosen("augment", augment, POLICIES)
     mixture = _chosen("mixing", mixing, MIXTURES)
     fraction = Fraction(synthetic_fraction).limit_denominator(FINEST_MIXTURE) if synthetic else Fraction(0)
     if not 0 <= fraction <= 1:
