@@ -29,11 +29,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings = config.plan.to_dict()
     batch = settings.pop("batch")
     asked = plan.requests(**settings)
+    start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
     grid = _mesh(batch)
     maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
     size = _size(config.size, maker.sd)
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
-    start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
     generations = {r: provenance.generation(r, size, maker.digests | start.named(r)) for r in asked}
     missing = {r for r in asked if provenance.read(workdir / r.image) != generations[r]}
 
