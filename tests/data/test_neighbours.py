@@ -1,5 +1,7 @@
 """Near images are found by tables as by comparing all with all, whichever way they are held, and only those."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -89,14 +91,12 @@ def test_small_blocks_and_nothing_at_all(monkeypatch):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_hashes_take_minutes():
-    import time
-
     seconds = {}
     for count in (25_000, 100_000):
         views = random_views(count, views=len(duplicates.VIEWS))
         views[-100:, 0] = changed(views[:100, 0], 30)
-        began = time.perf_counter()
+        began = time.process_time()  # of all threads, so that what else the machine does hardly counts
         assert len(neighbours.near(views)) == 100
-        seconds[count] = time.perf_counter() - began
+        seconds[count] = time.process_time() - began
     print(seconds)
     assert seconds[100_000] < 600
