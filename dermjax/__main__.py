@@ -62,6 +62,12 @@ class Command:
 
 COMMANDS = {
     "audit": Command("dermjax.data.audit:show", "fail if images leak between splits or manifests", "MANIFEST..."),
+    "export": Command(
+        "dermjax.data.export.forms:export",
+        "a manifest's kept images as imagefolder, webdataset or array_record",
+        "MANIFEST",
+        {"to": "", "form": "imagefolder"},
+    ),
     "inspect": Command("dermjax.weights.inspection:inspect", "what a model, LoRA or embedding is", operands="PATH"),
     "convert": Command(
         "dermjax.weights.conversion:convert",
