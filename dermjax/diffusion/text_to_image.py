@@ -150,7 +150,7 @@ def keys_of(seeds: Array) -> tuple[Array, Array]:
 
 
 def latents_of(model: StableDiffusion, params: dict, image: Array) -> Array:
-    """Returns the most likely latents [B, h, w, C] of images [B, H, W, 3] in 0..255."""
+    """Returns the most likely latents [B, h, w, C] of images [B, H, W, 3] in 0..255; diffusers draws some at random."""
     cell = model.factor * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
     if image.shape[1] % cell or image.shape[2] % cell:
         raise UserError(f"image {_sides(image)}: this model takes sides that are multiples of {cell} px; resize it")
