@@ -26,6 +26,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "seed": 0,
         "smallest": 10,  # lesions of a class below which no interval is given
     })  # fmt: skip
+    config.isic = False  # also isic/<run>.csv, as the ISIC challenge takes predictions
     config.gallery = 12  # pictures a row
     if variant == "demo":
         config.title = "dermjax demo: synthetic lesions and the classifiers trained with them"

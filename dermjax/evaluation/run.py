@@ -8,7 +8,7 @@ from dermjax import progress
 from dermjax.data import audit, records
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.evaluation import counts, curves, findings, report, results, wording
+from dermjax.evaluation import counts, curves, findings, isic, report, results, wording
 from dermjax.evaluation.findings import Findings
 from dermjax.run_folder import write_atomically
 
@@ -42,6 +42,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     rejections = counts.rejections(curated) if curated else {}
     write_atomically(workdir / "results.json", results.as_json(found, bootstrap.to_dict(), images, rejections))
     write_atomically(workdir / "report.html", page)
+    for each in runs if config.isic else []:
+        (workdir / "isic").mkdir(exist_ok=True)
+        write_atomically(workdir / "isic" / f"{each.folder.name}.csv", isic.table(each.predictions, prepared.labels))
     for verdict, numbers in wording.summary(found):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
