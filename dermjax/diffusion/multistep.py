@@ -25,7 +25,7 @@ def plms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     Liu et al. 2022, arXiv 2202.09778, as diffusers' PNDMScheduler with skip_prk_steps has it (the first step of latent
     diffusion's own code differs): the first step is made twice, the second time along the mean of the predictions at
     its two ends, so N steps take N + 1 evaluations. What is averaged is what the network predicts, the noise or v. Down
-    the lower part of a ladder ours starts in the same way; diffusers' makes another step twice there and leaves one out.
+    the lower part of a ladder ours starts the same way; diffusers' makes another step twice there and leaves one out.
     """
     sigma, sigma_next = ladder.rungs
     asked = np.concatenate([sigma[:1], sigma_next[:1], sigma[1:]])
