@@ -62,7 +62,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.classifier, config.size, config.rate = "mobilenetv2", 160, 3e-4
     elif variant == "probe":
         config.recipe, config.label_smoothing = "frozen", 0.0
-        config.steps, config.batch, config.rate, config.warmup, config.weight_decay = 300, 64, 3e-3, 20, 1.0
+        config.steps, config.batch, config.rate, config.warmup, config.weight_decay = 300, 64, 3e-4, 20, 10.0
         config.save_every, config.log_every, config.evaluate_every = 300, 50, 100
     elif variant == "demo":
         config.architecture.vit = {

@@ -34,7 +34,7 @@ def start(
         settings |= vit.named(settings.pop("name")) if "name" in settings else {}
         classifier = fresh(describe(kinds[0], settings, labels, size), dtype)
         return classifier, *classifier.init(seed)
-    classifier, trees = classifiers.read(Path(init), labels, size, seed=seed, dtype=dtype)
+    classifier, trees = classifiers.read(Path(init), labels, size, dtype=dtype)
     kind = classifier.config["model_type"]
     if kind not in kinds:
         raise UserError(f"config.init = {init} is a {kind}, not a {name}; change config.init or config.classifier")

@@ -76,7 +76,7 @@ def train(
         found = {f"validation_{name}": value for name, value in figures(real, validation, said).items()}
         return found | {"validation_error": 1 - found["validation_auroc"]}
 
-    optimizer = _optimizer(config, params)
+    optimizer = optimizer_of(config, params)
     state = fit(
         recipes.loss(classifier, recipe, config.label_smoothing),
         create(trained, variables, optimizer, ema=config.ema_decay > 0), {"frozen": frozen} if frozen else {},
@@ -124,7 +124,8 @@ def _source(config, plan, recipe, classifier, params, variables, grid, workdir: 
     return cached(plan, features, config.views)
 
 
-def _optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:
+def optimizer_of(config: ConfigDict, params: Params) -> optax.GradientTransformation:
+    """The update rule of a config for a classifier with these parameters."""
     optimizer = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip,

@@ -89,6 +89,10 @@ class Classifier:
         model = self._merged(params, variables)
         return model.upper(x.astype(self.dtype), last, train=train), statistics(model)
 
+    def attentions(self, params: Params, variables: Params, image: Array) -> Array:
+        """Returns the attention weights [layers, B, N, N] of a transformer for images [B, H, W, 3] in [-1, 1]."""
+        return self._merged(params, variables).attentions(self._normalised(image))
+
     def _merged(self, params: Params, variables: Params):
         # NNX would write new statistics into numpy arrays in place
         return nnx.merge(self.graph, numbered(params), numbered(jax.tree.map(jnp.asarray, variables)))

@@ -12,7 +12,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
@@ -20,7 +19,6 @@ from dermjax.errors import UserError
 from dermjax.models.layers import conv, layer_norm, linear
 
 Array = jax.Array
-KEYS_CUBIC = -0.75  # the free parameter of the cubic kernel that PyTorch uses
 ACTIVATIONS = {"gelu": partial(nnx.gelu, approximate=False), "gelu_new": nnx.gelu}
 
 
@@ -70,6 +68,12 @@ class SelfAttention(nnx.Module):
         )
         return rearrange(jax.nn.dot_product_attention(q, k, v), "B N K d -> B N (K d)")
 
+    def weights(self, x: Array) -> Array:  # [B, N, D] -> [B, N, N]
+        """How much each token looks at each other one, averaged over the heads."""
+        q, k = (rearrange(project(x), "B N (K d) -> B K N d", K=self.heads) for project in (self.query, self.key))
+        scores = jnp.einsum("BKNd,BKMd->BKNM", q, k) / q.shape[-1] ** 0.5
+        return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).mean(axis=1)
+
 
 class Dense(nnx.Module):
     """One linear layer under the name `dense`, as the files nest it."""
@@ -107,6 +111,10 @@ class ViTLayer(nnx.Module):
     def __call__(self, x: Array) -> Array:
         x = x + self.attention(self.layernorm_before(x))
         return x + self.output(self.activation(self.intermediate(self.layernorm_after(x))))
+
+    def weights(self, x: Array) -> Array:
+        """The attention weights [B, N, N] that this layer gives x."""
+        return self.attention.attention.weights(self.layernorm_before(x))
 
 
 class LayerScale(nnx.Module):
@@ -147,6 +155,10 @@ class Dinov2Layer(nnx.Module):
     def __call__(self, x: Array) -> Array:
         x = x + self.layer_scale1(self.attention(self.norm1(x)))
         return x + self.layer_scale2(self.mlp(self.norm2(x)))
+
+    def weights(self, x: Array) -> Array:
+        """The attention weights [B, N, N] that this layer gives x."""
+        return self.attention.attention.weights(self.norm1(x))
 
 
 class Encoder(nnx.Module):
@@ -192,6 +204,14 @@ class Transformer(nnx.Module):
             encoder = self.backbone.encoder
             x = self.pool(encoder(x, slice(len(encoder.layer) - last, None)))
         return self.classifier(x).astype(jnp.float32)
+
+    def attentions(self, image: Array) -> Array:  # [B, H, W, 3] -> [layers, B, N, N]
+        """The attention weights of every layer."""
+        x, found = self.backbone.embeddings(image), []
+        for layer in self.backbone.encoder.layer:
+            found.append(layer.weights(x))
+            x = layer(x)
+        return jnp.stack(found)
 
 
 class ViT(Transformer):
@@ -239,39 +259,6 @@ def activation(config: dict):
     if config["hidden_act"] not in ACTIVATIONS:
         raise UserError(f"config.json: hidden_act = {config['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[config["hidden_act"]]
-
-
-def resize_positions(positions: np.ndarray, side: int) -> np.ndarray:
-    """Returns position embeddings [1, 1 + side², D] made from [1, 1 + s², D], as transformers interpolates them.
-
-    The class token keeps its own; the patches' grid is resampled by PyTorch's bicubic kernel without antialiasing.
-    """
-    first, patches = positions[:, :1], positions[:, 1:]
-    old = round(patches.shape[1] ** 0.5)
-    if old == side:
-        return positions
-    weights = bicubic(old, side)
-    square = rearrange(patches, "1 (h w) D -> h w D", h=old)
-    resized = np.einsum("ih,jw,hwD->ijD", weights, weights, square)
-    return np.concatenate([first, rearrange(resized, "h w D -> 1 (h w) D")], axis=1).astype(positions.dtype)
-
-
-def bicubic(old: int, new: int) -> np.ndarray:
-    """Returns the [new, old] matrix of cubic interpolation with half-pixel centres and the border repeated."""
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    matrix = np.zeros((new, old))
-    for offset in (-1, 0, 1, 2):
-        column = np.floor(centres).astype(int) + offset
-        np.add.at(matrix, (np.arange(new), column.clip(0, old - 1)), cubic(np.abs(centres - column)))
-    return matrix
-
-
-def cubic(distance: np.ndarray) -> np.ndarray:
-    """Returns Keys's cubic convolution kernel (1981) at distances in [0, 2]."""
-    a, d = KEYS_CUBIC, distance
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, far)
 
 
 def named(name: str) -> dict:

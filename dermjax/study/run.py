@@ -15,7 +15,7 @@ from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
-from dermjax.study import arms, generator, report, results, trial
+from dermjax.study import arms, cases, generator, report, results, trial
 from dermjax.study.cells import Cell, claimed, finished
 from dermjax.study.findings import find
 from dermjax.study.trial import Material
@@ -42,8 +42,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         say(f"study: {len(left)} cells are being trained elsewhere, such as {left[0]}; the same command again reports")
         return
     found = find(folders, materials, config.baseline, **config.bootstrap.to_dict())
+    pictures = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     write_atomically(workdir / "results.json", results.as_json(found))
-    write_atomically(workdir / "report.html", report.page(config, found, materials, {}))
+    write_atomically(workdir / "report.html", report.page(config, found, materials, pictures))
     for sentence in report.sentences(found):
         say(f"study: {sentence}")
     say(f"study: the report is {workdir / 'report.html'}")

@@ -129,6 +129,8 @@ def _read_vit(file: Tensors) -> tuple[Tensors, dict, tuple]:
     tensors: Tensors = {}
     for name, tensor in file.items():
         block = re.match(r"blocks\.(\d+)\.(.+)", name)
+        if kind == "dinov2" and name.startswith("head."):
+            continue  # on the class token alone; ours reads the patches' mean as well
         if not block:
             tensors[_renamed(name, back)] = tensor
             continue

@@ -17,7 +17,8 @@ import numpy as np
 
 from dermjax.errors import UserError
 from dermjax.models.classifier import ARCHITECTURES, Architecture, Classifier, describe
-from dermjax.models.vit import grid, resize_positions
+from dermjax.models.positions import resize_positions
+from dermjax.models.vit import grid
 from dermjax.progress import say
 from dermjax.weights import classifier_names, safetensors, torch_layout
 from dermjax.weights.diffusers import write_json
@@ -35,12 +36,12 @@ UNREAD = ("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
 LANCZOS = 1  # Pillow's number; data/images.py cuts and resizes this way
 
 
-def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=jnp.float32) -> tuple[Classifier, Trees]:
+def read(folder: Path, labels: tuple[str, ...], size: int, *, dtype=jnp.float32) -> tuple[Classifier, Trees]:
     """Returns a folder's, or a state dict's, classifier for these labels and images of `size` pixels, and (params,
     variables), float32.
 
-    The head of other labels, or none, is replaced by one drawn from `seed`; position embeddings are resampled when
-    the size differs.
+    The head of other labels, or none, is replaced by zeros (ViT, appendix B.1.1), so that training starts from what the
+    backbone knows; position embeddings are resampled when the size differs.
 
     Raises:
       UserError: a file is missing or broken, the architecture is not one of ours, or tensors do not fit the config.
@@ -61,7 +62,7 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, seed: int, dtype=j
         file = resized(file, f"{architecture.backbone}.{POSITIONS}", grid(config))
     if not same_labels(found, labels) or f"{HEAD}.weight" not in file:
         say(f"{folder}: its head is replaced by a new one for {', '.join(labels)}")
-        file = with_new_head(file, classifier, seed)
+        file = with_new_head(file, classifier)
     params, variables = (torch_layout.flatten(tree) for tree in classifier.shapes)
     tree = torch_layout.from_torch(torch_layout.unflatten(params | variables), file, str(source), dtype=np.float32)
     flat = torch_layout.flatten(tree)
@@ -136,9 +137,9 @@ def same_labels(config: dict, labels: tuple[str, ...]) -> bool:
     return config.get("id2label") == {str(index): label for index, label in enumerate(labels)}
 
 
-def with_new_head(file: Tensors, classifier: Classifier, seed: int) -> Tensors:
-    """Returns the tensors with a freshly drawn head in place of theirs."""
-    head = {f"{HEAD}.{leaf}": array for leaf, array in classifier.init(seed)[0][HEAD].items()}
+def with_new_head(file: Tensors, classifier: Classifier) -> Tensors:
+    """Returns the tensors with a head of zeros in place of theirs."""
+    head = {f"{HEAD}.{leaf}": np.zeros(shape.shape) for leaf, shape in classifier.shapes[0][HEAD].items()}
     return file | torch_layout.stored(head, np.float32)
 
 

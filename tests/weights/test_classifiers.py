@@ -62,7 +62,7 @@ def broken(vit, tmp_path):
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_what_we_write_is_read_bit_for_bit(kind, tmp_path):
     classifier, *trees = make(kind, tmp_path / "classifier")
-    again, read = classifiers.read(tmp_path / "classifier", LABELS, 32, seed=1)
+    again, read = classifiers.read(tmp_path / "classifier", LABELS, 32)
     assert again.config == classifier.config
     jax.tree.map(np.testing.assert_array_equal, read, tuple(trees))
 
@@ -90,7 +90,7 @@ def test_real_backbones_give_pytorch_s_features(name):
     if not folder.is_dir():
         pytest.skip("the real backbones are not here")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    classifier, (params, variables) = classifiers.read(folder, LABELS, 160, seed=0)
+    classifier, (params, variables) = classifiers.read(folder, LABELS, 160)
     # the head replaced by one that shows the first pooled features as logits
     width = params["classifier"]["kernel"].shape[0]
     params["classifier"] = {"kernel": np.eye(width, 32, dtype=np.float32), "bias": np.zeros(32, np.float32)}
@@ -105,14 +105,14 @@ def test_real_backbones_give_pytorch_s_features(name):
 
 
 def test_other_labels_get_a_new_head_and_nothing_else_changes(vit):
-    _, (kept, _) = classifiers.read(vit, LABELS, 32, seed=0)
-    _, (replaced, _) = classifiers.read(vit, ("a", "b", "c"), 32, seed=0)
+    _, (kept, _) = classifiers.read(vit, LABELS, 32)
+    _, (replaced, _) = classifiers.read(vit, ("a", "b", "c"), 32)
     assert replaced["classifier"]["kernel"].shape == (16, 3)
     jax.tree.map(np.testing.assert_array_equal, kept["vit"], replaced["vit"])
 
 
 def test_position_embeddings_follow_the_size(vit):
-    classifier, (params, _) = classifiers.read(vit, LABELS, 48, seed=0)
+    classifier, (params, _) = classifiers.read(vit, LABELS, 48)
     assert classifier.config["image_size"] == 48
     assert params["vit"]["embeddings"]["position_embeddings"].shape == (1, 1 + 6 * 6, 16)
 
@@ -123,7 +123,7 @@ def test_preprocessing_is_read_and_written(broken):
     assert settings["image_mean"] == [0.5, 0.5, 0.5] and settings["crop_size"] == {"height": 32, "width": 32}
     settings["image_mean"] = [0.1, 0.2, 0.3]
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    assert classifiers.read(folder, LABELS, 32, seed=0)[0].mean == (0.1, 0.2, 0.3)
+    assert classifiers.read(folder, LABELS, 32)[0].mean == (0.1, 0.2, 0.3)
 
 
 def test_every_wrong_tensor_is_named_at_once(broken):
@@ -133,7 +133,7 @@ def test_every_wrong_tensor_is_named_at_once(broken):
     tensors["vit.encoder.layer.3.output.dense.bias"] = np.zeros(5, np.float32)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError) as error:
-        classifiers.read(folder, LABELS, 32, seed=0)
+        classifiers.read(folder, LABELS, 32)
     told = str(error.value)
     for word in ("layernorm.bias is missing", "vit.extra is not expected", "layer.3.output.dense.bias is (5,)", "3 of"):
         assert word in told
@@ -155,5 +155,5 @@ def test_a_broken_folder_is_one_line(broken, damage, told):
     folder, *_ = broken
     damage(folder)
     with pytest.raises(UserError, match=told) as error:
-        classifiers.read(folder, LABELS, 32, seed=0)
+        classifiers.read(folder, LABELS, 32)
     assert "\n" not in str(error.value)

@@ -1,0 +1,65 @@
+"""Where a classifier looks: Grad-CAM for MobileNetV2 (Selvaraju et al. 2017, arXiv 1610.02391), attention rollout for
+transformers (Abnar & Zuidema 2020, arXiv 2005.00928).
+
+Such maps show where, never why; untrained networks give convincing ones too.
+
+Shapes: B batch, S side of the image, h w patches or features, N = 1 + h w tokens.
+"""
+
+import base64
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from PIL import Image
+
+from dermjax.data import images
+from dermjax.data.pictures import Picture
+from dermjax.models.classifier import Classifier, Params
+
+Array = jax.Array
+SIDE = 176  # pixels of a picture on a page
+HOT = np.array([255, 196, 60], np.float32)  # the colour of what counted; the rest is dark
+
+
+def heat(classifier: Classifier, params: Params, variables: Params, image: np.ndarray) -> np.ndarray:
+    """Returns [B, h, w] from 0 to 1, for images [B, S, S, 3] in [-1, 1] and the class that each is called."""
+    way = grad_cam if classifier.config["model_type"] == "mobilenet_v2" else rollout
+    found = jax.jit(lambda p, v, x: way(classifier, p, v, x))(params, variables, jnp.asarray(image))
+    found = np.asarray(found, np.float64)
+    low, high = (reduce(found, axis=(1, 2), keepdims=True) for reduce in (np.min, np.max))
+    return (found - low) / np.maximum(high - low, 1e-12)
+
+
+def grad_cam(classifier: Classifier, params: Params, variables: Params, image: Array) -> Array:
+    """Returns [B, h, w]: the features below the last block, weighed by the mean gradient of the winning logit."""
+
+    def called(x: Array) -> Array:
+        logits, _ = classifier.upper(params, variables, x, 1, train=False)
+        return logits.max(-1).sum()
+
+    x = classifier.lower(params, variables, image, 1)
+    weights = jax.grad(called)(x).mean((1, 2), keepdims=True)
+    return jax.nn.relu((weights * x).sum(-1))
+
+
+def rollout(classifier: Classifier, params: Params, variables: Params, image: Array) -> Array:
+    """Returns [B, h, w]: what of each patch reaches the class token, half of every layer being its residual."""
+    attention = classifier.attentions(params, variables, image)  # [layers, B, N, N]
+    mixed = (attention + jnp.eye(attention.shape[-1])[None, None]) / 2
+    reached = mixed[0]
+    for layer in mixed[1:]:
+        reached = layer @ reached
+    side = round((attention.shape[-1] - 1) ** 0.5)
+    return rearrange(reached[:, 0, 1:], "B (h w) -> B h w", h=side)
+
+
+def picture(image: np.ndarray, warmth: np.ndarray, words: str, caption: str) -> Picture:
+    """Returns the picture of an image, uint8 [S, S, 3], darkened where `warmth` [h, w] is low, lit where it is high."""
+    shown = np.asarray(Image.fromarray(image).resize((SIDE, SIDE)), np.float32)
+    scale = Image.fromarray(np.float32(warmth), mode="F").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    share = np.clip(np.asarray(scale), 0, 1)[..., None]
+    lit = shown * (0.35 + 0.65 * share) + HOT * 0.35 * share**2
+    source = "data:image/png;base64," + base64.b64encode(images.png(np.uint8(np.clip(lit, 0, 255)))).decode()
+    return Picture(source=source, words=words, caption=caption)

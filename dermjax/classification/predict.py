@@ -1,0 +1,70 @@
+"""`dermjax predict`: a saved classifier and images -> a CSV of probabilities, calibrated by the classifier's training.
+
+    dermjax predict --classifier=runs/vit_hybrid --images=DIR --out=predictions.csv
+
+For a folder of images the columns are image, called, p_<label> …. For a manifest they are those of predictions.csv, on
+its validation and test images, so that `evaluate` reads the file.
+"""
+
+import csv
+import io
+from pathlib import Path
+
+from dermjax import sharding
+from dermjax.classification.predictions import predictor, probabilities, table
+from dermjax.classification.recipes import Recipe
+from dermjax.classification.restoring import restored
+from dermjax.data import pipelines, records
+from dermjax.data.images import SUFFIXES
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.progress import say
+from dermjax.run_folder import write_atomically
+
+
+def predict(classifier: str, images: str, out: str, batch: int) -> None:
+    """Writes `out`; UserError where there is no classifier or no image, or an image cannot be decoded."""
+    found, (params, variables) = restored(Path(classifier))
+    manifest = listed(Path(images), found.labels)
+    if manifest.labels != found.labels:
+        theirs, ours = ", ".join(manifest.labels), ", ".join(found.labels)
+        raise UserError(f"manifest {images}: its classes are {theirs}, the classifier knows {ours}")
+    told = [record for split in ("validation", "test") for record in manifest.split(split)]
+    if not told:
+        raise UserError(f"{images}: no image to judge; give a folder of images, or a manifest with a test split")
+    grid = sharding.mesh(0, 1)
+    batch = -(-batch // grid.size) * grid.size
+    say_of = predictor(found, Recipe(last=None), batch, grid)
+    batches = pipelines.evaluation(told, manifest, size=found.config["image_size"], batch=batch)
+    said = probabilities(say_of(params, variables, batches))
+    is_manifest = (Path(images) / records.FILE).is_file() or Path(images).is_file()
+    write_atomically(Path(out), table(manifest, [(told, said)]) if is_manifest else plain(told, said, found.labels))
+    say(f"{out}: {len(told)} images")
+
+
+def listed(path: Path, labels: tuple[str, ...]) -> Manifest:
+    """Returns a manifest, or the images anywhere below a folder as one whose labels mean nothing."""
+    if path.is_file() or (path / records.FILE).is_file():
+        return records.read(path)
+    if not path.is_dir():
+        raise UserError(f"images {path}: no such folder; give a folder of images or a manifest")
+    names = sorted(
+        file.relative_to(path).as_posix()
+        for file in path.rglob("*")
+        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    found = tuple(
+        Record(image=name, sha256="", label=labels[0], split="test", source=path.name, image_manipulation="none")
+        for name in names
+    )
+    return Manifest(labels=labels, root=path, records=found)
+
+
+def plain(told: list[Record], said, labels: tuple[str, ...]) -> str:
+    """Returns the CSV image, called, p_<label> …."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "called", *(f"p_{label}" for label in labels)])
+    for record, row in zip(told, said, strict=True):
+        writer.writerow([record.image, labels[row.argmax()], *(f"{p:.9f}" for p in row)])
+    return text.getvalue()

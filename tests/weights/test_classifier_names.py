@@ -1,0 +1,131 @@
+"""State dicts of timm and torchvision: their networks in ours, ours in theirs, and what cannot be said in them."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dermjax.errors import UserError
+from dermjax.models.classifier import describe, fresh
+from dermjax.weights import classifier_names, classifiers
+
+LABELS = ("benign", "malignant")
+VIT = {"patch_size": 8, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
+       "num_attention_heads": 2, "layer_norm_eps": 1e-6}  # fmt: skip
+SETTINGS = {
+    "timm vit": ("vit", VIT, "timm"),
+    "timm vit, mean": ("vit", VIT | {"pooling": "mean"}, "timm"),
+    "timm mobilenet": ("mobilenet_v2", {"depth_multiplier": 0.35, "tf_padding": False, "layer_norm_eps": 1e-5}, "timm"),
+    "torchvision": (
+        "mobilenet_v2", {"depth_multiplier": 0.5, "tf_padding": False, "layer_norm_eps": 1e-5}, "torchvision"
+    ),
+}  # fmt: skip
+
+
+def shaken(tree, seed):
+    """A tree with noise on every leaf, so that exchanged tensors show."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: np.asarray(a) + np.float32(rng.uniform(0.05, 0.15, a.shape)), tree)
+
+
+def written(folder, kind, settings):
+    """A random classifier's folder, and its trees."""
+    classifier = fresh(describe(kind, settings, LABELS, 32), np.float32)
+    trees = [shaken(tree, seed) for seed, tree in enumerate(classifier.init(0))]
+    classifiers.write(folder, classifier, *trees)
+    return trees
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_out_and_in_again_is_the_same_classifier(name, tmp_path):
+    kind, settings, form = SETTINGS[name]
+    trees = written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    classifier, again = classifiers.read(tmp_path / "theirs.safetensors", LABELS, 32)
+    jax.tree.map(np.testing.assert_array_equal, again, tuple(trees))
+    for key in settings:
+        assert classifier.config[key] == settings[key], key
+
+
+@pytest.mark.parametrize("name", ["timm mobilenet", "torchvision"])
+def test_mobilenet_has_the_names_of_the_library(name, tmp_path):
+    kind, settings, form = SETTINGS[name]
+    written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    names = set(load_file(tmp_path / "theirs.safetensors"))
+    assert len(names) == 52 * 6 + 2  # convolutions, each with five tensors of its batch normalisation, and the head
+    if form == "timm":
+        layer = r"(conv_stem|conv_head|bn[12]|classifier|blocks\.[0-6]\.[0-3]\.(conv_pwl?|conv_dw|bn[123]))"
+    else:
+        layer = r"(features\.\d+\.(conv\.)?\d(\.[01])?|classifier\.1)"
+    assert all(re.fullmatch(layer + r"\.(weight|bias|running_mean|running_var|num_batches_tracked)", n) for n in names)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "mobilenetv2_050"])
+def test_timm_s_own_networks_say_the_same(name, tmp_path):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    size = {"img_size": 56} if "14" in name else {"img_size": 32} if "vit" in name else {}
+    say_the_same(timm.create_model(name, num_classes=2, **size), 56 if "14" in name else 32, torch, tmp_path)
+
+
+def test_torchvision_s_own_network_says_the_same(tmp_path):
+    torchvision, torch = pytest.importorskip("torchvision"), pytest.importorskip("torch")
+    say_the_same(torchvision.models.mobilenet_v2(num_classes=2, width_mult=0.5), 32, torch, tmp_path)
+
+
+def say_the_same(model, size, torch, folder):
+    """Their network, saved, read by us: the same logits, or where our head is another, the same features."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+            tensor.add_(0.02 * torch.randn_like(tensor).abs() if tensor.ndim < 2 else 0.02 * torch.randn_like(tensor))
+    model.eval()
+    state = {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "theirs.safetensors", {"id2label": json.dumps({"0": "benign", "1": "malignant"})})
+    classifier, (params, variables) = classifiers.read(folder / "theirs.safetensors", LABELS, size)
+    image = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+    pixels = ((image + 1) / 2 - np.array(classifier.mean)) / np.array(classifier.std)
+    with torch.no_grad():
+        pixels = torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
+        dino = classifier.config["model_type"] == "dinov2"
+        theirs = (model.forward_features(pixels)[:, 0] if dino else model(pixels)).numpy()
+    if dino:
+        ours = jax.jit(lambda p, v: classifier.lower(p, v, image, 0))(params, variables)[:, : theirs.shape[1]]
+    else:
+        ours = jax.jit(lambda p, v: classifier.logits(p, v, image, train=False)[0])(params, variables)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * max(1, np.abs(theirs).max()))
+
+
+def test_a_head_of_other_labels_is_replaced(tmp_path):
+    kind, settings, form = SETTINGS["timm vit"]
+    written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    classifier, (params, _) = classifiers.read(tmp_path / "theirs.safetensors", ("a", "b", "c"), 32)
+    assert classifier.labels == ("a", "b", "c") and params["classifier"]["kernel"].shape == (128, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "form", "told"),
+    [
+        (("mobilenet_v2", {"depth_multiplier": 0.35}), "timm", "TensorFlow's"),
+        (("vit", VIT), "torchvision", "MobileNetV2 only"),
+        (("vit", VIT | {"layer_norm_eps": 1e-12}), "timm", "epsilon 1e-6"),
+        (("dinov2", {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}), "timm", "class token"),
+        (("vit", VIT), "keras", "there are timm and torchvision"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(settings, form, told, tmp_path):
+    written(tmp_path / "ours", *settings)
+    with pytest.raises(UserError, match=told):
+        classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    assert not (tmp_path / "theirs.safetensors").exists()
+
+
+def test_another_file_is_one_line(tmp_path):
+    save_file({"layer1.weight": np.zeros(3, np.float32)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(UserError, match="neither timm's nor torchvision's"):
+        classifiers.read(tmp_path / "resnet.safetensors", LABELS, 32)
+    assert classifier_names.recognised({}) == ""
