@@ -74,6 +74,16 @@ COMMANDS = {
         "write a model as a folder or a single .safetensors file, with a LoRA merged, or a LoRA in the other form",
         flags={"from": "", "to": "", "lora": "none", "lora_weight": 0.8, "dtype": "float16"},
     ),
+    "predict": Command(
+        "dermjax.classification.predict:predict",
+        "write a CSV of a saved classifier's calibrated probabilities for images",
+        flags={"classifier": "", "images": "", "out": "", "batch": 32},
+    ),
+    "convert_classifier": Command(
+        "dermjax.weights.classifiers:convert",
+        "write a classifier folder as a state dict of timm or torchvision",
+        flags={"from": "", "to": "", "form": "timm"},
+    ),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
 WITHOUT_JAX = ("prepare",)
