@@ -86,7 +86,8 @@ def batches(
 ) -> list[list[Request]]:
     """Returns the batches, of at most `size` requests that one compiled function can make together, with any missing.
 
-    `lengths` is the number of tokens of each request: a short prompt is not lengthened by a long one beside it. How requests are divided follows from the plan alone, never from what is missing: a resumed run computes the same
+    `lengths` is the number of tokens of each request: a short prompt is not lengthened by a long one beside it. How
+    requests are divided follows from the plan alone, never from what is missing: a resumed run computes the same
     batches as an uninterrupted one.
     """
 

@@ -6,8 +6,6 @@ Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` 
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -24,54 +22,19 @@ def kept(x: Array) -> Array:
     return checkpoint_name(x, KEPT)
 
 
-def affine(product: Callable, x: Array, kernel: Array, bias: Array | None, dtype) -> Array:
-    """Returns product(x, kernel) + bias in `dtype`, rounded once, after the bias has been added.
-
-    GPUs, TPUs and PyTorch do so by themselves. XLA for CPUs multiplies bfloat16 as float32 and would round in between.
-    """
-
-    def plain(x: Array, kernel: Array, bias: Array | None) -> Array:
-        y = product(x, kernel)
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-
-    def wide(*given: Array | None) -> Array:
-        return plain(*jax.tree.map(lambda array: array.astype(jnp.float32), given)).astype(dtype)
-
-    given = jax.tree.map(lambda array: array.astype(dtype), (x, kernel, bias))
-    return plain(*given) if dtype == jnp.float32 else jax.lax.platform_dependent(*given, cpu=wide, default=plain)
-
-
-class Linear(nnx.Linear):
-    """A dense layer over the last axis."""
-
-    def __call__(self, x: Array) -> Array:
-        return affine(jnp.dot, x, self.kernel[...], None if self.bias is None else self.bias[...], self.dtype)
-
-
-class Conv(nnx.Conv):
-    """A 2-d convolution over [B, h, w, C]."""
-
-    def __call__(self, x: Array) -> Array:
-        def product(x: Array, kernel: Array) -> Array:
-            axes = ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(x, kernel, self.strides, self.padding, dimension_numbers=axes)
-
-        return affine(product, x, self.kernel[...], self.bias[...], self.dtype)
-
-
-def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> Conv:
-    """A convolution; `padding` is a number of pixels or ((top, bottom), (left, right))."""
+def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+    """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    return Conv(cin, cout, (size, size), strides=(stride, stride), padding=pads, dtype=dtype, rngs=rngs)
+    return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, dtype=dtype, rngs=rngs)
 
 
-def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> Linear:
-    """A dense layer."""
-    return Linear(din, dout, use_bias=bias, dtype=dtype, rngs=rngs)
+def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer over the last axis."""
+    return nnx.Linear(din, dout, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
 def silu(x: Array) -> Array:
-    """SiLU of x in its own type, rounded once."""
+    """SiLU in the type of x, rounded once: x * sigmoid(x) in bfloat16 would round twice, PyTorch's does not."""
     return nnx.silu(x.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -198,7 +198,7 @@ class UNet(nnx.Module):
         }
         self.dtype = dtype
         self.time = (widths[0], config["flip_sin_to_cos"], config["freq_shift"])
-        # the way in and the way out are small, and float32 on either side
+        # the ways in and out are float32: they are small, and much of what bfloat16 costs arises there
         self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, dtype=jnp.float32, rngs=rngs)
         self.time_embedding = TimeEmbedding(widths[0], time, dtype=dtype, rngs=rngs)
 

@@ -1,7 +1,8 @@
 """Stable Diffusion's autoencoder (Rombach et al. 2022, arXiv 2112.10752), driven by diffusers' config.json.
 
 Attribute names are those of diffusers' AutoencoderKL. Every GroupNorm here uses 1e-6, the encoder pads (0, 1) before
-it halves, and latents leave unscaled: the scale belongs to the bundle in stable_diffusion.py.
+it halves, and latents leave unscaled: the scale belongs to the bundle in stable_diffusion.py. The ways in and out are
+float32 whatever the rest is: they are small, and much of what bfloat16 costs arises there.
 
 Shapes: B batch, H W image, h w latent (H/8, W/8 for four levels), C channels, Z latent channels.
 """
@@ -12,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv
+from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv, silu
 
 Array = jax.Array
 EPSILON = 1e-6
@@ -101,21 +102,22 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
         widths, groups = config["block_out_channels"], config["norm_num_groups"]
-        kinds = {"dtype": dtype, "rngs": rngs}
-        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, **kinds)
+        kinds, wide = {"dtype": dtype, "rngs": rngs}, {"dtype": jnp.float32, "rngs": rngs}
+        self.dtype = dtype
+        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, **wide)
         self.down_blocks = nnx.List(
             DownBlock(cin, cout, config["layers_per_block"], groups, i == len(widths) - 1, **kinds)
             for i, (cin, cout) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True))
         )
         self.mid_block = MidBlock(widths[-1], groups, **kinds)
-        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **kinds)
-        self.conv_out = conv(widths[-1], 2 * config["latent_channels"], 3, padding=1, **kinds)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **wide)
+        self.conv_out = conv(widths[-1], 2 * config["latent_channels"], 3, padding=1, **wide)
 
     def __call__(self, x: Array) -> Array:
-        x = self.conv_in(x)
+        x = self.conv_in(x).astype(self.dtype)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nnx.Module):
@@ -123,21 +125,22 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
         widths, groups = config["block_out_channels"][::-1], config["norm_num_groups"]
-        kinds = {"dtype": dtype, "rngs": rngs}
-        self.conv_in = conv(config["latent_channels"], widths[0], 3, padding=1, **kinds)
+        kinds, wide = {"dtype": dtype, "rngs": rngs}, {"dtype": jnp.float32, "rngs": rngs}
+        self.dtype = dtype
+        self.conv_in = conv(config["latent_channels"], widths[0], 3, padding=1, **wide)
         self.mid_block = MidBlock(widths[0], groups, **kinds)
         self.up_blocks = nnx.List(
             UpBlock(cin, cout, config["layers_per_block"] + 1, groups, i == len(widths) - 1, **kinds)
             for i, (cin, cout) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True))
         )
-        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **kinds)
-        self.conv_out = conv(widths[-1], config["out_channels"], 3, padding=1, **kinds)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **wide)
+        self.conv_out = conv(widths[-1], config["out_channels"], 3, padding=1, **wide)
 
     def __call__(self, x: Array) -> Array:
-        x = self.mid_block(self.conv_in(x))
+        x = self.mid_block(self.conv_in(x).astype(self.dtype))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class VAE(nnx.Module):
@@ -145,22 +148,21 @@ class VAE(nnx.Module):
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
         refuse_unknown(config)
-        self.dtype = dtype
         latent = config["latent_channels"]
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
-        self.quant_conv = conv(2 * latent, 2 * latent, 1, padding=0, dtype=dtype, rngs=rngs)
-        self.post_quant_conv = conv(latent, latent, 1, padding=0, dtype=dtype, rngs=rngs)
+        self.quant_conv = conv(2 * latent, 2 * latent, 1, padding=0, dtype=jnp.float32, rngs=rngs)
+        self.post_quant_conv = conv(latent, latent, 1, padding=0, dtype=jnp.float32, rngs=rngs)
 
     def encode(self, image: Array) -> Array:
         """Returns moments [B, h, w, 2 Z], float32: mean first, then log-variance clipped to [-30, 20]."""
-        moments = self.quant_conv(self.encoder(image.astype(self.dtype))).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(image))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return jnp.concatenate([mean, jnp.clip(log_variance, -30.0, 20.0)], axis=-1)
 
     def decode(self, latents: Array) -> Array:
         """Returns images [B, H, W, 3], float32, about [-1, 1] and not clipped, from unscaled latents [B, h, w, Z]."""
-        return self.decoder(self.post_quant_conv(latents.astype(self.dtype))).astype(jnp.float32)
+        return self.decoder(self.post_quant_conv(latents))
 
 
 def resnet(cin: int, cout: int, groups: int, *, dtype, rngs: nnx.Rngs) -> ResnetBlock:

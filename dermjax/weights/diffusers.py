@@ -61,7 +61,7 @@ def locate(model: str) -> Path:
     if not index.is_file():
         names = ", ".join(SHIPPED)
         raise UserError(
-            f"model {folder}: no model_index.json; give a folder in diffusers' layout, a single file, or one of: {names}"
+            f"model {folder}: no model_index.json; give a folder in diffusers' layout, a single file or one of: {names}"
         )
     pipeline = read_json(index).get("_class_name", "")
     if not pipeline.startswith("StableDiffusion") or any(word in pipeline for word in ("XL", "3")):
