@@ -1,0 +1,167 @@
+"""What is frozen stays, what is cached is what the whole network computes, and heads say what they said."""
+
+import runpy
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dermjax import sharding
+from dermjax.classification import heads, recipes, run
+from dermjax.classification.batches import Mixture
+from dermjax.classification.features import Features, network
+from dermjax.classification.recipes import Recipe
+from dermjax.data import records
+from dermjax.data.pipelines import Turns
+from dermjax.errors import UserError
+from dermjax.models.classifier import describe, fresh
+from dermjax.training import writers
+from dermjax.weights.torch_layout import flatten
+
+DRAW = runpy.run_path(str(Path(__file__).parent / "test_run.py"))
+SMALL = {"patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+
+
+def vit():
+    classifier = fresh(describe("vit", SMALL, ("benign", "malignant"), 32), np.float32)
+    return classifier, *classifier.init(0)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return DRAW["draw"](tmp_path_factory.mktemp("real"), DRAW["SIZES"], "none", seed=0)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "mobilenet_v2"])
+def test_below_the_cut_and_above_it_are_the_whole(kind):
+    settings = {"depth_multiplier": 0.35} if kind == "mobilenet_v2" else SMALL
+    classifier = fresh(describe(kind, settings, ("a", "b"), 32), np.float32)
+    params, variables = classifier.init(0)
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+
+    @jax.jit
+    def both(params, variables):
+        cut = [
+            classifier.upper(params, variables, classifier.lower(params, variables, image, last), last, train=False)[0]
+            for last in (0, 2)
+        ]
+        return classifier.logits(params, variables, image, train=False)[0], cut
+
+    whole, cut = both(params, variables)
+    for each in cut:
+        np.testing.assert_allclose(each, whole, rtol=0, atol=1e-5)
+
+
+def test_a_recipe_parts_the_parameters_and_rates_fall_with_depth():
+    _, params, _ = vit()
+    flat = flatten(params)
+    for name, blocks, trained in (("frozen", 1, {"head"}), ("last", 2, {"head", "norm", "1", "2"})):
+        parts = recipes.divided(params, recipes.recipe(name, blocks, params))
+        assert flatten(parts[0]).keys() | flatten(parts[1]).keys() == flat.keys()
+        kinds = {
+            "head" if path.startswith("classifier") else "norm" if ".layernorm." in path else path.split(".")[3]
+            for path in flatten(parts[0])
+        }
+        assert kinds == trained
+        jax.tree.map(np.testing.assert_array_equal, recipes.joined(*parts), params)
+    slowed, _ = recipes.layerwise(0.5, params).update(jax.tree.map(np.ones_like, params), None)
+    slowed = {path: float(leaf.flat[0]) for path, leaf in flatten(slowed).items()}
+    assert slowed["classifier.kernel"] == slowed["vit.layernorm.scale"] == 1
+    assert slowed["vit.encoder.layer.2.output.dense.kernel"] == 0.5
+    assert slowed["vit.encoder.layer.0.output.dense.kernel"] == 0.125
+    assert slowed["vit.embeddings.cls_token"] == 0.0625
+    with pytest.raises(UserError, match="the classifier has 3 blocks"):
+        recipes.recipe("last", 4, params)
+    with pytest.raises(UserError, match="full, last, frozen"):
+        recipes.recipe("probe", 1, params)
+
+
+def features(folder, last=0, change=0.0):
+    classifier, params, variables = vit()
+    params = jax.tree.map(lambda leaf: leaf + np.float32(change), params)
+    recipe = Recipe(last=last)
+    return Features(
+        classifier=classifier, params=params, variables=variables, last=last, policy="mild", batch=4,
+        grid=sharding.mesh(1, 1), folder=folder / network(classifier, params, variables, recipe),
+    )  # fmt: skip
+
+
+def test_features_are_computed_once_by_digest(real, tmp_path, monkeypatch):
+    manifest = records.read(real)
+    chosen = manifest.split("test")[:6]
+    found = features(tmp_path).of(manifest, chosen, 2)
+    assert found.shape == (6, 2, 16) and found.dtype == np.float32
+    assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-4  # the second view is augmented
+    monkeypatch.setattr(Features, "_seen", lambda *_: pytest.fail("computed again"))
+    np.testing.assert_array_equal(features(tmp_path).of(manifest, chosen[::-1], 1)[::-1, 0], found[:, 0])
+    assert features(tmp_path, change=0.1).folder != features(tmp_path).folder
+    assert features(tmp_path, last=1).folder != features(tmp_path).folder
+    features(tmp_path).path(chosen[0], 0).write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match="damaged"):
+        features(tmp_path).of(manifest, chosen, 1)
+
+
+def test_mixtures_of_features_are_exact_resumable_and_in_turns():
+    sources = [np.full((n, 1, 3), value, np.float32) for value, n in enumerate((5, 4, 7, 3))]
+    turns = Turns(fraction=Fraction(3, 4), classes=2)
+
+    def mixture():
+        return Mixture(sources, turns, batch=8, seed=1, mixing="none")
+
+    one = mixture()
+    batches = [next(one) for _ in range(6)]
+    values = np.concatenate([batch["image"][:, 0] for batch in batches])
+    assert [(values == source).sum() for source in range(4)] == [6, 6, 18, 18]
+    assert (np.concatenate([batch["label"] for batch in batches]) == values % 2).all()
+    again = mixture()
+    again.set_state({"next": 4})
+    np.testing.assert_array_equal(next(again)["image"], batches[4]["image"])
+    mixed = next(Mixture(sources, turns, batch=8, seed=1, mixing="mixup"))
+    np.testing.assert_allclose(mixed["targets"].sum(-1), 1, atol=1e-6)
+
+
+def test_heads_say_the_same_in_other_units():
+    rng = np.random.default_rng(0)
+    head = {"kernel": rng.normal(size=(5, 2)), "bias": rng.normal(size=2)}
+    mean, deviation, x = rng.normal(size=5), rng.uniform(0.5, 2, 5), rng.normal(size=(7, 5))
+    scaled = heads.standardised(head, mean, deviation)
+    said = (x - mean) / deviation @ scaled["kernel"] + scaled["bias"]
+    np.testing.assert_allclose(said, x @ head["kernel"] + head["bias"], atol=1e-5)
+    back = heads.plain(scaled, mean, deviation)
+    np.testing.assert_allclose(back["kernel"], head["kernel"], atol=1e-5)
+    np.testing.assert_allclose(back["bias"], head["bias"], atol=1e-5)
+
+
+def test_the_temperature_of_overconfident_logits_is_found():
+    rng = np.random.default_rng(0)
+    honest = rng.normal(size=(20_000, 2))
+    labels = (rng.random(20_000) < 1 / (1 + np.exp(honest[:, 0] - honest[:, 1]))).astype(int)
+    assert heads.temperature(3 * honest, labels) == pytest.approx(3, rel=0.05)
+    cooled = heads.cooled({"kernel": np.ones((2, 2)), "bias": np.ones(2)}, 4.0)
+    assert cooled["kernel"][0, 0] == cooled["bias"][0] == 0.25
+
+
+@pytest.mark.parametrize("recipe", ["frozen", "last"])
+def test_what_is_frozen_stays_bit_for_bit(real, tmp_path, recipe):
+    shape = {"patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2}  # fmt: skip
+    config = DRAW["settings"](real)
+    config = type(config)(config.to_dict())
+    config.architecture.vit = shape
+    config.update(recipe=recipe, last_blocks=1, views=2, layer_decay=0.5, patience=6, evaluate_every=3)
+    run.run(config.lock(), tmp_path / recipe)
+    file = load_file(tmp_path / recipe / "classifier" / "model.safetensors")
+    start = fresh(describe("vit", shape, ("benign", "malignant"), 32), np.float32).init(config.seed)[0]
+    below = {"vit.encoder.layer.0.", "vit.embeddings."} | ({"vit.encoder.layer.1."} if recipe == "frozen" else set())
+    flat = flatten(start)
+    names = {path.replace("kernel", "weight").replace("scale", "weight"): path for path in flat}
+    for name, tensor in file.items():
+        same = np.array_equal(np.sort(tensor, axis=None), np.sort(flat[names[name]], axis=None))
+        if any(name.startswith(each) for each in below):
+            assert same, name
+    assert not np.allclose(file["classifier.weight"], flat["classifier.kernel"].T)
+    curve = writers.read(tmp_path / recipe / "metrics.jsonl")
+    assert curve[-1]["validation_auroc"] == 1.0 and curve[-1]["step"] < 12  # ended early, at the best

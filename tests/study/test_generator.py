@@ -1,0 +1,87 @@
+"""Each fold tunes a generator of its own on its own training split, once, and one host at a time."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from dermjax.data import records
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.study import generator
+from dermjax.study.cells import claimed
+
+CONFIG = Path(__file__).parents[2] / "configs" / "study.py"
+LABELS = ("benign", "malignant")
+
+
+def write(folder, manipulation):
+    """A manifest with an image a class and split."""
+    splits = ("train", "validation", "test") if manipulation == "none" else ("train",)
+    found = tuple(
+        Record(image=f"{label}-{split}.png", sha256=f"{label}{split}", label=label, split=split, source="x",
+               image_manipulation=manipulation)
+        for label in LABELS for split in splits
+    )  # fmt: skip
+    records.write(folder / records.FILE, Manifest(labels=LABELS, root=folder, records=found))
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Every stage replaced by one that notes what it was asked and leaves the smallest thing of its kind."""
+    asked = []
+
+    def fake(name, leaves):
+        def run(config, folder):
+            asked.append((name, config))
+            leaves(folder)
+
+        return run
+
+    leaves = {
+        "preparation": lambda folder: write(folder, "none"),
+        "tuning": lambda folder: None,
+        "generation": lambda folder: write(folder, "synthetic"),
+        "curation": lambda folder: write(folder, "synthetic"),
+    }
+    for name, leave in leaves.items():
+        monkeypatch.setattr(getattr(generator, name), "run", fake(name, leave))
+    return asked
+
+
+def settings(**changed):
+    config = runpy.run_path(str(CONFIG))["get_config"]("folds")
+    config.prepare.images = "photographs"
+    config.update(changed)
+    return config.lock()
+
+
+def test_every_fold_is_prepared_tuned_and_curated_on_its_own(stages, tmp_path):
+    config = settings()
+    for fold in range(2):
+        real, synthetic = generator.made(config, tmp_path, fold)
+        assert len(real.records) == 6 and all(record.synthetic for record in synthetic.records)
+        assert [name for name, _ in stages[4 * fold :]] == ["preparation", "tuning", "generation", "curation"]
+        prepare, tune, generate, curate = (asked for _, asked in stages[4 * fold :])
+        assert (prepare.folds, prepare.fold) == (5, fold)
+        prepared = str(tmp_path / f"fold{fold}" / "prepare" / records.FILE)
+        assert tune.manifest == curate.training == prepared
+        assert tune.prompts.malignant == "dermoscopy of a malignant mole"
+        assert generate.model == str(tmp_path / f"fold{fold}" / "tune" / "model")
+    generator.made(config, tmp_path, 1)
+    assert [name for name, _ in stages[8:]] == ["preparation"]  # it says itself that it is done
+
+
+def test_another_host_that_makes_a_fold_is_not_disturbed(stages, tmp_path):
+    config = settings()
+    write_to = tmp_path / "fold0" / "prepare"
+    write_to.mkdir(parents=True)
+    with claimed(tmp_path / "fold0"), pytest.raises(UserError, match="is being made by another host"):
+        generator.made(config, tmp_path, 0)
+
+
+def test_what_is_missing_is_said(stages, tmp_path):
+    with pytest.raises(UserError, match="no real images"):
+        generator.made(settings(prepare={"images": ""}), tmp_path, 0)
+    with pytest.raises(UserError, match="has one split"):
+        generator.made(settings(manifest="somewhere"), tmp_path, 0)
