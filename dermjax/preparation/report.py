@@ -31,7 +31,8 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     """The report as one self-contained HTML file in UTF-8."""
     splits = [name for name in SPLITS if manifest.split(name)]
     groups = _groups(manifest, findings.near)
-    leaking = [group for group in groups if len({record.split for record in group}) > 1]
+    groups.sort(key=_is_on_one_side)  # the leaks first
+    leaking = [group for group in groups if not _is_on_one_side(group)]
     html = fill(
         TEMPLATE,
         {},
@@ -46,7 +47,7 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         leaking=len(leaking),
         shown=[
             [picture(manifest, record, f"{record.image} ({record.split})") for record in group[:MEMBERS]]
-            for group in sorted(groups, key=lambda group: group not in leaking)[:GROUPS]
+            for group in groups[:GROUPS]
         ],
         skipped=findings.skipped,
         ignored=findings.ignored,
@@ -63,6 +64,10 @@ def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
         if row in tied:
             members[group].append(manifest.records[row])
     return list(members.values())
+
+
+def _is_on_one_side(group: list[Record]) -> bool:
+    return len({record.split for record in group}) == 1
 
 
 def _counts(manifest: Manifest, split: str) -> list[int]:
