@@ -1,16 +1,22 @@
-"""The whole way from prompt to pixels is that of diffusers' StableDiffusionPipeline: a random twin, the same noise."""
+"""The whole way from prompt to pixels is that of diffusers' StableDiffusionPipeline: a random twin, the same noise.
+
+The twin is read by us and written again, as a folder and as a single file, and diffusers makes its pictures of those.
+"""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data.tokens import tokenizer, tokens, write_word_tokenizer
+from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.text_to_image import Pipeline, text_to_image
 from dermjax.diffusion.walk import normal
 from dermjax.weights import diffusers as ours
+from dermjax.weights import single_file
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -25,6 +31,7 @@ SCHEDULERS = {
     "Euler a": diffusers.EulerAncestralDiscreteScheduler,
     "PLMS": diffusers.PNDMScheduler,
 }
+CLIP = Path(ours.__file__).parent / "clip_tokenizer"
 PROMPTS = ["a benign mole", "a malignant mole"]
 SIZE, STEPS = 64, 10
 
@@ -33,8 +40,7 @@ SIZE, STEPS = 64, 10
 def twin(request, tmp_path_factory):
     """A small random pipeline of Stable Diffusion 1.5's kind, and the folder that diffusers makes of it."""
     folder = tmp_path_factory.mktemp(request.param)
-    write_word_tokenizer(folder / "words", ["a", "benign", "malignant", "mole"], 8)
-    words = tokenizer(folder / "words")
+    words = tokenizer(CLIP)
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -59,7 +65,7 @@ def twin(request, tmp_path_factory):
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=8,
+        max_position_embeddings=77,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )
@@ -80,15 +86,36 @@ def twin(request, tmp_path_factory):
     pipeline = diffusers.StableDiffusionPipeline(
         vae, text, words, unet, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder / "model")
     return pipeline, folder / "model"
 
 
+@pytest.fixture(scope="module")
+def forms(twin, tmp_path_factory):
+    """The twin, and what diffusers loads of what we write: {form: (pipeline, folder with its scheduler)}."""
+    pipeline, folder = twin
+    written = tmp_path_factory.mktemp("written")
+    model, params = ours.read(folder)
+    ours.write(written / "model", model, params, dtype=np.float32)
+    single_file.write(written / "model.safetensors", model, params, dtype=np.float32)
+    kind, without = diffusers.StableDiffusionPipeline, {"safety_checker": None, "local_files_only": True}
+    found = {
+        "twin": (pipeline, folder),
+        "our folder": (kind.from_pretrained(written / "model", **without), written / "model"),
+        "our file": (
+            kind.from_single_file(str(written / "model.safetensors"), config=str(written / "model"), **without),
+            written / "model",
+        ),
+    }
+    for each, _ in found.values():
+        each.set_progress_bar_config(disable=True)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
-    pipeline, folder = twin
+def test_pixels_are_those_of_diffusers(name, twin, forms, monkeypatch):
+    _, folder = twin
     model, params = ours.read(folder)
     words, seeds = tokenizer(model.tokenizer), jnp.array([5, 6])
     asked, negative = tokens(words, PROMPTS), tokens(words, ["", ""])
@@ -96,28 +123,32 @@ def test_pixels_are_those_of_diffusers(name, twin, monkeypatch):
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
     render = text_to_image(Pipeline(model, sampler, ladder, 1, None), SIZE)
     mine = np.asarray(render(params, asked, negative, seeds, Guidance(jnp.float32(3), None, None)))
+    assert mine.std() > 20, "a picture, not a grey field"
 
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
 
     def channels_first(noise):
         return torch.from_numpy(np.array(noise)).permute(0, 3, 1, 2)
 
-    draws = iter(
-        channels_first(normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], s), (8, 8, 4))) for s in range(STEPS)
-    )
-    monkeypatch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, **__: next(draws))
-    pipeline.scheduler = SCHEDULERS[name].from_pretrained(folder, subfolder="scheduler")
-    theirs = pipeline(
-        PROMPTS,
-        height=SIZE,
-        width=SIZE,
-        num_inference_steps=STEPS,
-        guidance_scale=3.0,
-        negative_prompt=["", ""],
-        latents=channels_first(normal(keys[:, 0], (8, 8, 4))),
-        output_type="np",
-    ).images
-    difference = np.abs(mine - 255 * theirs)
-    print(f"{name}: {difference.max():.3f} levels of 255 at most, picture's own spread {mine.std():.0f}")
-    assert mine.std() > 20, "a picture, not a grey field"
-    assert difference.max() <= 0.51, "nothing but the rounding to whole levels"
+    for form, (pipeline, place) in forms.items():
+        draws = iter(
+            channels_first(normal(jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], s), (8, 8, 4)))
+            for s in range(STEPS)
+        )
+        monkeypatch.setattr(
+            scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, draws=draws, **__: next(draws)
+        )
+        pipeline.scheduler = SCHEDULERS[name].from_pretrained(place, subfolder="scheduler")
+        theirs = pipeline(
+            PROMPTS,
+            height=SIZE,
+            width=SIZE,
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            negative_prompt=["", ""],
+            latents=channels_first(normal(keys[:, 0], (8, 8, 4))),
+            output_type="np",
+        ).images
+        difference = np.abs(mine - 255 * theirs)
+        print(f"{name}, {form}: {difference.max():.3f} levels of 255 at most, picture's own spread {mine.std():.0f}")
+        assert difference.max() <= 0.51, "nothing but the rounding to whole levels"
