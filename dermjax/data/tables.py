@@ -99,13 +99,15 @@ def scan(folder: Folder, name: str, layout: Layout, *, classes: str, skip: bool)
                                 "line, or give --config.on_bad_image=skip")  # fmt: skip
             if path in found:
                 raise UserError(f"{where}: {Path(image).name} stands there twice; keep one line")
-            label = _label(told, layout, classes, where)
+            diagnosis = _diagnosis(told, layout, classes, where)
+            label = diagnosis if layout.meanings is None else layouts.label(classes, diagnosis)
             if path is None or not label:
-                ignored.append((path, "of no class") if path else (image, "not there"))
+                ignored.append((path, diagnosis or "without a label") if path else (image, "not there"))
             else:
-                found[path] = _record(path, label, split, {**more.get(_key(image), {}), **told}, layout, name, where)
+                told = more.get(_key(image), {}) | {column: value for column, value in told.items() if value}
+                found[path] = _record(path, label, split, told, layout, name, where)
     there = {record.label for record in found.values()}
-    labels = layouts.labels(classes, there) if layout.meanings is not None or layout.one_hot else tuple(sorted(there))
+    labels = tuple(sorted(there)) if layout.meanings is None else layouts.labels(classes, there)
     if len(there) < 2:
         raise UserError(f"folder {folder.root}: its tables name images of {', '.join(sorted(there)) or 'no class'}; "
                         f"needed are {' and '.join(labels) if len(labels) > 1 else 'two classes'}")  # fmt: skip
@@ -143,23 +145,22 @@ def _split_of(table: Path) -> str:
     return SPLIT_FOLDERS[named[-1]] if named else ""
 
 
-def _label(told: Mapping[str, str], layout: Layout, classes: str, where: str) -> str:
-    """The class of a row, "" where the rules give it none."""
+def _diagnosis(told: Mapping[str, str], layout: Layout, classes: str, where: str) -> str:
+    """The diagnosis of a row in the words of `layouts.RULES`; where the layout has no meanings, the value itself."""
     if layout.one_hot:
         marked = [column for column in layout.one_hot if _number(told.get(column, "")) == 1]
         if len(marked) > 1 or not (marked or layout.rest):
             raise UserError(f"{where}: {len(marked)} of {', '.join(layout.one_hot)} are 1; one must be")
-        return layouts.label(classes, layout.one_hot[marked[0]] if marked else layout.rest)
+        return layout.one_hot[marked[0]] if marked else layout.rest
     value = next((told[column] for column in layout.label if told.get(column, "")), "")
     if layout.meanings is None:
         return value
     if value.lower() not in layout.meanings:
         raise UserError(f"{where}: {layout.label[0]} is {value!r}; known are {', '.join(layout.meanings)}")
-    diagnosis = layout.meanings[value.lower()]
-    if classes == "diagnoses" and not set(layout.meanings.values()) - set(layouts.UNDIAGNOSED):
+    if classes == "diagnoses" and set(layout.meanings.values()) <= set(layouts.UNDIAGNOSED):
         raise UserError(f"{where}: this archive tells no diagnosis in {layout.label[0]}; give config.classes=binary, "
                         "or a column of diagnoses as config.columns.label")  # fmt: skip
-    return layouts.label(classes, diagnosis)
+    return layout.meanings[value.lower()]
 
 
 def _record(

@@ -82,8 +82,12 @@ def test_seven_diagnoses_are_seven_classes_malignant_ones_last(tmp_path):
 
 def test_an_actinic_keratosis_is_a_diagnosis_but_of_neither_side(tmp_path):
     folder(tmp_path, TABLES["isic-2019"])
-    assert scan(tmp_path).ignored == (("part_1/c.jpg", "of no class"),)
+    assert scan(tmp_path).ignored == (("part_1/c.jpg", "actinic keratosis"),)
     assert scan(tmp_path, classes="diagnoses").labels == ("nevus", "actinic keratosis", "squamous cell carcinoma")
+
+
+def test_what_is_indeterminate_is_left_out_by_that_name(tmp_path):
+    assert read(tmp_path, TABLES["isic-cli"]).ignored == (("part_1/c.jpg", "indeterminate"),)
 
 
 def test_an_archive_without_diagnoses_says_so(tmp_path):
@@ -120,7 +124,7 @@ def test_the_name_of_a_table_tells_its_split(name, split):
 def test_any_table_by_its_columns(tmp_path):
     folder(tmp_path, "file,kind,who,set\na.jpg,mole,P1,train\npart_1/b.JPG,cancer,P2,Test\nc,,P3,val\n")
     listing = scan(tmp_path, "table", image="file", label="kind", patient_id="who", split="set")
-    assert listing.labels == ("cancer", "mole") and listing.ignored == (("part_1/c.jpg", "of no class"),)
+    assert listing.labels == ("cancer", "mole") and listing.ignored == (("part_1/c.jpg", "without a label"),)
     assert [(r.label, r.split, r.patient_id) for r in listing.records] == [
         ("mole", "train", "P1"), ("cancer", "test", "P2")
     ]  # fmt: skip
