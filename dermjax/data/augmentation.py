@@ -82,9 +82,7 @@ def crop_map(rng: np.random.Generator) -> np.ndarray:
 def turn_map(rng: np.random.Generator) -> np.ndarray:
     """Any turn about the middle, a little shear, mirrored half of the time: an affine map, float [3, 3]."""
     angle, shear = rng.uniform(0, 2 * np.pi), np.tan(np.deg2rad(rng.uniform(-SHEAR, SHEAR)))
-    mirror = rng.choice((-1.0, 1.0))
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[mirror, shear, 0], [0, 1, 0], [0, 0, 1]])
+    return _turn(angle) @ _linear(rng.choice((-1.0, 1.0)), shear, 0, 1)
 
 
 def hue_map(angle: float) -> np.ndarray:
@@ -140,21 +138,20 @@ def _about_one(rng: np.random.Generator, share: float) -> float:
     return rng.uniform(1 - share, 1 + share)
 
 
-def _turned(kind: str) -> Callable[[Image.Image, float], Image.Image]:
-    """The geometric operation of RandAugment of a kind, as a function of the image and its signed strength."""
+def _linear(a: float, b: float, c: float, d: float) -> np.ndarray:
+    return np.array([[a, b, 0], [c, d, 0], [0, 0, 1]])
 
-    def operation(picture: Image.Image, strength: float) -> Image.Image:
-        c, s = np.cos(np.deg2rad(30 * strength)), np.sin(np.deg2rad(30 * strength))
-        maps = {
-            "rotate": [[c, -s, 0], [s, c, 0], [0, 0, 1]],
-            "shear_x": [[1, 0.3 * strength, 0], [0, 1, 0], [0, 0, 1]],
-            "shear_y": [[1, 0, 0], [0.3 * strength, 1, 0], [0, 0, 1]],
-            "translate_x": [[1, 0, 0.66 * strength], [0, 1, 0], [0, 0, 1]],
-            "translate_y": [[1, 0, 0], [0, 1, 0.66 * strength], [0, 0, 1]],
-        }
-        return resampled(picture, np.array(maps[kind]))
 
-    return operation
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
+
+
+def _turn(angle: float) -> np.ndarray:
+    return _linear(np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle))
+
+
+def _moved(to_source: Callable[[float], np.ndarray]) -> Callable[[Image.Image, float], Image.Image]:
+    return lambda picture, strength: resampled(picture, to_source(strength))
 
 
 def _enhanced(enhance: type) -> Callable[[Image.Image, float], Image.Image]:
@@ -172,7 +169,11 @@ OPERATIONS = {
     "contrast": _enhanced(ImageEnhance.Contrast),
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
-    **{kind: _turned(kind) for kind in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")},
+    "rotate": _moved(lambda strength: _turn(np.deg2rad(30 * strength))),
+    "shear_x": _moved(lambda strength: _linear(1, 0.3 * strength, 0, 1)),
+    "shear_y": _moved(lambda strength: _linear(1, 0, 0.3 * strength, 1)),
+    "translate_x": _moved(lambda strength: _shift(0.66 * strength, 0)),
+    "translate_y": _moved(lambda strength: _shift(0, 0.66 * strength)),
 }
 POLICIES = {"none": plain, "mild": mild, "strong": strong, "randaugment": randaugment}
 MIXTURES = {"none": unmixed, "mixup": mixup, "cutmix": cutmix}
