@@ -76,7 +76,7 @@ def _meetings(views: np.ndarray, view: int, order: np.ndarray, tables: tuple[Tab
         return np.concatenate([_apart(pairs(each, whole, distance), view) for each in asked])
     planes = np.ascontiguousarray(turned.T)
     found = [np.empty((0, 3), np.int64)]
-    for table in tables:
+    for table in tables[: _enough(distance, len(tables[0].bits))]:
         keys = _keys(planes, table.bits)
         for flip, ours in zip(FLIPS, asked, strict=True):
             mask = _keys(flip[:, None].astype(np.uint8), table.bits)
@@ -111,8 +111,7 @@ def _tables(planes: np.ndarray) -> tuple[Table, ...]:
     A table has as many bits as give about one image a key; the first bit of a hash is always 0 and is left out.
     """
     size = ceil(log2(planes.shape[1]))
-    meets = comb(BITS - 1 - NEAR, size) / comb(BITS - 1, size)
-    count = ceil(log(MISSED) / log(1 - meets))
+    count = _enough(NEAR, size)
     rng = np.random.default_rng(0)
     a_permutation = (BITS - 1) // size
     chosen = [
@@ -121,6 +120,12 @@ def _tables(planes: np.ndarray) -> tuple[Table, ...]:
         for bits in (1 + rng.permutation(BITS - 1))[: a_permutation * size].reshape(a_permutation, size)
     ]
     return tuple(_table(planes, bits) for bits in chosen[:count])
+
+
+def _enough(distance: int, size: int) -> int:
+    """How many tables of `size` bits miss at most MISSED of the pairs at this distance."""
+    meets = comb(BITS - 1 - distance, size) / comb(BITS - 1, size)
+    return ceil(log(MISSED) / log(1 - meets))
 
 
 def _table(planes: np.ndarray, bits: np.ndarray) -> Table:
