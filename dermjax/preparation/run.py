@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dermjax import progress
 from dermjax.data import examined, neighbours, records, sources, splits
+from dermjax.data.examined import Look
 from dermjax.data.records import SPLITS, Manifest
 from dermjax.errors import UserError
 from dermjax.preparation import phantoms, report, settings
@@ -47,6 +48,8 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         validation=config.ratios.validation,
         test=config.ratios.test,
     )
+    looks = (Look(record.sha256, seen, None) for record, seen in zip(manifest.records, views, strict=True))
+    write_atomically(workdir / examined.FILE, b"".join(look.line() for look in looks))
     return manifest, Findings(skipped=(), ignored=(), near=neighbours.near(views))
 
 

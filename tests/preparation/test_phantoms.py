@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermjax.data import duplicates, images, records
+from dermjax.data import audit, duplicates, images, records
 from dermjax.data.phantom import Phantom
 from dermjax.preparation import phantoms
 from dermjax.preparation.run import run
@@ -78,3 +78,10 @@ def test_real_phantoms(tmp_path, paint):
     assert manifest.labels == CLASSES and len(manifest.records) == 16
     assert all(record.attributes["parameters"]["label"] == record.label for record in manifest.records)
     assert not any(label in record.attributes["caption"] for record in manifest.records for label in CLASSES)
+
+
+def test_an_audit_of_phantoms_decodes_nothing(tmp_path, paint, monkeypatch, capsys):
+    paint(tmp_path, per_class=8)
+    monkeypatch.setattr(images, "load", None)
+    audit.show(str(tmp_path))
+    assert "nothing leaks: 16 images" in capsys.readouterr().out
