@@ -65,4 +65,3 @@ def _mark(image: Image.Image) -> None:
     draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
     font = ImageFont.load_default(size=15)
     draw.text((SIDE / 2, SIDE - STRIP / 2), "SYNTHETIC", fill=(255, 255, 255), font=font, anchor="mm")
-
