@@ -93,6 +93,10 @@ class Classifier:
         """Returns the attention weights [layers, B, N, N] of a transformer for images [B, H, W, 3] in [-1, 1]."""
         return self._merged(params, variables).attentions(self._normalised(image))
 
+    def maps(self, params: Params, variables: Params, image: Array) -> Array:
+        """Returns what MobileNetV2's head reads before its mean is taken, [B, h, w, C], for images in [-1, 1]."""
+        return self._merged(params, variables).maps(self._normalised(image))
+
     def _merged(self, params: Params, variables: Params):
         # NNX would write new statistics into numpy arrays in place
         return nnx.merge(self.graph, numbered(params), numbered(jax.tree.map(jnp.asarray, variables)))

@@ -173,3 +173,7 @@ class MobileNetV2(nnx.Module):
     def pool(self, features: Array, *, train: bool) -> Array:  # [B, h, w, C] -> [B, C]
         """The features that the head reads."""
         return self.mobilenet_v2.conv_1x1(features, train=train).mean((1, 2))
+
+    def maps(self, image: Array) -> Array:  # [B, H, W, 3] -> [B, h, w, C]
+        """The features that the head reads, before their mean over the image is taken."""
+        return self.mobilenet_v2.conv_1x1(self.mobilenet_v2(image, 0, train=False), train=False)

@@ -152,9 +152,16 @@ def _fold(folders: list[Path], manifest: Manifest, name: str, classes: tuple[str
 def _figures(folds: list[Judged], classes: tuple[str, ...], cache: dict) -> dict[str, Estimate]:
     few = next((reason for fold in folds if (reason := fold.few(classes))), "")
     return {
-        name: seeds.combined([fold.spread(name, cache) for fold in folds], few)[0]
+        name: _bounded(seeds.combined([fold.spread(name, cache) for fold in folds], few)[0])
         for name in metrics.names(folds[0].said[0])
     }
+
+
+def _bounded(estimate: Estimate) -> Estimate:
+    """The interval of a share or an area, which lies between 0 and 1 whatever Student's quantile says."""
+    if estimate.low is None:
+        return estimate
+    return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
 
 
 def _difference(name: str, before: list[Judged], after: list[Judged], classes: tuple[str, ...], cache: dict):
@@ -188,7 +195,8 @@ def _in_subgroup(judged: dict, images: set[str], classes: tuple[str, ...]) -> di
         part = [fold.only(images) for fold in folds]
         if len(set(part[0].said[0].labels)) == len(classes):
             cache: dict = {}
-            found[group] = seeds.combined([each.spread(PRIMARY, cache) for each in part], part[0].few(classes))[0]
+            few = part[0].few(classes)
+            found[group] = _bounded(seeds.combined([each.spread(PRIMARY, cache) for each in part], few)[0])
     return found
 
 
@@ -196,7 +204,7 @@ def _elsewhere(judged: dict, baseline: str, classes: tuple[str, ...]) -> dict[Gr
     cache: dict = {}
     return {
         group: (
-            seeds.combined([fold.spread(PRIMARY, cache) for fold in folds], folds[0].few(classes))[0],
+            _bounded(seeds.combined([fold.spread(PRIMARY, cache) for fold in folds], folds[0].few(classes))[0]),
             _difference(PRIMARY, judged[(*group[:2], baseline)], folds, classes, cache)[0],
         )
         for group, folds in judged.items()

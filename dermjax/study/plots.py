@@ -11,6 +11,9 @@ from dermjax.evaluation.predictions import Predictions
 from dermjax.study.findings import Comparison
 
 COLOURS = ("#3d5a80", "#c8623b", "#7a8b3c", "#8b5a9e", "#b08a2e", "#2f8f86", "#a63d57", "#6b6e76")
+OF_ARM = {"real_equal_steps": "#3d5a80", "real": "#7ba0c9", "real_augmented": "#2f8f86", "synthetic": "#7a8b3c",
+          "synthetic_then_real": "#8b5a9e", "hybrid_3": "#c8623b"}  # fmt: skip
+HYBRID = "#b08a2e"  # of the other ratios
 BINS = 8  # of equal numbers of images, in the calibration plot
 
 
@@ -56,9 +59,9 @@ def roc(title: str, arms: dict[str, list[Predictions]]) -> str:
 
     def draw(panel: Axes) -> None:
         panel.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
-        for number, (arm, folds) in enumerate(arms.items()):
+        for arm, folds in arms.items():
             curves = [np.interp(metrics.GRID, *metrics.roc(said)) for said in folds]
-            panel.plot(metrics.GRID, np.mean(curves, axis=0), label=words(arm), color=COLOURS[number % len(COLOURS)])
+            panel.plot(metrics.GRID, np.mean(curves, axis=0), label=words(arm), color=OF_ARM.get(arm, HYBRID))
         panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
         panel.set(xlabel="1 − specificity", ylabel="sensitivity")
         panel.legend(loc="lower right", fontsize=8)
@@ -71,12 +74,12 @@ def calibration(title: str, arms: dict[str, list[Predictions]]) -> str:
 
     def draw(panel: Axes) -> None:
         panel.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
-        for number, (arm, folds) in enumerate(arms.items()):
+        for arm, folds in arms.items():
             confidence = np.concatenate([said.confidence for said in folds])
             right = np.concatenate([said.right for said in folds])
             parts = np.array_split(np.argsort(confidence), BINS)
             panel.plot([confidence[part].mean() for part in parts], [right[part].mean() for part in parts], "o-",
-                       label=words(arm), color=COLOURS[number % len(COLOURS)], markersize=4)  # fmt: skip
+                       label=words(arm), color=OF_ARM.get(arm, HYBRID), markersize=4)  # fmt: skip
         panel.set(xlim=(0.3, 1.01), ylim=(0.3, 1.01), aspect="equal", title=title)
         panel.set(xlabel="confidence", ylabel="share that is right")
         panel.legend(loc="upper left", fontsize=8)

@@ -81,12 +81,11 @@ def sizes(material: Material) -> dict[str, dict[str, int]]:
 
 def charts(found: Found, setting: tuple[str, int], baseline: str) -> list[str]:
     """The forest, the ROC curves and the calibration of one classifier and few-shot size."""
-    name = f"{wording.shown(setting[0])}, {shots(setting[1])}"
     compared = [each for each in found.comparisons if each.group[:2] == setting]
     drawn = {group[2]: found.mean[group] for group in _of(found, setting)}
     chosen = {arm: said for arm, said in drawn.items() if arm in (baseline, "synthetic", *PAPER_ARMS)}
-    forest = [plots.forest(name, compared)] if compared else []
-    return [*forest, plots.roc(f"ROC: {name}", drawn), plots.calibration(f"Calibration: {name}", chosen)]
+    forest = [plots.forest("Arms", compared)] if compared else []
+    return [*forest, plots.roc("ROC", drawn), plots.calibration("Calibration", chosen)]
 
 
 def doses(found: Found, baseline: str) -> list[str]:

@@ -1,6 +1,9 @@
 """What is frozen stays, what is cached is what the whole network computes, and heads say what they said."""
 
+import os
 import runpy
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -165,3 +168,45 @@ def test_what_is_frozen_stays_bit_for_bit(real, tmp_path, recipe):
     assert not np.allclose(file["classifier.weight"], flat["classifier.kernel"].T)
     curve = writers.read(tmp_path / recipe / "metrics.jsonl")
     assert curve[-1]["validation_auroc"] == 1.0 and curve[-1]["step"] < 12  # ended early, at the best
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_of_the_whole_batch_on_two_devices(tmp_path):
+    """One step of MobileNetV2 over two devices leaves the statistics and parameters of one step on one."""
+    program = (
+        "import sys, jax, numpy as np, optax\n"
+        "from dermjax import sharding\n"
+        "from dermjax.classification import recipes\n"
+        "from dermjax.classification.recipes import Recipe\n"
+        "from dermjax.models.classifier import describe, fresh\n"
+        "from dermjax.training.loop import fit\n"
+        "from dermjax.training.state import create\n"
+        "from pathlib import Path\n"
+        "classifier = fresh(describe('mobilenet_v2', {'depth_multiplier': 0.35}, ('a', 'b'), 64), np.float32)\n"
+        "rng = np.random.default_rng(0)\n"
+        "batch = {'image': rng.uniform(-1, 1, (8, 64, 64, 3)).astype('f4'), 'label': np.arange(8, dtype='i4') % 2}\n"
+        "class Same:\n"
+        "    def __next__(self): return batch\n"
+        "    def get_state(self): return {}\n"
+        "    def set_state(self, state): pass\n"
+        "found = []\n"
+        "for devices in (1, 2):\n"
+        "    params, variables = classifier.init(0)\n"
+        "    rule = optax.sgd(0.1)\n"
+        "    loss = recipes.loss(classifier, Recipe(last=None), 0.0)\n"
+        "    state = create(params, variables, rule, ema=False)\n"
+        "    state = fit(loss, state, {}, Same(), optimizer=rule, seed=0, steps=1, ema_decay=0.0, accumulate=1,\n"
+        "                mesh=sharding.mesh(devices, 1), rules=sharding.RULES, title='one', save_every=10,\n"
+        "                log_every=10, workdir=Path(sys.argv[1]) / str(devices))\n"
+        "    found.append(jax.device_get((state.variables, state.params)))\n"
+        "for one, two in zip(*map(jax.tree.leaves, found), strict=True):\n"
+        "    np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)\n"
+        "moved = [np.abs(leaf - before).max() for leaf, before in\n"
+        "         zip(jax.tree.leaves(found[1][0]), jax.tree.leaves(classifier.init(0)[1]), strict=True)]\n"
+        "assert min(moved) > 0\n"
+    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
