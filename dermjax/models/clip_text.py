@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models.layers import layer_norm, linear
+from dermjax.models.layers import ZEROS, layer_norm, linear
 
 Array = jax.Array
 
@@ -74,7 +74,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
         width = config["hidden_size"]
-        kinds = {"dtype": dtype, "rngs": rngs}
+        kinds = {"embedding_init": ZEROS, "dtype": dtype, "rngs": rngs}
         self.token_embedding = nnx.Embed(config["vocab_size"], width, **kinds)
         self.position_embedding = nnx.Embed(config["max_position_embeddings"], width, **kinds)
 

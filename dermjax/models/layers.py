@@ -6,6 +6,8 @@ Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` 
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -14,6 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
+# Parameters come from files or from `start`: modules are built for their shapes alone; keys would cost seconds.
+ZEROS, NO_KEYS = nnx.initializers.zeros_init(), SimpleNamespace(params=lambda: None)
 KEPT = "kept"  # names what a layer's matrices and convolutions give, which costs more to compute again than to keep
 
 
@@ -25,12 +29,12 @@ def kept(x: Array) -> Array:
 def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
     """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, dtype=dtype, rngs=rngs)
+    return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
 
 def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer over the last axis."""
-    return nnx.Linear(din, dout, use_bias=bias, dtype=dtype, rngs=rngs)
+    return nnx.Linear(din, dout, use_bias=bias, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
 
 def silu(x: Array) -> Array:

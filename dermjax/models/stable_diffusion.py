@@ -21,6 +21,7 @@ from flax import nnx
 from dermjax.errors import UserError
 from dermjax.models import start
 from dermjax.models.clip_text import CLIPText
+from dermjax.models.layers import NO_KEYS
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
 
@@ -47,14 +48,19 @@ class StableDiffusion:
     remat: str = "none"  # what training keeps of the UNet's layers: all, none of "blocks", or all but "attention"
 
     @functools.cached_property
-    def graphs(self) -> dict[str, Any]:
-        """NNX graph definitions, made without allocating a single array."""
-        return {name: self._abstract(name)[0] for name in NETWORKS}
+    def _abstract(self) -> dict[str, tuple[Any, Params]]:
+        """Graph definition and shapes of each network, made without allocating a single array."""
+        return {name: self._split(name) for name in NETWORKS}
 
-    @functools.cached_property
+    @property
+    def graphs(self) -> dict[str, Any]:
+        """NNX graph definitions."""
+        return {name: graph for name, (graph, _) in self._abstract.items()}
+
+    @property
     def shapes(self) -> Params:
         """The parameter tree with jax.ShapeDtypeStruct leaves."""
-        return {name: self._abstract(name)[1] for name in NETWORKS}
+        return {name: shapes for name, (_, shapes) in self._abstract.items()}
 
     @property
     def prediction(self) -> str:
@@ -124,12 +130,12 @@ class StableDiffusion:
         """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]."""
         return jnp.clip(self.reconstruct(params, latents / self.scale), -1.0, 1.0)
 
-    def _abstract(self, name: str) -> tuple[Any, Params]:
+    def _split(self, name: str) -> tuple[Any, Params]:
         make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
         if name == "unet":
             make = functools.partial(make, remat=self.remat)
         try:
-            graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+            graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=NO_KEYS)))
         except KeyError as error:
             raise UserError(f"{name}/config.json: {error} is missing") from error
         return graph, plain(nnx.to_pure_dict(state))

@@ -34,11 +34,16 @@ Tensors = dict[str, Stored]
 
 
 def in_file(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> Stored:
-    """Returns the tensor whose little-endian elements, last axis fastest, start at this byte of the file."""
+    """Returns the tensor whose little-endian elements, last axis fastest, start at this byte of the file.
+
+    What it reads are pages of the file, mapped: they take memory when they are touched, and writing to the array
+    leaves the file as it is.
+    """
 
     def read() -> np.ndarray:
-        # bytes first: numpy reads files of its own types only, and bfloat16 is none of them
-        found = np.fromfile(path, np.uint8, math.prod(shape) * dtype.itemsize, offset=offset)
+        size = math.prod(shape) * dtype.itemsize
+        # bytes first: numpy maps files of its own types only, and bfloat16 is none of them; nor does it map nothing
+        found = np.asarray(np.memmap(path, np.uint8, "c", offset, size)) if size else np.empty(0, np.uint8)
         return found.view(dtype).reshape(shape)
 
     return Stored(shape, dtype, read)

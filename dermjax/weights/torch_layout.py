@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.weights.casting import cast
 from dermjax.weights.stored import Stored, Tensors
 
 Tree = dict[str, Any]
@@ -89,10 +90,10 @@ def from_torch(
 
 
 def ours(path: str, array: np.ndarray, dtype) -> np.ndarray:
-    """Returns a file's tensor in our layout and type."""
+    """Returns a file's tensor in our layout and type: a view of the file where it has that type already."""
     if path.rpartition(".")[2] == "kernel":
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return np.ascontiguousarray(array, dtype)
+    return array if array.dtype == dtype else cast(array, np.dtype(dtype))
 
 
 def expected(shapes: Tree) -> dict[str, tuple[int, ...]]:

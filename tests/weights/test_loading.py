@@ -88,6 +88,24 @@ def test_tensors_stream_one_by_one(tmp_path):
     assert parameters <= found["peak"] <= parameters + 8 * mebibyte + 4 * mebibyte  # and the interpreter's own
 
 
+def test_tensors_stream_to_their_type_and_sharding(tmp_path):
+    """The same to half of each kernel on either of two devices, in bfloat16; the runtime has its own 24 MiB."""
+    shape, mebibyte = (1024, 512, 2, 4), 2**20
+    kernel = Stored(shape, np.dtype(np.float16), lambda: np.ones(shape, np.float16))
+    safetensors.write(tmp_path / "x.safetensors", {f"conv{i}.weight": kernel for i in range(12)}, {})
+    found = measured(
+        "import jax, jax.numpy as jnp; from types import SimpleNamespace as Shape; "
+        "from dermjax.weights import torch_layout; from dermjax.weights.tensor_files import opened; "
+        "jax.config.update('jax_num_cpu_devices', 2); mesh = jax.make_mesh((2,), ('fsdp',)); "
+        "home = jax.NamedSharding(mesh, jax.P(None, None, None, 'fsdp')); "
+        "place = lambda path, array: jax.block_until_ready(jax.device_put(array, home))",
+        f"torch_layout.from_torch({{f'conv{{i}}': {{'kernel': Shape(shape=(2, 4, 512, 1024))}} for i in range(12)}}, "
+        f"opened(Path({str(tmp_path / 'x.safetensors')!r}))[0], 'x', dtype=jnp.bfloat16, place=place)",
+    )
+    parameters = 12 * 8 * mebibyte
+    assert parameters <= found["peak"] <= parameters + 2 * 8 * mebibyte + 24 * mebibyte
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, width", [("float16", 2), ("float32", 4)])
 def test_memory_beside_the_parameters_is_that_of_the_largest_tensor(folder, capsys, kind, width):

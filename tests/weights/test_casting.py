@@ -1,0 +1,38 @@
+"""Casting is numpy's, bit for bit, whatever the layout."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dermjax.weights import casting
+
+HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
+
+
+def same_bits(one: np.ndarray, other: np.ndarray):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
+
+
+def test_every_half_is_widened_as_by_numpy():
+    finite = HALVES[np.isfinite(HALVES)]
+    same_bits(casting.widened(finite), finite.astype(np.float32))
+    same_bits(casting.widened(HALVES), HALVES.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (np.float16, np.float32),
+        (np.float32, np.float16),
+        (np.float32, ml_dtypes.bfloat16),
+        (ml_dtypes.bfloat16, np.float32),
+    ],
+)
+def test_a_large_transposed_tensor(kinds):
+    given, wanted = map(np.dtype, kinds)
+    array = np.random.default_rng(0).normal(size=(1025, 130, 3, 3)).astype(given).transpose(2, 3, 1, 0)
+    assert array.size > casting.LARGE
+    made = casting.cast(array, wanted)
+    assert made.flags.c_contiguous and made.flags.writeable
+    same_bits(made, array.astype(wanted, order="C"))
