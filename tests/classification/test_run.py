@@ -7,11 +7,15 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from dermjax import sharding
 from dermjax.classification import run
+from dermjax.classification.predictions import predictor
+from dermjax.classification.recipes import Recipe
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -190,3 +194,27 @@ def test_other_classes_are_refused(real, synthetic, tmp_path):
     for key in ("synthetic", "judged"):
         with pytest.raises(UserError, match="cat, dog"):
             run.run(settings(real, **{key: str(synthetic)}), tmp_path / "run")
+
+
+def test_a_synthetic_image_among_the_judges_is_refused(real, tmp_path):
+    lines = real.read_text().splitlines()
+    changed = [
+        line.replace('"image_manipulation": "none"', '"image_manipulation": "synthetic"')
+        if '"split": "validation"' in line else line
+        for line in lines
+    ]  # fmt: skip
+    real.write_text("\n".join(changed) + "\n")
+    with pytest.raises(UserError, match="a synthetic image in the validation split") as error:
+        run.run(settings(real), tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_logits_that_are_no_numbers_are_counted():
+    class Broken:
+        def logits(self, params, variables, image, *, train):
+            return jnp.where(jnp.arange(4)[:, None] > 0, image.mean((1, 2)), jnp.nan), variables
+
+    predict = predictor(Broken(), Recipe(last=None), 4, sharding.mesh(1, 1))
+    batch = {"image": np.zeros((4, 2, 2, 3), np.float32), "valid": np.ones(4, bool)}
+    with pytest.raises(UserError, match="1 of 4 predictions are not finite"):
+        predict({}, {}, iter([batch]))
