@@ -7,6 +7,7 @@ verdict looks at AUROC, named beforehand, and its p-values are adjusted by Holm'
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,39 +66,42 @@ class Found:
     fidelity: dict[Group, Estimate]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
     """What the cells of a group said of a test set in one fold, seed by seed."""
 
     said: list[Predictions]
     bootstrap: Bootstrap
+    names: tuple[str, ...]
 
-    def spread(self, name: str, cache: dict) -> Spread:
-        """A figure of every seed with its resamples; the baseline's serves every comparison, so it is kept."""
-        key = (id(self), name)
-        if key not in cache:
-            labels = self.said[0].labels
-            resampled = [
-                intervals.spreads(self.bootstrap, labels, lambda n, w, s=s: WEIGHTED[n](s, w), [name])[name]
-                for s in self.said
-            ]
-            cache[key] = Spread(
+    @cached_property
+    def spreads(self) -> dict[str, Spread]:
+        """The named figures of every seed with their resamples; all seeds and arms see the same draws."""
+        labels = self.said[0].labels
+        resampled = [
+            intervals.spreads(self.bootstrap, labels, lambda name, w, s=s: WEIGHTED[name](s, w), self.names)
+            for s in self.said
+        ]
+        return {
+            name: Spread(
                 values=np.array([metrics.METRICS[name](s) for s in self.said]),
-                resampled=np.array(resampled),
+                resampled=np.array([each[name] for each in resampled]),
                 n=metrics.counted(name, labels),
                 units=len(set(self.bootstrap.lesions)),
             )
-        return cache[key]
+            for name in self.names
+        }
 
     def few(self, classes: tuple[str, ...]) -> str:
         """Why there are too few lesions for an interval, or nothing."""
         return self.bootstrap.too_few(self.said[0].labels, classes)
 
     def only(self, images: set[str]) -> "Judged":
-        """The same on some of the images."""
+        """The same on some of the images, by the primary figure alone."""
         kept = [lesion for image, lesion in zip(self.said[0].images, self.bootstrap.lesions, strict=True)
                 if image in images]  # fmt: skip
-        return Judged(said=[s.only(images) for s in self.said], bootstrap=replace(self.bootstrap, lesions=tuple(kept)))
+        said = [s.only(images) for s in self.said]
+        return Judged(said=said, bootstrap=replace(self.bootstrap, lesions=tuple(kept)), names=(PRIMARY,))
 
     @property
     def mean(self) -> Predictions:
@@ -114,14 +118,14 @@ def find(
     tests = {"": [material.real for material in materials]}
     tests |= {name: [material.tests[name] for material in materials] for name in materials[0].tests}
     judged = {name: _read(folders, manifests, name, classes, drawn) for name, manifests in tests.items()}
-    here, cache = judged[""], {}
-    comparisons = [_compare(group, here, baseline, classes, cache) for group in here if group[2] != baseline]
+    here = judged[""]
+    comparisons = [_compare(group, here, baseline, classes) for group in here if group[2] != baseline]
     adjusted = seeds.holm([each.p for each in comparisons])
     groups = subgroups.split(materials[0].real) if len(materials) == 1 else {}
     return Found(
         classes=classes,
-        figures={group: _figures(folds, classes, cache) for group, folds in here.items()},
-        alone={group: np.mean([f.spread(PRIMARY, cache).values for f in folds], axis=0).tolist()
+        figures={group: _figures(folds, classes) for group, folds in here.items()},
+        alone={group: np.mean([f.spreads[PRIMARY].values for f in folds], axis=0).tolist()
                for group, folds in here.items()},
         mean={group: [fold.mean for fold in folds] for group, folds in here.items()},
         comparisons=[replace(each, adjusted=p) for each, p in zip(comparisons, adjusted, strict=True)],
@@ -146,15 +150,13 @@ def _fold(folders: list[Path], manifest: Manifest, name: str, classes: tuple[str
     else:
         said = [predictions.read(folder / f"predictions_{name}.csv", classes, "test") for folder in folders]
     lesion_of = {record.image: record.lesion_id or record.image for record in manifest.split("test")}
-    return Judged(said=said, bootstrap=Bootstrap(lesions=tuple(lesion_of[i] for i in said[0].images), **drawn))
+    bootstrap = Bootstrap(lesions=tuple(lesion_of[i] for i in said[0].images), **drawn)
+    return Judged(said=said, bootstrap=bootstrap, names=(PRIMARY,) if name else metrics.names(said[0]))
 
 
-def _figures(folds: list[Judged], classes: tuple[str, ...], cache: dict) -> dict[str, Estimate]:
+def _figures(folds: list[Judged], classes: tuple[str, ...]) -> dict[str, Estimate]:
     few = next((reason for fold in folds if (reason := fold.few(classes))), "")
-    return {
-        name: _bounded(seeds.combined([fold.spread(name, cache) for fold in folds], few)[0])
-        for name in metrics.names(folds[0].said[0])
-    }
+    return {name: _bounded(seeds.combined([fold.spreads[name] for fold in folds], few)[0]) for name in folds[0].names}
 
 
 def _bounded(estimate: Estimate) -> Estimate:
@@ -164,18 +166,17 @@ def _bounded(estimate: Estimate) -> Estimate:
     return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
 
 
-def _difference(name: str, before: list[Judged], after: list[Judged], classes: tuple[str, ...], cache: dict):
+def _difference(name: str, before: list[Judged], after: list[Judged], classes: tuple[str, ...]):
     """(the combined difference, p), seeds and resamples paired."""
     few = next((reason for fold in before if (reason := fold.few(classes))), "")
-    pairs = [(a.spread(name, cache), b.spread(name, cache)) for b, a in zip(before, after, strict=True)]
+    pairs = [(a.spreads[name], b.spreads[name]) for b, a in zip(before, after, strict=True)]
     spreads = [replace(a, values=a.values - b.values, resampled=a.resampled - b.resampled) for a, b in pairs]
     return seeds.combined(spreads, few)
 
 
-def _compare(group: Group, judged: dict, baseline: str, classes: tuple[str, ...], cache: dict) -> Comparison:
+def _compare(group: Group, judged: dict, baseline: str, classes: tuple[str, ...]) -> Comparison:
     before, after = judged[(*group[:2], baseline)], judged[group]
-    names = metrics.names(after[0].said[0])
-    found = {name: _difference(name, before, after, classes, cache) for name in names}
+    found = {name: _difference(name, before, after, classes) for name in after[0].names}
     tests = [intervals.mcnemar(b.mean, a.mean) for b, a in zip(before, after, strict=True)]
     return Comparison(
         group=group,
@@ -194,18 +195,16 @@ def _in_subgroup(judged: dict, images: set[str], classes: tuple[str, ...]) -> di
     for group, folds in judged.items():
         part = [fold.only(images) for fold in folds]
         if len(set(part[0].said[0].labels)) == len(classes):
-            cache: dict = {}
             few = part[0].few(classes)
-            found[group] = _bounded(seeds.combined([each.spread(PRIMARY, cache) for each in part], few)[0])
+            found[group] = _bounded(seeds.combined([each.spreads[PRIMARY] for each in part], few)[0])
     return found
 
 
 def _elsewhere(judged: dict, baseline: str, classes: tuple[str, ...]) -> dict[Group, tuple[Estimate, Estimate]]:
-    cache: dict = {}
     return {
         group: (
-            _bounded(seeds.combined([fold.spread(PRIMARY, cache) for fold in folds], folds[0].few(classes))[0]),
-            _difference(PRIMARY, judged[(*group[:2], baseline)], folds, classes, cache)[0],
+            _bounded(seeds.combined([fold.spreads[PRIMARY] for fold in folds], folds[0].few(classes))[0]),
+            _difference(PRIMARY, judged[(*group[:2], baseline)], folds, classes)[0],
         )
         for group, folds in judged.items()
     }
