@@ -81,8 +81,9 @@ def same(function, kind, twin, name, strength, given, theirs):
     mine = np.asarray(render(params, *said, SEEDS, Guidance(jnp.float32(3), None, None), *given))
 
     networks = {name: part for name, part in pipeline.components.items() if name != "scheduler"}
-    other = kind(**networks, requires_safety_checker=False,
-                 scheduler=SCHEDULERS[name].from_pretrained(folder, subfolder="scheduler"))  # fmt: skip
+    clip = {"clip_sample": False} if name == "DDIM" else {}  # as Stable Diffusion's file says, which others do not read
+    scheduler = SCHEDULERS[name].from_pretrained(folder, subfolder="scheduler", **clip)
+    other = kind(**networks, scheduler=scheduler, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     made = other(
         PROMPTS,

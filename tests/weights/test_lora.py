@@ -171,7 +171,7 @@ FIRST = "unet.conv_in"
     (lambda t: t.update({"x.attn2.to_k.lora_A.weight": np.zeros((2, 2048), np.float32)}) or
      [t.pop(name) for name in list(t) if name.startswith("unet.")], "is SDXL, which is not supported"),
     (lambda t: t.clear() or t.update({"model.diffusion_model.out.2.bias": np.zeros(4, np.float32)}), "not a LoRA"),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_does_not_fit_is_one_line(shapes, tmp_path, change, said):
     lora_files.write_peft(tmp_path / "good.safetensors", filled(shapes), dtype=np.float32)
     save_file(wrong(load_file(tmp_path / "good.safetensors"), change), tmp_path / "bad.safetensors")
