@@ -59,6 +59,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "remat": "none",  # computes "attention" or "blocks" a second time instead of keeping them
             "watch_every": 1000,  # steps between two looks: samples, held-out loss, report
             "validation_draws": 4,  # noises an image of the held-out split; 0 is off
+            "patience": 0,  # steps without a better held-out loss that end tuning, and take the best; 0 takes the last
             "samples": {"images": 4, "prompts": 1, "sampler": "DPM++ 2M", "steps": 20, "guidance": 5.0},  # a class
             "save_every": 1000,
             "log_every": 50,
