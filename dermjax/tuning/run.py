@@ -58,7 +58,12 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     )  # fmt: skip
     assembled = partial(parts.assembled, alpha=config.lora.alpha)
     said = texts.read(sd, [*shown.prompts, *held_out.prompts], words)
-    constants = frozen | said.constants(sd, params, parts.silent(trained, frozen))
+    kept = Path(config.cache or workdir / "latents")
+    constants = frozen | (
+        {"contexts": said.contexts(sd, params, config.encode_batch, kept, grid)}
+        if parts.silent(trained, frozen)
+        else {"tokens": said.tokens}
+    )
     optimizer = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
@@ -66,8 +71,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     cost("tune", devices=grid.size, parameters=count(trained), images=len(shown.sources), steps=config.steps)
 
     def rows(of: Concepts) -> dict[str, np.ndarray]:
-        cache = Path(config.cache or workdir / "latents")
-        moments = latents.moments(sd, params, of.sources, size, config.encode_batch, cache, grid)
+        moments = latents.moments(sd, params, of.sources, size, config.encode_batch, kept, grid)
         number = np.arange(len(moments), dtype=np.int32)
         return {"moments": moments, "prompt": said.rows(of.prompts), "weight": of.weights, "row": number}
 
