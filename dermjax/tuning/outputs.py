@@ -20,9 +20,9 @@ CARD = "README.md"
 MODEL, LORA, WORDS = "model", "lora.safetensors", "words"
 
 
-def finished(workdir: Path) -> bool:
-    """Returns whether a run has left all that it leaves."""
-    return (workdir / CARD).exists()
+def finished(workdir: Path, settings: str) -> bool:
+    """Returns whether a run of these settings, as the card shows them, has left all that it leaves."""
+    return (workdir / CARD).exists() and settings in (workdir / CARD).read_text()
 
 
 def complete(params: Params, assembled: Callable[[dict, dict], Params]) -> Callable[[dict, dict], Params]:
