@@ -23,8 +23,9 @@ ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution")
 def get_config(variant: str | None = None) -> ConfigDict:
     """The config of `prepare`; variant is None, "phantoms" or "demo"."""
     config = ConfigDict()
-    config.images = ""  # a folder, or "phantoms"
+    config.images = ""  # a folder, several with commas between them, or "phantoms"
     config.layout = "detect"  # or a name, as printed: isic-cli, ham10000, isic-2016 ..., folders, table, tfds
+    config.positive = ""  # the class that sensitivity is about; "" takes the malignant one, or the last by the alphabet
     config.classes = "binary"  # benign and malignant; or "diagnoses", where the tables tell them
     # Columns of a table, in place of those of its layout. What `label` says is then the class, empty ones left out.
     config.columns = ConfigDict(

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax import progress
-from dermjax.data import duplicates, examined, neighbours, records, splits
+from dermjax.data import duplicates, examined, neighbours, records, resemblance, splits
 from dermjax.data.examined import Look
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
@@ -96,7 +96,7 @@ def _find(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
     entries, known = _entries(manifests), {}
     for home in {manifest.home for manifest in manifests if manifest.home}:
         known |= examined.read(home)
-    views, faults = _examined(entries, known)
+    views, cells, faults = _examined(entries, known)
     findings = [Finding("file", (fault,)) for fault in faults if fault]
     findings += [Finding("synthetic", (entry.told,)) for entry in entries if records.is_misplaced(entry.record)]
     holders = defaultdict(list)
@@ -106,7 +106,7 @@ def _find(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
     for (kind, _), members in holders.items():
         findings += _crossings(kind, members)
     sound = [row for row, fault in enumerate(faults) if not fault]
-    near = neighbours.near(views[sound])
+    near = resemblance.confirmed(neighbours.near(views[sound]), cells[sound])
     groups = defaultdict(list)
     for row, group in zip(sound, duplicates.groups(near, [[] for _ in sound]).tolist(), strict=True):
         groups[group].append(entries[row])
@@ -123,17 +123,18 @@ def _crossings(kind: str, members: Sequence[Entry]) -> list[Finding]:
     return [Finding(kind, (anchor.told, entry.told)) for entry in members if entry.record.split != anchor.record.split]
 
 
-def _examined(entries: Sequence[Entry], known: Mapping[str, Look]) -> tuple[np.ndarray, list[str]]:
-    """The hashes uint64 [N, V, 4] of the files, and what is wrong with each ("" for nothing)."""
+def _examined(entries: Sequence[Entry], known: Mapping[str, Look]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The hashes uint64 [N, V, 4] and cells uint8 [N, C, C, 3] of the files, and what is wrong with each, or ""."""
     views = np.zeros((len(entries), len(duplicates.VIEWS), 4), np.uint64)
+    cells = np.zeros((len(entries), resemblance.CELLS, resemblance.CELLS, 3), np.uint8)
     faults = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
         for row, seen in enumerate(pool.map(partial(_look, known), entries)):
             if not isinstance(seen, str):
-                views[row] = seen.views
+                views[row], cells[row] = seen.views, seen.cells
             faults.append(seen if isinstance(seen, str) else "")
             bar.update()
-    return views, faults
+    return views, cells, faults
 
 
 def _look(known: Mapping[str, Look], entry: Entry) -> Look | str:

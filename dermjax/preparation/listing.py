@@ -1,6 +1,7 @@
 """Which layout a folder has, and the images that it lists: the first thing that `prepare` finds out, and says."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dermjax.data import builders, sources, tables
@@ -10,6 +11,12 @@ from dermjax.errors import UserError
 
 CHOICES = ("detect", "folders", "table", "tfds", *LAYOUTS)
 CLASSES = ("binary", "diagnoses")
+
+
+def folders(images: str) -> list[Path]:
+    """The folder that a setting names, or several divided by commas."""
+    whole = Path(images).expanduser()
+    return [whole] if whole.exists() else [Path(each.strip()).expanduser() for each in images.split(",")]
 
 
 def listed(
@@ -33,6 +40,14 @@ def listed(
             return name, tables.scan(found, name, tables.chosen(name, columns), classes=classes, skip=skip)
     listing = sources.scan(folder)
     return _named(listing), listing
+
+
+def headed(listing: Listing, positive: str) -> Listing:
+    """The listing with the class of this name as the positive one, which is the last; "" leaves the order."""
+    if positive and positive not in listing.labels:
+        raise UserError(f"config.positive {positive!r}: the classes are {', '.join(listing.labels)}")
+    labels = [label for label in listing.labels if label != positive]
+    return replace(listing, labels=(*labels, positive)) if positive else listing
 
 
 def _sorted(folder: Path) -> bool:
