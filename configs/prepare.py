@@ -9,9 +9,14 @@ tensorflow-datasets; it is read and never written. Any other table is read by it
 
     --config.columns.image=file --config.columns.label=diagnosis --config.columns.patient_id=patient
 
+Several archives become one manifest; what one has in its test split is set aside from the training of the others:
+
+    --config.images=HAM10000,ISIC2019,our_clinic
+
 A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or 100 phantoms
-a second. Leaves manifest.jsonl and report.html in the workdir, examined.jsonl, which spares an audit the decoding, and
-images/ of phantoms, of data sets without image files, and of photographs without hairs.
+a second. Leaves manifest.jsonl and report.html in the workdir, examined.jsonl, which spares an audit the decoding,
+thumbnails/ by digest, and images/ of phantoms and of photographs without hairs, data_set_images/ of data sets that have
+no image files.
 Variants: default, for a folder; `phantoms`; `demo`, the phantoms of the demo.
 """
 

@@ -65,6 +65,8 @@ def ink(image: np.ndarray) -> float:
 def gel(image: np.ndarray) -> float:
     """How much of the image bubbles and reflections of the immersion gel cover: 0 none, 1 from GELLED on."""
     lightness = rgb_to_lab(image)[..., 0]
-    around = ndimage.median_filter(lightness, size=round(0.09 * len(image)) | 1)
+    window = np.zeros((round(0.09 * len(image)) | 1,) * 2, bool)
+    window[::2, ::2] = True  # every other pixel of it: the median hardly changes, and takes a third of the time
+    around = ndimage.median_filter(lightness, footprint=window)
     bright = (lightness - around > GLARE) & (lightness > 60) & ~artefacts.outside(image)
     return min(float(bright.mean()) / GELLED, 1.0)

@@ -222,6 +222,19 @@ def test_a_changed_and_a_missing_file_are_found(tmp_path, capsys):
     assert "3.png: not the bytes" in said and "4.png: cannot be read" in said and "5.png: not the bytes" in said
 
 
+def test_a_photograph_with_zeroed_bytes_still_decodes_and_is_told_by_its_digest(tmp_path, capsys):
+    real, buffer = clean(tmp_path / "real", 9), io.BytesIO()
+    Image.fromarray(lesion(400)).save(buffer, format="JPEG", quality=90)
+    content = buffer.getvalue()
+    real.add("zeroed.jpg", content, "train")
+    path, middle = real.root / "zeroed.jpg", len(content) // 2
+    path.write_bytes(content[:middle] + bytes(40) + content[middle + 40 :])
+    assert images.load(path, 32).shape == (32, 32, 3)
+    with pytest.raises(UserError, match="1 findings"):
+        audit.show(real.write())
+    assert f"{path}: not the bytes that the manifest names" in capsys.readouterr().out
+
+
 def test_what_was_rejected_takes_no_part(tmp_path, capsys):
     real = clean(tmp_path / "real", 9)
     real.add("copy.png", disguised(lesion(2)), "train")
