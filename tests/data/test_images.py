@@ -137,7 +137,12 @@ def test_a_decompression_bomb_is_refused(tmp_path):
         ("clear.png", "RGBA", {}, ("laid on white",)),
         ("deep.png", "I;16", {}, ("16-bit grey scaled to 8",)),
         ("press.tif", "CMYK", {}, ("CMYK made RGB",)),
-        ("two.gif", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]}, ("first frame of several",)),
+        (
+            "two.gif",
+            "RGB",
+            {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]},
+            ("first frame of several",),
+        ),
     ],
 )
 def test_what_is_done_to_pixels_is_told_by_the_header(tmp_path, name, mode, more, told):
