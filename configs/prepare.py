@@ -32,9 +32,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.layout = "detect"  # or a name, as printed: isic-cli, ham10000, isic-2016 ..., folders, table, tfds
     config.positive = ""  # the class that sensitivity is about; "" takes the malignant one, or the last by the alphabet
     config.classes = "binary"  # benign and malignant; or "diagnoses", where the tables tell them
-    # Columns of a table, in place of those of its layout. What `label` says is then the class, empty ones left out.
+    # Columns of a table, in place of those of its layout. What `label` says is then the class, empty ones left out;
+    # what `diagnosis` says, such as melanoma or mel, is benign or malignant by the rules of data/layouts.py.
     config.columns = ConfigDict(
-        dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", *ATTRIBUTES), "")
+        dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", *ATTRIBUTES), "")
     )
     config.limit = 0  # at most this many images of each class in each split folder; 0 takes all
     config.on_bad_image = "fail"  # or "skip": left out, counted and listed in the report

@@ -112,6 +112,7 @@ EIGHT = {name: SEVEN[name] for name in SEVEN if name != "AKIEC"} | {
 SHORT = {code.lower(): name for code, name in (EIGHT | SEVEN).items()} | {
     "ack": "actinic keratosis", "cancer": "malignant", "sek": "seborrheic keratosis",
 }  # fmt: skip
+DIAGNOSES = {name: name for name in RULES if name} | SHORT  # in a table that is of no archive
 HEADLESS = ("isic_2016_image", "isic_2016_label")  # that challenge's tables have no header
 
 LAYOUTS = {

@@ -70,14 +70,21 @@ def detect(folder: Folder) -> str | None:
 
 
 def chosen(name: str, columns: Mapping[str, str]) -> Layout:
-    """The layout of a name, with columns of a map put in place of its own; what a given label says is the class."""
+    """The layout of a name, with columns of a map put in place of its own.
+
+    What a given `label` says is the class; what a given `diagnosis` says goes by `layouts.RULES`.
+    """
     layout = LAYOUTS.get(name, Layout(image=""))
     given = {key: column for key, column in columns.items() if column}
     if "label" in given:
         layout = replace(layout, label=(given.pop("label"),), meanings=None, one_hot={})
+    if "diagnosis" in given:
+        layout = replace(layout, label=(given.pop("diagnosis"),), meanings=layouts.DIAGNOSES, one_hot={})
     image = given.pop("image", layout.image)
     if not image or not (layout.label or layout.one_hot):
-        raise UserError("config.columns: give the columns of the image and the label, as --config.columns.image=file")
+        raise UserError(
+            "config.columns: give the columns of the image and the label or diagnosis, as --config.columns.image=file"
+        )
     return replace(layout, image=image, known={**layout.known, **given})
 
 

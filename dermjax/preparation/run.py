@@ -56,15 +56,10 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
 
 def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     try:
-        listings = []
-        for folder in listing.folders(config.images):
-            name, found = listing.listed(
-                folder, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
-                skip=config.on_bad_image == "skip", workdir=workdir,
-            )  # fmt: skip
-            progress.say(f"prepare: {folder} is read as {name}")
-            listings.append(found)
-        whole = listing.headed(sources.merged(listings, config.classes), config.positive)
+        whole = listing.whole(
+            config.images, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
+            positive=config.positive, skip=config.on_bad_image == "skip", workdir=workdir,
+        )  # fmt: skip
         chosen = sources.limited(whole.records, config.limit, config.seed)
         placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
         progress.cost("prepare", images=len(chosen), classes=len(whole.labels))

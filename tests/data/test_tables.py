@@ -131,6 +131,19 @@ def test_any_table_by_its_columns(tmp_path):
     ]  # fmt: skip
 
 
+def test_diagnoses_of_any_table_go_by_the_rules(tmp_path):
+    folder(tmp_path, "file,dx\na.jpg,MEL\npart_1/b.JPG,nevus\nc,ak\n")
+    listing = scan(tmp_path, "table", image="file", diagnosis="dx")
+    assert [each.label for each in listing.records] == ["malignant", "benign"]
+    assert listing.ignored == (("part_1/c.jpg", "actinic keratosis"),)
+    assert scan(tmp_path, "table", "diagnoses", image="file", diagnosis="dx").labels == (
+        "nevus", "actinic keratosis", "melanoma"
+    )  # fmt: skip
+    (tmp_path / "metadata.csv").write_text("file,dx\na.jpg,MEL\nb,wart\n")
+    with pytest.raises(UserError, match="line 3: dx is 'wart'; known are benign keratosis, "):
+        scan(tmp_path, "table", image="file", diagnosis="dx")
+
+
 def test_a_column_of_a_known_table_may_give_other_classes(tmp_path):
     folder(tmp_path, TABLES["ddi"])
     assert scan(tmp_path, label="disease").labels == ("nevus", "melanoma")

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dermjax.errors import UserError
-from dermjax.preparation.listing import folders, headed, listed
+from dermjax.preparation.listing import folders, headed, listed, whole
 
 COLUMNS = dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", "age"), "")
 HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\nL1,0,nv,x,1,male,back\nL2,1,mel,x,1,male,back\n"
@@ -68,6 +68,17 @@ def test_folders_are_divided_by_commas_unless_there_is_one_of_that_name(tmp_path
     assert folders(f"{tmp_path}/a, {tmp_path}/b") == [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "a,b").mkdir()
     assert folders(f"{tmp_path}/a,b") == [tmp_path / "a,b"]
+
+
+def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, capsys):
+    sorted_, clinic = fill(tmp_path / "sorted", ("benign", "malignant"), 2), fill(tmp_path / "clinic", ("x",), 2)
+    (clinic / "list.csv").write_text("file;dx\n0.png;mel\n1.png;nv\n")
+    asked = {"layout": "detect", "classes": "binary", "positive": "", "skip": False, "workdir": tmp_path / "run"}
+    found = whole(f"{sorted_},{clinic}", columns=COLUMNS | {"image": "file", "diagnosis": "dx"}, **asked)
+    assert [(each.image, each.label) for each in found.records if each.source == "table"] == [
+        ("clinic/x/0.png", "malignant"), ("clinic/x/1.png", "benign")
+    ]  # fmt: skip
+    assert len(found.records) == 6 and "clinic is read as table" in capsys.readouterr().out
 
 
 def test_the_positive_class_may_be_named(tmp_path, fill):
