@@ -1,6 +1,6 @@
 """The page of `prepare`: what was found, what was left out and why, and what the images look like."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SAMPLES = 9  # pictures of each class and split
 GROUPS = 12  # of near-duplicates shown, those in two splits first
 MEMBERS = 9  # pictures of each
+SHOWN = ("age_band", "sex", "site", "device", "fitzpatrick")
+VALUES = 8  # of an attribute
 ROWS = 200  # lines of a long list
 
 
@@ -49,6 +51,10 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
             [picture(manifest, record, f"{record.image} ({record.split})") for record in group[:MEMBERS]]
             for group in groups[:GROUPS]
         ],
+        aside=Counter(reason for record in manifest.records for reason in record.rejected),
+        changes=Counter(change for record in manifest.records for change in record.attributes.get("decoded", ())),
+        known=_known(manifest),
+        artefacts=_artefacts(manifest),
         skipped=findings.skipped,
         ignored=findings.ignored,
         rows=ROWS,
@@ -68,6 +74,24 @@ def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
 
 def _is_on_one_side(group: list[Record]) -> bool:
     return len({record.split for record in group}) == 1
+
+
+def _known(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """How many kept images have each value of each attribute that has few values, the most frequent first."""
+    kept = [record.attributes for record in manifest.records if record.kept]
+    values = {name: Counter(filter(None, (told.get(name) for told in kept))) for name in SHOWN}
+    values["skin tone"] = Counter(told["skin_tone"]["group"] for told in kept if "skin_tone" in told)
+    return {name: dict(counts.most_common(VALUES)) for name, counts in values.items() if counts}
+
+
+def _artefacts(manifest: Manifest) -> dict[str, list[float]]:
+    """The mean score of each artefact in each class, over the kept images that were measured."""
+    kept = [record for record in manifest.records if record.kept and record.scores]
+    names = sorted({name for record in kept for name in record.scores})
+    of_class = {label: [record.scores for record in kept if record.label == label] for label in manifest.labels}
+    if not kept or not all(of_class.values()):
+        return {}
+    return {name: [float(np.mean([each[name] for each in scores])) for scores in of_class.values()] for name in names}
 
 
 def _counts(manifest: Manifest, split: str) -> list[int]:

@@ -103,6 +103,6 @@ def _tell(manifest: Manifest, findings: Findings) -> None:
     copies = sum(LEAK in record.rejected for record in manifest.records)
     if copies:
         progress.say(
-            f"prepare: set aside, as they are near-duplicates of images that others are judged on: {copies}, "
-            "shown in report.html"
+            f"prepare: set aside, as they share an image, a lesion or a patient with what is judged: {copies}; "
+            "near-duplicates are shown in report.html"
         )

@@ -60,7 +60,7 @@ def test_near_copies_in_two_given_splits_are_set_aside_said_and_shown(divided, t
     (divided / "test/benign/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
     manifest = prepare(divided, tmp_path / "run")
     assert [record.image for record in manifest.records if not record.kept] == ["train/benign/3.png"]
-    assert "near-duplicates of images that others are judged on: 1" in capsys.readouterr().out
+    assert "share an image, a lesion or a patient with what is judged: 1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Groups of near-duplicates in two splits: 1" in page and "test/benign/copy.png (test)" in page
 
@@ -107,6 +107,8 @@ def test_what_is_done_to_pixels_and_the_camera_are_in_the_attributes_and_said(fo
     assert told["benign/turned.jpg"] == {"device": "Leica D7", "decoded": ["turned upright"]}
     assert told["benign/deep.png"] == {"decoded": ["16-bit grey scaled to 8"]} and told["benign/3.png"] == {}
     assert "1 16-bit grey scaled to 8, 1 turned upright" in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Leica D7 1" in page and "the file itself is not: 1, turned upright" in page
 
 
 def test_thumbnails_are_kept_by_digest_and_not_made_again(folder, tmp_path, monkeypatch, prepare):
@@ -223,12 +225,15 @@ def test_hairs_are_taken_out_of_copies_when_asked_for(folder, tmp_path, prepare)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
 
 
-def test_real_photographs(tmp_path, prepare):
+@pytest.mark.parametrize("attributes, limit", [(False, 30), (True, 6)])
+def test_real_photographs(attributes, limit, tmp_path, prepare):
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the shared photographs are not here")
-    manifest = prepare(PHOTOGRAPHS, tmp_path / "run", limit=30)
+    manifest = prepare(PHOTOGRAPHS, tmp_path / "run", limit=limit, attributes=attributes)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ("dark corners" in page) == ("a proxy at best" in page) == attributes
     counts = {name: len(manifest.split(name)) for name in records.SPLITS}
-    assert counts["test"] == 60 and counts["train"] + counts["validation"] == 60 and counts["validation"] >= 2
+    assert counts["test"] == 2 * limit == counts["train"] + counts["validation"] and counts["validation"] >= 2
 
 
 def test_the_page_loads_nothing_from_outside_and_shows_every_class_and_split(folder, tmp_path, prepare):
