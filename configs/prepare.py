@@ -13,7 +13,7 @@ Several archives become one manifest; what one has in its test split is set asid
 
     --config.images=HAM10000,ISIC2019,our_clinic
 
-A killed run goes on where it was. Hardware: one CPU core; about 12 photographs (500 without attributes) or 100 phantoms
+A killed run goes on where it was. Hardware: one CPU core; about 20 photographs (450 without attributes) or 100 phantoms
 a second. Leaves manifest.jsonl and report.html in the workdir, examined.jsonl, which spares an audit the decoding,
 thumbnails/ by digest, and images/ of phantoms and of photographs without hairs, data_set_images/ of data sets that have
 no image files.
@@ -44,7 +44,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.previous = ""  # manifest of an earlier run, whose images keep their sides
     config.folds = 0  # k: the test split is fold `fold` of k, in place of ratios.test
     config.fold = 0
-    config.attributes = True  # skin tone and artefact scores of every photograph, 80 ms each on one core
+    config.attributes = True  # skin tone and artefact scores of every photograph, 45 ms each on one core
     config.remove_hairs = False  # True: copies without dark hairs, for an ablation; there is no gain to expect
     config.seed = 0
     config.size = 128  # side of phantoms in pixels; photographs stay as they are

@@ -33,7 +33,7 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     """The report as one self-contained HTML file in UTF-8."""
     splits = [name for name in SPLITS if manifest.split(name)]
     groups = _groups(manifest, findings.near)
-    groups.sort(key=_is_on_one_side)  # the leaks first
+    groups.sort(key=lambda group: (_is_of_one_class(group), _is_on_one_side(group)))  # what is wrong comes first
     leaking = [group for group in groups if not _is_on_one_side(group)]
     html = fill(
         TEMPLATE,
@@ -47,10 +47,8 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         copies=sum(map(len, groups)),
         groups=len(groups),
         leaking=len(leaking),
-        shown=[
-            [picture(manifest, record, f"{record.image} ({record.split})") for record in group[:MEMBERS]]
-            for group in groups[:GROUPS]
-        ],
+        doubtful=len(contradictions(manifest, findings.near)),
+        shown=[[picture(manifest, record, _told(record)) for record in group[:MEMBERS]] for group in groups[:GROUPS]],
         aside=Counter(reason for record in manifest.records for reason in record.rejected),
         changes=Counter(change for record in manifest.records for change in record.attributes.get("decoded", ())),
         known=_known(manifest),
@@ -70,6 +68,20 @@ def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
         if row in tied:
             members[group].append(manifest.records[row])
     return list(members.values())
+
+
+def contradictions(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Record]]:
+    """The pairs of near-duplicates that stand under two classes."""
+    pairs = [(manifest.records[one], manifest.records[other]) for one, other in near[:, :2].tolist()]
+    return [(one, other) for one, other in pairs if one.label != other.label]
+
+
+def _told(record: Record) -> str:
+    return f"{record.image} ({record.split}, {record.label})"
+
+
+def _is_of_one_class(group: list[Record]) -> bool:
+    return len({record.label for record in group}) == 1
 
 
 def _is_on_one_side(group: list[Record]) -> bool:

@@ -100,6 +100,11 @@ def _tell(manifest: Manifest, findings: Findings) -> None:
     made = sum(SYNTHETIC in record.rejected for record in manifest.records)
     if made:
         progress.say(f"prepare: set aside, as a model made them: {made}")
+    doubtful = len(report.contradictions(manifest, findings.near))
+    if doubtful:
+        progress.say(
+            f"prepare: near-duplicates under two classes, shown in report.html: {doubtful} pairs; mend a label"
+        )
     copies = sum(LEAK in record.rejected for record in manifest.records)
     if copies:
         progress.say(

@@ -223,7 +223,24 @@ def test_what_a_table_gets_wrong_is_named(tmp_path, rows, told):
 
 
 PIECES = st.sampled_from(
-    [HAM, "H,a,mel,,1,,\n", "H,b,nv\n", ",", "\n", "\r", '"', "\0", "../a", "\ud800", "é", "1e999"]
+    [
+        HAM,
+        HAM.replace(",", ";"),
+        "H,a,mel,,1,,\n",
+        "H;a;nv\n",
+        "H,b,nv\n",
+        ",",
+        ";",
+        "\t",
+        "\n",
+        "\r",
+        '"',
+        "\0",
+        "../a",
+        "\ud800",
+        "é",
+        "1e999",
+    ]
 )
 
 

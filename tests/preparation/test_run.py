@@ -62,7 +62,7 @@ def test_near_copies_in_two_given_splits_are_set_aside_said_and_shown(divided, t
     assert [record.image for record in manifest.records if not record.kept] == ["train/benign/3.png"]
     assert "share an image, a lesion or a patient with what is judged: 1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Groups of near-duplicates in two splits: 1" in page and "test/benign/copy.png (test)" in page
+    assert "Groups of near-duplicates in two splits: 1" in page and "test/benign/copy.png (test, benign)" in page
 
 
 def test_several_archives_become_one_manifest_and_what_they_share_is_set_aside(folder, tmp_path, capsys, fill, prepare):
@@ -119,6 +119,14 @@ def test_thumbnails_are_kept_by_digest_and_not_made_again(folder, tmp_path, monk
     before = pictures.picture(manifest, record, "")
     monkeypatch.setattr(images, "load", None)
     assert pictures.picture(manifest, record, "") == before
+
+
+def test_near_copies_under_two_classes_are_said_and_shown_first(folder, tmp_path, capsys, prepare):
+    pixels = images.load(folder / "benign/3.png", 64)
+    (folder / "malignant/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
+    prepare(folder, tmp_path / "run")
+    assert "under two classes, shown in report.html: 1 pairs" in capsys.readouterr().out
+    assert "near-duplicates under two classes: 1." in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_limit_is_taken_evenly_before_anything_is_decoded(divided, tmp_path, prepare):
