@@ -28,8 +28,8 @@ def identities(record: Record) -> list[tuple[str, str]]:
 
 
 def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """The split of each identity in an earlier manifest, which new images of the same lesion then join."""
-    return {identity: record.split for record in records for identity in identities(record)}
+    """The split of each identity of what an earlier manifest keeps, which new images of the same lesion then join."""
+    return {identity: record.split for record in records if record.kept for identity in identities(record)}
 
 
 def assign(

@@ -140,6 +140,12 @@ def test_an_earlier_manifest_keeps_its_images_where_they_are_and_new_photographs
     assert [done[f"again{i}.jpg"] for i in range(30)] == [done[f"a{i}.jpg"] for i in range(30)]
 
 
+def test_what_an_earlier_manifest_set_aside_places_nothing():
+    aside = record("one", "a", "train", lesion_id="x", rejected=("near_duplicate_of_evaluation",))
+    placed = splits.placements([aside, record("two", "a", "test", lesion_id="x")])
+    assert set(placed.values()) == {"test"}
+
+
 def test_what_ties_two_sides_of_an_earlier_manifest_is_refused():
     placed = splits.placements([record("one", "a", "train"), record("two", "a", "test")])
     with pytest.raises(UserError, match=r"two\.jpg \(test\) and one\.jpg \(train\) were on two sides"):
