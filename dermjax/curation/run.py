@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         judged = judging.judge(manifest, config.size, by, steps.update)
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
     write_atomically(workdir / "report.html", report.page(curated, by.rules, len(taken), config.gallery))
-    seen.hand_on([Path(config.manifest)], workdir)
+    seen.write(workdir, [(training, record) for record in taken], [Path(config.manifest)])
     records.write(workdir / FILE, curated)  # last: a folder with a manifest is finished
     kept = sum(record.kept for record in judged)
     progress.say(f"curate: {kept} of {len(judged)} images kept, {report.told(judged)}; see {workdir / 'report.html'}")

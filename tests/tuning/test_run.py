@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from dermjax.data import records, tokens
+from dermjax.data import records, seen, tokens
 from dermjax.data.duplicates import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -91,6 +91,11 @@ def adapted(base, manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapted")
     tuning.run(config(base, manifest, **{"tuned.unet": "lora"}), folder)
     return folder
+
+
+def test_what_the_model_saw_is_listed_for_audits(whole, manifest):
+    shown = records.read(manifest).split("train")
+    assert [each.record.sha256 for each in seen.read(whole)] == [record.sha256 for record in shown]
 
 
 def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, manifest, whole):
