@@ -50,6 +50,21 @@ def test_edited_copies_are_confirmed_and_other_lesions_are_not(photographs):
     assert len(resemblance.confirmed(paired(40, 0), others)) == 40  # of one hash each, so nobody asks
 
 
+def test_copies_cut_anywhere_are_found_from_hash_to_check(photographs):
+    copies = []
+    for image in photographs:
+        cut = rng.uniform(0.02, 0.1)
+        left, top = rng.uniform(0, cut, 2) * 128
+        box = (left, top, left + (1 - cut) * 128, top + (1 - cut) * 128)
+        copy = Image.fromarray(image).resize((128, 128), Image.Resampling.BICUBIC, box=box)
+        file = io.BytesIO()
+        Image.fromarray(np.rot90(np.asarray(copy), rng.integers(4))).save(file, "JPEG", quality=70)
+        copies.append(np.asarray(Image.open(file)))
+    everything = np.concatenate([photographs, np.stack(copies)])
+    found = resemblance.confirmed(neighbours.near(duplicates.views(everything)), of_each(everything))
+    assert all(other - one == 40 for one, other, _ in found) and len(found) >= 39
+
+
 def test_a_hash_alike_with_other_colours_is_no_copy(photographs):
     """The same brightness, hence the same bits, in the colours of another lesion."""
     recoloured = []
