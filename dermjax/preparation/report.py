@@ -92,7 +92,8 @@ def _known(manifest: Manifest) -> dict[str, dict[str, int]]:
     """How many kept images have each value of each attribute that has few values, the most frequent first."""
     kept = [record.attributes for record in manifest.records if record.kept]
     values = {name: Counter(filter(None, (told.get(name) for told in kept))) for name in SHOWN}
-    values["skin tone"] = Counter(told["skin_tone"]["group"] for told in kept if "skin_tone" in told)
+    tones = [told["skin_tone"] for told in kept if "skin_tone" in told]
+    values["skin tone"] = Counter(tone.get("group", "uncertain") for tone in tones)
     return {name: dict(counts.most_common(VALUES)) for name, counts in values.items() if counts}
 
 
