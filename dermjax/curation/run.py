@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from dermjax import progress
 from dermjax.curation import judging, report
 from dermjax.curation.rules import Thresholds
-from dermjax.data import records
+from dermjax.data import records, seen
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
@@ -37,6 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         judged = judging.judge(manifest, config.size, by, steps.update)
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
     write_atomically(workdir / "report.html", report.page(curated, by.rules, len(taken), config.gallery))
+    seen.write(workdir, [(training, record) for record in taken], [Path(config.manifest)])
     records.write(workdir / FILE, curated)  # last: a folder with a manifest is finished
     kept = sum(record.kept for record in judged)
     progress.say(f"curate: {kept} of {len(judged)} images kept, {report.told(judged)}; see {workdir / 'report.html'}")

@@ -5,6 +5,7 @@ The mark is drawn into the picture, not beside it, so that a copied picture stil
 
 import base64
 import io
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from dermjax.data.records import Manifest, Record
 SIDE = 176
 STRIP = 22  # height of the mark in pixels
 QUALITY = 86
+THUMBNAILS = "thumbnails"  # the folder of those that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,28 @@ class Picture:
 def picture(manifest: Manifest, record: Record, caption: str) -> Picture:
     """The thumbnail of a record, marked when a model made it."""
     kind = "synthetic" if record.synthetic else "real"
+    return Picture(
+        source=_as_uri(thumbnail(manifest, record)), words=f"{kind} {record.label}, {record.image}", caption=caption
+    )
+
+
+def thumbnail(manifest: Manifest, record: Record) -> bytes:
+    """A small JPEG of a record, marked when a model made it.
+
+    It is kept beside the manifest by the digest of the image, where that folder may be written, so that the pages of
+    all stages decode a photograph once.
+    """
+    home = manifest.home and manifest.home / THUMBNAILS
+    kept = home and home / f"{record.sha256}{'_synthetic' * record.synthetic}.jpg"
+    if kept and kept.is_file():
+        return kept.read_bytes()
     image = Image.fromarray(images.load(manifest.path(record), SIDE))
     if record.synthetic:
         _mark(image)
-    return Picture(source=data_uri(image), words=f"{kind} {record.label}, {record.image}", caption=caption)
+    content = _jpeg(image)
+    if kept and os.access(manifest.home, os.W_OK):
+        images.keep(kept, content)
+    return content
 
 
 def sheet(rows: list[np.ndarray]) -> Image.Image:
@@ -49,15 +69,23 @@ def sheet(rows: list[np.ndarray]) -> Image.Image:
 
 def data_uri(image: Image.Image) -> str:
     """A picture as a JPEG inside of a page."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return _as_uri(_jpeg(image))
 
 
 def spread(records: list[Record], count: int) -> list[Record]:
     """Up to count records, evenly spaced through the list: nobody picked the pretty ones."""
     step = max(len(records) / count, 1) if count else 1
     return [records[int(i * step)] for i in range(min(count, len(records)))]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def _as_uri(content: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
 def _mark(image: Image.Image) -> None:

@@ -37,6 +37,9 @@ class Segmentation:
     count: int
     areas: np.ndarray  # float [count], fractions of the field
     ita: float  # individual typology angle of the skin around them, degrees
+    skin: (
+        np.ndarray
+    )  # float [3], the median colour of that skin, sRGB 0 to 255; both are not numbers where there is none
 
 
 def segment(image: np.ndarray) -> Segmentation:
@@ -56,9 +59,10 @@ def segment(image: np.ndarray) -> Segmentation:
     labels, areas = _without_specks(*ndimage.label(mask))
     mask = labels > 0
     skin = field & ~_grow(mask, 0.03 * size) & (np.abs(absorbance) < FAINTEST)
-    # an image without any skin has no tone
-    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0)) if skin.any() else float("nan")
-    return Segmentation(mask, labels, len(areas), areas, ita)
+    if not skin.any():
+        return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan))
+    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0))
+    return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0))
 
 
 def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dermjax import sharding
-from dermjax.data import records
+from dermjax.data import records, seen
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.generation import model, plan, preview, provenance, source
@@ -51,6 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     entries = tuple(_record(request, workdir, generations[request]) for request in asked)
     labels = tuple(sorted(settings["prompts"]))
+    seen.hand_on([Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir)
     records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
     say(f"generate: {len(asked)} images in {workdir / records.FILE}")
 

@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dermjax import sharding
+from dermjax.data import seen
+from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.run_folder import write_atomically
 from dermjax.tuning import parts
@@ -64,6 +66,12 @@ def write(
         if model:
             diffusers.write(workdir / MODEL, sd, whole, dtype=dtype)
     multihost_utils.sync_global_devices("dermjax: model written")
+
+
+def note(workdir: Path, sources: list[tuple[Manifest, Record]], model: str) -> None:
+    """Writes what the model was shown, and what its base had seen, for audits of the images that it will make."""
+    if jax.process_index() == 0:
+        seen.write(workdir, sources, [Path(model)])
 
 
 def finish(workdir: Path, card: str, pictures: list[Path]) -> None:

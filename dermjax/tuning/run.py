@@ -106,6 +106,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         workdir, sd, params, state.smooth, words,
         alpha=config.lora.alpha, model=config.save_model, dtype=jnp.dtype(config.save_dtype), grid=grid,
     )  # fmt: skip
+    outputs.note(workdir, shown.sources, config.model)
     report.write(workdir, config, shown, held_out)
     origin = model_files.digest(model_files.locate(config.model))
     outputs.finish(workdir, card.text(workdir, config, shown, held_out, origin), card.pictures(workdir))

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from dermjax.curation import detectors, run
-from dermjax.data import duplicates, images, records
+from dermjax.data import duplicates, images, records, seen
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -85,6 +85,11 @@ def finished(sets):
     """The folder of a finished run on the sets."""
     curated(config(sets), sets / "curate")
     return sets / "curate"
+
+
+def test_what_the_generator_saw_lies_beside_the_verdicts(finished, sets):
+    training = records.read(sets / "training").records
+    assert [each.record.sha256 for each in seen.read(finished)] == [record.sha256 for record in training]
 
 
 def test_planted_faults_are_found_and_nothing_else(finished):

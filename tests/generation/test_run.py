@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dermjax import run_folder
-from dermjax.data import records, tokens
+from dermjax.data import records, seen, tokens
 from dermjax.errors import UserError
 from dermjax.generation import model, provenance, run
 from dermjax.models.stable_diffusion import SCHEDULER
@@ -140,6 +140,13 @@ def test_images_and_records(whole):
         assert provenance.read(path) == record.generation
         assert record.generation["model"] == "0123456789abcdef" and record.generation["size"] == 32
     assert len({record.sha256 for record in manifest.records}) == 10
+
+
+def test_what_the_model_saw_is_handed_on(folder, tmp_path):
+    (folder / seen.FILE).write_bytes(b"a line\n")
+    generate(folder, tmp_path / "run")
+    (folder / seen.FILE).unlink()
+    assert (tmp_path / "run" / seen.FILE).read_bytes() == b"a line\n"
 
 
 def test_a_second_run_does_nothing(folder, whole):

@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+from dermjax.data import records, seen
 from dermjax.errors import UserError
 from dermjax.training import writers
 from dermjax.tuning import run as tuning
@@ -37,6 +38,11 @@ def adapted(config, no_transfers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapted")
     tuning.run(config(**{"tuned.unet": "lora"}), folder)
     return folder
+
+
+def test_what_the_model_saw_is_listed_for_audits(whole, config):
+    shown = records.read(Path(config.manifest)).split("train")
+    assert [each.record.sha256 for each in seen.read(whole)] == [record.sha256 for record in shown]
 
 
 def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, config, whole):
