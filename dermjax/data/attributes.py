@@ -10,10 +10,8 @@ is given a tone, and the groups of the others lean to light.
 """
 
 import numpy as np
-from scipy import ndimage
 
-from dermjax.data import artefacts
-from dermjax.data.colour import rgb_to_lab
+from dermjax.data.artefact_scores import SCORES
 from dermjax.data.segmentation import segment
 
 SIDE = 128  # pixels; what the thresholds of artefacts and segmentation were measured at
@@ -22,12 +20,6 @@ TONES = ((55, "very light"), (41, "light"), (28, "intermediate"), (10, "tan"), (
 DARKEST = "dark"
 BEYOND_SKIN = 75.0  # degrees, as of L* 75 and b* 7: what seems lighter is light of another colour, not skin
 AGES = (30, 45, 60, 75)  # where a new band begins, in years
-
-BLUER = 16  # b* that pen ink lies below the middle of the image, and DARKER L*
-DARKER = 6
-INKED = 0.03  # share of the image that a full ring covers
-GLARE = 14  # L* that a bubble's rim or a reflection rises above its neighbourhood
-GELLED = 0.02  # share of the image under rims and reflections from which on it is full of them
 
 
 def measure(image: np.ndarray) -> tuple[dict, dict[str, float]]:
@@ -38,7 +30,7 @@ def measure(image: np.ndarray) -> tuple[dict, dict[str, float]]:
     """
     angle = segment(image).ita
     tone = {"ita": round(angle, 1), "group": tone_group(angle), "obtained": OBTAINED}
-    scores = {name: score(image) for name, score in artefacts.SCORES.items()} | {"ink": ink(image), "gel": gel(image)}
+    scores = {name: score(image) for name, score in SCORES.items()}
     told = {"skin_tone": tone} if -90 < angle <= BEYOND_SKIN else {}  # bluer than grey is beyond 90 on either side
     return told, {name: round(each, 4) for name, each in scores.items()}
 
@@ -53,18 +45,3 @@ def age_band(years: float) -> str:
     starts = [0, *AGES]
     place = int(np.searchsorted(AGES, years, side="right"))
     return f"{starts[place]}-{AGES[place] - 1}" if place < len(AGES) else f"{AGES[-1]}+"
-
-
-def ink(image: np.ndarray) -> float:
-    """How much of the image violet or blue pen covers: 0 none, 1 from INKED on."""
-    lightness, _, b = np.moveaxis(rgb_to_lab(image), -1, 0)
-    violet = (b < np.median(b) - BLUER) & (lightness < np.median(lightness) - DARKER)
-    return min(float((violet & ~artefacts.outside(image)).mean()) / INKED, 1.0)
-
-
-def gel(image: np.ndarray) -> float:
-    """How much of the image bubbles and reflections of the immersion gel cover: 0 none, 1 from GELLED on."""
-    lightness = rgb_to_lab(image)[..., 0]
-    around = ndimage.median_filter(lightness, size=round(0.09 * len(image)) | 1)
-    bright = (lightness - around > GLARE) & (lightness > 60) & ~artefacts.outside(image)
-    return min(float(bright.mean()) / GELLED, 1.0)

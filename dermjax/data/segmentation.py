@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data import artefacts
+from dermjax.data import artefact_scores
 from dermjax.data.colour import rgb_to_lab, typology_angle
 from dermjax.data.fields import grid
 
@@ -70,9 +70,9 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     light = np.log(image.astype(np.float32) / 255 + 0.02)
     # hairs give way to the brighter skin on both sides of them
     shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
-    light = np.where(_grow(artefacts.strands(image), 0.016 * size)[..., None], shaved, light)
+    light = np.where(_grow(artefact_scores.strands(image), 0.016 * size)[..., None], shaved, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
-    field = ~artefacts.outside(image)
+    field = ~artefact_scores.outside(image)
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2

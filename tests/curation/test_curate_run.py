@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import detectors, run
-from dermjax.data import duplicates, images, records
+from dermjax.curation import run
+from dermjax.data import artefact_scores, duplicates, images, records
+from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "curate.py"
 LABELS = ("benign", "malignant")
+CLEAN = dict.fromkeys(ARTEFACTS, False)
 
 
 def lesion(seed):
-    return phantom(seed, 128, label=LABELS[seed % 2], blur=False).image
+    return phantom(seed, 128, label=LABELS[seed % 2], **CLEAN).image
 
 
 def write(folder, pictures, manipulation, split):
@@ -57,7 +59,7 @@ def sets(tmp_path_factory):
         "empty": np.full((128, 128, 3), (200, 160, 140)) + rng.normal(0, 2, (128, 128, 3)),
         "bare_skin": np.array((200, 160, 140)) + uneven + rng.normal(0, 2, (128, 128, 3)),
         "noise": rng.integers(0, 256, (128, 128, 3)),
-        "blurred": detectors.blurred(lesion(200), 0.05),
+        "blurred": gaussian_filter(lesion(200), (6, 6, 0)),
         "magenta": lesion(201) * np.array([1.0, 0.55, 1.0]),
         "copy": training["t07"],
         "flipped_copy": training["t08"][:, ::-1] + rng.normal(0, 3, (128, 128, 3)),
@@ -110,9 +112,10 @@ def test_planted_faults_are_found_and_nothing_else(finished):
 
 def test_every_score_stands_on_every_record_and_images_stay(sets, finished):
     judged = records.read(finished)
-    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b"}
-    names |= {"colour_cast", "near_duplicate", "training_copy"}
-    assert all(record.scores.keys() == names for record in judged.records)
+    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b", *artefact_scores.SCORES}
+    names |= {"lesions", "area", "colour_cast", "near_duplicate", "training_copy"}
+    assert all(record.scores.keys() - {"ita"} == names for record in judged.records)  # a black image has no skin
+    assert sum("ita" in record.scores for record in judged.records) > 30
     before = records.read(sets / "made")
     assert judged.root == before.root
     assert [replace(record, scores={}, rejected=()) for record in judged.records] == list(before.records)
