@@ -23,6 +23,10 @@ from dermjax.models.stable_diffusion import SCHEDULER
 
 PLAN = {
     "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
+    "words": {},
+    "quotas": {},
+    "match": "",
+    "images": {},
     "negative_prompt": "",
     "contrast": False,
     "samplers": ("Euler a",),
@@ -80,6 +84,7 @@ def fake(folder):
 def config(folder, **changes):
     plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
     added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse", "preview_every": 0}
+    added["credentials"] = {key: changes.pop(key, "") for key in ("certificate", "key")}
     added["init"] = {key: changes.pop(key, value) for key, value in INIT.items()}
     return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | added | changes).lock()
 
@@ -87,10 +92,10 @@ def config(folder, **changes):
 def generate(folder, workdir, **changes):
     """Runs the stage with the fake model; returns how many images it computed."""
     workdir.mkdir(exist_ok=True)
-    written = mock.Mock(side_effect=run._write)
+    written = mock.Mock(side_effect=run_folder.write_atomically)
     with (
         mock.patch.multiple(model.model_files, read=fake, digest=lambda folder: "0123456789abcdef"),
-        mock.patch.object(run, "_write", written),
+        mock.patch.object(run, "write_atomically", written),
     ):
         run.run(config(folder, **changes), workdir)
     return written.call_count
