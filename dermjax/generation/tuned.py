@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 CARD = "README.md"
@@ -23,16 +23,16 @@ def prompts(path: Path) -> dict[str, str] | None:
     return told if isinstance(told, dict) else None
 
 
-def warnings(model: str, lora: str, asked: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns what to say before a model is asked for classes (label -> templates) that it may not know."""
-    taught = prompts(Path(lora or model))
+def warnings(path: Path, asked: Collection[str]) -> list[str]:
+    """Returns what to say before a model, or the LoRA that is merged into one, is asked for classes it may not know."""
+    taught = prompts(path)
     if taught is None:
         return [
-            f"warning: nothing beside {lora or model} says which classes it was tuned for; images of "
+            f"warning: nothing beside {path} says which classes it was tuned for; images of "
             f"{' and '.join(sorted(asked))} may not show their class"
         ]
     return [
-        f"warning: {lora or model} was not tuned for the class {label!r}, only for {', '.join(sorted(taught))}; images "
-        "of it may show anything"
+        f"warning: {path} was not tuned for the class {label!r}, only for {', '.join(sorted(taught))}; images of it "
+        "may show anything"
         for label in sorted(set(asked) - set(taught))
     ]

@@ -17,6 +17,7 @@ from dermjax.generation.plan import Request
 from dermjax.generation.source import Source
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.progress import say
+from dermjax.weights import model_files
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read(config: ConfigDict) -> Work:
     for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in asked}:
         named(sampler).ladder(maker.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
-    for warning in tuned.warnings(config.model, config.lora, settings["prompts"]):
+    for warning in tuned.warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
         say(f"generate: {warning}")
     return Work(asked, plan.batches(asked, batch, lengths), lengths, maker, start, size, batch)
 

@@ -21,11 +21,11 @@ def folder(tmp_path):
 def test_the_card_tells_the_classes(folder):
     assert tuned.prompts(folder) == PROMPTS
     assert tuned.prompts(folder / "lora.safetensors") == PROMPTS, "beside a file"
-    assert tuned.warnings(str(folder), "", PROMPTS) == []
+    assert tuned.warnings(folder, PROMPTS) == []
 
 
 def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
-    [warning] = tuned.warnings("sd15", str(folder / "lora.safetensors"), {"benign": ("x",), "nevus": ("y",)})
+    [warning] = tuned.warnings(folder / "lora.safetensors", ("benign", "nevus"))
     assert "was not tuned for the class 'nevus', only for benign, malignant" in warning and "\n" not in warning
 
 
@@ -35,5 +35,5 @@ def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
 def test_a_model_whose_card_does_not_tell_is_warned_of(tmp_path, text):
     if text is not None:
         (tmp_path / tuned.CARD).write_text(text)
-    [warning] = tuned.warnings(str(tmp_path), "", PROMPTS)
+    [warning] = tuned.warnings(tmp_path, PROMPTS)
     assert "nothing beside" in warning and "images of benign and malignant may not show their class" in warning
