@@ -4,7 +4,7 @@ Markdown under the YAML head that data hubs read (Gebru et al. 2021, Datasheets 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dermjax.data.records import Manifest
@@ -98,12 +98,21 @@ not for showing patients; not for passing off as photographs.
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """A classifier's agreement with the labels and its accuracy: {"value", "n", "low", "high", "note"} each."""
+
+    classifier: str
+    fidelity: Mapping
+    accuracy: Mapping
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What the card tells: the curated manifest, the generator's, figures of `evaluate` (label fidelity), and words."""
+    """What the card tells: the curated manifest, the generator's, what `evaluate` found, and words."""
 
     curated: Manifest
     training: Manifest
-    fidelity: Mapping[str, Mapping]
+    judged: Sequence[Judgement]
     name: str
     licence: str
     contact: str
@@ -137,7 +146,7 @@ def text(facts: Facts) -> str:
         rejections=_table("reason", composition.counted(curated, rejected, lambda record: record.rejected))
         if rejected
         else "(none)",
-        fidelity=_fidelity(facts.fidelity),
+        fidelity=_fidelity(facts.judged),
         scores=_spreads(spreads),
         memorisation=_memorisation(curated, spreads, len(facts.training.split("train"))),
         sources=_table("source: licence", sources),
@@ -155,16 +164,26 @@ def _table(title: str, counts: Counts, most: int = 10**9) -> str:
     return "\n".join(lines + more)
 
 
-def _fidelity(figures: Mapping[str, Mapping]) -> str:
-    """Returns how often a classifier trained on real images only agrees with the label, with n and 95 % interval."""
-    if not figures:
+def _fidelity(judged: Sequence[Judgement]) -> str:
+    """Returns how often classifiers agree with the label, beside how often they are right on real images."""
+    if not judged:
         return "Whether images show their label has not been measured (no `evaluate` run was given)."
-    lines = ["Share of images that a classifier trained on real images only calls by their label:", ""]
-    lines += ["| classifier | share | n | 95 % interval |", "|---|---:|---:|---|"]
-    for name, figure in figures.items():
-        interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else figure["note"]
-        lines.append(f"| {_escaped(name)} | {figure['value']:.3f} | {figure['n']} | {interval} |")
+    lines = [
+        "Share of images that a classifier trained on real images only calls by their label, and its own accuracy on",
+        "held-out real images, which is the most that can be expected:",
+        "",
+        "| classifier | by the label | n | 95 % interval | accuracy | n | 95 % interval |",
+        "|---|---:|---:|---|---:|---:|---|",
+    ]
+    for each in judged:
+        lines.append(f"| {_escaped(each.classifier)} | {_figure(each.fidelity)} | {_figure(each.accuracy)} |")
     return "\n".join(lines)
+
+
+def _figure(figure: Mapping) -> str:
+    """Returns a figure of `evaluate`: value, n and interval, or why there is none."""
+    interval = f"{figure['low']:.3f} to {figure['high']:.3f}" if figure["low"] is not None else figure["note"]
+    return f"{figure['value']:.3f} | {figure['n']} | {interval}"
 
 
 def _spreads(spreads: Mapping[str, Spread]) -> str:

@@ -16,7 +16,7 @@ from dermjax.data.export import forms
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.publication import card
-from dermjax.publication.card import Facts
+from dermjax.publication.card import Facts, Judgement
 from dermjax.run_folder import write_atomically
 
 FIGURES = "results.json"  # as `evaluate` leaves it
@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         Facts(
             curated=curated,
             training=training,
-            fidelity=_fidelity(config.evaluation),
+            judged=_judged(config.evaluation),
             name=config.name,
             licence=config.licence,
             contact=config.contact,
@@ -75,14 +75,16 @@ def _refuse(curated: Manifest, path: str) -> None:
         )
 
 
-def _fidelity(folder: str) -> dict[str, dict]:
-    """Returns the label fidelity by classifier that an `evaluate` run found, {} for "" or none."""
+def _judged(folder: str) -> list[Judgement]:
+    """Returns what an `evaluate` run found of the images, [] for ""."""
     if not folder:
-        return {}
+        return []
     path = Path(folder) / FIGURES
     if not path.is_file():
         raise UserError(f"config.evaluation {folder}: no {FIGURES}; give the workdir of `evaluate`, or leave it empty")
-    return json.loads(path.read_text())["label_fidelity"]
+    found = json.loads(path.read_text())
+    accuracies = {name: each["figures"]["accuracy"] for name, each in found["runs"].items()}
+    return [Judgement(name, figure, accuracies[name]) for name, figure in found["label_fidelity"].items()]
 
 
 def _refuse_another(cards: list[Path], now: str, workdir: Path) -> None:

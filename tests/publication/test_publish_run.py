@@ -48,7 +48,10 @@ def curated(tmp_path):
     (tmp_path / "evaluate").mkdir()
     figure = {"value": 0.91234, "n": 9, "low": 0.8, "high": 0.97, "note": ""}
     other = {"value": 1.0, "n": 9, "low": None, "high": None, "note": "all agree"}
-    (tmp_path / "evaluate" / "results.json").write_text(json.dumps({"label_fidelity": {"vit": figure, "mob": other}}))
+    own = {"value": 0.85, "n": 20, "low": 0.7, "high": 0.9, "note": ""}
+    runs = {name: {"figures": {"accuracy": own}} for name in ("vit", "mob", "hybrid")}
+    results = {"label_fidelity": {"vit": figure, "mob": other}, "runs": runs}
+    (tmp_path / "evaluate" / "results.json").write_text(json.dumps(results))
     return found
 
 
@@ -102,7 +105,8 @@ def test_the_card_counts(publish, tmp_path):
         "3 of 12 images were rejected",
         "| reason | benign | malignant | all |\n|---|---:|---:|---:|\n| blur | 1 | 2 | 3 |\n",
         "| training_copy | 0 | 1 | 1 |",
-        "| vit | 0.912 | 9 | 0.800 to 0.970 |\n| mob | 1.000 | 9 | all agree |",
+        "| vit | 0.912 | 9 | 0.800 to 0.970 | 0.850 | 20 | 0.700 to 0.900 |",
+        "| mob | 1.000 | 9 | all agree | 0.850 | 20 | 0.700 to 0.900 |",
         "1 of 12 images were rejected as copies of one of the 8 training images.",
         "the nearest is 60 from a training image, the median 67 ",
         "| sharpness | 9 | 0 | 0.04 | 0.7 | 1.06 | 1.1 |",
