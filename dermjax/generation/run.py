@@ -89,7 +89,8 @@ def _tell_cost(todo: Work, missing: Collection[Request], grid: Mesh) -> None:
 def _told(accounts: Accounts, grid: Mesh) -> str:
     """Returns the accounts in words."""
     rate, share = accounts.images / accounts.seconds, accounts.device_seconds / accounts.seconds
+    worked = "the device was" if grid.size == 1 else f"the {grid.size} devices were"
     return (
         f"{rate:.3g} images a second since the first batch began, {duration(accounts.seconds)} in all, "
-        f"in {share:.1%} of which the {grid.size} devices were at work"
+        f"in {share:.1%} of which {worked} at work"
     )
