@@ -32,7 +32,7 @@ def picture(manifest: Manifest, record: Record, caption: str) -> Picture:
     kind = "synthetic" if record.synthetic else "real"
     image = Image.fromarray(images.load(manifest.path(record), SIDE))
     if record.synthetic:
-        _mark(image)
+        mark(image)
     return Picture(source=data_uri(image), words=f"{kind} {record.label}, {record.image}", caption=caption)
 
 
@@ -42,7 +42,7 @@ def sheet(rows: list[np.ndarray]) -> Image.Image:
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             tile = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            _mark(tile)
+            mark(tile)
             made.paste(tile, (x * SIDE, y * SIDE))
     return made
 
@@ -60,7 +60,8 @@ def spread(records: list[Record], count: int) -> list[Record]:
     return [records[int(i * step)] for i in range(min(count, len(records)))]
 
 
-def _mark(image: Image.Image) -> None:
+def mark(image: Image.Image) -> None:
+    """Writes SYNTHETIC into the pixels of a picture of SIDE pixels a side."""
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
     font = ImageFont.load_default(size=15)

@@ -54,8 +54,21 @@ def segment(image: np.ndarray) -> Segmentation:
         mask |= _grow(place, CORE * size) & (absorbance > SHARE * np.median(absorbance[place])) & candidates
     mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
     labels, areas = _without_specks(*ndimage.label(mask))
+    return _seen(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def segmented(image: np.ndarray, mask: np.ndarray) -> Segmentation:
+    """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
+    labels, count = ndimage.label(mask)
+    areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
+    absorbance, field = _absorbance(image)
+    return _seen(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def _seen(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
+    """The segmentation with the tone of the skin, which is what is plain and not near a lesion."""
     mask = labels > 0
-    skin = field & ~_grow(mask, 0.03 * size) & (np.abs(absorbance) < FAINTEST)
+    skin = plain & ~_grow(mask, 0.03 * len(mask))
     # an image without any skin has no tone
     ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0)) if skin.any() else float("nan")
     return Segmentation(mask, labels, len(areas), areas, ita)
