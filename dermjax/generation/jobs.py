@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax.data import images
+from dermjax.data.appearance import SIZES
 from dermjax.data.captions import NUMBER_WORDS
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import Segmentation, segment, segmented
@@ -26,6 +27,7 @@ from dermjax.generation.wording import Known
 
 WAYS = ("prompt", "image_to_image", "inpaint")
 SIZE_WORDS = {"larger": "large", "smaller": "tiny"}
+SIZE = re.compile(rf"\b({'|'.join(SIZES)})\b")
 NOUN = re.compile(r"\b(mole|lesion|nevus|melanoma)s?\b")
 
 
@@ -90,8 +92,8 @@ def exchanged(prompt: str, asked: str) -> str:
         bare = re.sub(rf"\b({'|'.join(found) or 'a'}) ", "", prompt, count=1)
         changed = NOUN.sub(lambda noun: f"{noun[1]}s", _before_the_kind(bare, NUMBER_WORDS[number]))
     else:
-        bare = re.sub(r"\b(tiny|small|medium|large) ", "", prompt)
-        changed = NOUN.sub(lambda noun: f"{SIZE_WORDS[asked]} {noun[0]}", bare, count=1)
+        wanted = SIZE_WORDS[asked]
+        changed = SIZE.sub(wanted, prompt) if SIZE.search(prompt) else NOUN.sub(rf"{wanted} \g<0>", prompt, count=1)
     if changed == prompt:
         raise UserError(f"its prompt says so already: {prompt}")
     return changed
