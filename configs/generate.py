@@ -1,27 +1,35 @@
-"""Synthetic lesions from a tuned model: which prompts, samplers and seeds, and how many.
+"""Synthetic lesions from a tuned model: which prompts, words, samplers and seeds, and how many.
 
-    dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=runs/tune/model
-    dermjax generate --config=configs/generate.py:demo --workdir=runs/generate --config.model=runs/tune/model \\
-        --config.plan.images_per_class=300
+    dermjax generate --config=configs/generate.py --config.model=runs/tune/model --dry_run
+    dermjax generate --config=configs/generate.py --config.model=runs/tune/model --workdir=runs/generate
+    dermjax generate --config=configs/generate.py:balanced_tones --workdir=runs/tones --config.model=runs/tune/model \\
+        --config.plan.words.tone.dark=2 --config.plan.images_per_class=500
     dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=v1-5-pruned.safetensors \\
         --config.lora=runs/tune/lora.safetensors
     dermjax generate --config=configs/generate.py --workdir=runs/varied --config.model=runs/tune/model \\
         --config.init.images=runs/prepare --config.init.strength=0.5
 
-Leaves images/<label>/NNNNN.png and manifest.jsonl. The same command again goes on where it was.
+The first one prints what would be made and how long it takes. The others leave images/<label>/NNNNN.png and
+manifest.jsonl; the same command again goes on where it was. Several processes (see launch/) share the work.
 
 Variants:
   paper (the default)  Derm-T2IM's 3000 + 3000 images at 512 px, for a tuned Stable Diffusion 1.x: its prompts, its
                        samplers, guidance 7, 20 steps (it says 20 to 26). Hardware: a GPU; a guided image of 20 steps
                        is 35 TFLOP.
+  released             the prompts and samplers of the 200 images that Derm-T2IM released, these in their shares.
+  balanced_tones       3000 + 3000 images at 128 px from a tuned derm-tiny, every tone of skin, number and size beside
+                       every other as often as it should. Hardware: 2 CPU cores, about an hour.
+  tiny                 8 + 8 images from derm-tiny, to see a plan at work. Hardware: 2 CPU cores, half a minute.
   demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
 """
 
 from ml_collections import ConfigDict
 
+VARIANTS = ("paper", "released", "balanced_tones", "tiny", "demo")
+
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `generate`; variant is None, "paper" or "demo"."""
+    """The config of `generate`; variant is None or one of VARIANTS."""
     config = ConfigDict()
     config.model = ""  # a folder in diffusers' layout, as tune leaves it, a single .safetensors or .ckpt, or derm-tiny
     config.lora = ""  # a file in PEFT's or kohya's form, merged into the model
@@ -35,12 +43,19 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "strength": 0.6,  # how far from them: 0.3 varies details, 1 leaves little; without images it does nothing
     })  # fmt: skip
     config.preview_every = 0  # steps between two looks at the batch being made, in preview.png; 0 is none
+    config.credentials = ConfigDict({"certificate": "", "key": ""})  # PEM files to sign C2PA manifests with; "" is none
     config.plan = ConfigDict({
-        "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},  # label -> prompts, which take turns
+        # label -> prompts, which are dealt in turns; "a [{size} ]{label} mole(s)[, {site}]" has gaps that are filled,
+        # and clauses in brackets that are left out where nothing fills them
+        "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},
+        "words": ConfigDict(),  # gap -> word -> weight, such as {"size": {"": 1, "large": 3}}; "" leaves it unsaid
+        "quotas": ConfigDict(),  # at least so many: {"rare": {"images": 90, "label": "malignant", "size": "large"}}
+        "match": "",  # a manifest whose images' attributes fill the other gaps, {site} or {skin_tone.group}, as they do
         "negative_prompt": "",
         "contrast": False,  # take the other classes' prompts, in turns, for the negative one
-        "samplers": ("Euler", "Euler a", "PLMS"),  # which take turns; `dermjax samplers` lists them
+        "samplers": ("Euler", "Euler a", "PLMS"),  # which are dealt in turns; `dermjax samplers` lists them
         "images_per_class": 3000,
+        "images": ConfigDict(),  # label -> how many, where that is another number
         "steps": 20,
         "spacing": "",  # leading, linspace, trailing, karras or exponential; "" is the model's and the sampler's own
         "guidance": 7.0,  # 1 is none, and half the time
@@ -48,14 +63,39 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "guidance_interval": (),  # two sigmas between which alone to guide, such as (0.28, 5.42) (arXiv 2404.07724)
         "deep_cache": 1,  # evaluations that share the UNet's depths (DeepCache); 1 is exact, 3 about twice as fast
         "seed": 0,  # of the first image; the others count up from it
-        "batch": 16,
+        "batch": 16,  # images that a device makes at a time
     })  # fmt: skip
-    if variant == "demo":
-        config.plan.prompts.benign = ("a dermoscopy photo of a benign mole",)
-        config.plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
-        config.plan.images_per_class = 96  # 64 a sampler: whole batches
-        # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
-        config.plan.contrast, config.plan.guidance = True, 4.0
-    elif variant not in (None, "paper"):
-        raise ValueError(f"configs/generate.py has no variant {variant!r}; take paper or demo")
+    if variant in (None, "paper"):
+        return config
+    plan = config.plan
+    if variant == "released":
+        plan.prompts.malignant = ("malignant mole", "malignant skin mole")
+        plan.samplers = (
+            109 * ("Euler a",) + 43 * ("DPM++ 2M SDE Karras",) + 25 * ("Euler",) + 22 * ("Heun",) + ("DPM++ 2S a",)
+        )
+        plan.images_per_class = 100
+    elif variant in ("balanced_tones", "tiny"):
+        plan.prompts.benign = ("dermoscopy of [{number} ][{size} ]benign mole(s)[, {tone} skin]",)
+        plan.prompts.malignant = ("dermoscopy of [{number} ][{size} ]malignant mole(s)[, {tone} skin]",)
+        plan.words = {
+            "number": {"one": 2, "two": 1, "three": 1},
+            "size": {"tiny": 1, "small": 1, "medium": 1, "large": 1},
+            "tone": {"pale": 1, "light": 1, "intermediate": 1, "tan": 1, "dark": 1},
+        }
+        _small(plan)
+        if variant == "tiny":
+            config.model, plan.samplers, plan.images_per_class = "derm-tiny", ("Euler a",), 8
+    elif variant == "demo":
+        plan.prompts.benign = ("a dermoscopy photo of a benign mole",)
+        plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
+        plan.images_per_class = 96  # 32 a sampler: whole batches
+        _small(plan)
+    else:
+        raise ValueError(f"configs/generate.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
     return config
+
+
+def _small(plan: ConfigDict) -> None:
+    """What the variants for a tuned derm-tiny share."""
+    # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
+    plan.contrast, plan.guidance, plan.batch = True, 4.0, 8

@@ -14,7 +14,6 @@ import errno
 import importlib
 import keyword
 import os
-import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import machine, run_folder
+from dermjax import config_file, machine, run_folder
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -32,8 +31,11 @@ STAGES = {
     "tune": "dermjax.tuning.run",
     "sweep": "dermjax.tuning.sweep",
     "generate": "dermjax.generation.run",
+    "transform": "dermjax.generation.transform",
+    "mask": "dermjax.generation.mask",
     "curate": "dermjax.curation.run",
     "classify": "dermjax.classification.run",
+    "publish": "dermjax.publication.run",
     "evaluate": "dermjax.evaluation.run",
     "study": "dermjax.study.run",
     "demo": "dermjax.demo",
@@ -44,8 +46,11 @@ SUMMARIES = {
     "tune": "teach a Stable Diffusion the classes with DreamBooth",
     "sweep": "find the rate, rank, steps and loss that tune best, by held-out images",
     "generate": "sample synthetic lesions from a plan of prompts",
+    "transform": "make lesions of images larger, smaller, more, or their skin another, and measure it",
+    "mask": "masks of generated images' lesions, by segmentation and by the model's attention",
     "curate": "reject blank, blurred, off-colour and copied images, with reasons",
     "classify": "train ViT or MobileNetV2 on real, or real and synthetic, images",
+    "publish": "write the kept images as data sets with a card, for others to load",
     "evaluate": "compare the classifiers and write the report",
     "study": "arms x classifiers x seeds: do synthetic images help?",
     "demo": "all of it, small, on this machine",
@@ -86,9 +91,11 @@ COMMANDS = {
         "write a classifier folder as a state dict of timm or torchvision",
         flags={"from": "", "to": "", "form": "timm"},
     ),
+    "provenance": Command("dermjax.generation.inspection:show", "what an image says of how it was made", "FILE"),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
-WITHOUT_JAX = ("prepare",)
+WITHOUT_JAX = ("prepare", "publish")
+WITH_DRY_RUN = ("generate",)
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 
 
@@ -125,6 +132,9 @@ def main() -> int:
 
 def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
+    if workdir is None:
+        importlib.import_module(STAGES[stage]).dry_run(config)
+        return
     processes = machine.distributed(os.environ)
     run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
     try:
@@ -164,10 +174,13 @@ def _answer(command: Command, arguments: list[str]) -> None:
     getattr(importlib.import_module(module), name)(*operands, **named)
 
 
-def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path]:
-    """Returns the locked config and the absolute workdir; flags.FLAGS is parsed afterwards, as grain's workers need."""
+def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
+    """Returns the locked config and the absolute workdir, None for --dry_run.
+
+    flags.FLAGS is parsed afterwards, as grain's workers need.
+    """
     path, rest = _take_config(stage, arguments)
-    config = load(path)
+    config = config_file.load(path)
     _refuse_unknown_keys(config, rest)
     argv = ["dermjax", *rest]
     config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
@@ -176,12 +189,16 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path]:
     if stage == "demo":
         flags.DEFINE_string("images", None, "folder of class/* or split/class/* images (else phantoms)")
         flags.DEFINE_integer("limit", None, "at most this many images per class and split", lower_bound=0)
+    if stage in WITH_DRY_RUN:
+        flags.DEFINE_bool("dry_run", False, "print what would be made and how long it takes")
     try:
         surplus = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(str(error)) from error
     if surplus:
         raise UserError(f"unexpected argument {surplus[0]}; flags are --name=value, see dermjax {stage} --help")
+    if stage in WITH_DRY_RUN and flags.FLAGS.dry_run:
+        return config, None
     if not flags.FLAGS.workdir:
         raise UserError(f"--workdir is missing; say where the run goes, as in --workdir=runs/{stage}")
     if stage == "demo":
@@ -205,26 +222,6 @@ def _take_config(stage: str, arguments: list[str]) -> tuple[str, list[str]]:
     if not path:
         raise UserError(f"--config is missing; give a config file, as in --config=configs/{stage}.py")
     return path, rest
-
-
-def load(path: str) -> ConfigDict:
-    """Returns what `get_config` of a config file returns; `FILE:VARIANT` passes the variant to it.
-
-    Raises:
-      UserError: no such file, no get_config in it, or an exception in it, named with its line.
-    """
-    file, *variant = path.split(":", 1)
-    if not Path(file).is_file():
-        raise UserError(f"config {file}: no such file")
-    try:
-        config = runpy.run_path(file)["get_config"](*variant)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a config file does wrong is for its author to mend
-        raise UserError(f"config {path}: {_line_of(file, error)}{type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config {path}: get_config returned {type(config).__name__}, not a ConfigDict")
-    return config
 
 
 def _set_demo(config: ConfigDict) -> None:
@@ -251,16 +248,6 @@ def _near(word: str, known: list[str]) -> str:
     """Returns what to try instead of an unknown word."""
     close = difflib.get_close_matches(word, known)
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known) or 'none below it'}"
-
-
-def _line_of(file: str, error: Exception) -> str:
-    """Returns "line N: " for the last line of the config file that the exception passed through."""
-    lines, trace = [], error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == file:
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f"line {lines[-1]}: " if lines else ""
 
 
 def _mendable(stage: str, message: str) -> int:
@@ -291,7 +278,7 @@ def _usage(stage: str) -> str:
     if stage == "demo":
         flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
     else:
-        flag_names = f"--config=configs/{stage}.py[:VARIANT]"
+        flag_names = f"--config=configs/{stage}.py[:VARIANT]" + " [--dry_run]" * (stage in WITH_DRY_RUN)
     given = f"{flag_names} [--config.key=value ...] --workdir=DIR [--allow_config_change]"
     return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {given}"
 

@@ -39,6 +39,12 @@ def mesh(data: int, fsdp: int) -> Mesh:
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def own_mesh() -> Mesh:
+    """Returns the mesh of this process's own devices, for work that each process does by itself."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
 def over(tree, rules: Rules, grid: Mesh):
     """Returns the NamedSharding of every leaf of a tree of arrays or shapes, by the first row that its path matches.
 

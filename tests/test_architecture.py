@@ -11,9 +11,19 @@ PACKAGE = ROOT / "dermjax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
-FOUNDATIONS = {"errors", "machine", "page", "progress", "run_folder"}  # files at the root that everyone may import
+# files at the root that everyone may import
+FOUNDATIONS = {"config_file", "disk", "errors", "machine", "page", "progress", "run_folder"}
 TOP = {"__main__", "demo", "web", "study"}  # these may import everything below
-STAGES = {"preparation", "pretraining", "tuning", "generation", "curation", "classification", "evaluation"}
+STAGES = {
+    "preparation",
+    "pretraining",
+    "tuning",
+    "generation",
+    "curation",
+    "publication",
+    "classification",
+    "evaluation",
+}
 BELOW_STAGES = {"training", "weights", "diffusion", "diffusion.text_to_image", "models", "sharding", "data"}
 # what a room may import besides itself and the foundations
 TABLE = {

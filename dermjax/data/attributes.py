@@ -11,9 +11,8 @@ wide in the middle, and a group only where all of that range is in one: 15 of 12
 """
 
 import numpy as np
-from scipy import ndimage
 
-from dermjax.data import artefacts
+from dermjax.data.artefact_scores import SCORES
 from dermjax.data.colour import rgb_to_lab, typology_angle
 from dermjax.data.segmentation import segment
 
@@ -25,12 +24,6 @@ OFF = 0.05  # share by which a camera's blue, and its light, may be off; assumed
 BEYOND_SKIN = 75.0  # degrees, as of L* 75 and b* 7: what seems lighter is light of another colour, not skin
 AGES = (30, 45, 60, 75)  # where a new band begins, in years
 
-BLUER = 16  # b* that pen ink lies below the middle of the image, and DARKER L*
-DARKER = 6
-INKED = 0.03  # share of the image that a full ring covers
-GLARE = 14  # L* that a bubble's rim or a reflection rises above its neighbourhood
-GELLED = 0.02  # share of the image under rims and reflections from which on it is full of them
-
 
 def measure(image: np.ndarray) -> tuple[dict, dict[str, float]]:
     """The attributes and the artefact scores (0 to 1) of a uint8 image [SIDE, SIDE, 3], ready for JSON.
@@ -41,7 +34,7 @@ def measure(image: np.ndarray) -> tuple[dict, dict[str, float]]:
     seen = segment(image)
     angle = seen.ita
     tone = _tone(angle, seen.skin) if np.isfinite(angle) else {}
-    scores = {name: score(image) for name, score in artefacts.SCORES.items()} | {"ink": ink(image), "gel": gel(image)}
+    scores = {name: score(image) for name, score in SCORES.items()}
     told = {"skin_tone": tone} if -90 < angle <= BEYOND_SKIN else {}  # bluer than grey is beyond 90 on either side
     return told, {name: round(each, 4) for name, each in scores.items()}
 
@@ -66,20 +59,3 @@ def age_band(years: float) -> str:
     starts = [0, *AGES]
     place = int(np.searchsorted(AGES, years, side="right"))
     return f"{starts[place]}-{AGES[place] - 1}" if place < len(AGES) else f"{AGES[-1]}+"
-
-
-def ink(image: np.ndarray) -> float:
-    """How much of the image violet or blue pen covers: 0 none, 1 from INKED on."""
-    lightness, _, b = np.moveaxis(rgb_to_lab(image), -1, 0)
-    violet = (b < np.median(b) - BLUER) & (lightness < np.median(lightness) - DARKER)
-    return min(float((violet & ~artefacts.outside(image)).mean()) / INKED, 1.0)
-
-
-def gel(image: np.ndarray) -> float:
-    """How much of the image bubbles and reflections of the immersion gel cover: 0 none, 1 from GELLED on."""
-    lightness = rgb_to_lab(image)[..., 0]
-    window = np.zeros((round(0.09 * len(image)) | 1,) * 2, bool)
-    window[::2, ::2] = True  # every other pixel of it: the median hardly changes, and takes a third of the time
-    around = ndimage.median_filter(lightness, footprint=window)
-    bright = (lightness - around > GLARE) & (lightness > 60) & ~artefacts.outside(image)
-    return min(float(bright.mean()) / GELLED, 1.0)

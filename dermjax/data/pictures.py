@@ -49,7 +49,7 @@ def thumbnail(manifest: Manifest, record: Record) -> bytes:
         return kept.read_bytes()
     image = Image.fromarray(images.load(manifest.path(record), SIDE))
     if record.synthetic:
-        _mark(image)
+        mark(image)
     content = _jpeg(image)
     if kept and os.access(manifest.home, os.W_OK):
         images.keep(kept, content)
@@ -62,7 +62,7 @@ def sheet(rows: list[np.ndarray]) -> Image.Image:
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             tile = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            _mark(tile)
+            mark(tile)
             made.paste(tile, (x * SIDE, y * SIDE))
     return made
 
@@ -88,7 +88,8 @@ def _as_uri(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def _mark(image: Image.Image) -> None:
+def mark(image: Image.Image) -> None:
+    """Writes SYNTHETIC into the pixels of a picture of SIDE pixels a side."""
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
     font = ImageFont.load_default(size=15)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data import artefacts
+from dermjax.data import artefact_scores
 from dermjax.data.colour import rgb_to_lab, typology_angle
 from dermjax.data.fields import grid
 
@@ -57,8 +57,21 @@ def segment(image: np.ndarray) -> Segmentation:
         mask |= _grow(place, CORE * size) & (absorbance > SHARE * np.median(absorbance[place])) & candidates
     mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
     labels, areas = _without_specks(*ndimage.label(mask))
+    return _seen(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def segmented(image: np.ndarray, mask: np.ndarray) -> Segmentation:
+    """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
+    labels, count = ndimage.label(mask)
+    areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
+    absorbance, field = _absorbance(image)
+    return _seen(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def _seen(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
+    """The segmentation with the tone of the skin, which is what is plain and not near a lesion."""
     mask = labels > 0
-    skin = field & ~_grow(mask, 0.03 * size) & (np.abs(absorbance) < FAINTEST)
+    skin = plain & ~_grow(mask, 0.03 * len(mask))
     if not skin.any():
         return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan))
     ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0))
@@ -74,9 +87,9 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     light = np.log(image.astype(np.float32) / 255 + 0.02)
     # hairs give way to the brighter skin on both sides of them
     shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
-    light = np.where(_grow(artefacts.strands(image), 0.016 * size)[..., None], shaved, light)
+    light = np.where(_grow(artefact_scores.strands(image), 0.016 * size)[..., None], shaved, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
-    field = ~artefacts.outside(image)
+    field = ~artefact_scores.outside(image)
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2

@@ -21,15 +21,19 @@ FILE = "preview.png"
 PIXELS = 4  # a latent cell's side
 
 
+def check(every: int) -> None:
+    """Raises UserError for a number of steps between two previews below 0."""
+    if every < 0:
+        raise UserError(f"preview_every = {every}: give the steps between two previews, or 0 for none")
+
+
 def watching(
     model: StableDiffusion, params: Params, every: int, path: Path, progress: TerminalBar | PlainLines
 ) -> Callable[[Denoiser, Ladder], Denoiser] | None:
     """Returns what makes a denoiser one whose batch is written to a PNG file every `every` steps; None for 0: never.
 
-    The images stand in rows, as square as they can. A number below 0 is a UserError.
+    The images stand in rows, as square as they can.
     """
-    if every < 0:
-        raise UserError(f"preview_every = {every}: give the steps between two previews, or 0 for none")
     if not every:
         return None
 

@@ -1,6 +1,7 @@
 """What a synthetic image says of itself, in its file and in its record: that it is synthetic, and how it was made.
 
-Two texts in the PNG: `parameters` in the form that A1111's tools read and show, and `dermjax`, the same as JSON.
+Two texts in the PNG: `parameters` in the form that A1111's tools read and show, and `dermjax`, the same as JSON. A
+signed manifest can come on top (`credentials`).
 """
 
 import io
@@ -16,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from dermjax.generation.plan import Request
 
 USE = "research use only"
+KEY, PARAMETERS = "dermjax", "parameters"  # of the texts
 UNUSUAL = {  # what is only named where it is asked for, and how `parameters` calls it
     "spacing": "Schedule type",
     "guidance_rescale": "CFG rescale",
@@ -27,6 +29,7 @@ UNUSUAL = {  # what is only named where it is asked for, and how `parameters` ca
     "init_image": "Init image hash",
     "init_mask": "Mask hash",
     "strength": "Denoising strength",
+    "words": "Words",
 }
 
 
@@ -58,6 +61,7 @@ def _unusual(request: Request) -> dict:
         "guidance_rescale": request.guidance_rescale,
         "guidance_interval": list(request.guidance_interval),  # as JSON gives it back
         "deep_cache": request.deep_cache if request.deep_cache > 1 else None,
+        "words": dict(request.words),
     }
     return {name: value for name, value in settings.items() if value}
 
@@ -65,8 +69,8 @@ def _unusual(request: Request) -> dict:
 def png(image: np.ndarray, generation: dict) -> bytes:
     """Returns the bytes of a PNG file of uint8 [H, W, 3] that carries its generation; the same for the same input."""
     texts = PngInfo()
-    texts.add_text("parameters", parameters(generation))
-    texts.add_itxt("dermjax", json.dumps(generation, ensure_ascii=False))
+    texts.add_text(PARAMETERS, parameters(generation))
+    texts.add_itxt(KEY, json.dumps(generation, ensure_ascii=False))
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", pnginfo=texts)
     return file.getvalue()
@@ -100,6 +104,6 @@ def read(path: Path) -> dict | None:
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()  # the checksum of every chunk
         with Image.open(path, formats=["PNG"]) as image:
-            return json.loads(image.text["dermjax"])
+            return json.loads(image.text[KEY])
     except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
         return None

@@ -1,8 +1,10 @@
-"""Batches of requests to images: a short batch to a full one, and one compiled function a sampler."""
+"""Batches of requests to images, a batch a device: one compiled function a sampler, started and not waited for."""
 
 import functools
 import os
+import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -20,6 +22,17 @@ from dermjax.models.stable_diffusion import StableDiffusion, count
 OPERATIONS = 0.25  # of a UNet pass, a parameter and a latent cell: 0.22 in SD 1.5, 0.28 in derm-tiny
 OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
 
+Batches = Sequence[Sequence[Request]]
+
+
+@dataclass(frozen=True)
+class Started:
+    """What devices are at work on: uint8 [D B, S, S, 3], whose rows some of the requests are, and since when."""
+
+    requests: tuple[tuple[int, Request], ...]  # with their rows
+    images: jax.Array
+    at: float  # seconds of time.monotonic
+
 
 def renderer(
     model: StableDiffusion,
@@ -30,23 +43,28 @@ def renderer(
     size: int,
     batch: int,
     grid: Mesh,
-) -> Callable[[Sequence[Request]], np.ndarray]:
-    """Returns render(requests) -> uint8 [n, size, size, 3] for at most `batch` requests that differ in words and seed.
+) -> Callable[[Batches], Started]:
+    """Returns begin(batches) -> Started, for at most a batch a device of requests that differ in words and seed.
 
-    Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every call computes a whole
-    batch, so that a short one compiles nothing new.
+    Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every device always computes
+    `batch` images, so that a short batch compiles nothing new and an image does not depend on the number of devices.
     """
     params = jax.device_put(params, sharding.replicated(grid))
 
     @functools.cache
-    def compiled(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
+    def pipeline(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)
         ladder = chosen.ladder(model.configs["scheduler"], steps, spacing)
         return start.function(Pipeline(model, chosen, ladder, deep_cache, watch), size)
 
-    def render(requests: Sequence[Request]) -> np.ndarray:
-        first = requests[0]
-        full = [*requests, *[first] * (batch - len(requests))]
+    compiled = {}
+
+    def begin(batches: Batches) -> Started:
+        first = batches[0][0]
+        full = [first] * (batch * grid.size)
+        asked = tuple((d * batch + b, request) for d, each in enumerate(batches) for b, request in enumerate(each))
+        for row, request in asked:
+            full[row] = request
         said = np.stack([tokens(request) for request in full])
         rows = {
             "tokens": said[:, 0],
@@ -60,12 +78,13 @@ def renderer(
             rescale=np.float32(first.guidance_rescale) if first.guidance_rescale else None,
             interval=tuple(map(np.float32, first.guidance_interval)) or None,
         )
-        make = compiled(first.sampler, first.steps, first.spacing, first.deep_cache)
-        images = np.asarray(make(params, **placed, guidance=guidance))
-        jax.effects_barrier()  # previews that are still on their way
-        return images[: len(requests)]
+        kind = (first.sampler, first.steps, first.spacing, first.deep_cache)
+        if (*kind, said.shape) not in compiled:  # by itself, so that no compilation counts as a device's work
+            compiled[*kind, said.shape] = pipeline(*kind).lower(params, **placed, guidance=guidance).compile()
+        at = time.monotonic()
+        return Started(asked, compiled[*kind, said.shape](params, **placed, guidance=guidance), at)
 
-    return render
+    return begin
 
 
 def processor_seconds(model: StableDiffusion, params: dict, requests: Collection[Request], size: int) -> float:

@@ -1,101 +1,97 @@
 """`generate`: from a tuned model and a plan to a folder of synthetic lesions with their manifest.
 
 An image follows from its request and the model alone, so the stage resumes by looking: an image file that is whole and
-says that it was made for its request is kept, the rest is made, and the manifest is written last and at once.
+says that it was made for its request is kept, the rest is made, and the manifest is written last and at once. Processes
+divide the batches among themselves and meet only in the folder.
 """
 
-import hashlib
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import sharding
+from dermjax import disk, sharding
 from dermjax.data import records, seen
-from dermjax.data.records import Manifest, Record
-from dermjax.errors import UserError
-from dermjax.generation import model, plan, preview, provenance, source
-from dermjax.generation.model import Model
+from dermjax.data.records import Manifest
+from dermjax.generation import credentials, preview, provenance, storage, table, work
 from dermjax.generation.plan import Request
-from dermjax.generation.render import processor_seconds, renderer
-from dermjax.models.stable_diffusion import StableDiffusion, count
-from dermjax.progress import bar, cost, say
+from dermjax.generation.production import Accounts, produce, rounds
+from dermjax.generation.render import Batches, processor_seconds, renderer
+from dermjax.generation.work import Work
+from dermjax.models.stable_diffusion import count
+from dermjax.progress import bar, cost, duration, say
 from dermjax.run_folder import write_atomically
+
+SECONDS_BETWEEN_LOOKS = 1.0  # at what the other processes have made
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Makes the images that config.plan asks config.model for, and workdir/manifest.jsonl with a record of each."""
-    settings = config.plan.to_dict()
-    batch = settings.pop("batch")
-    asked = plan.requests(**settings)
-    start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
-    grid = _mesh(batch)
-    maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
-    size = _size(config.size, maker.sd)
-    lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
-    generations = {r: provenance.generation(r, size, maker.digests | start.named(r)) for r in asked}
-    missing = {r for r in asked if provenance.read(workdir / r.image) != generations[r]}
-
+    todo = work.read(config)
+    process, processes = sharding.process()
+    mine = todo.batches[process::processes]
+    own = {request for batch in mine for request in batch}
+    missing = todo.missing(workdir, own)
     if missing:
-        cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing),
-             steps=config.plan.steps, **_expected(grid, maker, missing, size, start.strength))  # fmt: skip
-        with bar(len(asked), "generate", "images", len(asked) - len(missing)) as progress:
-            watch = preview.watching(maker.sd, maker.params, config.preview_every, workdir / preview.FILE, progress)
-            render = renderer(maker.sd, maker.params, maker.tokens, start, watch, size, batch, grid)
-            for requests in plan.batches(asked, missing, batch, lengths):
-                for request, image in zip(requests, render(requests), strict=True):
-                    if request in missing:  # what is whole stays, though its batch is computed again
-                        _write(workdir / request.image, provenance.png(image, generations[request]))
-                        progress.update()
-
-    entries = tuple(_record(request, workdir, generations[request]) for request in asked)
-    labels = tuple(sorted(settings["prompts"]))
-    seen.hand_on([Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir)
-    records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
-    say(f"generate: {len(asked)} images in {workdir / records.FILE}")
+        sign = credentials.signer(**config.credentials.to_dict())
+        storage.check(workdir, missing, todo.size)
+        _make(todo, mine, missing, sign, config.preview_every, workdir)
+    left = set(todo.asked) - own
+    while left := todo.missing(workdir, left):  # other processes are at them
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if process == 0:
+        entries = tuple(todo.record(request, workdir) for request in todo.asked)
+        labels = tuple(sorted(config.plan.prompts))
+        seen.hand_on([Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir)
+        records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
+        say(f"generate: {len(todo.asked)} images in {workdir / records.FILE}")
 
 
-def _mesh(batch: int) -> Mesh:
-    """Returns the mesh of all devices; a batch that does not divide over it is a UserError."""
-    if batch < 1:
-        raise UserError(f"plan.batch = {batch}: give at least 1")
-    if jax.process_count() > 1:
-        raise UserError(f"generate runs in one process, here are {jax.process_count()}; start it without the others")
-    grid = sharding.mesh(0, 1)
-    sharding.check_batch(batch, grid)
-    return grid
+def dry_run(config: ConfigDict) -> None:
+    """Prints what `run` would make, and how long it would take."""
+    todo = work.read(config)
+    grid = sharding.own_mesh()
+    say(table.text(todo.asked, todo.size, todo.batch, grid.size))
+    _tell_cost(todo, todo.asked, grid)
 
 
-def _expected(grid: Mesh, maker: Model, missing: set[Request], size: int, strength: float) -> dict:
-    """Returns how long it may take, where that has been measured: on a CPU. Strength is the share of steps taken."""
-    on_cpu = grid.devices.flat[0].platform == "cpu"
-    return {"seconds": strength * processor_seconds(maker.sd, maker.params, missing, size)} if on_cpu else {}
+def _make(todo: Work, mine: Batches, missing: set[Request], sign: Callable, preview_every: int, workdir: Path) -> None:
+    """Makes the missing images of this process; what is whole stays, though its batch is computed again."""
+    grid, maker = sharding.own_mesh(), todo.maker
+    batches = [batch for batch in mine if not missing.isdisjoint(batch)]
+    total = sum(map(len, mine))
+    _tell_cost(todo, missing, grid)
+
+    def write(request: Request, image: np.ndarray) -> None:
+        generation = todo.generation(request)
+        write_atomically(workdir / request.image, sign(provenance.png(image, generation), generation))
+
+    with bar(total, "generate", "images", total - len(missing)) as progress:
+        watch = preview.watching(maker.sd, maker.params, preview_every, workdir / preview.FILE, progress)
+        begin = renderer(maker.sd, maker.params, maker.tokens, todo.start, watch, todo.size, todo.batch, grid)
+        accounts = produce(rounds(batches, grid.size, todo.kind), begin, missing, write, progress.update)
+    say(f"generate: {_told(accounts, grid)}")
 
 
-def _size(size: int, sd: StableDiffusion) -> int:
-    """Returns the side in pixels of the images, the model's own for 0; one the UNet cannot halve is a UserError."""
-    cell = sd.factor * 2 ** (len(sd.configs["unet"]["block_out_channels"]) - 1)
-    if size < 0 or size % cell:
-        near = max(1, round(size / cell)) * cell
-        raise UserError(f"size = {size}: this model makes multiples of {cell} px; give {near}, or 0 for its own")
-    return size or sd.size
+def _tell_cost(todo: Work, missing: Collection[Request], grid: Mesh) -> None:
+    """Says what it will cost; how long, where that has been measured: on a CPU."""
+    maker, seconds = todo.maker, {}
+    if grid.devices.flat[0].platform == "cpu":
+        # strength is the share of the steps that are taken from a picture
+        seconds["seconds"] = todo.start.strength * processor_seconds(maker.sd, maker.params, missing, todo.size)
+    room = f"up to {disk.told(storage.needed(len(missing), todo.size))} of disk"
+    cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing),
+         steps=todo.asked[0].steps, room=room, **seconds)  # fmt: skip
 
 
-def _write(path: Path, file: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, file)
-
-
-def _record(request: Request, workdir: Path, generation: dict) -> Record:
-    """Returns the record of a finished image: synthetic, for training only."""
-    return Record(
-        image=request.image,
-        sha256=hashlib.sha256((workdir / request.image).read_bytes()).hexdigest(),
-        label=request.label,
-        split="train",
-        source="dermjax",
-        image_manipulation="synthetic",
-        licence=provenance.USE,
-        generation=generation,
+def _told(accounts: Accounts, grid: Mesh) -> str:
+    """Returns the accounts in words."""
+    rate, share = accounts.images / accounts.seconds, accounts.device_seconds / accounts.seconds
+    worked = "the device was" if grid.size == 1 else f"the {grid.size} devices were"
+    return (
+        f"{rate:.3g} images a second since the first batch began, {duration(accounts.seconds)} in all, "
+        f"in {share:.1%} of which {worked} at work"
     )

@@ -8,18 +8,16 @@ A field is `label`, `source` or an attribute, a dot goes into it; a clause in br
 not know its field.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dermjax.data import records
+from dermjax.data import records, templates
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-
-FIELD, CLAUSE = re.compile(r"\{([\w.]*)\}"), re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
@@ -92,28 +90,12 @@ def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str
 
 def prompt(template: str, record: Record) -> str:
     """Returns a template filled with what is known of a record; a UserError names a field that it does not know."""
-
-    def clause(match: re.Match) -> str:
-        known = all(value(record, name) is not None for name in FIELD.findall(match[1]))
-        return match[1] if known else ""
-
-    def word(match: re.Match) -> str:
-        found = value(record, match[1])
-        if found is None:
-            raise UserError(
-                f"prompt {template!r}: {record.image} has no {match[1]!r}; put the clause in brackets, or fill it in"
-            )
-        return str(found)
-
-    return FIELD.sub(word, CLAUSE.sub(clause, template))
-
-
-def value(record: Record, name: str) -> object:
-    """Returns a field of a record, or None where it does not know it."""
-    found = {**record.attributes, "label": record.label, "source": record.source}
-    for key in name.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return None if found == "" else found
+    try:
+        return templates.filled(template, partial(templates.value, record))
+    except KeyError as error:
+        raise UserError(
+            f"prompt {template!r}: {record.image} has no {error.args[0]!r}; put the clause in brackets, or fill it in"
+        ) from error
 
 
 def weight(record: Record) -> float:

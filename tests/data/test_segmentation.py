@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dermjax.data import artefacts
+from dermjax.data import artefact_scores
 from dermjax.data.appearance import ARTEFACTS, SIZES, TONES
 from dermjax.data.phantom import phantom
 from dermjax.data.segmentation import segment
@@ -33,7 +33,7 @@ class Judged:
 
 
 def judge(seeds, size: int, asked: dict, change) -> Judged:
-    right, overlap, tone, verdicts = [], [], [], {name: [] for name in artefacts.SCORES}
+    right, overlap, tone, verdicts = [], [], [], {name: [] for name in artefact_scores.SCORES}
     for seed in seeds:
         p = phantom(seed, size, **asked)
         image = change(p.image, seed)
@@ -41,10 +41,11 @@ def judge(seeds, size: int, asked: dict, change) -> Judged:
         right.append(found.count == p.parameters["number"])
         overlap.append((found.mask & p.mask).sum() / (found.mask | p.mask).sum())
         tone.append(abs(found.ita - p.parameters["ita"]))
-        for name, score in artefacts.SCORES.items():
+        for name, score in artefact_scores.SCORES.items():
             value = score(image)
             assert 0 <= value <= 1
-            verdicts[name].append((value >= artefacts.THRESHOLDS[name]) == p.parameters[name])
+            is_there = p.parameters[artefact_scores.PAINTED[name]]
+            verdicts[name].append((value >= artefact_scores.THRESHOLDS[name]) == is_there)
     return Judged(np.mean(right), np.mean(overlap), np.mean(tone), {name: np.mean(v) for name, v in verdicts.items()})
 
 

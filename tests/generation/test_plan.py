@@ -1,15 +1,22 @@
 """Plans: turns, seeds, batches, and what they refuse."""
 
 import runpy
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from dermjax.data import records
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.generation import plan
 
 PLAN = {
     "prompts": {"malignant": ("a malignant mole",), "benign": ("a benign mole", "a benign nevus")},
+    "words": {},
+    "quotas": {},
+    "match": "",
+    "images": {},
     "negative_prompt": "hair",
     "contrast": False,
     "samplers": ("Euler", "Euler a", "PLMS"),
@@ -46,6 +53,119 @@ def test_with_contrast_each_class_is_led_away_from_the_prompts_of_the_others_in_
     assert of_malignant == 2 * (3 * ["a benign mole"] + 3 * ["a benign nevus"])
 
 
+WORDS = {"number": {"one": 1, "two": 1}, "size": {"": 1, "large": 1}, "tone": {"pale": 1, "dark": 3}}
+GAPS = {
+    "benign": ("[{number} ][{size} ]{label} mole(s)[, {tone} skin]",),
+    "malignant_b": ("[{number} ][{size} ]{label} mole(s)[, {tone} skin]",),
+}
+WORDED = PLAN | {"prompts": GAPS, "words": WORDS, "samplers": ("Euler",), "images_per_class": 40}
+
+
+def test_words_fill_the_gaps_of_prompts_and_are_noted():
+    asked = plan.requests(**WORDED)
+    by_prompt = {r.prompt: dict(r.words) for r in asked if r.label == "malignant_b"}
+    assert len(by_prompt) == 8
+    assert by_prompt["two large malignant b moles, dark skin"] == {"number": "two", "size": "large", "tone": "dark"}
+    assert by_prompt["one malignant b mole, pale skin"] == {"number": "one", "tone": "pale"}
+    assert Counter(dict(r.words)["tone"] for r in asked) == {"pale": 20, "dark": 60}
+    assert set(asked) < set(plan.requests(**WORDED | {"images_per_class": 90}))
+
+
+def test_classes_have_the_numbers_that_they_are_asked_for_and_the_same_words():
+    asked = plan.requests(**WORDED | {"images": {"malignant_b": 7}})
+    assert Counter(r.label for r in asked) == {"benign": 40, "malignant_b": 7}
+    benign, malignant = ([r.words for r in asked if r.label == label] for label in GAPS)
+    assert benign[:7] == malignant
+    assert plan.requests(**WORDED | {"images": {"malignant_b": 0}}) == [r for r in asked if r.label == "benign"]
+
+
+def test_contrast_leads_to_the_words_as_well_as_to_the_class():
+    asked = plan.requests(**WORDED | {"contrast": True, "negative_prompt": ""})
+    assert {r.negative for r in asked if r.label == "benign"} == {"malignant b mole"}
+
+
+def test_a_negative_prompt_has_gaps_too():
+    asked = plan.requests(**WORDED | {"negative_prompt": "hair[, not {size}]"})
+    assert {r.negative for r in asked} == {"hair", "hair, not large"}
+
+
+def test_quotas_are_met_in_the_class_that_they_name():
+    quotas = {"rare": {"images": 15, "label": "malignant_b", "tone": "pale", "size": "large"}}
+    asked = plan.requests(**WORDED | {"quotas": quotas})
+    of = Counter(r.label for r in asked if {("tone", "pale"), ("size", "large")} <= set(r.words))
+    assert of["malignant_b"] == 15 and abs(of["benign"] - 5) <= 1
+    everywhere = {"rare": {"images": 15, "tone": "pale"}}
+    of = Counter(r.label for r in plan.requests(**WORDED | {"quotas": everywhere}) if ("tone", "pale") in r.words)
+    assert of == {"benign": 15, "malignant_b": 15}
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A manifest of 30 benign images, two thirds of them from the back, and 10 malignant ones, half from the face."""
+    found = []
+    for n in range(44):
+        label = "malignant_b" if n >= 30 else "benign"
+        site = ("back", "back", "arm")[n % 3] if label == "benign" else ("face", "")[n % 2]
+        more = {"split": "test" if n >= 40 else "train", "attributes": {"site": site, "skin_tone": {"group": "tan"}}}
+        named = {
+            "image": f"{n}.png",
+            "sha256": f"{n:064x}",
+            "label": label,
+            "source": "s",
+            "image_manipulation": "none",
+        }
+        found.append(Record(**named, **more))
+    records.write(tmp_path / "manifest.jsonl", Manifest(labels=tuple(GAPS), root=tmp_path, records=tuple(found)))
+    return str(tmp_path)
+
+
+def test_a_match_asks_for_what_real_images_have(real):
+    prompts = {label: ("{label} mole[, {site}], {skin_tone.group} skin[, {size}]",) for label in GAPS}
+    settings = WORDED | {"prompts": prompts, "words": {"size": WORDS["size"]}, "match": real, "images_per_class": 60}
+    asked = plan.requests(**settings)
+    assert all(("skin_tone.group", "tan") in r.words and "tan skin" in r.prompt for r in asked)
+    of = Counter((r.label, dict(r.words).get("site")) for r in asked)
+    assert of == {("benign", "back"): 40, ("benign", "arm"): 20, ("malignant_b", "face"): 30, ("malignant_b", None): 30}
+    assert Counter(dict(r.words).get("size") for r in asked) == {"large": 60, None: 60}
+    with pytest.raises(UserError, match=r"nothing fills \{site\}; 3\d\.png has none; put its clause in brackets"):
+        plan.requests(**settings | {"prompts": {label: ("{label}, {site}[{size}]",) for label in GAPS}})
+    with pytest.raises(UserError, match="no training image is labelled 'nevus'"):
+        plan.requests(**settings | {"prompts": {"nevus": ("{site}[{size}]",)}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": {}}, r"plan\.prompts: nothing fills \{number\}; there are \{label\}; plan\.match knows more"),
+        ({"negative_prompt": "{site}"}, r"nothing fills \{site\}; there are \{label\}, \{number\}"),
+        ({"words": WORDS | {"site": {"arm": 1}}}, r"plan\.words\.site: no prompt has \{site\}"),
+        ({"words": WORDS | {"sampler": {"x": 1}}}, r"plan\.words\.sampler: this name is taken"),
+        ({"words": WORDS | {"tone": {"pale": -1, "dark": 2}}}, r"plan\.words\.tone\.pale = -1: a weight is 0 or more"),
+        ({"words": WORDS | {"tone": {"pale": 0}}}, r"plan\.words\.tone: no word has a weight above 0"),
+        ({"quotas": {"a": {"tone": "dark"}}}, r"plan\.quotas\.a\.images: say how many"),
+        (
+            {"quotas": {"a": {"images": 3, "label": "nevus"}}},
+            r"plan\.quotas\.a\.label = 'nevus': the classes are benign",
+        ),
+        ({"quotas": {"a": {"images": 3, "tone": "tan"}}}, r"plan\.quotas\.a\.tone = 'tan': plan\.words\.tone has pale"),
+        ({"quotas": {"a": {"images": 3, "site": "arm"}}}, r"plan\.words has no such gap"),
+        (
+            {"quotas": {"a": {"images": 41, "tone": "dark"}}},
+            r"plan\.quotas ask for 41 images of benign, the plan has 40",
+        ),
+        ({"images": {"nevus": 3}}, r"plan\.images\.nevus: plan\.prompts has no such class"),
+        (
+            {"prompts": {label: ("{label} {size} mole[{number}][{tone}]",) for label in GAPS}},
+            r"nothing fills \{size\}; put",
+        ),
+        ({"match": "nowhere"}, "manifest nowhere: no such file"),
+    ],
+)
+def test_words_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        plan.requests(**WORDED | change)
+
+
 def test_every_image_has_its_seed_also_in_a_larger_plan():
     asked = plan.requests(**PLAN)
     assert sorted(r.seed for r in asked) == list(range(7, 31))
@@ -54,18 +174,15 @@ def test_every_image_has_its_seed_also_in_a_larger_plan():
 
 def test_batches_are_divided_by_the_plan_alone():
     asked = plan.requests(**PLAN | {"images_per_class": 7})
-    lengths = dict.fromkeys(asked, 77)
-    whole = plan.batches(asked, set(asked), 4, lengths)
+    whole = plan.batches(asked, 4, dict.fromkeys(asked, 77))
     assert sorted(r.image for batch in whole for r in batch) == sorted(r.image for r in asked)
     assert all(len(batch) <= 4 and len({(r.sampler, r.steps, r.guidance) for r in batch}) == 1 for batch in whole)
-    assert plan.batches(asked, {whole[2][1], whole[0][0]}, 4, lengths) == [whole[0], whole[2]]
-    assert plan.batches(asked, set(), 4, lengths) == []
 
 
 def test_long_prompts_have_batches_of_their_own():
     asked = plan.requests(**PLAN)
     lengths = {request: 154 if request.label == "malignant" else 77 for request in asked}
-    assert all(len({lengths[r] for r in batch}) == 1 for batch in plan.batches(asked, set(asked), 24, lengths))
+    assert all(len({lengths[r] for r in batch}) == 1 for batch in plan.batches(asked, 24, lengths))
 
 
 @pytest.mark.parametrize(
@@ -96,15 +213,35 @@ def test_refused(change, message):
         plan.requests(**PLAN | change)
 
 
-@pytest.mark.parametrize(("variant", "images"), [(None, 6000), ("paper", 6000), ("demo", 192)])
+def preset(variant):
+    """The requests of a variant of the config."""
+    settings = runpy.run_path(str(CONFIG))["get_config"](variant).plan.to_dict()
+    assert settings.pop("batch") >= 8
+    return plan.requests(**settings)
+
+
+@pytest.mark.parametrize(
+    ("variant", "images"),
+    [(None, 6000), ("paper", 6000), ("released", 200), ("balanced_tones", 6000), ("tiny", 16), ("demo", 192)],
+)
 def test_the_config_s_plans(variant, images):
-    config = runpy.run_path(str(CONFIG))["get_config"](variant)
-    settings = config.plan.to_dict()
-    assert settings.pop("batch") == 16
-    asked = plan.requests(**settings)
-    assert len(asked) == images and {r.label for r in asked} == {"benign", "malignant"}
+    asked = preset(variant)
+    assert len(asked) == images and Counter(r.label for r in asked) == {"benign": images / 2, "malignant": images / 2}
+
+
+def test_balanced_tones_are_balanced_in_each_class_with_each_sampler():
+    of = Counter((r.label, r.sampler, dict(r.words)["tone"]) for r in preset("balanced_tones"))
+    assert len(of) == 2 * 3 * 5 and all(abs(count - 200) <= 3 for count in of.values())
+    of = Counter((r.label, dict(r.words)["tone"]) for r in preset("balanced_tones"))
+    assert all(abs(count - 600) <= 1 for count in of.values())
+
+
+def test_released_samplers_have_their_shares():
+    of = Counter(r.sampler for r in preset("released"))
+    published = {"Euler a": 109, "DPM++ 2M SDE Karras": 43, "Euler": 25, "Heun": 22, "DPM++ 2S a": 1}
+    assert all(abs(of[name] - count) <= 2 for name, count in published.items())
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(ValueError, match="no variant 'big'; take paper or demo"):
+    with pytest.raises(ValueError, match="no variant 'big'; it has: paper, released, balanced_tones, tiny, demo"):
         runpy.run_path(str(CONFIG))["get_config"]("big")

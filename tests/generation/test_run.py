@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,11 +20,16 @@ from PIL import Image
 from dermjax import run_folder
 from dermjax.data import records, seen, tokens
 from dermjax.errors import UserError
-from dermjax.generation import model, provenance, run
+from dermjax.generation import credentials, model, provenance, run
+from dermjax.generation.production import WRITERS
 from dermjax.models.stable_diffusion import SCHEDULER
 
 PLAN = {
     "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
+    "words": {},
+    "quotas": {},
+    "match": "",
+    "images": {},
     "negative_prompt": "",
     "contrast": False,
     "samplers": ("Euler a",),
@@ -80,6 +87,7 @@ def fake(folder):
 def config(folder, **changes):
     plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
     added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse", "preview_every": 0}
+    added["credentials"] = {key: changes.pop(key, "") for key in ("certificate", "key")}
     added["init"] = {key: changes.pop(key, value) for key, value in INIT.items()}
     return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | added | changes).lock()
 
@@ -87,13 +95,18 @@ def config(folder, **changes):
 def generate(folder, workdir, **changes):
     """Runs the stage with the fake model; returns how many images it computed."""
     workdir.mkdir(exist_ok=True)
-    written = mock.Mock(side_effect=run._write)
+    written = []
+
+    def write(path, content):
+        run_folder.write_atomically(path, content)
+        written.append(path)  # by several threads, so a list rather than a mock's count
+
     with (
         mock.patch.multiple(model.model_files, read=fake, digest=lambda folder: "0123456789abcdef"),
-        mock.patch.object(run, "_write", written),
+        mock.patch.object(run, "write_atomically", write),
     ):
         run.run(config(folder, **changes), workdir)
-    return written.call_count
+    return len(written)
 
 
 def killed(folder, workdir, survivors):
@@ -107,6 +120,29 @@ def killed(folder, workdir, survivors):
 
     with mock.patch.object(run_folder.os, "replace", replace):
         generate(Path(folder), Path(workdir))
+
+
+def alone(folder, workdir):
+    """Runs the stage; called in a process of its own."""
+    generate(Path(folder), Path(workdir))
+
+
+def joined(folder, workdir, index, port):
+    """Runs the stage as one of two processes that `jax.distributed` has joined; called in a process of its own."""
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+    print(generate(Path(folder), Path(workdir)))
+
+
+def elsewhere(function, *arguments, **environment):
+    """Starts a function of this file in a process of its own."""
+    call = f"import runpy; runpy.run_path({__file__!r})[{function!r}]{arguments!r}"
+    return subprocess.Popen(
+        [sys.executable, "-c", call],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +193,35 @@ def test_a_second_run_does_nothing(folder, whole):
 
 def test_a_killed_run_goes_on_to_the_same_files(folder, whole, tmp_path):
     """Killed by SIGKILL in the middle of the second batch."""
-    call = f"import runpy; runpy.run_path({__file__!r})['killed']({str(folder)!r}, {str(tmp_path)!r}, 6)"
-    ended = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert not (tmp_path / "manifest.jsonl").exists() and len(list(tmp_path.rglob("*.png"))) == 6
-    assert generate(folder, tmp_path) == 4
+    process = elsewhere("killed", str(folder), str(tmp_path), 6)
+    _, error = process.communicate()
+    assert process.returncode == -signal.SIGKILL, error
+    left = len(list(tmp_path.rglob("*.png")))
+    assert not (tmp_path / "manifest.jsonl").exists() and 6 - WRITERS < left <= 6
+    assert generate(folder, tmp_path) == 10 - left
     left = {path: data for path, data in contents(tmp_path).items() if path.suffix != ".part"}
     assert left == contents(whole)
+
+
+def test_images_are_the_same_on_more_devices(folder, whole, tmp_path):
+    """The same bytes: a device makes a batch as if it were alone. The third round has no batch for two of them."""
+    process = elsewhere("alone", str(folder), str(tmp_path), JAX_NUM_CPU_DEVICES="3")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(folder, whole, tmp_path):
+    """Three batches of 4, 4 and 2 images: the first process makes the first and the last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [elsewhere("joined", str(folder), str(tmp_path), index, port, JAX_PLATFORMS="cpu") for index in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert [out.splitlines()[-1] for out, _ in said] == ["6", "4"]
+    assert contents(tmp_path) == contents(whole)
 
 
 def test_damaged_and_foreign_images_are_made_again(folder, whole, tmp_path):
@@ -218,6 +276,34 @@ def test_previews_are_written_and_change_nothing(folder, whole, tmp_path):
     assert {path: data for path, data in made.items() if path.name != "preview.png"} == contents(whole)
 
 
+def test_a_dry_run_makes_nothing(folder, capsys):
+    words = {"tone": {"a": 1, "mole": 1}}
+    prompts = {label: (f"a {label} mole[ {{tone}}]",) for label in PLAN["prompts"]}
+    with mock.patch.multiple(model.model_files, read=fake, digest=lambda folder: ""):
+        run.dry_run(config(folder, prompts=prompts, words=words, images_per_class=6, samplers=("Euler", "PLMS")))
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()]
+    assert ["benign", "malignant", "all"] in rows and ["images", "6", "6", "12"] in rows
+    assert ["PLMS", "3", "3", "6"] in rows and ["tone", "mole", "3", "3", "6"] in rows
+    assert "benign: a benign mole a" in said and "12 images, 4 steps, up to 86 kB of disk, about" in said
+
+
+def test_signed_images_have_the_same_pixels_and_are_not_made_again(folder, whole, signer, tmp_path):
+    files = dict(zip(("certificate", "key"), signer, strict=True))
+    assert generate(folder, tmp_path, images_per_class=1, **files) == 2
+    assert generate(folder, tmp_path, images_per_class=1, **files) == 0
+    path = tmp_path / "images/benign/00000.png"
+    assert credentials.read(path)["generation"] == provenance.read(path)
+    assert (pixels(path) == pixels(whole / "images/benign/00000.png")).all()
+
+
+def test_what_the_run_says(folder, tmp_path, capsys):
+    generate(folder, tmp_path)
+    said = capsys.readouterr().out
+    assert "warning: nothing beside" in said and "images a second since the first batch began" in said
+    assert "10/10 images" in said and "10 images in" in said
+
+
 def test_without_guidance(folder, tmp_path):
     assert generate(folder, tmp_path, guidance=1.0, images_per_class=1, size=16) == 2
     assert pixels(tmp_path / "images/benign/00000.png").shape == (16, 16, 3)
@@ -237,12 +323,14 @@ def test_without_guidance(folder, tmp_path):
         ({"images": "none.png", "strength": 1.5}, r"strength 1\.5: give more than 0 and at most 1"),
         ({"mask": "none.png"}, r"config\.init\.mask needs config\.init\.images"),
         ({"preview_every": -1}, "preview_every = -1: give the steps between"),
+        ({"words": {"size": {"large": 1}}}, r"plan\.words\.size: no prompt has \{size\}"),
+        ({"certificate": "gone.pem", "key": "gone.pem"}, r"certificate gone\.pem: cannot be read"),
     ],
 )
 def test_refused_before_any_work(folder, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         generate(folder, tmp_path, **changes)
-    assert contents(tmp_path) == {}
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

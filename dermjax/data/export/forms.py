@@ -23,7 +23,7 @@ from dermjax.data.export.items import COLUMNS, Item
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 
-NAME = "dermjax"
+NAME, CARD = "dermjax", "README.md"
 A_SHARD = 1000  # images
 
 
@@ -31,12 +31,13 @@ def export(manifest: str, *, to: str, form: str) -> None:
     """Prints what was written; UserError for a form that is not there, a folder that is, or a changed image."""
     if form not in FORMS:
         raise UserError(f"--form={form}: give one of {', '.join(FORMS)}")
-    write(records.read(Path(manifest)), Path(to).expanduser().absolute(), form)
+    folder = Path(to).expanduser().absolute()
+    write(records.read(Path(manifest)), folder, form, folder.name, "")
     print(f"{to}: {form} of {manifest}, described in {Path(to) / croissant.FILE}")
 
 
-def write(manifest: Manifest, folder: Path, form: str) -> None:
-    """Writes a manifest in a form, its Croissant description beside it: all of it or nothing."""
+def write(manifest: Manifest, folder: Path, form: str, name: str, card: str) -> None:
+    """Writes a manifest in a form, its Croissant description and a card (unless "") beside it: all of it or nothing."""
     if folder.exists():
         raise UserError(f"{folder}: is there already; give another folder, or delete it")
     part = folder.with_name(f".{folder.name}.part")
@@ -47,7 +48,9 @@ def write(manifest: Manifest, folder: Path, form: str) -> None:
         raise UserError("the manifest has no kept image to export")
     with progress.bar(sum(map(len, splits.values())), "export", "images", 0) as bar:
         FORMS[form](part, manifest, splits, bar.update)
-    croissant.write(part, folder.name, manifest, splits)
+    croissant.write(part, name, manifest, splits)
+    if card:
+        (part / CARD).write_text(card)
     os.replace(part, folder)
 
 

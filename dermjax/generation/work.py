@@ -1,0 +1,89 @@
+"""The work that a config of `generate` comes to: what is asked for and what makes it, all of it checked."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dermjax.data.records import Record
+from dermjax.diffusion.samplers import named
+from dermjax.errors import UserError
+from dermjax.generation import model, plan, preview, provenance, source, tuned
+from dermjax.generation.model import Model
+from dermjax.generation.plan import Request
+from dermjax.generation.source import Source
+from dermjax.models.stable_diffusion import StableDiffusion
+from dermjax.progress import say
+from dermjax.weights import model_files
+
+
+@dataclass(frozen=True)
+class Work:
+    """The images that are asked for, how they are divided into batches, what makes them, and their side in pixels."""
+
+    asked: list[Request]
+    batches: list[list[Request]]
+    lengths: Mapping[Request, int]  # in tokens
+    maker: Model
+    start: Source
+    size: int
+    batch: int
+
+    def generation(self, request: Request) -> dict:
+        """Returns what the file and the record of an image say of it."""
+        return provenance.generation(request, self.size, self.maker.digests | self.start.named(request))
+
+    def kind(self, request: Request) -> tuple:
+        """Returns what requests have in common that one compiled function makes."""
+        return request.sampler, self.lengths[request]
+
+    def missing(self, workdir: Path, asked: Collection[Request]) -> set[Request]:
+        """Returns the requests whose image is not there, damaged, or made for another one."""
+        ordered = list(asked)
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda request: provenance.read(workdir / request.image), ordered))
+        return {request for request, told in zip(ordered, found, strict=True) if told != self.generation(request)}
+
+    def record(self, request: Request, workdir: Path) -> Record:
+        """Returns the record of a finished image: synthetic, for training only."""
+        return Record(
+            image=request.image,
+            sha256=hashlib.sha256((workdir / request.image).read_bytes()).hexdigest(),
+            label=request.label,
+            split="train",
+            source="dermjax",
+            image_manipulation="synthetic",
+            licence=provenance.USE,
+            generation=self.generation(request),
+        )
+
+
+def read(config: ConfigDict) -> Work:
+    """Returns the work of a config; whatever it cannot do is a UserError, before anything is computed."""
+    settings = config.plan.to_dict()
+    batch = settings.pop("batch")
+    if batch < 1:
+        raise UserError(f"plan.batch = {batch}: give at least 1")
+    asked = plan.requests(**settings)
+    preview.check(config.preview_every)
+    start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
+    maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
+    size = side(config.size, maker.sd)
+    for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in asked}:
+        named(sampler).ladder(maker.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here
+    lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
+    for warning in tuned.warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
+        say(f"generate: {warning}")
+    return Work(asked, plan.batches(asked, batch, lengths), lengths, maker, start, size, batch)
+
+
+def side(size: int, sd: StableDiffusion) -> int:
+    """Returns the side in pixels of the images, the model's own for 0; one the UNet cannot halve is a UserError."""
+    cell = sd.factor * 2 ** (len(sd.configs["unet"]["block_out_channels"]) - 1)
+    if size < 0 or size % cell:
+        near = max(1, round(size / cell)) * cell
+        raise UserError(f"size = {size}: this model makes multiples of {cell} px; give {near}, or 0 for its own")
+    return size or sd.size

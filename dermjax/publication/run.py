@@ -1,0 +1,93 @@
+"""`publish`: a curated manifest -> its kept images in the forms that loaders read, and the card of the data set.
+
+Each form is there as a whole or not at all, and the card comes last: killed, the same command goes on.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dermjax import disk, progress
+from dermjax.data import records
+from dermjax.data.duplicates import sha256
+from dermjax.data.export import forms
+from dermjax.data.records import Manifest
+from dermjax.errors import UserError
+from dermjax.publication import card
+from dermjax.publication.card import Facts, Judgement
+from dermjax.run_folder import write_atomically
+
+FIGURES = "results.json"  # as `evaluate` leaves it
+SECONDS_AN_IMAGE = 0.003  # and form, measured on one core at 128 px
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Writes a folder a form, the manifest and the card; what is there of the same manifest is left as it is."""
+    strangers = sorted(set(config.forms) - set(forms.FORMS))
+    if strangers or not config.forms:
+        raise UserError(f"config.forms: {strangers or 'none'}; give some of {', '.join(forms.FORMS)}")
+    curated, training = _read(config.manifest, "manifest"), _read(config.training, "training")
+    _refuse(curated, config.manifest)
+    told = card.text(
+        Facts(
+            curated=curated,
+            training=training,
+            judged=_judged(config.evaluation),
+            name=config.name,
+            licence=config.licence,
+            contact=config.contact,
+            digest=sha256(curated.home / records.FILE),
+        )
+    )
+    _refuse_another([workdir / forms.CARD, *(workdir / form / forms.CARD for form in config.forms)], told, workdir)
+    kept = [record for record in curated.records if record.kept]
+    todo = [form for form in config.forms if not (workdir / form).exists()]
+    size = sum(curated.path(record).stat().st_size for record in kept)
+    disk.check(workdir, size * len(todo), f"{len(kept)} images in {len(todo)} forms")
+    progress.cost("publish", images=len(kept), forms=len(todo), disk=disk.told(size * len(todo)),
+                  seconds=len(kept) * len(todo) * SECONDS_AN_IMAGE)  # fmt: skip
+    for form in todo:
+        forms.write(curated, workdir / form, form, config.name, told)
+    records.write(workdir / records.FILE, replace(curated, home=None))
+    write_atomically(workdir / forms.CARD, told)
+    progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / forms.CARD}")
+
+
+def _read(path: str, key: str) -> Manifest:
+    if not path:
+        raise UserError(f"config.{key}: no manifest; give one, as --config.{key}=DIR/{records.FILE}")
+    return records.read(Path(path))
+
+
+def _refuse(curated: Manifest, path: str) -> None:
+    """Raises UserError for photographs, for what was not curated, and for a manifest of which nothing was kept."""
+    photographs = sum(not record.synthetic for record in curated.records)
+    if photographs:
+        raise UserError(f"manifest {path}: {photographs} photographs in it; `publish` is for images that a model made")
+    if not any(record.kept for record in curated.records):
+        raise UserError(f"manifest {path}: curation kept no image; there is nothing to publish")
+    if any(card.COPY not in record.scores for record in curated.records):
+        raise UserError(
+            f"manifest {path}: not compared with the training images; publish what `curate` left, so that no copy of a "
+            "patient's photograph gets out"
+        )
+
+
+def _judged(folder: str) -> list[Judgement]:
+    """Returns what an `evaluate` run found of the images, [] for ""."""
+    if not folder:
+        return []
+    path = Path(folder) / FIGURES
+    if not path.is_file():
+        raise UserError(f"config.evaluation {folder}: no {FIGURES}; give the workdir of `evaluate`, or leave it empty")
+    found = json.loads(path.read_text())
+    accuracies = {name: each["figures"]["accuracy"] for name, each in found["runs"].items()}
+    return [Judgement(name, figure, accuracies[name]) for name, figure in found["label_fidelity"].items()]
+
+
+def _refuse_another(cards: list[Path], now: str, workdir: Path) -> None:
+    """Raises UserError where a card that is there tells of another data set."""
+    if any(path.exists() and path.read_text() != now for path in cards):
+        raise UserError(f"workdir {workdir}: another data set was published here; give another --workdir or delete it")

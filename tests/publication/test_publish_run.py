@@ -1,0 +1,201 @@
+"""`publish`: what was kept, in every form, with a card that counts what was not; refused where it would mislead."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import yaml
+
+from dermjax.data import duplicates, images, records
+from dermjax.data.export import forms
+from dermjax.data.records import Manifest, Record
+
+PUBLISH = Path(__file__).parents[2] / "configs" / "publish.py"
+LABELS = ("benign", "malignant")
+TONES = ("dark", "pale", "tan")
+
+
+@pytest.fixture
+def curated(tmp_path):
+    """Twelve curated synthetic images, three of them rejected, and the manifest of what they were learnt from."""
+    found = []
+    for n in range(12):
+        pixels = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        images.keep(tmp_path / "images" / f"{n}.png", images.png(pixels))
+        words = {"tone": TONES[n % 3]}
+        generation = {"synthetic": True, "prompt": f"a {LABELS[n % 2]} mole | {TONES[n % 3]}", "seed": n}
+        generation |= {"sampler": ("Euler", "PLMS")[n % 4 // 2], "words": words}
+        found.append(
+            Record(
+                image=f"images/{n}.png", sha256=duplicates.sha256(tmp_path / "images" / f"{n}.png"),
+                label=LABELS[n % 2], split="train", source="dermjax", image_manipulation="synthetic",
+                licence="research use only", generation=generation,
+                scores={"training_copy": 60 + n, "sharpness": 0.1 * n},
+                rejected={3: ("training_copy", "blur"), 4: ("blur",), 5: ("blur",)}.get(n, ()),
+            )
+        )  # fmt: skip
+    put(tmp_path / "curate", tmp_path, found)
+    real = [
+        Record(image=f"{n}.jpg", sha256=f"{n:064x}", label=LABELS[n % 2], split=("train", "test")[n > 7], source="isic",
+               image_manipulation="none", licence=("CC-0", "CC-BY-NC")[n % 2] if n else "")
+        for n in range(10)
+    ]  # fmt: skip
+    put(tmp_path / "prepare", tmp_path, real)
+    (tmp_path / "evaluate").mkdir()
+    figure = {"value": 0.91234, "n": 9, "low": 0.8, "high": 0.97, "note": ""}
+    other = {"value": 1.0, "n": 9, "low": None, "high": None, "note": "all agree"}
+    own = {"value": 0.85, "n": 20, "low": 0.7, "high": 0.9, "note": ""}
+    runs = {name: {"figures": {"accuracy": own}} for name in ("vit", "mob", "hybrid")}
+    results = {"label_fidelity": {"vit": figure, "mob": other}, "runs": runs}
+    (tmp_path / "evaluate" / "results.json").write_text(json.dumps(results))
+    return found
+
+
+def put(folder, root, found):
+    folder.mkdir(exist_ok=True)
+    records.write(folder / records.FILE, Manifest(labels=LABELS, root=root, records=tuple(found)))
+
+
+@pytest.fixture
+def publish(command, tmp_path, monkeypatch, curated):
+    """A function that publishes `curate` into `out` with these keys of the config."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(**config):
+        asked = {"manifest": "curate", "training": "prepare", "evaluation": "evaluate", "name": "lesions: of nobody"}
+        return command("publish", f"--config={PUBLISH}", "--workdir=out",
+                       *(f"--config.{key}={value}" for key, value in (asked | config).items()))  # fmt: skip
+
+    return run
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):
+    code, said, error = publish()
+    assert code == 0, error
+    assert "9 images as imagefolder, webdataset, array_record" in said
+    kept = [record for record in curated if record.kept]
+    table = (tmp_path / "out/imagefolder/train/metadata.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in table]
+    assert [row["sha256"] for row in rows] == [record.sha256 for record in kept]
+    assert all(row["image_manipulation"] == "synthetic" for row in rows)
+    card = (tmp_path / "out/README.md").read_text()
+    for form in forms.FORMS:
+        assert (tmp_path / "out" / form / "README.md").read_text() == card
+        assert json.loads((tmp_path / "out" / form / "croissant.json").read_text())["name"] == "lesions: of nobody"
+    again = records.read(tmp_path / "out")
+    assert again.records == tuple(curated) and again.path(again.records[0]).is_file()
+
+
+def test_the_card_counts(publish, tmp_path):
+    assert publish(contact="someone")[0] == 0
+    card = (tmp_path / "out/README.md").read_text()
+    for told in (
+        "**SYNTHETIC: 9 of 9 images were made by a model.",
+        "| images | benign | malignant | all |\n|---|---:|---:|---:|\n| published | 5 | 4 | 9 |",
+        "| tone: pale | 1 | 2 | 3 |",
+        "| a benign mole \\| dark | 2 | 0 | 2 |",
+        "3 of 12 images were rejected",
+        "| reason | benign | malignant | all |\n|---|---:|---:|---:|\n| blur | 1 | 2 | 3 |\n",
+        "| training_copy | 0 | 1 | 1 |",
+        "| vit | 0.912 | 9 | 0.800 to 0.970 | 0.850 | 20 | 0.700 to 0.900 |",
+        "| mob | 1.000 | 9 | all agree | 0.850 | 20 | 0.700 to 0.900 |",
+        "1 of 12 images were rejected as copies of one of the 8 training images.",
+        "the nearest is 60 from a training image, the median 67 ",
+        "| sharpness | 9 | 0 | 0.04 | 0.7 | 1.06 | 1.1 |",
+        "| isic: CC-BY-NC | 0 | 4 | 4 |\n| isic: CC-0 | 3 | 0 | 3 |\n| isic: licence not stated | 1 | 0 | 1 |",
+        "Contact: someone",
+    ):
+        assert told in card, f"{told}\n{card}"
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["pretty_name"] == "lesions: of nobody" and head["size_categories"] == ["n<1K"]
+    assert "synthetic" in head["tags"] and head["license"] == "other"
+
+
+def test_without_an_evaluation_the_card_says_so(publish, tmp_path):
+    assert publish(evaluation="")[0] == 0
+    assert "Whether images show their label has not been measured" in (tmp_path / "out/README.md").read_text()
+
+
+def test_killed_and_run_twice_it_ends_the_same(publish, tmp_path):
+    class Killed(BaseException):
+        """What stops a process at once."""
+
+    def write(manifest, folder, form, *more, real=forms.write):
+        if form == "webdataset":
+            raise Killed
+        real(manifest, folder, form, *more)
+
+    with mock.patch.object(forms, "write", write), pytest.raises(Killed):
+        publish(forms="('imagefolder','webdataset')")
+    assert (tmp_path / "out/imagefolder").exists() and not (tmp_path / "out/README.md").exists()
+    assert publish(forms="('imagefolder','webdataset')")[0] == 0
+    first = contents(tmp_path / "out")
+    assert publish(forms="('imagefolder','webdataset')")[0] == 0
+    assert contents(tmp_path / "out") == first
+    os.rename(tmp_path / "out", tmp_path / "before")
+    assert publish(forms="('imagefolder','webdataset')")[0] == 0
+    assert contents(tmp_path / "out") == first
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:rdflib", "ignore::DeprecationWarning:mlcroissant")
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_croissant_is_valid(publish, tmp_path, curated, form):
+    mlcroissant = pytest.importorskip("mlcroissant")
+    assert publish(forms=f"('{form}',)")[0] == 0
+    data = mlcroissant.Dataset(jsonld=tmp_path / "out" / form / "croissant.json")
+    assert not data.metadata.ctx.issues.errors
+    assert "SYNTHETIC: 9 of 9" in data.metadata.description
+    read = [row["train/sha256"].decode() for row in data.records("train")]
+    assert read == [record.sha256 for record in curated if record.kept]
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"manifest": ""}, "config.manifest: no manifest; give one"),
+        ({"training": ""}, "config.training: no manifest; give one"),
+        ({"manifest": "prepare"}, "manifest prepare: 10 photographs in it; `publish` is for images that a model made"),
+        ({"manifest": "raw"}, "manifest raw: not compared with the training images; publish what `curate` left"),
+        ({"manifest": "none"}, "manifest none: curation kept no image"),
+        ({"evaluation": "curate"}, "config.evaluation curate: no results.json; give the workdir of `evaluate`"),
+        ({"forms": "('zip',)"}, "config.forms: ['zip']; give some of imagefolder, webdataset, array_record"),
+        ({"forms": "()"}, "config.forms: none; give some of imagefolder"),
+    ],
+)
+def test_refused(publish, tmp_path, curated, config, told):
+    put(tmp_path / "raw", tmp_path, [replace(record, scores={}) for record in curated])
+    put(tmp_path / "none", tmp_path, [replace(record, rejected=("blur",)) for record in curated])
+    code, _, error = publish(**config)
+    assert code == 2 and told in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_data_set_is_not_mixed_in(publish, tmp_path, curated):
+    assert publish(forms="('imagefolder',)")[0] == 0
+    put(tmp_path / "curate", tmp_path, curated[:8])
+    code, _, error = publish(forms="('imagefolder',)")
+    assert code == 2 and "another data set was published here" in error
+
+
+def test_no_room_is_told_before_anything_is_written(publish, tmp_path):
+    from dermjax import disk
+
+    with mock.patch.object(disk.shutil, "disk_usage", lambda folder: mock.Mock(free=1000)):
+        code, _, error = publish()
+    assert code == 2 and "9 images in 3 forms need up to" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_image_is_not_published(publish, tmp_path, curated):
+    (tmp_path / curated[0].image).write_bytes(b"changed")
+    code, _, error = publish(forms="('imagefolder',)")
+    assert code == 2 and "not the bytes that the manifest names" in error
+    assert not (tmp_path / "out" / "imagefolder").exists()
