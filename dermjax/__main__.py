@@ -79,7 +79,16 @@ COMMANDS = {
     "convert": Command(
         "dermjax.weights.conversion:convert",
         "write a model as a folder or a single .safetensors file, with a LoRA merged, or a LoRA in the other form",
-        flags={"from": "", "to": "", "lora": "none", "lora_weight": 0.8, "dtype": "float16"},
+        flags={
+            "from": "",
+            "to": "",
+            "lora": "none",
+            "lora_weight": 0.8,
+            "dtype": "float16",
+            "variant": "found",
+            "ema": False,
+            "prediction": "found",
+        },
     ),
     "predict": Command(
         "dermjax.classification.predict:predict",
