@@ -2,9 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+from dermjax.data.export import forms
 from dermjax.errors import UserError
 from dermjax.preparation.listing import folders, headed, listed, whole
 
@@ -94,6 +96,13 @@ def test_a_damaged_data_set_is_named(tmp_path, content):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=re.escape(f"folder {tmp_path}: not a data set")):
         listing(tmp_path)
+
+
+def test_a_data_set_that_is_refused_later_leaves_none_of_its_images(tmp_path, fill, prepare, refused):
+    manifest = prepare(fill(tmp_path / "moles", ("benign", "malignant"), 4), tmp_path / "run")
+    few = replace(manifest, records=tuple(replace(each, split="train") for each in manifest.records[2:6]))
+    forms.write(few, tmp_path / "out", "array_record")
+    refused(tmp_path / "out", "2 distinct images are too few")
 
 
 def test_a_data_set_of_something_else_is_named(tmp_path):
