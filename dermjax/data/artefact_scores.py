@@ -30,7 +30,7 @@ BRIM = 0.06  # logarithm that a bubble's rim is brighter than the skin
 RADII = np.arange(0.018, 0.046, 0.0045)  # of bubbles
 AROUND = 10  # places on a rim; one may be hidden
 
-THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "gel": 0.25}
+THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "gel": 0.35}
 PAINTED = {  # the painter of each, so the name that captions and phantoms have for it
     "hairs": "hairs",
     "ruler": "ruler",
