@@ -68,11 +68,14 @@ def _row(rule: Rule, curated: Manifest, hit: list[Record]) -> dict:
 
 
 def calibrated(rule: Rule) -> list[str]:
-    """What is known of a rule with this limit: on phantoms, and on photographs that were looked at."""
+    """What is known of a rule with this limit: on phantoms, and on photographs that were looked at.
+
+    Of a rule whose limit follows from the real images, what was found where phantoms stood for these.
+    """
     found = json.loads(calibrating.SHIPPED.read_text())
     phantoms, photographs = found["phantoms"].get(rule.reason), found["photographs"].get(rule.reason)
     lines = []
-    if phantoms and phantoms["limit"] == rule.limit:
+    if phantoms and phantoms["limit"] in (None, rule.limit):
         lines.append(
             f"{phantoms['n']} phantoms: precision {phantoms['precision']:.3f}, recall {phantoms['recall']:.3f}"
         )

@@ -36,7 +36,9 @@ def test_the_variant_measures_and_keeps_what_people_saw(tmp_path, capsys):
     run.run(settings, tmp_path)
     made = json.loads((tmp_path / calibrating.FILE).read_text())
     assert made["photographs"] == SHIPPED["photographs"] and made["phantoms"].keys() == SHIPPED["phantoms"].keys()
-    assert all(each["n"] == 24 for each in made["phantoms"].values())
+    planted = {"blank", "noise", "colour_cast", "training_copy"}
+    assert all(each["n"] == (12 if reason in planted else 24) for reason, each in made["phantoms"].items())
+    assert all(made["phantoms"][reason]["recall"] == 1.0 for reason in planted)
     assert made["phantoms"]["wrong_number"]["true"] == 12
     assert "precision" in capsys.readouterr().out
 
