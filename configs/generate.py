@@ -55,7 +55,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "contrast": False,  # take the other classes' prompts, in turns, for the negative one
         "samplers": ("Euler", "Euler a", "PLMS"),  # which are dealt in turns; `dermjax samplers` lists them
         "images_per_class": 3000,
-        "images": ConfigDict(),  # label -> how many, where that is another number
+        "images_of": ConfigDict(),  # label -> how many, where that is another number
         "steps": 20,
         "spacing": "",  # leading, linspace, trailing, karras or exponential; "" is the model's and the sampler's own
         "guidance": 7.0,  # 1 is none, and half the time

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dermjax import demo
-from dermjax.__main__ import DEMO_CONFIG, load
+from dermjax.__main__ import DEMO_CONFIG
+from dermjax.config_file import load
 from dermjax.data import records
 from dermjax.errors import UserError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax import progress
-from dermjax.curation import judging, looking, rules
+from dermjax.curation import judging, looking, planting, rules
 from dermjax.curation.rules import Thresholds
 from dermjax.data.appearance import TONES
 from dermjax.data.artefact_scores import PAINTED
@@ -25,7 +25,8 @@ from dermjax.run_folder import write_atomically
 FILE = "calibration.json"
 SHIPPED = Path(__file__).with_name(FILE)
 FIRST_SEED = 3_000_000  # of phantoms that nothing was chosen on
-SECONDS_A_PHANTOM = 0.07
+USUAL = 4  # a quarter of the phantoms stand for real images, and on as many faults are planted
+SECONDS_A_PHANTOM = 0.08
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Found:
     both: int
     n: int
 
-    def told(self, limit: float) -> dict[str, float]:
-        """Precision, recall and F1, ready for JSON."""
+    def told(self, limit: float | None) -> dict[str, float | None]:
+        """Precision, recall and F1, ready for JSON; the limit is None where it follows from real images."""
         return {
             "limit": limit,
             "n": self.n,
@@ -62,16 +63,25 @@ def run(count: int, size: int, thresholds: Thresholds, workdir: Path) -> None:
 
 
 def measured(seeds: range, size: int, thresholds: Thresholds, tick) -> dict[str, dict[str, float]]:
-    """By reason, what the rules with limits of their own say of phantoms and what is true of these."""
+    """By reason, what the rules say of phantoms and what is true of these.
+
+    Rules with limits of their own are asked about every phantom. For those that follow from real images the first
+    phantoms stand for these, and faults are planted on the last (`planting`).
+    """
     by = {rule.reason: rule for rule in rules.fixed(thresholds, ())}
     verdicts = {reason: [] for reason in by}
+    usual = seeds[: max(len(seeds) // USUAL, 4)]
+    yardstick = planting.yardstick(usual, size, thresholds)
+    for reason, said, truth in planting.faults(seeds[-len(usual) :], size, yardstick, usual[: len(usual) // 2]):
+        verdicts.setdefault(reason, []).append((said, truth))
     for seed in seeds:
         made = phantom(seed, size)
         scores = looking.at(made.image).scores
         for reason, extra, truth in _truths(made, scores, seed):
             verdicts[reason].append((by[reason].speaks_against(scores | extra), truth))
         tick()
-    return {reason: _counted(found).told(by[reason].limit) for reason, found in verdicts.items()}
+    limits = {reason: rule.limit for reason, rule in by.items()}
+    return {reason: _counted(found).told(limits.get(reason)) for reason, found in verdicts.items()}
 
 
 def _truths(made: Phantom, scores: dict, seed: int) -> Iterator[tuple[str, dict, bool]]:

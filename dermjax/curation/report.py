@@ -4,8 +4,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from dermjax.curation import calibrating
+from dermjax.curation import calibrating, steering
 from dermjax.curation.rules import MEANINGS, Rule
+from dermjax.curation.steering import Steering
 from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import Manifest, Record
 from dermjax.page import fill
@@ -37,6 +38,7 @@ def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery:
             if hit
         },
         said=[_verdict(curated, record) for record in curated.records if "verdict" in record.attributes],
+        steering=[_steering(row) for row in steering.found(curated.records, curated.labels)],
         training_images=training_images,
     )
 
@@ -66,11 +68,14 @@ def _row(rule: Rule, curated: Manifest, hit: list[Record]) -> dict:
 
 
 def calibrated(rule: Rule) -> list[str]:
-    """What is known of a rule with this limit: on phantoms, and on photographs that were looked at."""
+    """What is known of a rule with this limit: on phantoms, and on photographs that were looked at.
+
+    Of a rule whose limit follows from the real images, what was found where phantoms stood for these.
+    """
     found = json.loads(calibrating.SHIPPED.read_text())
     phantoms, photographs = found["phantoms"].get(rule.reason), found["photographs"].get(rule.reason)
     lines = []
-    if phantoms and phantoms["limit"] == rule.limit:
+    if phantoms and phantoms["limit"] in (None, rule.limit):
         lines.append(
             f"{phantoms['n']} phantoms: precision {phantoms['precision']:.3f}, recall {phantoms['recall']:.3f}"
         )
@@ -87,6 +92,19 @@ def _verdict(curated: Manifest, record: Record) -> Picture:
     overruled = f", against {', '.join(said['overrules']).replace('_', ' ')}" if said["overrules"] else ""
     why = f": {said['why']}" if said["why"] else ""
     return picture(curated, record, f"{'kept' if said['keep'] else 'rejected'} by {said['by']}{overruled}{why}")
+
+
+def _steering(row: Steering) -> list[str]:
+    """The cells of a row, empty where no prompt asked."""
+    orders = {True: "in order", False: "not in order"}
+    return [
+        row.sampler,
+        str(row.n),
+        f"{row.number[0] / row.number[1]:.1%} of {row.number[1]}" if row.number else "",
+        ", ".join(f"{label} {orders[order]}" for label, order in row.sizes.items()),
+        _number(row.tone) if row.tone is not None else "",
+        f"{row.label[0] / row.label[1]:.1%} of {row.label[1]}" if row.label else "",
+    ]
 
 
 def _shown(record: Record, score: str) -> str:

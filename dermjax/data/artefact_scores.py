@@ -22,7 +22,7 @@ RIMMED = 0.2  # as bright, in logarithms, as the rim of a bubble on light skin
 
 STRAIGHT, WAYS = 0.07, 12  # length of the least straight piece of a thin hair, and the directions it is looked for in
 BLUER, DARKER = 14, 8  # b* and L* that ink lies below the skin
-COLD = -2  # b* above which nothing is ink, whatever the skin
+COLD = -1  # b* above which nothing is ink, whatever the skin
 CORE = 0.3  # radius in which there is the lesion, blue ones among them, and no pen
 THICK = 0.045  # half the width of the widest stroke
 BLOT = 0.001  # area of the least
@@ -30,7 +30,7 @@ BRIM = 0.06  # logarithm that a bubble's rim is brighter than the skin
 RADII = np.arange(0.018, 0.046, 0.0045)  # of bubbles
 AROUND = 10  # places on a rim; one may be hidden
 
-THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "gel": 0.25}
+THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "gel": 0.35}
 PAINTED = {  # the painter of each, so the name that captions and phantoms have for it
     "hairs": "hairs",
     "ruler": "ruler",

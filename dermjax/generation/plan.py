@@ -53,7 +53,7 @@ def requests(
     contrast: bool,
     samplers: Sequence[str],
     images_per_class: int,
-    images: Mapping[str, int],
+    images_of: Mapping[str, int],
     steps: int,
     spacing: str,
     guidance: float,
@@ -64,19 +64,19 @@ def requests(
 ) -> list[Request]:
     """Returns the requests of a plan, class by class; prompts maps a label to the templates it is asked for with.
 
-    Samplers, prompts and words are dealt (see `deal`); what stands several times in a list has as many shares. `images`
-    says how many a class gets where that is not images_per_class. A quota is {"images": 100, gap: word, …}, for one
-    class where it names a "label". `match` is a manifest: image n of a class is to be like one of its training images,
-    which take turns in a shuffled order; their attributes fill the gaps that have no words. With `contrast` the prompts
-    of the other classes, in turns, stand in for the negative prompt, so that guidance leads away from what the classes
-    have in common to what tells them apart. The seeds count up from `seed`, one an image: over the classes first, so
-    that image n of a class keeps its seed in a larger plan.
+    Samplers, prompts and words are dealt (see `deal`); what stands several times in a list has as many shares.
+    `images_of` says how many a class gets where that is not images_per_class. A quota is {"images": 100, gap: word, …},
+    for one class where it names a "label". `match` is a manifest: image n of a class is to be like one of its training
+    images, which take turns in a shuffled order; their attributes fill the gaps that have no words. With `contrast` the
+    prompts of the other classes, in turns, stand in for the negative prompt, so that guidance leads away from what the
+    classes have in common to what tells them apart. The seeds count up from `seed`, one an image: over the classes
+    first, so that image n of a class keeps its seed in a larger plan.
 
     Raises:
       UserError: the plan asks for nothing, or for what no sampler or no gap can do.
     """
-    counts = {label: images.get(label, images_per_class) for label in prompts}
-    refusals.images(prompts, samplers, counts, images, seed)
+    counts = {label: images_of.get(label, images_per_class) for label in prompts}
+    refusals.images(prompts, samplers, counts, images_of, seed)
     refusals.words(prompts, negative_prompt, contrast, words, quotas, counts, bool(match))
     refusals.settings(samplers, steps, spacing, guidance, guidance_rescale, guidance_interval, deep_cache)
     turns = Counter(named(name).name for name in samplers)

@@ -15,13 +15,13 @@ def images(
     prompts: Mapping[str, Sequence[str]],
     samplers: Sequence[str],
     counts: Mapping[str, int],
-    own_counts: Mapping[str, int],
+    images_of: Mapping[str, int],
     seed: int,
 ) -> None:
     """Refuses a plan that asks for no images that could be named and told apart."""
     wordless = [label for label, each in prompts.items() if isinstance(each, str) or not each]
     folders = [label for label in prompts if not label or "/" in label or label.startswith(".")]
-    strangers = sorted(set(own_counts) - set(prompts))
+    strangers = sorted(set(images_of) - set(prompts))
     if not prompts or not samplers or min(counts.values()) < 0 or not sum(counts.values()):
         raise UserError("plan asks for nothing: give prompts, samplers and images_per_class of at least 1")
     if wordless:
@@ -29,7 +29,7 @@ def images(
     if folders:
         raise UserError(f"plan.prompts: label {folders[0]!r} cannot name a folder; give another")
     if strangers:
-        raise UserError(f"plan.images.{strangers[0]}: plan.prompts has no such class, only {', '.join(prompts)}")
+        raise UserError(f"plan.images_of.{strangers[0]}: plan.prompts has no such class, only {', '.join(prompts)}")
     last = seed + max(counts.values()) * len(prompts) - 1
     if seed < 0 or last > LARGEST_SEED:
         raise UserError(f"plan.seed = {seed}: the seeds run to {last}; they must lie within 0 and {LARGEST_SEED}")

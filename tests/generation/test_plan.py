@@ -16,7 +16,7 @@ PLAN = {
     "words": {},
     "quotas": {},
     "match": "",
-    "images": {},
+    "images_of": {},
     "negative_prompt": "hair",
     "contrast": False,
     "samplers": ("Euler", "Euler a", "PLMS"),
@@ -72,11 +72,11 @@ def test_words_fill_the_gaps_of_prompts_and_are_noted():
 
 
 def test_classes_have_the_numbers_that_they_are_asked_for_and_the_same_words():
-    asked = plan.requests(**WORDED | {"images": {"malignant_b": 7}})
+    asked = plan.requests(**WORDED | {"images_of": {"malignant_b": 7}})
     assert Counter(r.label for r in asked) == {"benign": 40, "malignant_b": 7}
     benign, malignant = ([r.words for r in asked if r.label == label] for label in GAPS)
     assert benign[:7] == malignant
-    assert plan.requests(**WORDED | {"images": {"malignant_b": 0}}) == [r for r in asked if r.label == "benign"]
+    assert plan.requests(**WORDED | {"images_of": {"malignant_b": 0}}) == [r for r in asked if r.label == "benign"]
 
 
 def test_contrast_leads_to_the_words_as_well_as_to_the_class():
@@ -153,7 +153,7 @@ def test_a_match_asks_for_what_real_images_have(real):
             {"quotas": {"a": {"images": 41, "tone": "dark"}}},
             r"plan\.quotas ask for 41 images of benign, the plan has 40",
         ),
-        ({"images": {"nevus": 3}}, r"plan\.images\.nevus: plan\.prompts has no such class"),
+        ({"images_of": {"nevus": 3}}, r"plan\.images_of\.nevus: plan\.prompts has no such class"),
         (
             {"prompts": {label: ("{label} {size} mole[{number}][{tone}]",) for label in GAPS}},
             r"nothing fills \{size\}; put",

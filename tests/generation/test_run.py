@@ -29,7 +29,7 @@ PLAN = {
     "words": {},
     "quotas": {},
     "match": "",
-    "images": {},
+    "images_of": {},
     "negative_prompt": "",
     "contrast": False,
     "samplers": ("Euler a",),

@@ -41,7 +41,7 @@ def draw(model):
     """A function from parameters to images: each asks with the caption of a phantom that has them."""
     sd, params = model
     speak = speaker(tokens.tokenizer(sd.tokenizer), [], "refuse")
-    render = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
+    begin = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
 
     def images(asked: list[dict], first_seed: int) -> list[np.ndarray]:
         requests = []
@@ -50,7 +50,8 @@ def draw(model):
             requests.append(Request(image="", label="", prompt=prompt, negative="", seed=seed, sampler=SAMPLER,
                                     steps=STEPS, spacing="", guidance=GUIDANCE, guidance_rescale=0.0,
                                     guidance_interval=(), deep_cache=1))  # fmt: skip
-        return [image for at in range(0, len(requests), BATCH) for image in render(requests[at : at + BATCH])]
+        chunks = [requests[at : at + BATCH] for at in range(0, len(requests), BATCH)]
+        return [image for chunk in chunks for image in np.asarray(begin([chunk]).images)[: len(chunk)]]
 
     return images
 
