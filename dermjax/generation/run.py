@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dermjax import sharding
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
+from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
 from dermjax.generation import model, plan, preview, provenance, source
 from dermjax.generation.model import Model
@@ -33,6 +34,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     grid = _mesh(batch)
     maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
     size = _size(config.size, maker.sd)
+    for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in asked}:
+        named(sampler).ladder(maker.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
     generations = {r: provenance.generation(r, size, maker.digests | start.named(r)) for r in asked}
     missing = {r for r in asked if provenance.read(workdir / r.image) != generations[r]}
