@@ -35,7 +35,8 @@ def dpm2(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -
     """DPM-Solver-2: along the slope at the midpoint in log sigma (Lu et al. 2022, arXiv 2206.00927, alg. 1). Order 2.
 
     k-diffusion's `sample_dpm_2` with eta 0 and `sample_dpm_2_ancestral` with eta 1, where the step goes below the next
-    sigma and fresh noise fills up. On a Karras ladder too the network is told exact times, which diffusers rounds.
+    sigma and fresh noise fills up. On a Karras ladder too the network is told exact times, which diffusers rounds; an
+    ancestral midpoint is the next rung and is told its time, which in "linspace" is up to 0.003 from diffusers'.
     """
     sigma = ladder.rungs[0]
     down, up = renewed(*ladder.rungs, eta)
