@@ -19,7 +19,7 @@ from dermjax.weights import diffusers, lora, lora_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CARD = "README.md"
-MODEL, LORA, WORDS = "model", "lora.safetensors", "words"
+MODEL, LORA, KOHYA, WORDS = "model", "lora.safetensors", "lora_kohya.safetensors", "words"
 
 
 def finished(workdir: Path, settings: str) -> bool:
@@ -45,8 +45,9 @@ def write(
     dtype,
     grid: Mesh,
 ) -> None:
-    """Writes model/ (if asked), lora.safetensors and words/ from what was trained; the first process does.
+    """Writes model/ (if asked), both forms of the LoRA and words/ from what was trained; the first process does.
 
+    diffusers and PEFT read lora.safetensors, ComfyUI and AUTOMATIC1111's program lora_kohya.safetensors.
     The LoRA is merged into the float32 parameters as they were read, not into what training kept of them.
     """
     gathered = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(grid))(trained)
@@ -55,6 +56,7 @@ def write(
         if "lora" in trained:
             adapters = lora.uniform(trained["lora"], alpha)
             lora_files.write_peft(workdir / LORA, adapters, dtype=np.float32)
+            lora_files.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             whole = params | parts.assembled(trained, {"networks": params}, alpha)
         rows = np.asarray(parts.table(whole))[-sum(len(word.vectors) for word in words) :]

@@ -1,6 +1,6 @@
 """`dermjax tune`: a labelled manifest and a Stable Diffusion model -> a model that draws each class when asked.
 
-manifest -> concepts -> moments and contexts (once) -> the one loop -> model/, lora.safetensors, words/, report and card
+manifest -> concepts -> moments and contexts (once) -> the one loop -> model/, LoRA, words/, report and card
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from dermjax.data import records, seen
 from dermjax.errors import UserError
 from dermjax.training import writers
 from dermjax.tuning import run as tuning
-from dermjax.weights import diffusers, torch_layout
+from dermjax.weights import diffusers, lora_files, torch_layout
 
 pytestmark = pytest.mark.usefixtures("no_transfers")
 
@@ -101,6 +101,14 @@ def test_lora_leaves_a_file_whose_merge_is_the_model(base, adapted):
         name = f"unet.{path.removesuffix('.kernel')}"
         change = file[f"{name}.lora_B.weight"] @ file[f"{name}.lora_A.weight"]  # alpha = rank: scale 1
         np.testing.assert_allclose(new[path] - old[path], change.T, atol=1e-6)
+
+
+def test_both_forms_of_the_lora_say_the_same(base, adapted):
+    sd, _ = diffusers.read(base)
+    forms = [lora_files.read(adapted / name, sd.shapes) for name in ("lora.safetensors", "lora_kohya.safetensors")]
+    assert forms[0].alphas == forms[1].alphas
+    ours, theirs = (torch_layout.flatten(each.adapters) for each in forms)
+    assert ours.keys() == theirs.keys() and all((ours[path] == theirs[path]).all() for path in ours)
 
 
 def test_diffusers_reads_the_lora_file(base, adapted):
