@@ -95,10 +95,14 @@ def from_torch(
 
 
 def ours(path: str, array: np.ndarray, dtype) -> np.ndarray:
-    """Returns a file's tensor in our layout and type: a view of the file where it has that type already."""
-    if path.rpartition(".")[2] == "kernel":
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return array if array.dtype == dtype else cast(array, np.dtype(dtype))
+    """Returns a file's tensor in our layout and type: a view of the file where it has that type, else of a copy.
+
+    A kernel keeps the file's order in memory until it is placed on a device, which has to move it anyhow.
+    """
+    array = array if array.dtype == dtype else cast(array, np.dtype(dtype))
+    if path.rpartition(".")[2] != "kernel":
+        return array
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def expected(shapes: Tree) -> dict[str, tuple[int, ...]]:

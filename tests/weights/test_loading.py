@@ -27,14 +27,15 @@ def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-before, start = memory("VmRSS"), time.perf_counter()
+before, start, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
 model = {load}
-seconds = time.perf_counter() - start
-print(json.dumps({{"seconds": seconds, "peak": memory("VmHWM") - before}}))
+seconds, processor = time.perf_counter() - start, time.process_time() - busy
+print(json.dumps({{"seconds": seconds, "processor": processor, "peak": memory("VmHWM") - before}}))
 """
 OURS = "import numpy as np; from dermjax.weights import diffusers; from dermjax.models import stable_diffusion"
 THEIRS = "import torch, diffusers; from diffusers import StableDiffusionPipeline as Pipeline"
 LARGEST = 49408 * 768  # the token table
+ROUNDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +122,27 @@ def test_memory_beside_the_parameters_is_that_of_the_largest_tensor(folder, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 def test_no_slower_and_leaner_than_diffusers(folder, capsys, kind):
-    """In float32, which is what both take unasked. In float16 both map the file and have read nothing of it yet."""
+    """In float32, which is what both take unasked. In float16 both map the file and have read nothing of it yet.
+
+    Medians of processor time: the clock follows how fast a virtual machine gets its memory, from 3 to 9 s for one load.
+    """
     pytest.importorskip("diffusers")
     load = f"Pipeline.from_pretrained({str(folder)!r}, torch_dtype=torch.{kind}, safety_checker=None)"
-    theirs = measured(THEIRS, load)
-    ours = measured(OURS, f"diffusers.read(Path({str(folder)!r}), params_dtype=np.{kind})")
+    runs = {
+        "diffusers": (THEIRS, load),
+        "dermjax": (OURS, f"diffusers.read(Path({str(folder)!r}), params_dtype=np.{kind})"),
+    }
+    found = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            found[name].append(measured(*run))
+    median = {
+        name: {what: float(np.median([each[what] for each in rounds])) for what in rounds[0]}
+        for name, rounds in found.items()
+    }
     with capsys.disabled():
-        for name, found in (("diffusers", theirs), ("dermjax", ours)):
-            print(f"\n{kind}, {name}: {found['seconds']:.1f} s, peak {found['peak'] / 1e9:.2f} GB", end="")
-    assert ours["peak"] < theirs["peak"]
-    assert kind == "float16" or ours["seconds"] <= theirs["seconds"]
+        for name, of in median.items():
+            told = f"{of['processor']:.1f} s of processor time, {of['seconds']:.1f} s, peak {of['peak'] / 1e9:.2f} GB"
+            print(f"\n{kind}, {name}: {told}", end="")
+    assert median["dermjax"]["peak"] < median["diffusers"]["peak"]
+    assert kind == "float16" or median["dermjax"]["processor"] <= median["diffusers"]["processor"]
