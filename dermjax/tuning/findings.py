@@ -91,9 +91,10 @@ def plotted(told: dict[str, Any]) -> Image.Image:
     axes[0].set(xlabel="step", ylabel="loss on held-out images")
     for axis, name in zip(axes[1:], names, strict=True):
         values = sorted({trial["settings"][name] for trial in told["trials"]})
-        if values[0] > 0 and values[-1] > 4 * values[0]:
+        numbers = not isinstance(values[0], str)
+        if numbers and values[0] > 0 and values[-1] > 4 * values[0]:
             axis.set_xscale("log")
-        if len(values) <= MARKS:
+        if numbers and len(values) <= MARKS:
             axis.set_xticks(values, [short(value) for value in values])
             axis.minorticks_off()
         axis.set(xlabel=name)
