@@ -18,6 +18,7 @@ from dermjax.tuning import search
 
 TEMPLATE = Path(__file__).with_name("findings.html.jinja")
 BEST, OTHER = "#a94a26", "#9a9da3"
+MARKS = 5  # values of a setting that an axis names one by one
 
 
 def find(found: optuna.Study, workdir: Path) -> dict[str, Any]:
@@ -89,11 +90,17 @@ def plotted(told: dict[str, Any]) -> Image.Image:
                           fillstyle=fill_style, zorder=3 if chosen else 2)  # fmt: skip
     axes[0].set(xlabel="step", ylabel="loss on held-out images")
     for axis, name in zip(axes[1:], names, strict=True):
-        values = [trial["settings"][name] for trial in told["trials"]]
-        if min(values) > 0 and max(values) > 4 * min(values):
+        values = sorted({trial["settings"][name] for trial in told["trials"]})
+        numbers = not isinstance(values[0], str)
+        if numbers and values[0] > 0 and values[-1] > 4 * values[0]:
             axis.set_xscale("log")
+        if numbers and len(values) <= MARKS:
+            axis.set_xticks(values, [short(value) for value in values])
+            axis.minorticks_off()
         axis.set(xlabel=name)
         axis.sharey(axes[1])
+    for axis in axes[2:]:
+        axis.tick_params(labelleft=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()

@@ -41,8 +41,11 @@ def dimensions(space: Mapping, settings: ConfigDict, prefix: str = "") -> Iterat
             continue
         if isinstance(value, Mapping) and not 0 < value["low"] <= value["high"]:
             raise UserError(f"config.space.{name}: low = {value['low']}, high = {value['high']}; give 0 < low <= high")
-        if not isinstance(value, Mapping) and not (isinstance(value, tuple) and value):
-            raise UserError(f"config.space.{name} = {value!r}; give a range {{low, high}} or a tuple of choices")
+        choices = isinstance(value, tuple) and value and all(isinstance(each, int | float | str) for each in value)
+        if not isinstance(value, Mapping) and not choices:
+            raise UserError(
+                f"config.space.{name} = {value!r}; give a range {{low, high}} or numbers or words to choose"
+            )
         yield name, value
 
 

@@ -36,30 +36,36 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture
-def plain(tune, tmp_path):
+@pytest.fixture(scope="module")
+def plain(tune, tmp_path_factory):
     """The losses on one device."""
-    finish([tune(tmp_path / "plain", **EVERY_STEP)])
-    return losses(tmp_path / "plain")
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    finish([tune(folder, **EVERY_STEP)])
+    return losses(folder)
 
 
-def test_devices_processes_parts_and_shards(tune, tmp_path, plain, capsys):
-    found = {}
-    for name, devices, changes in (
-        ("eight devices", 8, {}),
-        ("four parts of two", 1, {"accumulate": 4}),
-        ("four parts on two devices", 2, {"accumulate": 4}),
-        ("four shards", 4, {"mesh.fsdp": 4}),
-    ):
-        finish([tune(tmp_path / name, environment={"JAX_NUM_CPU_DEVICES": str(devices)}, **EVERY_STEP, **changes)])
-        found[name] = worst(plain, losses(tmp_path / name))
-    together = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    finish([tune(tmp_path / "processes", environment=together | {"JAX_PROCESS_ID": str(i)}, **EVERY_STEP)
-            for i in range(2)])  # fmt: skip
-    found["two processes"] = worst(plain, losses(tmp_path / "processes"))
+DIVISIONS = {  # devices of each process, processes, and changes of the config
+    "eight devices": (8, 1, {}),
+    "four parts of two": (1, 1, {"accumulate": 4}),
+    "four parts on two devices": (2, 1, {"accumulate": 4}),
+    "four shards": (4, 1, {"mesh.fsdp": 4}),
+    "two processes": (1, 2, {}),
+    "two processes of two devices, two shards": (2, 2, {"mesh.fsdp": 2}),
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_a_divided_run_has_the_same_losses(tune, tmp_path, plain, division, capsys):
+    devices, processes, changes = DIVISIONS[division]
+    here = {"JAX_NUM_CPU_DEVICES": str(devices)}
+    if processes > 1:
+        here |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
+    own = [here | ({"JAX_PROCESS_ID": str(index)} if processes > 1 else {}) for index in range(processes)]
+    finish([tune(tmp_path / "run", environment=each, **EVERY_STEP, **changes) for each in own])
+    found = worst(plain, losses(tmp_path / "run"))
     with capsys.disabled():
-        print("\nlargest relative difference of a loss:", ", ".join(f"{name} {found[name]:.1g}" for name in found))
-    assert max(found.values()) <= TOLERANCE
+        print(f"\n{division}: losses differ by {found:.1g} of themselves at most")
+    assert found <= TOLERANCE
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_on_shards(tune, tmp_path, plain):

@@ -83,6 +83,7 @@ def theirs(torch, diffusers, folder, unet, text, tokens):
     return float(loss.detach())
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers by an old name
 @pytest.mark.parametrize("what", TUNED)
 def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
@@ -100,7 +101,7 @@ def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
     constants = frozen | {"tokens": said.tokens}
     if parts.silent(trained, frozen):
         constants = frozen | {"contexts": said.contexts(sd, params, 2, tmp_path, sharding.mesh(1, 1))}
-    value, gradient = ours(sd, trained, constants, monkeypatch)
+    value, gradient = ours(sd, trained, jax.tree.map(jnp.asarray, constants), monkeypatch)
 
     networks = {
         "unet": diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
@@ -139,7 +140,13 @@ def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
             if parameter.requires_grad:
                 found[in_files(name, path, expected)] = parameter.grad.numpy()
     assert found.keys() == expected.keys()
-    errors = {key: np.abs(found[key] - expected[key]).max() / np.abs(found[key]).max() for key in found}
+    largest = max(np.abs(array).max() for array in found.values())
+    # softmax does not see a bias on all keys: its slope is nothing, and what comes out is rounding
+    nothing = {key for key in found if key.endswith("k_proj.bias")}
+    assert all(max(np.abs(found[key]).max(), np.abs(expected[key]).max()) < 1e-6 * largest for key in nothing)
+    errors = {
+        key: np.abs(found[key] - expected[key]).max() / np.abs(found[key]).max() for key in found.keys() - nothing
+    }
     worst = max(errors, key=errors.get)
     assert errors[worst] <= TOLERANCE, (worst, errors[worst])
     print(f"\n{what}: {len(errors)} tensors, the largest difference {errors[worst]:.2g} in {worst}")

@@ -12,7 +12,7 @@ from dermjax.weights import diffusers
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-SAVING = {"steps": 160, "save_every": 1, "log_every": 1, "watch_every": 40, "samples.images": 0}
+SAVING = {"steps": 120, "save_every": 1, "log_every": 1, "watch_every": 40, "samples.images": 0}
 
 
 def finish(process) -> str:

@@ -158,7 +158,7 @@ def test_a_changed_config_goes_on_from_the_last_step_and_patience_takes_the_best
     shutil.copytree(whole, tmp_path / "run")
     before = [r["validation_loss"] for r in writers.read(whole / "metrics.jsonl") if "validation_loss" in r]
     assert before[-1] < before[0]
-    asked = config(steps=16, watch_every=2, patience=6, schedule="constant", rate=0.3, ema_decay=0.0)
+    asked = config(steps=16, watch_every=2, patience=6, schedule="constant", rate=0.3)
     tuning.run(asked, tmp_path / "run")
     records = writers.read(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in records][:5] == [0, 1, 2, 4, 6] and records[-1]["step"] < 16

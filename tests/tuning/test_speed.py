@@ -69,7 +69,7 @@ def theirs(torch, diffusers, rows, contexts):
         rule.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(average, weights, 1 - DECAY)
-        return float(loss)
+        return float(loss.detach())
 
     return run
 

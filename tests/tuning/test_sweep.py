@@ -140,8 +140,9 @@ def test_one_choice_fixes_a_setting_and_whole_numbers_stay_whole(tmp_path, manif
     "changes, said",
     [
         ({"space.rate": {"low": 0.0, "high": 1.0}}, "config.space.rate: low = 0.0, high = 1.0; give 0 < low <= high"),
-        ({"space.rate": 1e-4}, "config.space.rate = 0.0001; give a range {low, high} or a tuple of choices"),
+        ({"space.rate": 1e-4}, "config.space.rate = 0.0001; give a range {low, high} or numbers or words"),
         ({"space.steps": ()}, "config.space.steps = (); give a range"),
+        ({"space.lora": {"targets": (("attention",),)}}, "config.space.lora.targets = (('attention',),); give a range"),
         ({"space.lora": {"rang": (4,)}}, "config.space.lora.rang: config.tune has no such setting"),
         ({"space": {}}, "config.space is empty"),
         ({"tune.validation_draws": 0}, "nothing to judge by; needs a validation split"),
