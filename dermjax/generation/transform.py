@@ -26,7 +26,8 @@ from dermjax.generation.plan import Request
 from dermjax.generation.sketches import SKETCHES
 from dermjax.generation.studio import Studio
 from dermjax.generation.work import side
-from dermjax.progress import say
+from dermjax.models.stable_diffusion import count
+from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
 
 SEEDS_APART = 1_000_003  # between two attempts
@@ -42,6 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse")
     studio = Studio(maker, side(config.size, maker.sd), config.batch, config.strength, workdir)
     todo = _todo(config, manifest, studio)
+    cost("transform", parameters=count(maker.params), images=len(todo), steps=config.steps)
     studio.sketch(todo)
     done, waiting = {}, todo
     for attempt in range(config.attempts):
@@ -63,9 +65,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _todo(config: ConfigDict, manifest: Manifest, studio: Studio) -> list[Job]:
     """The jobs; what cannot be done on an image is told and left out, and nothing at all is a UserError."""
-    chosen = [r for label in manifest.labels for r in manifest.split("train") if r.label == label]
-    if config.limit:
-        chosen = [r for label in manifest.labels for r in [c for c in chosen if c.label == label][: config.limit]]
+    of = {label: [record for record in manifest.split("train") if record.label == label] for label in manifest.labels}
+    chosen = [record for label in manifest.labels for record in of[label][: config.limit or None]]
     settings = Request(
         image="", label="", prompt="", negative=config.negative_prompt, seed=config.seed,
         sampler=named(config.sampler).name, steps=config.steps, spacing="", guidance=float(config.guidance),
@@ -104,6 +105,7 @@ def _record(outcome: Outcome, studio: Studio) -> Record:
     job = outcome.job
     of, path = job.subject.record, studio.workdir / job.request.image
     mask = studio.file("masks", job).relative_to(studio.workdir).as_posix()
+    masks = {"lesions": mask, "count": outcome.after.count, "area": outcome.after.area}  # as in `mask`
     return Record(
         image=job.request.image,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -114,7 +116,7 @@ def _record(outcome: Outcome, studio: Studio) -> Record:
         lesion_id=of.lesion_id,
         patient_id=of.patient_id,
         licence=of.licence or provenance.USE,
-        attributes={"mask": mask, "transformation": outcome.told()},
+        attributes={"masks": masks, "transformation": outcome.told()},
         generation=studio.generation(job),
     )
 

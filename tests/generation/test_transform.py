@@ -70,7 +70,7 @@ def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, 
         assert {"before", "after", "met", "area_ratio", "attempts"} < told.keys()
         assert provenance.read(finished / record.image) == record.generation
         assert record.generation["transformation"]["of"] == f"{Path(record.image).stem}.png"
-        mask = images.whole(finished / record.attributes["mask"])[..., 0] > 0
+        mask = images.whole(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
         assert mask.mean() == pytest.approx(told["after"]["area"], abs=1e-5)
     assert json.loads((finished / "transformations.json").read_text()) == [
         record.attributes["transformation"] for record in made
