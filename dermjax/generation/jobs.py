@@ -26,6 +26,8 @@ from dermjax.generation.sketches import SKETCHES, Sketch
 from dermjax.generation.wording import Known
 
 WAYS = ("prompt", "image_to_image", "inpaint")
+SAID = ("seed", "sampler", "steps", "guidance")  # of what a record says, what a request takes as it is
+UNUSUAL = ("spacing", "guidance_rescale", "guidance_interval", "deep_cache")  # where it says so
 SIZE_WORDS = {"larger": "large", "smaller": "tiny"}
 SIZE = re.compile(rf"\b({'|'.join(SIZES)})\b")
 NOUN = re.compile(r"\b(mole|lesion|nevus|melanoma)s?\b")
@@ -67,9 +69,11 @@ def job(subject: Subject, asked: str, way: str, template: str, factor: float, se
     request = replace(settings, image=f"images/{name}.png", label=subject.record.label)
     if way == "prompt":
         made = subject.record.generation
-        if not {"prompt", "seed", "sampler", "steps", "guidance"} <= made.keys():
+        if not {"prompt", "negative_prompt", *SAID} <= made.keys():
             raise UserError("its record does not say what it was generated with")
-        same = {name: made[name] for name in ("seed", "sampler", "steps", "guidance")}
+        same = {name: made[name] for name in (*SAID, *UNUSUAL) if name in made}
+        if "guidance_interval" in same:
+            same["guidance_interval"] = tuple(same["guidance_interval"])
         words = exchanged(made["prompt"], asked)
         return Job(subject, asked, way, replace(request, prompt=words, negative=made["negative_prompt"], **same), None)
     sketch = SKETCHES[asked](subject.pixels, subject.seen, factor)

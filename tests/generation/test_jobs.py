@@ -61,7 +61,10 @@ def test_by_prompt_seed_and_sampler_stay(manifest):
     job = jobs.job(subject(manifest), "larger", "prompt", TEMPLATE, 1.5, SETTINGS)
     assert job.request.prompt == "dermoscopy of one large benign mole, pale skin"
     assert (job.request.seed, job.request.sampler, job.request.steps, job.request.guidance) == (77, "Euler a", 12, 3.0)
-    assert job.sketch is None
+    assert job.sketch is None and job.request.deep_cache == 1
+    unusual = replace(manifest.records[0], generation=MADE | {"deep_cache": 3, "guidance_interval": [0.3, 5.0]})
+    again = jobs.job(replace(subject(manifest), record=unusual), "larger", "prompt", TEMPLATE, 1.5, SETTINGS).request
+    assert (again.deep_cache, again.guidance_interval) == (3, (0.3, 5.0))
     unknown = replace(subject(manifest), record=replace(manifest.records[0], generation={}))
     with pytest.raises(UserError, match="does not say what it was generated with"):
         jobs.job(unknown, "larger", "prompt", TEMPLATE, 1.5, SETTINGS)
