@@ -70,7 +70,7 @@ def _toward(asked: str, group: list[Outcome]) -> int | None:
     """How many areas changed in the direction that was asked for, None where no direction was."""
     if asked not in ("larger", "smaller"):
         return None
-    return sum(0 < each.after.area and (each.after.area > each.before.area) == (asked == "larger") for each in group)
+    return sum(each.after.area > 0 and (each.after.area > each.before.area) == (asked == "larger") for each in group)
 
 
 def lines(found: list[Outcome]) -> list[str]:
