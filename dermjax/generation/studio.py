@@ -4,12 +4,13 @@ An image that is whole and says what it was made from is not made again.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from scipy import ndimage
 
 from dermjax import sharding
@@ -37,6 +38,7 @@ class Studio:
     batch: int
     strength: float
     workdir: Path
+    begun: dict[str, tuple[Source, Callable]] = field(default_factory=dict)  # by way, so that it is compiled once
 
     def sketch(self, jobs: Collection[Job]) -> None:
         """Writes what the jobs start from: sketches/ and regions/."""
@@ -65,8 +67,7 @@ class Studio:
         groups = [list(group) for _, group in groupby(sorted(missing, key=self._kind), key=self._kind)]
         batches = [group[n : n + self.batch] for group in groups for n in range(0, len(group), self.batch)]
         grid = sharding.own_mesh()
-        maker, source = self.maker, self._source(list(missing.values()))
-        begin = renderer(maker.sd, maker.params, maker.tokens, source, None, self.size, self.batch, grid)
+        begin = self._begin(list(missing.values()), grid)
 
         def write(request: Request, image: np.ndarray) -> None:
             job = missing[request]
@@ -76,6 +77,16 @@ class Studio:
 
         with bar(len(missing), f"transform, {jobs[0].way}", "images", 0) as progress:
             produce(rounds(batches, grid.size, self._kind), begin, missing, write, progress.update)
+
+    def _begin(self, jobs: Sequence[Job], grid: Mesh) -> Callable:
+        """The renderer of the jobs' way, which then knows what these start from."""
+        source, way, maker = self._source(jobs), jobs[0].way, self.maker
+        if way not in self.begun:
+            begin = renderer(maker.sd, maker.params, maker.tokens, source, None, self.size, self.batch, grid)
+            self.begun[way] = source, begin
+        known, begin = self.begun[way]
+        known.pictures.update(source.pictures)
+        return begin
 
     def _kind(self, request: Request) -> tuple:
         """What requests have in common that one compiled function makes."""
