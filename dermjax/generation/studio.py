@@ -4,13 +4,12 @@ An image that is whole and says what it was made from is not made again.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 from scipy import ndimage
 
 from dermjax import sharding
@@ -30,15 +29,12 @@ FEATHER = 0.03  # of the field: how far within the region the painted pixels fad
 
 @dataclass(frozen=True)
 class Studio:
-    """What makes images of jobs: a model, their side in pixels, the images a batch, and how far from sketches they go
-    (strength, in (0, 1])."""
+    """What makes images of jobs: a model, their side in pixels, the images a batch, and the folder that they go to."""
 
     maker: Model
     size: int
     batch: int
-    strength: float
     workdir: Path
-    begun: dict[str, tuple[Source, Callable]] = field(default_factory=dict)  # by way, so that it is compiled once
 
     def sketch(self, jobs: Collection[Job]) -> None:
         """Writes what the jobs start from: sketches/ and regions/."""
@@ -60,14 +56,15 @@ class Studio:
         return provenance.generation(job.request, self.size, digests) | {"transformation": told}
 
     def make(self, jobs: Sequence[Job]) -> None:
-        """Makes those images of the jobs, all of one way, that are not there yet."""
+        """Makes those images of the jobs, all of one way and strength, that are not there yet."""
         missing = {j.request: j for j in jobs if provenance.read(self.workdir / j.request.image) != self.generation(j)}
         if not missing:
             return
         groups = [list(group) for _, group in groupby(sorted(missing, key=self._kind), key=self._kind)]
         batches = [group[n : n + self.batch] for group in groups for n in range(0, len(group), self.batch)]
         grid = sharding.own_mesh()
-        begin = self._begin(list(missing.values()), grid)
+        maker, source = self.maker, self._source(list(missing.values()))
+        begin = renderer(maker.sd, maker.params, maker.tokens, source, None, self.size, self.batch, grid)
 
         def write(request: Request, image: np.ndarray) -> None:
             job = missing[request]
@@ -78,22 +75,12 @@ class Studio:
         with bar(len(missing), f"transform, {jobs[0].way}", "images", 0) as progress:
             produce(rounds(batches, grid.size, self._kind), begin, missing, write, progress.update)
 
-    def _begin(self, jobs: Sequence[Job], grid: Mesh) -> Callable:
-        """The renderer of the jobs' way, which then knows what these start from."""
-        source, way, maker = self._source(jobs), jobs[0].way, self.maker
-        if way not in self.begun:
-            begin = renderer(maker.sd, maker.params, maker.tokens, source, None, self.size, self.batch, grid)
-            self.begun[way] = source, begin
-        known, begin = self.begun[way]
-        known.pictures.update(source.pictures)
-        return begin
-
     def _kind(self, request: Request) -> tuple:
         """What requests have in common that one compiled function makes."""
         return request.sampler, request.steps, request.guidance, self.maker.tokens(request).shape
 
     def _source(self, jobs: Sequence[Job]) -> Source:
-        """What the images of jobs, all of one way, start from."""
+        """What the images of jobs, all of one way and strength, start from."""
         if jobs[0].sketch is None:
             return NOISE
         pictures = {}
@@ -102,7 +89,7 @@ class Studio:
             painted = region if job.way == "inpaint" else None
             digests = {"init_image": _digest(sketch)} | ({"init_mask": _digest(region)} if painted else {})
             pictures[job.request] = Picture(sketch, painted, digests)
-        return Source(pictures, self.strength)
+        return Source(pictures, jobs[0].strength)
 
 
 def pasted(job: Job, image: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def photographs(tmp_path_factory):
 
 def config(photographs, **changed):
     settings = runpy.run_path(str(CONFIG))["get_config"]("demo")
-    settings.images, settings.steps, settings.batch, settings.attempts = str(photographs), 4, 2, 2
+    settings.images, settings.steps, settings.batch, settings.strengths = str(photographs), 4, 2, (0.5, 0.3)
     settings.transformations = ("larger", "dark skin")
     settings.update(changed)
     return settings
@@ -114,7 +114,7 @@ def test_a_single_picture_needs_its_class(photographs, tmp_path):
         ({"transformations": ("bluer",)}, "config.transformations: 'bluer'; there are: larger, smaller, more"),
         ({"ways": ()}, "config.ways: empty"),
         ({"factor": 1.0}, "config.factor is more than 1"),
-        ({"strength": 0.0}, "strength"),
+        ({"strengths": (0.5, 0.0)}, "strength"),
         ({"images": ""}, "config.images is empty"),
         ({"ways": ("prompt",)}, "nothing can be done"),
     ],
