@@ -113,7 +113,7 @@ def test_a_single_picture_needs_its_class(photographs, tmp_path):
     [
         ({"transformations": ("bluer",)}, "config.transformations: 'bluer'; there are: larger, smaller, more"),
         ({"ways": ()}, "config.ways: empty"),
-        ({"factor": 1.0}, "config.factor is more than 1"),
+        ({"factor": 1.0}, "config.factor more than 1"),
         ({"strengths": (0.5, 0.0)}, "strength"),
         ({"images": ""}, "config.images is empty"),
         ({"ways": ("prompt",)}, "nothing can be done"),
