@@ -34,7 +34,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.prompt = "dermoscopy of {number} {size} {label} mole(s)[, {tone} skin]"  # filled with what is sketched
     config.negative_prompt = ""
     # how far from the sketch: 0.3 varies details, 1 leaves little; the later ones until a change is reached
-    config.strengths = (0.5, 0.4, 0.3)
+    config.strengths = (0.5, 0.35, 0.2)
     config.sampler = "DPM++ 2M"
     config.steps = 20
     config.guidance = 5.0
