@@ -33,14 +33,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.factor = 1.5  # how many times as wide, or as narrow, lesions are sketched
     config.prompt = "dermoscopy of {number} {size} {label} mole(s)[, {tone} skin]"  # filled with what is sketched
     config.negative_prompt = ""
-    config.strength = 0.6  # how far from the sketch: 0.3 varies details, 1 leaves little of it
+    # how far from the sketch: 0.3 varies details, 1 leaves little; the later ones until a change is reached
+    config.strengths = (0.5, 0.35, 0.2)
     config.sampler = "DPM++ 2M"
     config.steps = 20
     config.guidance = 5.0
     config.size = 0  # the side in pixels; 0 is the model's own
     config.seed = 0
     config.batch = 8
-    config.attempts = 3  # seeds that are tried until a change is reached
     config.tone_tolerance = 5.0  # degrees that skin may be outside of what its word stands for
     config.gallery = 12  # pairs that the report shows of each transformation and way
     if variant == "demo":

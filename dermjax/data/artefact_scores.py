@@ -42,7 +42,8 @@ PAINTED = {  # the painter of each, so the name that captions and phantoms have 
 
 def hairs(image: np.ndarray) -> float:
     """Area of the field under strands of hair, 1 from HAIRY on."""
-    return min(float((strands(image) | straight_hairs(image)).mean()) / HAIRY, 1.0)
+    hidden = outside(image)
+    return min(float((strands(image, hidden) | straight_hairs(image, hidden)).mean()) / HAIRY, 1.0)
 
 
 def ruler(image: np.ndarray) -> float:
@@ -50,7 +51,8 @@ def ruler(image: np.ndarray) -> float:
 
     The best edge, period and phase count, so that a few hairs across an edge are no ruler.
     """
-    return max(_ticks(np.rot90(image, quarter)) for quarter in range(4))
+    corners = _corners(image)
+    return max(_ticks(np.rot90(image, quarter), np.rot90(corners, quarter)) for quarter in range(4))
 
 
 def dark_corners(image: np.ndarray) -> float:
@@ -108,18 +110,18 @@ def gel(image: np.ndarray) -> float:
     return min(best / RIMMED, 1.0)
 
 
-def strands(image: np.ndarray) -> np.ndarray:
-    """Long thin dark structures on skin, which hairs are, thick and bent ones too. bool [S, S]
+def strands(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Long thin dark structures on skin, which hairs are, thick and bent ones too. bool [S, S]; hidden: see `outside`.
 
     They are what a black top-hat finds, is long for its area, takes as much blue light as green (pen ink does not) and
     has skin on both sides (the mesh of a lesion has not).
     """
-    return _long(_dark_lines(image, radius=0.03, darker=0.18), area=0.2)
+    return _long(_dark_lines(image, radius=0.03, darker=0.18) & ~hidden, area=0.2)
 
 
-def straight_hairs(image: np.ndarray) -> np.ndarray:
-    """Thin hairs, fainter than `strands`, which are straight for a while. bool [S, S]"""
-    dark = _dark_lines(image, radius=0.018, darker=0.05)
+def straight_hairs(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Thin hairs, fainter than `strands`, which are straight for a while. bool [S, S]; hidden: see `outside`."""
+    dark = _dark_lines(image, radius=0.018, darker=0.05) & ~hidden
     straight = np.zeros_like(dark)
     for way in range(WAYS):
         straight |= ndimage.binary_opening(dark, line(STRAIGHT * len(image), 180 * way / WAYS))
@@ -128,22 +130,22 @@ def straight_hairs(image: np.ndarray) -> np.ndarray:
 
 def outside(image: np.ndarray) -> np.ndarray:
     """What is neither skin nor lesion: dark corners, where there are any, and a ruler's strip. bool [S, S]"""
-    hidden = _corners(image)
-    strip = round((1 - STRIP) * len(image))
+    corners = _corners(image)
+    hidden, strip = corners.copy(), round((1 - STRIP) * len(image))
     for quarter in range(4):
-        if _ticks(np.rot90(image, quarter)) >= THRESHOLDS["ruler"]:
+        if _ticks(np.rot90(image, quarter), np.rot90(corners, quarter)) >= THRESHOLDS["ruler"]:
             np.rot90(hidden, quarter)[strip:] = True  # a view of it
     return hidden
 
 
-def _ticks(image: np.ndarray) -> float:
-    """The score of a ruler along the lower edge."""
+def _ticks(image: np.ndarray, corners: np.ndarray) -> float:
+    """The score of a ruler along the lower edge of an image with these dark corners, bool [S, S]."""
     size = len(image)
     rows = slice(round(0.948 * size), round(0.985 * size))
     light = np.log(image[rows].astype(np.float32).mean(-1).mean(0) / 255 + 0.04)
     if np.ptp(light) < THRESHOLDS["ruler"] * EVERY_TICK:
         return 0.0
-    seen = np.flatnonzero(~_corners(image)[rows].any(0))
+    seen = np.flatnonzero(~corners[rows].any(0))
     if len(seen) < 0.3 * size:
         return 0.0
     start, stop = seen[[0, -1]] / size
@@ -166,7 +168,7 @@ def _dark_lines(image: np.ndarray, radius: float, darker: float) -> np.ndarray:
     beside = np.stack([ndimage.grey_closing(light[..., c], footprint=disc) for c in range(2)], -1)
     green, blue = np.moveaxis(beside - light, -1, 0)
     skin = (beside > np.median(beside, (0, 1)) - 0.25).all(-1)
-    return (blue > darker) & (blue > 0.6 * green) & skin & ~outside(image)
+    return (blue > darker) & (blue > 0.6 * green) & skin
 
 
 def _long(mask: np.ndarray, area: float) -> np.ndarray:

@@ -90,9 +90,10 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     light = np.log(image.astype(np.float32) / 255 + 0.02)
     # hairs give way to the brighter skin on both sides of them
     shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
-    light = np.where(_grow(artefact_scores.strands(image), 0.016 * size)[..., None], shaved, light)
+    hidden = artefact_scores.outside(image)
+    light = np.where(_grow(artefact_scores.strands(image, hidden), 0.016 * size)[..., None], shaved, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
-    field = ~artefact_scores.outside(image)
+    field = ~hidden
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2

@@ -26,6 +26,8 @@ from dermjax.generation.sketches import SKETCHES, Sketch
 from dermjax.generation.wording import Known
 
 WAYS = ("prompt", "image_to_image", "inpaint")
+SAID = ("seed", "sampler", "steps", "guidance")  # of what a record says, what a request takes as it is
+UNUSUAL = ("spacing", "guidance_rescale", "guidance_interval", "deep_cache")  # where it says so
 SIZE_WORDS = {"larger": "large", "smaller": "tiny"}
 SIZE = re.compile(rf"\b({'|'.join(SIZES)})\b")
 NOUN = re.compile(r"\b(mole|lesion|nevus|melanoma)s?\b")
@@ -43,13 +45,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Job:
-    """One transformation of one subject; sketch is None where only the prompt changes."""
+    """One transformation of one subject.
+
+    sketch is None where only the prompt changes; strength in (0, 1] is how far the image goes from it.
+    """
 
     subject: Subject
     asked: str
     way: str
     request: Request
     sketch: Sketch | None
+    strength: float
 
 
 def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: int) -> Iterator[Subject]:
@@ -61,23 +67,28 @@ def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: 
             yield Subject(record, pixels, seen, measures.measured(seen))
 
 
-def job(subject: Subject, asked: str, way: str, template: str, factor: float, settings: Request) -> Job:
+def job(
+    subject: Subject, asked: str, way: str, template: str, factor: float, strength: float, settings: Request
+) -> Job:
     """The transformation; UserError where it cannot be done on this image."""
     name = f"{way}/{asked.replace(' ', '_')}/{subject.record.label}/{Path(subject.record.image).stem}"
     request = replace(settings, image=f"images/{name}.png", label=subject.record.label)
     if way == "prompt":
         made = subject.record.generation
-        if not {"prompt", "seed", "sampler", "steps", "guidance"} <= made.keys():
+        if not {"prompt", "negative_prompt", *SAID} <= made.keys():
             raise UserError("its record does not say what it was generated with")
-        same = {name: made[name] for name in ("seed", "sampler", "steps", "guidance")}
+        same = {name: made[name] for name in (*SAID, *UNUSUAL) if name in made}
+        if "guidance_interval" in same:
+            same["guidance_interval"] = tuple(same["guidance_interval"])
         words = exchanged(made["prompt"], asked)
-        return Job(subject, asked, way, replace(request, prompt=words, negative=made["negative_prompt"], **same), None)
+        request = replace(request, prompt=words, negative=made["negative_prompt"], **same)
+        return Job(subject, asked, way, request, None, 1.0)
     sketch = SKETCHES[asked](subject.pixels, subject.seen, factor)
     words = measures.measured(segment(sketch.image)).words()
     if asked.endswith(" skin"):
         words["tone"] = asked.removesuffix(" skin")
     prompt = wording.prompt(template, Known(subject.record.label, words, None))
-    return Job(subject, asked, way, replace(request, prompt=prompt), sketch)
+    return Job(subject, asked, way, replace(request, prompt=prompt), sketch, strength)
 
 
 def exchanged(prompt: str, asked: str) -> str:

@@ -1,7 +1,8 @@
 """`mask`: a segmentation set out of generated images: a mask by classical means and one by the model's attention.
 
 Place in the flow: a manifest of generated or curated images -> masks/ and attention/ with a PNG for each kept image,
-white on lesions, and a manifest whose records name them, with the overlap of the two.
+white on lesions, and a manifest whose records name them (`masks`, relative to the manifest's folder), with the overlap
+of the two.
 """
 
 from dataclasses import replace

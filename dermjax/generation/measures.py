@@ -57,8 +57,8 @@ def met(asked: str, before: Measure, after: Measure, tolerance: float) -> bool:
         return False
     if asked == "larger":
         return after.area > before.area
-    if asked == "smaller":
-        return after.area < before.area
+    if asked == "smaller":  # enlarged lesions may join, smaller ones have no reason to
+        return after.area < before.area and after.count >= before.count
     if asked == "more":
         return after.count > before.count
     return after.ita is not None and wish(asked).tone_off(after.ita) <= tolerance

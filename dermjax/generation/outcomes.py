@@ -57,6 +57,7 @@ def table(found: list[Outcome]) -> list[dict]:
                 "n": len(group),
                 "at_once": sum(each.met and each.attempts == 1 for each in group),
                 "met": sum(each.met for each in group),
+                "toward": _toward(asked, group),
                 "ratio": float(np.median([each.after.area / each.before.area for each in group])),
                 "ita": float(np.median(tones)) if tones else None,
                 "outside": min(outside) if outside else None,
@@ -65,11 +66,20 @@ def table(found: list[Outcome]) -> list[dict]:
     return rows
 
 
+def _toward(asked: str, group: list[Outcome]) -> int | None:
+    """How many areas changed in the direction that was asked for, None where no direction was."""
+    if asked not in ("larger", "smaller"):
+        return None
+    return sum(each.after.area > 0 and (each.after.area > each.before.area) == (asked == "larger") for each in group)
+
+
 def lines(found: list[Outcome]) -> list[str]:
     """The table in words, a line a row."""
     return [
         f"{row['way']:15}{row['asked']:18}{row['met']} of {row['n']} reached, {row['at_once']} at once; area x "
-        f"{row['ratio']:.2f}" + (f"; {row['outside']:.1f} dB outside at least" if row["outside"] is not None else "")
+        f"{row['ratio']:.2f}"
+        + (f", in its direction {row['toward']} of {row['n']}" if row["toward"] is not None else "")
+        + (f"; {row['outside']:.1f} dB outside at least" if row["outside"] is not None else "")
         for row in table(found)
     ]
 

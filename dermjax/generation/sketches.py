@@ -25,7 +25,7 @@ MARGIN = 0.045  # around old and new lesions that is painted as well: most of a 
 SPREAD = 0.05  # standard deviation of the skin's fill
 APART = 0.06  # least distance of a further lesion to the others and to the edge
 LARGEST = 0.27  # radius beyond which a lesion is not enlarged: the field has to hold it with skin around
-SMALLEST = 0.05  # radius below which it is not made smaller: about a tiny lesion's
+SMALLEST = 0.045  # radius below which it is not made smaller: three quarters of the least tiny lesion
 
 
 @dataclass(frozen=True)

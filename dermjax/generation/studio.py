@@ -29,13 +29,11 @@ FEATHER = 0.03  # of the field: how far within the region the painted pixels fad
 
 @dataclass(frozen=True)
 class Studio:
-    """What makes images of jobs: a model, their side in pixels, the images a batch, and how far from sketches they go
-    (strength, in (0, 1])."""
+    """What makes images of jobs: a model, their side in pixels, the images a batch, and the folder that they go to."""
 
     maker: Model
     size: int
     batch: int
-    strength: float
     workdir: Path
 
     def sketch(self, jobs: Collection[Job]) -> None:
@@ -58,7 +56,7 @@ class Studio:
         return provenance.generation(job.request, self.size, digests) | {"transformation": told}
 
     def make(self, jobs: Sequence[Job]) -> None:
-        """Makes those images of the jobs, all of one way, that are not there yet."""
+        """Makes those images of the jobs, all of one way and strength, that are not there yet."""
         missing = {j.request: j for j in jobs if provenance.read(self.workdir / j.request.image) != self.generation(j)}
         if not missing:
             return
@@ -82,7 +80,7 @@ class Studio:
         return request.sampler, request.steps, request.guidance, self.maker.tokens(request).shape
 
     def _source(self, jobs: Sequence[Job]) -> Source:
-        """What the images of jobs, all of one way, start from."""
+        """What the images of jobs, all of one way and strength, start from."""
         if jobs[0].sketch is None:
             return NOISE
         pictures = {}
@@ -91,7 +89,7 @@ class Studio:
             painted = region if job.way == "inpaint" else None
             digests = {"init_image": _digest(sketch)} | ({"init_mask": _digest(region)} if painted else {})
             pictures[job.request] = Picture(sketch, painted, digests)
-        return Source(pictures, self.strength)
+        return Source(pictures, jobs[0].strength)
 
 
 def pasted(job: Job, image: np.ndarray) -> np.ndarray:

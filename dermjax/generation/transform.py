@@ -2,7 +2,7 @@
 
 Place in the flow: a manifest, or a picture -> jobs -> sketches/ and regions/ to start from -> the model -> images/,
 masks/, manifest.jsonl, transformations.json and report.html. A change that was not reached is tried again with another
-seed, `attempts` times in all.
+seed and closer to its sketch, as often as there are strengths.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ from dermjax.generation.plan import Request
 from dermjax.generation.sketches import SKETCHES
 from dermjax.generation.studio import Studio
 from dermjax.generation.work import side
-from dermjax.progress import say
+from dermjax.models.stable_diffusion import count
+from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
 
 SEEDS_APART = 1_000_003  # between two attempts
@@ -40,12 +41,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return
     manifest = _sources(config.images, config.label)
     maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse")
-    studio = Studio(maker, side(config.size, maker.sd), config.batch, config.strength, workdir)
+    studio = Studio(maker, side(config.size, maker.sd), config.batch, workdir)
     todo = _todo(config, manifest, studio)
+    cost("transform", parameters=count(maker.params), images=len(todo), steps=config.steps)
     studio.sketch(todo)
     done, waiting = {}, todo
-    for attempt in range(config.attempts):
-        tried = [replace(job, request=_again(job.request, attempt)) for job in waiting]
+    for attempt, strength in enumerate(config.strengths):
+        tried = [_again(job, attempt, strength) for job in waiting]
         for way in config.ways:
             studio.make([job for job in tried if job.way == way])
         for job in tried:
@@ -63,9 +65,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _todo(config: ConfigDict, manifest: Manifest, studio: Studio) -> list[Job]:
     """The jobs; what cannot be done on an image is told and left out, and nothing at all is a UserError."""
-    chosen = [r for label in manifest.labels for r in manifest.split("train") if r.label == label]
-    if config.limit:
-        chosen = [r for label in manifest.labels for r in [c for c in chosen if c.label == label][: config.limit]]
+    of = {label: [record for record in manifest.split("train") if record.label == label] for label in manifest.labels}
+    chosen = [record for label in manifest.labels for record in of[label][: config.limit or None]]
     settings = Request(
         image="", label="", prompt="", negative=config.negative_prompt, seed=config.seed,
         sampler=named(config.sampler).name, steps=config.steps, spacing="", guidance=float(config.guidance),
@@ -77,7 +78,9 @@ def _todo(config: ConfigDict, manifest: Manifest, studio: Studio) -> list[Job]:
             for way in config.ways:
                 seeded = replace(settings, seed=config.seed + len(found))
                 try:
-                    found.append(jobs.job(subject, asked, way, config.prompt, config.factor, seeded))
+                    found.append(
+                        jobs.job(subject, asked, way, config.prompt, config.factor, config.strengths[0], seeded)
+                    )
                 except UserError as error:
                     left_out.append(f"{subject.record.image}, {asked}, {way}: {error}")
     if left_out:
@@ -104,6 +107,7 @@ def _record(outcome: Outcome, studio: Studio) -> Record:
     job = outcome.job
     of, path = job.subject.record, studio.workdir / job.request.image
     mask = studio.file("masks", job).relative_to(studio.workdir).as_posix()
+    masks = {"lesions": mask, "count": outcome.after.count, "area": outcome.after.area}  # as in `mask`
     return Record(
         image=job.request.image,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -114,13 +118,17 @@ def _record(outcome: Outcome, studio: Studio) -> Record:
         lesion_id=of.lesion_id,
         patient_id=of.patient_id,
         licence=of.licence or provenance.USE,
-        attributes={"mask": mask, "transformation": outcome.told()},
+        attributes={"masks": masks, "transformation": outcome.told()},
         generation=studio.generation(job),
     )
 
 
-def _again(request: Request, attempt: int) -> Request:
-    return replace(request, seed=(request.seed + attempt * SEEDS_APART) % (2**31))
+def _again(job: Job, attempt: int, strength: float) -> Job:
+    """The job as it is tried for another time: with another seed, and as close to its sketch as that."""
+    if job.sketch is None:
+        return job
+    seed = (job.request.seed + attempt * SEEDS_APART) % (2**31)
+    return replace(job, request=replace(job.request, seed=seed), strength=float(strength))
 
 
 def _sources(path: str, label: str) -> Manifest:
@@ -148,7 +156,8 @@ def _refuse(config: ConfigDict) -> None:
         if strange or not config[key]:
             named_ = repr(strange[0]) if strange else "empty"
             raise UserError(f"config.{key}: {named_}; there are: {', '.join(known)}")
-    if config.attempts < 1 or config.batch < 1 or config.factor <= 1:
-        raise UserError("config.attempts and config.batch are at least 1, config.factor is more than 1")
+    if config.batch < 1 or config.factor <= 1 or not config.strengths:
+        raise UserError("config.batch is at least 1, config.factor more than 1, config.strengths at least one number")
     refusals.settings((config.sampler,), config.steps, "", config.guidance, 0.0, (), 1)
-    ladders.kept(config.steps, config.strength)
+    for strength in config.strengths:
+        ladders.kept(config.steps, strength)

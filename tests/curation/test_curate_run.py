@@ -192,7 +192,8 @@ def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_p
 
 
 def test_a_classifier_speaks_of_classes(sets, tmp_path):
-    kind = classifier.fresh(classifier.describe("mobilenet_v2", {"depth_multiplier": 0.35}, LABELS, 32), np.float32)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = classifier.fresh(classifier.describe("vit", small, LABELS, 32), np.float32)
     params, variables = kind.init(0)
     params["classifier"]["bias"] = np.array([4.0, -4.0], np.float32)  # benign, whatever it sees
     classifiers.write(tmp_path / "classifier", kind, params, variables)

@@ -46,13 +46,14 @@ def test_the_strip_of_a_ruler_and_dark_corners_are_outside_on_whatever_edge():
 
 def test_a_thin_straight_hair_is_seen_and_a_spot_is_not():
     image = phantom(5, 128, **CLEAN, number=1, size_name="small", texture="uniform").image
-    before = straight_hairs(image).sum()
+    nothing = np.zeros((128, 128), bool)
+    before = straight_hairs(image, nothing).sum()
     x, y = grid(128)
     thin, spot = image.copy(), image.copy()
     thin[np.abs(y - 0.1 - 0.1 * x) < 0.006] = (60, 45, 40)
     spot[np.hypot(x - 0.15, y - 0.15) < 0.03] = (60, 45, 40)
-    assert before == 0 and straight_hairs(spot).sum() == 0
-    assert straight_hairs(thin).mean() >= 0.006
+    assert before == 0 and straight_hairs(spot, nothing).sum() == 0
+    assert straight_hairs(thin, nothing).mean() >= 0.006
 
 
 def test_blue_in_the_lesion_and_a_blue_lesion_are_no_ink():

@@ -66,7 +66,7 @@ def test_what_is_reached():
     before = Measure(2, 0.05, 40.0)
     told = {
         "larger": (Measure(1, 0.06, 40.0), Measure(2, 0.05, 40.0)),
-        "smaller": (Measure(2, 0.04, 40.0), Measure(0, 0.0, 40.0)),  # a lesion that is lost is not smaller
+        "smaller": (Measure(2, 0.04, 40.0), Measure(1, 0.02, 40.0)),  # a lesion that is lost is not smaller
         "more": (Measure(3, 0.05, 40.0), Measure(2, 0.09, 40.0)),
         "dark skin": (Measure(2, 0.05, -6.0), Measure(2, 0.05, 20.0)),
     }

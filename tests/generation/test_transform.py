@@ -45,7 +45,7 @@ def photographs(tmp_path_factory):
 
 def config(photographs, **changed):
     settings = runpy.run_path(str(CONFIG))["get_config"]("demo")
-    settings.images, settings.steps, settings.batch, settings.attempts = str(photographs), 4, 2, 2
+    settings.images, settings.steps, settings.batch, settings.strengths = str(photographs), 4, 2, (0.5, 0.3)
     settings.transformations = ("larger", "dark skin")
     settings.update(changed)
     return settings
@@ -70,7 +70,7 @@ def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, 
         assert {"before", "after", "met", "area_ratio", "attempts"} < told.keys()
         assert provenance.read(finished / record.image) == record.generation
         assert record.generation["transformation"]["of"] == f"{Path(record.image).stem}.png"
-        mask = images.whole(finished / record.attributes["mask"])[..., 0] > 0
+        mask = images.whole(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
         assert mask.mean() == pytest.approx(told["after"]["area"], abs=1e-5)
     assert json.loads((finished / "transformations.json").read_text()) == [
         record.attributes["transformation"] for record in made
@@ -113,8 +113,8 @@ def test_a_single_picture_needs_its_class(photographs, tmp_path):
     [
         ({"transformations": ("bluer",)}, "config.transformations: 'bluer'; there are: larger, smaller, more"),
         ({"ways": ()}, "config.ways: empty"),
-        ({"factor": 1.0}, "config.factor is more than 1"),
-        ({"strength": 0.0}, "strength"),
+        ({"factor": 1.0}, "config.factor more than 1"),
+        ({"strengths": (0.5, 0.0)}, "strength"),
         ({"images": ""}, "config.images is empty"),
         ({"ways": ("prompt",)}, "nothing can be done"),
     ],
