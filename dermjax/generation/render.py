@@ -47,7 +47,8 @@ def renderer(
     """Returns begin(batches) -> Started, for at most a batch a device of requests that differ in words and seed.
 
     Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every device always computes
-    `batch` images, so that a short batch compiles nothing new and an image does not depend on the number of devices.
+    `batch` images, so that a short batch compiles nothing new and an image depends on the number of devices by no more
+    than rounding: XLA orders some sums otherwise where there is more than one.
     """
     params = jax.device_put(params, sharding.replicated(grid))
 
