@@ -56,8 +56,7 @@ def renderer(
     def pipeline(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)
         ladder = chosen.ladder(model.configs["scheduler"], steps, spacing)
-        images = start.function(Pipeline(model, chosen, ladder, deep_cache, watch), size)
-        return sharding.each_alone(lambda shared, rows: images(shared[0], **rows, guidance=shared[1]), grid)
+        return start.function(Pipeline(model, chosen, ladder, deep_cache, watch), size)
 
     compiled = {}
 
@@ -82,9 +81,9 @@ def renderer(
         )
         kind = (first.sampler, first.steps, first.spacing, first.deep_cache)
         if (*kind, said.shape) not in compiled:  # by itself, so that no compilation counts as a device's work
-            compiled[*kind, said.shape] = pipeline(*kind).lower((params, guidance), placed).compile()
+            compiled[*kind, said.shape] = pipeline(*kind).lower(params, **placed, guidance=guidance).compile()
         at = time.monotonic()
-        return Started(asked, compiled[*kind, said.shape]((params, guidance), placed), at)
+        return Started(asked, compiled[*kind, said.shape](params, **placed, guidance=guidance), at)
 
     return begin
 
