@@ -57,7 +57,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "images_per_class": 3000,
         "images_of": ConfigDict(),  # label -> how many, where that is another number
         "steps": 20,
-        "spacing": "",  # leading, linspace, trailing, karras or exponential; "" is the model's and the sampler's own
+        # leading, linspace, trailing, karras, exponential, or the sigmas themselves, "14.6 3.1 0.4 0" for three steps;
+        "spacing": "",  # "" is the model's and the sampler's own
         "guidance": 7.0,  # 1 is none, and half the time
         "guidance_rescale": 0.0,  # 0 is none; 0.7 keeps a v-predicting model's contrast (arXiv 2305.08891)
         "guidance_interval": (),  # two sigmas between which alone to guide, such as (0.28, 5.42) (arXiv 2404.07724)

@@ -22,7 +22,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "model": "",
             "manifest": "",
             "tuned": {"unet": "lora", "text_encoder": "frozen"},  # each "full", "lora" or "frozen"
-            "lora": {"rank": 4, "alpha": 4.0, "targets": ("attention",)},  # and "feed_forward", "convolution"
+            "lora": {"rank": 4, "alpha": 4.0, "targets": ("attention",)},  # and "feed_forward", "convolution", "time"
             "words": ConfigDict(),  # new words to learn (textual inversion), for prompts: {"<dysplastic>": "mole"}
             "vectors": 1,  # of each of them
             # of each class; a template as "a {label} mole[ on {skin_tone.group} skin]" is filled in for each record
@@ -35,7 +35,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             },
             "size": 512,
             "encode_batch": 8,
-            "cache": "",  # folder of the images' latents, to share between runs; "" is the run's own
+            "cache": "",  # folder of latents and contexts, to share between runs; "" is the run's own
             "seed": 0,
             "steps": 155_880,
             "batch": 2,
@@ -59,6 +59,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "remat": "none",  # computes "attention" or "blocks" a second time instead of keeping them
             "watch_every": 1000,  # steps between two looks: samples, held-out loss, report
             "validation_draws": 4,  # noises an image of the held-out split; 0 is off
+            "patience": 0,  # steps without a better held-out loss that end tuning, and take the best; 0 takes the last
             "samples": {"images": 4, "prompts": 1, "sampler": "DPM++ 2M", "steps": 20, "guidance": 5.0},  # a class
             "save_every": 1000,
             "log_every": 50,
@@ -73,7 +74,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         _large(config)
         config.tuned.text_encoder, config.text_rate = "lora", 0.2
         config.lora.rank, config.lora.alpha = 16, 16.0
-        config.lora.targets = ("attention", "feed_forward", "convolution")
+        config.lora.targets = ("attention", "feed_forward", "convolution", "time")
     elif variant in ("full", "best"):
         _large(config)
         config.tuned.unet, config.rate = "full", 1e-5

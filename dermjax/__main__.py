@@ -29,7 +29,10 @@ STAGES = {
     "prepare": "dermjax.preparation.run",
     "pretrain": "dermjax.pretraining.run",
     "tune": "dermjax.tuning.run",
+    "sweep": "dermjax.tuning.sweep",
     "generate": "dermjax.generation.run",
+    "transform": "dermjax.generation.transform",
+    "mask": "dermjax.generation.mask",
     "curate": "dermjax.curation.run",
     "classify": "dermjax.classification.run",
     "publish": "dermjax.publication.run",
@@ -41,7 +44,10 @@ SUMMARIES = {
     "prepare": "labelled images, or phantoms, become a manifest with leak-free splits",
     "pretrain": "train the small base model on captioned phantoms",
     "tune": "teach a Stable Diffusion the classes with DreamBooth",
+    "sweep": "find the rate, rank, steps and loss that tune best, by held-out images",
     "generate": "sample synthetic lesions from a plan of prompts",
+    "transform": "make lesions of images larger, smaller, more, or their skin another, and measure it",
+    "mask": "masks of generated images' lesions, by segmentation and by the model's attention",
     "curate": "reject blank, blurred, off-colour and copied images, with reasons",
     "classify": "train ViT or MobileNetV2 on real, or real and synthetic, images",
     "publish": "write the kept images as data sets with a card, for others to load",
@@ -73,7 +79,16 @@ COMMANDS = {
     "convert": Command(
         "dermjax.weights.conversion:convert",
         "write a model as a folder or a single .safetensors file, with a LoRA merged, or a LoRA in the other form",
-        flags={"from": "", "to": "", "lora": "none", "lora_weight": 0.8, "dtype": "float16"},
+        flags={
+            "from": "",
+            "to": "",
+            "lora": "none",
+            "lora_weight": 0.8,
+            "dtype": "float16",
+            "variant": "found",
+            "ema": False,
+            "prediction": "found",
+        },
     ),
     "predict": Command(
         "dermjax.classification.predict:predict",
@@ -113,7 +128,7 @@ def main() -> int:
     except UserError as error:
         return _mendable(stage, str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
     except Stopped as stop:
@@ -130,7 +145,7 @@ def _run(stage: str, arguments: list[str]) -> None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
     processes = machine.distributed(os.environ)
-    run_folder.claim(workdir, config.to_dict())
+    run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
     try:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(os.cpu_count() or 1)))
         machine.keep_freed_memory()
@@ -179,6 +194,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
     argv = ["dermjax", *rest]
     config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "folder of this run; the same folder again resumes it")
+    flags.DEFINE_bool("allow_config_change", False, "go on in a folder that was started with another config")
     if stage == "demo":
         flags.DEFINE_string("images", None, "folder of class/* or split/class/* images (else phantoms)")
         flags.DEFINE_integer("limit", None, "at most this many images per class and split", lower_bound=0)
@@ -272,7 +288,8 @@ def _usage(stage: str) -> str:
         flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
     else:
         flag_names = f"--config=configs/{stage}.py[:VARIANT]" + " [--dry_run]" * (stage in WITH_DRY_RUN)
-    return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {flag_names} [--config.key=value ...] --workdir=DIR"
+    given = f"{flag_names} [--config.key=value ...] --workdir=DIR [--allow_config_change]"
+    return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {given}"
 
 
 if __name__ == "__main__":

@@ -69,25 +69,28 @@ class PlainLines:
 
     def update(self, n: int = 1, **postfix: object) -> None:
         """Counts n more units; prints a line when the last one is ten seconds old."""
+        compiled = self._done == self._start  # the first unit is: its time says nothing of the others'
         self._done += n
         self._postfix = postfix
         now = time.monotonic()
         if now - self._line_at >= SECONDS_BETWEEN_LINES and self._done < self._total:
-            # the rate since the last line, so that the compilation in the first step does not spoil the time left
             rate = (self._done - self._line_done) / (now - self._line_at)
-            left = [f"{duration((self._total - self._done) / rate)} left"] if rate else []
-            self._line(rate, left)
+            times = [self._rate(rate), f"{duration((self._total - self._done) / rate)} left"] if rate else []
+            self._line([] if compiled else times)
             self._line_at, self._line_done = now, self._done
 
     def close(self) -> None:
         """Prints the last line, with the mean rate and the time that this run took."""
         seconds = max(time.monotonic() - self._began, 1e-9)
-        self._line((self._done - self._start) / seconds, [f"took {duration(seconds)}"])
+        self._line([self._rate((self._done - self._start) / seconds), f"took {duration(seconds)}"])
 
-    def _line(self, rate: float, times: list[str]) -> None:
+    def _rate(self, rate: float) -> str:
+        return f"{rate:.3g} {self._unit}/s"
+
+    def _line(self, times: list[str]) -> None:
         counted = f"{self._done}/{self._total} {self._unit}"
         postfix = [f"{key}={_number(value)}" for key, value in self._postfix.items()]
-        say(f"{self._title}: " + ", ".join([counted, f"{rate:.3g} {self._unit}/s", *times, *postfix]))
+        say(f"{self._title}: " + ", ".join([counted, *times, *postfix]))
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The run folder (`--workdir`): one config, one set of versions, and files that are whole or not there.
 
-A folder belongs to the config it was started with, so that a resumed run cannot silently become another one.
+A folder belongs to the config it was started with, so that a resumed run cannot silently become another one. Where the
+user allows it, the config changes and `config_changes.jsonl` says what.
 """
 
 import json
@@ -14,11 +15,14 @@ from dermjax.errors import UserError
 from dermjax.progress import say
 
 PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+CHANGES = "config_changes.jsonl"
 KEYS_SHOWN = 8
 
 
-def claim(workdir: Path, config: Mapping) -> None:
+def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None:
     """Makes the folder and writes config.json and versions.json, or checks that they are of this config.
+
+    With allow_change another config replaces the folder's, and the change is told and recorded.
 
     Raises:
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
@@ -26,9 +30,16 @@ def claim(workdir: Path, config: Mapping) -> None:
     _make(workdir)
     config_path, versions_path = workdir / "config.json", workdir / "versions.json"
     asked = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
-    if config_path.exists():
-        _refuse_another(workdir, _read(config_path), asked)
-    else:
+    changed = _changes(_read(config_path), asked) if config_path.exists() else {}
+    if changed and not allow_change:
+        hint = "give another --workdir, or --allow_config_change to go on with it"
+        raise UserError(f"workdir {workdir} is of another config ({_listed(changed)}); {hint}")
+    if changed:
+        say(f"workdir {workdir}: the config changes: {_listed(changed)}")
+        past = workdir / CHANGES
+        before = past.read_text() if past.exists() else ""
+        write_atomically(past, before + json.dumps(changed) + "\n")
+    if changed or not config_path.exists():
         write_atomically(config_path, json.dumps(asked, indent=2, sort_keys=True) + "\n")
     if versions_path.exists():
         _tell_changed_versions(workdir, _read(versions_path))
@@ -85,17 +96,21 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path}: not JSON ({error}); give another --workdir or delete it") from error
 
 
-def _refuse_another(workdir: Path, recorded: dict, asked: dict) -> None:
+def _changes(recorded: dict, asked: dict) -> dict[str, str]:
+    """Returns {key: "old -> new"} of what differs, in order."""
     old, new = _flat(recorded), _flat(asked)
-    changed = [
-        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+    return {
+        key: f"{old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "(absent)") != new.get(key, "(absent)")
-    ]
-    if changed:
-        more = [f"and {len(changed) - KEYS_SHOWN} more"] if len(changed) > KEYS_SHOWN else []
-        listed = "; ".join(changed[:KEYS_SHOWN] + more)
-        raise UserError(f"workdir {workdir} is of another config ({listed}); give another --workdir or delete it")
+    }
+
+
+def _listed(changed: Mapping[str, str]) -> str:
+    """Returns changes on one line, the first few of many."""
+    shown = [f"{key}: {change}" for key, change in changed.items()]
+    more = [f"and {len(shown) - KEYS_SHOWN} more"] if len(shown) > KEYS_SHOWN else []
+    return "; ".join(shown[:KEYS_SHOWN] + more)
 
 
 def _flat(tree: Mapping, prefix: str = "") -> dict[str, str]:

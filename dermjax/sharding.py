@@ -5,6 +5,8 @@ row of a table of regular expressions. Pure data parallelism is the mesh (n, 1),
 """
 
 import re
+import resource
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -86,3 +88,12 @@ def check_batch(batch: int, grid: Mesh) -> None:
     """Raises UserError when a batch does not divide over the mesh."""
     if batch % grid.size:
         raise UserError(f"batch = {batch} does not divide over {grid.size} devices; give a multiple")
+
+
+def memory() -> int:
+    """Returns the most bytes that any device of this process has held so far; on a CPU, that the process has."""
+    told = [device.memory_stats() for device in jax.local_devices()]
+    if all(told):
+        return max(stats["peak_bytes_in_use"] for stats in told)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

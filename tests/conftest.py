@@ -44,6 +44,29 @@ def command(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def no_transfers():
+    """Steps of the training loop raise where they would copy between host and device by themselves."""
+    import jax
+
+    from dermjax.training import loop
+
+    compiled = loop.compiled
+
+    def guarded(*given):
+        step = compiled(*given)
+
+        def call(*arrays):
+            with jax.transfer_guard("disallow"):
+                return step(*arrays)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compiled", guarded)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """A random Stable Diffusion 1.x of few channels with CLIP's vocabulary: (sd, params, its folder)."""

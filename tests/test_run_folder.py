@@ -49,6 +49,23 @@ def test_many_changes_are_counted_rather_than_listed(tmp_path):
     assert "and 12 more" in refusal(tmp_path, {f"key{i}": 1 for i in range(20)})
 
 
+def test_an_allowed_change_is_told_recorded_and_replaces_the_config(tmp_path, capsys):
+    run_folder.claim(tmp_path, CONFIG)
+    run_folder.claim(tmp_path, CONFIG | {"steps": 300}, allow_change=True)
+    assert "the config changes: steps: 150 -> 300" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 300
+    run_folder.claim(tmp_path, CONFIG | {"steps": 400}, allow_change=True)
+    past = [json.loads(line) for line in (tmp_path / "config_changes.jsonl").read_text().splitlines()]
+    assert past == [{"steps": "150 -> 300"}, {"steps": "300 -> 400"}]
+    run_folder.claim(tmp_path, CONFIG | {"steps": 400}, allow_change=True)
+    assert len((tmp_path / "config_changes.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_refused_change_says_how_to_allow_it(tmp_path):
+    run_folder.claim(tmp_path, CONFIG)
+    assert "or --allow_config_change to go on with it" in refusal(tmp_path, CONFIG | {"steps": 300})
+
+
 def test_other_versions_are_told_and_the_first_ones_kept(tmp_path, capsys):
     run_folder.claim(tmp_path, CONFIG)
     versions = json.loads((tmp_path / "versions.json").read_text())

@@ -1,14 +1,20 @@
-"""From images to records with scores and reasons: what the training images say is usual, then each image against it."""
+"""From images to records with scores and reasons: what real images say is usual, then each image against it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from dermjax.curation import copies, detectors, rules
+from dermjax.curation import copies, looking, rules, verdicts
+from dermjax.curation.looking import Look
+from dermjax.curation.opinion import Opinion
 from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
-from dermjax.data import images
+from dermjax.curation.verdicts import Verdict
 from dermjax.data.records import Manifest, Record
+from dermjax.data.wishes import Wish, wish
+
+NO_SKIN = 180.0  # degrees: where a tone is asked for and no skin is seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,57 +26,104 @@ class Yardstick:
     hashes: np.ndarray
 
 
+def held_out(real: Manifest) -> list[Record]:
+    """The real images that the generator has not seen: those of the other splits."""
+    return [*real.split("validation"), *real.split("test")]
+
+
 def yardstick(
-    training: Manifest,
-    taken: list[Record],
+    real: Manifest,
     size: int,
     sample: int,
     thresholds: Thresholds,
+    noted: Collection[str],
+    opinion: Opinion | None,
     tick: Callable[[], None],
 ) -> Yardstick:
-    """Calibrates on up to `sample` of the taken training records, evenly spaced; all of them are hashed."""
-    chosen = np.unique(np.linspace(0, len(taken) - 1, sample).round().astype(int))
-    hashes, scores, blurred = [], [], []
-    for index, record in enumerate(taken):
-        image = images.load(training.path(record), size)
-        hashes.append(copies.hash_all_ways(image))
-        if index in chosen:
-            scores.append(detectors.measure(image))
-            blurred.append(detectors.measure(detectors.blurred(image, thresholds.blur))["sharpness"])
-        tick()
+    """Calibrates on the training split and on held-out images, up to `sample` of each, evenly spaced.
+
+    Where there are no held-out images, training images stand for them: how far each is from the nearest other. All
+    training images are hashed.
+    """
+    training, others = real.split("train"), held_out(real)
+    seen = looking.hashed(real, training, size, tick)
+    hashes = np.stack([each.hashes for each in seen])
+    chosen = _spread(len(training), sample)
+    scores = [seen[index].scores for index in chosen]
+    if others:
+        unseen = looking.hashed(real, [others[index] for index in _spread(len(others), sample)], size, tick)
+        apart = copies.nearest(np.stack([each.hashes[0] for each in unseen]), hashes)
+    else:
+        apart = copies.nearest_other(hashes, chosen)
+    opinions = opinion.of(real, others or training) if opinion else np.empty(0)
     palette = rules.palette(scores)
-    apart = copies.nearest_other(np.stack(hashes), chosen)
-    limits = rules.calibrated(thresholds, scores, blurred, apart, palette)
-    return Yardstick(rules=limits, palette=palette, hashes=np.stack(hashes))
+    limits = rules.calibrated(thresholds, noted, scores, apart, opinions, palette)
+    return Yardstick(rules=limits, palette=palette, hashes=hashes)
 
 
-def judge(manifest: Manifest, size: int, by: Yardstick, tick: Callable[[], None]) -> tuple[Record, ...]:
+def judge(
+    manifest: Manifest,
+    size: int,
+    by: Yardstick,
+    opinion: Opinion | None,
+    said: dict[str, Verdict],
+    folder: Path,
+    tick: Callable[[], None],
+) -> tuple[Record, ...]:
     """The records with every score on each and the reasons against them; reasons of other judges stay.
 
-    Near-duplicates come last: of a group, the first image that nothing else speaks against is kept.
+    Near-duplicates come last: of a group, the first image that nothing else speaks against is kept. What a person said
+    comes after everything.
     """
-    hashes, scores = [], []
-    for record in manifest.records:
-        image = images.load(manifest.path(record), size)
-        hashes.append(copies.hash_all_ways(image))
-        measured = detectors.measure(image)
-        scores.append(measured | {"colour_cast": by.palette.cast(measured)})
-        tick()
-    hashes = np.stack(hashes)
+    looks = looking.looks(manifest, manifest.records, size, folder, tick)
+    asked = [wish(record.generation.get("prompt", "")) for record in manifest.records]
+    scores = [_scores(look, wanted, by.palette) for look, wanted in zip(looks, asked, strict=True)]
+    hashes = np.stack([look.hashes for look in looks])
     _note(scores, "training_copy", copies.nearest(hashes[:, 0], by.hashes))
+    if opinion:
+        _note(scores, "label", opinion.of(manifest, manifest.records))
+    people = [verdicts.of(record, said) for record in manifest.records]
     duplicate = next(rule for rule in by.rules if rule.reason == "near_duplicate")
-    others = [rule for rule in by.rules if rule is not duplicate]
-    standing = np.array([not any(rule.speaks_against(each) for rule in others) for each in scores])
+    others = [rule for rule in by.rules if rule.rejects and rule is not duplicate]
+    sound = [not _reasons(each, wanted, others) for each, wanted in zip(scores, asked, strict=True)]
+    standing = np.array([person.keep if person else fine for person, fine in zip(people, sound, strict=True)])
     _note(scores, "near_duplicate", copies.nearest_kept(hashes, duplicate.limit, standing))
-    return tuple(_judged(record, each, by.rules) for record, each in zip(manifest.records, scores, strict=True))
+    rejecting = [rule for rule in by.rules if rule.rejects]
+    judged = (
+        _judged(record, each, _reasons(each, wanted, rejecting))
+        for record, each, wanted in zip(manifest.records, scores, asked, strict=True)
+    )
+    return tuple(verdicts.applied(record, person) for record, person in zip(judged, people, strict=True))
 
 
-def _judged(record: Record, scores: dict[str, float], by: tuple[Rule, ...]) -> Record:
+def away(asked: Wish, scores: dict[str, float]) -> dict[str, float]:
+    """How far an image is from what its prompt asks for, as scores of their own; nothing where nothing is asked."""
+    found = {}
+    if asked.number:
+        found["number_off"] = asked.number_off(scores["lesions"])
+    if asked.tone:
+        found["tone_off"] = asked.tone_off(scores["ita"]) if "ita" in scores else NO_SKIN
+    return found
+
+
+def _scores(look: Look, asked: Wish, palette: Palette) -> dict[str, float]:
+    return look.scores | {"colour_cast": palette.cast(look.scores)} | away(asked, look.scores)
+
+
+def _reasons(scores: dict[str, float], asked: Wish, by: Collection[Rule]) -> tuple[str, ...]:
+    """The reasons of the rules that speak against an image; an artefact that was asked for is none."""
+    return tuple(rule.reason for rule in by if rule.speaks_against(scores) and rule.reason not in asked.artefacts)
+
+
+def _judged(record: Record, scores: dict[str, float], reasons: tuple[str, ...]) -> Record:
     foreign = tuple(reason for reason in record.rejected if reason not in MEANINGS)
-    reasons = tuple(rule.reason for rule in by if rule.speaks_against(scores))
     return replace(record, scores=record.scores | scores, rejected=foreign + reasons)
 
 
 def _note(scores: list[dict[str, float]], name: str, values: np.ndarray) -> None:
     for each, value in zip(scores, values.tolist(), strict=True):
         each[name] = value
+
+
+def _spread(count: int, sample: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, sample).round().astype(int))

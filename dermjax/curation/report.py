@@ -1,21 +1,25 @@
 """The page of `curate`: how many images each rule rejected, and what was kept and rejected, to be looked at."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
+from dermjax.curation import calibrating, steering
 from dermjax.curation.rules import MEANINGS, Rule
-from dermjax.data.pictures import picture, spread
+from dermjax.curation.steering import Steering
+from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import Manifest, Record
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
-def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery: int) -> str:
-    """The HTML of the page, which loads nothing from outside."""
+def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery: int, hits: int) -> str:
+    """The HTML of the page, which loads nothing from outside; gallery: pictures a section, hits: a rule."""
     rejected = [record for record in curated.records if not record.kept]
     kept = {name: [r for r in curated.records if r.kept and r.label == name] for name in curated.labels}
     scores = {rule.reason: rule.score for rule in by}
+    spoken = {rule.reason: _hit(rule, curated) for rule in by}
     return fill(
         TEMPLATE,
         {},
@@ -23,11 +27,18 @@ def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery:
         made=[_count(curated.records, name) for name in curated.labels],
         total=len(curated.records),
         kept_total=len(curated.records) - len(rejected),
-        rules=[_row(rule, curated) for rule in by],
+        rules=[_row(rule, curated, spoken[rule.reason]) for rule in by],
         rejected_by_class=[_count(rejected, name) for name in curated.labels],
         rejected_total=len(rejected),
         rejected=[picture(curated, record, _why(record, scores)) for record in spread(rejected, gallery)],
         kept={name: [picture(curated, r, "") for r in spread(group, gallery)] for name, group in kept.items()},
+        hits={
+            reason.replace("_", " "): (len(hit), [picture(curated, r, _shown(r, scores[reason])) for r in hit[:hits]])
+            for reason, hit in spoken.items()
+            if hit
+        },
+        said=[_verdict(curated, record) for record in curated.records if "verdict" in record.attributes],
+        steering=[_steering(row) for row in steering.found(curated.records, curated.labels)],
         training_images=training_images,
     )
 
@@ -39,15 +50,65 @@ def told(records: tuple[Record, ...]) -> str:
     return f"rejected: {listed}" if listed else "none rejected"
 
 
-def _row(rule: Rule, curated: Manifest) -> dict:
-    hit = [record for record in curated.records if rule.reason in record.rejected]
+def _hit(rule: Rule, curated: Manifest) -> list[Record]:
+    """The records that a rule speaks against, whether that rejected them or not."""
+    return [record for record in curated.records if rule.speaks_against(record.scores)]
+
+
+def _row(rule: Rule, curated: Manifest, hit: list[Record]) -> dict:
     return {
         "reason": rule.reason.replace("_", " "),
         "meaning": MEANINGS[rule.reason],
         "condition": f"{rule.score.replace('_', ' ')} {'≥' if rule.high else '≤'} {_number(rule.limit)}",
+        "noted": not rule.rejects,
+        "known": calibrated(rule),
         "by_class": [_count(hit, name) for name in curated.labels],
         "total": len(hit),
     }
+
+
+def calibrated(rule: Rule) -> list[str]:
+    """What is known of a rule with this limit: on phantoms, and on photographs that were looked at.
+
+    Of a rule whose limit follows from the real images, what was found where phantoms stood for these.
+    """
+    found = json.loads(calibrating.SHIPPED.read_text())
+    phantoms, photographs = found["phantoms"].get(rule.reason), found["photographs"].get(rule.reason)
+    lines = []
+    if phantoms and phantoms["limit"] in (None, rule.limit):
+        lines.append(
+            f"{phantoms['n']} phantoms: precision {phantoms['precision']:.3f}, recall {phantoms['recall']:.3f}"
+        )
+    if photographs and photographs["limit"] == rule.limit:
+        right, seen = len(photographs["right"]), len(photographs["right"]) + len(photographs["wrong"])
+        looked = f", {right} of {seen} looked at are right" if seen else ""
+        lines.append(f"{photographs['n']} photographs: {photographs['hits']} hits{looked}")
+    return lines
+
+
+def _verdict(curated: Manifest, record: Record) -> Picture:
+    """The picture of an image that a person spoke about, with what they said."""
+    said = record.attributes["verdict"]
+    overruled = f", against {', '.join(said['overrules']).replace('_', ' ')}" if said["overrules"] else ""
+    why = f": {said['why']}" if said["why"] else ""
+    return picture(curated, record, f"{'kept' if said['keep'] else 'rejected'} by {said['by']}{overruled}{why}")
+
+
+def _steering(row: Steering) -> list[str]:
+    """The cells of a row, empty where no prompt asked."""
+    orders = {True: "in order", False: "not in order"}
+    return [
+        row.sampler,
+        str(row.n),
+        f"{row.number[0] / row.number[1]:.1%} of {row.number[1]}" if row.number else "",
+        ", ".join(f"{label} {orders[order]}" for label, order in row.sizes.items()),
+        _number(row.tone) if row.tone is not None else "",
+        f"{row.label[0] / row.label[1]:.1%} of {row.label[1]}" if row.label else "",
+    ]
+
+
+def _shown(record: Record, score: str) -> str:
+    return _number(record.scores[score])
 
 
 def _why(record: Record, scores: dict[str, str]) -> str:

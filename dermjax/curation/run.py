@@ -5,41 +5,62 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.curation import judging, report
-from dermjax.curation.rules import Thresholds
-from dermjax.data import records
+from dermjax.curation import calibrating, judging, opinion, report, verdicts
+from dermjax.curation.rules import MEANINGS, Thresholds
+from dermjax.curation.verdicts import Verdict
+from dermjax.data import records, seen
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
-SECONDS_AN_IMAGE = 0.008  # measured on one core at 128 px
+SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Judges every image of a manifest by what is usual among the generator's training images.
+    """Judges every image of a manifest by what is usual among the generator's real images.
 
-    A finished folder is left as it is while its images are those of the manifest; nothing here depends on chance.
+    A finished folder is left as it is while its images and the verdicts on them are the same; nothing here depends on
+    chance. With config.phantoms nothing is judged: the detectors are measured on so many phantoms.
     """
-    manifest = _read(config.manifest, "manifest")
-    training = _read(config.training, "training")
-    taken = training.split("train")
-    if not manifest.records or not taken:
-        raise UserError(f"curate: {config.training if not taken else config.manifest} has no images to judge by or of")
-    if _finished(workdir, manifest):
+    thresholds = Thresholds(**config.thresholds.to_dict())
+    if config.phantoms:
+        calibrating.run(config.phantoms, config.size, thresholds, workdir)
+        return
+    manifest, real = _read(config.manifest, "manifest"), _read(config.training, "training")
+    if not manifest.records or not real.split("train"):
+        empty = config.manifest if not manifest.records else config.training
+        raise UserError(f"curate: {empty} has no images to judge by or of")
+    strange = set(config.noted) - set(MEANINGS)
+    if strange:
+        raise UserError(f"config.noted: {min(strange)!r} is no reason; there are: {', '.join(MEANINGS)}")
+    said = verdicts.read(config.verdicts)
+    classifier = opinion.read(config.classifier, manifest.labels)
+    if _finished(workdir, manifest, said):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
-    images = len(taken) + len(manifest.records)
-    progress.cost("curate", images=images, seconds=images * SECONDS_AN_IMAGE)
-    with progress.bar(total=images, title="curate", unit="images", done=0) as steps:
-        by = judging.yardstick(
-            training, taken, config.size, config.sample, Thresholds(**config.thresholds.to_dict()), steps.update
-        )
-        judged = judging.judge(manifest, config.size, by, steps.update)
+
+    training, held = len(real.split("train")), min(len(judging.held_out(real)), config.sample)
+    images = training + held + len(manifest.records)
+    seconds = (training + held) * SECONDS_A_REAL_ONE + len(manifest.records) * SECONDS_AN_IMAGE
+    progress.cost("curate", images=images, seconds=seconds)
+    with progress.bar(total=images, title="curate", unit="images", done=0) as bar:
+        by = judging.yardstick(real, config.size, config.sample, thresholds, config.noted, classifier, bar.update)
+        judged = judging.judge(manifest, config.size, by, classifier, said, workdir, bar.update)
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
-    write_atomically(workdir / "report.html", report.page(curated, by.rules, len(taken), config.gallery))
+    page = report.page(curated, by.rules, training, config.gallery, config.hits)
+    write_atomically(workdir / "report.html", page)
+    seen.write(workdir, [(real, record) for record in real.split("train")], [Path(config.manifest)])
     records.write(workdir / FILE, curated)  # last: a folder with a manifest is finished
-    kept = sum(record.kept for record in judged)
-    progress.say(f"curate: {kept} of {len(judged)} images kept, {report.told(judged)}; see {workdir / 'report.html'}")
+    _tell(curated, said, workdir)
+
+
+def _tell(curated: Manifest, said: dict[str, Verdict], workdir: Path) -> None:
+    kept = sum(record.kept for record in curated.records)
+    told = f"curate: {kept} of {len(curated.records)} images kept, {report.told(curated.records)}"
+    strangers = len(said.keys() - {record.sha256 for record in curated.records})
+    if strangers:
+        told += f"; {strangers} verdicts are on images that are not in this manifest"
+    progress.say(f"{told}; see {workdir / 'report.html'}")
 
 
 def _read(path: str, key: str) -> Manifest:
@@ -48,9 +69,11 @@ def _read(path: str, key: str) -> Manifest:
     return records.read(Path(path))
 
 
-def _finished(workdir: Path, manifest: Manifest) -> bool:
-    """Whether the folder holds verdicts on exactly these images."""
+def _finished(workdir: Path, manifest: Manifest, said: dict[str, Verdict]) -> bool:
+    """Whether the folder holds what is asked for on exactly these images, verdicts of people included."""
     if not (workdir / FILE).is_file():
         return False
-    before = records.read(workdir / FILE)
-    return [(r.image, r.sha256) for r in before.records] == [(r.image, r.sha256) for r in manifest.records]
+    before = records.read(workdir / FILE).records
+    return [(r.image, r.sha256, verdicts.of(r, {})) for r in before] == [
+        (r.image, r.sha256, verdicts.of(r, said)) for r in manifest.records
+    ]

@@ -1,23 +1,17 @@
-"""Artefacts of dermoscopy: how phantoms come by them, and how much any image looks as if it had them.
+"""Artefacts of dermoscopy, as phantoms come by them; `artefact_scores` finds them in any image.
 
-Place in the flow: `PAINTERS` -> phantom; an image -> SCORES -> was the artefact that a prompt asked for drawn?
-A score goes from 0 to 1; from its threshold in THRESHOLDS on, the artefact is there. All lengths are fractions of the
-field.
+Place in the flow: `PAINTERS` -> phantom. A painter takes a float image [S, S, C] and gives the painted one and its mask
+bool [S, S]. All lengths are fractions of the field.
 
-Shape legend: S side in pixels, C = 3 channels. Painters take and give float images, scores take uint8 ones.
+Shape legend: S side in pixels, C = 3 channels.
 """
 
 import numpy as np
-from scipy import ndimage
 
 from dermjax.data.fields import blend, grid, noise, smoothstep
 
 TICKS = (0.085, 0.1)  # distance between two ticks of the ruler
 STRIP = 0.10  # height of the ruler
-
-HAIRY = 0.04
-EVERY_TICK = 0.8
-THRESHOLDS = {"hairs": 0.2, "ruler": 0.15, "dark_corners": 0.5}
 
 
 def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -97,90 +91,3 @@ PAINTERS = {
     "ruler": _ruler,
     "dark_corners": _dark_corners,
 }
-
-
-def hairs(image: np.ndarray) -> float:
-    """Area of the field under strands of hair, 1 from HAIRY on."""
-    return min(float(strands(image).mean()) / HAIRY, 1.0)
-
-
-def ruler(image: np.ndarray) -> float:
-    """How much darker (in logarithms, 1 from EVERY_TICK on) nearly every tick of a ruler is than the gaps beside it.
-
-    The best period and phase count, so that a few hairs across the lower edge are no ruler.
-    """
-    size = len(image)
-    rows = slice(round(0.948 * size), round(0.985 * size))
-    light = np.log(image[rows].astype(np.float32).mean(-1).mean(0) / 255 + 0.04)
-    seen = np.flatnonzero(~_corners(image)[rows].any(0))
-    if len(seen) < 0.3 * size:
-        return 0.0
-    start, stop = seen[[0, -1]] / size
-    best = 0.0
-    for period in np.linspace(*TICKS, 7):
-        first = start + period * np.linspace(0.5, 1.5, 13)[:-1, None]
-        ticks = first + period * np.arange(int((stop - start) / period) - 1)
-        at, left, right = (
-            np.interp((ticks + shift * period) * size - 0.5, np.arange(size), light) for shift in (0, -0.5, 0.5)
-        )
-        best = max(best, float(np.percentile(np.minimum(left, right) - at, 20, axis=1).max()))
-    return min(best / EVERY_TICK, 1.0)
-
-
-def dark_corners(image: np.ndarray) -> float:
-    """How dark the second brightest corner is against the middle of the image: 0 as bright, 1 black."""
-    size = len(image)
-    c = round(0.07 * size)
-    luminance = image.astype(np.float32).mean(-1)
-    corners = [luminance[y, x].mean() for y in (slice(c), slice(-c, None)) for x in (slice(c), slice(-c, None))]
-    return float(np.clip(1 - sorted(corners)[-2] / max(np.percentile(luminance, 60), 1), 0, 1))
-
-
-def strands(image: np.ndarray) -> np.ndarray:
-    """Long thin dark structures on skin, which hairs are. bool [S, S]
-
-    They are what a black top-hat finds, is long for its area, takes as much blue light as green (pen ink does not) and
-    has skin on both sides (the mesh of a lesion has not).
-    """
-    size = len(image)
-    light = np.log(ndimage.gaussian_filter(image[..., 1:].astype(np.float32), (0.004 * size,) * 2 + (0,)) / 255 + 0.04)
-    disc = _disc(max(round(0.03 * size), 2))
-    beside = np.stack([ndimage.grey_closing(light[..., c], footprint=disc) for c in range(2)], -1)
-    green, blue = np.moveaxis(beside - light, -1, 0)
-    skin = (beside > np.median(beside, (0, 1)) - 0.25).all(-1)
-    dark = (blue > 0.18) & (blue > 0.6 * green) & skin & ~outside(image)
-    pieces, _ = ndimage.label(dark, np.ones((3, 3)))
-    found = np.zeros(pieces.shape, bool)
-    for piece, box in enumerate(ndimage.find_objects(pieces), 1):
-        place = pieces[box] == piece
-        length = np.hypot(*place.shape)
-        if length > 0.2 * size and place.sum() < 0.2 * length**2:
-            found[box] |= place
-    return found
-
-
-def outside(image: np.ndarray) -> np.ndarray:
-    """What is neither skin nor lesion: dark corners, where there are any, and a ruler's strip. bool [S, S]"""
-    hidden = _corners(image)
-    if ruler(image) >= THRESHOLDS["ruler"]:
-        hidden[round((1 - STRIP) * len(image)) :] = True
-    return hidden
-
-
-def _corners(image: np.ndarray) -> np.ndarray:
-    """The dark corners with their soft edge; nothing where there are none. bool [S, S]"""
-    size = len(image)
-    if dark_corners(image) < THRESHOLDS["dark_corners"]:
-        return np.zeros((size, size), bool)
-    luminance = ndimage.gaussian_filter(image.astype(np.float32).mean(-1), 0.006 * size)
-    dark, _ = ndimage.label(luminance < 0.5 * np.percentile(luminance, 60))
-    corners = {dark[0, 0], dark[0, -1], dark[-1, 0], dark[-1, -1]} - {0}
-    return ndimage.distance_transform_edt(~np.isin(dark, list(corners))) <= 0.025 * size
-
-
-def _disc(radius: int) -> np.ndarray:
-    rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return rows**2 + columns**2 <= radius**2 + 0.5
-
-
-SCORES = {"hairs": hairs, "ruler": ruler, "dark_corners": dark_corners}

@@ -5,15 +5,17 @@ was encoded.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import images
+from dermjax.data import images, layouts
 from dermjax.data.records import Record
 from dermjax.data.sources import SPLIT_FOLDERS, Listing
 from dermjax.errors import UserError
 
 FACTS = ("lesion_id", "patient_id", "licence", "image_manipulation")
+PLACE = "data_set_images"  # where they are written, below the run's folder; nobody else writes there
 TOLD = 160  # characters of what tfds says, which may be pages
 KINDS = {b"\xff\xd8": "jpg", b"\x89P": "png"}  # by the first bytes of a file
 
@@ -24,7 +26,7 @@ def is_builder(folder: Path) -> bool:
 
 
 def scan(folder: Path, into: Path) -> Listing:
-    """Writes the images under `into`/images and lists them; their splits are those of the data set.
+    """Writes the images under `into`/PLACE and lists them; their splits are those of the data set.
 
     It needs the features "image" and "label"; lesion_id, patient_id, licence and image_manipulation are kept where they
     are there. Raises UserError for a data set that is not so, or of which a file is damaged.
@@ -48,7 +50,7 @@ def scan(folder: Path, into: Path) -> Listing:
                 for number in range(len(source)):
                     told = source[number]
                     kind = KINDS.get(told["image"][:2], "png")
-                    image = f"images/{split}/{number:06d}.{kind}"
+                    image = f"{PLACE}/{builder.name}/{split}/{number:06d}.{kind}"
                     images.keep(into / image, told["image"])
                     records.append(_record(image, SPLIT_FOLDERS[split], labels[told["label"]], builder.name, told))
                     bar.update()
@@ -57,7 +59,14 @@ def scan(folder: Path, into: Path) -> Listing:
     except Exception as error:  # tfds raises anything, from KeyError to protobuf's own
         told = " ".join(f"{type(error).__name__}: {error}".split())[:TOLD]
         raise UserError(f"folder {folder}: not a data set of images with labels in array_record ({told})") from error
-    return Listing(labels=labels, root=Path(os.path.realpath(into)), records=tuple(records), ignored=())
+    return Listing(
+        labels=layouts.ordered(set(labels)), root=Path(os.path.realpath(into)), records=tuple(records), ignored=()
+    )
+
+
+def discard(into: Path) -> None:
+    """Takes back what `scan` wrote under a folder."""
+    shutil.rmtree(into / PLACE, ignore_errors=True)
 
 
 def _record(image: str, split: str, label: str, source: str, told: dict) -> Record:

@@ -5,13 +5,13 @@ takes the hashes of every image whose bytes are still the same.
 """
 
 import json
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dermjax.data import attributes, duplicates, images
+from dermjax.data import attributes, duplicates, images, resemblance
 from dermjax.errors import UserError
 
 FILE = "examined.jsonl"
@@ -19,28 +19,51 @@ FILE = "examined.jsonl"
 
 @dataclass(frozen=True)
 class Look:
-    """The hashes uint64 [V, 4] of an image and what `attributes.measure` says of it, None where that was not asked."""
+    """The hashes uint64 [V, 4] and the cells uint8 [C, C, 3] of an image, and what it says of itself.
+
+    told: attributes out of the file's header. measured: what `attributes.measure` says, None where that was not asked.
+    """
 
     sha256: str
     views: np.ndarray
+    cells: np.ndarray
+    told: dict
     measured: tuple[dict, dict] | None
 
     def line(self) -> bytes:
         """The look as a line of the file."""
-        told = {"sha256": self.sha256, "views": self.views.tobytes().hex(), "measured": self.measured}
-        return json.dumps(told).encode() + b"\n"
+        known = {"sha256": self.sha256, "views": _text(self.views), "cells": _text(self.cells)}
+        return json.dumps(known | {"told": self.told, "measured": self.measured}).encode() + b"\n"
 
 
 def look(path: Path, sha256: str, measured: bool) -> Look:
     """What the image in a file says; UserError names it where it cannot be decoded."""
-    pixels = images.load(path, duplicates.HASHED)
-    return Look(sha256, duplicates.views(pixels[None])[0], attributes.measure(pixels) if measured else None)
+    pixels, (camera, changes) = images.load(path, duplicates.HASHED), images.header(path)
+    told = {"device": camera, "decoded": list(changes)}
+    return of(pixels, sha256, {name: each for name, each in told.items() if each}, measured)
+
+
+def of(pixels: np.ndarray, sha256: str, told: dict, measured: bool) -> Look:
+    """What an image uint8 [S, S, 3] says, S a multiple of 16."""
+    views, cells = duplicates.views(pixels[None])[0], resemblance.cells(pixels)
+    return Look(sha256, views, cells, told, attributes.measure(pixels) if measured else None)
 
 
 def read(folder: Path) -> dict[str, Look]:
-    """The looks kept in a folder by digest; lines that are torn or of another set of views do not count."""
+    """The looks kept in a folder by digest; lines that are torn or of another form do not count."""
     path = folder / FILE
-    return {look.sha256: look for look in _looks(path)} if path.is_file() else {}
+    return {look.sha256: look for look in map(parsed, path.read_bytes().split(b"\n")) if look} if path.is_file() else {}
+
+
+def parsed(line: bytes) -> Look | None:
+    """The look on a line, None where it is torn or of another form."""
+    try:
+        known = json.loads(line)
+        views = np.frombuffer(b64decode(known["views"]), np.uint64).reshape(len(duplicates.VIEWS), 4)
+        cells = np.frombuffer(b64decode(known["cells"]), np.uint8).reshape(resemblance.CELLS, resemblance.CELLS, 3)
+        return Look(known["sha256"], views, cells, known["told"], known["measured"] and tuple(known["measured"]))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def digest(path: Path) -> str:
@@ -51,11 +74,5 @@ def digest(path: Path) -> str:
         raise UserError(f"image {path}: cannot be read ({error.strerror}); mend or remove the file") from error
 
 
-def _looks(path: Path) -> Iterator[Look]:
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            told = json.loads(line)
-            views = np.frombuffer(bytes.fromhex(told["views"]), np.uint64).reshape(len(duplicates.VIEWS), 4)
-            yield Look(told["sha256"], views, told["measured"] and tuple(told["measured"]))
-        except (ValueError, TypeError, KeyError):
-            continue
+def _text(array: np.ndarray) -> str:
+    return b64encode(array.tobytes()).decode()

@@ -36,10 +36,10 @@ def without_hair(image: np.ndarray) -> np.ndarray:
 def found(image: np.ndarray) -> np.ndarray:
     """Where the hairs of a uint8 image [H, W, 3] are, with their soft edges: bool [H, W]."""
     side = min(image.shape[:2])
-    lines = [_line(LINE * side, 180 * way / 4) for way in range(4)]
+    lines = [line(LINE * side, 180 * way / 4) for way in range(4)]
     closed = np.max([ndimage.grey_closing(image, footprint=line[..., None]) for line in lines], axis=0)
     dark = (closed.astype(np.int16) - image > DARKER).any(-1)
-    ways = [_line(STRAIGHT * side, 180 * way / DIRECTIONS) for way in range(DIRECTIONS)]
+    ways = [line(STRAIGHT * side, 180 * way / DIRECTIONS) for way in range(DIRECTIONS)]
     straight = np.any([ndimage.binary_opening(dark, way) for way in ways], axis=0)
     pieces, _ = ndimage.label(straight, np.ones((3, 3)))
     hairs = np.zeros_like(dark)
@@ -51,7 +51,7 @@ def found(image: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(hairs, iterations=max(round(EDGE * side), 1)) if hairs.any() else hairs
 
 
-def _line(length: float, degrees: float) -> np.ndarray:
+def line(length: float, degrees: float) -> np.ndarray:
     """A line of pixels of an odd length in a direction, as a bool footprint."""
     reach = max(round(length) // 2, 1)
     steps = np.arange(-reach, reach + 1)

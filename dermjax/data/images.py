@@ -20,6 +20,7 @@ from dermjax.run_folder import write_atomically
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # left out: formats that start another program (EPS)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 WHITE = (255, 255, 255, 255)
 
 # Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
@@ -37,6 +38,24 @@ def load(path: Path, size: int) -> np.ndarray:
 def whole(path: Path) -> np.ndarray:
     """The whole image as uint8 [H, W, 3], else as `load`."""
     return np.asarray(_decoded(path, 0))
+
+
+def header(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The camera that a file names, "" for none, and what `load` and `whole` do to its pixels beyond decoding them."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            tags = image.getexif()
+            camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (EXIF_MAKE, EXIF_MODEL)).strip()
+            done = {
+                "turned upright": tags.get(EXIF_ORIENTATION, 1) in range(2, 9),
+                "16-bit grey scaled to 8": image.mode.startswith("I"),
+                "laid on white": image.has_transparency_data,
+                "CMYK made RGB": image.mode == "CMYK",
+                "first frame of several": getattr(image, "n_frames", 1) > 1,
+            }
+    except Exception as error:
+        raise _undecodable(path, error) from error
+    return camera, tuple(name for name, is_done in done.items() if is_done)
 
 
 def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
@@ -81,7 +100,11 @@ def _decoded(path: Path, least: int) -> Image.Image:
                 image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
             return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file") from error
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: Path, error: Exception) -> UserError:
+    return UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

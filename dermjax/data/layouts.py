@@ -6,6 +6,7 @@ ISIC archive. In the binary task what is indeterminate or unknown is left out an
 only what is unknown is.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -53,11 +54,22 @@ class Layout:
 
 
 def labels(classes: str, diagnoses: set[str]) -> tuple[str, ...]:
-    """The class names in order, malignant ones last: benign and malignant, or for "diagnoses" those that are there."""
-    if classes == "binary":
-        return LABELS
-    order = (BENIGN, INDETERMINATE, MALIGNANT)
-    return tuple(sorted(diagnoses, key=lambda name: (order.index(RULES.get(name, BENIGN)), name)))
+    """The class names in order: benign and malignant, or for "diagnoses" those that are there."""
+    return LABELS if classes == "binary" else ordered(diagnoses)
+
+
+def ordered(names: set[str]) -> tuple[str, ...]:
+    """The class names in order, malignant ones last, as the last is the positive one; else by the alphabet.
+
+    Names of RULES, "cancer" and the short names of the archives are known; what is not counts as benign.
+    """
+    order = (UNKNOWN, BENIGN, INDETERMINATE, MALIGNANT)
+    return tuple(sorted(names, key=lambda name: (order.index(_nature(name) or BENIGN), name)))
+
+
+def _nature(name: str) -> str:
+    word = re.sub(r"[\W_]+", " ", name.lower()).strip()
+    return RULES.get(SHORT.get(word, word), BENIGN)
 
 
 def label(classes: str, diagnosis: str) -> str:
@@ -96,6 +108,11 @@ EIGHT = {name: SEVEN[name] for name in SEVEN if name != "AKIEC"} | {
     "SCC": "squamous cell carcinoma",
     "UNK": "unknown",
 }
+# what tables and folders call diagnoses for short
+SHORT = {code.lower(): name for code, name in (EIGHT | SEVEN).items()} | {
+    "ack": "actinic keratosis", "cancer": "malignant", "sek": "seborrheic keratosis",
+}  # fmt: skip
+DIAGNOSES = {name: name for name in RULES if name} | SHORT  # in a table that is of no archive
 HEADLESS = ("isic_2016_image", "isic_2016_label")  # that challenge's tables have no header
 
 LAYOUTS = {
@@ -103,7 +120,7 @@ LAYOUTS = {
         image="image_id",
         label=("dx",),
         meanings={code.lower(): name for code, name in SEVEN.items()},
-        known={"lesion_id": "lesion_id", "age": "age", "sex": "sex", "site": "localization"},
+        known={"lesion_id": "lesion_id", "age": "age", "sex": "sex", "site": "localization", "device": "dataset"},
     ),
     "isic-2024": Layout(image="isic_id", label=("target", "malignant"), meanings=TARGET, known=ISIC),
     "isic-cli": Layout(image="isic_id", label=("diagnosis_1", "benign_malignant"), meanings=ARCHIVE, known=ISIC),

@@ -5,6 +5,7 @@ The mark is drawn into the picture, not beside it, so that a copied picture stil
 
 import base64
 import io
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from dermjax.data.records import Manifest, Record
 SIDE = 176
 STRIP = 22  # height of the mark in pixels
 QUALITY = 86
+THUMBNAILS = "thumbnails"  # the folder of those that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,28 @@ class Picture:
 def picture(manifest: Manifest, record: Record, caption: str) -> Picture:
     """The thumbnail of a record, marked when a model made it."""
     kind = "synthetic" if record.synthetic else "real"
+    return Picture(
+        source=_as_uri(thumbnail(manifest, record)), words=f"{kind} {record.label}, {record.image}", caption=caption
+    )
+
+
+def thumbnail(manifest: Manifest, record: Record) -> bytes:
+    """A small JPEG of a record, marked when a model made it.
+
+    It is kept beside the manifest by the digest of the image, where that folder may be written, so that the pages of
+    all stages decode a photograph once.
+    """
+    home = manifest.home and manifest.home / THUMBNAILS
+    kept = home and home / f"{record.sha256}{'_synthetic' * record.synthetic}.jpg"
+    if kept and kept.is_file():
+        return kept.read_bytes()
     image = Image.fromarray(images.load(manifest.path(record), SIDE))
     if record.synthetic:
-        _mark(image)
-    return Picture(source=data_uri(image), words=f"{kind} {record.label}, {record.image}", caption=caption)
+        mark(image)
+    content = _jpeg(image)
+    if kept and os.access(manifest.home, os.W_OK):
+        images.keep(kept, content)
+    return content
 
 
 def sheet(rows: list[np.ndarray]) -> Image.Image:
@@ -42,16 +62,14 @@ def sheet(rows: list[np.ndarray]) -> Image.Image:
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             tile = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            _mark(tile)
+            mark(tile)
             made.paste(tile, (x * SIDE, y * SIDE))
     return made
 
 
 def data_uri(image: Image.Image) -> str:
     """A picture as a JPEG inside of a page."""
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return _as_uri(_jpeg(image))
 
 
 def spread(records: list[Record], count: int) -> list[Record]:
@@ -60,7 +78,18 @@ def spread(records: list[Record], count: int) -> list[Record]:
     return [records[int(i * step)] for i in range(min(count, len(records)))]
 
 
-def _mark(image: Image.Image) -> None:
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def _as_uri(content: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+def mark(image: Image.Image) -> None:
+    """Writes SYNTHETIC into the pixels of a picture of SIDE pixels a side."""
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
     font = ImageFont.load_default(size=15)

@@ -8,8 +8,9 @@ Shapes: B batch over all processes, S side of the square images, K classes.
 """
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -23,6 +24,7 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
 CACHE_BYTES = 2 * 1024**3  # decoded training images up to this are kept in memory
+AHEAD = 2  # batches that are decoded while the devices judge one
 THREADS = 4  # batches in the making; the arithmetic and the decoding release Python's lock
 MEMORY_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # slicing arrays is faster than a thread
 FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at most this denominator
@@ -98,15 +100,22 @@ def classification(
 def evaluation(records: list[Record], manifest: Manifest, *, size: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
     """The records once, in order: {"image": float32 [B, S, S, 3], "label": int32 [B], "valid": bool [B]}.
 
-    The last batch is filled up to B with grey images that are not valid, so that a jitted step compiles once.
+    The next batches are decoded while one is used. The last is filled up to B with grey images that are not valid, so
+    that a jitted step compiles once.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(records), batch):
-            chosen = records[first : first + batch]
+
+        def decoding(chosen: list[Record]) -> list[Future]:
+            return [pool.submit(images.load, manifest.path(record), size) for record in chosen]
+
+        parts = [records[first : first + batch] for first in range(0, len(records), batch)]
+        coming = deque(decoding(part) for part in parts[:AHEAD])
+        for place, chosen in enumerate(parts):
+            decoded = [each.result() for each in coming.popleft()]
+            coming.extend(decoding(part) for part in parts[place + AHEAD : place + AHEAD + 1])
             valid = np.arange(batch) < len(chosen)
             image, label = np.zeros((batch, size, size, 3), np.float32), np.zeros(batch, np.int32)
-            decoded = pool.map(lambda record: images.load(manifest.path(record), size), chosen)
-            image[valid] = images.to_model(np.stack(list(decoded)))
+            image[valid] = images.to_model(np.stack(decoded))
             label[valid] = [manifest.labels.index(record.label) for record in chosen]
             yield {"image": image, "label": label, "valid": valid}
 

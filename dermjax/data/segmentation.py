@@ -14,13 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data import artefacts
+from dermjax.data import artefact_scores
 from dermjax.data.colour import rgb_to_lab, typology_angle
 from dermjax.data.fields import grid
 
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
+RESTLESS = 0.26  # twice that of the most mottled skin
 SHARE = 0.42  # of a lesion's own absorbance: where its border is
+EDGE = 0.9  # distance from the middle, in half fields, beyond which a lesion hardly reaches
+BOWL = 0.02  # curvature of the light's logarithm that no dermatoscope has: the middle darker than the edge
 SHAVED = 0.07  # side of the square in which the skin beside a hair is looked for
 INK = 0.25  # how much more a violet pen takes of red and green than of blue
 CLOSING = 0.016  # radius: bridges light spots within a lesion
@@ -37,6 +40,9 @@ class Segmentation:
     count: int
     areas: np.ndarray  # float [count], fractions of the field
     ita: float  # individual typology angle of the skin around them, degrees
+    skin: (
+        np.ndarray
+    )  # float [3], the median colour of that skin, sRGB 0 to 255; both are not numbers where there is none
 
 
 def segment(image: np.ndarray) -> Segmentation:
@@ -54,11 +60,25 @@ def segment(image: np.ndarray) -> Segmentation:
         mask |= _grow(place, CORE * size) & (absorbance > SHARE * np.median(absorbance[place])) & candidates
     mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
     labels, areas = _without_specks(*ndimage.label(mask))
+    return _seen(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def segmented(image: np.ndarray, mask: np.ndarray) -> Segmentation:
+    """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
+    labels, count = ndimage.label(mask)
+    areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
+    absorbance, field = _absorbance(image)
+    return _seen(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def _seen(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
+    """The segmentation with the tone of the skin, which is what is plain and not near a lesion."""
     mask = labels > 0
-    skin = field & ~_grow(mask, 0.03 * size) & (np.abs(absorbance) < FAINTEST)
-    # an image without any skin has no tone
-    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0)) if skin.any() else float("nan")
-    return Segmentation(mask, labels, len(areas), areas, ita)
+    skin = plain & ~_grow(mask, 0.03 * len(mask))
+    if not skin.any():
+        return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan))
+    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0))
+    return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0))
 
 
 def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,32 +90,45 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     light = np.log(image.astype(np.float32) / 255 + 0.02)
     # hairs give way to the brighter skin on both sides of them
     shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
-    light = np.where(_grow(artefacts.strands(image), 0.016 * size)[..., None], shaved, light)
+    light = np.where(_grow(artefact_scores.strands(image), 0.016 * size)[..., None], shaved, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
-    field = ~artefacts.outside(image)
+    field = ~artefact_scores.outside(image)
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2
     known = field[samples]
-    terms, values = basis[samples][known], light[samples][known]
-    # Lesions and hairs cover less than half of the field: start a little above the median, then keep what fits.
-    fitted = np.percentile(values, 62, axis=0)
-    surface = np.zeros((basis.shape[-1], 3), np.float32)
-    for tolerance in (0.35, 0.25, 0.18, 0.15):
-        skin = np.sqrt(np.mean((values - fitted) ** 2, 1)) < tolerance
-        near = terms[skin]
-        # the normal equations, six by six: a thread is all they take
-        surface = np.linalg.lstsq(near.T @ near, near.T @ values[skin], rcond=None)[0]
-        fitted = terms @ surface
+    terms, values, edge = basis[samples][known], light[samples][known], (np.hypot(x, y) > EDGE)[samples][known]
+    surface = _surface(terms, values, np.percentile(values, 62, axis=0))
+    if (surface[3] + surface[5]).mean() > BOWL:  # light falls off towards the edge: what is darkest amid is a lesion
+        start = np.percentile(values[edge] if edge.any() else values, 80, axis=0)
+        surface = _surface(terms * np.array([1, 1, 1, 0, 0, 0], np.float32), values, start)
     darker = np.einsum("yxk,kc->yxc", basis, surface) - light
     ink = np.minimum(darker[..., 0], darker[..., 1]) - darker[..., 2] > INK
     field &= ~_grow(ink & (np.hypot(x, y) > 0.85), 0.02 * size)
     return np.sqrt(np.mean(np.clip(darker, 0, None) ** 2, -1)), field
 
 
+def _surface(terms: np.ndarray, values: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The coefficients [6, 3] of the skin's light: of terms [n, 6] at places where `values` [n, 3] were seen.
+
+    Lesions and hairs cover less than half of the field: it starts a little above the median, then keeps what fits.
+    """
+    fitted, surface = start, np.zeros((terms.shape[-1], values.shape[-1]), np.float32)
+    for tolerance in (0.35, 0.25, 0.18, 0.15):
+        skin = np.sqrt(np.mean((values - fitted) ** 2, 1)) < tolerance
+        near = terms[skin]
+        # the normal equations, six by six: a thread is all they take
+        surface = np.linalg.lstsq(near.T @ near, near.T @ values[skin], rcond=None)[0]
+        fitted = terms @ surface
+    return surface
+
+
 def _floor(absorbance: np.ndarray, field: np.ndarray) -> float:
-    """The absorbance from which a pixel may belong to a lesion: FAINTEST, or more where the skin itself is restless."""
-    return max(FAINTEST, 2.5 * float(np.median(absorbance[field])))
+    """The absorbance from which a pixel may belong to a lesion: FAINTEST, or more where the skin itself is restless.
+
+    Beyond RESTLESS it is no skin that most of the field shows, but a lesion.
+    """
+    return min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
 
 
 def _is_ring(blob: np.ndarray) -> bool:

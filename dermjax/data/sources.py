@@ -6,17 +6,22 @@ licence stays empty: a folder does not tell it.
 
 import hashlib
 import os
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dermjax.data import layouts
 from dermjax.data.images import SUFFIXES
 from dermjax.data.records import Record
 from dermjax.errors import UserError
 
-SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # left by file managers, like everything that begins with a dot
-LAYOUTS = "give a folder with class/*.jpg or train/class/*.jpg"
+EXPECTED = "give a folder with class/*.jpg or train/class/*.jpg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ def scan(folder: Path) -> Listing:
     """Lists a folder `class/*` (split "") or `split/class/*`; UserError names what is missing or unclear in it."""
     root = Path(os.path.realpath(folder))
     if not root.is_dir():
-        raise UserError(f"folder {folder}: no such folder; {LAYOUTS}")
+        raise UserError(f"folder {folder}: no such folder; {EXPECTED}")
     folders = [path for path in _visible(root) if path.is_dir()]
     if any(path.name.lower() in SPLIT_FOLDERS for path in folders):
         classes = [(split, path) for split, inside in _splits(root, folders) for path in inside]
@@ -41,8 +46,9 @@ def scan(folder: Path) -> Listing:
         classes = [("", path) for path in folders]
     found = {(split, path): _images(path) for split, path in classes}
     _refuse_empty(root, found)
-    labels = tuple(sorted({path.name for _, path in classes}))
+    labels = layouts.ordered({path.name for _, path in classes})
     _refuse_gaps(root, labels, classes)
+    around = sorted({root, *(path.parent for _, path in classes)})
     return Listing(
         labels=labels,
         root=root,
@@ -51,8 +57,40 @@ def scan(folder: Path) -> Listing:
             (other.relative_to(root).as_posix(), "no image")
             for (_, path), images in found.items()
             for other in sorted(set(_visible(path)) - set(images))
+        )
+        + tuple(
+            (loose.relative_to(root).as_posix(), "outside of the class folders")
+            for path in around
+            for loose in _images(path)
         ),
     )
+
+
+def merged(listings: Sequence[Listing], classes: str) -> Listing:
+    """Several folders as one, under the folder that holds them all; UserError where they do not belong together.
+
+    classes: "binary" or "diagnoses"; of diagnoses a source need not have all, else the classes must be the same.
+    """
+    if len(listings) == 1:
+        return listings[0]
+    names = set().union(*(listing.labels for listing in listings))
+    for listing in listings:
+        if classes != "diagnoses" and set(listing.labels) != names:
+            raise UserError(f"folder {listing.root}: its classes are {', '.join(listing.labels)}, those of all folders "
+                            f"{', '.join(sorted(names))}; rename folders, or give config.columns.label")  # fmt: skip
+    root = Path(os.path.commonpath([listing.root for listing in listings]))
+    records = [replace(record, image=_under(root, listing, record.image)) for listing in listings
+               for record in listing.records]  # fmt: skip
+    twice = [image for image, times in Counter(record.image for record in records).items() if times > 1]
+    if twice:
+        raise UserError(f"{root / twice[0]} is in two of the folders; give each image once")
+    ignored = [(_under(root, listing, image), why) for listing in listings for image, why in listing.ignored]
+    return Listing(labels=layouts.ordered(names), root=root, records=tuple(records), ignored=tuple(ignored))
+
+
+def _under(root: Path, listing: Listing, image: str) -> str:
+    """The path of an image from another folder that holds its own."""
+    return (listing.root / image).relative_to(root).as_posix()
 
 
 def limited(records: tuple[Record, ...], limit: int, seed: int) -> tuple[Record, ...]:
@@ -103,7 +141,7 @@ def _splits(root: Path, folders: list[Path]) -> list[tuple[str, list[Path]]]:
     inside = [[each for each in _visible(path) if each.is_dir()] for path in folders]
     for path, classes in zip(folders, inside, strict=True):
         if not classes:
-            raise UserError(f"folder {path}: a split without class folders; {LAYOUTS}")
+            raise UserError(f"folder {path}: a split without class folders; {EXPECTED}")
     return list(zip(splits, inside, strict=True))
 
 
@@ -116,7 +154,7 @@ def _refuse_empty(root: Path, found: dict[tuple[str, Path], list[Path]]) -> None
     if len(empty) == len(found):
         loose = len(_images(root))
         told = f"{loose} images lie outside of class folders" if loose else "no images"
-        raise UserError(f"folder {root}: {told}; {LAYOUTS}")
+        raise UserError(f"folder {root}: {told}; {EXPECTED}")
     if empty:
         raise UserError(f"folder {empty[0]}: a class without images; add images or remove the folder")
 

@@ -28,8 +28,8 @@ def identities(record: Record) -> list[tuple[str, str]]:
 
 
 def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """The split of each identity in an earlier manifest, which new images of the same lesion then join."""
-    return {identity: record.split for record in records for identity in identities(record)}
+    """The split of each identity of what an earlier manifest keeps, which new images of the same lesion then join."""
+    return {identity: record.split for record in records if record.kept for identity in identities(record)}
 
 
 def assign(
@@ -46,29 +46,31 @@ def assign(
     """The records with their splits: given ones stay, missing ones are carved out of the rest, group by group.
 
     groups: int [N], equal for records that must stay together. validation, test: shares of what they are carved from;
-    a split that the folder has is not carved. turn: where on the circle of lots the test share begins, fold / folds
-    for a fold. placed: of an earlier manifest. Raises UserError for a class that has too few groups, and for a group
-    that ties images which the earlier manifest has on two sides.
+    a split that a source has is not carved out of it. turn: where on the circle of lots the test share begins, fold /
+    folds for a fold. placed: of an earlier manifest. Rejected records take no part. Raises UserError for a class that
+    has too few groups, and for a group that ties images which the earlier manifest has on two sides.
     """
-    given = {record.split for record in records}
-    shares = {
-        name: share for name, share in (("test", test), ("validation", validation)) if share and name not in given
-    }
+    given = {(record.source, record.split) for record in records}
+    sources = sorted({record.source for record in records})
+    wanted = [(name, share) for name, share in (("test", test), ("validation", validation)) if share]
+    shares = {of: {name: share for name, share in wanted if (of, name) not in given} for of in sources}
+    carved = [name for name, _ in wanted if all(name in of_source for of_source in shares.values())]
     open_groups = defaultdict(list)
     for record, group in zip(records, groups.tolist(), strict=True):
-        if record.split in ("", "train"):
+        if _is_open(record):
             open_groups[group].append(record)
     kept = {group: _placed(members, placed) for group, members in open_groups.items()}
-    lots = {group: (_lot(members, seed) - turn) % 1 for group, members in open_groups.items() if not kept[group]}
+    lots = {group: _lot(members, seed) for group, members in open_groups.items() if not kept[group]}
     if stratified:
         lots = _ranks(lots, open_groups)
+    lots = {group: (lot - turn) % 1 for group, lot in lots.items()}
     drawn = {group: side for group, side in kept.items() if side}
-    drawn |= {group: _drawn(lot, shares) for group, lot in lots.items()}
-    for label in sorted({record.label for record in records}):
+    drawn |= {group: _drawn(lot, shares[open_groups[group][0].source]) for group, lot in lots.items()}
+    for label in sorted({record.label for record in records if record.kept}):
         of_class = [group for group, members in open_groups.items() if label in {member.label for member in members}]
-        drawn |= _filled(label, {group: drawn[group] for group in of_class}, ["train", *shares], lots)
+        drawn |= _filled(label, {group: drawn[group] for group in of_class}, ["train", *carved], lots)
     return tuple(
-        record if record.split not in ("", "train") else replace(record, split=drawn[group])
+        replace(record, split=drawn[group]) if _is_open(record) else record
         for record, group in zip(records, groups.tolist(), strict=True)
     )
 
@@ -83,14 +85,21 @@ def refuse_contradictions(records: Sequence[Record]) -> None:
 
 
 def refuse_leaks(records: Sequence[Record]) -> None:
-    """UserError when the same bytes, lesion or patient stand in two splits, naming both images."""
+    """UserError when the same bytes, lesion or patient stand in two splits that one source gives, naming both images.
+
+    Of several sources none is wrong: what they share is for the caller to set aside.
+    """
     first = {}
-    for record in records:
+    for record in (record for record in records if record.kept and record.split):
         for identity in identities(record):
-            other = first.setdefault(identity, record)
+            other = first.setdefault((record.source, identity), record)
             if other.split != record.split:
                 what, here, there = identity[0], f"{other.image} ({other.split})", f"{record.image} ({record.split})"
                 raise UserError(f"the same {what} in two splits: {here} and {there}; remove one or move it")
+
+
+def _is_open(record: Record) -> bool:
+    return record.kept and record.split in ("", "train")
 
 
 def _lot(members: Sequence[Record], seed: int) -> float:

@@ -26,6 +26,8 @@ from dermjax.errors import UserError
 ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution")
 NOTHING = ("", "-1", "nan", "unknown")  # how tables say that they do not know
 NAMED_SPLIT = re.compile(r"(?<![a-z])(train|val|validation|test)(?=$|[^a-z]|ing)")
+TABLES = (".csv", ".tsv", ".tab")
+BARE_TABLE = "HAM10000_metadata"  # the archive that has it gives it without a suffix
 NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
 
 
@@ -54,7 +56,7 @@ def look(folder: Path) -> Folder:
                 image = path.relative_to(root).as_posix()
                 for key in {image, name, path.stem}:
                     images[key].append(image)
-            elif path.suffix.lower() == ".csv" and not path.stem.startswith(NO_TABLES):
+            elif (path.suffix.lower() in TABLES or name == BARE_TABLE) and not path.stem.startswith(NO_TABLES):
                 tables[path] = next(_lines(path))[1]
     return Folder(root, images, tables)
 
@@ -68,14 +70,21 @@ def detect(folder: Folder) -> str | None:
 
 
 def chosen(name: str, columns: Mapping[str, str]) -> Layout:
-    """The layout of a name, with columns of a map put in place of its own; what a given label says is the class."""
+    """The layout of a name, with columns of a map put in place of its own.
+
+    What a given `label` says is the class; what a given `diagnosis` says goes by `layouts.RULES`.
+    """
     layout = LAYOUTS.get(name, Layout(image=""))
     given = {key: column for key, column in columns.items() if column}
     if "label" in given:
         layout = replace(layout, label=(given.pop("label"),), meanings=None, one_hot={})
+    if "diagnosis" in given:
+        layout = replace(layout, label=(given.pop("diagnosis"),), meanings=layouts.DIAGNOSES, one_hot={})
     image = given.pop("image", layout.image)
     if not image or not (layout.label or layout.one_hot):
-        raise UserError("config.columns: give the columns of the image and the label, as --config.columns.image=file")
+        raise UserError(
+            "config.columns: give the columns of the image and the label or diagnosis, as --config.columns.image=file"
+        )
     return replace(layout, image=image, known={**layout.known, **given})
 
 
@@ -106,8 +115,11 @@ def scan(folder: Folder, name: str, layout: Layout, *, classes: str, skip: bool)
             else:
                 told = more.get(_key(image), {}) | {column: value for column, value in told.items() if value}
                 found[path] = _record(path, label, split, told, layout, name, where)
+    mentioned = found.keys() | {image for image, _ in ignored}
+    every = {image for paths in folder.images.values() for image in paths}
+    ignored += [(image, "in no table") for image in sorted(every - mentioned)]
     there = {record.label for record in found.values()}
-    labels = tuple(sorted(there)) if layout.meanings is None else layouts.labels(classes, there)
+    labels = layouts.ordered(there) if layout.meanings is None else layouts.labels(classes, there)
     if len(there) < 2:
         raise UserError(f"folder {folder.root}: its tables name images of {', '.join(sorted(there)) or 'no class'}; "
                         f"needed are {' and '.join(labels) if len(labels) > 1 else 'two classes'}")  # fmt: skip
@@ -204,7 +216,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open("rb") as file:
             encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with path.open(encoding=encoding, newline="") as file:
-            rows = csv.reader(file)
+            first = file.readline()
+            file.seek(0)
+            rows = csv.reader(file, delimiter=max(",;\t", key=first.count))  # spreadsheets write what their land uses
             first = next((row for row in rows if row), [])
             if len(first) == 2 and ISIC_ID.fullmatch(first[0]):
                 yield 0, list(HEADLESS)

@@ -8,7 +8,7 @@ B batch, h w latent, C channels, N tokens, D context width; sigma and t are scal
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from dermjax.diffusion.ladders import Ladder
+from dermjax.diffusion.schedule import check_prediction
 
 Array = jax.Array
 Context = Any  # a tree of arrays [B, ...]: [B, N, D], or the keys and values that the UNet makes of it
@@ -48,7 +49,8 @@ DENOISED = {
 
 
 def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
-    """Returns the denoiser of a network that is asked at the times of a ladder."""
+    """Returns the denoiser of a network that is asked at the times of a ladder; an unknown prediction: UserError."""
+    check_prediction(prediction)
 
     def predict(x: Array, sigma: Array) -> Array:
         return ask(x / jnp.sqrt(1 + sigma**2), ladder.time(sigma)).astype(jnp.float32)
@@ -56,18 +58,21 @@ def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
     return Denoiser(predict, DENOISED[prediction])
 
 
-def keeping(denoise: Denoiser, latents: Array, mask: Array) -> Denoiser:
+def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first: float) -> Denoiser:
     """Returns the denoiser that is sure of the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
 
-    There x = latents + sigma noise stays what it is down the whole ladder, with any sampler: inpainting by blending. As
-    diffusers' pipeline does between the steps, but for two things: a sampler that adds fresh noise adds it there too,
-    and at strength 1 the first evaluation sees the latents under their noise, not noise alone.
+    There the network sees the latents under their own noise [B, h, w, C] whatever the sampler adds: inpainting by
+    blending, as diffusers' pipeline does it between the steps. At the sigma `first`, where a walk begins, it sees x.
     """
+
+    def predict(x: Array, sigma: Array) -> Array:
+        there = jnp.where(sigma < first, latents + sigma * noise, x)
+        return denoise.predict(mask * x + (1 - mask) * there, sigma)
 
     def blended(prediction: Array, x: Array, sigma: Array) -> Array:
         return mask * denoise.denoised(prediction, x, sigma) + (1 - mask) * latents
 
-    return replace(denoise, denoised=blended)
+    return Denoiser(predict, blended)
 
 
 def beside(ask: Ask, channels: Array) -> Ask:
@@ -116,6 +121,7 @@ def guided(network: Network, context: Context, negative: Context, guidance: Guid
     if guidance.interval is None:
         return ask
     low, high = (ladder.time(sigma) for sigma in guidance.interval)
+    low = jnp.where(guidance.interval[0] < ladder.table[0], -1.0, low)  # below the schedule is below its first time, 0
     return lambda x, t: jax.lax.cond((low < t) & (t <= high), ask, unguided, x, t)
 
 

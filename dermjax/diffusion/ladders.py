@@ -2,11 +2,12 @@
 
 A ladder is laid through training times (leading, linspace, trailing: Lin et al. 2023, arXiv 2305.08891, table 2, as
 diffusers computes them), or bent between two sigmas (Karras et al. 2022, arXiv 2206.00364, eq. 5; exponential), or
-given as an explicit list. Everything here is made on the host in float64.
+given as an explicit list of sigmas. Everything here is made on the host in float64.
 
 T training times.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,12 +25,19 @@ class Ladder:
     sigmas: float64 [steps + 1], decreasing; the network is asked at all of them but the last, where the image is.
     times: float64 [steps], what the network is told at the sigmas.
     table: float64 [T], the schedule's sigmas, which give a time to what lies between the rungs.
+    above: how many rungs were laid above these and are not walked.
     """
 
     sigmas: np.ndarray
     times: np.ndarray
     start: np.float32
     table: np.ndarray
+    above: int
+
+    @property
+    def laid(self) -> int:
+        """How many rungs were laid, those above included: some methods go by it, as diffusers' do."""
+        return self.above + len(self.times)
 
     @property
     def rungs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -38,18 +46,19 @@ class Ladder:
 
     def time(self, sigma: jax.Array) -> jax.Array:
         """Returns what the network is told at sigma: the time of a rung, to one ulp, or one between training times."""
-        whole = np.arange(len(self.table))
-        # straight lines in sigma, short enough to follow those in log sigma: `times_of`
-        fine = np.linspace(0, whole[-1], 16 * whole[-1] + 1)
-        sigmas = np.concatenate([self.sigmas[:-1], np.exp(np.interp(fine, whole, np.log(self.table)))])
-        times = np.concatenate([self.times, fine]).astype(np.float32)
+        # straight lines in sigma, each 0.1 % of it long or less, to follow those in log sigma: `times_of`
+        low, high = np.log(self.table[[0, -1]])
+        fine = np.exp(np.linspace(low, high, 1 + int((high - low) / 1e-3)))
+        sigmas = np.concatenate([self.sigmas[:-1], self.table, fine])
+        between = np.concatenate([np.arange(len(self.table)), times_of(self.table, fine)])
+        times = np.concatenate([self.times, between]).astype(np.float32)
         knots, first = np.unique(sigmas.astype(np.float32), return_index=True)  # a rung goes first where they meet
         return jnp.interp(sigma, knots, times[first])
 
     def below(self, strength: float) -> "Ladder":
         """Returns the lower int(steps * strength) rungs, that an image is taken through; strength is in (0, 1]."""
         above = len(self.times) - kept(len(self.times), strength)
-        return replace(self, sigmas=self.sigmas[above:], times=self.times[above:])
+        return replace(self, sigmas=self.sigmas[above:], times=self.times[above:], above=self.above + above)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Layout:
     bends: whether Karras and exponential ladders are for this method.
     to_zero: the last step goes to sigma 0, not to the first training time (0.0292 for Stable Diffusion 1.x).
     ending: the key of the file that may say otherwise, "" for none.
+    endless: where the schedule ends without signal, sigma is as good as infinite, not diffusers' 4096 for the others.
     """
 
     spacing: str
@@ -71,19 +81,26 @@ class Layout:
     bends: bool = True
     to_zero: bool = True
     ending: str = ""
+    endless: bool = False
 
 
 def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
     """Returns the ladder of `steps` rungs that a method walks for a model's scheduler.
 
-    spacing is one of SPACINGS or of BENDS, or "" for the model's choice, then the method's. A number of steps or a
-    spacing that cannot be is a UserError.
+    spacing is one of SPACINGS or of BENDS, or the sigmas themselves, "14.6 3.1 0.4 0", one more than steps; "" is the
+    model's choice, then the method's. A number of steps or a spacing that cannot be is a UserError.
     """
-    table = schedule.sigmas(scheduler)
     check(layout, spacing)
+    table = schedule.sigmas(scheduler)
+    if layout.endless and scheduler.get("rescale_betas_zero_snr", False):
+        table[-1] = ENDLESS
     most = scheduler.get("original_inference_steps", DISTILLED) if layout.spacing == "distilled" else len(table)
     if not 1 <= steps <= most:
         raise UserError(f"steps {steps}: this sampler takes 1 to {most} steps")
+    if given := listed(spacing):
+        if len(given) != steps + 1:
+            raise UserError(f"steps {steps}: the spacing's {len(given)} sigmas make {len(given) - 1} steps; say so")
+        return explicit(scheduler, given)
     bend = spacing if spacing in BENDS else _bend_of(scheduler) if layout.bends and not spacing else ""
     laid = layout.spacing if layout.fixed else scheduler.get("timestep_spacing", layout.spacing)
     laid = spacing if spacing in SPACINGS else laid
@@ -104,16 +121,24 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
     end = 0.0 if ending in (True, "zero") else min(table[0], rungs[-1])
     unit = layout.whole or laid == "leading"  # k-diffusion's samplers count the signal in when they start below the top
     start = np.sqrt(rungs[0] ** 2 + 1) if unit else rungs[0]
-    return Ladder(np.append(rungs, end), times, np.float32(start), table)
+    return Ladder(np.append(rungs, end), times, np.float32(start), table, above=0)
 
 
 def explicit(scheduler: dict, sigmas: list[float]) -> Ladder:
     """Returns the ladder of given sigmas, the last of which is where the image is; other than decreasing: UserError."""
     rungs = np.asarray(sigmas, np.float64)
-    if len(rungs) < 2 or rungs[-1] < 0 or (np.diff(rungs) >= 0).any():
+    if len(rungs) < 2 or not np.isfinite(rungs).all() or rungs[-1] < 0 or (np.diff(rungs) >= 0).any():
         raise UserError(f"sigmas {', '.join(f'{s:g}' for s in rungs)}: give two or more, decreasing to 0 or more")
     table = schedule.sigmas(scheduler)
-    return Ladder(rungs, times_of(table, rungs[:-1]), np.float32(rungs[0]), table)
+    return Ladder(rungs, times_of(table, rungs[:-1]), np.float32(rungs[0]), table, above=0)
+
+
+def listed(spacing: str) -> list[float]:
+    """Returns the sigmas of a spacing that is a list of them, with blanks or commas between; [] for a name."""
+    try:
+        return [float(each) for each in re.split(r"[\s,]+", spacing.strip())]
+    except ValueError:
+        return []
 
 
 def kept(steps: int, strength: float) -> int:
@@ -135,8 +160,8 @@ def times_of(table: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 
 def check(layout: Layout, spacing: str) -> None:
     """Raises UserError for a spacing that there is not, or that this method cannot walk."""
-    if spacing and spacing not in SPACINGS | BENDS:
-        raise UserError(f"spacing {spacing!r} is not one of {', '.join([*SPACINGS, *BENDS])}")
+    if spacing and spacing not in SPACINGS | BENDS and not listed(spacing):
+        raise UserError(f"spacing {spacing!r} is not one of {', '.join([*SPACINGS, *BENDS])}, nor a list of sigmas")
     other = spacing in SPACINGS and layout.fixed and spacing != layout.spacing
     if other or (spacing in BENDS and not layout.bends):
         raise UserError(f"spacing {spacing!r} is not for this sampler, which walks {layout.spacing}")
@@ -177,6 +202,7 @@ def _exponential(high: float, low: float, steps: int) -> np.ndarray:
     return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
 
+ENDLESS = 2.0**24  # sigma without signal: what is left of it, 6e-8, is below float32
 DISTILLED = 50  # DDIM steps that latent consistency models are distilled from (arXiv 2310.04378)
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing, "distilled": _distilled}
 BENDS = {"karras": _karras, "exponential": _exponential}

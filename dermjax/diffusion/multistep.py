@@ -47,7 +47,8 @@ def lms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """Linear multistep: the polynomial in sigma through the last four slopes, integrated. Order 4.
 
     Adams and Bashforth's method on rungs of any width: k-diffusion's `sample_lms`, diffusers' LMSDiscreteScheduler. The
-    first three steps, which remember less, are of lower order.
+    first three steps, which remember less, are of lower order. So they are down the lower part of a ladder, where
+    diffusers' takes the weights of four slopes for one, two and three.
     """
     weights = interpolating(ladder.sigmas, 4, lambda sigma: sigma, np.ones_like)
     return along_slopes(denoise, x, ladder, keys, weights)
@@ -60,7 +61,7 @@ def deis(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     of fewer than 15 steps Euler's.
     """
     weights = interpolating(ladder.sigmas, 2, np.log, np.exp)
-    if len(weights) < 15:
+    if ladder.laid < 15:
         weights[-1] = [1, 0]
     return along_slopes(denoise, x, ladder, keys, weights)
 
@@ -83,7 +84,7 @@ def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: floa
     adds fresh noise. The step to sigma 0 is of first order, as in diffusers and k-diffusion; so is, as in diffusers
     only, the last of fewer than 15 to any other sigma.
     """
-    ahead = extrapolating(ladder.sigmas, to_the_end=len(ladder.times) >= 15)
+    ahead = extrapolating(ladder.sigmas, to_the_end=ladder.laid >= 15)
 
     def step(state, sigma, down, up, weights, keys):
         x, past = state

@@ -100,8 +100,8 @@ WITH_ETA = (ancestral, dpm2)  # the formulas in which eta means what it means in
 IN_SIGMA = Layout(spacing="linspace")  # k-diffusion's: written in sigma, at any time
 ENDING = replace(IN_SIGMA, ending="final_sigmas_type")
 SOLVER = replace(ENDING, whole=True, spare=True)  # those of DPM-Solver's authors
-WHOLE = Layout(spacing="leading", whole=True, bends=False)  # written in alpha_bar
-DISTILLED = Layout(spacing="distilled", fixed=True, whole=True, bends=False)
+WHOLE = Layout(spacing="leading", whole=True, bends=False, endless=True)  # written in alpha_bar
+DISTILLED = replace(WHOLE, spacing="distilled", fixed=True)
 
 N, TWO_N, N_AND_ONE = (1, 0), (2, -1), (1, 1)  # evaluations
 DDPM, DDIM = "Ho et al. 2020, arXiv 2006.11239", "Song et al. 2020, arXiv 2010.02502"

@@ -40,10 +40,13 @@ def betas(scheduler: dict) -> np.ndarray:
     """Returns the share of variance that each training time turns to noise: float64 [T]."""
     if scheduler.get("trained_betas") is not None:
         return np.asarray(scheduler["trained_betas"], np.float64)
-    kind = scheduler["beta_schedule"]
-    if kind not in BETAS:
-        raise UserError(f"scheduler: beta_schedule {kind!r} is not one of {', '.join(BETAS)}")
-    return BETAS[kind](scheduler)
+    try:
+        kind = scheduler["beta_schedule"]
+        if kind not in BETAS:
+            raise UserError(f"scheduler: beta_schedule {kind!r} is not one of {', '.join(BETAS)}")
+        return BETAS[kind](scheduler)
+    except KeyError as error:
+        raise UserError(f"scheduler: {error} is missing; this model does not turn images to noise by betas") from error
 
 
 def sigmas(scheduler: dict) -> np.ndarray:
@@ -62,10 +65,17 @@ def target(kind: str, alpha_bar: np.ndarray, latents: jax.Array, noise: jax.Arra
     """Returns what the network learns to predict at x_t, [B, h, w, C].
 
     kind is diffusers' prediction_type: "epsilon" (the noise), "v_prediction" (Salimans and Ho 2022, appendix D) or
-    "sample" (the latents).
+    "sample" (the latents); another is a UserError.
     """
+    check_prediction(kind)
     signal, spread = _signal_and_spread(alpha_bar, t)
     return {"epsilon": noise, "v_prediction": signal * noise - spread * latents, "sample": latents}[kind]
+
+
+def check_prediction(kind: str) -> None:
+    """Raises UserError for a prediction_type that there is not."""
+    if kind not in PREDICTIONS:
+        raise UserError(f"scheduler: prediction_type {kind!r} is not one of {', '.join(PREDICTIONS)}")
 
 
 def _signal_and_spread(alpha_bar: np.ndarray, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -90,4 +100,5 @@ def _squared_cosine(scheduler: dict) -> np.ndarray:
     return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
 
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _squared_cosine}

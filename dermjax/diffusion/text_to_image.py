@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dermjax.diffusion.deep_cache import deep_cache
 from dermjax.diffusion.denoiser import Ask, Denoiser, Guidance, beside, denoiser, guided, keeping, plain
@@ -67,8 +68,12 @@ class Pipeline:
 
 
 def text_to_image(pipeline: Pipeline, size: int) -> Callable[..., Array]:
-    """Returns the compiled images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3]."""
+    """Returns the compiled images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3].
+
+    A size that the model cannot halve is a UserError.
+    """
     model, ladder = pipeline.model, pipeline.ladder
+    check_sides(model, size, size)
     side = size // model.factor
 
     @jax.jit
@@ -108,7 +113,7 @@ def image_to_image(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
 def inpaint(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
     """Returns the compiled images(params, tokens, negative, seeds, guidance, image, mask) -> uint8 [B, H, W, 3].
 
-    mask is [B, H, W], not 0 where to paint; strength 1 starts there from noise alone. A model whose UNet takes 9
+    mask is [B, H, W], not 0 where to paint; strength 1 starts from noise alone. A model whose UNet takes 9
     channels is shown the mask and the rest of the image; of any other the rest is blended in at every evaluation. The
     rest has been through the autoencoder: paste the original over it where its pixels count. Sides that do not fit are
     a UserError.
@@ -128,17 +133,15 @@ def inpaint(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
         ask = pipeline.ask(params, tokens, negative, guidance, latents.shape)
         to_start, to_walk = keys_of(seeds)
         noise = normal(to_start, latents.shape[1:])
+        first = np.float32(pipeline.ladder.sigmas[0])
         if shown:
             rest = latents_of(model, params, jnp.where(mask[..., None] > 0, GREY, image))
             denoise = pipeline.denoiser(beside(ask, jnp.concatenate([paint, rest], axis=-1)))
-            free = jnp.ones_like(paint)
         else:
-            denoise, free = keeping(pipeline.denoiser(ask), latents, paint), paint
-        x = latents + pipeline.ladder.sigmas[0] * noise
-        if strength == 1:
-            x = jnp.where(free > 0, pipeline.ladder.start * noise, x)
+            denoise = keeping(pipeline.denoiser(ask), latents, noise, paint, first)
+        x = pipeline.ladder.start * noise if strength == 1 else latents + first * noise
         painted = pipeline.latents(denoise, x, to_walk)
-        return pixels(model.decode(params, jnp.where(free > 0, painted, latents)))
+        return pixels(model.decode(params, painted if shown else jnp.where(paint > 0, painted, latents)))
 
     return images
 
@@ -151,11 +154,16 @@ def keys_of(seeds: Array) -> tuple[Array, Array]:
 
 def latents_of(model: StableDiffusion, params: dict, image: Array) -> Array:
     """Returns the most likely latents [B, h, w, C] of images [B, H, W, 3] in 0..255; diffusers draws some at random."""
-    cell = model.factor * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
-    if image.shape[1] % cell or image.shape[2] % cell:
-        raise UserError(f"image {_sides(image)}: this model takes sides that are multiples of {cell} px; resize it")
+    check_sides(model, *image.shape[1:3])
     moments = model.encode(params, image.astype(jnp.float32) / 127.5 - 1)
     return model.sample_latents(moments, jnp.zeros((*moments.shape[:3], moments.shape[3] // 2)))
+
+
+def check_sides(model: StableDiffusion, height: int, width: int) -> None:
+    """Raises UserError for an image with a side that the model's networks cannot halve as often as they do."""
+    cell = model.factor * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
+    if height % cell or width % cell:
+        raise UserError(f"image {width}x{height} px: this model takes sides that are multiples of {cell} px; resize it")
 
 
 def pixels(image: Array) -> Array:

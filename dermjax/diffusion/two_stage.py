@@ -35,7 +35,8 @@ def dpm2(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -
     """DPM-Solver-2: along the slope at the midpoint in log sigma (Lu et al. 2022, arXiv 2206.00927, alg. 1). Order 2.
 
     k-diffusion's `sample_dpm_2` with eta 0 and `sample_dpm_2_ancestral` with eta 1, where the step goes below the next
-    sigma and fresh noise fills up. On a Karras ladder too the network is told exact times, which diffusers rounds.
+    sigma and fresh noise fills up. On a Karras ladder too the network is told exact times, which diffusers rounds; an
+    ancestral midpoint is the next rung and is told its time, which in "linspace" is up to 0.003 from diffusers'.
     """
     sigma = ladder.rungs[0]
     down, up = renewed(*ladder.rungs, eta)
@@ -93,12 +94,12 @@ def dpmpp_sde(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array
 def dpmpp_2s(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """DPM-Solver++(2S) over pairs of rungs, so that N steps take N evaluations. Order 2.
 
-    Lu et al. 2022, arXiv 2211.01095, algorithm 1, as diffusers' DPMSolverSinglestepScheduler has it: the last rung is
-    always of first order.
+    Lu et al. 2022, arXiv 2211.01095, algorithm 1, as diffusers' DPMSolverSinglestepScheduler has it: the step to sigma
+    0 is of first order. The pairs are those of the whole ladder: down its lower part the first rung may stand alone.
     """
     sigma, after = ladder.rungs
-    second = np.arange(len(sigma)) % 2 == 1
-    second[-1] = False
+    second = (ladder.above + np.arange(len(sigma))) % 2 == 1
+    second &= (np.arange(len(sigma)) > 0) & (after > 0)
     begin = np.where(second, np.roll(sigma, 1), sigma)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = 0.5 * np.log(begin / after) / np.log(begin / sigma)  # half a step over the look ahead, in log sigma

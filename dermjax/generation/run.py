@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dermjax import disk, sharding
-from dermjax.data import records
+from dermjax.data import records, seen
 from dermjax.data.records import Manifest
 from dermjax.generation import credentials, preview, provenance, storage, table, work
 from dermjax.generation.plan import Request
@@ -45,6 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if process == 0:
         entries = tuple(todo.record(request, workdir) for request in todo.asked)
         labels = tuple(sorted(config.plan.prompts))
+        seen.hand_on([Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir)
         records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
         say(f"generate: {len(todo.asked)} images in {workdir / records.FILE}")
 

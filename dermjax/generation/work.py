@@ -71,7 +71,7 @@ def read(config: ConfigDict) -> Work:
     preview.check(config.preview_every)
     start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
     maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
-    size = _size(config.size, maker.sd)
+    size = side(config.size, maker.sd)
     for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in asked}:
         named(sampler).ladder(maker.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
@@ -80,7 +80,7 @@ def read(config: ConfigDict) -> Work:
     return Work(asked, plan.batches(asked, batch, lengths), lengths, maker, start, size, batch)
 
 
-def _size(size: int, sd: StableDiffusion) -> int:
+def side(size: int, sd: StableDiffusion) -> int:
     """Returns the side in pixels of the images, the model's own for 0; one the UNet cannot halve is a UserError."""
     cell = sd.factor * 2 ** (len(sd.configs["unet"]["block_out_channels"]) - 1)
     if size < 0 or size % cell:

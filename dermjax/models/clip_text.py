@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dermjax.errors import UserError
+from dermjax.models import options
 from dermjax.models.layers import ZEROS, layer_norm, linear
 
 Array = jax.Array
@@ -113,8 +113,7 @@ class CLIPText(nnx.Module):
     """Tokens int32 [B, N] to context [B, N, D], float32."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        if config["hidden_act"] not in ACTIVATIONS:
-            raise UserError(f"text_encoder/config.json: hidden_act = {config['hidden_act']!r} is not implemented")
+        options.check_text(config, ACTIVATIONS)
         self.text_model = TextModel(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Array) -> Array:

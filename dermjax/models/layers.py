@@ -43,8 +43,11 @@ def silu(x: Array) -> Array:
 
 
 def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, statistics in float32."""
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    """LayerNorm over the last axis, statistics in float32.
+
+    Flax's fast variance, E[x^2] - E[x]^2, is 200 times less exact than PyTorch's where a mean is 100 deviations.
+    """
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
@@ -130,14 +133,18 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles the image by repetition (nearest neighbour), then a convolution."""
+    """Doubles the image by repetition (nearest neighbour), then a convolution.
+
+    Halving rounds up, so that a doubled image may be a row and a column larger than the one it joins, [B, height,
+    width, C]: they are cut off before the convolution, which is diffusers' interpolation to that size.
+    """
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
         self.conv = conv(channels, channels, 3, padding=1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, height: int, width: int) -> Array:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return self.conv(x)
+        return self.conv(x[:, :height, :width])
 
 
 def timestep_embedding(t: Array, width: int, *, flip: bool, shift: float) -> Array:

@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models import start
+from dermjax.models import options, start
 from dermjax.models.clip_text import CLIPText
 from dermjax.models.layers import NO_KEYS
 from dermjax.models.unet import UNet
@@ -88,15 +88,9 @@ class StableDiffusion:
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
-        given = self.configs["text_encoder"].get("hidden_size")
-        taken = self.configs["unet"].get("cross_attention_dim")
-        if given != taken:
-            family = {768: " (SD 1.x)", 1024: " (SD 2.x)"}
-            raise UserError(
-                f"text_encoder/config.json: hidden_size = {given}{family.get(given, '')}, but the UNet takes a context "
-                f"of {taken}{family.get(taken, '')}; they belong to different models"
-            )
+        options.check_context(self.configs["text_encoder"], self.configs["unet"])
         _ = self.shapes  # building the networks refuses options that they do not have
+        options.check_channels(self.configs["unet"], self.configs["vae"])
 
     def encode_text(self, params: Params, tokens: Array) -> Array:
         """Returns the context [B, C N, D], float32, of tokens int32 [B, C N] in C chunks of N, each read by itself."""

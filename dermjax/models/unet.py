@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dermjax.errors import UserError
+from dermjax.models import options
 from dermjax.models.layers import (
     KEPT,
     Downsample,
@@ -26,39 +26,6 @@ from dermjax.models.layers import (
 from dermjax.models.transformer import Transformer, Words
 
 Array = jax.Array
-
-# What a config may say about the options that are not implemented: any other value is refused, never ignored.
-FIXED = {
-    "act_fn": "silu",
-    "addition_embed_type": None,
-    "addition_embed_type_num_heads": 64,
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "mid_block_only_cross_attention": None,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-    "transformer_layers_per_block": 1,
-}
-
 
 # What training keeps of a layer between its forward and its backward pass; the rest is computed a second time.
 REMAT = {
@@ -153,7 +120,7 @@ class UpBlock(Block):
     def __call__(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
         x = self.layers(range(len(self.resnets)), x, skips, temb, words)
         for upsampler in self.upsamplers:
-            x = upsampler(x)
+            x = upsampler(x, *skips[-1].shape[1:3])
         return x
 
     def layers(self, which: range, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
@@ -178,10 +145,10 @@ class UNet(nnx.Module):
     """Predicts eps or v [B, h, w, 4] from noisy latents x [B, h, w, 4], timesteps t [B] and context [B, N, D]."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs, remat: str = "none"):
-        refuse_unknown(config)
+        options.check_unet(config)
         widths = config["block_out_channels"]
         depth, layers, time = len(widths), config["layers_per_block"], 4 * widths[0]
-        heads = per_block(config.get("num_attention_heads") or config["attention_head_dim"], depth)
+        heads = per_block(config["attention_head_dim"], depth)
         attends = [kind.startswith("CrossAttn") for kind in config["down_block_types"]]
         heads_down = [n if on else 0 for n, on in zip(heads, attends, strict=True)]
         attends = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
@@ -263,15 +230,4 @@ class UNet(nnx.Module):
 
 def per_block(value: int | list[int], blocks: int) -> list[int]:
     """Returns one head count a block. diffusers' `attention_head_dim` has always held the NUMBER of heads."""
-    return list(value) if isinstance(value, list | tuple) else [value] * blocks
-
-
-def refuse_unknown(config: dict) -> None:
-    """Raises UserError when the config asks for an option that this network does not have."""
-    for key, known in FIXED.items():
-        if config.get(key, known) not in (known, None):
-            raise UserError(f"unet/config.json: {key} = {config[key]!r} is not implemented; dermjax knows {known!r}")
-    kinds = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-    for kind in (*config["down_block_types"], *config["up_block_types"]):
-        if kind not in kinds:
-            raise UserError(f"unet/config.json: block type {kind!r} is not implemented; dermjax knows {sorted(kinds)}")
+    return value if isinstance(value, list) else [value] * blocks

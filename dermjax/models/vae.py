@@ -12,36 +12,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dermjax.errors import UserError
+from dermjax.models import options
 from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv, silu
 
 Array = jax.Array
 EPSILON = 1e-6
-
-# What a config may say about the options that are not implemented: any other value is refused, never ignored.
-FIXED = {
-    "act_fn": "silu",
-    "mid_block_add_attention": True,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-}
-# The options that are; force_upcast says what we do anyway, decoding in a type with the range of float32.
-FREE = {
-    "block_out_channels",
-    "down_block_types",
-    "force_upcast",
-    "in_channels",
-    "latent_channels",
-    "layers_per_block",
-    "norm_num_groups",
-    "out_channels",
-    "sample_size",
-    "scaling_factor",
-    "up_block_types",
-}
 
 
 class AttentionBlock(Attention):
@@ -92,8 +67,10 @@ class UpBlock(nnx.Module):
         self.upsamplers = nnx.List([] if last else [Upsample(cout, dtype=dtype, rngs=rngs)])
 
     def __call__(self, x: Array) -> Array:
-        for block in (*self.resnets, *self.upsamplers):
+        for block in self.resnets:
             x = block(x)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, 2 * x.shape[1], 2 * x.shape[2])
         return x
 
 
@@ -147,7 +124,7 @@ class VAE(nnx.Module):
     """Images in [-1, 1] to the moments (mean, log-variance) of their latents, and latents back to images."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        refuse_unknown(config)
+        options.check_vae(config)
         latent = config["latent_channels"]
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
@@ -168,15 +145,3 @@ class VAE(nnx.Module):
 def resnet(cin: int, cout: int, groups: int, *, dtype, rngs: nnx.Rngs) -> ResnetBlock:
     """Returns the UNet's resnet without its time embedding and with the autoencoder's epsilon."""
     return ResnetBlock(cin, cout, time=0, groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-
-
-def refuse_unknown(config: dict) -> None:
-    """Raises UserError when the config asks for an option that this network does not have."""
-    for key, value in config.items():
-        if key in FIXED and value != FIXED[key]:
-            raise UserError(f"vae/config.json: {key} = {value!r} is not implemented; dermjax knows {FIXED[key]!r}")
-        if key not in FIXED and key not in FREE and not key.startswith("_"):
-            raise UserError(f"vae/config.json: {key} = {value!r} is not known to dermjax")
-    for kind in (*config["down_block_types"], *config["up_block_types"]):
-        if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
-            raise UserError(f"vae/config.json: block type {kind!r} is not implemented")

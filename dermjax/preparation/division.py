@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from dermjax.data import duplicates, neighbours, splits
+from dermjax.data import duplicates, neighbours, resemblance, splits
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.data.sources import Listing
 from dermjax.errors import UserError
 from dermjax.preparation.examination import Examination
 
 LEAK = "near_duplicate_of_evaluation"  # why a training image is set aside
+SYNTHETIC = "synthetic"  # why an archive's image is set aside: real ones are mixed with a generator's by `classify`
 
 
 def divide(
@@ -29,26 +30,34 @@ def divide(
 
     UserError where one image has two classes, the folder's own splits share a lesion, or a split lacks a class.
     """
-    splits.refuse_contradictions(seen.records)
-    near = neighbours.near(seen.views)
-    groups = duplicates.groups(near, [splits.identities(record) for record in seen.records])
+    found = _without_synthetic(seen.records)
+    splits.refuse_contradictions(found)
+    splits.refuse_leaks(found)
+    near = resemblance.confirmed(neighbours.near(seen.views), seen.cells)
+    groups = duplicates.groups(near, [splits.identities(record) for record in found])
     assigned = splits.assign(
-        seen.records, groups, validation=validation, test=test, seed=seed, turn=turn, stratified=stratified,
+        found, groups, validation=validation, test=test, seed=seed, turn=turn, stratified=stratified,
         placed=placed,
     )  # fmt: skip
-    splits.refuse_leaks(assigned)
     manifest = Manifest(labels=listing.labels, root=listing.root, records=_without_copies(assigned, groups))
     _refuse_gaps(manifest)
     return manifest, near
 
 
+def _without_synthetic(found: tuple[Record, ...]) -> tuple[Record, ...]:
+    """The records, those rejected that a model made."""
+    return tuple(
+        replace(record, split="train", rejected=(SYNTHETIC,)) if record.synthetic else record for record in found
+    )
+
+
 def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[Record, ...]:
-    """The records, those rejected that are near-duplicates of images on a more judged side (given splits only)."""
+    """The records, those rejected that show what images on a more judged side do (given splits only)."""
     sides = [SPLITS.index(record.split) for record in assigned]
     judged = np.zeros(groups.max(initial=-1) + 1, int)
     np.maximum.at(judged, groups, sides)
     return tuple(
-        replace(record, rejected=(LEAK,)) if side < judged[group] else record
+        replace(record, rejected=(LEAK,)) if record.kept and side < judged[group] else record
         for record, side, group in zip(assigned, sides, groups.tolist(), strict=True)
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax import progress
-from dermjax.data import duplicates, examined
+from dermjax.data import duplicates, examined, resemblance
 from dermjax.data.examined import Look
 from dermjax.data.records import Record, inside
 from dermjax.errors import UserError
@@ -23,10 +23,12 @@ from dermjax.errors import UserError
 
 @dataclass(frozen=True)
 class Examination:
-    """The sound records with their sha256, their hashes uint64 [N, V, 4], and (image, reason) of those left out."""
+    """The sound records with their sha256, their hashes uint64 [N, V, 4] and cells uint8 [N, C, C, 3], and (image,
+    reason) of those left out."""
 
     records: tuple[Record, ...]
     views: np.ndarray
+    cells: np.ndarray
     skipped: tuple[tuple[str, str], ...]
 
 
@@ -38,6 +40,7 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
     known = examined.read(folder)
     kept, sound, skipped = set(known), [], []
     views = [np.empty((0, len(duplicates.VIEWS), 4), np.uint64)]
+    cells = [np.empty((0, resemblance.CELLS, resemblance.CELLS, 3), np.uint8)]
     with (
         (folder / examined.FILE).open("ab") as written,
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -58,13 +61,15 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
                 written.flush()  # a killed process loses nothing that it has handed over
             sound.append(_known_better(record, seen))
             views.append(seen.views[None])
-    return Examination(tuple(sound), np.concatenate(views), tuple(skipped))
+            cells.append(seen.cells[None])
+    return Examination(tuple(sound), np.concatenate(views), np.concatenate(cells), tuple(skipped))
 
 
 def _known_better(record: Record, seen: Look) -> Record:
     """The record with what was seen; what a table said of the patient wins over what the image lets guess."""
     attributes, scores = seen.measured or ({}, {})
-    return replace(record, sha256=seen.sha256, attributes=attributes | record.attributes, scores=scores | record.scores)
+    attributes = seen.told | attributes | record.attributes
+    return replace(record, sha256=seen.sha256, attributes=attributes, scores=scores | record.scores)
 
 
 def _look(root: Path, measured: bool, known: dict[str, Look], record: Record) -> Look | str:

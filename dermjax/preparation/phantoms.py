@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from dermjax import progress
-from dermjax.data import duplicates, images
+from dermjax.data import duplicates, examined, images
 from dermjax.data.appearance import LABELS
+from dermjax.data.examined import Look
 from dermjax.data.phantom import Phantom, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -19,8 +18,8 @@ SEEDS_A_RUN = 1_000_000
 
 def paint(
     workdir: Path, *, per_class: int, size: int, seed: int, validation: float, test: float
-) -> tuple[Manifest, np.ndarray]:
-    """Writes images/<label>/NNNNN.png of `size` pixels; returns their manifest and hashes uint64 [N, V, 4].
+) -> tuple[Manifest, list[Look]]:
+    """Writes images/<label>/NNNNN.png of `size` pixels; returns their manifest and what they look like.
 
     Classes are of one size and divided alike: of each, the first round(test * per_class) images are for the test, the
     next for validation. Images that are there already, from a run that was killed, are not written again.
@@ -28,7 +27,7 @@ def paint(
     splits = _splits(per_class, validation, test)
     if not 0 < per_class * len(LABELS) <= SEEDS_A_RUN or seed < 0:
         raise UserError(f"phantoms_per_class {per_class} with seed {seed}: give 1 to 500000, and a seed of 0 or more")
-    records, hashes = [], []
+    records, looks = [], []
     with progress.bar(per_class * len(LABELS), "painting", "phantoms", 0) as bar:
         for number, split in enumerate(splits):
             for place, label in enumerate(LABELS):
@@ -37,9 +36,9 @@ def paint(
                 image = f"images/{label}/{number:05d}.png"
                 images.keep(workdir / image, images.png(made.image))
                 records.append(_record(image, duplicates.sha256(workdir / image), split, made))
-                hashes.append(duplicates.views(made.image[None]))
+                looks.append(examined.of(made.image, records[-1].sha256, {}, measured=False))
                 bar.update()
-    return Manifest(labels=LABELS, root=workdir, records=tuple(records)), np.concatenate(hashes)
+    return Manifest(labels=LABELS, root=workdir, records=tuple(records)), looks
 
 
 def _splits(per_class: int, validation: float, test: float) -> list[str]:

@@ -1,6 +1,6 @@
 """The page of `prepare`: what was found, what was left out and why, and what the images look like."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SAMPLES = 9  # pictures of each class and split
 GROUPS = 12  # of near-duplicates shown, those in two splits first
 MEMBERS = 9  # pictures of each
+SHOWN = ("age_band", "sex", "site", "device", "fitzpatrick")
+VALUES = 8  # of an attribute
 ROWS = 200  # lines of a long list
 
 
@@ -31,7 +33,7 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     """The report as one self-contained HTML file in UTF-8."""
     splits = [name for name in SPLITS if manifest.split(name)]
     groups = _groups(manifest, findings.near)
-    groups.sort(key=_is_on_one_side)  # the leaks first
+    groups.sort(key=lambda group: (_is_of_one_class(group), _is_on_one_side(group)))  # what is wrong comes first
     leaking = [group for group in groups if not _is_on_one_side(group)]
     html = fill(
         TEMPLATE,
@@ -45,10 +47,12 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         copies=sum(map(len, groups)),
         groups=len(groups),
         leaking=len(leaking),
-        shown=[
-            [picture(manifest, record, f"{record.image} ({record.split})") for record in group[:MEMBERS]]
-            for group in groups[:GROUPS]
-        ],
+        doubtful=len(contradictions(manifest, findings.near)),
+        shown=[[picture(manifest, record, _told(record)) for record in group[:MEMBERS]] for group in groups[:GROUPS]],
+        aside=Counter(reason for record in manifest.records for reason in record.rejected),
+        changes=Counter(change for record in manifest.records for change in record.attributes.get("decoded", ())),
+        known=_known(manifest),
+        artefacts=_artefacts(manifest),
         skipped=findings.skipped,
         ignored=findings.ignored,
         rows=ROWS,
@@ -66,8 +70,41 @@ def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
     return list(members.values())
 
 
+def contradictions(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Record]]:
+    """The pairs of near-duplicates that stand under two classes."""
+    pairs = [(manifest.records[one], manifest.records[other]) for one, other in near[:, :2].tolist()]
+    return [(one, other) for one, other in pairs if one.label != other.label]
+
+
+def _told(record: Record) -> str:
+    return f"{record.image} ({record.split}, {record.label})"
+
+
+def _is_of_one_class(group: list[Record]) -> bool:
+    return len({record.label for record in group}) == 1
+
+
 def _is_on_one_side(group: list[Record]) -> bool:
     return len({record.split for record in group}) == 1
+
+
+def _known(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """How many kept images have each value of each attribute that has few values, the most frequent first."""
+    kept = [record.attributes for record in manifest.records if record.kept]
+    values = {name: Counter(filter(None, (told.get(name) for told in kept))) for name in SHOWN}
+    tones = [told["skin_tone"] for told in kept if "skin_tone" in told]
+    values["skin tone"] = Counter(tone.get("group", "uncertain") for tone in tones)
+    return {name: dict(counts.most_common(VALUES)) for name, counts in values.items() if counts}
+
+
+def _artefacts(manifest: Manifest) -> dict[str, list[float]]:
+    """The mean score of each artefact in each class, over the kept images that were measured."""
+    kept = [record for record in manifest.records if record.kept and record.scores]
+    names = sorted({name for record in kept for name in record.scores})
+    of_class = {label: [record.scores for record in kept if record.label == label] for label in manifest.labels}
+    if not kept or not all(of_class.values()):
+        return {}
+    return {name: [float(np.mean([each[name] for each in scores])) for scores in of_class.values()] for name in names}
 
 
 def _counts(manifest: Manifest, split: str) -> list[int]:

@@ -5,19 +5,19 @@ written last: where it stands, the stage is finished.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.data import examined, neighbours, records, sources, splits
-from dermjax.data.examined import Look
+from dermjax.data import builders, examined, neighbours, records, resemblance, sources, splits
 from dermjax.data.records import SPLITS, Manifest
 from dermjax.errors import UserError
-from dermjax.preparation import phantoms, report, settings
-from dermjax.preparation.division import LEAK, divide
+from dermjax.preparation import listing, phantoms, report, settings
+from dermjax.preparation.division import LEAK, SYNTHETIC, divide
 from dermjax.preparation.examination import examine
-from dermjax.preparation.listing import listed
 from dermjax.preparation.report import Findings
 from dermjax.preparation.shaving import shaved
 from dermjax.run_folder import write_atomically
@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return
     settings.refuse(config)
     manifest, findings = _phantoms(config, workdir) if config.images == "phantoms" else _folder(config, workdir)
-    write_atomically(workdir / "report.html", report.page(manifest, findings, config.to_dict()))
+    write_atomically(workdir / "report.html", report.page(replace(manifest, home=workdir), findings, config.to_dict()))
     records.write(workdir / records.FILE, manifest)
     _tell(manifest, findings)
 
@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     count = config.phantoms_per_class * 2
     progress.cost("prepare", phantoms=count, seconds=count / PHANTOMS_A_SECOND * (config.size / 128) ** 2)
-    manifest, views = phantoms.paint(
+    manifest, looks = phantoms.paint(
         workdir,
         per_class=config.phantoms_per_class,
         size=config.size,
@@ -48,25 +48,25 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         validation=config.ratios.validation,
         test=config.ratios.test,
     )
-    looks = (Look(record.sha256, seen, None) for record, seen in zip(manifest.records, views, strict=True))
     write_atomically(workdir / examined.FILE, b"".join(look.line() for look in looks))
-    return manifest, Findings(skipped=(), ignored=(), near=neighbours.near(views))
+    near = neighbours.near(np.stack([look.views for look in looks]))
+    near = resemblance.confirmed(near, np.stack([look.cells for look in looks]))
+    return manifest, Findings(skipped=(), ignored=(), near=near)
 
 
 def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
-    folder = Path(config.images).expanduser()
-    name, listing = listed(
-        folder, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
-        skip=config.on_bad_image == "skip", workdir=workdir,
-    )  # fmt: skip
-    progress.say(f"prepare: {folder} is read as {name}")
-    chosen = sources.limited(listing.records, config.limit, config.seed)
-    placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
-    progress.cost("prepare", images=len(chosen), classes=len(listing.labels))
     try:
-        seen = examine(chosen, listing.root, config.on_bad_image, config.attributes, workdir)
+        whole = listing.whole(
+            config.images, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
+            positive=config.positive, skip=config.on_bad_image == "skip", workdir=workdir,
+        )  # fmt: skip
+        chosen = sources.limited(whole.records, config.limit, config.seed)
+        placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
+        progress.cost("prepare", images=len(chosen), classes=len(whole.labels))
+        progress.say(f"prepare: the positive class is {whole.labels[-1]}; config.positive names another")
+        seen = examine(chosen, whole.root, config.on_bad_image, config.attributes, workdir)
         manifest, near = divide(
-            listing, seen, validation=config.ratios.validation,
+            whole, seen, validation=config.ratios.validation,
             test=1 / config.folds if config.folds else config.ratios.test,
             turn=config.fold / config.folds if config.folds else 0.0,
             seed=config.seed, stratified=config.stratified, placed=placed,
@@ -75,8 +75,9 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
             manifest = shaved(manifest, workdir)
     except UserError:
         (workdir / examined.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
+        builders.discard(workdir)
         raise
-    return manifest, Findings(skipped=seen.skipped, ignored=listing.ignored, near=near)
+    return manifest, Findings(skipped=seen.skipped, ignored=whole.ignored, near=near)
 
 
 def _tell(manifest: Manifest, findings: Findings) -> None:
@@ -92,9 +93,21 @@ def _tell(manifest: Manifest, findings: Findings) -> None:
         counts = Counter(reason for _, reason in findings.ignored)
         told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         progress.say(f"prepare: left out: {told}, listed in report.html")
+    changes = Counter(change for record in manifest.records for change in record.attributes.get("decoded", ()))
+    if changes:
+        told = ", ".join(f"{count} {change}" for change, count in sorted(changes.items()))
+        progress.say(f"prepare: done to images wherever they are decoded: {told}; each says so in its attributes")
+    made = sum(SYNTHETIC in record.rejected for record in manifest.records)
+    if made:
+        progress.say(f"prepare: set aside, as a model made them: {made}")
+    doubtful = len(report.contradictions(manifest, findings.near))
+    if doubtful:
+        progress.say(
+            f"prepare: near-duplicates under two classes, shown in report.html: {doubtful} pairs; mend a label"
+        )
     copies = sum(LEAK in record.rejected for record in manifest.records)
     if copies:
         progress.say(
-            f"prepare: set aside, as they are near-duplicates of images that others are judged on: {copies}, "
-            "shown in report.html"
+            f"prepare: set aside, as they share an image, a lesion or a patient with what is judged: {copies}; "
+            "near-duplicates are shown in report.html"
         )

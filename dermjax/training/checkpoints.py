@@ -1,29 +1,36 @@
 """Checkpoints: Orbax behind one thin module that makes them whole, checked, and comparable before they are restored.
 
-The newest are kept and, where a run looks for one, the best, which `best.json` names with its figure.
+The newest are kept and, where a run looks for one, the best so far.
 
-`checkpoints/00000120/` holds Orbax's `state/`, the data iterator as `iterator.json` and `digests.json`, a SHA-256 of
-every file. It is written under a temporary name and renamed when complete, so a folder that carries a number is whole.
+`checkpoints/00000120/` holds Orbax's `state/`, the data iterator as `iterator.json`, the best step so far with its
+figure as `best.json` and `digests.json`, a SHA-256 of every file. It is written under a temporary name and renamed when
+complete, so a folder that carries a number is whole, and what is known of the best belongs to the step it was known at.
 Orbax's own manager is not used: its default policy skips a save while another runs, and it restores a flipped byte
 without a word.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dermjax.errors import UserError
 from dermjax.progress import say
-from dermjax.run_folder import write_atomically
 
 Tree = Any
 PART, BEST = ".part", "best.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
 
 
 def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, best: tuple[int, float] | None) -> None:
@@ -38,17 +45,19 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, bes
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-        need_room(folder, state)
+    agree(shortage(folder, state) if first else "")
+    if first:
         part.mkdir()
     multihost_utils.sync_global_devices("dermjax: checkpoint folder made")
-    with ocp.StandardCheckpointer() as writer:
+    with room_running_out(part), ocp.StandardCheckpointer() as writer:
         writer.save(part.absolute() / "state", state)
     if first:
-        (part / "iterator.json").write_text(json.dumps(iterator))
-        (part / "digests.json").write_text(json.dumps(digests(part), indent=1))
+        with room_running_out(part):
+            (part / "iterator.json").write_text(json.dumps(iterator))
+            if best:
+                (part / BEST).write_text(json.dumps({"step": best[0], "value": best[1]}))
+            (part / "digests.json").write_text(json.dumps(digests(part), indent=1))
         part.rename(final)
-        if best:
-            write_atomically(folder / BEST, json.dumps({"step": best[0], "value": best[1]}))
         for old in steps(folder)[:-keep]:
             if not best or old != best[0]:
                 shutil.rmtree(folder / f"{old:08d}")
@@ -63,7 +72,7 @@ def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, 
     `target` is a tree of jax.ShapeDtypeStruct with shardings.
 
     Raises:
-      UserError: a file is damaged or missing (the checkpoint before it is named), or the trees differ.
+      UserError: a file is damaged or missing (the newest whole checkpoint before it is named), or the trees differ.
     """
     if not steps(folder):
         return None
@@ -71,8 +80,10 @@ def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, 
     path = folder / f"{newest if step is None else step:08d}"
     fault = damage(path)
     if fault:
-        offer = f"the one before is {before[-1]:08d}" if before else "there is none before it"
-        raise UserError(f"checkpoint {path}: {fault}; delete the folder and start again to resume earlier ({offer})")
+        whole = next((old for old in reversed(before) if not damage(folder / f"{old:08d}")), None)
+        if whole is None:
+            raise UserError(f"checkpoint {path}: {fault}; none before it is whole: give another --workdir")
+        raise UserError(f"checkpoint {path}: {fault}; delete it, and the same command resumes from {whole:08d}")
     with ocp.StandardCheckpointer() as reader:
         compare(path, reader.metadata(path.absolute() / "state").item_metadata.tree, target)
         state = reader.restore(path.absolute() / "state", target)
@@ -81,11 +92,15 @@ def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, 
 
 
 def best(folder: Path) -> tuple[int, float] | None:
-    """Returns the step and the figure of the best checkpoint so far; None where none was looked for."""
-    if not (folder / BEST).exists():
+    """Returns the step and the figure of the best checkpoint that the newest one knows; None where it knows none.
+
+    One that is not there any more, since it was damaged and deleted, does not count.
+    """
+    path = folder / f"{max(steps(folder), default=0):08d}" / BEST
+    if not path.exists():
         return None
-    found = json.loads((folder / BEST).read_text())
-    return found["step"], found["value"]
+    found = json.loads(path.read_text())
+    return (found["step"], found["value"]) if found["step"] in steps(folder) else None
 
 
 def steps(folder: Path) -> list[int]:
@@ -99,12 +114,39 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(stale)
 
 
-def need_room(folder: Path, state: Tree) -> None:
-    """Raises UserError unless the disk can take the state and a tenth more."""
+def shortage(folder: Path, state: Tree) -> str:
+    """Returns what is to be said unless the disk can take the state and a tenth more."""
     need = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(f"{folder}: a checkpoint needs {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free")
+    if free >= need:
+        return ""
+    return f"{folder}: a checkpoint needs {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free"
+
+
+def agree(problem: str) -> None:
+    """Raises UserError in every process where the first has a problem: none waits for one that has stopped."""
+    if multihost_utils.broadcast_one_to_all(np.array(bool(problem))):
+        raise UserError(problem or "the first process cannot save a checkpoint; it says why")
+
+
+@contextlib.contextmanager
+def room_running_out(part: Path) -> Iterator[None]:
+    """Makes one line of what Orbax and the system say where a disk or a quota is full, and removes what was written."""
+    said = logging.getLogger("absl")
+    level = said.level
+    said.setLevel(logging.CRITICAL)  # Orbax logs every failure with its traceback, and then raises it
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number not in FULL:
+            raise
+        shutil.rmtree(part, ignore_errors=True)
+        message = f"{part.parent}: no room for a checkpoint, those before are whole; make room, then the same command"
+        raise UserError(message) from error
+    finally:
+        said.setLevel(level)
 
 
 def digests(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ checkpoint and ends with the same numbers.
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[jax.Array, tuple[Tree
 
 FAILURES = 5  # steps in a row without a finite loss after which a run stops; each of them leaves the state as it was
 SHOWN = 8  # names in a message
+
+
+class NotFinite(UserError):
+    """The loss was not finite FAILURES times in a row: lower the rate, or look at the images that are named."""
 
 
 class Step(NamedTuple):
@@ -77,7 +82,8 @@ def fit(
     in the batch's `row`.
 
     Raises:
-      UserError: a checkpoint is damaged or of another model, or the loss was not finite FAILURES times in a row.
+      UserError: a checkpoint is damaged or of another model, or there is no room for one.
+      NotFinite: a UserError, the loss was not finite FAILURES times in a row.
       Stopped: the run was told to stop (SIGTERM, or a machine that is taken away) and has saved its last step.
     """
     shardings = sharding.over(state, rules, mesh)
@@ -97,11 +103,11 @@ def fit(
     streak: list[Step] = []
     shown: Scalars = {}
     with (
-        closing(Writer(workdir, done)) as writer,
+        closing(Writer(workdir, done if resumed else -1)) as writer,
         bar(steps, title, "steps", done) as progress,
         preemption.watched() as told,
     ):
-        if evaluate and not done:
+        if evaluate and not resumed:
             writer.write(0, evaluate(state, constants))
         for k in range(done + 1, steps + 1):
             if patience and best and k > best[0] + patience:
@@ -116,13 +122,14 @@ def fit(
                 window = jax.device_get(window)
                 record, streak, window = mean(window), failed(streak + window), []
                 if len(streak) >= FAILURES:
-                    raise UserError(f"{title}: {not_finite(streak, names)}; {remedy(workdir / 'checkpoints')}")
+                    raise NotFinite(f"{title}: {not_finite(streak, names)}; {remedy(workdir / 'checkpoints')}")
                 if evaluates:
                     record |= evaluate(state, constants)
-                    if minimise and (best is None or record[minimise] < best[1]):
+                    if minimise and isfinite(record[minimise]) and (best is None or record[minimise] < best[1]):
                         best, saves = (k, record[minimise]), True
                 writer.write(k, record)
-                shown = {"loss": record["loss"]} if "loss" in record else {}
+                shown = {name: record[name] for name in ("loss", minimise) if name in record}
+                shown["memory"] = f"{sharding.memory() / 1e9:.2f} GB"
             progress.update(1, **shown)
             if saves:
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2, best=best)

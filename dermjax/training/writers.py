@@ -8,7 +8,7 @@ from tensorboardX import SummaryWriter
 
 
 class Writer:
-    """Appends scalars by step; a resumed run first drops what was written after its checkpoint."""
+    """Appends scalars by step; what a run wrote after the step that it resumes from (-1 for a new one) is dropped."""
 
     def __init__(self, workdir: Path, resumed_at: int):
         workdir.mkdir(parents=True, exist_ok=True)

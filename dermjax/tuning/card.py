@@ -77,8 +77,13 @@ def text(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts,
         curves=report.CURVES,
         sheet="".join(f"![samples of step {int(path.stem)}, all synthetic]({path})\n" for path in sheets),
         prompts="\n".join(f"- {prompt}" for prompt in sorted(set(shown.prompts))),
-        config=json.dumps(config.to_dict(), indent=2),
+        config=settings(config),
     )
+
+
+def settings(config: ConfigDict) -> str:
+    """Returns the config as the card shows it, by which a run knows its own card."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
 def pictures(workdir: Path) -> list[Path]:

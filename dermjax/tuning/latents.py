@@ -1,17 +1,14 @@
 """What the frozen autoencoder makes of the training images, once: the moments of their latents.
 
-The moments (mean and log-variance, not a draw) are kept on disk under a digest of the images and of the model, so
-that a resumed or repeated run does not encode again, and another model or data set never meets stale ones. Images are
-divided over all devices of all processes; the first process writes.
+The moments (mean and log-variance, not a draw) are kept in the `cache`. Images are divided over all devices of all
+processes.
 """
 
-import hashlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dermjax import sharding
@@ -19,6 +16,7 @@ from dermjax.data import images
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
+from dermjax.tuning import cache
 
 
 def moments(
@@ -32,25 +30,8 @@ def moments(
 ) -> np.ndarray:
     """Returns moments float16 [N, 2, h, w, 2 Z] of N images and of their mirror images, mapped from folder's file."""
     digests = [record.sha256 for _, record in sources]
-    name = hashlib.sha256(repr((size, fingerprint(params), digests)).encode()).hexdigest()[:16]
-    path = folder / f"moments_{name}.npy"
-    if not multihost_utils.broadcast_one_to_all(np.array(path.exists())):
-        encoded = _encode(sd, params, sources, size, batch, grid)
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part.npy")
-            np.save(part, encoded)
-            part.rename(path)
-        multihost_utils.sync_global_devices("dermjax: moments written")
-    return np.load(path, mmap_mode="r")
-
-
-def fingerprint(params: Params) -> str:
-    """Returns a digest of the autoencoder's parameters."""
-    total = hashlib.sha256()
-    for leaf in jax.tree.leaves(params["vae"]):
-        total.update(np.asarray(leaf).tobytes())
-    return total.hexdigest()
+    of = (size, cache.fingerprint(params["vae"]), digests)
+    return cache.once(folder, "moments", of, lambda: _encode(sd, params, sources, size, batch, grid))
 
 
 def _encode(

@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dermjax import sharding
+from dermjax.data import seen
+from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.run_folder import write_atomically
 from dermjax.tuning import parts
@@ -20,9 +22,9 @@ CARD = "README.md"
 MODEL, LORA, WORDS = "model", "lora.safetensors", "words"
 
 
-def finished(workdir: Path) -> bool:
-    """Returns whether a run has left all that it leaves."""
-    return (workdir / CARD).exists()
+def finished(workdir: Path, settings: str) -> bool:
+    """Returns whether a run of these settings, as the card shows them, has left all that it leaves."""
+    return (workdir / CARD).exists() and settings in (workdir / CARD).read_text()
 
 
 def complete(params: Params, assembled: Callable[[dict, dict], Params]) -> Callable[[dict, dict], Params]:
@@ -64,6 +66,12 @@ def write(
         if model:
             diffusers.write(workdir / MODEL, sd, whole, dtype=dtype)
     multihost_utils.sync_global_devices("dermjax: model written")
+
+
+def note(workdir: Path, sources: list[tuple[Manifest, Record]], model: str) -> None:
+    """Writes what the model was shown, and what its base had seen, for audits of the images that it will make."""
+    if jax.process_index() == 0:
+        seen.write(workdir, sources, [Path(model)])
 
 
 def finish(workdir: Path, card: str, pictures: list[Path]) -> None:

@@ -23,7 +23,7 @@ from dermjax.training.state import State, create
 from dermjax.tuning import card, concepts, dreambooth, latents, outputs, parts, report, start, texts
 from dermjax.tuning.concepts import Concepts
 from dermjax.tuning.samples import painter
-from dermjax.tuning.validation import evaluator
+from dermjax.tuning.validation import PLAIN, evaluator
 from dermjax.weights import model_files
 
 
@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
 
     `heard(step, validation loss)` is told of every evaluation and may raise to end the run.
     """
-    if outputs.finished(workdir):
+    if outputs.finished(workdir, card.settings(config)):
         say(f"tune: {workdir} has been tuned, nothing to do")
         return
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
@@ -47,6 +47,8 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors,
         folder=workdir / "tokenizer",
     )  # fmt: skip
+    if config.patience and not (held_out.sources and config.validation_draws):
+        raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
     size = config.size or sd.size
     if size % sd.factor:
         raise UserError(f"size = {size} is not a multiple of {sd.factor}")
@@ -56,7 +58,12 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     )  # fmt: skip
     assembled = partial(parts.assembled, alpha=config.lora.alpha)
     said = texts.read(sd, [*shown.prompts, *held_out.prompts], words)
-    constants = frozen | said.constants(sd, params, parts.silent(trained, frozen))
+    kept = Path(config.cache or workdir / "latents")
+    constants = frozen | (
+        {"contexts": said.contexts(sd, params, config.encode_batch, kept, grid)}
+        if parts.silent(trained, frozen)
+        else {"tokens": said.tokens}
+    )
     optimizer = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
@@ -64,15 +71,13 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     cost("tune", devices=grid.size, parameters=count(trained), images=len(shown.sources), steps=config.steps)
 
     def rows(of: Concepts) -> dict[str, np.ndarray]:
-        cache = Path(config.cache or workdir / "latents")
-        moments = latents.moments(sd, params, of.sources, size, config.encode_batch, cache, grid)
+        moments = latents.moments(sd, params, of.sources, size, config.encode_batch, kept, grid)
         number = np.arange(len(moments), dtype=np.int32)
         return {"moments": moments, "prompt": said.rows(of.prompts), "weight": of.weights, "row": number}
 
     loss = partial(dreambooth.loss, sd, assembled)
-    still = config.loss.to_dict() | {"prompt_dropout": 0.0, "timestep_bias": 1.0}
     judged = rows(held_out) if held_out.sources else {}
-    judge = evaluator(loss(**still), judged, config.validation_draws, config.batch, grid)
+    judge = evaluator(loss(**PLAIN), judged, config.validation_draws, config.batch, grid)
     paint = painter(
         sd, outputs.complete(params, assembled), said, concepts.asked(shown, config.samples.prompts),
         images=config.samples.images, sampler=config.samples.sampler, steps=config.samples.steps,
@@ -94,12 +99,14 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
         accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="tune",
         save_every=config.save_every, log_every=config.log_every, evaluate=watch,
-        evaluate_every=config.watch_every, minimise="validation_loss" if held_out.sources else "", names=shown.names,
+        evaluate_every=config.watch_every, minimise="validation_loss" if judged and config.validation_draws else "",
+        patience=config.patience, names=shown.names,
     )  # fmt: skip
     outputs.write(
         workdir, sd, params, state.smooth, words,
         alpha=config.lora.alpha, model=config.save_model, dtype=jnp.dtype(config.save_dtype), grid=grid,
     )  # fmt: skip
+    outputs.note(workdir, shown.sources, config.model)
     report.write(workdir, config, shown, held_out)
     origin = model_files.digest(model_files.locate(config.model))
     outputs.finish(workdir, card.text(workdir, config, shown, held_out, origin), card.pictures(workdir))

@@ -1,12 +1,18 @@
 """The prompts of a tuning run as the network takes them: contexts, or tokens where the text encoder is tuned."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from dermjax import sharding
 from dermjax.data.tokens import tokenizer, tokens
 from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.progress import bar
+from dermjax.tuning import cache
 from dermjax.weights.textual_inversion import Embedding, spelt_out
 
 
@@ -23,15 +29,31 @@ class Texts:
         place = {prompt: number for number, prompt in enumerate(self.prompts)}
         return np.array([place[spelt_out(prompt, self.words)] for prompt in prompts], np.int32)
 
-    def constants(self, sd: StableDiffusion, params: Params, frozen: bool) -> dict[str, np.ndarray]:
-        """Returns what the loss needs of them: contexts float32 [P + 1, N, D] of a frozen encoder, else the tokens."""
-        if not frozen:
-            return {"tokens": self.tokens}
-        encode = jax.jit(lambda text, tokens: sd.encode_text({"text_encoder": text}, tokens))
-        return {"contexts": np.asarray(encode(params["text_encoder"], self.tokens))}
+    def contexts(self, sd: StableDiffusion, params: Params, batch: int, folder: Path, grid: Mesh) -> np.ndarray:
+        """Returns what a frozen text encoder makes of them, once: float32 [P + 1, N, D], kept in the `cache`."""
+        text = params["text_encoder"]
+        of = (cache.fingerprint(text), hashlib.sha256(self.tokens.tobytes()).hexdigest(), self.tokens.shape)
+        return cache.once(folder, "contexts", of, lambda: _encoded(sd, text, self.tokens, batch, grid))
 
 
 def read(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) -> Texts:
     """Returns the different ones of the prompts; one that is too long is a UserError."""
     asked = sorted({spelt_out(prompt, words) for prompt in prompts})
     return Texts(asked, tokens(tokenizer(sd.tokenizer), [*asked, ""]), words)
+
+
+def _encoded(sd: StableDiffusion, text: Params, tokens: np.ndarray, batch: int, grid: Mesh) -> np.ndarray:
+    """Returns the contexts of tokens, divided over all devices of all processes."""
+    batch = -(-min(batch, len(tokens)) // grid.size) * grid.size
+    step = jax.jit(
+        lambda text, tokens: sd.encode_text({"text_encoder": text}, tokens), out_shardings=sharding.replicated(grid)
+    )
+    text = jax.device_put(text, sharding.replicated(grid))
+    rows = []
+    with bar(len(tokens), "contexts", "prompts", 0) as progress:
+        for at in range(0, len(tokens), batch):
+            some = tokens[at : at + batch]
+            filled = np.resize(some, (batch, tokens.shape[1]))[sharding.own(batch)]
+            rows.append(np.asarray(step(text, sharding.place(filled, grid)))[: len(some)])
+            progress.update(len(some))
+    return np.concatenate(rows)

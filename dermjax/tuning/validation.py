@@ -1,6 +1,7 @@
 """The loss on held-out real images at fixed noise: the signal that tells learning from memorising.
 
-The training loss falls when images are learnt by heart too; this one rises then.
+The training loss falls when images are learnt by heart too; this one rises then. It is the plain loss whatever the
+training weighs, so that runs of different settings can be compared by it.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,14 @@ from dermjax import sharding
 from dermjax.training.loop import Loss
 from dermjax.training.state import State
 
+PLAIN = {"timestep_bias": 1.0, "prompt_dropout": 0.0, "offset_noise": 0.0, "snr_gamma": 0.0, "huber": 0.0}
 SEED = 0  # every run is judged at the same noise
 
 
 def evaluator(loss: Loss, rows: dict[str, np.ndarray], draws: int, batch: int, mesh: Mesh) -> Callable:
     """Returns evaluate(state, constants) -> {"validation_loss": float}, the mean over `draws` noises an image.
 
-    rows are those of a training batch, one an image [N, …]; loss is the tuning loss without dropped prompts. Noise and
+    rows are those of a training batch, one an image [N, …]; loss is the tuning loss with the settings PLAIN. Noise and
     times follow from an image's place alone, so two evaluations differ by the parameters only. Without rows or draws
     it returns {}.
     """

@@ -8,25 +8,34 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.progress import say
-from dermjax.weights import families, lora_files, model_files
+from dermjax.weights import diffusers, families, lora_files, model_files, single_file
 from dermjax.weights.lora import merge
 from dermjax.weights.tensor_files import opened
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 NONE = "none"  # for `lora`: merge nothing
+FOUND = "found"  # for `variant` and `prediction`: what the model's files say or have
+PREDICTIONS = (FOUND, *families.PREDICTIONS.values())
 
 
-def convert(from_: str, to: str, lora: str, lora_weight: float, dtype: str) -> None:
+def convert(
+    from_: str, to: str, lora: str, lora_weight: float, dtype: str, variant: str, ema: bool, prediction: str
+) -> None:
     """Writes what is at `from_` to `to`: a name ending in .safetensors makes a file, any other a folder.
 
-    A LoRA at `from_` is written in the other form: kohya's where it was PEFT's, and the other way round.
+    A LoRA at `from_` is written in the other form: kohya's where it was PEFT's, and the other way round. `variant` is
+    which files of a folder to take; `ema` and `prediction` are of single files: the UNet's running averages, and what
+    it predicts where the file does not say it.
 
     Raises:
-      UserError: `to` is there already, `dtype` is unknown, or what is read is broken or does not fit.
+      UserError: `to` is there already, a choice is unknown or not one of this model's, or what is read is broken or
+        does not fit.
     """
     source, target = Path(from_), Path(to)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; there are {', '.join(DTYPES)}")
+    if prediction not in PREDICTIONS:
+        raise UserError(f"prediction {prediction!r} is unknown; there are {', '.join(PREDICTIONS)}")
     if target.exists():
         raise UserError(f"{target}: is there already; remove it or give another name")
     if source.is_file() and families.kind(opened(source)[0]) == families.LORA:
@@ -34,12 +43,23 @@ def convert(from_: str, to: str, lora: str, lora_weight: float, dtype: str) -> N
             raise UserError(f"{source}: is a LoRA; merge {lora} into a model instead")
         other_form(source, target, DTYPES[dtype])
     else:
-        sd, params = model_files.read(model_files.locate(from_))
+        sd, params = chosen(model_files.locate(from_), variant, ema, prediction)
         if lora != NONE:
             params = merge(params, lora_files.read(Path(lora), sd.shapes), lora_weight)
         target.parent.mkdir(parents=True, exist_ok=True)
         model_files.write(target, sd, params, dtype=DTYPES[dtype])
     say(f"convert: {target}")
+
+
+def chosen(source: Path, variant: str, ema: bool, prediction: str) -> tuple[StableDiffusion, dict]:
+    """Returns the model at `source`, of its files those that were asked for."""
+    if source.is_file():
+        if variant != FOUND:
+            raise UserError(f"{source}: is a single file; variants are of folders")
+        return single_file.read(source, ema=ema, prediction="" if prediction == FOUND else prediction)
+    if ema or prediction != FOUND:
+        raise UserError(f"{source}: is a folder; running averages and the prediction are asked of single files")
+    return diffusers.read(source, variant="" if variant == FOUND else variant)
 
 
 def other_form(source: Path, target: Path, dtype) -> None:

@@ -23,7 +23,7 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.stored import Tensors
-from dermjax.weights.tensor_files import opened, read_json, weight_files
+from dermjax.weights.tensor_files import SHIPPED, opened, read_json, weight_files
 
 Params = dict[str, Any]
 
@@ -33,7 +33,6 @@ FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
 }
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # the VAE's attention until 2023
-SHIPPED = {"derm-tiny": Path(__file__).parent / "derm_tiny"}
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.42.1",
@@ -63,7 +62,7 @@ def locate(model: str) -> Path:
         raise UserError(
             f"model {folder}: no model_index.json; give a folder in diffusers' layout, a single file or one of: {names}"
         )
-    pipeline = read_json(index).get("_class_name", "")
+    pipeline = str(read_json(index).get("_class_name"))
     if not pipeline.startswith("StableDiffusion") or any(word in pipeline for word in ("XL", "3")):
         raise UserError(f"{index}: a {pipeline} is not supported; dermjax knows Stable Diffusion 1.x and 2.x")
     return folder
@@ -76,7 +75,7 @@ def read(
 
     Tensors go one by one from the file to `params_dtype` and, with `shardings` (a function from a tree of shapes to a
     tree of jax shardings), to their devices; without it they stay numpy arrays. An empty `variant` takes the plain
-    files, or the only variant that is there.
+    files, or the only variant that is there; networks that have none of a `variant` that others have are plain.
 
     Raises:
       UserError: the folder or one of its files is missing or broken, or its tensors do not fit its configs.
@@ -84,7 +83,8 @@ def read(
     folder = locate(str(folder))
     configs = {name: read_json(folder / name / "config.json") for name in FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
-    found = {name: component(folder / name, variant) for name in FILES}
+    varied = [name for name in FILES if variant and any((folder / name).glob(f"*.{variant}.*"))] or FILES
+    found = {name: component(folder / name, variant if name in varied else "") for name in FILES}
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)
     sd.check()
     return sd, placed(sd, found, str(folder), params_dtype, shardings)
@@ -115,19 +115,25 @@ def placed(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtype, s
 
 
 def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
-    """Writes the model folder whole: under a temporary name first, then in place of what was there."""
+    """Writes the model folder whole: under a temporary name first, then in place of what was there.
+
+    Where it fails, on a full disk or on values beyond the type, nothing is left behind.
+    """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(sd.tokenizer, part / "tokenizer")
-    write_json(part / "model_index.json", index(sd))
-    for name, config in sd.configs.items():
-        (part / name).mkdir()
-        write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
-    for name, file in FILES.items():
-        safetensors.write(part / name / file, torch_layout.stored(params[name], dtype), {})
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(part, folder)
+    try:
+        shutil.copytree(sd.tokenizer, part / "tokenizer")
+        write_json(part / "model_index.json", index(sd))
+        for name, config in sd.configs.items():
+            (part / name).mkdir()
+            write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
+        for name, file in FILES.items():
+            safetensors.write(part / name / file, torch_layout.stored(params[name], dtype), {})
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def index(sd: StableDiffusion) -> dict:

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from dermjax.errors import UserError
 from dermjax.weights.stored import Tensors
 
@@ -10,10 +12,14 @@ WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL
 SUPPORTED = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
 ADAPTED = re.compile(r"lora_(A|B|down|up|mid|linear_layer)\b|\.lora\.|_lora\.|hada_w|lokr_w|oft_blocks|dora_scale")
 OTHERS = {
-    "SDXL": re.compile(r"^conditioner\.embedders\.[01]\.|\.label_emb\.|^lora_te2_|\badd_embedding\."),
+    "SDXL": re.compile(r"^conditioner\.embedders\.[01]\.|^lora_te2_|^text_encoder_2\.|\badd_embedding\."),
     "Stable Diffusion 3": re.compile(r"joint_blocks\.|\bjoint_transformer_blocks\."),
     "Flux": re.compile(r"\bdouble_blocks[._]|\bsingle_transformer_blocks[._]"),
 }
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec's word, diffusers' word
+# ComfyUI tells v-prediction from epsilon in SD 2.x files by the spread of this bias (supported_models.py, SD20)
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+TELLING, SPREAD = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g"}  # AUTOMATIC1111's safetensors; SDXL's two
 
 
@@ -50,13 +56,31 @@ def architecture(width: int) -> str:
 
 def context_width(tensors: Tensors) -> int:
     """Returns the width of the text's context, 0 where no tensor tells; the text encoder is as wide as its context."""
-    for pattern in (r"attn2[._]to_k[._].*weight$", r"layers[._]0[._]self_attn[._]q_proj[._].*weight$", r"ln_final"):
+    for pattern in (
+        r"attn2[._](processor\.)?to_k[._].*weight$",
+        r"layers[._]0[._]self_attn[._]q_proj[._].*weight$",
+        r"ln_final",
+    ):
         for name, tensor in tensors.items():
-            if re.search(pattern, name) and "lora_up" not in name and "lora_B" not in name and ".up." not in name:
+            second = any(word in name for word in ("lora_up", "lora_B", ".up."))
+            if re.search(pattern, name) and tensor.shape and not second:
                 return tensor.shape[-1] if len(tensor.shape) < 4 else tensor.shape[1]
     if kind(tensors) == EMBEDDING:
-        return next(iter(tensors.values())).shape[-1]
+        return (0, *next(iter(tensors.values())).shape)[-1]
     return 0
+
+
+def prediction(tensors: Tensors, texts: dict[str, str]) -> str:
+    """Returns what the UNet of a single file predicts: by the file's word, else epsilon for SD 1.x and for inpainting.
+
+    For other files of SD 2.x it is told by a bias's spread.
+    """
+    said = PREDICTIONS.get(texts.get("modelspec.prediction_type", ""))
+    first, bias = tensors.get(FIRST), tensors.get(TELLING)
+    inpainting = first is not None and first.shape[1:2] != (4,)
+    if said or bias is None or inpainting or context_width(tensors) != 1024:
+        return said or "epsilon"
+    return "v_prediction" if bias.read().astype(np.float32).std() > SPREAD else "epsilon"
 
 
 def require(wanted: str, tensors: Tensors, source: str) -> None:

@@ -4,13 +4,12 @@ No JAX here: the answer should come before JAX would be imported.
 """
 
 import collections
-import json
 from pathlib import Path
 
 from dermjax.errors import UserError
-from dermjax.weights import families, textual_inversion
+from dermjax.weights import families, lora_metadata, textual_inversion
 from dermjax.weights.stored import Tensors
-from dermjax.weights.tensor_files import opened, read_json, weight_files
+from dermjax.weights.tensor_files import SHIPPED, opened, read_json, weight_files
 
 NETWORKS = {  # the beginnings of names in a single file
     "unet": ("model.diffusion_model.",),
@@ -23,7 +22,7 @@ Rows = list[tuple[str, str]]
 
 def inspect(path: str) -> None:
     """Prints what a path is: its kind and family, and rows of what there is to know."""
-    title, rows = described(Path(path))
+    title, rows = described(SHIPPED.get(path, Path(path)))
     print(f"{path}: {title}")
     for name, text in rows:
         print(f"  {name:14}{text}")
@@ -52,7 +51,7 @@ def a_file(path: Path) -> tuple[str, Rows]:
     kind, family = families.kind(tensors), families.family(tensors)
     form = "safetensors" if path.suffix == ".safetensors" else "PyTorch"
     if kind == families.LORA:
-        return f"LoRA, {family or 'family unknown'}", lora_rows(tensors, texts)
+        return f"LoRA, {family or 'family unknown'}", lora_rows(path, tensors, texts)
     if kind == families.EMBEDDING:
         embedding = textual_inversion.read(path)
         count, width = embedding.vectors.shape
@@ -66,7 +65,9 @@ def a_file(path: Path) -> tuple[str, Rows]:
             part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
             if part:
                 rows.append((network, size(part)))
-        rows += [(f"says {key}", texts[key]) for key in ("modelspec.prediction_type", "global_step") if key in texts]
+        rows.append(("scheduler", f"not in such files; the UNet predicts {families.prediction(tensors, texts)}"))
+        if "global_step" in texts:
+            rows.append(("trained", f"{texts['global_step']} steps"))
         return f"single-file model, {family or 'family unknown'}, {form}", rows
     if kind == families.COMPONENT:
         return f"one network of a model, {form}", [("tensors", size(tensors))]
@@ -102,25 +103,25 @@ def a_network(path: Path) -> tuple[str, Rows]:
     files = weight_files(path, "")
     tensors = {key: each for file in files for key, each in opened(file)[0].items()}
     rows = [("tensors", size(tensors))]
-    if "id2label" in config:
+    if isinstance(config.get("id2label"), dict):
         rows.append(("labels", ", ".join(str(label) for label in config["id2label"].values())))
         rows.append(("image", f"{config.get('image_size', '?')} pixels"))
         return f"classifier, {config.get('model_type', '?')}", rows
     return f"{config.get('_class_name') or config.get('model_type', 'a network')}, one network of a model", rows
 
 
-def lora_rows(tensors: Tensors, texts: dict[str, str]) -> Rows:
+def lora_rows(path: Path, tensors: Tensors, texts: dict[str, str]) -> Rows:
     """Returns what there is to know of a LoRA: form, ranks, alphas and which networks it adapts."""
     firsts = {name: each for name, each in tensors.items() if any(word in name for word in ("lora_A", "down."))}
-    ranks = collections.Counter(each.shape[0] for each in firsts.values())
-    alphas = collections.Counter(
-        float(each.read().reshape(())) for name, each in tensors.items() if name.endswith(".alpha")
-    )
+    ranks = collections.Counter(each.shape[0] for each in firsts.values() if each.shape)
+    stored = (each for name, each in tensors.items() if name.endswith(".alpha") and each.size == 1)
+    alphas = collections.Counter(float(each.read().reshape(())) for each in stored)
     if not alphas:
-        said = json.loads(texts.get("lora_adapter_metadata", "{}"))
-        alphas = collections.Counter(value for key, value in said.items() if key.endswith(".lora_alpha"))
+        said = lora_metadata.read(path, texts)
+        values = (value for key, value in said.items() if key.endswith(".lora_alpha"))
+        alphas = collections.Counter(value for value in values if isinstance(value, int | float))
     kohya = any(name.startswith("lora_") for name in tensors)
-    text = sum(name.startswith(("lora_te", "text_encoder.")) for name in firsts)
+    text = sum("self_attn" in name or "mlp" in name for name in firsts)  # the UNet has none of them
     return [
         ("form", "kohya" if kohya else "PEFT"),
         ("rank", listed(ranks) or "unknown"),

@@ -23,6 +23,7 @@ TARGETS = {
     "attention": r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q|k|v|out)_proj)\.kernel$",
     "feed_forward": r"(ff\.net\.(0\.proj|2)|mlp\.fc[12])\.kernel$",
     "convolution": r"(conv\w*|proj_in|proj_out)\.kernel$",
+    "time": r"(time_emb_proj|time_embedding\.linear_[12])\.kernel$",
 }
 
 

@@ -1,6 +1,7 @@
 """LoRA files, in and out, in the two forms that are in use; rank and alpha of every module are kept.
 
     PEFT, diffusers   unet.down_blocks.0.….to_q.lora_A.weight       alpha in the metadata, else equal to the rank
+                      base_model.model.….to_q.lora_A.weight         alpha in adapter_config.json beside the file
     kohya             lora_unet_down_blocks_0_…_to_q.lora_down.weight    alpha as a tensor beside it
 
 Kohya's names cannot be taken apart at their underscores without guessing, so that nothing here takes a name apart: the
@@ -9,15 +10,13 @@ modules of our own trees are spelt in every form that files have, and a file's n
 
 import collections
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights import families, ldm_names, safetensors, torch_layout
+from dermjax.weights import families, ldm_names, lora_metadata, safetensors, torch_layout
 from dermjax.weights.lora import Lora
 from dermjax.weights.stored import Stored, Tensors
 from dermjax.weights.tensor_files import opened
@@ -25,7 +24,6 @@ from dermjax.weights.tensor_files import opened
 Tree = dict[str, Any]
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-METADATA = "lora_adapter_metadata"  # diffusers' JSON
 PARTS = {  # how a name ends, in files of PEFT, kohya and diffusers' earlier forms
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -65,14 +63,17 @@ def read(path: Path, shapes: Tree) -> Lora:
     kernels = {name: leaf.shape for name, leaf in torch_layout.flatten(shapes).items() if name.endswith(".kernel")}
     parts, wrong = sorted_out(tensors, spellings(shapes))
     adapters, alphas = {}, {}
-    said = said_alphas(texts)
+    said = lora_metadata.alphas(path, texts)
     for module, found in parts.items():
         if not {"down", "up"} <= found.keys():
             wrong.append(f"{module} has only {' and '.join(found)}")
             continue
         kernel = kernels[f"{module}.kernel"]
-        rank = found["down"].shape[0]
-        misfit = [
+        rank = (found["down"].shape or (0,))[0]
+        misfit = (
+            [f"{module}'s alpha is {found['alpha'].shape}"] if "alpha" in found and found["alpha"].size != 1 else []
+        )
+        misfit += [
             f"{module}'s {part} is {found[part].shape}, the model asks for {asked}"
             for part, asked in (("down", (rank, kernel[-2], *kernel[:-2])), ("up", (kernel[-1], rank)))
             if squeezed(found[part].shape) != squeezed(asked)
@@ -116,7 +117,7 @@ def write_peft(path: Path, lora: Lora, *, dtype) -> None:
                 f"{network}.alpha_pattern": {short: each for short, each in alphas.items() if each != alpha},
                 f"{network}.target_modules": sorted(below),
             }
-    safetensors.write(path, tensors, {METADATA: json.dumps(config)})
+    safetensors.write(path, tensors, {lora_metadata.KEY: json.dumps(config)})
 
 
 def write_kohya(path: Path, lora: Lora, *, dtype) -> None:
@@ -143,13 +144,16 @@ def spellings(shapes: Tree) -> dict[str, str]:
         kernels = [path for path in torch_layout.flatten(shapes[network]) if path.endswith(".kernel")]
         for rest in (path.removesuffix(".kernel") for path in kernels):
             module = f"{network}.{rest}"
-            forms = [module, prefix + rest.replace(".", "_"), f"base_model.model.{module}"]
-            if network == "text_encoder":  # without the prefix, as transformers 5 names its modules
-                forms.append(f"{network}.{rest.removeprefix('text_model.')}")
-            # diffusers until 2023: the four projections of an attention in its "processor"
+            # transformers 5 names its modules without the prefix
+            forms = {rest, rest.removeprefix("text_model.")}
+            # diffusers until 2023: the UNet's attention in its "processor", the text's by the names of the UNet's
             parent, _, last = rest.removesuffix(".0").rpartition(".")
-            forms.append(f"{network}.{parent}.processor.{last}")
-            found |= dict.fromkeys(forms, module)
+            text = network == "text_encoder"
+            forms.add(f"{parent}.to_{last.removesuffix('_proj')}" if text else f"{parent}.processor.{last}")
+            # files of one network leave its name out
+            whose = [*forms, *(f"{network}.{form}" for form in forms)]
+            names = [prefix + rest.replace(".", "_"), *whose, *(f"base_model.model.{name}" for name in whose)]
+            found |= dict.fromkeys(names, module)
     for rest, theirs in ldm_names.unet(shapes["unet"]).items():  # kohya's form over LDM's names
         found.setdefault(KOHYA["unet"] + theirs.replace(".", "_"), f"unet.{rest}")
     return found
@@ -166,20 +170,6 @@ def sorted_out(tensors: Tensors, spelt: dict[str, str]) -> tuple[dict[str, dict[
         else:
             found[module][PARTS[ending]] = tensor
     return found, wrong
-
-
-def said_alphas(texts: dict[str, str]) -> Callable[[str, int], float]:
-    """Returns the function (module, rank) -> alpha of a file's metadata: PEFT's rules, and the rank without any."""
-    config = json.loads(texts.get(METADATA, "{}"))
-
-    def alpha(module: str, rank: int) -> float:
-        network, _, rest = module.partition(".")
-        patterns = config.get(f"{network}.alpha_pattern", {})
-        fitting = (each for pattern, each in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", rest))
-        found = float(next(fitting, config.get(f"{network}.lora_alpha", rank)))
-        return found * rank**0.5 if config.get(f"{network}.use_rslora") else found  # arXiv 2312.03732: alpha / sqrt(r)
-
-    return alpha
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

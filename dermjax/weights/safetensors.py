@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights.stored import Stored, Tensors, in_file
+from dermjax.weights.stored import Tensors, in_file
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -52,11 +52,15 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
         tensors, end = {}, start
         for name, entry in entries.items():
             dtype, shape, (first, last) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            if any(type(number) is not int or number < 0 for number in (*shape, first, last)):
+                raise ValueError(f"{name} has shape {list(shape)} and bytes {first} to {last}")
             if last - first != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} has {last - first} bytes for {shape} {dtype}")
             tensors[name] = in_file(path, start + first, dtype, shape)
             end = max(end, start + last)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("__metadata__ holds more than texts")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: its header is damaged ({error}); fetch the file again") from error
     if end != size:
         raise UserError(f"{path}: {size:,} bytes where its header promises {end:,}; fetch the file again")
@@ -64,7 +68,10 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Writes the tensors one after the other under a temporary name, then in place of what was there."""
+    """Writes the tensors one after the other under a temporary name, then in place of what was there.
+
+    Where it fails, on a full disk or on a tensor that cannot be read, nothing is left behind.
+    """
     header, end = {"__metadata__": {"format": "pt"} | metadata}, 0
     for name, tensor in tensors.items():
         first, end = end, end + tensor.size * tensor.dtype.itemsize
@@ -72,16 +79,14 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors.items():
-            array = tensor.read()
-            if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
-                raise ValueError(f"{name} is {array.shape} {array.dtype}, not {tensor.shape} {tensor.dtype}")
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    os.replace(part, path)
-
-
-def cast(tensor: Stored, dtype) -> Stored:
-    """Returns the tensor in another type, cast when it is read."""
-    return Stored(tensor.shape, np.dtype(dtype), lambda: tensor.read().astype(dtype))
+    try:
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, tensor in tensors.items():
+                array = tensor.read()
+                if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
+                    raise ValueError(f"{name} is {array.shape} {array.dtype}, not {tensor.shape} {tensor.dtype}")
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -25,7 +25,6 @@ from dermjax.weights.tensor_files import opened
 
 PRESETS = {768: (SD15, "clip_tokenizer"), 1024: (SD21, "clip_tokenizer_2")}  # by the width of the context
 CONFIGS = "dermjax.configs"  # where our own files say their configs
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec's word, diffusers' word
 FUSED = "in_proj_"
 # What training leaves in these files and no network of ours has: buffers of the noise schedule, losses, OpenCLIP's ends
 UNREAD = re.compile(
@@ -33,8 +32,6 @@ UNREAD = re.compile(
     r"|^model_ema\.|^first_stage_model\.(loss|model_ema)\.|\.position_ids$|^cond_stage_model\.(model\.)?(attn_mask|"
     r"logit_scale|text_projection)(\.weight)?$"
 )
-# ComfyUI tells v-prediction from epsilon in SD 2.x files by the spread of this bias (supported_models.py, SD20)
-TELLING, SPREAD = f"{ldm_names.UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 
 
 class Entry(NamedTuple):
@@ -96,41 +93,34 @@ def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
 
 def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, source: str) -> StableDiffusion:
     """Returns the model that a file's metadata describes, or the published one that its tensors look like."""
-    preset, tokenizer = PRESETS.get(families.context_width(tensors), (None, "clip_tokenizer"))
+    width = families.context_width(tensors)
+    preset, tokenizer = PRESETS.get(width, (None, "clip_tokenizer"))
     if CONFIGS in texts:
-        configs = json.loads(texts[CONFIGS])
-        if configs["text_encoder"]["hidden_act"] == "gelu":
-            tokenizer = PRESETS[1024][1]
+        try:
+            configs = json.loads(texts[CONFIGS])
+            second = configs["text_encoder"]["hidden_act"] == "gelu"
+            configs = {name: dict(configs[name]) for name in (*diffusers.FILES, "scheduler")}
+            configs["scheduler"] |= {"prediction_type": prediction} if prediction else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{source}: its {CONFIGS} cannot be read ({error}); write the file again") from error
+        tokenizer = PRESETS[1024 if second else 768][1]
     elif preset is None:
-        width = families.context_width(tensors)
         raise UserError(f"{source}: its context is {width} wide; Stable Diffusion 1.x has 768 and 2.x 1024")
     else:
         configs = copy.deepcopy(preset)
-        first = tensors.get(f"{ldm_names.UNET}input_blocks.0.0.weight")
-        configs["unet"]["in_channels"] = first.shape[1] if first else configs["unet"]["in_channels"]
-        kind = prediction or guessed(tensors, texts, configs)
+        first = tensors.get(families.FIRST)
+        if first and len(first.shape) == 4:
+            configs["unet"]["in_channels"] = first.shape[1]
+        kind = prediction or families.prediction(tensors, texts)
         configs["scheduler"]["prediction_type"] = kind
         if preset is SD21 and kind == "epsilon":
             configs["unet"]["sample_size"], configs["vae"]["sample_size"] = 64, 512
-    if prediction:
-        configs["scheduler"]["prediction_type"] = prediction
     return StableDiffusion(configs, Path(__file__).parent / tokenizer, dtype)
-
-
-def guessed(tensors: Tensors, texts: dict[str, str], configs: dict) -> str:
-    """Returns what the UNet predicts: by the file's word, else epsilon for SD 1.x, and for 2.x by a bias's spread."""
-    said = PREDICTIONS.get(texts.get("modelspec.prediction_type", ""))
-    if said:
-        return said
-    if configs["scheduler"]["prediction_type"] == "epsilon" or configs["unet"]["in_channels"] != 4:
-        return "epsilon"
-    bias = tensors.get(TELLING)
-    return "v_prediction" if bias and bias.read().astype(np.float32).std() > SPREAD else "epsilon"
 
 
 def metadata(sd: StableDiffusion) -> dict[str, str]:
     """Returns what a file of ours says of itself, in Stability's ModelSpec 1.0 and as our own configs."""
-    said = {theirs: ours for ours, theirs in PREDICTIONS.items()}.get(sd.prediction, sd.prediction)
+    said = {theirs: ours for ours, theirs in families.PREDICTIONS.items()}.get(sd.prediction, sd.prediction)
     second = f"stable-diffusion-v2-{'768-v' if said == 'v' else '512'}"
     return {
         "modelspec.sai_model_spec": "1.0.0",

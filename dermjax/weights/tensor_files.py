@@ -7,6 +7,8 @@ from dermjax.errors import UserError
 from dermjax.weights import safetensors, torch_pickle
 from dermjax.weights.stored import Tensors
 
+SHIPPED = {"derm-tiny": Path(__file__).parent / "derm_tiny"}  # models that come with dermjax
+SUFFIXES = (".safetensors", ".bin")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # a component's file, in diffusers and transformers
 
 
@@ -46,25 +48,39 @@ def weight_files(folder: Path, variant: str) -> list[Path]:
       UserError: there is none, or there are several variants and none of them was asked for.
     """
     infix = f".{variant}" if variant else ""
-    for suffix in (".safetensors", ".bin"):
+    for suffix in SUFFIXES:
         for stem in STEMS:
             whole, shards = folder / f"{stem}{infix}{suffix}", folder / f"{stem}{suffix}.index{infix}.json"
             if whole.is_file():
                 return [whole]
             if shards.is_file():
-                return [folder / Path(name).name for name in sorted(set(read_json(shards)["weight_map"].values()))]
-    others = {file.name.split(".")[1] for stem in STEMS for file in folder.glob(f"{stem}.*.safetensors")}
+                return [folder / name for name in sorted(set(shards_of(shards)))]
+    found = (file for stem in STEMS for file in folder.glob(f"{stem}.*.*") if file.suffix in SUFFIXES)
+    others = {file.name.split(".")[1] for file in found}
     others |= {file.name.split(".")[-2] for stem in STEMS for file in folder.glob(f"{stem}.safetensors.index.*.json")}
     others = {name.split("-")[0] for name in others} - {"safetensors"}
     if not variant and len(others) == 1:
         return weight_files(folder, *others)
-    hint = f"there are the variants {', '.join(sorted(others))}" if others else "fetch the folder again"
+    hint = "fetch the folder again"
+    if others:
+        hint = f"there are the variants {', '.join(sorted(others))}: write one out with `dermjax convert --variant=`"
     raise UserError(f"{folder}: no {' or '.join(stem + infix + '.safetensors' for stem in STEMS[:2])}; {hint}")
 
 
+def shards_of(index: Path) -> list[str]:
+    """Returns the file names, without folders, that an index gives for its tensors."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(f"{index}: no weight_map with the files of the tensors; fetch the folder again")
+    return [Path(name).name for name in listed.values()]
+
+
 def read_json(path: Path) -> dict:
-    """Returns a JSON file's content, or raises UserError naming it."""
+    """Returns the object in a JSON file, or raises UserError naming the file."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__} where an object with names is asked for")
+    return content

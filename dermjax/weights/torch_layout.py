@@ -68,7 +68,12 @@ def stored(tree: Tree, dtype) -> Tensors:
 
     def one(path: str, array) -> Stored:
         def read() -> np.ndarray:
-            return to_torch(path, np.asarray(array).astype(dtype, copy=False))[1]
+            try:
+                with np.errstate(over="raise"):
+                    return to_torch(path, np.asarray(array).astype(dtype, copy=False))[1]
+            except FloatingPointError as error:
+                name = np.dtype(dtype).name
+                raise UserError(f"{path}: values beyond {name}'s largest; write bfloat16 or float32") from error
 
         return Stored(shape_of(path, array.shape), np.dtype(dtype), read)
 

@@ -9,8 +9,11 @@ older one (five pickles, then the storages one after the other).
 
 import collections
 import io
+import os
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,6 +27,10 @@ from dermjax.weights.stored import Stored, Tensors, in_file
 ZIP = b"PK\x03\x04"
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # that pickle as bytes
+DAMAGE = (  # what a broken archive or pickle raises
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, KeyError, TypeError,
+    AttributeError, IndexError, ArithmeticError, MemoryError, RuntimeError, zlib.error,
+)  # fmt: skip
 STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -86,7 +93,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.nn.modules.container", "ParameterDict"): ParameterDict,
     ("_codecs", "encode"): Ignored,
     ("numpy", "dtype"): Ignored,
+    ("numpy", "ndarray"): Ignored,
+    ("numpy.core.multiarray", "_reconstruct"): Ignored,
     ("numpy.core.multiarray", "scalar"): Ignored,
+    ("numpy._core.multiarray", "_reconstruct"): Ignored,
     ("numpy._core.multiarray", "scalar"): Ignored,
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): Ignored,
     **{("torch", name): np.dtype(dtype) for name, dtype in STORAGES.items()},
@@ -132,13 +142,12 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
         form = zipped if file.read(len(ZIP)) == ZIP else legacy
         file.seek(0)
         try:
-            content = form(file, path)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged, or not a file of PyTorch ({error}); fetch the file again") from error
-        except (AttributeError, IndexError, MemoryError) as error:  # what else a broken pickle raises
-            raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); fetch the file again") from error
+            found = leaves(form(file, path))
+        except DAMAGE as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{path}: damaged, or not a file of PyTorch ({said}); fetch the file again") from error
     tensors, texts = {}, {}
-    for name, value in leaves(content):
+    for name, value in found:
         if isinstance(value, Stored):
             tensors[name] = value
         elif isinstance(value, str | int | float):
@@ -166,9 +175,11 @@ def zipped(file: BinaryIO, path: Path) -> Any:
 
         def at(key: str, first: int, dtype: np.dtype, shape: tuple[int, ...]) -> Stored:
             member = archive.getinfo(f"{folder}data/{key}")
-            if member.compress_type != zipfile.ZIP_STORED or (first + shape[0]) * dtype.itemsize > member.file_size:
+            start, needed = start_of(file, member), (first + shape[0]) * dtype.itemsize
+            whole = needed <= member.file_size and start + needed <= os.fstat(file.fileno()).st_size
+            if member.compress_type != zipfile.ZIP_STORED or not whole:
                 raise ValueError(f"storage {key} is compressed or short")
-            return in_file(path, start_of(file, member) + first * dtype.itemsize, dtype, shape)
+            return in_file(path, start + first * dtype.itemsize, dtype, shape)
 
         return Reader(io.BytesIO(archive.read(pickled)), path, at).load()
 

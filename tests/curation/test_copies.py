@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import copies, detectors
+from dermjax.curation import copies
 from dermjax.data.phantom import phantom
 
 
@@ -18,7 +19,8 @@ def hashes(lesions):
 
 
 def test_a_turned_mirrored_softened_copy_is_near_its_original(lesions, hashes):
-    altered = np.stack([copies.hash_all_ways(detectors.blurred(np.rot90(image[::-1]), 0.01)) for image in lesions])
+    softened = [gaussian_filter(np.rot90(image[::-1]), (1.3, 1.3, 0)) for image in lesions]
+    altered = np.stack([copies.hash_all_ways(image) for image in softened])
     apart = copies.distances(altered[:, 0], hashes)
     assert apart.shape == (12, 12)
     assert np.diag(apart).max() <= 10

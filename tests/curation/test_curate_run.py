@@ -1,6 +1,8 @@
 """The stage on a set with planted faults: each found, nothing else rejected, and the same again."""
 
+import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +10,22 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import detectors, run
-from dermjax.data import duplicates, images, records
+from dermjax.curation import looking, run
+from dermjax.data import artefact_scores, duplicates, images, records, seen
+from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
+from dermjax.models import classifier
+from dermjax.weights import classifiers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "curate.py"
 LABELS = ("benign", "malignant")
+CLEAN = dict.fromkeys(ARTEFACTS, False)
 
 
 def lesion(seed):
-    return phantom(seed, 128, label=LABELS[seed % 2], blur=False).image
+    return phantom(seed, 128, label=LABELS[seed % 2], **CLEAN).image
 
 
 def write(folder, pictures, manipulation, split):
@@ -57,7 +63,7 @@ def sets(tmp_path_factory):
         "empty": np.full((128, 128, 3), (200, 160, 140)) + rng.normal(0, 2, (128, 128, 3)),
         "bare_skin": np.array((200, 160, 140)) + uneven + rng.normal(0, 2, (128, 128, 3)),
         "noise": rng.integers(0, 256, (128, 128, 3)),
-        "blurred": detectors.blurred(lesion(200), 0.05),
+        "blurred": gaussian_filter(lesion(200), (6, 6, 0)),
         "magenta": lesion(201) * np.array([1.0, 0.55, 1.0]),
         "copy": training["t07"],
         "flipped_copy": training["t08"][:, ::-1] + rng.normal(0, 3, (128, 128, 3)),
@@ -87,6 +93,11 @@ def finished(sets):
     return sets / "curate"
 
 
+def test_what_the_generator_saw_lies_beside_the_verdicts(finished, sets):
+    training = records.read(sets / "training").records
+    assert [each.record.sha256 for each in seen.read(finished)] == [record.sha256 for record in training]
+
+
 def test_planted_faults_are_found_and_nothing_else(finished):
     judged = records.read(finished)
     reasons = {Path(record.image).stem: set(record.rejected) for record in judged.records}
@@ -110,9 +121,10 @@ def test_planted_faults_are_found_and_nothing_else(finished):
 
 def test_every_score_stands_on_every_record_and_images_stay(sets, finished):
     judged = records.read(finished)
-    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b"}
-    names |= {"colour_cast", "near_duplicate", "training_copy"}
-    assert all(record.scores.keys() == names for record in judged.records)
+    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b", *artefact_scores.SCORES}
+    names |= {"lesions", "area", "colour_cast", "near_duplicate", "training_copy"}
+    assert all(record.scores.keys() - {"ita"} == names for record in judged.records)  # a black image has no skin
+    assert sum("ita" in record.scores for record in judged.records) > 30
     before = records.read(sets / "made")
     assert judged.root == before.root
     assert [replace(record, scores={}, rejected=()) for record in judged.records] == list(before.records)
@@ -136,6 +148,59 @@ def test_verdicts_of_others_stay_and_its_own_are_judged_anew(sets, tmp_path):
     settings = config(sets)
     settings.manifest = str(tmp_path)
     assert curated(settings, tmp_path / "curate").records[0].rejected == ("looked wrong",)
+
+
+def test_people_override_rules_duplicates_follow_and_nothing_is_looked_at_again(sets, finished, tmp_path, monkeypatch):
+    before = {Path(record.image).stem: record for record in records.read(finished).records}
+    said = [("magenta", True), ("s100", False)]  # "again" is a near-duplicate of s100
+    lines = [{"sha256": before[name].sha256, "keep": keep, "by": "Ada", "why": ""} for name, keep in said]
+    (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "curate").mkdir()
+    shutil.copy(finished / looking.FILE, tmp_path / "curate")
+    monkeypatch.setattr(looking, "at", None)  # every look is known
+    settings = config(sets)
+    settings.verdicts = str(tmp_path / "verdicts.jsonl")
+    after = {Path(record.image).stem: record for record in curated(settings, tmp_path / "curate").records}
+    assert after["magenta"].kept and after["magenta"].attributes["verdict"]["overrules"] == ["colour_cast"]
+    assert after["s100"].rejected == ("person",)
+    assert after["again"].kept
+    changed = {name for name in before if before[name].rejected != after[name].rejected}
+    assert changed == {"magenta", "s100", "again"}
+    assert "kept by Ada, against colour cast" in (tmp_path / "curate" / "report.html").read_text()
+
+
+def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):
+    made = records.read(sets / "made")
+    hairy = phantom(3, 128, **{**CLEAN, "hairs": True, "number": 2, "tone": "pale"}).image
+    (tmp_path / "hairy.png").write_bytes(images.png(hairy))
+    prompts = {
+        "two moles, pale skin, with hairs": set(),
+        "two moles, pale skin": {"hairs"},
+        "three moles, with hairs": {"wrong_number"},
+        "dark skin, with hairs": {"wrong_tone"},
+    }
+    found = []
+    for number, prompt in enumerate(prompts):
+        (tmp_path / f"{number}.png").write_bytes(images.png(np.roll(hairy, number, axis=1)))
+        known = {"sha256": str(number), "generation": {"prompt": prompt}, "image": f"{number}.png"}
+        found.append(replace(made.records[0], **known))
+    records.write(tmp_path / "manifest.jsonl", replace(made, root=tmp_path, records=tuple(found)))
+    settings = config(sets)
+    settings.manifest, settings.noted = str(tmp_path), ("near_duplicate", "colour_cast", "training_copy")
+    judged = curated(settings, tmp_path / "curate")
+    assert [set(record.rejected) for record in judged.records] == list(prompts.values())
+
+
+def test_a_classifier_speaks_of_classes(sets, tmp_path):
+    kind = classifier.fresh(classifier.describe("mobilenet_v2", {"depth_multiplier": 0.35}, LABELS, 32), np.float32)
+    params, variables = kind.init(0)
+    params["classifier"]["bias"] = np.array([4.0, -4.0], np.float32)  # benign, whatever it sees
+    classifiers.write(tmp_path / "classifier", kind, params, variables)
+    settings = config(sets)
+    settings.classifier, settings.thresholds.label = str(tmp_path), 0.5
+    judged = curated(settings, tmp_path / "curate")
+    assert all(("other_class" in r.rejected) == (r.label == "malignant") for r in judged.records)
+    assert all((r.scores["label"] > 0.5) == (r.label == "benign") for r in judged.records)
 
 
 def test_the_page_loads_nothing_from_outside_and_marks_what_is_synthetic(finished):
@@ -166,6 +231,10 @@ def test_real_photographs_pass_by_the_measure_of_others(tmp_path):
 
 def test_what_is_missing_is_named(sets, tmp_path):
     settings = config(sets)
+    settings.noted = ("freckles",)
+    with pytest.raises(UserError, match="'freckles' is no reason"):
+        run.run(settings, tmp_path)
+    settings.noted = ()
     settings.training = ""
     with pytest.raises(UserError, match=r"config\.training"):
         run.run(settings, tmp_path)

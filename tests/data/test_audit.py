@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import audit, duplicates, images, records
+from dermjax.data import audit, duplicates, images, records, seen
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -144,6 +144,73 @@ def test_all_real_photographs_raise_no_alarm_and_disguised_ones_are_found(tmp_pa
     assert all(f"disguised_{path.stem[-3:]}.png" in said for path in paths[:30])
 
 
+def made_by(root, real, shown):
+    """A set of synthetic images whose generator saw records of a real set, its list handed on as the stages do."""
+    tune = root / "tune"
+    (tune / "model").mkdir(parents=True)
+    made = Set(root / "made")
+    manifest = Manifest(labels=("benign", "malignant"), root=real.root, records=tuple(real.records), home=real.root)
+    seen.write(tune, [(manifest, record) for record in shown], [])
+    made.add("0.png", lesion(300), "train", image_manipulation="synthetic")
+    seen.hand_on([tune / "model"], made.root)
+    return made
+
+
+def test_what_the_generator_saw_is_found_without_its_manifest(tmp_path, capsys):
+    """By its bytes, by its lesion and by its looks: `classify` gets the two manifests and nothing else."""
+    real = clean(tmp_path / "real")
+    real.add("hidden.png", disguised(lesion(8)), "train")
+    aside = [replace(record, rejected=("set aside",)) for record in real.records[-1:]]
+    honest = made_by(tmp_path / "honest", real, [record for record in real.records[:30] if record.split == "train"])
+    leaky = made_by(tmp_path / "leaky", real, [*real.records[:3], replace(real.records[5], sha256="0" * 64), *aside])
+    real.records[-1:] = aside
+    audit.show(real.write(), honest.write())
+    assert "nor does any of 10 images that the generator saw" in capsys.readouterr().out
+    with pytest.raises(UserError, match="findings"):
+        audit.show(real.write(), leaky.write())
+    said = capsys.readouterr().out
+    for name in ("1.png", "2.png", "5.png", "hidden.png"):
+        assert f"{name} (seen by the generator, in {leaky.root / seen.FILE})" in said
+    assert " 0.png (seen" not in said
+    with pytest.raises(UserError, match="seen by the generator"):
+        audit.refuse([records.read(Path(real.write())), records.read(Path(leaky.write()))])
+
+
+def test_a_photograph_that_an_image_was_started_from_counts_as_seen(tmp_path):
+    real, made = clean(tmp_path / "real"), Set(tmp_path / "made")
+    test = real.records[2]
+    made.add("0.png", lesion(300), "train", image_manipulation="synthetic", generation={"init_image": test.sha256})
+    with pytest.raises(UserError, match=r"same bytes on two sides: .*/2\.png \(test\), .*made/0\.png \(train\)"):
+        audit.refuse([records.read(Path(each.write())) for each in (real, made)])
+
+
+def test_synthetic_images_without_a_list_are_said_to_have_none(tmp_path, capsys):
+    made = Set(tmp_path / "made")
+    made.add("0.png", lesion(300), "train", image_manipulation="synthetic")
+    audit.show(made.write())
+    assert "no list of what its generator saw" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]\n", b"\xff", b'{"sha256": 3}'])
+def test_a_damaged_list_of_what_was_seen_is_no_empty_one(tmp_path, content):
+    made = Set(tmp_path / "made")
+    made.add("0.png", lesion(300), "train", image_manipulation="synthetic")
+    (made.root / seen.FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"seen_by_generator\.jsonl: damaged"):
+        audit.show(made.write())
+
+
+def test_lists_are_joined_and_synthetic_images_are_not_in_them(tmp_path):
+    real = clean(tmp_path / "real", 6)
+    manifest = Manifest(labels=("benign", "malignant"), root=real.root, records=tuple(real.records))
+    made = replace(real.records[5], image_manipulation="synthetic")
+    for name in ("base", "tune"):
+        (tmp_path / name).mkdir()
+    seen.write(tmp_path / "base", [(manifest, record) for record in real.records[:2]], [])
+    seen.write(tmp_path / "tune", [(manifest, record) for record in (*real.records[1:4], made)], [tmp_path / "base"])
+    assert sorted(each.record.image for each in seen.read(tmp_path / "tune")) == ["0.png", "1.png", "2.png", "3.png"]
+
+
 def test_a_changed_and_a_missing_file_are_found(tmp_path, capsys):
     real = clean(tmp_path / "real", 9)
     (tmp_path / "real/3.png").write_bytes(images.png(lesion(77)))
@@ -153,6 +220,19 @@ def test_a_changed_and_a_missing_file_are_found(tmp_path, capsys):
         audit.show(real.write())
     said = capsys.readouterr().out
     assert "3.png: not the bytes" in said and "4.png: cannot be read" in said and "5.png: not the bytes" in said
+
+
+def test_a_photograph_with_zeroed_bytes_still_decodes_and_is_told_by_its_digest(tmp_path, capsys):
+    real, buffer = clean(tmp_path / "real", 9), io.BytesIO()
+    Image.fromarray(lesion(400)).save(buffer, format="JPEG", quality=90)
+    content = buffer.getvalue()
+    real.add("zeroed.jpg", content, "train")
+    path, middle = real.root / "zeroed.jpg", len(content) // 2
+    path.write_bytes(content[:middle] + bytes(40) + content[middle + 40 :])
+    assert images.load(path, 32).shape == (32, 32, 3)
+    with pytest.raises(UserError, match="1 findings"):
+        audit.show(real.write())
+    assert f"{path}: not the bytes that the manifest names" in capsys.readouterr().out
 
 
 def test_what_was_rejected_takes_no_part(tmp_path, capsys):

@@ -97,7 +97,7 @@ for record in listing.records:
 """
     arguments = [sys.executable, "-c", told, str(tmp_path / "out"), str(tmp_path / "back")]
     said = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-    rows = [line.split(",") for line in said.splitlines() if line.startswith("images/")]
+    rows = [line.split(",") for line in said.splitlines() if line.startswith("data_set_images/")]
     expected = [each for split in ("test", "train", "validation") for each in kept(manifest, split)]
     for (image, label, split, lesion, manipulation, licence), (content, record) in zip(rows, expected, strict=True):
         assert (tmp_path / "back" / image).read_bytes() == content

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dermjax.data import audit, records
+from dermjax.data import audit, examined, records, seen
 from dermjax.errors import UserError
 
 HEADER = {"dermjax_manifest": 1, "labels": ["benign", "malignant"], "root": "."}
@@ -27,6 +27,8 @@ ANYTHING = st.recursive(
     max_leaves=5,
 )
 EXTREMES = st.sampled_from(["[" * 100_000, "9" * 5000, "NaN", '{"a":' * 5000, "\x00", "{}", "[]", ""])
+LOOK = {"sha256": "0" * 64, "views": "", "cells": "", "told": {}, "measured": None, "image": "a.png", "label": "benign"}
+LINES = st.dictionaries(st.sampled_from([*LOOK]), ANYTHING, max_size=3).map(lambda by: json.dumps(LOOK | by).encode())
 CHANGES = st.dictionaries(NAMES, ANYTHING, max_size=3)
 
 
@@ -68,6 +70,14 @@ def test_bytes(folder, content):
 def test_fields(folder, header, lines):
     whole = [HEADER | header, *(LINE | line for line in lines)]
     refused_or_read(folder, "\n".join(json.dumps(line) for line in whole).encode())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([examined.FILE, seen.FILE]), st.binary(max_size=200) | LINES)
+def test_what_lies_beside_a_manifest(folder, name, content):
+    (folder / name).write_bytes(content)
+    refused_or_read(folder, "\n".join(map(json.dumps, (HEADER, LINE))).encode())
+    (folder / name).unlink()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

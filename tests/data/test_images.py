@@ -130,6 +130,43 @@ def test_a_decompression_bomb_is_refused(tmp_path):
         images.load(tmp_path / "bomb.png", 32)
 
 
+@pytest.mark.parametrize(
+    "name, mode, more, told",
+    [
+        ("plain.png", "RGB", {}, ()),
+        ("clear.png", "RGBA", {}, ("laid on white",)),
+        ("deep.png", "I;16", {}, ("16-bit grey scaled to 8",)),
+        ("press.tif", "CMYK", {}, ("CMYK made RGB",)),
+        (
+            "two.gif",
+            "RGB",
+            {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "red")]},
+            ("first frame of several",),
+        ),
+    ],
+)
+def test_what_is_done_to_pixels_is_told_by_the_header(tmp_path, name, mode, more, told):
+    Image.new(mode, (8, 8)).save(tmp_path / name, **more)
+    assert images.header(tmp_path / name) == ("", told)
+
+
+def test_the_camera_and_its_position_are_told(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0112] = "FotoFinder \0", "bodystudio", 3
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert images.header(tmp_path / "a.jpg") == ("FotoFinder bodystudio", ("turned upright",))
+    with pytest.raises(UserError, match=r"gone\.jpg: cannot be decoded"):
+        images.header(tmp_path / "gone.jpg")
+
+
+def test_a_photograph_of_a_phone_with_a_preview_inside_is_read(tmp_path):
+    """MPO: JPEGs one after the other in a file that is named .jpg."""
+    first, preview = Image.fromarray(gradient(64, 64)), Image.new("RGB", (16, 16))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[preview], quality=95)
+    loaded = images.load(tmp_path / "phone.jpg", 32)
+    assert abs(loaded.astype(int) - gradient(32, 32).astype(int)).mean() < 4
+
+
 def test_the_model_range_is_minus_one_to_one_and_back_without_loss():
     every = np.arange(256, dtype=np.uint8)
     values = images.to_model(every)

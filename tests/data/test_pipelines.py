@@ -160,6 +160,15 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(rea
     assert labels.dtype == np.int32 and batches[0]["image"].dtype == np.float32
 
 
+def test_evaluation_decodes_ahead_of_what_is_asked_for_but_not_all(real, monkeypatch):
+    decoded, load = [], images.load
+    monkeypatch.setattr(images, "load", lambda path, size: decoded.append(path) or load(path, size))
+    batches = pipelines.evaluation(real.records, real, size=SIZE, batch=2)
+    next(batches)
+    assert len(decoded) <= 2 * (1 + pipelines.AHEAD) < len(real.records)
+    assert len(list(batches)) == 3 and len(decoded) == len(real.records)
+
+
 @pytest.mark.parametrize("augment", ["none", "strong"])
 def test_processes_make_together_what_one_makes_alone(real, synthetic, augment):
     alone = mixture(real, synthetic, augment=augment, process=(0, 1))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dermjax.data import artefacts
+from dermjax.data import artefact_scores
 from dermjax.data.appearance import ARTEFACTS, SIZES, TONES
 from dermjax.data.phantom import phantom
-from dermjax.data.segmentation import segment
+from dermjax.data.segmentation import segment, segmented
 
 CLEAN = dict.fromkeys(ARTEFACTS, False)
 
@@ -33,7 +33,7 @@ class Judged:
 
 
 def judge(seeds, size: int, asked: dict, change) -> Judged:
-    right, overlap, tone, verdicts = [], [], [], {name: [] for name in artefacts.SCORES}
+    right, overlap, tone, verdicts = [], [], [], {name: [] for name in artefact_scores.SCORES}
     for seed in seeds:
         p = phantom(seed, size, **asked)
         image = change(p.image, seed)
@@ -41,10 +41,11 @@ def judge(seeds, size: int, asked: dict, change) -> Judged:
         right.append(found.count == p.parameters["number"])
         overlap.append((found.mask & p.mask).sum() / (found.mask | p.mask).sum())
         tone.append(abs(found.ita - p.parameters["ita"]))
-        for name, score in artefacts.SCORES.items():
+        for name, score in artefact_scores.SCORES.items():
             value = score(image)
             assert 0 <= value <= 1
-            verdicts[name].append((value >= artefacts.THRESHOLDS[name]) == p.parameters[name])
+            is_there = p.parameters[artefact_scores.PAINTED[name]]
+            verdicts[name].append((value >= artefact_scores.THRESHOLDS[name]) == is_there)
     return Judged(np.mean(right), np.mean(overlap), np.mean(tone), {name: np.mean(v) for name, v in verdicts.items()})
 
 
@@ -99,3 +100,20 @@ def test_skin_alone_has_no_lesion():
     skin[ndimage.binary_dilation(p.mask, iterations=8)] = np.median(p.image[~p.mask], 0)
     assert segment(skin).count == 0
     assert segment(np.zeros((128, 128, 3), np.uint8)).count == 0
+
+
+@pytest.mark.parametrize("diameter", [0.6, 0.75, 0.85])
+def test_a_lesion_that_fills_the_field_is_no_skin(diameter):
+    for seed in range(3):
+        made = phantom(seed, 128, **CLEAN, number=1, size_name="large", diameters=[diameter], irregularity=0.2)
+        found = segment(made.image)
+        assert found.count == 1
+        assert (found.mask & made.mask).sum() / (found.mask | made.mask).sum() > 0.8
+
+
+def test_a_given_mask_is_measured_as_a_found_one_is():
+    made = phantom(50_003, 128, number=3, size_name="medium", **CLEAN)
+    found, given = segment(made.image), segmented(made.image, made.mask)
+    assert given.count == 3 and np.array_equal(given.mask, made.mask)
+    assert given.areas.sum() == pytest.approx(made.mask.mean())
+    assert given.ita == pytest.approx(found.ita, abs=1)

@@ -29,7 +29,7 @@ def test_classes_without_splits(tmp_path):
     assert (first.sha256, first.licence, listing.ignored) == ("", "", ())
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "Val"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
 def test_splits_by_their_names(tmp_path, name):
     folders = ("train", name, "test")
     listing = sources.scan(fill(tmp_path, *(f"{each}/{label}/1.png" for each in folders for label in ("a", "b"))))
@@ -43,6 +43,53 @@ def test_hidden_files_and_litter_do_not_count_and_other_files_are_told(tmp_path)
     listing = sources.scan(two_classes(tmp_path, *litter, "benign/scan.dcm", "benign/more/1.jpg"))
     assert [record.image for record in listing.records] == ["benign/1.jpg", "malignant/1.jpg"]
     assert listing.ignored == (("benign/more", "no image"), ("benign/scan.dcm", "no image"))
+
+
+def test_images_beside_the_class_folders_are_told(tmp_path):
+    listing = sources.scan(fill(two_classes(tmp_path), "loose.jpg", "readme.txt"))
+    assert listing.ignored == (("loose.jpg", "outside of the class folders"),)
+    names = ("train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg", "test/loose.jpg")
+    assert sources.scan(fill(tmp_path / "split", *names)).ignored == (
+        ("test/loose.jpg", "outside of the class folders"),
+    )
+
+
+@pytest.mark.parametrize(
+    "names, order",
+    [
+        (("melanoma", "nevus"), ("nevus", "melanoma")),
+        (("MEL", "nv", "bcc"), ("nv", "MEL", "bcc")),
+        (("cancer", "mole"), ("mole", "cancer")),
+        (("squamous_cell-carcinoma", "x"), ("x", "squamous_cell-carcinoma")),
+        (("b", "a"), ("a", "b")),
+    ],
+)
+def test_the_malignant_class_is_the_last_and_so_the_positive_one(tmp_path, names, order):
+    assert sources.scan(fill(tmp_path, *(f"{name}/1.jpg" for name in names))).labels == order
+
+
+def test_several_folders_are_one_under_what_holds_them(tmp_path):
+    one, two = (sources.scan(two_classes(tmp_path / name)) for name in ("one", "two"))
+    both = sources.merged([one, two], "binary")
+    assert both.root == tmp_path.resolve() and both.labels == ("benign", "malignant")
+    assert [(each.image, each.source) for each in both.records] == [
+        (f"{name}/{label}/1.jpg", name) for name in ("one", "two") for label in ("benign", "malignant")
+    ]
+    assert sources.merged([one], "binary") is one
+
+
+def test_folders_that_do_not_belong_together_are_refused(tmp_path):
+    one, other = (
+        sources.scan(two_classes(tmp_path / "one")),
+        sources.scan(fill(tmp_path / "two", "mel/1.jpg", "nv/1.jpg")),
+    )
+    with pytest.raises(
+        UserError, match=r"one: its classes are benign, malignant, those of all folders benign, malignant, mel, nv"
+    ):
+        sources.merged([one, other], "binary")
+    assert sources.merged([one, other], "diagnoses").labels == ("benign", "nv", "malignant", "mel")
+    with pytest.raises(UserError, match=r"one/benign/1\.jpg is in two of the folders"):
+        sources.merged([one, one], "binary")
 
 
 def test_links_in_circles_end(tmp_path):

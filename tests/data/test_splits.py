@@ -140,6 +140,12 @@ def test_an_earlier_manifest_keeps_its_images_where_they_are_and_new_photographs
     assert [done[f"again{i}.jpg"] for i in range(30)] == [done[f"a{i}.jpg"] for i in range(30)]
 
 
+def test_what_an_earlier_manifest_set_aside_places_nothing():
+    aside = record("one", "a", "train", lesion_id="x", rejected=("near_duplicate_of_evaluation",))
+    placed = splits.placements([aside, record("two", "a", "test", lesion_id="x")])
+    assert set(placed.values()) == {"test"}
+
+
 def test_what_ties_two_sides_of_an_earlier_manifest_is_refused():
     placed = splits.placements([record("one", "a", "train"), record("two", "a", "test")])
     with pytest.raises(UserError, match=r"two\.jpg \(test\) and one\.jpg \(train\) were on two sides"):
@@ -151,6 +157,36 @@ def test_every_image_is_tested_in_one_of_k_folds():
     folds = [assigned(records, test=1 / 4, turn=fold / 4) for fold in range(4)]
     tested = [each.image for done in folds for each in done if each.split == "test"]
     assert sorted(tested) == sorted(each.image for each in records)
+
+
+def test_stratified_folds_test_every_image_once_in_exact_shares():
+    records = [record(f"{label}{i}", label) for label, count in (("a", 53), ("b", 21)) for i in range(count)]
+    folds = [assigned(records, test=1 / 5, turn=fold / 5, stratified=True) for fold in range(5)]
+    tested = [each for done in folds for each in done if each.split == "test"]
+    assert sorted(each.image for each in tested) == sorted(each.image for each in records)
+    for done in folds:
+        of_test = [each.label for each in done if each.split == "test"]
+        assert of_test.count("a") in (10, 11) and of_test.count("b") in (4, 5)
+
+
+def test_rejected_records_take_no_part():
+    made = [record(f"made{i}", "a", "train", rejected=("synthetic",)) for i in range(40)]
+    done = assigned([*many(30), *made])
+    assert done[60:] == tuple(made) and sides(done[:60]) == sides(assigned(many(30)))
+    splits.refuse_leaks(
+        [record("one", "a", "test", lesion_id="x"), record("m", "a", "train", lesion_id="x", rejected=("y",))]
+    )
+
+
+def test_a_split_that_one_source_gives_is_still_carved_out_of_another():
+    given = [record(f"given{split}{i}", "a", split, source="kaggle") for split in ("train", "test") for i in range(50)]
+    done = assigned([*given, *many(200)])
+    assert {each.split for each in done[:50]} == {"train", "validation"}
+    assert {each.split for each in done[100:]} == {"train", "validation", "test"}
+
+
+def test_what_two_sources_share_is_no_fault_of_either():
+    splits.refuse_leaks([record("one", "a", "train", sha256="x", source="p"), record("two", "a", "test", sha256="x")])
 
 
 def test_a_photograph_of_the_isic_archive_is_itself_in_whichever_folder():

@@ -59,7 +59,8 @@ def test_a_layout_is_detected_and_read(tmp_path, name):
     assert [(Path(r.image).parent.name, r.label, r.source) for r in listing.records] == [
         ("", "malignant", name), ("part_1", "benign", name)
     ]  # fmt: skip
-    assert len(listing.ignored) == (name in DROPPED)
+    (left_out,) = listing.ignored if name != "isic-2016" else [("part_1/c.jpg", "in no table")]
+    assert left_out[0] == "part_1/c.jpg" and (left_out[1] == "in no table") == (name not in DROPPED)
 
 
 def test_what_a_table_knows_of_the_patient(tmp_path):
@@ -124,15 +125,28 @@ def test_the_name_of_a_table_tells_its_split(name, split):
 def test_any_table_by_its_columns(tmp_path):
     folder(tmp_path, "file,kind,who,set\na.jpg,mole,P1,train\npart_1/b.JPG,cancer,P2,Test\nc,,P3,val\n")
     listing = scan(tmp_path, "table", image="file", label="kind", patient_id="who", split="set")
-    assert listing.labels == ("cancer", "mole") and listing.ignored == (("part_1/c.jpg", "without a label"),)
+    assert listing.labels == ("mole", "cancer") and listing.ignored == (("part_1/c.jpg", "without a label"),)
     assert [(r.label, r.split, r.patient_id) for r in listing.records] == [
         ("mole", "train", "P1"), ("cancer", "test", "P2")
     ]  # fmt: skip
 
 
+def test_diagnoses_of_any_table_go_by_the_rules(tmp_path):
+    folder(tmp_path, "file,dx\na.jpg,MEL\npart_1/b.JPG,nevus\nc,ak\n")
+    listing = scan(tmp_path, "table", image="file", diagnosis="dx")
+    assert [each.label for each in listing.records] == ["malignant", "benign"]
+    assert listing.ignored == (("part_1/c.jpg", "actinic keratosis"),)
+    assert scan(tmp_path, "table", "diagnoses", image="file", diagnosis="dx").labels == (
+        "nevus", "actinic keratosis", "melanoma"
+    )  # fmt: skip
+    (tmp_path / "metadata.csv").write_text("file,dx\na.jpg,MEL\nb,wart\n")
+    with pytest.raises(UserError, match="line 3: dx is 'wart'; known are benign keratosis, "):
+        scan(tmp_path, "table", image="file", diagnosis="dx")
+
+
 def test_a_column_of_a_known_table_may_give_other_classes(tmp_path):
     folder(tmp_path, TABLES["ddi"])
-    assert scan(tmp_path, label="disease").labels == ("melanoma", "nevus")
+    assert scan(tmp_path, label="disease").labels == ("nevus", "melanoma")
 
 
 @pytest.mark.parametrize("columns, told", [({"image": "file"}, "columns of the image and the label"),
@@ -161,7 +175,7 @@ def test_two_files_of_one_name_must_be_copies(tmp_path):
 
 def test_images_that_are_not_there_may_be_left_out_and_counted(tmp_path):
     folder(tmp_path, TABLES["ham10000"] + "HAM_3,gone,nv,histo,,,\n")
-    assert scan(tmp_path, skip=True).ignored == (("gone", "not there"),)
+    assert scan(tmp_path, skip=True).ignored == (("gone", "not there"), ("part_1/c.jpg", "in no table"))
 
 
 def read(root, text, encoding="utf-8"):
@@ -173,6 +187,23 @@ def read(root, text, encoding="utf-8"):
 def test_spreadsheets_mangle_tables(tmp_path, encoding, ends):
     text = TABLES["ham10000"].replace("\n", ends)
     assert len(read(tmp_path, text, encoding).records) == 2
+
+
+@pytest.mark.parametrize("name, mark", [("a.tab", "\t"), ("a.tsv", "\t"), ("a.csv", ";"), ("HAM10000_metadata", "\t")])
+def test_tables_may_be_divided_by_other_marks(tmp_path, name, mark):
+    folder(tmp_path, TABLES["ham10000"].replace(",", mark))
+    (tmp_path / "metadata.csv").rename(tmp_path / name)
+    listing = scan(tmp_path)
+    assert [each.source for each in listing.records] == ["ham10000"] * 2
+    assert listing.records[0].attributes["site"] == "back"
+
+
+def test_the_device_is_what_the_archive_tells_of_it(tmp_path):
+    text = (
+        HAM.replace("localization", "localization,dataset") + "H,a,mel,histo,80,male,back,vidir_molemax\nK,b,nv,,,,,\n"
+    )
+    first, second = read(tmp_path, text).records
+    assert first.attributes["device"] == "vidir_molemax" and "device" not in second.attributes
 
 
 @pytest.mark.parametrize(
@@ -192,7 +223,24 @@ def test_what_a_table_gets_wrong_is_named(tmp_path, rows, told):
 
 
 PIECES = st.sampled_from(
-    [HAM, "H,a,mel,,1,,\n", "H,b,nv\n", ",", "\n", "\r", '"', "\0", "../a", "\ud800", "é", "1e999"]
+    [
+        HAM,
+        HAM.replace(",", ";"),
+        "H,a,mel,,1,,\n",
+        "H;a;nv\n",
+        "H,b,nv\n",
+        ",",
+        ";",
+        "\t",
+        "\n",
+        "\r",
+        '"',
+        "\0",
+        "../a",
+        "\ud800",
+        "é",
+        "1e999",
+    ]
 )
 
 

@@ -13,7 +13,8 @@ from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.previews import colours_of, watched
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
+from dermjax.diffusion.text_to_image import Pipeline, keys_of, pixels, text_to_image
+from dermjax.diffusion.walk import normal
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,50 @@ def test_deep_cache(tiny):
         share = spent[interval] / spent[1]
         print(f"DeepCache {interval}: {share:.2f} of the time, {off:.1f} levels off; another seed's {others:.1f}")
         assert spent[interval] < spent[1] and off < others / 2
+
+
+def segments(pipeline, size, interval):
+    """text_to_image with Euler's method, guided in an interval of sigmas by three scans one after the other."""
+    model, ladder = pipeline.model, pipeline.ladder
+    begin = ladder.rungs[0]
+    bounds = [0, int(np.sum(begin > interval[1])), int(np.sum(begin > interval[0])), len(begin)]
+
+    @jax.jit
+    def images(params, tokens, negative, seeds, guidance):
+        shape = (len(seeds), size // model.factor, size // model.factor, 4)
+        plain, guided = (pipeline.ask(params, tokens, words, guidance, shape) for words in (None, negative))
+        to_start, to_walk = keys_of(seeds)
+        x = ladder.start * normal(to_start, shape[1:])
+        for ask, first, last in zip((plain, guided, plain), bounds[:-1], bounds[1:], strict=True):
+            part = replace(ladder, sigmas=ladder.sigmas[first : last + 1], times=ladder.times[first:last])
+            x = pipeline.sampler.sample(pipeline.denoiser(ask), x, part, to_walk)
+        return pixels(model.decode(params, x))
+
+    return images
+
+
+def test_guidance_in_an_interval(tiny):
+    """One scan that chooses, as we have it, beside three scans of a fixed choice: the same images in the same time."""
+    model, (*asked, everywhere) = tiny
+    interval = np.float32(0.5), np.float32(4.0)
+    once, here = text_to_image(pipeline(model), model.size), replace(everywhere, interval=interval)
+    given = {
+        "everywhere": (once, everywhere),
+        "chosen, everywhere": (once, replace(everywhere, interval=(np.float32(0), np.float32(1e4)))),
+        "chosen": (once, here),
+        "three scans": (segments(pipeline(model), model.size, interval), everywhere),
+    }
+    compiled, seconds = {}, {}
+    for name, (function, guidance) in given.items():
+        traced = function.lower(*asked, guidance)
+        began = time.process_time()
+        compiled[name] = partial(traced.compile(), *asked, guidance)
+        seconds[name] = time.process_time() - began
+    spent = medians(compiled, ())
+    print(f"guidance interval: {spent} s a batch, compiled in {seconds} s of processor time")
+    np.testing.assert_allclose(np.int32(compiled["chosen"]()), np.int32(compiled["three scans"]()), atol=1)
+    assert spent["chosen, everywhere"] < 1.03 * spent["everywhere"]
+    assert spent["chosen"] < 1.03 * spent["three scans"] < spent["everywhere"]
 
 
 def test_words_once_a_prompt(tiny):

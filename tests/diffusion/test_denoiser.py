@@ -7,6 +7,7 @@ import pytest
 
 from dermjax.diffusion import denoiser, samplers, schedule
 from dermjax.diffusion.denoiser import Guidance
+from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SCHEDULER
 
 LADDER = samplers.named("PLMS").ladder(SCHEDULER, 1000, "")
@@ -33,6 +34,11 @@ def test_a_perfect_network_denoises(kind, t):
     np.testing.assert_allclose(denoised, latents, atol=0.02 * max(1, sigma))
     np.testing.assert_allclose(seen["x"], schedule.add_noise(alpha_bar, latents, noise, jnp.array([t, t])), atol=1e-4)
     assert seen["t"].tolist() == [t, t], "integer times arrive exactly"
+
+
+def test_an_unknown_prediction_is_named():
+    with pytest.raises(UserError, match="prediction_type 'flow' is not one of epsilon, v_prediction, sample"):
+        denoiser.denoiser(lambda x, t: x, "flow", LADDER)
 
 
 def linear(x, t, context):
@@ -96,6 +102,22 @@ def test_guidance_only_in_its_interval(given):
     np.testing.assert_allclose(made[3], linear(x, jnp.full(3, 200.0), context), rtol=1e-5, atol=1e-5)
 
 
+def test_an_interval_from_zero_holds_the_last_time(given):
+    """Sigma is 0.03 at time 0."""
+    x, context, negative = given
+    for low, batch in ((0.0, 6), (schedule.sigmas(SCHEDULER)[0], 3)):
+        ran = []
+
+        def network(x, t, context, ran=ran):
+            jax.debug.callback(lambda t: ran.append(len(t)), t)
+            return linear(x, t, context)
+
+        guidance = Guidance(jnp.float32(7), None, (jnp.float32(low), jnp.float32(5)))
+        denoiser.guided(network, context, negative, guidance, LADDER)(x, jnp.float32(0))
+        jax.effects_barrier()
+        assert ran == [batch]
+
+
 def test_no_guidance_costs_one_plain_pass(given):
     x, context, _ = given
     calls = []
@@ -104,13 +126,19 @@ def test_no_guidance_costs_one_plain_pass(given):
 
 
 def test_what_is_kept_stays_with_every_prediction(given):
+    """And the network sees it under its own noise, but for the first time."""
     x, _, _ = given
     mask = jnp.zeros((3, 2, 2, 1)).at[:, 0].set(1)
-    free = denoiser.denoiser(lambda x, t: jnp.sin(x), "epsilon", LADDER)
-    kept = denoiser.keeping(free, 5 * x, mask)
+    seen = []
+    free = denoiser.denoiser(lambda x, t: (seen.append(x), jnp.sin(x))[1], "epsilon", LADDER)
+    kept = denoiser.keeping(free, 5 * x, 3 * x, mask, jnp.float32(4))
     sigma = jnp.float32(2)
     np.testing.assert_allclose(kept(x, sigma)[:, 1], 5 * x[:, 1])
     np.testing.assert_allclose(kept(x, sigma)[:, 0], free(x, sigma)[:, 0])
+    kept(x, jnp.float32(4))
+    for shown, noisy, rest in ((seen[0], sigma, 5 * x + sigma * 3 * x), (seen[-1], 4, x)):
+        np.testing.assert_allclose(shown[:, 0], x[:, 0] / np.sqrt(1 + noisy**2), rtol=1e-5)
+        np.testing.assert_allclose(shown[:, 1], rest[:, 1] / np.sqrt(1 + noisy**2), rtol=1e-5)
 
 
 def test_more_channels_reach_the_network_as_they_are(given):

@@ -116,8 +116,8 @@ def painted():
     return {"image": shares(PICTURES), "mask_image": mask, "height": 64, "width": 48}
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.75])
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "Euler a"])  # see `denoiser.keeping`
+@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_inpainting_by_blending(name, strength, twins, draws):
     kind = diffusers.StableDiffusionInpaintPipeline
     same(inpaint, kind, twins[4], name, strength, (PICTURES, MASK), painted())

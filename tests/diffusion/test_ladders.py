@@ -89,15 +89,38 @@ def test_explicit_lists():
     made = explicit(SD15, [10.0, 3.0, 0.5, 0.0])
     assert made.start == 10 and len(made.times) == 3
     np.testing.assert_allclose(np.interp(made.times, np.arange(1000), np.log(TABLE)), np.log([10, 3, 0.5]), rtol=1e-9)
-    for wrong in ([10.0], [3.0, 10.0], [3.0, 3.0, 0.0], [1.0, -1.0]):
+    for wrong in ([10.0], [3.0, 10.0], [3.0, 3.0, 0.0], [1.0, -1.0], [np.inf, 1.0], [3.0, np.nan, 0.0]):
         with pytest.raises(UserError, match="give two or more, decreasing to 0 or more"):
             explicit(SD15, wrong)
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_spacing_may_be_the_sigmas_themselves(name):
+    """For any sampler, blanks or commas between them."""
+    sampler = samplers.SAMPLERS[name]
+    for written in ("10 3 0.5 0", "10, 3,0.5, 0 "):
+        sampler.check(written)
+        assert sampler.ladder(SD15, 3, written).sigmas.tolist() == [10, 3, 0.5, 0]
+    with pytest.raises(UserError, match="steps 20: the spacing's 4 sigmas make 3 steps"):
+        sampler.ladder(SD15, 20, "10 3 0.5 0")
+    with pytest.raises(UserError, match="sigmas 3, 10, 0: give two or more, decreasing to 0 or more"):
+        sampler.ladder(SD15, 2, "3 10 0")
+
+
+def test_the_end_of_a_schedule_without_signal():
+    """As in diffusers: what is written in alpha_bar starts from noise alone, the others from a sigma of 4096."""
+    zero = SD15 | {"rescale_betas_zero_snr": True}
+    for name, sampler in samplers.SAMPLERS.items():
+        top = sampler.ladder(zero, 20, "" if sampler.layout.fixed else "trailing").sigmas[0]
+        alone = name in ("PLMS", "DDIM", "DDPM", "LCM")
+        np.testing.assert_allclose(top, 2.0**24 if alone else 4096, rtol=1e-6, err_msg=name)
 
 
 def test_the_lower_part():
     whole = ladder(EULER, SD15, 20, "")
     lower = whole.below(0.57)
     np.testing.assert_array_equal(lower.sigmas, whole.sigmas[-12:])
+    assert lower.above == 9 and lower.laid == lower.below(0.5).laid == 20 and whole.below(1).above == 0
     assert len(lower.times) == 11 and whole.below(1).sigmas is not None and len(whole.below(1).times) == 20
     for strength in (0, -0.1, 1.01):
         with pytest.raises(UserError, match="give more than 0 and at most 1"):
@@ -120,7 +143,7 @@ def test_latent_consistency_takes_the_steps_it_was_distilled_at():
 def test_unknown_and_impossible_spacings_are_named():
     with pytest.raises(UserError, match="timestep_spacing 'zigzag' is not one of leading, linspace, trailing"):
         ladder(EULER, SD15 | {"timestep_spacing": "zigzag"}, 20, "")
-    with pytest.raises(UserError, match="spacing 'zigzag' is not one of leading"):
+    with pytest.raises(UserError, match=r"spacing 'zigzag' is not one of leading.* nor a list of sigmas"):
         ladder(EULER, SD15, 20, "zigzag")
     with pytest.raises(UserError, match="spacing 'karras' is not for this sampler, which walks leading"):
         ladder(PLMS, SD15, 20, "karras")

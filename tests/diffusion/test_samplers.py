@@ -47,8 +47,17 @@ def walked(name, ladder, x, keys, denoise=BEST):
 
 
 # where the fit from 10 steps on is not the order of the table: LMS and PLMS start with steps of order 1 and 2, and
-# UniPC's error changes its sign between 10 and 20 steps; what they come to is below
-FITTED = {"LMS": (2.3, 4.5), "PLMS": (2.7, 4.5), "UniPC": (2.2, 3.6)}
+# UniPC nears its order from above; what LMS and UniPC come to is below
+FITTED = {"LMS": (3.5, 4.5), "PLMS": (2.7, 4.5), "UniPC": (2.85, 3.8)}
+
+
+def descent(name, steps):
+    """Sigmas from 2 to 0.5, for PLMS at equal steps, of which alone its weights are true.
+
+    For the others the first and the last are short: some of them take those by Euler's method, as diffusers' do.
+    """
+    ramp = np.linspace(0, 1, steps + 1)
+    return 2.0 - 1.5 * (ramp if name == "PLMS" else ramp**2 * (3 - 2 * ramp))
 
 
 def error(name, sigmas):
@@ -64,7 +73,7 @@ def test_order_of_convergence(name):
     order = samplers.named(name).order
     least, most = FITTED.get(name, (order - 0.15, order + 0.6))
     counts = [10, 20, 40, 80, 160]
-    errors = [error(name, np.linspace(2.0, 0.5, steps + 1)) for steps in counts]
+    errors = [error(name, descent(name, steps)) for steps in counts]
     fitted = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     print(f"{name}: order {fitted:.2f}, errors {errors}")
     assert least <= fitted <= most
@@ -73,8 +82,8 @@ def test_order_of_convergence(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["LMS", "UniPC"])
 def test_order_once_it_has_started(name):
-    """On a ladder whose first steps are short, so that their low order does not count, as the steps double."""
-    coarse, fine = (error(name, 2.0 - 1.5 * np.linspace(0, 1, steps + 1) ** 2) for steps in (640, 1280))
+    """As the steps double."""
+    coarse, fine = (error(name, descent(name, steps)) for steps in (640, 1280))
     print(f"{name}: order {np.log2(coarse / fine):.2f}")
     assert abs(np.log2(coarse / fine) - samplers.named(name).order) < 0.15
 

@@ -49,6 +49,14 @@ def test_unknown_schedule_is_named():
         schedule.alphas_cumprod(SCHEDULER | {"beta_schedule": "cubic"})
 
 
+def test_what_is_no_schedule_of_betas_is_named():
+    """As a folder of a flow-matching model has it."""
+    with pytest.raises(UserError, match="scheduler: 'beta_schedule' is missing; this model does not"):
+        schedule.alphas_cumprod({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000})
+    with pytest.raises(UserError, match="prediction_type 'flow' is not one of epsilon, v_prediction, sample"):
+        schedule.target("flow", np.array([0.5]), jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1, 1)), jnp.array([0]))
+
+
 def test_noise_and_targets_are_one_rotation():
     """x_t and v are (latents, noise) turned by an angle; the three targets give back the same latents."""
     rng = np.random.default_rng(0)

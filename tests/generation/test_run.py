@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dermjax import run_folder
-from dermjax.data import records, tokens
+from dermjax.data import records, seen, tokens
 from dermjax.errors import UserError
 from dermjax.generation import credentials, model, provenance, run
 from dermjax.generation.production import WRITERS
@@ -178,6 +178,13 @@ def test_images_and_records(whole):
     assert len({record.sha256 for record in manifest.records}) == 10
 
 
+def test_what_the_model_saw_is_handed_on(folder, tmp_path):
+    (folder / seen.FILE).write_bytes(b"a line\n")
+    generate(folder, tmp_path / "run")
+    (folder / seen.FILE).unlink()
+    assert (tmp_path / "run" / seen.FILE).read_bytes() == b"a line\n"
+
+
 def test_a_second_run_does_nothing(folder, whole):
     before = contents(whole)
     assert generate(folder, whole) == 0
@@ -309,6 +316,9 @@ def test_without_guidance(folder, tmp_path):
         ({"samplers": ("Eular",)}, "sampler 'Eular' is not known; did you mean one of: Euler"),
         ({"steps": 0}, r"plan\.steps = 0"),
         ({"steps": 1001}, "steps 1001: this sampler takes 1 to 1000"),
+        ({"samplers": ("Euler", "LCM"), "steps": 51}, "steps 51: this sampler takes 1 to 50"),
+        ({"spacing": "9 3 0"}, "steps 4: the spacing's 3 sigmas make 2 steps"),
+        ({"spacing": "3 9 2 1 0"}, "sigmas 3, 9, 2, 1, 0: give two or more, decreasing"),
         ({"prompts": {"benign": ("a mole " * 9,)}}, "'a mole a mole.*tokens"),
         ({"size": 30}, "size = 30: this model makes multiples of 16 px; give 32"),
         ({"batch": 0}, r"plan\.batch = 0"),

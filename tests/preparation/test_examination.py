@@ -83,6 +83,7 @@ def test_what_was_looked_at_is_read_back_equal_and_damaged_lines_do_not_count(fo
     (read,) = examined.read(tmp_path).values()
     assert read.measured == looks[1].measured and read.sha256 == duplicates.sha256(path)
     np.testing.assert_array_equal(read.views, looks[1].views)
+    np.testing.assert_array_equal(read.cells, looks[1].cells)
     (tmp_path / examined.FILE).write_bytes(looks[0].line()[:90] + b"\n[]\n{}\nnull\n\xff\n" + looks[1].line()[:-40])
     assert examined.read(tmp_path) == {}
 

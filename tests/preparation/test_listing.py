@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+from dermjax.data.export import forms
 from dermjax.errors import UserError
-from dermjax.preparation.listing import listed
+from dermjax.preparation.listing import folders, headed, listed, whole
 
 COLUMNS = dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", "age"), "")
 HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\nL1,0,nv,x,1,male,back\nL2,1,mel,x,1,male,back\n"
@@ -38,7 +40,7 @@ def test_a_table_wins_over_folders_unless_told_otherwise(tmp_path, fill):
     assert listing(root, "ham10000", "diagnoses")[1].labels == ("nevus", "melanoma")
     assert listing(root, "folders")[0] == "class folders" and listing(root, "folders")[1].labels == ("0", "1")
     name, found = listing(root, image="image_id", label="dx", lesion_id="lesion_id")
-    assert name == "table" and found.labels == ("mel", "nv") and found.records[0].lesion_id == "L1"
+    assert name == "table" and found.labels == ("nv", "mel") and found.records[0].lesion_id == "L1"
 
 
 def test_images_sorted_into_train_are_taken_so_whatever_table_lies_there(tmp_path, fill):
@@ -64,12 +66,43 @@ def test_what_cannot_be_meant_is_refused(tmp_path, fill, asked, told):
         listing(fill(tmp_path / "moles", ("a", "b"), 1), **asked)
 
 
+def test_folders_are_divided_by_commas_unless_there_is_one_of_that_name(tmp_path):
+    assert folders(f"{tmp_path}/a, {tmp_path}/b") == [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / "a,b").mkdir()
+    assert folders(f"{tmp_path}/a,b") == [tmp_path / "a,b"]
+
+
+def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, capsys):
+    sorted_, clinic = fill(tmp_path / "sorted", ("benign", "malignant"), 2), fill(tmp_path / "clinic", ("x",), 2)
+    (clinic / "list.csv").write_text("file;dx\n0.png;mel\n1.png;nv\n")
+    asked = {"layout": "detect", "classes": "binary", "positive": "", "skip": False, "workdir": tmp_path / "run"}
+    found = whole(f"{sorted_},{clinic}", columns=COLUMNS | {"image": "file", "diagnosis": "dx"}, **asked)
+    assert [(each.image, each.label) for each in found.records if each.source == "table"] == [
+        ("clinic/x/0.png", "malignant"), ("clinic/x/1.png", "benign")
+    ]  # fmt: skip
+    assert len(found.records) == 6 and "clinic is read as table" in capsys.readouterr().out
+
+
+def test_the_positive_class_may_be_named(tmp_path, fill):
+    _, found = listing(fill(tmp_path / "moles", ("a", "b", "c"), 1))
+    assert headed(found, "").labels == ("a", "b", "c") and headed(found, "a").labels == ("b", "c", "a")
+    with pytest.raises(UserError, match=r"config.positive 'd': the classes are a, b, c"):
+        headed(found, "d")
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"splits": 3}', "\x00"])
 def test_a_damaged_data_set_is_named(tmp_path, content):
     for name in ("dataset_info.json", "features.json"):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=re.escape(f"folder {tmp_path}: not a data set")):
         listing(tmp_path)
+
+
+def test_a_data_set_that_is_refused_later_leaves_none_of_its_images(tmp_path, fill, prepare, refused):
+    manifest = prepare(fill(tmp_path / "moles", ("benign", "malignant"), 4), tmp_path / "run")
+    few = replace(manifest, records=tuple(replace(each, split="train") for each in manifest.records[2:6]))
+    forms.write(few, tmp_path / "out", "array_record")
+    refused(tmp_path / "out", "2 distinct images are too few")
 
 
 def test_a_data_set_of_something_else_is_named(tmp_path):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from dermjax.data import duplicates, images, records
+from dermjax.data import duplicates, images, pictures, records
 from dermjax.preparation.run import run
 
 PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "dermoscopy"
@@ -24,7 +25,7 @@ def test_a_folder_of_classes_gets_three_splits_and_stays_where_it_is(folder, tmp
     assert all(manifest.path(record) in before for record in manifest.records)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "examined.jsonl", "manifest.jsonl", "report.html"
+        "examined.jsonl", "manifest.jsonl", "report.html", "thumbnails"
     ]  # fmt: skip
 
 
@@ -59,9 +60,73 @@ def test_near_copies_in_two_given_splits_are_set_aside_said_and_shown(divided, t
     (divided / "test/benign/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
     manifest = prepare(divided, tmp_path / "run")
     assert [record.image for record in manifest.records if not record.kept] == ["train/benign/3.png"]
-    assert "near-duplicates of images that others are judged on: 1" in capsys.readouterr().out
+    assert "share an image, a lesion or a patient with what is judged: 1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Groups of near-duplicates in two splits: 1" in page and "test/benign/copy.png (test)" in page
+    assert "Groups of near-duplicates in two splits: 1" in page and "test/benign/copy.png (test, benign)" in page
+
+
+def test_several_archives_become_one_manifest_and_what_they_share_is_set_aside(folder, tmp_path, capsys, fill, prepare):
+    other = fill(tmp_path / "kaggle", ("train/benign", "train/malignant", "test/benign", "test/malignant"), 3)
+    for label in CLASSES:  # of the other folder's test images some stand here, one of them turned and compressed
+        for number in range(3):
+            pixels = np.random.default_rng(777 + number + 10 * (label == "benign")).integers(
+                0, 256, (16, 16, 3), np.uint8
+            )
+            pixels = pixels.repeat(4, axis=0).repeat(4, axis=1)
+            (other / "test" / label / f"{number}.png").write_bytes(images.png(pixels))
+            (folder / label / f"again{number}.png").write_bytes(images.png(np.rot90(pixels) if number else pixels))
+    manifest = prepare(f"{folder},{other}", tmp_path / "run", **{"ratios.test": 0.0})
+    assert manifest.root == tmp_path.resolve() and len(manifest.records) == 58
+    aside = [record.image for record in manifest.records if record.rejected == ("near_duplicate_of_evaluation",)]
+    assert aside == [f"moles/{label}/again{number}.png" for label in CLASSES for number in range(3)]
+    assert all(record.image.startswith("kaggle/test/") for record in manifest.split("test"))
+    assert {record.source for record in manifest.records} == {"moles", "kaggle"}
+    assert f"{other} is read as kaggle" in capsys.readouterr().out
+
+
+def test_what_a_model_made_is_set_aside_and_said(folder, tmp_path, capsys, prepare):
+    rows = [f"{path.name},{path.parent.name}" for path in sorted(folder.rglob("*.png")) if path.parent.name == "benign"]
+    for path in sorted((folder / "malignant").iterdir()):
+        path.rename(folder / f"m{path.name}")
+        rows.append(f"m{path.name},malignant")
+    rows = [f"{row},{'synthetic' if place % 4 == 0 else 'none'}" for place, row in enumerate(rows)]
+    (folder / "metadata.csv").write_text("isic_id,diagnosis_1,image_manipulation\n" + "\n".join(rows))
+    manifest = prepare(folder, tmp_path / "run")
+    made = [record for record in manifest.records if record.synthetic]
+    assert len(made) == 10 and all((each.split, each.rejected) == ("train", ("synthetic",)) for each in made)
+    assert len(manifest.split("train") + manifest.split("validation") + manifest.split("test")) == 30
+    assert "set aside, as a model made them: 10" in capsys.readouterr().out
+
+
+def test_what_is_done_to_pixels_and_the_camera_are_in_the_attributes_and_said(folder, tmp_path, capsys, prepare):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0112] = "Leica", "D7", 6
+    Image.open(folder / "benign/3.png").save(folder / "benign/turned.jpg", exif=exif)
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16).save(folder / "benign/deep.png")
+    told = {record.image: record.attributes for record in prepare(folder, tmp_path / "run").records}
+    assert told["benign/turned.jpg"] == {"device": "Leica D7", "decoded": ["turned upright"]}
+    assert told["benign/deep.png"] == {"decoded": ["16-bit grey scaled to 8"]} and told["benign/3.png"] == {}
+    assert "1 16-bit grey scaled to 8, 1 turned upright" in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Leica D7 1" in page and "the file itself is not: 1, turned upright" in page
+
+
+def test_thumbnails_are_kept_by_digest_and_not_made_again(folder, tmp_path, monkeypatch, prepare):
+    manifest = prepare(folder, tmp_path / "run")
+    kept = {path.stem for path in (tmp_path / "run" / pictures.THUMBNAILS).iterdir()}
+    assert kept and kept <= {record.sha256 for record in manifest.records}
+    record = next(record for record in manifest.records if record.sha256 in kept)
+    before = pictures.picture(manifest, record, "")
+    monkeypatch.setattr(images, "load", None)
+    assert pictures.picture(manifest, record, "") == before
+
+
+def test_near_copies_under_two_classes_are_said_and_shown_first(folder, tmp_path, capsys, prepare):
+    pixels = images.load(folder / "benign/3.png", 64)
+    (folder / "malignant/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
+    prepare(folder, tmp_path / "run")
+    assert "under two classes, shown in report.html: 1 pairs" in capsys.readouterr().out
+    assert "near-duplicates under two classes: 1." in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_limit_is_taken_evenly_before_anything_is_decoded(divided, tmp_path, prepare):
@@ -168,12 +233,15 @@ def test_hairs_are_taken_out_of_copies_when_asked_for(folder, tmp_path, prepare)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
 
 
-def test_real_photographs(tmp_path, prepare):
+@pytest.mark.parametrize("attributes, limit", [(False, 30), (True, 6)])
+def test_real_photographs(attributes, limit, tmp_path, prepare):
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the shared photographs are not here")
-    manifest = prepare(PHOTOGRAPHS, tmp_path / "run", limit=30)
+    manifest = prepare(PHOTOGRAPHS, tmp_path / "run", limit=limit, attributes=attributes)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ("dark corners" in page) == ("a proxy at best" in page) == attributes
     counts = {name: len(manifest.split(name)) for name in records.SPLITS}
-    assert counts["test"] == 60 and counts["train"] + counts["validation"] == 60 and counts["validation"] >= 2
+    assert counts["test"] == 2 * limit == counts["train"] + counts["validation"] and counts["validation"] >= 2
 
 
 def test_the_page_loads_nothing_from_outside_and_shows_every_class_and_split(folder, tmp_path, prepare):

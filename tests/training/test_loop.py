@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from dermjax.errors import Stopped, UserError
 from dermjax.training import checkpoints, optimizers, precision, writers
 from dermjax.training.loop import fit
 from dermjax.training.state import create
+
+pytestmark = pytest.mark.usefixtures("no_transfers")
 
 
 def loss(params, variables, constants, batch, key):
@@ -86,6 +90,13 @@ def test_the_best_checkpoint_stays_beside_the_newest(tmp_path):
     assert checkpoints.steps(tmp_path / "checkpoints") == [4, 5, 10]
     seen = {r["step"]: r["validation_loss"] for r in writers.read(tmp_path / "metrics.jsonl") if "validation_loss" in r}
     assert seen == {0: 9.0, 2: 5.0, 4: 3.0, 6: 4.0, 8: 6.0, 10: 3.5}
+
+
+def test_a_copy_within_a_step_is_noticed(tmp_path, monkeypatch):
+    """The guard that every test here runs under: a batch that was not placed has to be fetched by the step."""
+    monkeypatch.setattr(sharding, "place", lambda batch, grid: batch)
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        train(tmp_path, 1)
 
 
 class Terminated:
@@ -187,8 +198,33 @@ def test_a_flipped_byte_is_detected_and_the_one_before_is_offered(tmp_path):
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(UserError, match=r"00000010: 1 damaged or missing files.*the one before is 00000005"):
+    with pytest.raises(UserError, match=r"00000010: 1 damaged.*delete it, and the same command resumes from 00000005"):
         train(tmp_path, 20)
+    shutil.rmtree(newest)
+    state = train(tmp_path, 20)
+    whole = train(tmp_path.with_name("whole"), 20)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_only_a_whole_checkpoint_is_offered(tmp_path):
+    train(tmp_path, 10)
+    for step in checkpoints.steps(tmp_path / "checkpoints"):
+        (tmp_path / "checkpoints" / f"{step:08d}" / "iterator.json").write_text("{")
+    with pytest.raises(UserError, match="none before it is whole: give another --workdir"):
+        train(tmp_path, 20)
+
+
+def test_the_best_is_forgotten_with_its_damaged_checkpoint(tmp_path):
+    figures = iter([9.0, 5.0, 4.0, 3.0, 2.0, 2.5, 2.2])
+    settings = {"evaluate": lambda state, constants: {"validation_loss": next(figures)}, "minimise": "validation_loss"}
+    train(tmp_path, 8, evaluate_every=2, **settings)
+    folder = tmp_path / "checkpoints"
+    assert checkpoints.best(folder) == (8, 2.0)
+    shutil.rmtree(folder / "00000008")
+    assert checkpoints.best(folder) == (6, 3.0)
+    train(tmp_path, 12, evaluate_every=4, **settings)
+    assert checkpoints.best(folder) == (12, 2.2) and checkpoints.steps(folder) == [10, 12]
 
 
 def test_another_tree_is_refused_with_names(tmp_path):
@@ -214,6 +250,21 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk has 0 MB free"):
         train(tmp_path, 10)
     assert checkpoints.steps(tmp_path / "checkpoints") == [5]
+
+
+def test_a_disk_that_fills_within_a_save_is_said_and_the_one_before_is_whole(tmp_path):
+    train(tmp_path, 5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # bytes a file: less than Orbax's smallest
+    try:
+        state = jax.tree.map(jnp.asarray, {"kernel": np.arange(1000.0, dtype=np.float32)})
+        with pytest.raises(UserError, match="no room for a checkpoint, those before are whole; make room, then"):
+            checkpoints.save(tmp_path / "checkpoints", 6, state, {}, keep=2, best=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.steps(tmp_path / "checkpoints") == [5]
+    assert not checkpoints.damage(tmp_path / "checkpoints" / "00000005")
+    assert not list((tmp_path / "checkpoints").glob("*.part"))
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):

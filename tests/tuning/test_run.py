@@ -2,7 +2,7 @@
 
 import json
 import os
-import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,90 +10,42 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
-from dermjax.data import records, tokens
-from dermjax.data.duplicates import sha256
-from dermjax.data.records import Manifest, Record
+from dermjax.data import records, seen
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import TINY, StableDiffusion
 from dermjax.training import writers
 from dermjax.tuning import run as tuning
 from dermjax.weights import diffusers, torch_layout
 
-CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
+pytestmark = pytest.mark.usefixtures("no_transfers")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A random model folder of 32 px images: the architecture of derm-tiny with narrow layers."""
-    folder = tmp_path_factory.mktemp("base")
-    tokens.write_word_tokenizer(folder / "words", ["dermoscopy", "of", "a", "benign", "malignant", "mole"], 16)
-    configs = json.loads(json.dumps(TINY))
-    words = tokens.tokenizer(folder / "words")
-    configs["text_encoder"] |= {"vocab_size": len(words), "max_position_embeddings": 16, "num_hidden_layers": 1,
-                                "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}  # fmt: skip
-    configs["unet"] |= {"block_out_channels": [32, 32], "sample_size": 4, "attention_head_dim": 2,
-                        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-                        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}  # fmt: skip
-    configs["vae"] |= {"block_out_channels": [8, 8, 8, 8], "sample_size": 32}
-    sd = StableDiffusion(configs, folder / "words", jnp.float32)
-    diffusers.write(folder / "model", sd, sd.init(0), dtype=np.float32)
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    """Ten coloured squares, four a class to tune on and one held out."""
-    folder = tmp_path_factory.mktemp("data")
-    entries = []
-    for i in range(10):
-        label = ("benign", "malignant")[i % 2]
-        path = folder / f"{label}{i}.png"
-        Image.fromarray(np.full((32, 32, 3), (200, 25 * i, 20), np.uint8)).save(path)
-        split = "train" if i < 8 else "validation"
-        entries.append(Record(image=path.name, sha256=sha256(path), label=label, split=split, source="squares",
-                              image_manipulation="none"))  # fmt: skip
-    records.write(folder / "manifest.jsonl", Manifest(labels=("benign", "malignant"), root=folder,
-                                                      records=tuple(entries)))  # fmt: skip
-    return folder / "manifest.jsonl"
-
-
-def config(base, data, **changes):
-    asked = runpy.run_path(str(CONFIG))["get_config"]("demo")
-    asked.model, asked.manifest, asked.size = str(base), str(data), 32
-    asked.steps, asked.batch, asked.save_every, asked.log_every, asked.encode_batch = 6, 8, 2, 2, 8
-    asked.watch_every, asked.samples.images, asked.samples.steps = 4, 1, 2
-    asked.save_dtype = "float32"
-    for key, value in changes.items():
-        node, *path = asked, *key.split(".")
-        for name in path[:-1]:
-            node = node[name]
-        node[path[-1]] = value
-    return asked.lock()
-
-
-@pytest.fixture(scope="module")
-def whole(base, manifest, tmp_path_factory):
+def whole(config, no_transfers, tmp_path_factory):
     """The run folder of a full tuning without interruption; each run compiles for ten seconds, so tests share it."""
     folder = tmp_path_factory.mktemp("whole")
-    tuning.run(config(base, manifest), folder)
+    tuning.run(config(), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def adapted(base, manifest, tmp_path_factory):
+def adapted(config, no_transfers, tmp_path_factory):
     """The run folder of a tuning with LoRA."""
     folder = tmp_path_factory.mktemp("adapted")
-    tuning.run(config(base, manifest, **{"tuned.unet": "lora"}), folder)
+    tuning.run(config(**{"tuned.unet": "lora"}), folder)
     return folder
 
 
-def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, manifest, whole):
+def test_what_the_model_saw_is_listed_for_audits(whole, config):
+    shown = records.read(Path(config.manifest)).split("train")
+    assert [each.record.sha256 for each in seen.read(whole)] == [record.sha256 for record in shown]
+
+
+def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, config, whole):
     sd, tuned = diffusers.read(whole / "model")
     _, before = diffusers.read(base)
     moved = {name: any((a != b).any() for a, b in zip(jax.tree.leaves(tuned[name]), jax.tree.leaves(before[name]),
@@ -101,10 +53,10 @@ def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base,
     assert moved == {"unet": True, "vae": False, "text_encoder": False}
     assert sd.prediction == "v_prediction"
     assert [r["step"] for r in writers.read(whole / "metrics.jsonl")] == [0, 1, 2, 4, 6]
-    tuning.run(config(base, manifest), whole)  # again: nothing to do
+    tuning.run(config(), whole)  # again: nothing to do
 
 
-def killed(base, manifest, workdir):
+def killed(settings, workdir):
     """Tunes and kills this process with SIGKILL after the checkpoint of step 2; called in a process of its own."""
     write = writers.Writer.write
 
@@ -114,25 +66,26 @@ def killed(base, manifest, workdir):
         write(self, step, scalars)
 
     with mock.patch.object(writers.Writer, "write", dies_at_step_4):
-        tuning.run(config(base, manifest), Path(workdir))
+        tuning.run(ConfigDict(json.loads(settings)), Path(workdir))
 
 
-def test_killed_and_started_again_it_ends_the_same(base, manifest, whole, tmp_path):
-    call = f"import runpy; runpy.run_path({__file__!r})['killed'](*{[str(p) for p in (base, manifest, tmp_path)]!r})"
+def test_killed_and_started_again_it_ends_the_same(config, whole, tmp_path):
+    asked = [json.dumps(config().to_dict()), str(tmp_path)]
+    call = f"import runpy; runpy.run_path({__file__!r})['killed'](*{asked!r})"
     ended = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not (tmp_path / "model").exists() and list((tmp_path / "checkpoints").iterdir())
-    tuning.run(config(base, manifest), tmp_path)
+    tuning.run(config(), tmp_path)
     for file in diffusers.FILES.items():
         assert (whole / "model" / Path(*file)).read_bytes() == (tmp_path / "model" / Path(*file)).read_bytes(), file
     final = [writers.read(folder / "metrics.jsonl")[-1] for folder in (whole, tmp_path)]
     assert final[0] == final[1]
 
 
-def test_the_loss_on_held_out_images_is_written_from_the_start_at_the_same_noise(base, manifest, whole, tmp_path):
+def test_the_loss_on_held_out_images_is_written_from_the_start_at_the_same_noise(config, whole, tmp_path):
     records = [r for r in writers.read(whole / "metrics.jsonl") if "validation_loss" in r]
     assert [r["step"] for r in records] == [0, 4, 6]
-    tuning.run(config(base, manifest, steps=1, seed=9, rate=0.0), tmp_path)
+    tuning.run(config(steps=1, seed=9, rate=0.0), tmp_path)
     still = [r["validation_loss"] for r in writers.read(tmp_path / "metrics.jsonl") if "validation_loss" in r]
     assert still == pytest.approx([records[0]["validation_loss"]] * 2, rel=1e-6)
 
@@ -174,18 +127,34 @@ def test_diffusers_reads_the_lora_file(base, adapted):
         ({"manifest": "nowhere"}, "nowhere"),
         ({"size": 36}, "size = 36 is not a multiple of 8"),
         ({"optimizer": "adamx"}, "optimizer 'adamx' is unknown; did you mean adamw"),
+        ({"patience": 4, "validation_draws": 0}, "config.patience needs a validation split"),
     ],
 )
-def test_bad_input_is_one_line(base, manifest, tmp_path, changes, said):
+def test_bad_input_is_one_line(config, tmp_path, changes, said):
     with pytest.raises(UserError) as error:
-        tuning.run(config(base, manifest, **changes), tmp_path)
+        tuning.run(config(**changes), tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_class_without_a_prompt_is_named(base, manifest, tmp_path):
-    asked = config(base, manifest).copy_and_resolve_references()
+def test_a_class_without_a_prompt_is_named(config, tmp_path):
+    asked = config().copy_and_resolve_references()
     with asked.unlocked():
         del asked.prompts["benign"]
     with pytest.raises(UserError, match="no prompt for benign"):
         tuning.run(asked, tmp_path)
+
+
+def test_a_changed_config_goes_on_from_the_last_step_and_patience_takes_the_best(config, whole, tmp_path):
+    """Ten steps more than the finished six, with a rate that spoils everything: patience gives back what was best."""
+    shutil.copytree(whole, tmp_path / "run")
+    before = [r["validation_loss"] for r in writers.read(whole / "metrics.jsonl") if "validation_loss" in r]
+    assert before[-1] < before[0]
+    asked = config(steps=16, watch_every=2, patience=6, schedule="constant", rate=0.3, ema_decay=0.0)
+    tuning.run(asked, tmp_path / "run")
+    records = writers.read(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in records][:5] == [0, 1, 2, 4, 6] and records[-1]["step"] < 16
+    assert records[-1]["validation_loss"] > before[-1]
+    for file in diffusers.FILES.items():
+        kept, best = (folder / "model" / Path(*file) for folder in (whole, tmp_path / "run"))
+        assert kept.read_bytes() == best.read_bytes()

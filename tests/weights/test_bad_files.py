@@ -163,7 +163,7 @@ def test_no_lora(command, small_model, single, adapters, tmp_path):
         (tmp_path / "nowhere.safetensors", "nowhere.safetensors: cannot be read (No such file"),
         (tmp_path / "page.safetensors", "is a web page"),
         (tmp_path / "xl.safetensors", "is SDXL, which is not supported"),
-        (tmp_path / "wide.safetensors", "64 of 96 tensors do not fit the model: unet."),
+        (tmp_path / "wide.safetensors", "72 of 96 tensors do not fit the model: unet."),
         (single, "is a single-file model, not a LoRA"),
     ):
         refused(generate(command, tmp_path / "run", model=small_model[2], lora=path), tmp_path / "run", said)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dermjax import sharding
-from dermjax.data import appearance, artefacts, captions, tokens
+from dermjax.data import appearance, artefact_scores, artefacts, captions, tokens
 from dermjax.data.images import from_model, to_model
 from dermjax.data.phantom import phantom
 from dermjax.data.segmentation import segment
@@ -41,7 +41,7 @@ def draw(model):
     """A function from parameters to images: each asks with the caption of a phantom that has them."""
     sd, params = model
     speak = speaker(tokens.tokenizer(sd.tokenizer), [], "refuse")
-    render = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
+    begin = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
 
     def images(asked: list[dict], first_seed: int) -> list[np.ndarray]:
         requests = []
@@ -50,7 +50,8 @@ def draw(model):
             requests.append(Request(image="", label="", prompt=prompt, negative="", seed=seed, sampler=SAMPLER,
                                     steps=STEPS, spacing="", guidance=GUIDANCE, guidance_rescale=0.0,
                                     guidance_interval=(), deep_cache=1))  # fmt: skip
-        return [image for at in range(0, len(requests), BATCH) for image in render(requests[at : at + BATCH])]
+        chunks = [requests[at : at + BATCH] for at in range(0, len(requests), BATCH)]
+        return [image for chunk in chunks for image in np.asarray(begin([chunk]).images)[: len(chunk)]]
 
     return images
 
@@ -64,7 +65,7 @@ def number_and_size(draw, images: int) -> tuple[float, dict[str, float], float]:
         found = segment(image)
         right.append(found.count == wanted["number"])
         areas[wanted["size_name"]] += list(found.areas)
-        clean += [artefacts.SCORES[name](image) < artefacts.THRESHOLDS[name] for name in ARTEFACTS]
+        clean += [artefact_scores.SCORES[name](image) < artefact_scores.THRESHOLDS[name] for name in ARTEFACTS]
     return float(np.mean(right)), {size: float(np.median(areas[size])) for size in SIZES}, float(np.mean(clean))
 
 
@@ -99,7 +100,8 @@ def test_skin_tone_moves_with_the_caption(draw, capsys):
 @pytest.mark.parametrize("name", ARTEFACTS)
 def test_artefacts_come_when_asked(draw, capsys, name):
     images = draw([{name: True, "number": 1 + i % 3} for i in range(32)], 52_000_000)
-    share = float(np.mean([artefacts.SCORES[name](image) >= artefacts.THRESHOLDS[name] for image in images]))
+    score, least = artefact_scores.SCORES[name], artefact_scores.THRESHOLDS[name]
+    share = float(np.mean([score(image) >= least for image in images]))
     with capsys.disabled():
         print(f"\n{name} when asked {share:.3f}")
     assert share >= 0.8

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
 
 from dermjax.data import tokens
 from dermjax.errors import UserError
@@ -78,6 +79,47 @@ def test_variants_and_shards_are_read(twin, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, ours.read(tmp_path / "sharded", variant=variant)[1], params)
     with pytest.raises(UserError, match=r"no diffusion_pytorch_model\.bf16\.safetensors"):
         ours.read(tmp_path / "sharded", variant="bf16")
+
+
+def test_a_variant_of_one_network_takes_the_others_plain(tiny):
+    """Stable Diffusion 1.5's non_ema is of the UNet alone."""
+    folder, params = tiny
+    plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    changed = {name: each + 1 for name, each in load_file(plain).items()}
+    save_file(changed, folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+    _, found = ours.read(folder, variant="non_ema")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 1), found["unet"], params["unet"])
+    jax.tree.map(np.testing.assert_array_equal, found["vae"], params["vae"])
+    plain.rename(plain.with_name("diffusion_pytorch_model.fp16.bin"))
+    with pytest.raises(UserError, match=r"there are the variants fp16, non_ema: write one out with `dermjax convert"):
+        ours.read(folder)
+
+
+@pytest.mark.parametrize("place, content, said", [
+    ("model_index.json", "[1]", "holds list where an object with names"),
+    ("unet/config.json", "[" * 100_000, "cannot be read as JSON"),
+    ("vae/config.json", "null", "holds NoneType where"),
+    ("unet/diffusion_pytorch_model.safetensors.index.json", '{"weight_map": 3}', "no weight_map with the files"),
+])  # fmt: skip
+def test_json_of_another_form_is_one_line(tiny, place, content, said):
+    folder, _ = tiny
+    (folder / place).write_text(content)
+    if "index.json" in place and "unet" in place:
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=said) as error:
+        ours.read(folder)
+    assert str(folder / place) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_beyond_half_precision_are_refused_and_nothing_is_left(tiny, tmp_path):
+    folder, params = tiny
+    sd, _ = ours.read(folder)
+    spoilt = jax.tree.map(np.copy, params)
+    spoilt["unet"]["conv_in"]["bias"][0] = 1e5
+    with pytest.raises(UserError, match=r"conv_in\.bias: values beyond float16's largest; write bfloat16 or float32"):
+        ours.write(tmp_path / "half", sd, spoilt, dtype=np.float16)
+    assert not (tmp_path / "half").exists() and not list(tmp_path.glob(".half*"))
+    ours.write(tmp_path / "wide", sd, spoilt, dtype=jnp.bfloat16)
 
 
 def test_older_folders_are_read(twin, tmp_path):

@@ -2,20 +2,33 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, TINY, StableDiffusion
-from dermjax.weights import conversion, diffusers, inspection, lora, lora_files, model_files, single_file, torch_layout
+from dermjax.weights import (
+    conversion,
+    diffusers,
+    families,
+    inspection,
+    ldm_names,
+    lora,
+    lora_files,
+    model_files,
+    single_file,
+    torch_layout,
+)
 from dermjax.weights.stored import in_memory
 
+AS_FOUND = ("found", False, "found")  # variant, running averages, prediction
 COMMAND = (
     "import sys; from dermjax import __main__ as m; code = m.main(); sys.exit(99 if 'jax' in sys.modules else code)"
 )
@@ -89,6 +102,23 @@ def test_a_published_file_is_told_by_its_header_in_two_seconds(tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
+@pytest.mark.parametrize("width, spread, said", [(768, 1.0, "epsilon"), (1024, 1.0, "v_pred"), (1024, 0.01, "epsilon")])
+def test_what_a_single_file_predicts(tmp_path, width, spread, said):
+    """By a bias, which alone is read, where the file does not say it."""
+    bias = np.array([-spread, spread], np.float32)
+    words = f"{ldm_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    tensors = {families.TELLING: bias, words: np.zeros((2, width), np.float32)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert rows(tmp_path / "x.safetensors")[1]["scheduler"].startswith(f"not in such files; the UNet predicts {said}")
+    save_file(tensors, tmp_path / "y.safetensors", metadata={"modelspec.prediction_type": "v"})
+    assert "predicts v_prediction" in rows(tmp_path / "y.safetensors")[1]["scheduler"]
+
+
+def test_a_model_that_ships_is_found_by_name(command):
+    code, out, _ = command("inspect", "derm-tiny")
+    assert code == 0 and "derm-tiny: model folder" in out and "v_prediction" in out
+
+
 def test_a_lora(adapters):
     title, said = rows(adapters)
     assert title == "LoRA, Stable Diffusion's architecture with a context 128 wide"
@@ -123,15 +153,49 @@ def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path, content, said):
 
 
 def test_convert_takes_a_folder_to_another_type_and_back(tiny, tmp_path):
-    conversion.convert(str(tiny[2]), str(tmp_path / "b" / "model"), "none", 0.8, "bfloat16")
+    conversion.convert(str(tiny[2]), str(tmp_path / "b" / "model"), "none", 0.8, "bfloat16", *AS_FOUND)
     assert "bfloat16" in rows(tmp_path / "b" / "model")[1]["unet"]
     sd, params = model_files.read(tmp_path / "b" / "model")
     assert sd.configs == tiny[0].configs
     assert all(not leaf.any() for leaf in jax.tree.leaves(params))
 
 
+def test_convert_takes_the_variant_the_averages_and_the_prediction_that_it_is_told(small_model, command, tmp_path):
+    sd, params, folder = small_model
+    shutil.copytree(folder, tmp_path / "model")
+    unet = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    twice = {name: 2 * each for name, each in load_file(unet).items()}
+    save_file(twice, unet.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    to = ("convert", f"--from={tmp_path / 'model'}", "--dtype=float32", f"--to={tmp_path / 'other'}")
+    assert command(*to, "--variant=non_ema")[0] == 0
+    _, other = model_files.read(tmp_path / "other")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), other["unet"], params["unet"])
+
+    single_file.write(tmp_path / "single.safetensors", sd, params, dtype=np.float32)
+    tensors = load_file(tmp_path / "single.safetensors")
+    mine = [name for name in tensors if name.startswith(ldm_names.UNET)]
+    averages = {f"model_ema.{name.removeprefix('model.').replace('.', '')}": 3 * tensors[name] for name in mine}
+    told = {single_file.CONFIGS: json.dumps(sd.configs)}
+    save_file(tensors | averages, tmp_path / "both.safetensors", metadata=told)
+    to = ("convert", f"--from={tmp_path / 'both.safetensors'}", "--dtype=float32")
+    assert command(*to, f"--to={tmp_path / 'averages'}", "--ema", "--prediction=v_prediction")[0] == 0
+    described, averaged = model_files.read(tmp_path / "averages")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 3 * b), averaged["unet"], params["unet"])
+    assert described.prediction == "v_prediction" and sd.prediction == "epsilon"
+    assert command(*to, f"--to={tmp_path / 'plain'}")[0] == 0
+    jax.tree.map(np.testing.assert_array_equal, model_files.read(tmp_path / "plain")[1], params)
+
+    for flags, said in (
+        ((f"--from={tmp_path / 'both.safetensors'}", "--variant=fp16"), "is a single file; variants are of folders"),
+        ((f"--from={folder}", "--ema"), "is a folder; running averages and the prediction are asked of single files"),
+        ((f"--from={folder}", "--prediction=sample"), "prediction 'sample' is unknown; there are found, epsilon, v_"),
+    ):
+        code, _, error = command("convert", *flags, f"--to={tmp_path / 'x'}")
+        assert code == 2 and said in error and error.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
 def test_convert_merges_a_lora(tiny, adapters, tmp_path):
-    conversion.convert(str(tiny[2]), str(tmp_path / "merged"), str(adapters), 0.5, "float32")
+    conversion.convert(str(tiny[2]), str(tmp_path / "merged"), str(adapters), 0.5, "float32", *AS_FOUND)
     _, params = model_files.read(tmp_path / "merged")
     flat = torch_layout.flatten(params)
     for path, array in flat.items():
@@ -147,9 +211,13 @@ def test_convert_turns_a_lora_into_the_other_form(tmp_path):
     module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     pair = {"lora_A": np.ones((4, 768), np.float32), "lora_B": np.ones((320, 4), np.float32)}
     save_file({f"{module}.{name}.weight": array for name, array in pair.items()}, tmp_path / "peft.safetensors")
-    conversion.convert(str(tmp_path / "peft.safetensors"), str(tmp_path / "kohya.safetensors"), "none", 0.8, "float32")
+    conversion.convert(
+        str(tmp_path / "peft.safetensors"), str(tmp_path / "kohya.safetensors"), "none", 0.8, "float32", *AS_FOUND
+    )
     assert rows(tmp_path / "kohya.safetensors")[1]["form"] == "kohya"
-    conversion.convert(str(tmp_path / "kohya.safetensors"), str(tmp_path / "again.safetensors"), "none", 0.8, "float32")
+    conversion.convert(
+        str(tmp_path / "kohya.safetensors"), str(tmp_path / "again.safetensors"), "none", 0.8, "float32", *AS_FOUND
+    )
     assert rows(tmp_path / "again.safetensors")[1]["form"] == "PEFT"
     one, other = (lora_files.read(tmp_path / f"{name}.safetensors", sd.shapes) for name in ("peft", "again"))
     assert one.alphas == other.alphas == {module: 4.0}
@@ -162,7 +230,7 @@ def test_convert_turns_a_lora_into_the_other_form(tmp_path):
 ])  # fmt: skip
 def test_convert_refuses_before_it_writes(tiny, tmp_path, to, lora_, dtype, said):
     with pytest.raises(UserError, match=said):
-        conversion.convert(str(tiny[2]), str(tmp_path / to), lora_, 0.8, dtype)
+        conversion.convert(str(tiny[2]), str(tmp_path / to), lora_, 0.8, dtype, *AS_FOUND)
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +239,7 @@ def test_a_lora_is_no_model_and_a_model_no_lora(tiny, adapters, tmp_path):
         model_files.read(model_files.locate(str(adapters)))
     weights = tiny[2] / "unet" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(UserError, match="is one network of a model, not a LoRA"):
-        conversion.convert(str(tiny[2]), str(tmp_path / "x"), str(weights), 0.8, "float16")
+        conversion.convert(str(tiny[2]), str(tmp_path / "x"), str(weights), 0.8, "float16", *AS_FOUND)
 
 
 def test_networks_of_two_families_are_told_apart(tiny, tmp_path):

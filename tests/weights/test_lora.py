@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
 from dermjax.weights import diffusers as folders
-from dermjax.weights import lora, lora_files
+from dermjax.weights import lora, lora_files, lora_metadata
 from dermjax.weights.torch_layout import flatten, to_torch, unflatten
 
 EVERYTHING = tuple(lora.TARGETS)
@@ -49,11 +49,10 @@ def same(one: lora.Lora, other: lora.Lora):
 
 
 def test_targets_cover_what_they_name(shapes):
-    """Attention, feed-forward and convolutions of both networks, and embeddings of time besides, are all kernels."""
+    """Attention, feed-forward, convolutions and embeddings of time of both networks are all kernels."""
     counts = {target: len(filled(shapes, targets=(target,)).alphas) for target in EVERYTHING}
     kernels = [path for name in ("unet", "text_encoder") for path in flatten(shapes[name]) if path.endswith(".kernel")]
-    time = [path for path in kernels if "time_emb" in path]
-    assert sum(counts.values()) + len(time) == len(kernels)
+    assert sum(counts.values()) == len(kernels)
     assert counts["attention"] == 7 * 8 + 11 * 4  # two attentions in each of 7 transformers, 11 layers of text
 
 
@@ -106,6 +105,16 @@ RENAMED = {
     "PEFT": (lambda name: f"base_model.model.{name}", "base_model.model.unet."),
     "default": (lambda name: name.replace(".lora_A.", ".lora_A.default.").replace("_B.", "_B.default."), "default"),
     "down and up": (lambda name: name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"), "lora.down"),
+    "one network": (lambda name: name.removeprefix("unet.").removeprefix("text_encoder."), "text_model.encoder."),
+    "PEFT's one network": (
+        lambda name: "base_model.model." + name.removeprefix("unet.").removeprefix("text_encoder."),
+        "base_model.model.text_model.",
+    ),
+    "the text's by the UNet's names": (
+        lambda name: re.sub(r"(self_attn)\.(\w+)_proj\.lora_", r"\1.to_\2_lora.", name).replace("_lora.A", "_lora.down")
+        .replace("_lora.B", "_lora.up"),
+        "self_attn.to_out_lora.down.weight",
+    ),
     "no prefix": (lambda name: name.replace("text_model.", ""), "text_encoder.encoder."),
     "processors": (
         lambda name: name.replace(".to_", ".processor.to_").replace("to_out.0", "to_out")
@@ -144,11 +153,47 @@ def test_linear_adapters_for_1x1_convolutions_and_back(shapes, tmp_path):
 def test_rank_stabilised_alpha(shapes, tmp_path):
     made = filled(shapes, rank=4, targets=("attention",))
     lora_files.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
-    said = {lora_files.METADATA: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
+    said = {lora_metadata.KEY: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
     save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=said)
     read = lora_files.read(tmp_path / "y.safetensors", shapes)
     module = next(name for name in list(read.alphas)[::-1] if name.startswith("unet."))
     assert read.alphas[module] / read.ranks[module] == 8 / read.ranks[module] ** 0.5
+
+
+def test_what_peft_itself_saves_of_one_network(shapes, tmp_path):
+    """Its alphas are in a config beside the file."""
+    made = filled(shapes, targets=("attention",))
+    made = lora.Lora({"unet": made.adapters["unet"]}, {k: v for k, v in made.alphas.items() if k.startswith("unet.")})
+    lora_files.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
+    tensors = load_file(tmp_path / "x.safetensors")
+    bare = {f"base_model.model.{name.removeprefix('unet.')}": tensor for name, tensor in tensors.items()}
+    save_file(bare, tmp_path / "adapter_model.safetensors")
+    twos = {path.removeprefix("unet."): 2.0 for path, alpha in made.alphas.items() if alpha == 2}
+    config = {
+        "r": 3,
+        "lora_alpha": 3,
+        "alpha_pattern": twos | {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k": 5},
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    read = lora_files.read(tmp_path / "adapter_model.safetensors", shapes)
+    jax.tree.map(np.testing.assert_array_equal, read.adapters, made.adapters)
+    assert all(
+        read.alphas[path] == 2 for path, alpha in made.alphas.items() if alpha == 2 and "1.attentions" not in path
+    )
+    assert read.alphas["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"] == 5
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"adapter_config\.json: holds list where an object"):
+        lora_files.read(tmp_path / "adapter_model.safetensors", shapes)
+
+
+@pytest.mark.parametrize("said", ["[", "[]", json.dumps({"unet.lora_alpha": None}),
+                                  json.dumps({"unet.alpha_pattern": {"(": 1}})])  # fmt: skip
+def test_metadata_that_cannot_be_read_is_one_line(shapes, tmp_path, said):
+    lora_files.write_peft(tmp_path / "x.safetensors", filled(shapes, targets=("attention",)), dtype=np.float32)
+    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata={lora_metadata.KEY: said})
+    with pytest.raises(UserError, match=r"y\.safetensors: (its lora_adapter_metadata|what it says of)") as error:
+        lora_files.read(tmp_path / "y.safetensors", shapes)
+    assert "\n" not in str(error.value)
 
 
 def wrong(tensors, change):
@@ -164,6 +209,8 @@ FIRST = "unet.conv_in"
     (lambda t: t.pop(f"{FIRST}.lora_A.weight"), "unet.conv_in has only up"),
     (lambda t: t.update({"unet.nowhere.lora_A.weight": np.zeros((2, 2), np.float32)}), "nowhere.*belongs to no layer"),
     (lambda t: t.update({f"{FIRST}.lora_B.weight": np.zeros((7, 4), np.float32)}), r"conv_in's up is \(7, 4\), the"),
+    (lambda t: t.update({f"{FIRST}.alpha": np.zeros(2, np.float32)}), r"conv_in's alpha is \(2,\)"),
+    (lambda t: t.update({f"{FIRST}.lora_A.weight": np.zeros((), np.float32)}), r"conv_in's down is \(\), the"),
     (lambda t: t.update({f"{FIRST}.lora_mid.weight": np.zeros((2, 2), np.float32)}), "is a Tucker decomposition"),
     (lambda t: t.update({f"{FIRST}.hada_w1_a": np.zeros((2, 2), np.float32)}), "is LoHa, not plain LoRA"),
     (lambda t: t.update({f"{FIRST}.lokr_w1": np.zeros((2, 2), np.float32)}), "is LoKr"),

@@ -112,6 +112,18 @@ def test_gradients_of_every_parameter(twin):
     assert not theirs and errors[worst] <= TOLERANCE, (worst, errors[worst])
 
 
+def test_images_that_do_not_halve(twin):
+    """13 x 18 latents, which become 7 x 9 and 4 x 5, and grow to their old sizes again."""
+    torch = pytest.importorskip("torch")
+    pipeline, folder = twin
+    sd, params = folders.read(folder)
+    _, t, context, _ = inputs(sd)
+    x = np.random.default_rng(2).normal(size=(2, 13, 18, sd.configs["unet"]["in_channels"])).astype(np.float32)
+    with torch.no_grad():
+        theirs = pipeline.unet(as_torch(torch, x), torch.tensor(t), torch.tensor(context)).sample
+    assert error(jax.jit(sd.unet)(params, x, t, context), from_torch(theirs)) <= TOLERANCE
+
+
 @pytest.mark.slow
 def test_bfloat16_differs_no_more_than_pytorch_s(twin, capsys):
     """Root mean square over six inputs, ours and PyTorch's against PyTorch's float32."""
@@ -121,18 +133,25 @@ def test_bfloat16_differs_no_more_than_pytorch_s(twin, capsys):
     rng = np.random.default_rng(1)
     given = {
         "unet": [inputs(half, seed)[:3] for seed in range(6)],
-        "vae": [(rng.normal(size=(2, 8, 8, 4)).astype(np.float32),) for _ in range(6)],
+        "encoder": [(rng.uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32),) for _ in range(6)],
+        "decoder": [(rng.normal(size=(2, 8, 8, 4)).astype(np.float32),) for _ in range(6)],
         "text_encoder": [(rng.integers(0, 49408, (2, 77)).astype(np.int32),) for _ in range(6)],
     }
-    ours = {"unet": half.unet, "vae": half.reconstruct, "text_encoder": half.encode_text}
+    ours = {
+        "unet": half.unet,
+        "encoder": half.encode,
+        "decoder": half.reconstruct,
+        "text_encoder": half.encode_text,
+    }
     theirs = {
         "unet": lambda network, x, t, context: network(x, t, context).sample,
-        "vae": lambda network, latents: network.decode(latents).sample,
+        "encoder": lambda network, image: network.encode(image).latent_dist.parameters,
+        "decoder": lambda network, latents: network.decode(latents).sample,
         "text_encoder": lambda network, words: network(words).last_hidden_state,
     }
     errors = {}
     for name, rows in given.items():
-        network = getattr(pipeline, name)
+        network = pipeline.vae if name in ("encoder", "decoder") else getattr(pipeline, name)
 
         def answers(kind, name=name, rows=rows, network=network):
             tensors = ([as_torch(torch, array) for array in row] for row in rows)

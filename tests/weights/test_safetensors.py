@@ -79,6 +79,10 @@ GOOD = header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
     (GOOD.replace(b"shape", b"shade") + bytes(8), "its header is damaged"),
     (header({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 8]}}) + bytes(8), "its header is damaged"),
     (header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + bytes(8), "its header is damaged"),
+    (header({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}) + bytes(8), "its header is damaged"),
+    (header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}), "its header is damaged"),
+    (header({"__metadata__": {"a": 3}}), "its header is damaged"),
+    ((2**17).to_bytes(8, "little") + b'{"a":' + b"[" * (2**17 - 5), "its header is damaged"),
 ])  # fmt: skip
 def test_a_broken_file_is_one_line(tmp_path, content, said):
     path = tmp_path / "x.safetensors"

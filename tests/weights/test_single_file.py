@@ -110,6 +110,14 @@ def test_a_file_without_a_network_or_averages_says_so(ours, tmp_path):
         single_file.read(tmp_path / "pruned.safetensors")
 
 
+@pytest.mark.parametrize("told", ["{", "[]", "{}", '{"text_encoder": {"hidden_act": "gelu"}}'])
+def test_configs_that_cannot_be_read_are_one_line(ours, tmp_path, told):
+    save_file(load_file(ours[2]), tmp_path / "x.safetensors", metadata={single_file.CONFIGS: told})
+    with pytest.raises(UserError, match=r"x\.safetensors: its dermjax\.configs cannot be read") as error:
+        single_file.read(tmp_path / "x.safetensors")
+    assert "\n" not in str(error.value)
+
+
 @pytest.fixture(scope="module")
 def presets():
     """The published models by their shapes alone."""
@@ -165,7 +173,7 @@ def test_a_published_model_is_recognised(width, channels, spread, texts, said):
         f"{ldm_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, width),
     })  # fmt: skip
     bias = np.array([-spread, spread], np.float16)
-    tensors[single_file.TELLING] = Stored((2,), bias.dtype, lambda: bias)
+    tensors[families.TELLING] = Stored((2,), bias.dtype, lambda: bias)
     sd = single_file.describe(tensors, texts, "", np.float32, "model.ckpt")
     assert (sd.prediction, sd.size, sd.configs["unet"]["in_channels"]) == (*said, channels)
     assert families.family(tensors) == f"Stable Diffusion {'2' if width == 1024 else '1'}.x"

@@ -3,11 +3,13 @@
 import collections
 import os
 import pickle
+import random
 import struct
 import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dermjax.errors import UserError
 from dermjax.weights import torch_pickle
@@ -140,3 +142,29 @@ def test_a_legacy_file_that_ends_early_is_refused(tmp_path):
     with pytest.raises(UserError, match="it ends early"):
         opened(tmp_path / "x.pt")
     assert struct.unpack("<q", content[-408:-400]) == (100,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_flipped_bytes_are_a_tensor_or_one_line(tmp_path, form):
+    """Whatever byte is wrong: the file is read, or refused by name; no traceback, and no crash when it is mapped."""
+    path, rng = tmp_path / "x.pt", random.Random(0)
+    if form == "zip":
+        zipped(path, reference((2, 3), (1, 2), 4, 12), {"0": bytes(48)})
+    elif form == "legacy":
+        legacy(path, reference((2, 3), (1, 2), 4, 12).replace(b"I12", b"I0"))
+    else:
+        save_file({"a": np.zeros((2, 3), np.float32)}, path, metadata={"name": "mole"})
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 3))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content)
+        try:
+            for tensor in opened(path)[0].values():
+                if tensor.size < 1000:
+                    tensor.read()
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 50

@@ -1,0 +1,56 @@
+"""What a classifier that was trained on real images only thinks of images: the probability of each one's own label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dermjax.data import images
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.models.classifier import Classifier, Params
+from dermjax.weights import classifiers
+from dermjax.weights.tensor_files import read_json
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """A classifier and its (params, variables)."""
+
+    classifier: Classifier
+    trees: tuple[Params, Params]
+
+    def of(self, manifest: Manifest, records: Sequence[Record]) -> np.ndarray:
+        """The probabilities [n] that it gives the labels of records."""
+        size, labels = self.classifier.config["image_size"], self.classifier.labels
+        logits = jax.jit(lambda trees, image: self.classifier.logits(*trees, image, train=False)[0])
+        said = [np.empty((0, len(labels)), np.float32)]
+        for first in range(0, len(records), BATCH):
+            paths = [manifest.path(record) for record in records[first : first + BATCH]]
+            seen = np.stack([images.to_model(images.load(path, size)) for path in paths])
+            full = np.concatenate([seen, np.zeros((BATCH - len(seen), *seen.shape[1:]), np.float32)])
+            said.append(np.asarray(jax.nn.softmax(logits(self.trees, full), axis=-1))[: len(seen)])
+        own = [labels.index(record.label) for record in records]
+        return np.concatenate(said)[np.arange(len(records)), own]
+
+
+def read(folder: str, labels: tuple[str, ...]) -> Opinion | None:
+    """The classifier in a folder that `classify` left, or in its workdir; None for "".
+
+    Raises:
+      UserError: there is none, or it knows other classes.
+    """
+    if not folder:
+        return None
+    path = Path(folder) / "classifier" if (Path(folder) / "classifier").is_dir() else Path(folder)
+    config = read_json(path / "config.json")
+    theirs = tuple(config.get("id2label", {}).values())
+    if set(theirs) != set(labels):
+        raise UserError(
+            f"config.classifier {folder}: it knows {', '.join(theirs) or 'no classes'}, not {', '.join(labels)}"
+        )
+    return Opinion(*classifiers.read(path, theirs, config["image_size"]))

@@ -1,0 +1,78 @@
+"""What a person said of images that they looked at: it overrides every rule and stands on the record.
+
+A verdicts file has one JSON object a line, {"sha256": …, "keep": true or false, "by": who, "why": words}. Whoever shows
+images to people appends to it; of several lines on one image the last counts, and "keep": null takes them back.
+Images are named by the SHA-256 of their bytes, so that nobody's word reaches an image they have not seen.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dermjax.data.records import Record
+from dermjax.errors import UserError
+
+REASON = "person"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+FIELDS = {"sha256": str, "keep": bool | None, "by": str, "why": str}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether an image is kept, who says so, and why (may be empty)."""
+
+    keep: bool
+    by: str
+    why: str
+
+
+def read(path: str) -> dict[str, Verdict]:
+    """The verdicts of a file by digest, none for ""; UserError names the line of what is none."""
+    if not path:
+        return {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config.verdicts {path}: cannot be read ({error}); give a verdicts file") from error
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        told = _line(line, f"config.verdicts {path} line {number}")
+        digest, keep = told.pop("sha256"), told.pop("keep")
+        found.pop(digest, None)
+        if keep is not None:
+            found[digest] = Verdict(keep=keep, **told)
+    return found
+
+
+def of(record: Record, verdicts: dict[str, Verdict]) -> Verdict | None:
+    """The verdict on a record's image: the file's, or one that an earlier curation recorded."""
+    recorded = record.attributes.get("verdict")
+    earlier = Verdict(**{name: recorded[name] for name in ("keep", "by", "why")}) if recorded else None
+    return verdicts.get(record.sha256, earlier)
+
+
+def applied(record: Record, verdict: Verdict | None) -> Record:
+    """The record as the person wants it, with the verdict and the reasons that it overrules among its attributes."""
+    if verdict is None:
+        return record
+    overruled = list(record.rejected) if verdict.keep else []
+    told = {**asdict(verdict), "overrules": overruled}
+    rejected = () if verdict.keep else (*record.rejected, REASON)
+    return replace(record, attributes=record.attributes | {"verdict": told}, rejected=rejected)
+
+
+def _line(line: str, place: str) -> dict:
+    try:
+        told = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error})") from error
+    if not isinstance(told, dict) or told.keys() != FIELDS.keys():
+        raise UserError(f"{place}: a verdict has {', '.join(FIELDS)}, no more and no less")
+    misshapen = [name for name, kind in FIELDS.items() if not isinstance(told[name], kind)]
+    if misshapen or not DIGEST.fullmatch(told["sha256"]):
+        named = misshapen or ["sha256"]
+        raise UserError(f"{place}: {named[0]} = {told[named[0]]!r} does not fit a verdict")
+    return told

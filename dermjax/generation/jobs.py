@@ -1,0 +1,114 @@
+"""What a transformation comes to: a source image, what is asked of it, in which way, and the request to the model.
+
+Ways:
+  prompt          the words of a generated image are changed, its seed stays: as in the paper
+  image_to_image  noise over a sketch of the change, everywhere
+  inpaint         noise over the sketch where something changes; every other pixel is the source's own
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dermjax.data import images
+from dermjax.data.appearance import SIZES
+from dermjax.data.captions import NUMBER_WORDS
+from dermjax.data.records import Manifest, Record
+from dermjax.data.segmentation import Segmentation, segment, segmented
+from dermjax.errors import UserError
+from dermjax.generation import measures, wording
+from dermjax.generation.measures import MOST, Measure
+from dermjax.generation.plan import Request
+from dermjax.generation.sketches import SKETCHES, Sketch
+from dermjax.generation.wording import Known
+
+WAYS = ("prompt", "image_to_image", "inpaint")
+SIZE_WORDS = {"larger": "large", "smaller": "tiny"}
+SIZE = re.compile(rf"\b({'|'.join(SIZES)})\b")
+NOUN = re.compile(r"\b(mole|lesion|nevus|melanoma)s?\b")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A source image: its record, its pixels uint8 [S, S, 3], its lesions and their measure."""
+
+    record: Record
+    pixels: np.ndarray
+    seen: Segmentation
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Job:
+    """One transformation of one subject; sketch is None where only the prompt changes."""
+
+    subject: Subject
+    asked: str
+    way: str
+    request: Request
+    sketch: Sketch | None
+
+
+def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: int) -> Iterator[Subject]:
+    """The sources that show a lesion; masks: a folder with a mask for each, NAME.png white on lesions, or ""."""
+    for record in records:
+        pixels = images.load(manifest.path(record), size)
+        seen = segmented(pixels, _mask(Path(masks), record, manifest, size)) if masks else segment(pixels)
+        if seen.count:
+            yield Subject(record, pixels, seen, measures.measured(seen))
+
+
+def job(subject: Subject, asked: str, way: str, template: str, factor: float, settings: Request) -> Job:
+    """The transformation; UserError where it cannot be done on this image."""
+    name = f"{way}/{asked.replace(' ', '_')}/{subject.record.label}/{Path(subject.record.image).stem}"
+    request = replace(settings, image=f"images/{name}.png", label=subject.record.label)
+    if way == "prompt":
+        made = subject.record.generation
+        if not {"prompt", "seed", "sampler", "steps", "guidance"} <= made.keys():
+            raise UserError("its record does not say what it was generated with")
+        same = {name: made[name] for name in ("seed", "sampler", "steps", "guidance")}
+        words = exchanged(made["prompt"], asked)
+        return Job(subject, asked, way, replace(request, prompt=words, negative=made["negative_prompt"], **same), None)
+    sketch = SKETCHES[asked](subject.pixels, subject.seen, factor)
+    words = measures.measured(segment(sketch.image)).words()
+    if asked.endswith(" skin"):
+        words["tone"] = asked.removesuffix(" skin")
+    prompt = wording.prompt(template, Known(subject.record.label, words, None))
+    return Job(subject, asked, way, replace(request, prompt=prompt), sketch)
+
+
+def exchanged(prompt: str, asked: str) -> str:
+    """A prompt with the word for size, number or skin tone that is asked for; UserError where it says so already."""
+    if asked.endswith(" skin"):
+        words = re.sub(r"\b(very light|\w+) skin\b", asked, prompt)
+        changed = words if "skin" in prompt else f"{prompt}, {asked}"
+    elif asked == "more":
+        numbers = {word: number for number, word in NUMBER_WORDS.items()}
+        found = [word for word in prompt.split() if word in numbers]
+        number = min(numbers[found[0]] + 1, MOST) if found else 2
+        bare = re.sub(rf"\b({'|'.join(found) or 'a'}) ", "", prompt, count=1)
+        changed = NOUN.sub(lambda noun: f"{noun[1]}s", _before_the_kind(bare, NUMBER_WORDS[number]))
+    else:
+        wanted = SIZE_WORDS[asked]
+        changed = SIZE.sub(wanted, prompt) if SIZE.search(prompt) else NOUN.sub(rf"{wanted} \g<0>", prompt, count=1)
+    if changed == prompt:
+        raise UserError(f"its prompt says so already: {prompt}")
+    return changed
+
+
+def _before_the_kind(prompt: str, number: str) -> str:
+    """The prompt with a number where "of" ends, else at its front."""
+    return prompt.replace("of ", f"of {number} ", 1) if "of " in prompt else f"{number} {prompt}"
+
+
+def _mask(folder: Path, record: Record, manifest: Manifest, size: int) -> np.ndarray:
+    """The mask of a record at the size of its image, bool [S, S]."""
+    path = folder / f"{Path(record.image).stem}.png"
+    image, mask = images.whole(manifest.path(record)), images.whole(path)
+    if image.shape != mask.shape:
+        told = " and ".join(f"{each.shape[1]}x{each.shape[0]} px" for each in (mask, image))
+        raise UserError(f"mask {path} and its image are {told}; give a mask of its size")
+    return images.load(path, size).mean(-1) > 127

@@ -1,0 +1,103 @@
+"""A random model folder and coloured squares to tune on, the same for every test of this folder, and configs of it."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermjax.data import records, tokens
+from dermjax.data.duplicates import sha256
+from dermjax.data.records import Manifest, Record
+from dermjax.models.stable_diffusion import TINY, StableDiffusion
+from dermjax.weights import diffusers
+
+CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
+CALLED = """
+import json
+from ml_collections import ConfigDict
+
+def get_config():
+    with open({!r}) as file:
+        return ConfigDict(json.load(file))
+"""
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A random model folder of 32 px images: the architecture of derm-tiny with narrow layers."""
+    folder = tmp_path_factory.mktemp("base")
+    tokens.write_word_tokenizer(folder / "words", ["dermoscopy", "of", "a", "benign", "malignant", "mole"], 16)
+    configs = json.loads(json.dumps(TINY))
+    words = tokens.tokenizer(folder / "words")
+    configs["text_encoder"] |= {"vocab_size": len(words), "max_position_embeddings": 16, "num_hidden_layers": 1,
+                                "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}  # fmt: skip
+    configs["unet"] |= {"block_out_channels": [32, 32], "sample_size": 4, "attention_head_dim": 2,
+                        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}  # fmt: skip
+    configs["vae"] |= {"block_out_channels": [8, 8, 8, 8], "sample_size": 32}
+    sd = StableDiffusion(configs, folder / "words", jnp.float32)
+    diffusers.write(folder / "model", sd, sd.init(0), dtype=np.float32)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory):
+    """Ten coloured squares, four a class to tune on and one held out."""
+    folder = tmp_path_factory.mktemp("data")
+    entries = []
+    for i in range(10):
+        label = ("benign", "malignant")[i % 2]
+        path = folder / f"{label}{i}.png"
+        Image.fromarray(np.full((32, 32, 3), (200, 25 * i, 20), np.uint8)).save(path)
+        split = "train" if i < 8 else "validation"
+        entries.append(Record(image=path.name, sha256=sha256(path), label=label, split=split, source="squares",
+                              image_manipulation="none"))  # fmt: skip
+    records.write(folder / "manifest.jsonl", Manifest(labels=("benign", "malignant"), root=folder,
+                                                      records=tuple(entries)))  # fmt: skip
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="session")
+def config(base, manifest):
+    """config(**changes): `tune`'s demo on these squares, six steps of eight; keys of changes may have dots."""
+
+    def changed(**changes):
+        asked = runpy.run_path(str(CONFIG))["get_config"]("demo")
+        asked.model, asked.manifest, asked.size = str(base), str(manifest), 32
+        asked.steps, asked.batch, asked.save_every, asked.log_every, asked.encode_batch = 6, 8, 2, 2, 8
+        asked.watch_every, asked.samples.images, asked.samples.steps = 4, 1, 2
+        asked.save_dtype = "float32"
+        for key, value in changes.items():
+            node, *path = asked, *key.split(".")
+            for name in path[:-1]:
+                node = node[name]
+            node[path[-1]] = value
+        return asked.lock()
+
+    return changed
+
+
+@pytest.fixture
+def tune(config, tmp_path):
+    """tune(workdir, environment, flags, …): starts `dermjax tune` in a process of its own and returns it.
+
+    Compiled programs are kept in tmp_path between the processes.
+    """
+
+    def start(workdir, *given, environment=None, before=None, **changes):
+        settings, file = workdir.with_suffix(".json"), workdir.with_suffix(".py")
+        settings.write_text(json.dumps(config(**changes).to_dict()))
+        file.write_text(CALLED.format(str(settings)))
+        command = [sys.executable, "-m", "dermjax", "tune", f"--config={file}", f"--workdir={workdir}", *given]
+        here = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+        return subprocess.Popen(command, env=os.environ | here | (environment or {}), stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, preexec_fn=before)  # fmt: skip
+
+    return start
