@@ -7,7 +7,7 @@ row of a table of regular expressions. Pure data parallelism is the mesh (n, 1),
 import re
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -71,15 +71,6 @@ def place(batch, grid: Mesh):
     """Returns this process's rows of a batch (numpy, [B, …]) as global arrays, divided over the whole mesh."""
     divided = NamedSharding(grid, P(("data", "fsdp")))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(divided, rows), batch)
-
-
-def each_alone(function: Callable, grid: Mesh) -> Callable:
-    """Returns the compiled function(shared, rows) -> rows in which every device computes its rows as if it were alone.
-
-    So the bits do not depend on the number of devices. Left to the partitioner, they do.
-    """
-    rows = P(("data", "fsdp"))
-    return jax.jit(jax.shard_map(function, mesh=grid, in_specs=(P(), rows), out_specs=rows, check_vma=False))
 
 
 def process() -> tuple[int, int]:

@@ -204,7 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_files(folder, whole, tmp_path):
 
 
 def test_images_are_the_same_on_more_devices(folder, whole, tmp_path):
-    """The same bytes: a device makes a batch as if it were alone. The third round has no batch for two of them."""
+    """The same bytes, in a model of so few operations. Two of the devices have no batch of their own in the end."""
     process = elsewhere("alone", str(folder), str(tmp_path), JAX_NUM_CPU_DEVICES="3")
     _, error = process.communicate()
     assert process.returncode == 0, error
