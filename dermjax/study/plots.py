@@ -121,6 +121,14 @@ def words(arm: str) -> str:
     kind, _, ratio = arm.partition("_")
     if kind == "hybrid":
         return f"hybrid {ratio} : 1"
-    return {"real_equal_steps": "real, equal steps", "real_augmented": "real, strongly augmented",
-            "synthetic": "synthetic only", "real_tested_on_synthetic": "real, tested on synthetic",
-            "synthetic_then_real": "synthetic, then real"}.get(arm, arm)  # fmt: skip
+    return NAMES.get(arm, arm)
+
+
+NAMES = {
+    "real": "real, fewer steps",
+    "real_equal_steps": "real, equal steps",
+    "real_augmented": "real, strongly augmented",
+    "synthetic": "synthetic only",
+    "synthetic_then_real": "synthetic, then real",
+    "real_tested_on_synthetic": "real, tested on synthetic",
+}

@@ -178,7 +178,7 @@ def subgroup_rows(found: Found) -> dict[tuple[str, int], list[tuple]]:
             both = [estimates.get((*setting, arm)) for arm in PAPER_ARMS]
             if any(both):
                 rows.setdefault(setting, []).append((kind, name, next(filter(None, both)).n, both))
-    return rows
+    return {setting: rows[setting] for setting in sorted(rows, key=place)}
 
 
 def paper_rows(found: Found) -> list[tuple]:
