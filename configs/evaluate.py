@@ -19,7 +19,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.generated = ""  # manifest of the synthetic images as they came; "" leaves its section out
     config.curated = ""  # the same after curation; "" leaves its sections out
     config.tuning = ""  # workdir of tune, for its loss curve; "" leaves it out
-    # workdirs of finished classify runs, named <classifier>_<arm>; "" leaves a run out, "real" is the baseline
+    # workdirs of finished classify runs, or folders with the predictions.csv of `classify --predict`, named
+    # <classifier>_<arm>; "" leaves a run out, "real" is the baseline
     config.runs = ConfigDict({"vit_real": "", "vit_hybrid": "", "mobilenetv2_real": "", "mobilenetv2_hybrid": ""})
     config.bootstrap = ConfigDict({
         "resamples": 2000,

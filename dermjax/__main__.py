@@ -14,6 +14,7 @@ import errno
 import importlib
 import keyword
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ SUMMARIES = {
     "study": "arms x classifiers x seeds: do synthetic images help?",
     "demo": "all of it, small, on this machine",
 }
+PREDICT = "classify --predict"  # the one command that shares its name with a stage, and needs no config
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ COMMANDS = {
             "prediction": "found",
         },
     ),
-    "predict": Command(
-        "dermjax.classification.predict:predict",
+    PREDICT: Command(
+        "dermjax.classification.predict:write",
         "write a CSV of a saved classifier's calibrated probabilities for images",
-        flags={"classifier": "", "images": "", "out": "", "batch": 32},
+        flags={"predict": "", "classifier": "", "out": "", "batch": 32},
     ),
     "convert_classifier": Command(
         "dermjax.weights.classifiers:convert",
@@ -114,7 +116,8 @@ def main() -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    stage = arguments[0]
+    predicts = arguments[0] == "classify" and any(re.match("--?predict(=|$)", each) for each in arguments)
+    stage = PREDICT if predicts else arguments[0]
     try:
         if stage not in STAGES and stage not in COMMANDS:
             raise UserError(_unknown_stage(stage))
@@ -272,7 +275,7 @@ def _unknown_stage(stage: str) -> str:
 
 def _overview() -> str:
     stages = "\n".join(f"  {stage:10}{SUMMARIES[stage]}" for stage in STAGES)
-    commands = "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:20}{command.summary}" for name, command in COMMANDS.items())
     usage = "usage: dermjax <stage> --config=FILE[:VARIANT] [--config.key=value ...] --workdir=DIR"
     return f"{usage}\n\n{stages}\n\nwithout a config:\n{commands}"
 
@@ -281,9 +284,8 @@ def _usage(stage: str) -> str:
     if stage in COMMANDS:
         command = COMMANDS[stage]
         shown = " ".join(f"--{name}={default}" for name, default in command.flags.items())
-        return (
-            f"{stage}: {command.summary}\n\nusage: dermjax {' '.join(filter(None, [stage, command.operands, shown]))}"
-        )
+        words = " ".join(filter(None, [stage.partition(" ")[0], command.operands, shown]))
+        return f"{stage}: {command.summary}\n\nusage: dermjax {words}"
     if stage == "demo":
         flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
     else:

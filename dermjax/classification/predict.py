@@ -1,9 +1,10 @@
-"""`dermjax predict`: a saved classifier and images -> a CSV of probabilities, calibrated by the classifier's training.
+"""`dermjax classify --predict`: a saved classifier and images -> a CSV of probabilities, calibrated by its training.
 
-    dermjax predict --classifier=runs/vit_hybrid --images=DIR --out=predictions.csv
+    dermjax classify --predict=DIR --classifier=runs/vit_hybrid --out=said.csv
+    dermjax classify --predict=runs/prepare --classifier=CHECKPOINTED_RUN --out=runs/other/predictions.csv
 
 For a folder of images the columns are image, called, p_<label> …. For a manifest they are those of predictions.csv, on
-its validation and test images, so that `evaluate` reads the file.
+its validation and test images, so that `evaluate` takes the folder of the file for a run.
 """
 
 import csv
@@ -22,10 +23,15 @@ from dermjax.progress import say
 from dermjax.run_folder import write_atomically
 
 
-def predict(classifier: str, images: str, out: str, batch: int) -> None:
-    """Writes `out`; UserError where there is no classifier or no image, or an image cannot be decoded."""
+def write(predict: str, classifier: str, out: str, batch: int) -> None:
+    """Writes `out`: what a classifier says of a folder of images or of a manifest, on all devices there are.
+
+    Raises:
+      UserError: there is no classifier or no image, an image cannot be decoded, or the classes are others.
+    """
     found, (params, variables) = restored(Path(classifier))
-    manifest = listed(Path(images), found.labels)
+    images = Path(predict)
+    manifest = listed(images, found.labels)
     if manifest.labels != found.labels:
         theirs, ours = ", ".join(manifest.labels), ", ".join(found.labels)
         raise UserError(f"manifest {images}: its classes are {theirs}, the classifier knows {ours}")
@@ -37,7 +43,8 @@ def predict(classifier: str, images: str, out: str, batch: int) -> None:
     say_of = predictor(found, Recipe(last=None), batch, grid)
     batches = pipelines.evaluation(told, manifest, size=found.config["image_size"], batch=batch)
     said = probabilities(say_of(params, variables, batches))
-    is_manifest = (Path(images) / records.FILE).is_file() or Path(images).is_file()
+    is_manifest = (images / records.FILE).is_file() or images.is_file()
+    Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out), table(manifest, [(told, said)]) if is_manifest else plain(told, said, found.labels))
     say(f"{out}: {len(told)} images")
 

@@ -62,7 +62,10 @@ class Predictions:
 def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
     """The rows of one split; UserError names the line of an unknown label, a repeated image or a value outside 0..1."""
     if not path.is_file():
-        raise UserError(f"predictions {path}: no such file; give the workdir of a finished classify run")
+        raise UserError(
+            f"predictions {path}: no such file; give the workdir of a finished classify run, or make the file of any "
+            f"classifier or checkpoint by dermjax classify --predict=MANIFEST --classifier=FOLDER --out={path}"
+        )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         wanted = {"image", "label", "split", *(f"p_{name}" for name in classes)}

@@ -67,8 +67,9 @@ def _sections(
 ) -> dict:
     """What the template shows; a section whose input was not given is None."""
     count = config.gallery
-    losses = {run.name: curves.read(run.folder, LOSS) for run in found.runs}
-    aurocs = {run.name: curves.read(run.folder, VALIDATION_AUROC) for run in found.runs}
+    trained = [run for run in found.runs if curves.logged(run.folder)]  # of others there are predictions alone
+    losses = {run.name: curves.read(run.folder, LOSS) for run in trained}
+    aurocs = {run.name: curves.read(run.folder, VALIDATION_AUROC) for run in trained}
     tuning = curves.read(Path(config.tuning), LOSS) if config.tuning else None
     return {
         "summary": wording.summary(found),

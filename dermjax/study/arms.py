@@ -42,14 +42,19 @@ def phases(arm: str) -> tuple[Phase, ...]:
     """
     if arm in ARMS:
         return ARMS[arm]
+    ratio = ratio_of(arm)
+    if ratio is None or not RATIOS[0] <= ratio <= RATIOS[1]:
+        raise UserError(f"config.arms: {arm!r} is none of {', '.join(ARMS)} or hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}>")
+    return (Phase(steps=1.0, ratio=ratio),)
+
+
+def ratio_of(arm: str) -> float | None:
+    """Returns the synthetic images to each real one of a hybrid arm, None for any other name."""
     kind, _, ratio = arm.partition("_")
     try:
-        number = float(ratio)
+        return float(ratio) if kind == "hybrid" else None
     except ValueError:
-        number = 0.0
-    if kind != "hybrid" or not RATIOS[0] <= number <= RATIOS[1]:
-        raise UserError(f"config.arms: {arm!r} is none of {', '.join(ARMS)} or hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}>")
-    return (Phase(steps=1.0, ratio=number),)
+        return None
 
 
 def few(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:

@@ -62,7 +62,7 @@ class Found:
     mean: dict[Group, list[Predictions]]
     comparisons: list[Comparison]
     subgroups: dict[tuple[str, str], dict[Group, Estimate]]
-    elsewhere: dict[str, dict[Group, tuple[Estimate, Estimate]]]  # AUROC and its difference, by test set
+    elsewhere: dict[str, dict[Group, dict[str, tuple[Estimate, Estimate]]]]  # figures, differences, by test set
     fidelity: dict[Group, Estimate]
 
 
@@ -148,10 +148,17 @@ def _fold(folders: list[Path], manifest: Manifest, name: str, classes: tuple[str
     if not name:
         said = [evaluated.judged(folder / "predictions.csv", manifest) for folder in folders]
     else:
-        said = [predictions.read(folder / f"predictions_{name}.csv", classes, "test") for folder in folders]
+        said = [_elsewhere_said(folder, name, classes) for folder in folders]
     lesion_of = {record.image: record.lesion_id or record.image for record in manifest.split("test")}
     bootstrap = Bootstrap(lesions=tuple(lesion_of[i] for i in said[0].images), **drawn)
-    return Judged(said=said, bootstrap=bootstrap, names=(PRIMARY,) if name else metrics.names(said[0]))
+    return Judged(said=said, bootstrap=bootstrap, names=metrics.names(said[0]))
+
+
+def _elsewhere_said(folder: Path, name: str, classes: tuple[str, ...]) -> Predictions:
+    """What a cell said of a further test set; the thresholds are those of the validation images of this study."""
+    said = predictions.read(folder / f"predictions_{name}.csv", classes, "test")
+    validation = predictions.read(folder / "predictions.csv", classes, "validation")
+    return replace(said, thresholds=metrics.thresholds(validation))
 
 
 def _figures(folds: list[Judged], classes: tuple[str, ...]) -> dict[str, Estimate]:
@@ -200,14 +207,12 @@ def _in_subgroup(judged: dict, images: set[str], classes: tuple[str, ...]) -> di
     return found
 
 
-def _elsewhere(judged: dict, baseline: str, classes: tuple[str, ...]) -> dict[Group, tuple[Estimate, Estimate]]:
-    return {
-        group: (
-            _bounded(seeds.combined([fold.spreads[PRIMARY] for fold in folds], folds[0].few(classes))[0]),
-            _difference(PRIMARY, judged[(*group[:2], baseline)], folds, classes)[0],
-        )
-        for group, folds in judged.items()
-    }
+def _elsewhere(judged: dict, baseline: str, classes: tuple[str, ...]) -> dict:
+    found = {}
+    for group, folds in judged.items():
+        figures, before = _figures(folds, classes), judged[(*group[:2], baseline)]
+        found[group] = {name: (figures[name], _difference(name, before, folds, classes)[0]) for name in folds[0].names}
+    return found
 
 
 def _fidelity(folders: dict[Cell, Path], materials: list[Material], classes: tuple[str, ...]) -> dict[Group, Estimate]:

@@ -19,30 +19,34 @@ from dermjax.study.cells import claimed
 from dermjax.tuning import run as tuning
 
 
-def made(config: ConfigDict, workdir: Path, fold: int) -> tuple[Manifest, Manifest]:
-    """Returns the real and the kept synthetic images of a fold; finished stages are not run again."""
-    folder = workdir / f"fold{fold}"
+def prepared(config: ConfigDict, workdir: Path, fold: int) -> Path:
+    """Returns the manifest of a fold's real images: the one that is given, or prepare.images divided."""
     if config.manifest and config.folds:
         raise UserError("config.manifest has one split; for several folds give config.prepare.images in its place")
-    prepared = Path(config.manifest)
-    if not config.manifest:
-        if not config.prepare.images:
-            raise UserError("config.manifest: no real images; give a manifest, or config.prepare.images")
-        prepared = folder / "prepare" / records.FILE
-        stage(preparation.run, config.prepare, folder / "prepare", {"folds": config.folds, "fold": fold})
-    real = records.read(prepared)
+    if config.manifest:
+        return Path(config.manifest)
+    if not config.prepare.images:
+        raise UserError("config.manifest: no real images; give a manifest, or config.prepare.images")
+    folder = workdir / f"fold{fold}" / "prepare"
+    stage(preparation.run, config.prepare, folder, {"folds": config.folds, "fold": fold})
+    return folder / records.FILE
+
+
+def made(config: ConfigDict, workdir: Path, fold: int, real: Path) -> Manifest:
+    """Returns the kept synthetic images of a fold, given its real ones; finished stages are not run again."""
+    folder = workdir / f"fold{fold}"
     if not (folder / "curate" / records.FILE).exists():
-        _tune_and_generate(config, folder, prepared, prompts_of(config.prompt, real.labels))
-    return real, records.read(folder / "curate" / records.FILE)
+        _tune_and_generate(config, folder, real, prompts_of(config.prompt, records.read(real).labels))
+    return records.read(folder / "curate" / records.FILE)
 
 
-def _tune_and_generate(config: ConfigDict, folder: Path, prepared: Path, prompts: ConfigDict) -> None:
+def _tune_and_generate(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict) -> None:
     with claimed(folder) as ours:
         if not ours:
             raise UserError(f"{folder} is being made by another host; start this one again when it is done")
         turns = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
         generated = folder / "generate" / records.FILE
-        stage(tuning.run, config.tune, folder / "tune", {"manifest": prepared, "prompts": prompts})
+        stage(tuning.run, config.tune, folder / "tune", {"manifest": real, "prompts": prompts})
         stage(generation.run, config.generate, folder / "generate",
               {"model": folder / "tune" / "model", "plan.prompts": turns})  # fmt: skip
-        stage(curation.run, config.curate, folder / "curate", {"manifest": generated, "training": prepared})
+        stage(curation.run, config.curate, folder / "curate", {"manifest": generated, "training": real})

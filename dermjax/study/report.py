@@ -1,20 +1,24 @@
 """The page of a study: what was asked, what was found in words, and every table and plot behind the words."""
 
+from itertools import groupby
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax.data.pictures import Picture
-from dermjax.evaluation import paper, wording
-from dermjax.evaluation.findings import GAIN, LOSS, PRIMARY
+from dermjax.data.pictures import Picture, picture, spread
+from dermjax.evaluation import counts, metrics, paper, wording
+from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN
 from dermjax.page import fill
-from dermjax.study import arms, plots
+from dermjax.study import arms, limits, plots
 from dermjax.study.findings import Comparison, Found, Group
 from dermjax.study.trial import Material
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-SHOWN = ("auroc", "average_precision", "balanced_accuracy", "sensitivity_at_90", "sensitivity_at_95", "ece", "brier")
 PAPER_ARMS = ("real_equal_steps", f"hybrid_{arms.PAPER_RATIO}")
+ELSEWHERE = ("auroc", "average_precision", "balanced_accuracy", "sensitivity_at_90", "ece")
+VERDICTS = {GAIN: "a gain in AUROC", LOSS: "a loss of AUROC", NONE: "neither a gain nor a loss was shown"}
+# a shape and a word, for who cannot tell the colours
+MARKS = {GAIN: "▲ gain", LOSS: "▼ loss", NONE: "neither shown", UNKNOWN: "too few to tell"}
 
 
 def page(config: ConfigDict, found: Found, materials: list[Material], explained: dict[str, list[Picture]]) -> str:
@@ -27,23 +31,35 @@ def page(config: ConfigDict, found: Found, materials: list[Material], explained:
         "label": wording.label,
         "words": plots.words,
         "shown": wording.shown,
-        "shots": shots,
+        "shots": plots.shots,
     }
-    settings = [(classifier, size) for classifier, size in dict.fromkeys(group[:2] for group in found.figures)]
+    first = materials[0]
+    settings = sorted({group[:2] for group in found.figures}, key=place)
+    reach = plots.reach(found.comparisons)
     return fill(
         TEMPLATE,
         filters,
         title=config.title,
         config=config,
         found=found,
-        materials=[sizes(material) for material in materials],
-        phantoms=any(record.source == "phantom" for record in materials[0].real.records),
-        sentences=sentences(found),
-        counts=counts(found),
-        figures=[name for name in SHOWN if name in next(iter(found.figures.values()))],
+        sizes=[counts.images(material.real, material.synthetic, material.synthetic) for material in materials],
+        rejections=counts.rejections(first.synthetic),
+        sources=sorted({record.source for record in first.real.records}),
+        galleries=galleries(first, config.gallery),
+        tested=sum(len(material.real.split("test")) for material in materials),
+        phantoms=any(record.source == "phantom" for record in first.real.records),
+        counts=verdicts(found.comparisons),
+        paper_counts=verdicts([each for each in found.comparisons if each.group[2] == PAPER_ARMS[1]]),
+        told=[(setting, list(each)) for setting, each in groupby(ordered(found), lambda c: c.group[:2])],
+        sentence=sentence,
+        columns=settings,
+        paper_arms=PAPER_ARMS,
+        elsewhere_shown=ELSEWHERE,
+        answers=answers(found, config.baseline, settings),
+        settings=[(setting, table(found, setting, config.baseline)) for setting in settings],
         primary=PRIMARY,
-        settings=[(each, _of(found, each), [c for c in found.comparisons if c.group[:2] == each]) for each in settings],
-        charts={each: charts(found, each, config.baseline) for each in settings},
+        forests=[forest for setting in settings if (forest := plots.forest_of(found, setting, reach))],
+        charts={setting: charts(found, setting) for setting in settings},
         doses=doses(found, config.baseline),
         subgroups=subgroup_rows(found),
         paper=paper_rows(found),
@@ -51,41 +67,91 @@ def page(config: ConfigDict, found: Found, materials: list[Material], explained:
         paper_sizes=paper.TEST_SIZES,
         paper_notes=paper.NOTES,
         explained=explained,
-        limits=limits(found, config, materials),
+        limits=limits.told(found, config, materials),
     )
 
 
-def sentences(found: Found) -> list[str]:
-    """What was significant, and what was not, one sentence a comparison."""
-    return [_told(each) for each in sorted(found.comparisons, key=lambda c: (c.group[:2], c.group[2]))]
+def ordered(found: Found) -> list[Comparison]:
+    """The comparisons, those of a classifier and few-shot size together."""
+    return sorted(found.comparisons, key=lambda each: place(each.group[:2]))
 
 
-def counts(found: Found) -> dict[str, int]:
+def place(setting: tuple[str, int]) -> tuple:
+    """Where a classifier and few-shot size stand on the page: few real images first, all of them last."""
+    classifier, size = setting
+    return classifier, size == 0, size
+
+
+def sentence(each: Comparison) -> str:
+    """What a comparison showed, or did not show, in words."""
+    change = each.differences[PRIMARY]
+    verdict = VERDICTS.get(each.verdict, each.verdict)
+    p = "" if each.adjusted != each.adjusted else f", adjusted p {each.adjusted:.2g}"
+    return (
+        f"{plots.words(each.group[2])}: {verdict}; difference {wording.difference(change, PRIMARY)} "
+        f"({wording.difference_interval(change, PRIMARY)}{p})."
+    )
+
+
+def verdicts(comparisons: list[Comparison]) -> dict[str, int]:
     """How many comparisons showed a gain, a loss, neither."""
-    verdicts = [each.verdict for each in found.comparisons]
-    return {"gains": verdicts.count(GAIN), "losses": verdicts.count(LOSS), "all": len(verdicts)}
+    found = [each.verdict for each in comparisons]
+    gains, losses = found.count(GAIN), found.count(LOSS)
+    return {"gains": gains, "losses": losses, "neither": len(found) - gains - losses, "all": len(found)}
 
 
-def shots(size: int) -> str:
-    """A few-shot size in words."""
-    return f"{size} real images a class" if size else "all real images"
+def galleries(material: Material, count: int) -> list[tuple[str, list[Picture], list[Picture]]]:
+    """(class, real training images, synthetic images that were kept), evenly spaced: nobody picked them."""
+    found = []
+    for label in material.real.labels:
+        real, synthetic = (
+            [picture(manifest, r, "") for r in spread([r for r in manifest.split("train") if r.label == label], count)]
+            for manifest in (material.real, material.synthetic)
+        )
+        found.append((label, real, synthetic))
+    return found
 
 
-def sizes(material: Material) -> dict[str, dict[str, int]]:
-    """How many images of each class each split has."""
-    real, synthetic = material.real, material.synthetic
-    kinds = {f"real, {split}": real.split(split) for split in ("train", "validation", "test")}
-    kinds["synthetic, kept"] = synthetic.split("train")
-    return {kind: {label: sum(r.label == label for r in held) for label in real.labels} for kind, held in kinds.items()}
+def answers(found: Found, baseline: str, settings: list[tuple[str, int]]) -> list[tuple[str, list]]:
+    """(arm, [(AUROC, difference, mark, its class) of each setting, or None]): the whole study in one table."""
+    compared = {each.group: each for each in found.comparisons}
+
+    def cell(group: Group) -> tuple | None:
+        if group not in found.figures:
+            return None
+        each = compared.get(group)
+        change = each.differences[PRIMARY] if each else None
+        mark = "baseline" if not each else MARKS[each.verdict]
+        kind = {GAIN: "gain", LOSS: "loss"}.get(each.verdict, "") if each else "baseline"
+        return found.figures[group][PRIMARY], change, mark, kind
+
+    trained = sorted(dict.fromkeys(group[2] for group in found.figures), key=lambda arm: arm != baseline)
+    return [(arm, [cell((*setting, arm)) for setting in settings]) for arm in trained]
 
 
-def charts(found: Found, setting: tuple[str, int], baseline: str) -> list[str]:
-    """The forest, the ROC curves and the calibration of one classifier and few-shot size."""
-    compared = [each for each in found.comparisons if each.group[:2] == setting]
-    drawn = {group[2]: found.mean[group] for group in _of(found, setting)}
-    chosen = {arm: said for arm, said in drawn.items() if arm in (baseline, "synthetic", *PAPER_ARMS)}
-    forest = [plots.forest("Arms", compared)] if compared else []
-    return [*forest, plots.roc("ROC", drawn), plots.calibration("Calibration", chosen)]
+def table(found: Found, setting: tuple[str, int], baseline: str) -> dict:
+    """Everything about one classifier and few-shot size: a column an arm, a row a figure."""
+    groups = [group for group in found.figures if group[:2] == setting]
+    compared = {each.group: each for each in found.comparisons}
+    names = list(found.figures[groups[0]])
+    return {
+        "arms": [group[2] for group in groups],
+        "rows": [
+            (name, found.figures[groups[0]][name].n,
+             [(found.figures[g][name], compared[g].differences[name] if g in compared else None) for g in groups])
+            for name in names
+        ],
+        "alone": [found.alone[group] for group in groups],
+        "compared": [compared.get(group) for group in groups],
+        "confusion": [sum(metrics.confusion(said) for said in found.mean[group]).tolist() for group in groups],
+    }  # fmt: skip
+
+
+def charts(found: Found, setting: tuple[str, int]) -> list[str]:
+    """The ROC curves and the calibration of one classifier and few-shot size."""
+    drawn = {group[2]: found.mean[group] for group in found.figures if group[:2] == setting}
+    aurocs = {group[2]: found.figures[group][PRIMARY].value for group in found.figures if group[:2] == setting}
+    return [plots.roc("ROC, mean of the seeds", drawn, aurocs), plots.calibration("Calibration", drawn)]
 
 
 def doses(found: Found, baseline: str) -> list[str]:
@@ -94,82 +160,33 @@ def doses(found: Found, baseline: str) -> list[str]:
     for classifier in dict.fromkeys(group[0] for group in found.figures):
         lines = {}
         for group in found.figures:
-            ratio = 0.0 if group[2] == baseline else _ratio(group[2])
+            ratio = 0.0 if group[2] == baseline else arms.ratio_of(group[2])
             if group[0] == classifier and ratio is not None:
                 point = (ratio, found.figures[group][PRIMARY], found.alone[group])
-                lines.setdefault(shots(group[1]), []).append(point)
+                lines.setdefault(plots.shots(group[1]), []).append(point)
         lines = {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
         if any(len(points) > 1 for points in lines.values()):
             drawn.append(plots.dose(wording.shown(classifier), lines))
     return drawn
 
 
-def subgroup_rows(found: Found) -> list[tuple[str, str, list]]:
-    """(kind, group, [(classifier and size, baseline or hybrid arm, AUROC)]) of the paper's two arms."""
-    return [
-        (kind, name, [(group, estimate) for group, estimate in estimates.items() if group[2] in PAPER_ARMS])
-        for (kind, name), estimates in found.subgroups.items()
-    ]
+def subgroup_rows(found: Found) -> dict[tuple[str, int], list[tuple]]:
+    """{classifier and size: [(kind, group, n, [AUROC of the baseline and of hybrid, or None])]} of the paper's arms."""
+    rows: dict[tuple[str, int], list[tuple]] = {}
+    for (kind, name), estimates in found.subgroups.items():
+        for setting in dict.fromkeys(group[:2] for group in estimates):
+            both = [estimates.get((*setting, arm)) for arm in PAPER_ARMS]
+            if any(both):
+                rows.setdefault(setting, []).append((kind, name, next(filter(None, both)).n, both))
+    return {setting: rows[setting] for setting in sorted(rows, key=place)}
 
 
 def paper_rows(found: Found) -> list[tuple]:
-    """(classifier, the paper's accuracies, our accuracies in its two arms with most real images)."""
+    """(classifier, few-shot size, the paper's accuracies, ours in its two arms) with most real images."""
     rows = []
     for classifier, printed in paper.ACCURACIES.items():
-        size = next((s for c, s, _ in sorted(found.figures, key=_most) if c == classifier), None)
+        most = sorted(found.figures, key=lambda group: (group[1] != 0, -group[1]))
+        size = next((s for c, s, _ in most if c == classifier), None)
         ours = [found.figures.get((classifier, size, arm), {}).get("accuracy") for arm in PAPER_ARMS]
         rows.append((classifier, size, printed, ours))
     return rows
-
-
-def limits(found: Found, config: ConfigDict, materials: list[Material]) -> list[str]:
-    """What the numbers cannot say, as far as the study itself knows."""
-    told = []
-    training = len(materials[0].real.split("train"))
-    if any(group[1] for group in found.figures):
-        told.append(
-            f"The generator was tuned on the whole training split ({training} images), the few-shot classifiers see a "
-            "part of it: a gain there may come from real images that only the generator saw."
-        )
-    if len(config.seeds) < 3:
-        told.append(f"{len(config.seeds)} seeds say little of the chance in training.")
-    if any(config.classifiers[name].recipe != "full" for name in config.classifiers):
-        told.append("The networks' lower parts were frozen; fine-tuning all of them may answer otherwise.")
-    scarce = [group for group in found.figures if _scarce(group, materials[0])]
-    if scarce:
-        names = ", ".join(dict.fromkeys(plots.words(group[2]) + f" with {shots(group[1])}" for group in scarce))
-        told.append(f"There are fewer synthetic images than the ratio asks for in {names}: they come more often.")
-    return told
-
-
-def _scarce(group: Group, material: Material) -> bool:
-    ratio = _ratio(group[2])
-    if ratio is None:
-        return False
-    have = sizes(material)
-    real, synthetic = have["real, train"], have["synthetic, kept"]
-    return any(ratio * (group[1] or real[label]) > synthetic[label] for label in real)
-
-
-def _ratio(arm: str) -> float | None:
-    kind, _, ratio = arm.partition("_")
-    return float(ratio) if kind == "hybrid" else None
-
-
-def _most(group: Group) -> tuple:
-    return group[1] != 0, -group[1]
-
-
-def _of(found: Found, setting: tuple[str, int]) -> list[Group]:
-    return [group for group in found.figures if group[:2] == setting]
-
-
-def _told(each: Comparison) -> str:
-    classifier, size, arm = each.group
-    change = each.differences[PRIMARY]
-    verdict = {GAIN: "a gain in AUROC", LOSS: "a loss of AUROC"}.get(each.verdict, each.verdict)
-    p = "" if each.adjusted != each.adjusted else f", adjusted p {each.adjusted:.3g}"
-    return (
-        f"{wording.shown(classifier)}, {shots(size)}, {plots.words(arm)}: {verdict}; difference "
-        f"{wording.difference(change, PRIMARY)} ({wording.difference_interval(change, PRIMARY)}{p})."
-    )

@@ -22,9 +22,14 @@ def as_json(found: Found) -> str:
                 for group, estimate in estimates.items()
             ],
             "elsewhere": [
-                {"test": test, **_named(group), "auroc": asdict(value), "difference": asdict(difference)}
+                {
+                    "test": test,
+                    **_named(group),
+                    "figures": _figures({name: value for name, (value, _) in figures.items()}),
+                    "differences": _figures({name: difference for name, (_, difference) in figures.items()}),
+                }
                 for test, groups in found.elsewhere.items()
-                for group, (value, difference) in groups.items()
+                for group, figures in groups.items()
             ],
             "label_fidelity": [{**_named(group), **asdict(estimate)} for group, estimate in found.fidelity.items()],
             "paper_accuracies_percent": paper.ACCURACIES,

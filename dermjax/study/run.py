@@ -13,9 +13,10 @@ from dermjax.classification import inputs
 from dermjax.data import audit, records
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.progress import cost, say
+from dermjax.evaluation import wording
+from dermjax.progress import say
 from dermjax.run_folder import write_atomically
-from dermjax.study import arms, cases, generator, report, results, trial
+from dermjax.study import arms, cases, cost, generator, plots, report, results, trial
 from dermjax.study.cells import Cell, claimed, finished
 from dermjax.study.findings import find
 from dermjax.study.trial import Material
@@ -24,11 +25,15 @@ from dermjax.study.trial import Material
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains every cell that nobody has trained, then writes results.json and report.html."""
     cells = plan(config)
-    materials = [_material(config, workdir, fold) for fold in range(max(1, config.folds))]
-    for cell in cells:  # a few-shot size that a class cannot give is said before anything is trained
-        arms.few(materials[cell.fold].real, cell.shots, trial.ranks(materials[cell.fold].real, cell.seed))
     folders = {cell: workdir / "cells" / cell.name for cell in cells}
-    _say_cost(config, cells, folders, materials)
+    prepared = [generator.prepared(config, workdir, fold) for fold in range(max(1, config.folds))]
+    reals = [_real(path) for path in prepared]
+    for cell in cells:  # a few-shot size that a class cannot give is said before anything is tuned or trained
+        arms.few(reals[cell.fold], cell.shots, trial.ranks(reals[cell.fold], cell.seed))
+    given = records.read(Path(config.synthetic)) if config.synthetic else None
+    asked = config.generate.plan.images_per_class * len(reals[0].labels)
+    cost.tell(config, folders, reals, len(given.split("train")) if given else asked)
+    materials = [_material(config, workdir, fold, *each) for fold, each in enumerate(zip(prepared, reals, strict=True))]
     for number, (cell, folder) in enumerate(folders.items(), start=1):
         if finished(folder):
             continue
@@ -45,13 +50,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     pictures = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     write_atomically(workdir / "results.json", results.as_json(found))
     write_atomically(workdir / "report.html", report.page(config, found, materials, pictures))
-    for sentence in report.sentences(found):
-        say(f"study: {sentence}")
+    for each in report.ordered(found):
+        classifier, size, _ = each.group
+        say(f"study: {wording.shown(classifier)}, {plots.shots(size)}, {report.sentence(each)}")
     say(f"study: the report is {workdir / 'report.html'}")
 
 
 def plan(config: ConfigDict) -> list[Cell]:
-    """Returns the cells of the grid, the baseline first; UserError for a name that does not exist or stands twice."""
+    """Returns the cells of the grid, the baseline first; UserError for what no study can be made of."""
     for key in ("arms", "seeds", "shots"):
         if not config[key] or len(set(config[key])) != len(config[key]):
             raise UserError(f"config.{key} = {tuple(config[key])}: give at least one, each once")
@@ -62,6 +68,12 @@ def plan(config: ConfigDict) -> list[Cell]:
         raise UserError(f"config.arms: {arms.JUDGED} is judged by {arms.BASELINE}; add that")
     if not config.classifiers:
         raise UserError("config.classifiers: none; add at least one")
+    if config.synthetic and not config.manifest:
+        raise UserError("config.manifest: no manifest of real images; give it beside config.synthetic")
+    if config.synthetic and config.folds:
+        raise UserError("config.synthetic: one manifest cannot serve several folds; leave it out, each tunes its own")
+    if config.synthetic and not config.training:
+        raise UserError("config.training: say which manifest the generator was tuned on, so that leaks can be found")
     trained.sort(key=lambda arm: arm != config.baseline)
     return [
         Cell(fold, classifier, shots, arm, seed)
@@ -73,56 +85,42 @@ def plan(config: ConfigDict) -> list[Cell]:
     ]
 
 
-def _material(config: ConfigDict, workdir: Path, fold: int) -> Material:
-    """The manifests of a fold, made where they are not given, refused where anything leaks."""
-    if config.synthetic:
-        if not config.manifest:
-            raise UserError("config.manifest: no manifest of real images; give it beside config.synthetic")
-        if config.folds:
-            raise UserError(
-                "config.synthetic: one manifest cannot serve several folds; leave it out, each tunes its own"
-            )
-        real, synthetic = records.read(Path(config.manifest)), records.read(Path(config.synthetic))
-        if not config.training:
-            raise UserError(
-                "config.training: say which manifest the generator was tuned on, so that leaks can be found"
-            )
-        seen = [records.read(Path(config.training))]
-    else:
-        real, synthetic = generator.made(config, workdir, fold)
-        seen = []  # the generator was tuned on the training split of `real` and on nothing else
-    inputs.check(real, config.manifest or f"fold {fold}")
-    inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
+def _real(path: Path) -> Manifest:
+    manifest = records.read(path)
+    inputs.check(manifest, str(path))
+    return manifest
+
+
+def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real: Manifest) -> Material:
+    """The manifests of a fold, synthetic images made where they are not given; refused where anything leaks."""
     tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
-    given = [real, synthetic, *seen, *tests.values()]
-    inputs.refuse_leaks(given)
-    audit.refuse(given)
     for name, manifest in tests.items():
         _check_test(manifest, name, real)
+    seen = [real, *tests.values()]
+    if config.synthetic:
+        synthetic = records.read(Path(config.synthetic))
+        seen.append(records.read(Path(config.training)))
+    else:  # the generator sees the training split of `real` and nothing else; a leak is said before it is tuned
+        _refuse_leaks(seen)
+        synthetic = generator.made(config, workdir, fold, prepared)
+    inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
+    _refuse_leaks([*seen, synthetic])
+    say(
+        f"study: fold {fold}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
+        f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
+    )
     return Material(real=real, synthetic=synthetic, tests=tests)
 
 
+def _refuse_leaks(manifests: list[Manifest]) -> None:
+    inputs.refuse_leaks(manifests)
+    audit.refuse(manifests)
+
+
 def _check_test(manifest: Manifest, name: str, real: Manifest) -> None:
-    absent = set(real.labels) - {record.label for record in manifest.split("test")}
-    if manifest.labels != real.labels or absent:
+    if manifest.labels != real.labels:
         theirs, ours = ", ".join(manifest.labels), ", ".join(real.labels)
-        raise UserError(f"config.tests.{name}: needs test images of {ours}; it has classes {theirs}, no {absent or ''}")
-
-
-def _say_cost(config: ConfigDict, cells: list[Cell], folders: dict, materials: list[Material]) -> None:
-    done = sum(finished(folder) for folder in folders.values())
-    todo = [cell for cell, folder in folders.items() if not finished(folder)]
-    all_steps = sum(
-        trial.steps(config.classifiers[cell.classifier].steps, phase)
-        for cell in todo
-        for phase in arms.phases(cell.arm)
-    )
-    cost("study", classifiers=len(config.classifiers), arms=len({cell.arm for cell in cells}), seeds=len(config.seeds),
-         few_shot_sizes=len(config.shots), folds=len(materials), cells=len(cells), done=done,
-         steps_to_do=all_steps)  # fmt: skip
-    for fold, material in enumerate(materials):
-        real, synthetic = material.real, material.synthetic
-        say(
-            f"study: fold {fold}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
-            f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
-        )
+        raise UserError(f"config.tests.{name}: its classes are {theirs}, the real ones are {ours}")
+    absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
+    if absent:
+        raise UserError(f"config.tests.{name}: no test image of {', '.join(absent)}; give a test split of every class")

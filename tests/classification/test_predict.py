@@ -1,17 +1,18 @@
-"""`dermjax predict` from a folder, a run and a checkpoint; heat maps find what a class is made of."""
+"""`dermjax classify --predict` from a folder, a run and a checkpoint; heat maps find what a class is made of."""
 
 import csv
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dermjax.classification import explaining, run
-from dermjax.classification.predict import predict
+from dermjax.classification import explaining, predict, run
 from dermjax.classification.restoring import restored
+from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
 
@@ -38,7 +39,7 @@ def rows(path):
 
 def test_a_folder_of_images_gets_a_table(trained, tmp_path):
     workdir, real = trained
-    predict(str(workdir), str(real.parent / "malignant"), str(tmp_path / "said.csv"), 3)
+    predict.write(str(real.parent / "malignant"), str(workdir), str(tmp_path / "said.csv"), 3)
     found = rows(tmp_path / "said.csv")
     assert list(found[0]) == ["image", "called", "p_benign", "p_malignant"] and len(found) == 16
     assert {row["called"] for row in found} == {"malignant"}
@@ -46,8 +47,8 @@ def test_a_folder_of_images_gets_a_table(trained, tmp_path):
 
 def test_a_manifest_gets_what_evaluate_reads_and_a_folder_says_what_the_run_said(trained, tmp_path):
     workdir, real = trained
-    predict(str(workdir / "classifier"), str(real), str(tmp_path / "said.csv"), 4)
-    found, expected = rows(tmp_path / "said.csv"), rows(workdir / "predictions.csv")
+    predict.write(str(real), str(workdir / "classifier"), str(tmp_path / "new" / "said.csv"), 4)
+    found, expected = rows(tmp_path / "new" / "said.csv"), rows(workdir / "predictions.csv")
     assert [row["image"] for row in found] == [row["image"] for row in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert float(ours["p_malignant"]) == pytest.approx(float(theirs["p_malignant"]), abs=1e-5)
@@ -80,8 +81,30 @@ def test_what_is_missing_is_one_line(trained, tmp_path, name, images, told):
     (tmp_path / "broken" / "a.png").write_text("<html>")
     where = real.parent / images if images == "malignant" else tmp_path / images
     with pytest.raises(UserError, match=told) as error:
-        predict(str(workdir if name == "run" else tmp_path / name), str(where), str(tmp_path / "said.csv"), 4)
+        predict.write(str(where), str(workdir if name == "run" else tmp_path / name), str(tmp_path / "said.csv"), 4)
     assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
+
+
+def test_other_classes_than_the_classifier_s_are_one_line(trained, tmp_path):
+    workdir, real = trained
+    manifest = records.read(real)
+    strangers = tuple(replace(r, label={"benign": "cat", "malignant": "dog"}[r.label]) for r in manifest.records)
+    records.write(tmp_path / records.FILE, replace(manifest, labels=("cat", "dog"), records=strangers))
+    with pytest.raises(UserError, match="its classes are cat, dog, the classifier knows benign, malignant") as error:
+        predict.write(str(tmp_path), str(workdir), str(tmp_path / "said.csv"), 4)
+    assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
+
+
+def test_the_command_is_classify_without_a_config(trained, tmp_path, command):
+    workdir, real = trained
+    code, out, _ = command(
+        "classify", "--predict", real.parent / "benign", f"--classifier={workdir}", f"--out={tmp_path / 'said.csv'}"
+    )
+    assert code == 0 and "16 images" in out and len(rows(tmp_path / "said.csv")) == 16
+    code, _, error = command("classify", "--predict=nowhere", f"--classifier={workdir}", "--out=said.csv")
+    assert code == 2 and error.count("\n") == 1 and "nowhere: no such folder" in error
+    code, _, error = command("classify", "--predict=nowhere")
+    assert code == 2 and "--classifier is missing" in error
 
 
 @pytest.mark.parametrize("kind", ["vit", "mobilenet_v2"])

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,13 @@ def test_sections_without_input_are_left_out(folder, tmp_path):
     assert list(results["runs"]) == ["vit real"]
     assert results["comparisons"] == [] and results["label_fidelity"] == {}
     assert "No arm was compared" in page and 'id="curation"' not in page and "not run" in page
+
+
+def test_a_folder_of_predictions_alone_is_judged_without_curves(folder, finished, tmp_path):
+    (tmp_path / "alone").mkdir()
+    shutil.copy(folder / "vit_hybrid" / "predictions.csv", tmp_path / "alone")
+    results, _ = evaluated(config(folder, **{"runs.vit_hybrid": str(tmp_path / "alone")}), tmp_path / "evaluate")
+    assert results["runs"] == finished[0]["runs"]
 
 
 def test_few_test_images_are_said(folder, tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,13 +84,19 @@ def synthetic(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(real, synthetic, tmp_path_factory):
+def other(tmp_path_factory):
+    """A further test set, as of another archive."""
+    return draw(tmp_path_factory.mktemp("other"), {"test": 15}, "none", 7)
+
+
+@pytest.fixture(scope="module")
+def finished(real, synthetic, other, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study")
-    run.run(settings(real, synthetic), workdir)
+    run.run(settings(real, synthetic, tests={"other": other}), workdir)
     return workdir
 
 
-def test_every_cell_is_done_once_and_judged(finished, real, synthetic, capsys, monkeypatch):
+def test_every_cell_is_done_once_and_judged(finished, real, synthetic, other, capsys, monkeypatch):
     results = json.loads((finished / "results.json").read_text())
     assert [(g["arm"], g["shots"]) for g in results["groups"]] == [("real_equal_steps", 6), ("hybrid_3", 6)]
     assert all(len(g["auroc_of_each_seed"]) == 2 for g in results["groups"])
@@ -98,21 +105,55 @@ def test_every_cell_is_done_once_and_judged(finished, real, synthetic, capsys, m
     assert results["label_fidelity"][0]["n"] == 48
     assert {(row["kind"], row["group"]) for row in results["subgroups"]} == {("sex", "f"), ("sex", "m")}
 
+    assert [(each["test"], each["arm"], each["figures"]["auroc"]["n"]) for each in results["elsewhere"]] == [
+        ("other", "real_equal_steps", 30), ("other", "hybrid_3", 30)
+    ]  # fmt: skip
+
     before = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*") if path.is_file()}
     monkeypatch.setattr(trial, "train", lambda *_: pytest.fail("a finished cell was run again"))
-    run.run(settings(real, synthetic), finished)
+    run.run(settings(real, synthetic, tests={"other": other}), finished)
     assert {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*") if path.is_file()} == before
-    assert "4 done, 0 steps to do" in capsys.readouterr().out
+    assert "4 cells, 4 done, 0 steps to do" in capsys.readouterr().out
 
 
 def test_the_page_stands_alone_and_speaks_in_words(finished):
     page = (finished / "report.html").read_text()
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert loaded and all(each.startswith("data:image/") for each in loaded)
+    assert loaded and all(each.startswith(("data:image/", "#")) for each in loaded)
     assert "<script" not in page and "url(" not in page
     for words in ("For research only", "Of 1 comparisons", "hybrid 3 : 1", "Do the labels hold?", "sex: f",
-                  "a part of it: a gain there may come from", "90.74 % → 93.03 %"):  # fmt: skip
+                  "a part of it: a gain there may come from", "90.74 % → 93.03 %", "On other data sets"):  # fmt: skip
         assert words in page, words
+    anchors = {each[1:] for each in loaded if each.startswith("#")}
+    assert anchors == set(re.findall(r'<section id="(\w+)"', page))
+    kinds = re.findall(r'alt="(real|synthetic) (?:benign|malignant), [^"]*"', page)
+    assert kinds.count("synthetic") == 2 * 6  # a gallery a class, marked in its pixels; heat maps are of real images
+
+
+def test_what_was_found_is_said_once_for_all_and_arm_by_arm(finished):
+    results = json.loads((finished / "results.json").read_text())
+    page = (finished / "report.html").read_text()
+    (compared,) = results["comparisons"]
+    mark = {"gain": "▲ gain", "loss": "▼ loss"}.get(compared["verdict"], "neither shown")
+    assert page.count(mark) == 1 and "hybrid 3 : 1: " in page
+    gains, losses, neither = {"▲ gain": (1, 0, 0), "▼ loss": (0, 1, 0)}.get(mark, (0, 0, 1))
+    told = f"{gains} showed a gain in AUROC, {losses} a loss, {neither} neither"
+    assert f"Of 1 comparisons with “real, equal steps”, {told}" in page
+    for group in results["groups"]:
+        for value in group["auroc_of_each_seed"]:
+            assert f"{value:.3f}" in page
+
+
+def test_too_few_test_images_are_said_and_no_verdict_is_given(finished, real, synthetic, other, tmp_path):
+    shutil.copytree(finished / "cells", tmp_path / "cells")
+    few = settings(real, synthetic, tests={"other": other}, bootstrap={"smallest": 41})
+    run.run(few, tmp_path)
+    (compared,) = json.loads((tmp_path / "results.json").read_text())["comparisons"]
+    assert compared["verdict"] == "no gain was shown, with too few test images to tell" and compared["p"] is None
+    assert compared["differences"]["auroc"]["low"] is None
+    page = re.sub(r'"data:[^"]*"', "", (tmp_path / "report.html").read_text())
+    assert "no interval: benign has 40, malignant has 40 lesions, fewer than 41" in page
+    assert "too few to tell" in page and not re.search(r"\bnan\b", page)
 
 
 def test_arms_of_a_seed_share_their_real_images_and_the_features(finished, real):
@@ -152,13 +193,31 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"shots": (25,)}, "benign has 24; take fewer"),
         ({"folds": 2}, "each tunes its own"),
         ({"training": "nowhere"}, "nowhere: no such file"),
+        ({"tests": {"other": "REAL TRAINING"}}, "config.tests.other: no test image of benign, malignant"),
+        ({"tests": {"other": "OTHER CLASSES"}}, "its classes are cat, dog, the real ones are benign, malignant"),
     ],
 )
 def test_nonsense_is_one_line(real, synthetic, tmp_path, changed, told):
+    if "tests" in changed:
+        wrong = {"REAL TRAINING": training_only, "OTHER CLASSES": of_other_classes}[changed["tests"]["other"]]
+        changed = {"tests": {"other": wrong(real, tmp_path)}}
     with pytest.raises(UserError, match=told) as error:
         run.run(settings(real, synthetic, **changed), tmp_path / "study")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study" / "cells").exists()
+
+
+def training_only(real, folder):
+    """A manifest without test images."""
+    return changed(real, folder, lambda found: [r for r in found if r.split == "train"])
+
+
+def of_other_classes(real, folder):
+    """A manifest whose classes have other names."""
+    manifest = records.read(Path(real))
+    strangers = tuple(replace(r, label={"benign": "cat", "malignant": "dog"}[r.label]) for r in manifest.records)
+    records.write(folder / records.FILE, replace(manifest, labels=("cat", "dog"), records=strangers))
+    return str(folder / records.FILE)
 
 
 def changed(path, folder, function):
@@ -179,6 +238,15 @@ def test_leaking_material_is_refused(real, synthetic, tmp_path):
     copied = changed(synthetic, folder, lambda found: [replace(found[0], sha256=test), *found[1:]])
     with pytest.raises(UserError, match="are one image"):
         run.run(settings(real, copied), tmp_path / "study")
+
+
+def test_a_leak_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch):
+    """A lesion in training and test of the real images: nothing is tuned on them."""
+    monkeypatch.setattr(run.generator, "made", lambda *_: pytest.fail("a generator was tuned"))
+    leaking = changed(real, tmp_path, lambda found: [replace(found[0], lesion_id="L"), *found[1:-1],
+                                                     replace(found[-1], lesion_id="L")])  # fmt: skip
+    with pytest.raises(UserError, match="one lesion on two sides"):
+        run.run(settings(leaking, "", training=""), tmp_path / "study")
 
 
 def planted(folder, shown):

@@ -1,0 +1,92 @@
+"""What a study is about to take, said before it tunes or trains anything."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dermjax import progress
+from dermjax.classification import networks, recipes
+from dermjax.data.records import Manifest
+from dermjax.study import arms, trial
+from dermjax.study.cells import Cell, finished
+
+OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
+SECONDS_OF_A_CELL = 8.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
+GRADIENT = 3  # passes that one with gradients counts for
+
+
+def tell(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], synthetic: int) -> None:
+    """Prints the grid, what of it is left, and about how long that takes where it has been measured: on a CPU.
+
+    reals: of each fold. synthetic: how many synthetic images a fold has, or is going to have; their generator's own
+    time is told by `tune` and `generate`, whose cost depends on the model.
+    """
+    todo = [cell for cell, folder in folders.items() if not finished(folder)]
+    of_kind = {
+        "classifiers": len(config.classifiers), "arms": len({cell.arm for cell in folders}),
+        "seeds": len(config.seeds), "few_shot_sizes": len(config.shots), "folds": len(reals),
+    }  # fmt: skip
+    generators = {} if config.synthetic else {"generators": len(reals), "synthetic_images": synthetic * len(reals)}
+    on_cpu = jax.devices()[0].platform == "cpu"
+    seconds = {"seconds": processor_seconds(config, todo, reals, synthetic)} if on_cpu else {}
+    progress.cost(
+        "study", **of_kind, cells=len(folders), done=len(folders) - len(todo),
+        steps_to_do=sum(steps_of(config, cell) for cell in todo), **generators, **seconds,
+    )  # fmt: skip
+
+
+def steps_of(config: ConfigDict, cell: Cell) -> int:
+    """Returns the optimiser steps of a cell over its phases."""
+    return sum(trial.steps(config.classifiers[cell.classifier].steps, phase) for phase in arms.phases(cell.arm))
+
+
+def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest], synthetic: int) -> float:
+    """Returns about how long the cells take all cores of this machine, without their generators."""
+    seconds = SECONDS_OF_A_CELL * len(todo)
+    for name in {cell.classifier for cell in todo}:
+        settings, mine = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
+        below, above = operations(settings, reals[0].labels)
+        seen = settings.batch * sum(steps_of(config, cell) for cell in mine)
+        images = sum(shown(reals[fold], config) + synthetic for fold in {cell.fold for cell in mine})
+        work = images * below + GRADIENT * seen * above
+        if settings.recipe == "full":  # every cell looks at all that it judges, validation several times
+            looks = 1 + settings.steps // settings.evaluate_every
+            judged = sum(
+                looks * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test")) for cell in mine
+            )
+            work = (GRADIENT * seen + judged) * above
+        seconds += work / OPERATIONS_A_CORE_A_SECOND / (os.cpu_count() or 1)
+    return seconds
+
+
+def shown(real: Manifest, config: ConfigDict) -> int:
+    """Returns how many real images a fold's cells look at: few-shot ones are others for each seed."""
+    training = len(real.split("train"))
+    if 0 not in config.shots:
+        training = min(training, max(config.shots) * len(real.labels) * len(config.seeds))
+    return training + len(real.split("validation")) + len(real.split("test"))
+
+
+def operations(settings: ConfigDict, labels: tuple[str, ...]) -> tuple[float, float]:
+    """Returns the arithmetic of one image below the recipe's cut, once an image, and above it, once a look."""
+    classifier, params, _ = networks.start(
+        settings.classifier, settings.init, settings.architecture.to_dict(), labels,
+        size=settings.size, seed=settings.seed, precision=settings.precision,
+    )  # fmt: skip
+    last = recipes.recipe(settings.recipe, settings.last_blocks, params).last
+    image = jax.ShapeDtypeStruct((1, settings.size, settings.size, 3), np.float32)
+    if last is None:
+        return 0.0, counted(partial(classifier.logits, train=False), *classifier.shapes, image)
+    lower = partial(classifier.lower, last=last)
+    cut = jax.eval_shape(lower, *classifier.shapes, image)
+    upper = partial(classifier.upper, last=last, train=False)
+    return counted(lower, *classifier.shapes, image), counted(upper, *classifier.shapes, cut)
+
+
+def counted(function, *arguments) -> float:
+    """Returns the floating-point operations of a function, as XLA counts them before it optimises."""
+    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])

@@ -1,0 +1,133 @@
+"""Training of both classifiers on a CPU is no slower than PyTorch's, step by step in turns, in one process.
+
+    python tests/classification/test_training_speed.py mobilenetv2
+
+prints the seconds of every step. PyTorch runs transformers' model as it is, in the faster of its two memory formats.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROUNDS, STEPS = 7, 2
+SHAPES = {"mobilenetv2": (160, 32), "vit": (224, 16)}  # pixels a side, batch
+CLASSIFIERS = {"mobilenetv2": ("mobilenet_v2", {}), "vit": ("vit", "S/16")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_training_is_no_slower_than_pytorch_s(name):
+    pytest.importorskip("torch")
+    from dermjax import machine
+
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(machine.cpu_devices(os.cpu_count())),
+                                "JAX_PLATFORMS": "cpu"}  # fmt: skip
+    done = subprocess.run([sys.executable, __file__, name], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    print(done.stdout)
+    assert json.loads(done.stdout.splitlines()[-1])["ours_to_pytorch"] <= 1.0
+
+
+def ours(name: str, size: int, batch: int):
+    """A function that takes one step of the loop, data parallel over all devices, as `classify` does."""
+    import jax
+    import jax.numpy as jnp
+
+    from dermjax import machine, sharding
+    from dermjax.classification import recipes
+    from dermjax.classification.recipes import Recipe
+    from dermjax.models import vit
+    from dermjax.models.classifier import describe, fresh
+    from dermjax.training import optimizers
+    from dermjax.training.loop import compiled
+    from dermjax.training.state import create
+
+    machine.keep_freed_memory()
+    kind, settings = CLASSIFIERS[name]
+    classifier = fresh(describe(kind, vit.named(settings) if settings else {}, ("a", "b"), size), jnp.float32)
+    grid = sharding.mesh(0, 1)
+    rule = optimizers.build(
+        "adamw", rate=1e-4, warmup=0, steps=100, schedule="constant", weight_decay=0.05, clip=0.0
+    )  # fmt: skip
+    state = create(*classifier.init(0), rule, ema=False)
+    shardings = sharding.over(state, sharding.RULES, grid)
+    state = jax.device_put(state, shardings)
+    step = compiled(recipes.loss(classifier, Recipe(last=None), 0.0), rule, 0.0, 1, shardings, grid)
+    key = jax.device_put(jax.random.key(0), sharding.replicated(grid))
+    image = np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+    rows = {"image": image, "label": np.arange(batch, dtype=np.int32) % 2}
+    held = [state]
+
+    def take() -> None:
+        held[0], scalars = step(held[0], {}, sharding.place(rows, grid), key)
+        jax.block_until_ready(scalars)
+
+    return take
+
+
+def theirs(name: str, size: int, batch: int, layout):
+    """A function that takes one step of transformers' model with PyTorch's AdamW."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    if name == "vit":
+        config = transformers.ViTConfig(
+            hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=size, num_labels=2
+        )
+        model = transformers.ViTForImageClassification(config)
+    else:
+        config = transformers.MobileNetV2Config(image_size=size, num_labels=2, classifier_dropout_prob=0.0)
+        model = transformers.MobileNetV2ForImageClassification(config)
+    model = model.train().to(memory_format=layout)
+    rule = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    image = torch.rand((batch, 3, size, size)).to(memory_format=layout)
+    label = torch.arange(batch) % 2
+
+    def take() -> None:
+        rule.zero_grad()
+        model(image, labels=label).loss.backward()
+        rule.step()
+
+    return take
+
+
+def seconds(take) -> float:
+    """How long a step takes, over STEPS of them."""
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        take()
+    return (time.perf_counter() - begun) / STEPS
+
+
+def main(name: str) -> None:
+    """Prints the seconds of every round, then one line of JSON."""
+    import torch
+
+    size, batch = SHAPES[name]
+    ways = {"ours": ours(name, size, batch)}
+    ways |= {
+        f"pytorch, {layout}": theirs(name, size, batch, layout)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    }
+    for take in ways.values():  # compilation, and the allocators' first sizes
+        seconds(take)
+    rounds = [{way: seconds(take) for way, take in ways.items()} for _ in range(ROUNDS)]
+    for each in rounds:
+        print(", ".join(f"{way} {value:.3f} s" for way, value in each.items()))
+    median = {way: float(np.median([each[way] for each in rounds])) for way in ways}
+    best = min((way for way in ways if way != "ours"), key=median.get)
+    ratio = float(np.median([each["ours"] / each[best] for each in rounds]))
+    print(json.dumps({"classifier": name, "batch": batch, "size": size, "seconds_a_step": median, "beside": best,
+                      "ours_to_pytorch": ratio, "torch_threads": torch.get_num_threads()}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main(sys.argv[1])
