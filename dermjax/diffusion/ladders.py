@@ -88,9 +88,11 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
     """Returns the ladder of `steps` rungs that a method walks for a model's scheduler.
 
     spacing is one of SPACINGS or of BENDS, or the sigmas themselves, "14.6 3.1 0.4 0", one more than steps; "" is the
-    model's choice, then the method's. A number of steps or a spacing that cannot be is a UserError.
+    model's choice, then the method's. A number of steps or a spacing that cannot be is a UserError; so is an option of
+    the scheduler file that lays ladders which are not known here.
     """
     check(layout, spacing)
+    _check_options(scheduler)
     table = schedule.sigmas(scheduler)
     if layout.endless and scheduler.get("rescale_betas_zero_snr", False):
         table[-1] = ENDLESS
@@ -167,6 +169,16 @@ def check(layout: Layout, spacing: str) -> None:
         raise UserError(f"spacing {spacing!r} is not for this sampler, which walks {layout.spacing}")
 
 
+def _check_options(scheduler: dict) -> None:
+    """Raises UserError for what a scheduler file of diffusers may ask for and would be left out here in silence."""
+    for option in FOREIGN:
+        if scheduler.get(option):
+            raise UserError(f"scheduler: {option} is not known here; set it to false and choose another spacing")
+    ending = scheduler.get("final_sigmas_type", ENDINGS[0])
+    if ending not in ENDINGS:
+        raise UserError(f"scheduler: final_sigmas_type {ending!r} is not one of {', '.join(ENDINGS)}")
+
+
 def _bend_of(scheduler: dict) -> str:
     """Returns the bend that a scheduler file asks for, or ""."""
     return next((bend for bend in BENDS if scheduler.get(f"use_{bend}_sigmas")), "")
@@ -207,3 +219,5 @@ DISTILLED = 50  # DDIM steps that latent consistency models are distilled from (
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing, "distilled": _distilled}
 BENDS = {"karras": _karras, "exponential": _exponential}
 WHOLE = {"karras": np.round, "exponential": np.trunc}  # to whole times, as diffusers' DPM-Solver family does
+ENDINGS = ("zero", "sigma_min")  # of final_sigmas_type
+FOREIGN = ("use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")  # ladders of diffusers that are not here

@@ -67,14 +67,20 @@ def deis(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
 
 
 def along_slopes(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, weights: np.ndarray) -> Array:
-    """Returns x after Euler's steps along weighted means of slopes."""
+    """Returns x after Euler's steps along weighted means of slopes.
 
-    def step(state, sigma, sigma_next, weights, keys):
+    A step is written as one along the newest slope and what the weights add to it: from where sigma is in the
+    thousands, at the first step, that is nothing, and float32 keeps its digits.
+    """
+    more = weights - np.eye(1, weights.shape[1])
+
+    def step(state, sigma, sigma_next, more, keys):
         x, past = state
-        known = remembered(slope(denoise(x, sigma), x, sigma), past)
-        return x + (sigma_next - sigma) * mean(weights, known), known[:-1]
+        denoised = denoise(x, sigma)
+        known = remembered(slope(denoised, x, sigma), past)
+        return toward(denoised, x, sigma, sigma_next) + (sigma_next - sigma) * mean(more, known), known[:-1]
 
-    return walk(step, (x, nothing(x, weights.shape[1] - 1)), (*ladder.rungs, weights), keys)[0]
+    return walk(step, (x, nothing(x, weights.shape[1] - 1)), (*ladder.rungs, more), keys)[0]
 
 
 def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dermjax.diffusion.denoiser import Denoiser
 from dermjax.diffusion.ladders import Ladder
-from dermjax.diffusion.walk import normal, renewed, slope, toward, walk
+from dermjax.diffusion.walk import normal, renewed, toward, walk
 
 Array = jax.Array
 
@@ -23,10 +23,10 @@ def heun(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
 
     def step(state, asked, begin, end, again, keys):
         x, origin, before = state
-        now = slope(denoise(x, asked), x, asked)
+        now = denoise(x, asked)
         origin = jnp.where(again, origin, x)
-        along = jnp.where(again, (before + now) / 2, now)
-        return origin + (end - begin) * along, origin, now
+        latents = jnp.where(again, (before + seen_from(begin, asked, before, now)) / 2, now)
+        return toward(latents, origin, begin, end), origin, now
 
     return walk(step, (x, x, x), halves((sigma, sigma, after), (after, sigma, after)), keys)[0]
 
@@ -43,12 +43,13 @@ def dpm2(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -
     middle, none = np.sqrt(sigma * down), np.zeros(len(sigma))
 
     def step(state, asked, begin, end, up, again, keys):
-        x, origin = state
+        x, origin, before = state
+        now = denoise(x, asked)
         origin = jnp.where(again, origin, x)
-        x = origin + (end - begin) * slope(denoise(x, asked), x, asked)
-        return x + up * normal(keys, x.shape[1:]), origin
+        x = toward(jnp.where(again, seen_from(begin, asked, before, now), now), origin, begin, end)
+        return x + up * normal(keys, x.shape[1:]), origin, now
 
-    return walk(step, (x, x), halves((sigma, sigma, middle, none), (middle, sigma, down, up)), keys)[0]
+    return walk(step, (x, x, x), halves((sigma, sigma, middle, none), (middle, sigma, down, up)), keys)[0]
 
 
 def dpmpp_2s_ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -109,10 +110,20 @@ def dpmpp_2s(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
         x, origin, before = state
         now = denoise(x, asked)
         origin = jnp.where(again, origin, x)
-        latents = before + share * (now - before)
+        latents = jnp.where(again, before + share * (now - before), now)
         return toward(latents, origin, begin, end), origin, now
 
     return walk(step, (x, x, x), (sigma, begin, after, share, second), keys)[0]
+
+
+def seen_from(begin: Array, asked: Array, before: Array, now: Array) -> Array:
+    """Returns the latents that the slope after a look ahead points to where the step began.
+
+    The look ahead went from x at `begin` towards the latents `before` down to `asked`, where the network says `now`:
+    its slope there, (x' - now) / asked, is (x - these) / begin. Neither x is in it: where sigma is in the thousands
+    their difference would have no digits left in float32.
+    """
+    return before + begin / asked * (now - before)
 
 
 def halves(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

@@ -149,5 +149,23 @@ def test_unknown_and_impossible_spacings_are_named():
         ladder(PLMS, SD15, 20, "karras")
 
 
+@pytest.mark.parametrize("option", ["use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"])
+@pytest.mark.parametrize("name", ["Euler", "DPM++ 2M Karras", "DDIM"])
+def test_ladders_that_a_file_asks_for_and_are_not_here_are_named(option, name):
+    """Whatever the sampler; false and none, as diffusers writes them, ask for nothing."""
+    sampler = samplers.named(name)
+    plain = sampler.ladder(SD15, 20, "")
+    for value in (False, None):
+        np.testing.assert_array_equal(sampler.ladder(SD15 | {option: value}, 20, "").sigmas, plain.sigmas)
+    with pytest.raises(UserError, match=f"scheduler: {option} is not known here; set it to false"):
+        sampler.ladder(SD15 | {option: True}, 20, "")
+
+
+@pytest.mark.parametrize("name", ["Euler", "Heun"])
+def test_an_unknown_end_is_named(name):
+    with pytest.raises(UserError, match="final_sigmas_type 'sigma_max' is not one of zero, sigma_min"):
+        samplers.named(name).ladder(SD15 | {"final_sigmas_type": "sigma_max"}, 20, "")
+
+
 def test_no_spacing_without_a_name():
     assert set(ladders.SPACINGS) & set(ladders.BENDS) == set()

@@ -22,8 +22,8 @@ SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spaci
 QUICK = ("Euler a", "Heun", "DPM++ 2M")  # one of each file; the others are as fast, but many
 
 
-def slowly(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def slowly(names, quick=QUICK):
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 DETERMINISTIC = [name for name, sampler in samplers.SAMPLERS.items() if not sampler.noisy]
@@ -36,6 +36,7 @@ def best_noise(x, sigma):
 
 
 BEST = Denoiser(best_noise, DENOISED["epsilon"])
+SAID = Denoiser(lambda x, sigma: (SPREAD**2 * x + sigma**2 * MEAN) / (SPREAD**2 + sigma**2), DENOISED["sample"])
 
 
 def keys(count):
@@ -191,6 +192,27 @@ def test_evaluations_are_counted_and_the_network_is_traced_once(name):
     assert len(calls) == sampler.count(20)
     assert len(traces) == 1, "the scan holds one network, however many steps"
     assert min(calls) > 0 and (np.diff(calls) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}], ids=str
+)
+@pytest.mark.parametrize("name", slowly(samplers.SAMPLERS, quick=("Heun",)))
+def test_float32_keeps_its_digits_where_sigma_is_in_the_thousands(name, settings):
+    """From 20000 and from 4096 or, for what is written in alpha_bar, 2^24; beside the same walk in float64.
+
+    With a network that says the latents or, as well, v; one that says the noise is itself worth no more digits there.
+    """
+    sampler = samplers.named(name)
+    ladder = sampler.ladder(SD15 | settings, 10, "" if sampler.layout.fixed else "trailing")
+    x, seeds = normal(keys(2), (4, 4, 2)) * ladder.start, keys(2)
+    made = walked(name, ladder, x, seeds, SAID)
+    with jax.enable_x64(True):
+        exact = np.asarray(walked(name, ladder, jnp.asarray(x, jnp.float64), seeds, SAID))
+    off = np.abs(made - exact).max() / np.abs(exact).max()
+    print(f"{name} from {ladder.sigmas[0]:.0f}: {off:.1e}")
+    assert made.dtype == jnp.float32 and exact.dtype == np.float64
+    assert off <= 1e-5
 
 
 @pytest.mark.parametrize("name", slowly(samplers.SAMPLERS))

@@ -8,6 +8,7 @@ Two places of diffusers are mended as well, whose reasons stand there: `exact_ti
 """
 
 import importlib
+import inspect
 import itertools
 import sys
 from dataclasses import dataclass
@@ -262,13 +263,24 @@ def test_ddim_with_any_eta(eta, to_one, steps, start, module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings", [{"beta_schedule": "linear"}, {"beta_schedule": "squaredcos_cap_v2"}, {"rescale_betas_zero_snr": True}]
-)
+@pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("steps", [10, 20])
-def test_other_schedules(name, settings, steps, start, module):
-    same(name, settings | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, steps, start, module)
+def test_other_schedules(name, betas, steps, start, module):
+    """Squared cosines begin at a sigma of 20000."""
+    settings = {"beta_schedule": betas, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    same(name, settings, steps, start, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Euler", "Euler a", "DDIM", "DDPM", "DPM++ 2M", "DPM++ 2M SDE", "UniPC", "LCM"])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_no_signal_at_the_end(name, steps, start, module):
+    """With the schedulers that know `rescale_betas_zero_snr`; for the others see `test_samplers`, on digits."""
+    reference, option = REFERENCES[name], "rescale_betas_zero_snr"
+    assert option in inspect.signature(getattr(module(reference), reference.name)).parameters
+    settings = {option: True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    same(name, settings, steps, start, module)
 
 
 @pytest.mark.slow
