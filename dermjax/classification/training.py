@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jax
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dermjax import sharding
-from dermjax.classification import heads, networks, recipes
+from dermjax.classification import costs, heads, networks, recipes
 from dermjax.classification.batches import Cached, Pictures, Plan, cached
 from dermjax.classification.features import Features, network
 from dermjax.classification.predictions import figures, predictor, probabilities, table, truth
@@ -57,13 +58,12 @@ def train(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
         seed=config.seed, mixing=config.mixing,
     )  # fmt: skip
+    _tell_cost(config, real, synthetic, recipe, classifier, params, grid)
     source = _source(config, plan, recipe, classifier, params, variables, grid, workdir)
     scaled = recipe.last == 0  # pooled features are standardised
     if scaled:
         params = params | {HEAD: heads.standardised(params[HEAD], source.mean, source.deviation)}
     trained, frozen = recipes.divided(params, recipe)
-    cost("classify", devices=grid.size, parameters=count(trained), training_images=len(real.split("train")),
-         synthetic_images=len(synthetic.split("train")) if synthetic else 0, steps=config.steps)  # fmt: skip
     predict = predictor(classifier, recipe, config.batch, grid)
     validation, test = real.split("validation"), real.split("test")
 
@@ -110,6 +110,21 @@ def train(
     write_atomically(workdir / DONE, json.dumps(metrics, indent=2) + "\n")
     shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics["test"].items())
     say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
+
+
+def _tell_cost(
+    config: ConfigDict, real: Manifest, synthetic: Manifest | None, recipe, classifier, params, grid: Mesh
+) -> None:
+    """Says what the training will cost; how long, where that has been measured: on a CPU."""
+    made = len(synthetic.split("train")) if synthetic else 0
+    judged, seconds = len(real.split("validation")) + len(real.split("test")), {}
+    if grid.devices.flat[0].platform == "cpu":
+        below, above = costs.operations(classifier, recipe, config.size)
+        looks = config.batch * config.steps * costs.GRADIENT + judged * (2 + config.steps // config.evaluate_every)
+        images = (len(real.split("train")) + made) * config.views + judged
+        seconds["seconds"] = costs.processor_seconds(classifier, images * below + looks * above)
+    cost("classify", devices=grid.size, parameters=count(recipes.divided(params, recipe)[0]),
+         training_images=len(real.split("train")), synthetic_images=made, steps=config.steps, **seconds)  # fmt: skip
 
 
 def _source(config, plan, recipe, classifier, params, variables, grid, workdir: Path) -> Pictures | Cached:

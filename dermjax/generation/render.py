@@ -17,9 +17,8 @@ from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.text_to_image import Pipeline
 from dermjax.generation.plan import Request
 from dermjax.generation.source import Source
-from dermjax.models.stable_diffusion import StableDiffusion, count
+from dermjax.models.stable_diffusion import StableDiffusion, operations
 
-OPERATIONS = 0.25  # of a UNet pass, a parameter and a latent cell: 0.22 in SD 1.5, 0.28 in derm-tiny
 OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
 
 Batches = Sequence[Sequence[Request]]
@@ -91,5 +90,5 @@ def renderer(
 def processor_seconds(model: StableDiffusion, params: dict, requests: Collection[Request], size: int) -> float:
     """Returns about how long a CPU takes for the requests, compilation (some seconds a sampler) left out."""
     passes = sum(samplers.named(r.sampler).count(r.steps) * (2 if r.guidance > 1 else 1) for r in requests)
-    operations = passes * OPERATIONS * count(params["unet"]) * (size // model.factor) ** 2
-    return operations / OPERATIONS_A_CORE_A_SECOND / (os.cpu_count() or 1)
+    work = passes * operations(params, (size // model.factor) ** 2)
+    return work / OPERATIONS_A_CORE_A_SECOND / (os.cpu_count() or 1)

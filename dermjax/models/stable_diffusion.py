@@ -140,6 +140,13 @@ def count(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def operations(params: Params, cells: int) -> float:
+    """Returns about how many floating-point operations the UNet takes for an image of so many latent cells."""
+    return OPERATIONS * count(params["unet"]) * cells
+
+
+OPERATIONS = 0.25  # a parameter and a latent cell: 0.22 in SD 1.5, 0.28 in derm-tiny
+
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_end": 0.012,

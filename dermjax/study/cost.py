@@ -1,22 +1,19 @@
 """What a study is about to take, said before it tunes or trains anything."""
 
-import os
-from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.classification import networks, recipes
+from dermjax.classification import costs, networks, recipes
+from dermjax.classification.recipes import Recipe
 from dermjax.data.records import Manifest
+from dermjax.models.classifier import Classifier
 from dermjax.study import arms, trial
 from dermjax.study.cells import Cell, finished
 
-OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
 SECONDS_OF_A_CELL = 8.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
-GRADIENT = 3  # passes that one with gradients counts for
 
 
 def tell(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], synthetic: int) -> None:
@@ -49,17 +46,18 @@ def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest
     seconds = SECONDS_OF_A_CELL * len(todo)
     for name in {cell.classifier for cell in todo}:
         settings, mine = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
-        below, above = operations(settings, reals[0].labels)
+        classifier, recipe = started(settings, reals[0].labels)
+        below, above = costs.operations(classifier, recipe, settings.size)
         seen = settings.batch * sum(steps_of(config, cell) for cell in mine)
         images = sum(shown(reals[fold], config) + synthetic for fold in {cell.fold for cell in mine})
-        work = images * below + GRADIENT * seen * above
+        work = images * below + costs.GRADIENT * seen * above
         if settings.recipe == "full":  # every cell looks at all that it judges, validation several times
             looks = 1 + settings.steps // settings.evaluate_every
             judged = sum(
                 looks * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test")) for cell in mine
             )
-            work = (GRADIENT * seen + judged) * above
-        seconds += work / OPERATIONS_A_CORE_A_SECOND / (os.cpu_count() or 1)
+            work = (costs.GRADIENT * seen + judged) * above
+        seconds += costs.processor_seconds(classifier, work)
     return seconds
 
 
@@ -71,22 +69,10 @@ def shown(real: Manifest, config: ConfigDict) -> int:
     return training + len(real.split("validation")) + len(real.split("test"))
 
 
-def operations(settings: ConfigDict, labels: tuple[str, ...]) -> tuple[float, float]:
-    """Returns the arithmetic of one image below the recipe's cut, once an image, and above it, once a look."""
+def started(settings: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Recipe]:
+    """Returns the classifier of a config and what of it is trained."""
     classifier, params, _ = networks.start(
         settings.classifier, settings.init, settings.architecture.to_dict(), labels,
         size=settings.size, seed=settings.seed, precision=settings.precision,
     )  # fmt: skip
-    last = recipes.recipe(settings.recipe, settings.last_blocks, params).last
-    image = jax.ShapeDtypeStruct((1, settings.size, settings.size, 3), np.float32)
-    if last is None:
-        return 0.0, counted(partial(classifier.logits, train=False), *classifier.shapes, image)
-    lower = partial(classifier.lower, last=last)
-    cut = jax.eval_shape(lower, *classifier.shapes, image)
-    upper = partial(classifier.upper, last=last, train=False)
-    return counted(lower, *classifier.shapes, image), counted(upper, *classifier.shapes, cut)
-
-
-def counted(function, *arguments) -> float:
-    """Returns the floating-point operations of a function, as XLA counts them before it optimises."""
-    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
+    return classifier, recipes.recipe(settings.recipe, settings.last_blocks, params)
