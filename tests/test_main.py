@@ -45,8 +45,14 @@ def run(config, workdir):
         time.sleep(60)
 """
 TUNE = ("tune", "--config=config.py", "--workdir=run")
-# `tune` is the stage above; the rest is the command as it is
-COMMAND = "import sys; from dermjax import __main__ as m; m.STAGES['tune'] = 'stage_of_the_test'; sys.exit(m.main())"
+# `tune` is the stage above; the rest is the command as it is, interruptible also where the tests run in the background
+COMMAND = """
+import signal, sys
+from dermjax import __main__ as m
+signal.signal(signal.SIGINT, signal.default_int_handler)
+m.STAGES['tune'] = 'stage_of_the_test'
+sys.exit(m.main())
+"""
 
 
 @pytest.fixture
@@ -64,7 +70,6 @@ def start(folder, *arguments, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
     )
 
 

@@ -40,9 +40,7 @@ class Segmentation:
     count: int
     areas: np.ndarray  # float [count], fractions of the field
     ita: float  # individual typology angle of the skin around them, degrees
-    skin: (
-        np.ndarray
-    )  # float [3], the median colour of that skin, sRGB 0 to 255; both are not numbers where there is none
+    skin: np.ndarray  # float [3], the median colour of that skin, sRGB 0 to 255; NaN, as ita, where there is none
 
 
 def segment(image: np.ndarray) -> Segmentation:

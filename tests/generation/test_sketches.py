@@ -1,5 +1,7 @@
 """Sketches show the change that is asked for, measured by segmentation, and leave the rest as it was."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,7 +57,7 @@ def test_skin_gets_the_middle_of_its_tone(seen, tone):
 def test_where_there_is_no_room_it_is_said():
     image = phantom(3, 128, **CLEAN, number=1, size_name="large", diameters=[0.5]).image
     seen = segment(image)
-    full = type(seen)(np.ones_like(seen.mask), np.ones_like(seen.labels), 1, np.array([1.0]), seen.ita)
+    full = replace(seen, mask=np.ones_like(seen.mask), labels=np.ones_like(seen.labels), areas=np.array([1.0]))
     with pytest.raises(UserError, match="no room"):
         sketches.more(image, full)
     with pytest.raises(UserError, match="no skin"):

@@ -255,9 +255,10 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 def test_a_disk_that_fills_within_a_save_is_said_and_the_one_before_is_whole(tmp_path):
     train(tmp_path, 5)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # bytes a file: less than Orbax's smallest
+    kernel = np.random.default_rng(0).normal(size=2**20).astype(np.float32)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, before[1]))  # bytes a file: what pytest captures stays below
     try:
-        state = jax.tree.map(jnp.asarray, {"kernel": np.arange(1000.0, dtype=np.float32)})
+        state = {"kernel": jnp.asarray(kernel)}
         with pytest.raises(UserError, match="no room for a checkpoint, those before are whole; make room, then"):
             checkpoints.save(tmp_path / "checkpoints", 6, state, {}, keep=2, best=None)
     finally:

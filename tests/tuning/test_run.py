@@ -40,8 +40,8 @@ def adapted(config, no_transfers, tmp_path_factory):
     return folder
 
 
-def test_what_the_model_saw_is_listed_for_audits(whole, config):
-    shown = records.read(Path(config.manifest)).split("train")
+def test_what_the_model_saw_is_listed_for_audits(whole, manifest):
+    shown = records.read(manifest).split("train")
     assert [each.record.sha256 for each in seen.read(whole)] == [record.sha256 for record in shown]
 
 
