@@ -27,8 +27,8 @@ class Yardstick:
 
 
 def held_out(real: Manifest) -> list[Record]:
-    """The real images that the generator has not seen: those of the other splits."""
-    return [*real.split("validation"), *real.split("test")]
+    """The real images that the generator has not seen and that nothing is judged on at last: the validation split."""
+    return real.split("validation")
 
 
 def yardstick(
