@@ -93,6 +93,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             config.lora.rank, config.lora.alpha, config.rate, config.steps = 16, 16.0, 2e-3, 150
         else:
             config.tuned.unet, config.steps, config.rate, config.ema_decay = "full", 400, 4e-4, 0.98
+            config.watch_every = 200
     else:
         raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: paper, lora, full, best, tiny, demo")
     return config
