@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-LARGE = 2**20  # elements that are worth a second core
+LARGE = 2**18  # elements that are worth a second core
 PIECE = 2**15  # elements that are cast at a time, in the cache
 POPULATE_WRITE = 23  # of Linux 5.14: all pages at once, half the time of a fault for each
 CORES = os.cpu_count() or 1
@@ -15,13 +15,15 @@ CORES = os.cpu_count() or 1
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Returns a C-ordered copy in another type, made by all cores where it is large."""
+    change = widen if (array.dtype, dtype) == (np.float16, np.float32) else _assign
     if array.size < LARGE:
-        return array.astype(dtype, order="C")
+        copy = np.empty(array.shape, dtype)
+        change(array, copy)
+        return copy
     # not np.empty, which asks for huge pages: a virtual machine may have to get each of them from its host
     memory = mmap.mmap(-1, array.size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     copy = np.frombuffer(memory, np.uint8).view(dtype)
     flat = array.reshape(-1)
-    change = widen if (array.dtype, dtype) == (np.float16, np.float32) else _assign
     pieces = -(-array.size // PIECE)
     ends = [min(pieces * core // CORES * PIECE, array.size) for core in range(CORES + 1)]
 

@@ -27,6 +27,7 @@ def test_every_half_is_widened_as_by_numpy():
 
 
 @pytest.mark.parametrize("ways", [(0, 1, 2, 3), (2, 3, 1, 0)])
+@pytest.mark.parametrize("outputs", [3, 1025])
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -36,10 +37,10 @@ def test_every_half_is_widened_as_by_numpy():
         (ml_dtypes.bfloat16, np.float32),
     ],
 )
-def test_a_large_tensor(kinds, ways):
+def test_a_tensor_small_and_large(kinds, outputs, ways):
     given, wanted = map(np.dtype, kinds)
-    array = np.random.default_rng(0).normal(size=(1025, 130, 3, 3)).astype(given).transpose(ways)
-    assert array.size > casting.LARGE
+    array = np.random.default_rng(0).normal(size=(outputs, 130, 3, 3)).astype(given).transpose(ways)
+    assert (array.size > casting.LARGE) == (outputs > 3)
     made = casting.cast(array, wanted)
     assert made.flags.c_contiguous and made.flags.writeable
     same_bits(made, array.astype(wanted, order="C"))
