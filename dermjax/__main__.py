@@ -10,7 +10,6 @@ keeps its traceback.
 """
 
 import difflib
-import errno
 import importlib
 import keyword
 import os
@@ -23,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import config_file, machine, run_folder
+from dermjax import config_file, disk, machine, run_folder
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -131,7 +130,7 @@ def main() -> int:
     except UserError as error:
         return _mendable(stage, str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in disk.FULL:
             raise
         return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
     except Stopped as stop:

@@ -1,9 +1,12 @@
-"""Room on the disk: asked for before a stage starts, told to people."""
+"""Room on the disk: asked for before a stage starts, told to people, and how its end is known."""
 
+import errno
 import shutil
 from pathlib import Path
 
 from dermjax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
 
 
 def check(folder: Path, needed: int, what: str) -> None:

@@ -10,7 +10,6 @@ without a word.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -25,12 +24,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from dermjax.disk import FULL
 from dermjax.errors import UserError
 from dermjax.progress import say
 
 Tree = Any
 PART, BEST = ".part", "best.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
 
 
 def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, best: tuple[int, float] | None) -> None:
