@@ -21,7 +21,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     """The config of `curate`; variant is None, "demo" or "calibration"."""
     config = ConfigDict()
     config.manifest = ""  # of the images to judge
-    config.training = ""  # of the real images: the generator saw the train split, limits are checked on the others
+    config.training = ""  # of the real images: the generator saw train, limits are checked on validation
     config.verdicts = ""  # a file of what a person said of images, one JSON object a line; it overrides every rule
     config.classifier = ""  # one that `classify` trained on real images only, to say whether the label shows; "" none
     config.size = 128  # pixels a side at which images are measured, a multiple of 32; limits are measured at 128
