@@ -14,16 +14,13 @@ def same_bits(one: np.ndarray, other: np.ndarray):
     np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
 
 
-def widened(halves: np.ndarray) -> np.ndarray:
-    wide = np.empty(halves.shape, np.float32)
-    casting.widen(halves, wide)
-    return wide
-
-
-def test_every_half_is_widened_as_by_numpy():
-    finite = HALVES[np.isfinite(HALVES)]
-    same_bits(widened(finite), finite.astype(np.float32))
-    same_bits(widened(HALVES), HALVES.astype(np.float32))
+@pytest.mark.parametrize("wanted", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("given", [np.float16, ml_dtypes.bfloat16])
+def test_every_number_of_two_bytes(given, wanted):
+    numbers = np.tile(HALVES.view(given), 5)  # enough of them for both cores
+    assert numbers.size > casting.LARGE
+    with np.errstate(invalid="ignore"):
+        same_bits(casting.cast(numbers, np.dtype(wanted)), numbers.astype(wanted))
 
 
 @pytest.mark.parametrize("ways", [(0, 1, 2, 3), (2, 3, 1, 0)])
