@@ -160,8 +160,8 @@ def latents_of(model: StableDiffusion, params: dict, image: Array) -> Array:
 
 
 def check_sides(model: StableDiffusion, height: int, width: int) -> None:
-    """Raises UserError for an image with a side that the model's networks cannot halve as often as they do."""
-    cell = model.factor * 2 ** (len(model.configs["unet"]["block_out_channels"]) - 1)
+    """Raises UserError for an image with a side that is no whole number of latent cells."""
+    cell = model.factor
     if height % cell or width % cell:
         raise UserError(f"image {width}x{height} px: this model takes sides that are multiples of {cell} px; resize it")
 

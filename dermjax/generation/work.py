@@ -81,9 +81,8 @@ def read(config: ConfigDict) -> Work:
 
 
 def side(size: int, sd: StableDiffusion) -> int:
-    """Returns the side in pixels of the images, the model's own for 0; one the UNet cannot halve is a UserError."""
-    cell = sd.factor * 2 ** (len(sd.configs["unet"]["block_out_channels"]) - 1)
-    if size < 0 or size % cell:
-        near = max(1, round(size / cell)) * cell
-        raise UserError(f"size = {size}: this model makes multiples of {cell} px; give {near}, or 0 for its own")
+    """Returns the side in pixels of the images, the model's own for 0; a part of a latent cell is a UserError."""
+    if size < 0 or size % sd.factor:
+        near = max(1, round(size / sd.factor)) * sd.factor
+        raise UserError(f"size = {size}: this model makes multiples of {sd.factor} px; give {near}, or 0 for its own")
     return size or sd.size

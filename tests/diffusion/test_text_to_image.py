@@ -213,10 +213,10 @@ def test_sides_that_do_not_fit_are_named():
     render = inpaint(pipeline([], "Euler"), 0.5)
     with pytest.raises(UserError, match="mask 48x16 px: the image is 48x32 px; give a mask of its size"):
         render(PARAMS, *ASKED, guidance(1), PHOTOGRAPHS, np.zeros((2, 16, 48), bool))
-    with pytest.raises(UserError, match="image 47x31 px: this model takes sides that are multiples of 16 px"):
+    with pytest.raises(UserError, match="image 47x31 px: this model takes sides that are multiples of 8 px"):
         image_to_image(pipeline([], "Euler"), 0.5)(PARAMS, *ASKED, guidance(1), PHOTOGRAPHS[:, :31, :47])
-    with pytest.raises(UserError, match="image 40x40 px: this model takes sides that are multiples of 16 px"):
-        text_to_image(pipeline([], "Euler"), 40)
+    with pytest.raises(UserError, match="image 36x36 px: this model takes sides that are multiples of 8 px"):
+        text_to_image(pipeline([], "Euler"), 36)
     with pytest.raises(UserError, match="strength 2: give more than 0 and at most 1"):
         image_to_image(pipeline([], "Euler"), 2)
 

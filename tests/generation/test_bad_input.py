@@ -47,7 +47,7 @@ def generate(command, model, workdir, **config):
             pytest.param(*each, marks=pytest.mark.slow)  # known once the model has been read
             for each in (
                 ({"plan__steps": 1001}, "steps 1001: this sampler takes 1 to 1000 steps"),
-                ({"size": 30}, "size = 30: this model makes multiples of 16 px; give 32"),
+                ({"size": 30}, "size = 30: this model makes multiples of 8 px; give 32"),
                 ({"credentials__certificate": "gone.pem"}, "config.credentials.certificate gone.pem: cannot be read"),
                 ({"plan__negative_prompt": "mole " * 80}, "82 tokens with start and end, the text encoder takes 77"),
             )

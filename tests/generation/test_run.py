@@ -320,7 +320,7 @@ def test_without_guidance(folder, tmp_path):
         ({"spacing": "9 3 0"}, "steps 4: the spacing's 3 sigmas make 2 steps"),
         ({"spacing": "3 9 2 1 0"}, "sigmas 3, 9, 2, 1, 0: give two or more, decreasing"),
         ({"prompts": {"benign": ("a mole " * 9,)}}, "'a mole a mole.*tokens"),
-        ({"size": 30}, "size = 30: this model makes multiples of 16 px; give 32"),
+        ({"size": 30}, "size = 30: this model makes multiples of 8 px; give 32"),
         ({"batch": 0}, r"plan\.batch = 0"),
         ({"images": "none.png"}, r"none\.png: cannot be decoded \(No such file"),
         ({"images": "none.png", "strength": 1.5}, r"strength 1\.5: give more than 0 and at most 1"),
