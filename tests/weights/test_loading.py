@@ -36,7 +36,7 @@ OURS = "import numpy as np; from dermjax.weights import diffusers; from dermjax.
 THEIRS = "import torch, diffusers; from diffusers import StableDiffusionPipeline as Pipeline"
 LARGEST = 49408 * 768  # the token table
 ROUNDS = 3
-NOT_YET = pytest.mark.xfail(reason="halves are widened by a table, by PyTorch in the processor's own way; 1.6 times its time")
+NOT_YET = pytest.mark.xfail(reason="a table widens halves, in PyTorch the processor does: 1.6 times as long")
 
 
 @pytest.fixture(scope="module")
