@@ -151,7 +151,9 @@ def _run(stage: str, arguments: list[str]) -> None:
     try:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(os.cpu_count() or 1)))
         machine.keep_freed_memory()
-        if processes is not None and stage not in WITHOUT_JAX:
+        if processes is None:
+            machine.compile_once(os.environ)
+        elif stage not in WITHOUT_JAX:
             import jax  # here, since a stage without JAX should not wait for it
 
             jax.distributed.initialize(**processes)

@@ -1,8 +1,10 @@
 """The machine before JAX is there: devices of a processor, memory that is kept, processes that belong together."""
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,25 @@ for _ in range(2):
 """
     said = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True).stdout
     assert int(said.split()[1]) < 1000  # of 983,040 without it
+
+
+def test_a_program_traced_twice_is_compiled_once_and_nothing_stays(tmp_path):
+    twice = """
+import os
+from dermjax import machine
+machine.compile_once(os.environ)
+import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name.rpartition("/")[2]))
+for _ in range(2):
+    jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((8, 8)))
+print(os.environ["JAX_COMPILATION_CACHE_DIR"], found.count("cache_hits"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run([sys.executable, "-c", twice], env=environment, capture_output=True, text=True, check=True)
+    folder, hits = done.stdout.split()
+    assert int(hits) >= 1 and not Path(folder).exists()
+    given = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    machine.compile_once(given)
+    assert given == {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
