@@ -13,7 +13,7 @@ from dermjax.models.classifier import Classifier
 from dermjax.study import arms, trial
 from dermjax.study.cells import Cell, finished
 
-SECONDS_OF_A_CELL = 8.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
+SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
 
 
 def tell(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], synthetic: int) -> None:
