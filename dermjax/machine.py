@@ -63,7 +63,8 @@ def compile_once(environment: MutableMapping[str, str]) -> None:
     """Has JAX keep what it compiles until this process ends, unless JAX_COMPILATION_CACHE_DIR says where for longer.
 
     The cells of a study and the classifiers of the demo are the same programs, traced anew for each: compiled once,
-    a cell takes 2.4 s of processor time instead of 5. Not for longer, as machines that share a folder may differ in their instructions.
+    a cell takes 2.4 s of processor time instead of 5. Not for longer, as machines that share a folder may differ in
+    their instructions.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in environment:
         environment["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dermjax-")
