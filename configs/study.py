@@ -7,7 +7,7 @@ tunes a generator on the training split, draws and curates its images, and train
 and --config.training (the manifest that their generator was tuned on) it takes images that are there. The same command
 on several hosts shares the cells; the same command again does what is missing.
 Variants:
-  frozen   (the default) linear probes on frozen features; 60 cells in half an hour of 2 CPU cores, besides the features
+  frozen   (the default) linear probes on frozen features; 60 cells in five minutes of 2 CPU cores, besides the features
   last     the last two blocks and the head; an hour or more
   full     all of both classifiers; GPUs
   folds    frozen, five folds of --config.prepare.images=DIR, each with a generator of its own
