@@ -32,9 +32,20 @@ def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rng
     return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
 
+class Linear(nnx.Linear):
+    """nnx.Linear, with its product taken over a matrix [rows, D] whatever the axes before the last.
+
+    XLA's CPU compiler turns the gradients of the batched form into products with transposed copies of what came in
+    and of its cotangent: a third to a half of a transformer's step. On accelerators the reshape costs nothing.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+
+
 def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer over the last axis."""
-    return nnx.Linear(din, dout, use_bias=bias, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+    return Linear(din, dout, use_bias=bias, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
 
 
 def silu(x: Array) -> Array:

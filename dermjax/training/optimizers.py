@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
+from math import isfinite
 
 import jax
 import optax
@@ -28,6 +29,9 @@ def build(
     `rate` is the peak learning rate, reached after `warmup` updates; weight decay is decoupled and spares vectors
     (norms and biases), as is usual. slower: {pattern of a parameter's path: what its updates are multiplied by}.
     """
+    # the loop looks at the loss and its gradient alone: with a finite rate their updates are finite too
+    if not isfinite(rate):
+        raise UserError(f"rate {rate} is not a finite number; give one such as 1e-4")
     rates = pick("schedule", SCHEDULES, schedule)(rate, warmup, steps)
     update = pick("optimizer", OPTIMIZERS, name)(rates, weight_decay)
     clipped = [optax.clip_by_global_norm(clip)] if clip else []
