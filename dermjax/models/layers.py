@@ -14,6 +14,8 @@ from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from dermjax.models.attention import attention
+
 Array = jax.Array
 
 # Parameters come from files or from `start`: modules are built for their shapes alone; keys would cost seconds.
@@ -139,7 +141,7 @@ class Attention(nnx.Module):
     def attend(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
         """Attention of x [B, N, D] to keys and values."""
         q = rearrange(kept(self.to_q(x)), "B N (K d) -> B N K d", K=self.heads)
-        out = jax.nn.dot_product_attention(q, *keys_values)
+        out = attention(q, *keys_values)
         return kept(self.to_out[0](rearrange(out, "B N K d -> B N (K d)")))
 
 

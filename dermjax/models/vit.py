@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from dermjax.errors import UserError
+from dermjax.models.attention import attention
 from dermjax.models.layers import conv, gelu, layer_norm, linear
 
 Array = jax.Array
@@ -64,7 +65,7 @@ class SelfAttention(nnx.Module):
             rearrange(project(x), "B N (K d) -> B N K d", K=self.heads)
             for project in (self.query, self.key, self.value)
         )
-        return rearrange(jax.nn.dot_product_attention(q, k, v), "B N K d -> B N (K d)")
+        return rearrange(attention(q, k, v), "B N K d -> B N (K d)")
 
     def weights(self, x: Array) -> Array:  # [B, N, D] -> [B, N, N]
         """How much each token looks at each other one, averaged over the heads."""
