@@ -31,7 +31,17 @@ def kept(x: Array) -> Array:
 def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
     """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    return nnx.Conv(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+    kind = PixelLinear if (size, stride, padding) == (1, 1, 0) else nnx.Conv
+    return kind(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+
+
+class PixelLinear(nnx.Conv):
+    """A 1x1 convolution as one product over all pixels, for the reason of `Linear`."""
+
+    def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        rows = rearrange(x, "B h w C -> (B h w) C") @ kernel[0, 0] + bias[None]
+        return rows.reshape(*x.shape[:-1], self.out_features)
 
 
 class Linear(nnx.Linear):
