@@ -13,13 +13,13 @@ from einops import rearrange
 from flax import nnx
 
 from dermjax.models import options
-from dermjax.models.layers import ZEROS, layer_norm, linear
+from dermjax.models.layers import ZEROS, gelu, layer_norm, linear
 
 Array = jax.Array
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
-    "gelu": lambda x: nnx.gelu(x, approximate=False),
+    "gelu": gelu,
 }
 
 

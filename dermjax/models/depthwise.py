@@ -52,9 +52,12 @@ def library(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def shifted(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """The convolution as nine shifted multiply-adds."""
-    stride, dilation, _ = geometry
-    (h, w), (B, *_, C) = geometry.output(x.shape), x.shape
-    padded = pad(x, geometry)
+    return taps(pad(x, geometry), kernel, geometry.stride, geometry.dilation, geometry.output(x.shape))
+
+
+def taps(padded: Array, kernel: Array, stride: int, dilation: int, output: tuple[int, int]) -> Array:
+    """Returns the nine multiply-adds over what is padded already."""
+    (h, w), (B, *_, C) = output, padded.shape
 
     def term(i: int, j: int) -> Array:
         top, left = i * dilation, j * dilation
@@ -62,6 +65,22 @@ def shifted(x: Array, kernel: Array, geometry: Geometry) -> Array:
         return lax.slice(padded, (0, top, left, 0), end, (1, stride, stride, 1)) * kernel[None, None, i, j]
 
     return sum((term(i, j) for i, j in TAPS[1:]), start=term(*TAPS[0]))
+
+
+def turned(gradient: Array, kernel: Array, geometry: Geometry, shape: tuple[int, ...]) -> Array:
+    """Returns the gradient with respect to x of this shape: the kernel turned around, over the gradient spread out.
+
+    jax.vjp of `taps` would be a sum of nine padded arrays, which XLA on a CPU walks with a condition for every number.
+    """
+    stride, dilation, pads = geometry
+    before = [2 * dilation - low for low, _ in pads]
+    after = [
+        n + 2 * dilation - low - (m - 1) * stride - 1
+        for n, m, low in zip(shape[1:3], gradient.shape[1:3], before, strict=True)
+    ]
+    spread = ((0, 0, 0), *((low, high, stride - 1) for low, high in zip(before, after, strict=True)), (0, 0, 0))
+    padded = lax.pad(gradient, jnp.zeros((), gradient.dtype), spread)
+    return taps(padded, kernel[::-1, ::-1], 1, dilation, shape[1:3])
 
 
 def library_gradients(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> tuple[Array, Array]:
@@ -89,8 +108,7 @@ def shifted_gradients(x: Array, kernel: Array, gradient: Array, geometry: Geomet
     zeros = jnp.zeros((B, w, C), jnp.float32)
     sums = lax.fori_loop(0, h, add_row, (zeros,) * len(TAPS))
     by_kernel = jnp.stack([total.sum((0, 1)) for total in sums]).reshape(3, 3, 1, C).astype(kernel.dtype)
-    (by_x,) = jax.vjp(lambda x: shifted(x, kernel, geometry), x)[1](gradient)
-    return by_x, by_kernel
+    return turned(gradient, kernel, geometry, x.shape), by_kernel
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

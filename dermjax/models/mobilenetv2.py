@@ -12,6 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
+from dermjax.models.batch_norm import BatchNorm
 from dermjax.models.depthwise import Geometry, depthwise
 from dermjax.models.layers import linear
 
@@ -48,7 +49,7 @@ class ConvLayer(nnx.Module):
 
     def __init__(self, cin, cout, size, config, *, stride=1, dilation=1, each=False, activate=True, dtype, rngs):
         self.size, self.stride, self.dilation = size, stride, dilation
-        self.each, self.activate, self.tf_padding, self.dtype = each, activate, config["tf_padding"], dtype
+        self.each, self.tf_padding, self.dtype = each, config["tf_padding"], dtype
         self.convolution = nnx.Conv(
             cin,
             cout,
@@ -60,13 +61,11 @@ class ConvLayer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.normalization = nnx.BatchNorm(
-            cout, momentum=STATISTICS_KEPT, epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs
-        )
+        norm = {"momentum": STATISTICS_KEPT, "epsilon": config["layer_norm_eps"], "activate": activate}
+        self.normalization = BatchNorm(cout, **norm, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        x = self.normalization(self.convolve(x.astype(self.dtype)), use_running_average=not train)
-        return jnp.clip(x, 0.0, 6.0) if self.activate else x
+        return self.normalization(self.convolve(x.astype(self.dtype)), train=train)
 
     def convolve(self, x: Array) -> Array:
         kernel = self.convolution.kernel[...].astype(self.dtype)

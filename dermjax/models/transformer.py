@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dermjax.models.layers import Attention, GroupNorm, conv, kept, layer_norm, linear
+from dermjax.models.layers import Attention, GroupNorm, conv, gelu, kept, layer_norm, linear
 
 Array = jax.Array
 Words = Any  # the keys and values of a context, as a tree that mirrors the modules
@@ -38,7 +38,7 @@ class GEGLU(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         value, gate = jnp.split(kept(self.proj(x)).astype(jnp.float32), 2, axis=-1)
-        return (value * nnx.gelu(gate, approximate=False)).astype(x.dtype)
+        return (value * gelu(gate)).astype(x.dtype)
 
 
 class Nothing(nnx.Module):
@@ -58,11 +58,16 @@ class TransformerBlock(nnx.Module):
         self.norm3 = layer_norm(width, **norm)
         self.ff = FeedForward(width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, words: Words) -> Array:
-        y = self.norm1(x)
-        x = x + self.attn1(y, y)
-        x = x + self.attn2.attend(self.norm2(x), words)
-        return x + self.ff(self.norm3(x))
+    def __call__(self, x: Array, words: Words) -> Array:  # [B, N, D]
+        def images(rows: Array) -> Array:
+            return rearrange(rows, "(B N) D -> B N D", B=x.shape[0])
+
+        # the residual stream is a matrix, as in ViT's layer
+        rows = rearrange(x, "B N D -> (B N) D")
+        y = images(self.norm1(rows))
+        rows = rows + rearrange(self.attn1(y, y), "B N D -> (B N) D")
+        rows = rows + rearrange(self.attn2.attend(images(self.norm2(rows)), words), "B N D -> (B N) D")
+        return images(rows + self.ff(self.norm3(rows)))
 
 
 class Transformer(nnx.Module):

@@ -8,18 +8,17 @@ drawn by start.py, so the values that parameters are made with here are never us
 Shapes: B batch, H W image, h w patches, N = 1 + h w tokens with the class token first, D width, K heads, L labels.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models.layers import conv, layer_norm, linear
+from dermjax.models.attention import attention
+from dermjax.models.layers import conv, gelu, layer_norm, linear
 
 Array = jax.Array
-ACTIVATIONS = {"gelu": partial(nnx.gelu, approximate=False), "gelu_new": nnx.gelu}
+ACTIVATIONS = {"gelu": gelu, "gelu_new": nnx.gelu}
 
 
 def grid(config: dict) -> int:
@@ -66,7 +65,7 @@ class SelfAttention(nnx.Module):
             rearrange(project(x), "B N (K d) -> B N K d", K=self.heads)
             for project in (self.query, self.key, self.value)
         )
-        return rearrange(jax.nn.dot_product_attention(q, k, v), "B N K d -> B N (K d)")
+        return rearrange(attention(q, k, v), "B N K d -> B N (K d)")
 
     def weights(self, x: Array) -> Array:  # [B, N, D] -> [B, N, N]
         """How much each token looks at each other one, averaged over the heads."""
@@ -108,9 +107,15 @@ class ViTLayer(nnx.Module):
         self.intermediate = Dense(width, inner, **kinds)
         self.output = Dense(inner, width, **kinds)
 
-    def __call__(self, x: Array) -> Array:
-        x = x + self.attention(self.layernorm_before(x))
-        return x + self.output(self.activation(self.intermediate(self.layernorm_after(x))))
+    def __call__(self, x: Array) -> Array:  # [B, N, D]
+        def images(rows: Array) -> Array:
+            return rearrange(rows, "(B N) D -> B N D", B=x.shape[0])
+
+        # the residual stream is a matrix, which the dense layers take as it is: of any other shape XLA on a CPU would
+        # compute its gradient anew for each of them, from the last layer on
+        rows = rearrange(x, "B N D -> (B N) D")
+        rows = rows + rearrange(self.attention(images(self.layernorm_before(rows))), "B N D -> (B N) D")
+        return images(rows + self.output(self.activation(self.intermediate(self.layernorm_after(rows)))))
 
     def weights(self, x: Array) -> Array:
         """The attention weights [B, N, N] that this layer gives x."""

@@ -78,7 +78,7 @@ def fit(
     Where `minimise` names one of them, the checkpoint at which it was lowest is kept too; with `patience` it is what is
     returned, and training ends once it is so many steps old. ema_decay 0 keeps no average.
 
-    A step whose loss or update is not finite changes nothing; `names` are what to call its examples by their number
+    A step whose loss or gradient is not finite changes nothing; `names` are what to call its examples by their number
     in the batch's `row`.
 
     Raises:
@@ -155,19 +155,39 @@ def compiled(
         gradient = summed(jax.value_and_grad(loss, has_aux=True), accumulate, mesh)
         (value, (variables, scalars)), grads = gradient(state.params, state.variables, constants, batch, key)
         grads = precision.wide(grads)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, precision.wide(state.params))
-        params = precision.add(state.params, updates, key)
-        count = state.step + 1
-        # a young average follows faster, so that a short run does not keep its random start
-        decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-        ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, params) if state.ema else {}
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates))
-        moved = State(count, params, variables, optimizer_state, ema)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state.replace(step=count))
-        return state, {"loss": value, "gradient_norm": optax.tree.norm(grads), **scalars, "skipped": ~finite}
+        norm, count = optax.tree.norm(grads), state.step + 1
+
+        def moved(state: State, grads: Tree) -> State:
+            updates, optimizer_state = optimizer.update(grads, state.optimizer_state, precision.wide(state.params))
+            params = precision.add(state.params, updates, key)
+            # a young average follows faster, so that a short run does not keep its random start
+            decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
+            ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, params) if state.ema else {}
+            return State(count, params, variables, optimizer_state, ema)
+
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        state = where(finite, moved, state, grads).replace(step=count)
+        return state, {"loss": value, "gradient_norm": norm, **scalars, "skipped": ~finite}
 
     replicated = sharding.replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def where(finite: jax.Array, moved: Callable[[State, Tree], State], state: State, grads: Tree) -> State:
+    """Returns moved(state, grads) where `finite`, else the state as it was.
+
+    On a CPU it is a branch: XLA would compute the gradients' last operations anew in each pass of a rule that is part
+    of the whole, and copy the old state before it writes the new one over it, a fifth of derm-tiny's step. A GPU's host
+    would wait at a branch, so accelerators choose number by number.
+    """
+
+    def branch(finite: jax.Array, state: State, grads: Tree) -> State:
+        return jax.lax.cond(finite, moved, lambda state, grads: state, state, grads)
+
+    def choice(finite: jax.Array, state: State, grads: Tree) -> State:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved(state, grads), state)
+
+    return jax.lax.platform_dependent(finite, state, grads, cpu=branch, default=choice)
 
 
 def summed(gradient: Callable, accumulate: int, mesh: Mesh) -> Callable:
@@ -218,7 +238,7 @@ def not_finite(streak: list[Step], names: Sequence[str]) -> str:
     """Returns which steps failed and, where rows have names, what was in their batches."""
     shown = dict.fromkeys(names[row] for step in streak for row in step.rows) if names else {}
     batches = f", on {', '.join(list(shown)[:SHOWN])}{', …' if len(shown) > SHOWN else ''}" if shown else ""
-    return f"the loss or its update was not finite at steps {streak[0].number} to {streak[-1].number}{batches}"
+    return f"the loss or its gradient was not finite at steps {streak[0].number} to {streak[-1].number}{batches}"
 
 
 def remedy(folder: Path) -> str:

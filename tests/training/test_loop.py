@@ -177,7 +177,7 @@ def test_five_in_a_row_stop_it_and_say_where_and_on_what(tmp_path, poison):
     with pytest.raises(UserError) as error:
         train(tmp_path, 20, names=names)
     said = str(error.value)
-    assert "line: the loss or its update was not finite at steps 7 to 12, on image7.png, image8.png" in said
+    assert "line: the loss or its gradient was not finite at steps 7 to 12, on image7.png, image8.png" in said
     assert "…; lower the rate" in said and said.endswith("00000010 is good") and "\n" not in said
     assert checkpoints.steps(tmp_path / "checkpoints") == [5, 10]
 
@@ -268,9 +268,16 @@ def test_a_disk_that_fills_within_a_save_is_said_and_the_one_before_is_whole(tmp
     assert not list((tmp_path / "checkpoints").glob("*.part"))
 
 
-def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
-    with pytest.raises(UserError, match=r"line: the loss or its update was not finite at steps 1 to 5; lower the rate"):
-        train(tmp_path, 20, rate=float("nan"))
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path, poison):
+    poison(*range(1, 21))
+    with pytest.raises(UserError, match="gradient was not finite at steps 1 to 5; lower the rate"):
+        train(tmp_path, 20)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_rate_that_is_not_finite_is_refused(tmp_path, rate):
+    with pytest.raises(UserError, match=f"rate {rate} is not a finite number"):
+        train(tmp_path, 20, rate=rate)
 
 
 def test_unknown_names_list_near_ones():
