@@ -11,6 +11,7 @@ import atexit
 import ctypes
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, MutableMapping
 
 from dermjax.errors import UserError
@@ -66,6 +67,8 @@ def compile_once(environment: MutableMapping[str, str]) -> None:
     a cell takes 2.4 s of processor time instead of 5. Not for longer, as machines that share a folder may differ in
     their instructions.
     """
+    # without room a program is compiled anew, which nobody can mend by knowing it
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if "JAX_COMPILATION_CACHE_DIR" not in environment:
         environment["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dermjax-")
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # in place of 1

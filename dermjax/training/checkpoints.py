@@ -141,6 +141,7 @@ def room_running_out(part: Path) -> Iterator[None]:
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number not in FULL:
             raise
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which tells of Orbax's other failed writes at the end
         shutil.rmtree(part, ignore_errors=True)
         message = f"{part.parent}: no room for a checkpoint, those before are whole; make room, then the same command"
         raise UserError(message) from error
