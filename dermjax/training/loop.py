@@ -10,6 +10,7 @@ checkpoint and ends with the same numbers.
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,8 @@ def fit(
         state = jax.device_put(state, shardings)
     done = int(state.step)
     step = compiled(loss, optimizer, ema_decay, accumulate, shardings, mesh)
-    key = jax.device_put(jax.random.key(seed), sharding.replicated(mesh))
+    # made where it lies: device_put would not take a key to the devices of another process
+    key = jax.jit(partial(jax.random.key, seed), out_shardings=sharding.replicated(mesh))()
     constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
     best = checkpoints.best(workdir / "checkpoints")
     window: list[Step] = []

@@ -44,6 +44,7 @@ def once(folder: Path, name: str, of: tuple, make: Callable[[], np.ndarray]) -> 
             part.rename(path)
         multihost_utils.sync_global_devices(f"dermjax: {name} written")
     try:
-        return np.load(path, mmap_mode="r")
+        # as a plain array: jax.device_put takes no memmap to the devices of several processes
+        return np.asarray(np.load(path, mmap_mode="r"))
     except (ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and it is computed again") from error
