@@ -4,13 +4,20 @@ import json
 import os
 from pathlib import Path
 
+import jax
 from tensorboardX import SummaryWriter
 
 
 class Writer:
-    """Appends scalars by step; what a run wrote after the step that it resumes from (-1 for a new one) is dropped."""
+    """Appends scalars by step; what a run wrote after the step that it resumes from (-1 for a new one) is dropped.
+
+    Of several processes the first one writes: all have the same scalars, and the folder may be one for all of them.
+    """
 
     def __init__(self, workdir: Path, resumed_at: int):
+        self.writes = jax.process_index() == 0
+        if not self.writes:
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read(self.path) if line["step"] <= resumed_at]
@@ -22,6 +29,8 @@ class Writer:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one record."""
+        if not self.writes:
+            return
         self.file.write(json.dumps({"step": step, **scalars}) + "\n")
         self.file.flush()
         for name, value in scalars.items():
@@ -29,8 +38,9 @@ class Writer:
 
     def close(self) -> None:
         """Ends both files."""
-        self.file.close()
-        self.events.close()
+        if self.writes:
+            self.file.close()
+            self.events.close()
 
 
 def read(path: Path) -> list[dict]:

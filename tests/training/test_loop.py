@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -46,7 +47,8 @@ def train(workdir, steps, *, devices=1, rate=0.2, **changes):
     }  # fmt: skip
     state = create(params, {"seen": jnp.zeros((), jnp.int32)}, optimizer, ema=True)
     constants = {"scale": jnp.array(2.0)}
-    return fit(loss, state, constants, pipelines.arrays(data, batch=8, seed=1), **(settings | changes))
+    batches = pipelines.arrays(data, batch=8, seed=1, process=sharding.process())
+    return fit(loss, state, constants, batches, **(settings | changes))
 
 
 def test_training_fits_and_counts(tmp_path):
@@ -303,3 +305,27 @@ def test_one_device_equals_eight(tmp_path, devices):
     one, many = train(tmp_path / "one", 10), np.load(tmp_path / "many" / "final.npz")
     np.testing.assert_allclose(one.params["kernel"], many["kernel"], rtol=1e-5)
     np.testing.assert_allclose(one.ema["kernel"], many["ema"], rtol=1e-5)
+
+
+def test_one_process_equals_two(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import jax; jax.distributed.initialize(sys.argv[3], 2,"
+        "int(sys.argv[4])); import pathlib, numpy as np, test_loop;"
+        "s = test_loop.train(pathlib.Path(sys.argv[2]), 10, devices=2);"
+        "int(sys.argv[4]) or np.savez(sys.argv[2] + '/final.npz', kernel=s.params['kernel'], ema=s.ema['kernel'])"
+    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    given = [os.path.dirname(__file__), str(tmp_path / "two"), f"localhost:{port}"]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, *given, str(index)], env=environment, stderr=subprocess.PIPE)
+        for index in range(2)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said.decode()
+    one, two = train(tmp_path / "one", 10), np.load(tmp_path / "two" / "final.npz")
+    np.testing.assert_allclose(one.params["kernel"], two["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(one.ema["kernel"], two["ema"], rtol=1e-5)
