@@ -131,9 +131,11 @@ def agree(problem: str) -> None:
 @contextlib.contextmanager
 def room_running_out(part: Path) -> Iterator[None]:
     """Makes one line of what Orbax and the system say where a disk or a quota is full, and removes what was written."""
-    said = logging.getLogger("absl")
-    level = said.level
-    said.setLevel(logging.CRITICAL)  # Orbax logs every failure with its traceback, and then raises it
+    # Orbax logs every failure with its traceback and then raises it; its event loop tells of the other failed writes
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     except (OSError, ValueError) as error:
@@ -141,12 +143,13 @@ def room_running_out(part: Path) -> Iterator[None]:
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number not in FULL:
             raise
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which tells of Orbax's other failed writes at the end
+        levels[1] = logging.CRITICAL  # failed writes that nobody waited for are told of when the process ends
         shutil.rmtree(part, ignore_errors=True)
         message = f"{part.parent}: no room for a checkpoint, those before are whole; make room, then the same command"
         raise UserError(message) from error
     finally:
-        said.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def digests(path: Path) -> dict[str, str]:
