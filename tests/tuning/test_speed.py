@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax import sharding
+from dermjax import machine, sharding
 from dermjax.training import loop, optimizers
 from dermjax.training.state import create
 from dermjax.tuning import dreambooth, parts
@@ -76,10 +76,10 @@ def theirs(torch, diffusers, rows, contexts):
 
 @pytest.mark.xfail(reason="1.11 times PyTorch's time on two devices of a processor, 1.03 on one that has both cores")
 def test_derm_tiny_trains_no_slower_than_in_pytorch(capsys):
-    """On as many devices and threads as this process has cores."""
+    """On all cores of this process: in one device here, in as many threads there."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     cores = len(os.sched_getaffinity(0))
-    assert jax.device_count() == cores, f"start this test with JAX_NUM_CPU_DEVICES={cores}"
+    machine.keep_freed_memory()
     torch.set_num_threads(cores)
     rng = np.random.default_rng(0)
     rows = {
