@@ -17,8 +17,9 @@ Variants:
                        samplers, guidance 7, 20 steps (it says 20 to 26). Hardware: a GPU; a guided image of 20 steps
                        is 35 TFLOP.
   released             the prompts and samplers of the 200 images that Derm-T2IM released, these in their shares.
-  balanced_tones       3000 + 3000 images at 128 px from a tuned derm-tiny, every tone of skin, number and size beside
-                       every other as often as it should. Hardware: 2 CPU cores, about an hour.
+  balanced_tones       3000 + 3000 images at 128 px from a derm-tiny that was tuned gently on captions (LoRA, prompts
+                       "{caption}"): every tone of skin, number and size beside every other as often as it should, the
+                       class by how its lesions look. Hardware: 2 CPU cores, about half an hour.
   tiny                 8 + 8 images from derm-tiny, to see a plan at work. Hardware: 2 CPU cores, half a minute.
   demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
 """
@@ -76,27 +77,23 @@ def get_config(variant: str | None = None) -> ConfigDict:
         )
         plan.images_per_class = 100
     elif variant in ("balanced_tones", "tiny"):
-        plan.prompts.benign = ("dermoscopy of [{number} ][{size} ]benign mole(s)[, {tone} skin]",)
-        plan.prompts.malignant = ("dermoscopy of [{number} ][{size} ]malignant mole(s)[, {tone} skin]",)
+        lesion = "dermoscopy of [{number} ][{size} ]mole(s)"
+        plan.prompts.benign = (f"{lesion} with smooth borders, uniform colour[, {{tone}} skin]",)
+        plan.prompts.malignant = (f"{lesion} with irregular borders, mottled[, {{tone}} skin]",)
         plan.words = {
             "number": {"one": 2, "two": 1, "three": 1},
             "size": {"tiny": 1, "small": 1, "medium": 1, "large": 1},
             "tone": {"pale": 1, "light": 1, "intermediate": 1, "tan": 1, "dark": 1},
         }
-        _small(plan)
+        plan.guidance, plan.batch = 5.0, 8
         if variant == "tiny":
             config.model, plan.samplers, plan.images_per_class = "derm-tiny", ("Euler a",), 8
     elif variant == "demo":
         plan.prompts.benign = ("a dermoscopy photo of a benign mole",)
         plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
         plan.images_per_class = 96  # 32 a sampler: whole batches
-        _small(plan)
+        # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
+        plan.contrast, plan.guidance, plan.batch = True, 4.0, 8
     else:
         raise ValueError(f"configs/generate.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
     return config
-
-
-def _small(plan: ConfigDict) -> None:
-    """What the variants for a tuned derm-tiny share."""
-    # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
-    plan.contrast, plan.guidance, plan.batch = True, 4.0, 8

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -130,3 +131,13 @@ def test_a_failed_write_leaves_the_old_content_and_no_part(tmp_path, monkeypatch
         run_folder.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/report.html'"):
+        run_folder.write_atomically(tmp_path / "report.html", "page")
+    assert not list(tmp_path.iterdir())

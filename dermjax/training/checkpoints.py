@@ -24,12 +24,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dermjax.disk import FULL
+from dermjax import disk
 from dermjax.errors import UserError
 from dermjax.progress import say
 
 Tree = Any
 PART, BEST = ".part", "best.json"
+NO_ROOM = "{}: no room for a checkpoint of {}, those before are whole; make room, then the same command"
 
 
 def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, best: tuple[int, float] | None) -> None:
@@ -115,11 +116,14 @@ def sweep(folder: Path) -> None:
 
 def shortage(folder: Path, state: Tree) -> str:
     """Returns what is to be said unless the disk can take the state and a tenth more."""
-    need = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(folder).free
-    if free >= need:
-        return ""
-    return f"{folder}: a checkpoint needs {need / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free"
+    need = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    try:
+        disk.ask(folder, need)
+    except OSError as error:
+        if error.errno not in disk.FULL:
+            raise
+        return NO_ROOM.format(folder, disk.told(need))
+    return ""
 
 
 def agree(problem: str) -> None:
@@ -141,12 +145,12 @@ def room_running_out(part: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
-        if number not in FULL:
+        if number not in disk.FULL:
             raise
         levels[1] = logging.CRITICAL  # failed writes that nobody waited for are told of when the process ends
+        written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         shutil.rmtree(part, ignore_errors=True)
-        message = f"{part.parent}: no room for a checkpoint, those before are whole; make room, then the same command"
-        raise UserError(message) from error
+        raise UserError(NO_ROOM.format(part.parent, f"more than {disk.told(written)}")) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax import sharding
+from dermjax import disk, sharding
 from dermjax.data import pipelines
 from dermjax.errors import Stopped, UserError
 from dermjax.training import checkpoints, optimizers, precision, writers
@@ -246,22 +246,17 @@ def test_a_half_written_checkpoint_is_swept_and_ignored(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*.part"))
 
 
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when, size", [("before a save", "4.61 MB"), ("within a save", "more than .*")])
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(tmp_path, monkeypatch, when, size):
     train(tmp_path, 5)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: type("", (), {"free": 10}))
-    with pytest.raises(UserError, match="the disk has 0 MB free"):
-        train(tmp_path, 10)
-    assert checkpoints.steps(tmp_path / "checkpoints") == [5]
-
-
-def test_a_disk_that_fills_within_a_save_is_said_and_the_one_before_is_whole(tmp_path):
-    train(tmp_path, 5)
+    if when == "within a save":
+        monkeypatch.setattr(disk, "ask", lambda folder, needed: None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     kernel = np.random.default_rng(0).normal(size=2**20).astype(np.float32)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, before[1]))  # bytes a file: what pytest captures stays below
     try:
         state = {"kernel": jnp.asarray(kernel)}
-        with pytest.raises(UserError, match="no room for a checkpoint, those before are whole; make room, then"):
+        with pytest.raises(UserError, match=f"no room for a checkpoint of {size}, those before are whole; make room"):
             checkpoints.save(tmp_path / "checkpoints", 6, state, {}, keep=2, best=None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

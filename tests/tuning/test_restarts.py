@@ -67,7 +67,7 @@ def test_without_room_it_says_so_on_one_line_and_the_checkpoint_before_is_whole(
     process = tune(run, "--allow_config_change", before=small_files, steps=6, **changes)
     _, said = process.communicate()
     assert process.returncode == 2
-    assert said.count("\n") == 1 and "no room for a checkpoint, those before are whole; make room" in said
+    assert said.count("\n") == 1 and "no room for a checkpoint of" in said and "before are whole; make room" in said
     assert checkpoints.steps(run / "checkpoints") == [2] and not checkpoints.damage(run / "checkpoints" / "00000002")
     assert not list((run / "checkpoints").glob("*.part"))
     finish(tune(run, steps=6, **changes))
