@@ -19,6 +19,7 @@ from dermjax.models.layers import conv, gelu, layer_norm, linear
 
 Array = jax.Array
 ACTIVATIONS = {"gelu": gelu, "gelu_new": nnx.gelu}
+EVERY, CLASS = slice(None), slice(0, 1)  # of the tokens
 
 
 def grid(config: dict) -> int:
@@ -60,10 +61,10 @@ class SelfAttention(nnx.Module):
         self.heads = config["num_attention_heads"]
         self.query, self.key, self.value = (linear(width, width, **kinds) for _ in range(3))
 
-    def __call__(self, x: Array) -> Array:  # [B, N, D]
+    def __call__(self, x: Array, seen: slice) -> Array:  # [B, N, D]
         q, k, v = (
-            rearrange(project(x), "B N (K d) -> B N K d", K=self.heads)
-            for project in (self.query, self.key, self.value)
+            rearrange(project(tokens), "B N (K d) -> B N K d", K=self.heads)
+            for project, tokens in ((self.query, x[:, seen]), (self.key, x), (self.value, x))
         )
         return rearrange(attention(q, k, v), "B N K d -> B N (K d)")
 
@@ -91,12 +92,12 @@ class Attention(nnx.Module):
         self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
         self.output = Dense(config["hidden_size"], config["hidden_size"], dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        return self.output(self.attention(x))
+    def __call__(self, x: Array, seen: slice) -> Array:
+        return self.output(self.attention(x, seen))
 
 
 class ViTLayer(nnx.Module):
-    """Attention and feed-forward, each on a LayerNorm, each with a residual."""
+    """Attention and feed-forward, each on a LayerNorm, each with a residual: what becomes of the tokens `seen`."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
         width, inner, kinds = config["hidden_size"], config["intermediate_size"], {"dtype": dtype, "rngs": rngs}
@@ -107,14 +108,15 @@ class ViTLayer(nnx.Module):
         self.intermediate = Dense(width, inner, **kinds)
         self.output = Dense(inner, width, **kinds)
 
-    def __call__(self, x: Array) -> Array:  # [B, N, D]
+    def __call__(self, x: Array, seen: slice) -> Array:  # [B, N, D]
         def images(rows: Array) -> Array:
             return rearrange(rows, "(B N) D -> B N D", B=x.shape[0])
 
         # the residual stream is a matrix, which the dense layers take as it is: of any other shape XLA on a CPU would
         # compute its gradient anew for each of them, from the last layer on
-        rows = rearrange(x, "B N D -> (B N) D")
-        rows = rows + rearrange(self.attention(images(self.layernorm_before(rows))), "B N D -> (B N) D")
+        normed = images(self.layernorm_before(rearrange(x, "B N D -> (B N) D")))
+        rows = rearrange(x[:, seen], "B N D -> (B N) D")
+        rows = rows + rearrange(self.attention(normed, seen), "B N D -> (B N) D")
         return images(rows + self.output(self.activation(self.intermediate(self.layernorm_after(rows)))))
 
     def weights(self, x: Array) -> Array:
@@ -157,8 +159,8 @@ class Dinov2Layer(nnx.Module):
         self.mlp = MLP(config, **kinds)
         self.layer_scale2 = LayerScale(config)
 
-    def __call__(self, x: Array) -> Array:
-        x = x + self.layer_scale1(self.attention(self.norm1(x)))
+    def __call__(self, x: Array, seen: slice) -> Array:
+        x = x[:, seen] + self.layer_scale1(self.attention(self.norm1(x), seen))
         return x + self.layer_scale2(self.mlp(self.norm2(x)))
 
     def weights(self, x: Array) -> Array:
@@ -167,14 +169,14 @@ class Dinov2Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The stack of layers."""
+    """The stack of layers; the last of all gives the tokens `seen` alone."""
 
     def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
         self.layer = nnx.List(make(config, dtype=dtype, rngs=rngs) for _ in range(config["num_hidden_layers"]))
 
-    def __call__(self, x: Array, layers: slice) -> Array:
+    def __call__(self, x: Array, layers: slice, seen: slice) -> Array:
         for layer in list(self.layer)[layers]:
-            x = layer(x)
+            x = layer(x, seen if layer is self.layer[-1] else EVERY)
         return x
 
 
@@ -186,13 +188,18 @@ class Backbone(nnx.Module):
         self.encoder = Encoder(make, config, dtype=dtype, rngs=rngs)
         self.layernorm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: Array, last: int) -> Array:
-        """Tokens below the `last` last layers."""
-        return self.encoder(self.embeddings(image), slice(0, len(self.encoder.layer) - last))
+    def __call__(self, image: Array, last: int, seen: slice) -> Array:
+        """Tokens below the `last` last layers; those `seen` where that is 0."""
+        return self.encoder(self.embeddings(image), slice(0, len(self.encoder.layer) - last), seen)
 
 
 class Transformer(nnx.Module):
-    """A backbone, how its tokens are pooled, and a linear head; it can be cut below its `last` last layers."""
+    """A backbone, how its tokens are pooled, and a linear head; it can be cut below its `last` last layers.
+
+    The last layer computes what is pooled and no more: where that is the class token, a fourteenth of the whole work.
+    """
+
+    seen = EVERY  # the tokens that are pooled
 
     def __call__(self, image: Array, *, train: bool) -> Array:
         """Logits [B, L], float32, of normalised images [B, H, W, 3]."""
@@ -200,14 +207,14 @@ class Transformer(nnx.Module):
 
     def lower(self, image: Array, last: int, *, train: bool) -> Array:
         """What the layers above the cut are given: tokens [B, N, D], or the pooled features where `last` is 0."""
-        tokens = self.backbone(image, last)
+        tokens = self.backbone(image, last, self.seen)
         return tokens if last else self.pool(tokens)
 
     def upper(self, x: Array, last: int, *, train: bool) -> Array:
         """Logits [B, L], float32, of what `lower` returned."""
         if last:
             encoder = self.backbone.encoder
-            x = self.pool(encoder(x, slice(len(encoder.layer) - last, None)))
+            x = self.pool(encoder(x, slice(len(encoder.layer) - last, None), self.seen))
         return self.classifier(x).astype(jnp.float32)
 
     def attentions(self, image: Array) -> Array:  # [B, H, W, 3] -> [layers, B, N, N]
@@ -215,7 +222,7 @@ class Transformer(nnx.Module):
         x, found = self.backbone.embeddings(image), []
         for layer in self.backbone.encoder.layer:
             found.append(layer.weights(x))
-            x = layer(x)
+            x = layer(x, EVERY)
         return jnp.stack(found)
 
 
@@ -228,6 +235,11 @@ class ViT(Transformer):
         self.pooling = config["pooling"]
         self.vit = Backbone(ViTLayer, config, dtype=dtype, rngs=rngs)
         self.classifier = linear(config["hidden_size"], labels, dtype=dtype, rngs=rngs)
+
+    @property
+    def seen(self) -> slice:
+        """The tokens that are pooled."""
+        return CLASS if self.pooling == "token" else EVERY
 
     @property
     def backbone(self) -> Backbone:
