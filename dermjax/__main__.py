@@ -151,7 +151,6 @@ def _run(stage: str, arguments: list[str]) -> None:
     try:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(os.cpu_count() or 1)))
         machine.quick_convolutions(os.environ)
-        machine.keep_freed_memory()
         if processes is None:
             machine.compile_once(os.environ)
         elif stage not in WITHOUT_JAX:

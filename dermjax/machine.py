@@ -1,4 +1,4 @@
-"""What a process makes of its machine before JAX is there: its devices, its memory, and the processes beside it.
+"""What a process makes of its machine before JAX is there: its devices, its compiler, and the processes beside it.
 
 `jax.distributed` is joined where the environment asks for it, which is any of
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID    all three, said by hand
@@ -8,7 +8,6 @@
 """
 
 import atexit
-import ctypes
 import importlib.metadata
 import shutil
 import tempfile
@@ -19,7 +18,6 @@ from dermjax.errors import UserError
 
 COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of malloc.h
 
 
 def distributed(environment: Mapping[str, str]) -> dict | None:
@@ -59,21 +57,6 @@ def quick_convolutions(environment: MutableMapping[str, str]) -> None:
     given = environment.get("XLA_FLAGS", "")
     if importlib.metadata.version("jaxlib").startswith("0.10.") and YNN_FUSIONS not in given:
         environment["XLA_FLAGS"] = f"{given} --{YNN_FUSIONS}=LIBRARY_FUSION_TYPE_REDUCE".strip()
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed instead of giving it back to the system; other C libraries are left alone.
-
-    XLA on a CPU frees and asks anew for its large temporaries in every step. Given back, they return page by page:
-    117,000 page faults a second and a sixth of the processor's time while derm-tiny trains. One arena for all threads,
-    since glibc gives back those of other threads whatever the threshold.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 2**26)
-        mallopt(M_ARENA_MAX, 1)
 
 
 def compile_once(environment: MutableMapping[str, str]) -> None:

@@ -32,7 +32,6 @@ def command(monkeypatch, capsys):
     from dermjax import __main__
 
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # so that the command sets no other for the tests after this one
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
 
     def run(*arguments):
         before = set(flags.FLAGS)

@@ -1,7 +1,6 @@
 """The machine before JAX is there: devices of a processor, memory that is kept, processes that belong together."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -40,28 +39,6 @@ def test_half_a_coordination_is_refused():
 
 def test_the_processor_is_a_power_of_two_of_devices():
     assert [machine.cpu_devices(cores) for cores in (1, 2, 3, 6, 16, 96)] == [1, 2, 2, 4, 8, 8]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
-def test_memory_that_was_freed_comes_back_without_page_faults():
-    again = """
-import resource, threading
-from dermjax import machine
-machine.keep_freed_memory()
-def work():
-    for _ in range(20):
-        large = [b"1" * 2**size for size in (24, 25, 26)]
-        del large
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    work()
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    said = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True).stdout
-    assert int(said.split()[1]) < 1000  # of 1,146,880 without it
 
 
 def test_convolutions_are_quick_unless_the_user_says_otherwise():

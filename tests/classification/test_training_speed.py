@@ -37,7 +37,7 @@ def ours(name: str, size: int, batch: int):
     import jax
     import jax.numpy as jnp
 
-    from dermjax import machine, sharding
+    from dermjax import sharding
     from dermjax.classification import recipes
     from dermjax.classification.recipes import Recipe
     from dermjax.models import vit
@@ -46,7 +46,6 @@ def ours(name: str, size: int, batch: int):
     from dermjax.training.loop import compiled
     from dermjax.training.state import create
 
-    machine.keep_freed_memory()
     kind, settings = CLASSIFIERS[name]
     classifier = fresh(describe(kind, vit.named(settings) if settings else {}, ("a", "b"), size), jnp.float32)
     grid = sharding.mesh(0, 1)
