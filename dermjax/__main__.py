@@ -149,7 +149,7 @@ def _run(stage: str, arguments: list[str]) -> None:
     processes = machine.distributed(os.environ)
     run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
     try:
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(os.cpu_count() or 1)))
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
         machine.quick_convolutions(os.environ)
         if processes is None:
             machine.compile_once(os.environ)

@@ -9,6 +9,7 @@
 
 import atexit
 import importlib.metadata
+import os
 import shutil
 import tempfile
 import warnings
@@ -36,6 +37,11 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
     on_slurm = environment.get("SLURM_STEP_NUM_TASKS") and _whole(environment, "SLURM_STEP_NUM_TASKS") > 1
     on_tpu_pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     return {} if on_slurm or on_tpu_pod or environment.get("DERMJAX_DISTRIBUTED") == "1" else None
+
+
+def cores() -> int:
+    """Returns how many cores this process may use, which batch systems and containers make fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_devices(cores: int) -> int:

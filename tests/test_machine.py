@@ -41,6 +41,16 @@ def test_the_processor_is_a_power_of_two_of_devices():
     assert [machine.cpu_devices(cores) for cores in (1, 2, 3, 6, 16, 96)] == [1, 2, 2, 4, 8, 8]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="about Linux")
+def test_cores_are_those_that_the_process_may_use():
+    asked = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "from dermjax import machine; print(machine.cores())"
+    )
+    said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "1" and machine.cores() == len(os.sched_getaffinity(0))
+
+
 def test_convolutions_are_quick_unless_the_user_says_otherwise():
     plain, other = {}, {"XLA_FLAGS": "--xla_dump_to=there"}
     said = {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"}

@@ -1,11 +1,11 @@
 """How long a classifier takes on a processor, from XLA's own count of its arithmetic."""
 
-import os
 from functools import partial
 
 import jax
 import numpy as np
 
+from dermjax import machine
 from dermjax.classification.recipes import Recipe
 from dermjax.models.classifier import Classifier
 
@@ -28,7 +28,7 @@ def operations(classifier: Classifier, recipe: Recipe, size: int) -> tuple[float
 
 def processor_seconds(classifier: Classifier, work: float) -> float:
     """Returns about how long all cores of this machine take for so many operations of a classifier."""
-    return work / A_CORE_A_SECOND[classifier.config["model_type"]] / (os.cpu_count() or 1)
+    return work / A_CORE_A_SECOND[classifier.config["model_type"]] / machine.cores()
 
 
 def counted(function, *arguments) -> float:

@@ -1,7 +1,6 @@
 """Batches of requests to images, a batch a device: one compiled function a sampler, started and not waited for."""
 
 import functools
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dermjax import sharding
+from dermjax import machine, sharding
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Denoiser, Guidance
 from dermjax.diffusion.ladders import Ladder
@@ -91,4 +90,4 @@ def processor_seconds(model: StableDiffusion, params: dict, requests: Collection
     """Returns about how long a CPU takes for the requests, compilation (some seconds a sampler) left out."""
     passes = sum(samplers.named(r.sampler).count(r.steps) * (2 if r.guidance > 1 else 1) for r in requests)
     work = passes * operations(params, (size // model.factor) ** 2)
-    return work / OPERATIONS_A_CORE_A_SECOND / (os.cpu_count() or 1)
+    return work / OPERATIONS_A_CORE_A_SECOND / machine.cores()

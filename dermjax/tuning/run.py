@@ -3,7 +3,6 @@
 manifest -> concepts -> moments and contexts (once) -> the one loop -> model/, LoRA, words/, report and card
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import sharding
+from dermjax import machine, sharding
 from dermjax.data import pipelines, records
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, count, operations
@@ -123,4 +122,4 @@ def processor_seconds(params: Params, cells: int, grid: Mesh) -> dict[str, float
     """Returns how long training on so many latent cells may take, where that has been measured: on a CPU."""
     if grid.devices.flat[0].platform != "cpu":
         return {}
-    return {"seconds": GRADIENT * operations(params, cells) / TRAINED_A_CORE_A_SECOND / (os.cpu_count() or 1)}
+    return {"seconds": GRADIENT * operations(params, cells) / TRAINED_A_CORE_A_SECOND / machine.cores()}

@@ -20,9 +20,11 @@ SHAPES = {"mobilenetv2": (160, 32), "vit": (224, 16)}  # pixels a side, batch
 CLASSIFIERS = {"mobilenetv2": ("mobilenet_v2", {}), "vit": ("vit", "S/16")}
 
 
+NOT_YET = pytest.mark.xfail(reason="XLA's products are a tenth slower than MKL's, what lies between them twice as slow")
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(reason="XLA's products reach three quarters of MKL's rate: MobileNetV2 1.2, ViT 1.5 times as long")
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["mobilenetv2", pytest.param("vit", marks=NOT_YET)])
 def test_training_is_no_slower_than_pytorch_s(name):
     pytest.importorskip("torch")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
