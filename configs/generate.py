@@ -2,7 +2,7 @@
 
     dermjax generate --config=configs/generate.py --config.model=runs/tune/model --dry_run
     dermjax generate --config=configs/generate.py --config.model=runs/tune/model --workdir=runs/generate
-    dermjax generate --config=configs/generate.py:balanced_tones --workdir=runs/tones --config.model=runs/tune/model \\
+    dermjax generate --config=configs/generate.py:balanced_tones --workdir=runs/even --config.model=runs/gentle/model \\
         --config.plan.words.tone.dark=2 --config.plan.images_per_class=500
     dermjax generate --config=configs/generate.py --workdir=runs/generate --config.model=v1-5-pruned.safetensors \\
         --config.lora=runs/tune/lora.safetensors
@@ -17,9 +17,12 @@ Variants:
                        samplers, guidance 7, 20 steps (it says 20 to 26). Hardware: a GPU; a guided image of 20 steps
                        is 35 TFLOP.
   released             the prompts and samplers of the 200 images that Derm-T2IM released, these in their shares.
-  balanced_tones       3000 + 3000 images at 128 px from a derm-tiny that was tuned gently on captions (LoRA, prompts
-                       "{caption}"): every tone of skin, number and size beside every other as often as it should, the
-                       class by how its lesions look. Hardware: 2 CPU cores, about half an hour.
+  balanced_tones       3000 + 3000 images at 128 px from a derm-tiny that was tuned gently on captions: every tone of
+                       skin, number and size beside every other as often as it should, the class by how its lesions
+                       look. Hardware: 2 CPU cores, about a quarter of an hour. Such a model is made by
+                           dermjax tune --config=configs/tune.py:tiny --workdir=runs/gentle \\
+                               --config.manifest=runs/prepare --config.rate=1e-3 --config.steps=160 \\
+                               --config.prompts.benign={caption} --config.prompts.malignant={caption}
   tiny                 8 + 8 images from derm-tiny, to see a plan at work. Hardware: 2 CPU cores, half a minute.
   demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
 """
