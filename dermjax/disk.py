@@ -28,6 +28,10 @@ def ask(folder: Path, needed: int) -> None:
 
     What a disk says that it has free knows nothing of quotas and limits. Files have 1 GB at most, as some disks ask.
     """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        return
     with contextlib.ExitStack() as held:
         for begin in range(0, needed, GB):
             file = held.enter_context(tempfile.TemporaryFile(dir=folder))

@@ -246,6 +246,13 @@ def test_a_half_written_checkpoint_is_swept_and_ignored(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*.part"))
 
 
+def test_a_full_disk_is_known_where_it_cannot_be_asked(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    disk.ask(tmp_path, 1000)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        disk.ask(tmp_path, 10**18)
+
+
 @pytest.mark.parametrize("when, size", [("before a save", "4.61 MB"), ("within a save", "more than .*")])
 def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(tmp_path, monkeypatch, when, size):
     train(tmp_path, 5)
