@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,15 @@ def room_running_out(part: Path) -> Iterator[None]:
     """Makes one line of what Orbax and the system say where a disk or a quota is full, and removes what was written."""
     # Orbax logs every failure with its traceback and then raises it; its event loop tells of the other failed writes
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
+    levels, before = [logger.level for logger in loggers], sys.unraisablehook
+
+    def without_closed_loops(event) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    after, sys.unraisablehook = before, without_closed_loops
     try:
         yield
     except (OSError, ValueError) as error:
@@ -147,13 +154,15 @@ def room_running_out(part: Path) -> Iterator[None]:
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number not in disk.FULL:
             raise
-        levels[1] = logging.CRITICAL  # failed writes that nobody waited for are told of when the process ends
+        # failed writes that nobody waited for are told of until the process ends
+        levels[1], after = logging.CRITICAL, without_closed_loops
         written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(NO_ROOM.format(part.parent, f"more than {disk.told(written)}")) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        sys.unraisablehook = after
 
 
 def digests(path: Path) -> dict[str, str]:

@@ -89,11 +89,11 @@ def tune(config, tmp_path_factory):
     """tune(workdir, flags, …): starts `dermjax tune` as a process of its own; they share compilations."""
     programs = tmp_path_factory.mktemp("programs")
 
-    def start(workdir, *given, environment=None, before=None, **changes):
+    def start(workdir, *given, environment=None, before=None, program=("-m", "dermjax"), **changes):
         settings, file = workdir.with_suffix(".json"), workdir.with_suffix(".py")
         settings.write_text(json.dumps(config(**changes).to_dict()))
         file.write_text(CALLED.format(str(settings)))
-        command = [sys.executable, "-m", "dermjax", "tune", f"--config={file}", f"--workdir={workdir}", *given]
+        command = [sys.executable, *program, "tune", f"--config={file}", f"--workdir={workdir}", *given]
         here = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(programs)}
         return subprocess.Popen(command, env=os.environ | here | (environment or {}), stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, preexec_fn=before)  # fmt: skip

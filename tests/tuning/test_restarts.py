@@ -60,11 +60,21 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
 
-def test_without_room_it_says_so_on_one_line_and_the_checkpoint_before_is_whole(tune, tmp_path):
+FULL = {  # when the disk is found to be full
+    "as it is asked": ("-m", "dermjax"),
+    "as Orbax writes": (
+        "-c",
+        "import sys; from dermjax import __main__, disk; disk.ask = lambda *given: None; sys.exit(__main__.main())",
+    ),
+}
+
+
+@pytest.mark.parametrize("when", FULL)
+def test_without_room_it_says_so_on_one_line_and_the_checkpoint_before_is_whole(tune, tmp_path, when):
     # no look at held-out images: its report would be the first file that does not fit
     run, changes = tmp_path / "run", {"samples.images": 0, "schedule": "constant", "watch_every": 100}
     finish(tune(run, steps=2, **changes))
-    process = tune(run, "--allow_config_change", before=small_files, steps=6, **changes)
+    process = tune(run, "--allow_config_change", before=small_files, program=FULL[when], steps=6, **changes)
     _, said = process.communicate()
     assert process.returncode == 2
     assert said.count("\n") == 1 and "no room for a checkpoint of" in said and "before are whole; make room" in said
