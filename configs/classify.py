@@ -55,7 +55,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 250,
             "patience": 0,  # steps without a better validation AUROC that end training, and take the best; 0 is off
-            "mesh": {"data": 0, "fsdp": 1},  # devices; data = 0 takes all, of a processor one
+            "mesh": {"data": 0, "fsdp": 1},
         }
     )
     if variant == "mobilenetv2":

@@ -42,7 +42,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "number": 1.0,  # lesions more or less than the prompt says
         "tone": 5.0,  # degrees of the typology angle outside of what the prompt's word stands for
         "label": 0.05,  # other class: less probable than to all but so many held-out real images of their own class
-        "bits": 50,  # copies: largest hash distance, of 256; less where held-out images lie closer
+        "bits": 46,  # copies: largest hash distance, of 256; less where held-out images lie closer
     })  # fmt: skip
     config.gallery = 48  # pictures a section of the report
     config.hits = 40  # pictures of the first images that each rule speaks against

@@ -19,7 +19,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "encode_batch": 64,
             "save_every": 200,
             "log_every": 20,
-            "mesh": {"data": 0, "fsdp": 1},  # devices; data = 0 takes all, of a processor one
+            "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
                 "phases": ("crops", "whole"),
                 "crops": _phase(size=64, steps=1300, batch=16, rate=1.5e-3),

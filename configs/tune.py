@@ -65,7 +65,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "log_every": 50,
             "save_dtype": "float16",
             "save_model": True,  # False leaves the LoRA and the words only
-            "mesh": {"data": 0, "fsdp": 1},  # devices; data = 0 takes all, of a processor one
+            "mesh": {"data": 0, "fsdp": 1},
         }
     )
     if variant in (None, "paper"):

@@ -150,7 +150,7 @@ def _run(stage: str, arguments: list[str]) -> None:
     run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
     try:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
-        machine.quick_convolutions(os.environ)
+        machine.keep_freed_memory()
         if processes is None:
             machine.compile_once(os.environ)
         elif stage not in WITHOUT_JAX:

@@ -29,18 +29,13 @@ RULES: Rules = (
 def mesh(data: int, fsdp: int) -> Mesh:
     """Returns the mesh (data, fsdp) over the devices of all processes; data = 0 takes every device left by fsdp.
 
-    Of processors it takes one device a process: a training step on a device that has all cores is a fifth quicker than
-    one divided over them. Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters
-    raise.
+    Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters raise.
     """
-    devices = jax.devices()
-    if data == 0 and fsdp == 1 and jax.default_backend() == "cpu":
-        devices = [next(d for d in devices if d.process_index == index) for index in range(jax.process_count())]
-    have = len(devices)
+    have = jax.device_count()
     data = data or max(1, have // fsdp)
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
-    devices = devices[: data * fsdp]
+    devices = jax.devices()[: data * fsdp]
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 

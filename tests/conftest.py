@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dermjax import machine
-
 # in the environment rather than jax.config, so that tests without JAX do not import it and subprocesses inherit it
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-machine.quick_convolutions(os.environ)
 
 
 def pytest_addoption(parser):
@@ -29,9 +26,10 @@ def command(monkeypatch, capsys):
     """A function that runs `dermjax ARGUMENTS ...` within this process: (exit code, standard output, error output)."""
     from absl import flags
 
-    from dermjax import __main__
+    from dermjax import __main__, machine
 
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # so that the command sets no other for the tests after this one
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
 
     def run(*arguments):
         before = set(flags.FLAGS)

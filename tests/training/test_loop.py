@@ -294,16 +294,6 @@ def test_a_mesh_larger_than_the_machine_is_refused():
         sharding.mesh(64, 1)
 
 
-def test_a_processor_trains_on_one_device_unless_the_config_says_more():
-    code = (
-        "from dermjax import sharding;"
-        "print([tuple(sharding.mesh(*given).shape.values()) for given in ((0, 1), (4, 1), (0, 2), (2, 2))])"
-    )
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[(1, 1), (4, 1), (2, 2), (2, 2)]"
-
-
 @pytest.mark.parametrize("devices", [8])
 def test_one_device_equals_eight(tmp_path, devices):
     code = (

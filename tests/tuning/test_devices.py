@@ -45,9 +45,9 @@ def plain(tune, tmp_path_factory):
 
 
 DIVISIONS = {  # devices of each process, processes, and changes of the config
-    "eight devices": (8, 1, {"mesh.data": 8}),
+    "eight devices": (8, 1, {}),
     "four parts of two": (1, 1, {"accumulate": 4}),
-    "four parts on two devices": (2, 1, {"accumulate": 4, "mesh.data": 2}),
+    "four parts on two devices": (2, 1, {"accumulate": 4}),
     "four shards": (4, 1, {"mesh.fsdp": 4}),
     "two processes": (1, 2, {}),
     "two processes of two devices, two shards": (2, 2, {"mesh.fsdp": 2}),
@@ -70,7 +70,7 @@ def test_a_divided_run_has_the_same_losses(tune, tmp_path, plain, division, caps
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_on_shards(tune, tmp_path, plain):
     run, eight = tmp_path / "run", {"JAX_NUM_CPU_DEVICES": "8"}
-    finish([tune(run, environment=eight, **EVERY_STEP, **{"mesh.data": 8, "steps": 2})])
+    finish([tune(run, environment=eight, **EVERY_STEP, steps=2)])
     finish([tune(run, "--allow_config_change", **EVERY_STEP, steps=4)])
     changes = EVERY_STEP | {"steps": 6, "mesh.fsdp": 4}
     finish([tune(run, "--allow_config_change", environment=eight, **changes)])
