@@ -19,7 +19,7 @@ Variants:
   released             the prompts and samplers of the 200 images that Derm-T2IM released, these in their shares.
   balanced_tones       3000 + 3000 images at 128 px from a derm-tiny that was tuned gently on captions: every tone of
                        skin, number and size beside every other as often as it should, the class by how its lesions
-                       look. Hardware: 2 CPU cores, about a quarter of an hour. Such a model is made by
+                       look. Hardware: 2 CPU cores, about 20 minutes. Such a model is made by
                            dermjax tune --config=configs/tune.py:tiny --workdir=runs/gentle \\
                                --config.manifest=runs/prepare --config.rate=1e-3 --config.steps=160 \\
                                --config.prompts.benign={caption} --config.prompts.malignant={caption}
