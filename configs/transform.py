@@ -39,12 +39,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.steps = 20
     config.guidance = 5.0
     config.size = 0  # the side in pixels; 0 is the model's own
+    config.precision = "bfloat16"  # of the arithmetic; or float32, float16
     config.seed = 0
     config.batch = 8
     config.tone_tolerance = 5.0  # degrees that skin may be outside of what its word stands for
     config.gallery = 12  # pairs that the report shows of each transformation and way
     if variant == "demo":
-        config.model, config.limit = "derm-tiny", 20
+        config.model, config.limit, config.precision = "derm-tiny", 20, "float32"
         config.prompt = "dermoscopy of {number} {size} mole(s)[, {tone} skin]"
         config.sampler, config.guidance, config.batch = "Euler a", 3.5, 16
     elif variant is not None:

@@ -90,7 +90,7 @@ COMMANDS = {
             "ema": False,
             "prediction": "found",
         },
-    ),
+    ),  # fmt: skip
     PREDICT: Command(
         "dermjax.classification.predict:write",
         "write a CSV of a saved classifier's calibrated probabilities for images",
@@ -105,6 +105,7 @@ COMMANDS = {
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
 WITHOUT_JAX = ("prepare", "publish")
+TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
 WITH_DRY_RUN = ("generate",)
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 
@@ -150,7 +151,8 @@ def _run(stage: str, arguments: list[str]) -> None:
     run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
     try:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
-        machine.keep_freed_memory()
+        if stage in TRAINING:
+            machine.keep_freed_memory()
         if processes is None:
             machine.compile_once(os.environ)
         elif stage not in WITHOUT_JAX:

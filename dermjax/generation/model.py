@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dermjax.data.tokens import tokenizer, tokens
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 LONG_PROMPTS = ("refuse", "chunk")
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}  # of the arithmetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Model:
     digests: dict[str, Any]
 
 
-def read(name: str, adapter: str, adapter_weight: float, embeddings: Sequence[str], long_prompts: str) -> Model:
+def read(
+    name: str, adapter: str, adapter_weight: float, embeddings: Sequence[str], long_prompts: str, precision: str
+) -> Model:
     """Returns a model by name or path, with the LoRA and the embeddings in the files of these names; "" is no LoRA.
 
     Raises:
@@ -42,10 +46,12 @@ def read(name: str, adapter: str, adapter_weight: float, embeddings: Sequence[st
         raise UserError("config.model is empty; give a model folder or a single file, such as runs/tune/model")
     if long_prompts not in LONG_PROMPTS:
         raise UserError(f"config.long_prompts = {long_prompts!r}: give {' or '.join(LONG_PROMPTS)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"config.precision = {precision!r} is unknown; give {', '.join(PRECISIONS)}")
     path = model_files.locate(name)
     words = {embedding: textual_inversion.read(Path(embedding)) for embedding in embeddings}
-    sd, params = model_files.read(path)
-    digests = {"model": model_files.digest(path)}
+    sd, params = model_files.read(path, dtype=PRECISIONS[precision])
+    digests = {"model": model_files.digest(path)} | ({} if precision == "float32" else {"precision": precision})
     if adapter:
         params = lora.merge(params, lora_files.read(Path(adapter), sd.shapes), adapter_weight)
         digests |= {"lora": model_files.digest(Path(adapter)), "lora_weight": adapter_weight}

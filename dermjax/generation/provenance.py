@@ -23,6 +23,7 @@ UNUSUAL = {  # what is only named where it is asked for, and how `parameters` ca
     "guidance_rescale": "CFG rescale",
     "guidance_interval": "CFG interval",
     "deep_cache": "DeepCache interval",
+    "precision": "Precision",
     "lora": "Lora hash",
     "lora_weight": "Lora weight",
     "embeddings": "TI hashes",
@@ -37,7 +38,7 @@ def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:
     """Returns all that the image follows from: the request, the side in pixels and the digests of the weights.
 
     `digests` has those of the `model` and, where they were asked for, of a `lora`, with its `lora_weight`, and of the
-    words of `embeddings`.
+    words of `embeddings`; and the `precision` of the arithmetic where it is not float32.
     """
     return {
         "synthetic": True,

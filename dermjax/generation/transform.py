@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         say(f"transform: {workdir} is finished; nothing to do")
         return
     manifest = _sources(config.images, config.label)
-    maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse")
+    maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", config.precision)
     studio = Studio(maker, side(config.size, maker.sd), config.batch, workdir)
     todo = _todo(config, manifest, studio)
     cost("transform", parameters=count(maker.params), images=len(todo), steps=config.steps)

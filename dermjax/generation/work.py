@@ -70,7 +70,8 @@ def read(config: ConfigDict) -> Work:
     asked = plan.requests(**settings)
     preview.check(config.preview_every)
     start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
-    maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts)
+    maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts,
+                       config.precision)  # fmt: skip
     size = side(config.size, maker.sd)
     for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in asked}:
         named(sampler).ladder(maker.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here

@@ -42,6 +42,7 @@ def generate(command, model, workdir, **config):
         ({"init__images": "mole.png", "init__mask": "small.png"}, "mask small.png: 40x32 px, but mole.png is 48x32 px"),
         ({"init__images": "nowhere.png"}, "image nowhere.png: cannot be decoded (No such file or directory)"),
         ({"init__mask": "mask.png"}, "config.init.mask needs config.init.images"),
+        ({"precision": "half"}, "config.precision = 'half' is unknown; give float32, bfloat16, float16"),
         ({"preview_every": -5}, "preview_every = -5: give the steps between two previews"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)  # known once the model has been read

@@ -41,7 +41,7 @@ def test_a_lora_is_merged_at_its_weight_and_named(small_model, files, form):
     _, params, path = small_model
     folder, made, _ = files
     adapter = folder / f"{form}.safetensors"
-    read = model.read(str(path), str(adapter), 0.5, (), "refuse")
+    read = model.read(str(path), str(adapter), 0.5, (), "refuse", "float32")
     jax.tree.map(np.testing.assert_array_equal, read.params, lora.merge(params, made, 0.5))
     digests = {"model": model_files.digest(path), "lora": model_files.digest(adapter), "lora_weight": 0.5}
     assert read.digests == digests
@@ -50,7 +50,7 @@ def test_a_lora_is_merged_at_its_weight_and_named(small_model, files, form):
 @pytest.mark.parametrize("name", ["model", "model.safetensors", "derm-tiny"])
 def test_folders_single_files_and_shipped_models_are_read(small_model, files, name):
     path = {"model": small_model[2], "derm-tiny": "derm-tiny"}.get(name, files[0] / name)
-    read = model.read(str(path), "", 0.8, (), "refuse")
+    read = model.read(str(path), "", 0.8, (), "refuse", "float32")
     assert read.digests == {"model": model_files.digest(model_files.locate(str(path)))}
     assert len(read.digests["model"]) == 16
     if name != "derm-tiny":
@@ -60,7 +60,7 @@ def test_folders_single_files_and_shipped_models_are_read(small_model, files, na
 def test_words_are_tokens_with_their_vectors(small_model, files):
     folder, _, vectors = files
     word = folder / "mole.safetensors"
-    read = model.read(str(small_model[2]), "", 0.8, (str(word),), "refuse")
+    read = model.read(str(small_model[2]), "", 0.8, (str(word),), "refuse", "float32")
     table = read.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
     said = read.tokens(REQUEST)
     assert said.shape == (2, 77) and read.sd.configs["text_encoder"]["vocab_size"] == len(table) == 49410
@@ -69,7 +69,7 @@ def test_words_are_tokens_with_their_vectors(small_model, files):
 
 
 def test_prompt_and_negative_prompt_have_equally_many_chunks(small_model):
-    said = model.read(str(small_model[2]), "", 0.8, (), "chunk").tokens
+    said = model.read(str(small_model[2]), "", 0.8, (), "chunk", "float32").tokens
     for prompt, negative, guidance, shape in (
         ("mole " * 100, "hair", 2.0, (2, 154)),
         ("mole", "hair " * 160, 2.0, (2, 231)),
@@ -83,7 +83,8 @@ def pictures(command, tmp_path):
     """A function that runs `generate` for an image of each class: (the images, the first one's generation)."""
 
     def run(name, **keys):
-        keys = {"plan.images_per_class": 1, "plan.steps": 2, "plan.batch": 2, "plan.samplers": "('Euler',)"} | keys
+        usual = {"plan.images_per_class": 1, "plan.steps": 2, "plan.batch": 2, "plan.samplers": "('Euler',)"}
+        keys = usual | {"precision": "float32"} | keys
         flags = [f"--config.{key}={value}" for key, value in keys.items()]
         code, _, error = command("generate", f"--config={CONFIG}", f"--workdir={tmp_path / name}", *flags)
         assert code == 0, error
@@ -105,6 +106,15 @@ def test_the_command_takes_a_single_file_with_a_lora_and_a_word(pictures, files)
     assert record.generation["model"] == model_files.digest(folder / "model.safetensors")
     assert record.generation["lora"] == model_files.digest(folder / "kohya.safetensors")
     assert record.generation["lora_weight"] == 0.8 and list(record.generation["embeddings"]) == ["<mole>"]
+
+
+def test_half_precision_makes_nearly_the_same_and_is_named(pictures, small_model):
+    whole, record = pictures("whole", model=small_model[2])
+    assert "precision" not in record.generation
+    half, record = pictures("half", model=small_model[2], precision="bfloat16")
+    assert record.generation["precision"] == "bfloat16"
+    difference = np.abs(np.subtract(half, whole))
+    assert 0 < difference.mean() < 0.05 * np.std(whole)
 
 
 @pytest.mark.slow

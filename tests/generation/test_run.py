@@ -53,7 +53,7 @@ def model_folder(folder):
     return folder
 
 
-def fake(folder):
+def fake(folder, dtype):
     """What weights.model_files.read gives, of a few operations."""
 
     def network(params):
@@ -87,6 +87,7 @@ def fake(folder):
 def config(folder, **changes):
     plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
     added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse", "preview_every": 0}
+    added["precision"] = "float32"
     added["credentials"] = {key: changes.pop(key, "") for key in ("certificate", "key")}
     added["init"] = {key: changes.pop(key, value) for key, value in INIT.items()}
     return ConfigDict({"model": str(folder), "size": 0, "plan": plan} | added | changes).lock()

@@ -5,17 +5,26 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from dermjax import sharding
 from dermjax.data import records, tokens
 from dermjax.data.duplicates import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
+from dermjax.training import loop, optimizers
+from dermjax.training.state import State, create
+from dermjax.tuning import dreambooth, parts
+from dermjax.tuning.validation import PLAIN
 from dermjax.weights import diffusers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
@@ -27,6 +36,39 @@ def get_config():
     with open({!r}) as file:
         return ConfigDict(json.load(file))
 """
+
+
+class TuningStep(NamedTuple):
+    """The jitted step of tuning a network, its state and constants (as shapes, where parameters are), their places."""
+
+    step: Callable
+    state: State
+    constants: dict
+    places: State
+
+
+@pytest.fixture(scope="session")
+def tuning_step():
+    """A function that makes a TuningStep: UNet tuned `how`, LoRA of rank 4 on attention as in the paper."""
+
+    def made(sd, params, grid, *, how, optimizer, ema_decay, precision, contexts) -> TuningStep:
+        divided = partial(parts.divided, tuned={"unet": how, "text_encoder": "frozen"}, rank=4,
+                          targets=("attention",), seed=0, words=0, precision=precision)  # fmt: skip
+        rule = optimizers.build(optimizer, rate=1e-4, warmup=0, steps=1000, schedule="constant", weight_decay=0.01,
+                                clip=1.0)  # fmt: skip
+
+        def begun(params):
+            trained, frozen = divided(params)
+            return create(trained, {}, rule, ema=ema_decay > 0), frozen
+
+        shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+        state, frozen = jax.eval_shape(begun, params) if shapes else begun(params)
+        places = sharding.over(state, sharding.RULES, grid)
+        loss = dreambooth.loss(sd, partial(parts.assembled, alpha=4.0), **PLAIN)
+        step = loop.compiled(loss, rule, ema_decay, 1, places, grid)
+        return TuningStep(step, state, frozen | {"contexts": contexts}, places)
+
+    return made
 
 
 @pytest.fixture(scope="session")
