@@ -90,7 +90,7 @@ COMMANDS = {
             "ema": False,
             "prediction": "found",
         },
-    ),  # fmt: skip
+    ),
     PREDICT: Command(
         "dermjax.classification.predict:write",
         "write a CSV of a saved classifier's calibrated probabilities for images",
@@ -104,9 +104,8 @@ COMMANDS = {
     "provenance": Command("dermjax.generation.inspection:show", "what an image says of how it was made", "FILE"),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
-WITHOUT_JAX = ("prepare", "publish")
 TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
-WITH_DRY_RUN = ("generate",)
+WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("generate",)
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 
 
