@@ -12,6 +12,7 @@ from dermjax.publication import composition
 from dermjax.publication.composition import Counts, Spread
 
 COPY = "training_copy"  # curation's reason and score for a copy of a training image
+SAMPLES = "samples.png"  # beside the card
 PROMPTS = 60  # that are listed
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "n>100K"))  # as hubs name them
 
@@ -124,7 +125,7 @@ def text(facts: Facts) -> str:
     curated = facts.curated
     kept = [record for record in curated.records if record.kept]
     rejected = [record for record in curated.records if not record.kept]
-    found = composition.counted(curated, kept, composition.words)
+    found = composition.counted(curated, kept, composition.words).grouped()
     prompts = composition.counted(curated, kept, lambda record: [record.generation.get("prompt", "not recorded")])
     samplers = composition.counted(curated, kept, lambda record: [record.generation.get("sampler", "not recorded")])
     sources = composition.counted(facts.training, facts.training.split("train"), composition.origin)
@@ -153,6 +154,12 @@ def text(facts: Facts) -> str:
         contact=f"Contact: {facts.contact}\n\n" if facts.contact else "",
         digest=facts.digest,
     )
+
+
+def pictured(card: str) -> str:
+    """Returns a card that shows the samples beside it, before its first section."""
+    shown = f"![Published images, a row a class, evenly spaced through the set; every one is synthetic]({SAMPLES})\n\n"
+    return card.replace("## Composition\n", f"{shown}## Composition\n", 1)
 
 
 def _table(title: str, counts: Counts, most: int = 10**9) -> str:

@@ -18,6 +18,10 @@ class Counts:
     labels: tuple[str, ...]
     rows: dict[str, tuple[int, ...]]
 
+    def grouped(self) -> "Counts":
+        """Returns the same counts with values such as `tone: dark` beside the others of their gap."""
+        return Counts(self.labels, dict(sorted(self.rows.items(), key=lambda row: row[0].partition(":")[0])))
+
 
 def counted(manifest: Manifest, chosen: Sequence[Record], values: Callable[[Record], Sequence[str]]) -> Counts:
     """Returns the counts of the values of some of a manifest's records, the frequent ones first."""

@@ -1,16 +1,19 @@
 """`publish`: a curated manifest -> its kept images in the forms that loaders read, and the card of the data set.
 
-Each form is there as a whole or not at all, and the card comes last: killed, the same command goes on.
+Each form is there as a whole or not at all, and the card comes last: killed, the same command goes on. The card beside
+the forms shows some of the images; those within them do not, as loaders take every picture there for one of the set.
 """
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import disk, progress
-from dermjax.data import records
+from dermjax.data import images, pictures, records
 from dermjax.data.duplicates import sha256
 from dermjax.data.export import forms
 from dermjax.data.records import Manifest
@@ -20,6 +23,7 @@ from dermjax.publication.card import Facts, Judgement
 from dermjax.run_folder import write_atomically
 
 FIGURES = "results.json"  # as `evaluate` leaves it
+SHOWN = 6  # images of each class on the card
 SECONDS_AN_IMAGE = 0.003  # and form, measured on one core at 128 px
 
 
@@ -41,7 +45,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             digest=sha256(curated.home / records.FILE),
         )
     )
-    _refuse_another([workdir / forms.CARD, *(workdir / form / forms.CARD for form in config.forms)], told, workdir)
+    cards = {workdir / form / forms.CARD: told for form in config.forms} | {workdir / forms.CARD: card.pictured(told)}
+    _refuse_another(cards, workdir)
     kept = [record for record in curated.records if record.kept]
     todo = [form for form in config.forms if not (workdir / form).exists()]
     size = sum(curated.path(record).stat().st_size for record in kept)
@@ -51,7 +56,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for form in todo:
         forms.write(curated, workdir / form, form, config.name, told)
     records.write(workdir / records.FILE, replace(curated, home=None))
-    write_atomically(workdir / forms.CARD, told)
+    write_atomically(workdir / card.SAMPLES, _samples(curated))
+    write_atomically(workdir / forms.CARD, card.pictured(told))
     progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / forms.CARD}")
 
 
@@ -87,7 +93,20 @@ def _judged(folder: str) -> list[Judgement]:
     return [Judgement(name, figure, accuracies[name]) for name, figure in found["label_fidelity"].items()]
 
 
-def _refuse_another(cards: list[Path], now: str, workdir: Path) -> None:
+def _samples(curated: Manifest) -> bytes:
+    """Returns a PNG file: a row of kept images a class, evenly spaced through the set, each marked as synthetic."""
+    kept = [[record for record in curated.records if record.kept and record.label == label] for label in curated.labels]
+    rows = [
+        np.stack([images.load(curated.path(record), pictures.SIDE) for record in pictures.spread(group, SHOWN)])
+        for group in kept
+        if group
+    ]
+    file = io.BytesIO()
+    pictures.sheet(rows).save(file, "PNG")
+    return file.getvalue()
+
+
+def _refuse_another(cards: dict[Path, str], workdir: Path) -> None:
     """Raises UserError where a card that is there tells of another data set."""
-    if any(path.exists() and path.read_text() != now for path in cards):
+    if any(path.exists() and path.read_text() != told for path, told in cards.items()):
         raise UserError(f"workdir {workdir}: another data set was published here; give another --workdir or delete it")

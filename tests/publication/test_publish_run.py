@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from dermjax.data import duplicates, images, records
 from dermjax.data.export import forms
@@ -26,7 +27,7 @@ def curated(tmp_path):
     for n in range(12):
         pixels = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         images.keep(tmp_path / "images" / f"{n}.png", images.png(pixels))
-        words = {"tone": TONES[n % 3]}
+        words = {"tone": TONES[n % 3]} | ({"size": "large"} if n == 7 else {})
         generation = {"synthetic": True, "prompt": f"a {LABELS[n % 2]} mole | {TONES[n % 3]}", "seed": n}
         generation |= {"sampler": ("Euler", "PLMS")[n % 4 // 2], "words": words}
         found.append(
@@ -87,8 +88,12 @@ def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):
     assert [row["sha256"] for row in rows] == [record.sha256 for record in kept]
     assert all(row["image_manipulation"] == "synthetic" for row in rows)
     card = (tmp_path / "out/README.md").read_text()
-    for form in forms.FORMS:
-        assert (tmp_path / "out" / form / "README.md").read_text() == card
+    samples = np.asarray(Image.open(tmp_path / "out/samples.png"))
+    assert "synthetic](samples.png)\n\n## Composition" in card and samples.shape == (2 * 176, 5 * 176, 3)
+    for form in forms.FORMS:  # where a loader would take the picture for one of the set
+        within = (tmp_path / "out" / form / "README.md").read_text()
+        assert within == card.replace(card[card.index("![") : card.index("## Composition")], "")
+        assert not (tmp_path / "out" / form / "samples.png").exists()
         assert json.loads((tmp_path / "out" / form / "croissant.json").read_text())["name"] == "lesions: of nobody"
     again = records.read(tmp_path / "out")
     assert again.records == tuple(curated) and again.path(again.records[0]).is_file()
@@ -101,6 +106,7 @@ def test_the_card_counts(publish, tmp_path):
         "**SYNTHETIC: 9 of 9 images were made by a model.",
         "| images | benign | malignant | all |\n|---|---:|---:|---:|\n| published | 5 | 4 | 9 |",
         "| tone: pale | 1 | 2 | 3 |",
+        "| size: large | 0 | 1 | 1 |\n| tone: dark",
         "| a benign mole \\| dark | 2 | 0 | 2 |",
         "3 of 12 images were rejected",
         "| reason | benign | malignant | all |\n|---|---:|---:|---:|\n| blur | 1 | 2 | 3 |\n",
