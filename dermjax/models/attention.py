@@ -1,11 +1,11 @@
 """Attention of all queries to all keys (arXiv 1706.03762), computed the way that is fast where it runs.
 
-On accelerators it is JAX's own, and in half precision on a recent NVIDIA GPU cuDNN's flash attention (arXiv
-2307.08691), which keeps no weights [N, M]: of 64 x 64 latents they are a gigabyte of each layer and batch of four. On a
-CPU, XLA makes of that one's gradient products with transposed copies of the
-weights [N, M], writes sums over M out to that size, and takes three times as long as here: what is turned around is
-never larger than a query, and weights are divided by their sum once they are summed up over M, as in flash attention
-(arXiv 2205.14135).
+On accelerators it is JAX's own; in half precision on a recent NVIDIA GPU that is cuDNN's flash attention (arXiv
+2307.08691), which keeps no weights [N, M], a gigabyte a layer for four images of 64 x 64 latents.
+
+On a CPU, XLA makes of the gradient of JAX's own products with transposed copies of the weights, writes sums over M out
+to that size, and takes three times as long as here: what is turned around is never larger than a query, and weights are
+divided by their sum once they are summed up over M, as in flash attention (arXiv 2205.14135).
 
 Shapes: B batch, K heads, N queries, M keys and values, d width of a head.
 """
