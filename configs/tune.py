@@ -14,8 +14,8 @@ Variants, with the memory of a step on one device, at 512 px (BUILD_NOTES.md say
 The default is `paper` with the model and the manifest left open.
 
 Computed: an image is 0.80 TFLOP forwards, once more backwards to what came in, once more to what is tuned, and with
-`remat` forwards again. An H100 at two fifths of its peak in bfloat16, which has not been measured, would take 25 minutes
-for `paper` and 5 for the others, samples and looks at held-out images left out.
+`remat` forwards again. An H100 at two fifths of its peak in bfloat16, which has not been measured, would take 25
+minutes for `paper` and 5 for the others, samples and looks at held-out images left out.
 """
 
 from ml_collections import ConfigDict
