@@ -5,7 +5,6 @@ looks again. Images are looked at in threads.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dermjax import machine
 from dermjax.curation import copies, detectors
 from dermjax.data import artefact_scores, examined, images
 from dermjax.data.records import Manifest, Record
@@ -36,7 +36,7 @@ def looks(
     """The looks at records' images at `size` pixels; those kept in the folder are taken from there."""
     known = _read(folder / FILE)
     found = []
-    with (folder / FILE).open("ab") as written, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (folder / FILE).open("ab") as written, ThreadPoolExecutor(machine.cores()) as pool:
         written.write(b"\n" * (written.tell() > 0))  # ends a line that a killed run left torn
 
         def look(record: Record) -> tuple[str, Look]:
@@ -62,7 +62,7 @@ def hashed(manifest: Manifest, records: Sequence[Record], size: int, tick: Calla
         return Look(copies.hash_all_ways(image), detectors.measure(image))
 
     found = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         for seen in pool.map(look, records):
             found.append(seen)
             tick()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax import progress
+from dermjax import machine, progress
 from dermjax.data import duplicates, examined, neighbours, records, resemblance, seen, splits
 from dermjax.data.examined import Look
 from dermjax.data.records import SPLITS, Manifest, Record
@@ -153,7 +153,7 @@ def _examined(entries: Sequence[Entry], known: Mapping[str, Look]) -> tuple[np.n
     views = np.zeros((len(entries), len(duplicates.VIEWS), 4), np.uint64)
     cells = np.zeros((len(entries), resemblance.CELLS, resemblance.CELLS, 3), np.uint8)
     faults = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
+    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
         for row, seen in enumerate(pool.map(partial(_look, known), entries)):
             if not isinstance(seen, str):
                 views[row], cells[row] = seen.views, seen.cells

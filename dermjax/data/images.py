@@ -5,7 +5,6 @@ Shapes: S the side of the square, 3 the channels red, green, blue (sRGB).
 """
 
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dermjax import progress
+from dermjax import machine, progress
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
@@ -61,7 +60,7 @@ def header(path: Path) -> tuple[str, tuple[str, ...]]:
 def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
     """The images of many files as uint8 [N, size, size, 3], decoded in threads under a progress bar with this title."""
     stacked = np.empty((len(paths), size, size, 3), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(len(paths), title, "images", 0) as bar:
+    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(paths), title, "images", 0) as bar:
         for row, image in enumerate(pool.map(lambda path: load(path, size), paths)):
             stacked[row] = image
             bar.update()

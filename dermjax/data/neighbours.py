@@ -12,13 +12,13 @@ the axes, so the eight orientations are permutations and flips of the bits of on
 Shapes: N images, V views, 4 words of 64 bits a hash, P pairs.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, comb, log, log2
 
 import numpy as np
 
+from dermjax import machine
 from dermjax.data.duplicates import FREQUENCIES, NEAR, NEAR_CROPPED, pairs
 
 MISSED = 1e-3  # share of the pairs at exactly NEAR bits that may be missed; at 3/4 of it, a millionth
@@ -54,7 +54,7 @@ def near(views: np.ndarray) -> np.ndarray:
     few = len(whole) <= FEW
     tables = () if few else _tables(np.ascontiguousarray(_bits(views[:, 0]).T))
     tasks = [(view, order) for view in range(views.shape[1]) for order in ORDERS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(machine.cores()) as pool:
         found = list(pool.map(lambda task: _meetings(views, *task, tables), tasks))
     found = np.concatenate(found)
     found[:, :2] = np.sort(chosen[found[:, :2]], axis=1)

@@ -3,7 +3,6 @@
 What waits is bounded, a round on the devices and one in the threads, so that memory does not grow with the plan.
 """
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +12,11 @@ from itertools import groupby, islice
 import jax
 import numpy as np
 
+from dermjax import machine
 from dermjax.generation.plan import Request
 from dermjax.generation.render import Batches, Started
 
-WRITERS = min(8, os.cpu_count() or 1)  # threads that compress and write
+WRITERS = min(8, machine.cores())  # threads that compress and write
 
 
 @dataclass(frozen=True)

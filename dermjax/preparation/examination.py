@@ -5,7 +5,6 @@ what the image says of skin and artefacts. What was found is kept (`data.examine
 killed run nor an audit decodes again what has not changed since.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax import progress
+from dermjax import machine, progress
 from dermjax.data import duplicates, examined, resemblance
 from dermjax.data.examined import Look
 from dermjax.data.records import Record, inside
@@ -43,7 +42,7 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
     cells = [np.empty((0, resemblance.CELLS, resemblance.CELLS, 3), np.uint8)]
     with (
         (folder / examined.FILE).open("ab") as written,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(machine.cores()) as pool,
         progress.bar(len(records), "decoding", "images", 0) as bar,
     ):
         written.write(b"\n" * (written.tell() > 0))  # ends a line that a killed run left torn

@@ -1,12 +1,11 @@
 """The images of a manifest without their dark hairs, written beside it: an ablation, see `data.hair`."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dermjax import progress
+from dermjax import machine, progress
 from dermjax.data import duplicates, hair, images
 from dermjax.data.records import Manifest, Record
 
@@ -14,7 +13,7 @@ from dermjax.data.records import Manifest, Record
 def shaved(manifest: Manifest, workdir: Path) -> Manifest:
     """Writes images/<image>.png for every record; the manifest of these, which say what was done to them."""
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(machine.cores()) as pool,
         progress.bar(len(manifest.records), "removing hairs", "images", 0) as bar,
     ):
         records = []

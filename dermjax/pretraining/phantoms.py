@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dermjax import machine
 from dermjax.data.phantom import dataset
 from dermjax.progress import bar
 from dermjax.run_folder import write_atomically
@@ -26,7 +27,7 @@ def make(folder: Path, number: int, size: int, first_seed: int) -> tuple[np.ndar
     missing = [job for job in jobs if not job[0].with_suffix(".json").exists()]
     done = number - sum(len(job[1]) for job in missing)
     spawn = multiprocessing.get_context("spawn")  # a forked child of a process that runs JAX can hang
-    with bar(number, "phantoms", "images", done) as progress, ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+    with bar(number, "phantoms", "images", done) as progress, ProcessPoolExecutor(machine.cores(), spawn) as pool:
         for made in pool.map(chunk, missing):
             progress.update(made)
     whole = folder / f"images_{number}.npy"

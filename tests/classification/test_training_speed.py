@@ -36,7 +36,7 @@ def test_training_is_no_slower_than_pytorch_s(name):
     pytest.importorskip("torch")
     from dermjax import machine
 
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(machine.cpu_devices(os.cpu_count()))}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(machine.cpu_devices(machine.cores()))}
     environment |= {"JAX_PLATFORMS": "cpu"} if BACKEND == "cpu" else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = subprocess.run([sys.executable, __file__, name], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
