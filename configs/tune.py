@@ -7,7 +7,8 @@ Variants, with the memory of a step on one device, at 512 px (BUILD_NOTES.md say
   paper    Derm-T2IM's table: LoRA rank 4 on the UNet's attention, rate 1e-4, batch 2, 155,880 updates.
            4.3 GB, by an H100's compiler; 0.6 EFLOP in all
   lora     LoRA rank 16 on all layers of the UNet and on the text encoder's attention, 4,000 updates of 8. 0.1 EFLOP
-  full     every parameter of the UNet, eight-bit AdamW and an average of the parameters, 4,000 updates of 8. 0.1 EFLOP
+  full     every parameter of the UNet, eight-bit AdamW and an average of the parameters, 4,000 updates of 8. 0.1 EFLOP;
+           19.5 GB at batch 4 with AdamW of whole floats, by a TPU v6e's compiler, whose state is 5.1 GB larger
   best     `full` with what the literature found to help few images: min-SNR, offset noise, classes balanced
   tiny     derm-tiny, LoRA, on 2 CPU cores in about two minutes: to see every part of it run
   demo     derm-tiny, all of the UNet, on 2 CPU cores in about four minutes
