@@ -41,8 +41,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.embeddings = ()  # files of textual inversion; prompts use their words, such as "a photo of <mole>"
     config.long_prompts = "refuse"  # or "chunk", as AUTOMATIC1111's program does beyond 77 tokens
     config.size = 0  # the side in pixels; 0 is the model's own
-    # of the arithmetic; float32, or for GPUs bfloat16 or float16: half the memory, and attention by cuDNN
-    config.precision = "bfloat16" if variant in (None, "paper", "released") else "float32"
+    config.precision = "bfloat16"  # of the arithmetic, which GPUs are made for; or float32, float16
     config.init = ConfigDict({
         "images": "",  # to start from: a picture, or a manifest, whose training images of each class take turns
         "mask": "",  # white where to paint: a picture, or a folder with NAME.png for picture NAME; "" is everywhere
@@ -90,7 +89,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "size": {"tiny": 1, "small": 1, "medium": 1, "large": 1},
             "tone": {"pale": 1, "light": 1, "intermediate": 1, "tan": 1, "dark": 1},
         }
-        plan.guidance, plan.batch = 5.0, 8
+        config.precision, plan.guidance, plan.batch = "float32", 5.0, 8
         if variant == "tiny":
             config.model, plan.samplers, plan.images_per_class = "derm-tiny", ("Euler a",), 8
     elif variant == "demo":
@@ -98,7 +97,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
         plan.images_per_class = 96  # 32 a sampler: whole batches
         # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
-        plan.contrast, plan.guidance, plan.batch = True, 4.0, 8
+        config.precision, plan.contrast, plan.guidance, plan.batch = "float32", True, 4.0, 8
     else:
         raise ValueError(f"configs/generate.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
     return config

@@ -23,7 +23,40 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    config = ConfigDict(
+    """The config of `tune`; variant is None or one of those above."""
+    config = _paper()
+    if variant == "lora":
+        _large(config)
+        config.optimizer = "adamw"
+        config.tuned.text_encoder, config.text_rate = "lora", 0.2
+        config.lora.rank, config.lora.alpha = 16, 16.0
+        config.lora.targets = ("attention", "feed_forward", "convolution", "time")
+    elif variant in ("full", "best"):
+        _large(config)
+        config.tuned.unet, config.rate, config.ema_decay = "full", 1e-5, 0.999
+        if variant == "best":
+            config.loss.snr_gamma, config.loss.offset_noise, config.concepts.balance = 5.0, 0.05, True
+    elif variant in ("tiny", "demo"):
+        config.model, config.size, config.precision, config.optimizer = "derm-tiny", 0, "float32", "adamw"
+        config.prompts.benign = "dermoscopy of a benign mole"
+        config.prompts.malignant = "dermoscopy of a malignant mole"
+        config.batch, config.warmup, config.schedule, config.loss.prompt_dropout = 16, 10, "cosine", 0.1
+        config.encode_batch, config.save_every, config.log_every = 32, 40, 10
+        config.validation_draws, config.watch_every = 1, 80
+        config.samples.sampler, config.samples.guidance = "Euler a", 4.0
+        if variant == "tiny":
+            config.lora.rank, config.lora.alpha, config.rate, config.steps = 16, 16.0, 2e-3, 150
+        else:
+            config.tuned.unet, config.steps, config.rate, config.ema_decay = "full", 400, 4e-4, 0.98
+            config.watch_every = 200
+    elif variant not in (None, "paper"):
+        raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: paper, lora, full, best, tiny, demo")
+    return config
+
+
+def _paper() -> ConfigDict:
+    """The variant `paper`, of which the others say what they have instead."""
+    return ConfigDict(
         {
             "model": "",
             "manifest": "",
@@ -45,7 +78,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "seed": 0,
             "steps": 155_880,
             "batch": 2,
-            "optimizer": "adamw",
+            "optimizer": "adamw8bit",
             "rate": 1e-4,
             "text_rate": 1.0,  # the text encoder's share of the rate
             "warmup": 500,
@@ -61,7 +94,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "prompt_dropout": 0.0,
             },
             "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
-            "precision": "float32",  # or "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"
+            # "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"; the paper's fp16 overflows
+            "precision": "bfloat16",
             "remat": "none",  # computes "attention" or "blocks" a second time instead of keeping them
             "watch_every": 1000,  # steps between two looks: samples, held-out loss, report
             "validation_draws": 4,  # noises an image of the held-out split; 0 is off
@@ -74,39 +108,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "mesh": {"data": 0, "fsdp": 1},
         }
     )
-    if variant in (None, "paper"):
-        config.precision, config.optimizer = "bfloat16", "adamw8bit"  # the paper's fp16 overflows without loss scaling
-    elif variant == "lora":
-        _large(config)
-        config.tuned.text_encoder, config.text_rate = "lora", 0.2
-        config.lora.rank, config.lora.alpha = 16, 16.0
-        config.lora.targets = ("attention", "feed_forward", "convolution", "time")
-    elif variant in ("full", "best"):
-        _large(config)
-        config.tuned.unet, config.rate = "full", 1e-5
-        config.optimizer, config.ema_decay = "adamw8bit", 0.999
-        if variant == "best":
-            config.loss.snr_gamma, config.loss.offset_noise, config.concepts.balance = 5.0, 0.05, True
-    elif variant in ("tiny", "demo"):
-        config.model, config.size = "derm-tiny", 0
-        config.prompts.benign = "dermoscopy of a benign mole"
-        config.prompts.malignant = "dermoscopy of a malignant mole"
-        config.batch, config.warmup, config.schedule, config.loss.prompt_dropout = 16, 10, "cosine", 0.1
-        config.encode_batch, config.save_every, config.log_every = 32, 40, 10
-        config.validation_draws, config.watch_every = 1, 80
-        config.samples.sampler, config.samples.guidance = "Euler a", 4.0
-        if variant == "tiny":
-            config.lora.rank, config.lora.alpha, config.rate, config.steps = 16, 16.0, 2e-3, 150
-        else:
-            config.tuned.unet, config.steps, config.rate, config.ema_decay = "full", 400, 4e-4, 0.98
-            config.watch_every = 200
-    else:
-        raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: paper, lora, full, best, tiny, demo")
-    return config
 
 
 def _large(config: ConfigDict) -> None:
     """What the variants for Stable Diffusion's own size share."""
     config.batch, config.steps, config.warmup, config.schedule = 8, 4_000, 100, "cosine"
-    config.precision, config.remat, config.loss.prompt_dropout = "bfloat16", "blocks", 0.1
+    config.remat, config.loss.prompt_dropout = "blocks", 0.1
     config.watch_every = config.save_every = 500

@@ -4,7 +4,6 @@ Each form is there as a whole or not at all, and the card comes last: killed, th
 the forms shows some of the images; those within them do not, as loaders take every picture there for one of the set.
 """
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -101,9 +100,7 @@ def _samples(curated: Manifest) -> bytes:
         for group in kept
         if group
     ]
-    file = io.BytesIO()
-    pictures.sheet(rows).save(file, "PNG")
-    return file.getvalue()
+    return images.png(np.asarray(pictures.sheet(rows)))
 
 
 def _refuse_another(cards: dict[Path, str], workdir: Path) -> None:

@@ -13,8 +13,7 @@ LARGE = 2**18  # elements that are worth a second core
 SHARE = 2**20  # elements that a core takes at a time
 PIECE = 2**16  # elements that are cast at a time, in the cache
 POPULATE_WRITE = 23  # of Linux 5.14: all pages at once, half the time of a fault for each; no harm where it is unknown
-CORES = machine.cores()
-THREADS = ThreadPoolExecutor(CORES)
+THREADS = ThreadPoolExecutor(machine.cores())
 advise = ctypes.CDLL(None).madvise  # mmap's own keeps the interpreter's lock meanwhile
 advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
