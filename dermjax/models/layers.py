@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from dermjax.models.attention import attention
+from dermjax.models.convolution import convolution
 
 Array = jax.Array
 
@@ -31,8 +32,38 @@ def kept(x: Array) -> Array:
 def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
     """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    kind = PixelLinear if (size, stride, padding) == (1, 1, 0) else nnx.Conv
+    kind = {(1, 1, 0): PixelLinear, (3, 1, 1): Conv3x3}.get((size, stride, padding), nnx.Conv)
     return kind(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+
+
+class Conv3x3(nnx.Conv):
+    """A 3x3 convolution of stride 1 and padding 1, with the gradient of `models/convolution.py`."""
+
+    def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        return convolution(x, kernel) + bias[None, None, None]
+
+
+@jax.custom_vjp
+def product(x: Array, kernel: Array) -> Array:
+    """Returns x [rows, D] @ kernel [D, E], whose gradient by the kernel is computed as [D, E].
+
+    JAX derives it as [E, D] and turns it around. XLA does so within the product where it can; where it sums over
+    devices in between, a CPU turns and copies every kernel twice: a twentieth of derm-tiny's step on two devices.
+    """
+    return x @ kernel
+
+
+def _forward(x: Array, kernel: Array):
+    return product(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return gradient @ kernel.T, x.T @ gradient
+
+
+product.defvjp(_forward, _backward)
 
 
 class PixelLinear(nnx.Conv):
@@ -40,7 +71,7 @@ class PixelLinear(nnx.Conv):
 
     def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        rows = rearrange(x, "B h w C -> (B h w) C") @ kernel[0, 0] + bias[None]
+        rows = product(rearrange(x, "B h w C -> (B h w) C"), kernel[0, 0]) + bias[None]
         return rows.reshape(*x.shape[:-1], self.out_features)
 
 
@@ -52,7 +83,10 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, x: Array) -> Array:
-        return super().__call__(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        rows = product(x.reshape(-1, self.in_features), kernel)
+        return (rows if bias is None else rows + bias[None]).reshape(*x.shape[:-1], self.out_features)
 
 
 def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
