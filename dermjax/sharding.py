@@ -45,6 +45,11 @@ def own_mesh() -> Mesh:
     return jax.make_mesh((len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def platform(grid: Mesh) -> str:
+    """Returns what the devices of a mesh are: "cpu", "gpu" or "tpu"."""
+    return grid.devices.flat[0].platform
+
+
 def over(tree, rules: Rules, grid: Mesh):
     """Returns the NamedSharding of every leaf of a tree of arrays or shapes, by the first row that its path matches.
 
