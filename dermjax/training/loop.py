@@ -3,9 +3,9 @@
 A loss is a pure function `loss(params, variables, constants, batch, key) -> (scalar, (variables, scalars))`:
 `variables` change without gradients (batch statistics), `constants` are frozen arrays that no checkpoint needs, `batch`
 has the place of each example in the step's batch as `index` int32 [B], `key` is the run's key folded with the step. The
-loss is a mean over examples, so that a batch may be taken in parts. The loop makes the step of it, compiles it once
-with its shardings, and walks: batch, step, scalars, checkpoint. Killed anywhere, the same call goes on from the last
-checkpoint and ends with the same numbers.
+loss and its scalars are means over examples, so that a batch may be taken in parts, and by devices. The loop makes the
+step of it, compiles it once with its shardings, and walks: batch, step, scalars, checkpoint. Killed anywhere, the same
+call goes on from the last checkpoint and ends with the same numbers.
 """
 
 from collections.abc import Callable, Sequence

@@ -49,11 +49,15 @@ class TuningStep(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tuning_step():
-    """A function that makes a TuningStep: UNet tuned `how`, LoRA of rank 4 on attention as in the paper."""
+    """A function that makes a TuningStep: UNet tuned `how`, LoRA of rank 4 on attention as in the paper.
 
-    def made(sd, params, grid, *, how, optimizer, ema_decay, precision, contexts) -> TuningStep:
-        divided = partial(parts.divided, tuned={"unet": how, "text_encoder": "frozen"}, rank=4,
-                          targets=("attention",), seed=0, words=0, precision=precision)  # fmt: skip
+    `said` are the prompts' contexts, or their tokens where the text encoder is tuned too.
+    """
+
+    def made(sd, params, grid, *, how, optimizer, ema_decay, precision, said, text="frozen", rank=4,
+             targets=("attention",)) -> TuningStep:  # fmt: skip
+        divided = partial(parts.divided, tuned={"unet": how, "text_encoder": text}, rank=rank, targets=targets, seed=0,
+                          words=0, precision=precision)  # fmt: skip
         rule = optimizers.build(optimizer, rate=1e-4, warmup=0, steps=1000, schedule="constant", weight_decay=0.01,
                                 clip=1.0)  # fmt: skip
 
@@ -64,9 +68,9 @@ def tuning_step():
         shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         state, frozen = jax.eval_shape(begun, params) if shapes else begun(params)
         places = sharding.over(state, sharding.RULES, grid)
-        loss = dreambooth.loss(sd, partial(parts.assembled, alpha=4.0), **PLAIN)
+        loss = dreambooth.loss(sd, partial(parts.assembled, alpha=float(rank)), **PLAIN)
         step = loop.compiled(loss, rule, ema_decay, 1, places, grid)
-        return TuningStep(step, state, frozen | {"contexts": contexts}, places)
+        return TuningStep(step, state, frozen | {"contexts" if text == "frozen" else "tokens": said}, places)
 
     return made
 

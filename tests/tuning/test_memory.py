@@ -6,6 +6,7 @@ or its file in TPU_LIBRARY_PATH. On a CPU XLA drops what rematerialisation asks 
 
 import importlib.util
 import os
+import runpy
 from pathlib import Path
 
 import jax
@@ -31,7 +32,9 @@ CASES = {  # how the UNet is tuned, batch, optimiser, decay of the average, rema
     "UNet, batch 4, AdamW, EMA": ("full", 4, "adamw", 0.999, "blocks", 24),
     "UNet, batch 4, eight-bit AdamW, EMA": ("full", 4, "adamw8bit", 0.999, "blocks", 24),
     "UNet, batch 4, AdamW, EMA, no remat": ("full", 4, "adamw", 0.999, "none", None),
+    "preset lora": ("lora", 8, "adamw", 0.0, "blocks", None),
 }
+LORA = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "tune.py"))["get_config"]("lora")
 
 
 def shaped(tree, places):
@@ -53,10 +56,14 @@ def test_a_step_fits(case, tuning_step, capsys):
     grid = mesh()
     _, arithmetic = parts.PRECISIONS["bfloat16"]
     sd = StableDiffusion(SD15, Path(), arithmetic, remat)
-    contexts = jax.ShapeDtypeStruct((3, 77, 768), jnp.float32)
+    said, also = jax.ShapeDtypeStruct((3, 77, 768), jnp.float32), {}
+    if case == "preset lora":
+        assert (batch, optimizer, remat) == (LORA.batch, LORA.optimizer, LORA.remat)
+        said = jax.ShapeDtypeStruct((3, 77), jnp.int32)
+        also = {"text": LORA.tuned.text_encoder, "rank": LORA.lora.rank, "targets": LORA.lora.targets}
     step, state, constants, places = tuning_step(sd, sd.shapes, grid, how=how, optimizer=optimizer,
-                                                 ema_decay=ema_decay, precision="bfloat16",
-                                                 contexts=contexts)  # fmt: skip
+                                                 ema_decay=ema_decay, precision="bfloat16", said=said,
+                                                 **also)  # fmt: skip
     rows = {"moments": ((2, 64, 64, 8), jnp.float16), "prompt": ((), jnp.int32), "weight": ((), jnp.float32),
             "row": ((), jnp.int32)}  # fmt: skip
     divided = jax.sharding.NamedSharding(grid, jax.sharding.PartitionSpec(("data", "fsdp")))

@@ -151,7 +151,7 @@ def test_derm_tiny_trains_no_slower_than_in_pytorch(tuning_step, capsys):
     machine.keep_freed_memory()  # as `dermjax tune` does
     grid = sharding.mesh(0, 1)
     made = tuning_step(*folders.read(model_files.locate("derm-tiny")), grid, how="full", optimizer="adamw",
-                       ema_decay=0.98, precision="float32", contexts=jnp.asarray(contexts()))  # fmt: skip
+                       ema_decay=0.98, precision="float32", said=jnp.asarray(contexts()))  # fmt: skip
     run = ours(made, grid, rows(16, 16))
     with elsewhere() as pytorch:
         found = medians({"dermjax": run, "PyTorch": pytorch}, steps=1)
@@ -187,7 +187,7 @@ def test_stable_diffusion_tunes_no_slower_than_in_pytorch(how, size, tuning_step
     drawn = [0.02 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     params = {"unet": jax.tree.unflatten(form, drawn), "text_encoder": {}}
     made = tuning_step(sd, params, grid, how=how, optimizer="adamw", ema_decay=decay, precision="bfloat16",
-                       contexts=jnp.asarray(said))  # fmt: skip
+                       said=jnp.asarray(said))  # fmt: skip
     del params, drawn
     with torch.device("cuda"):
         unet = diffusers.UNet2DConditionModel.from_config(SD15["unet"]).train()
