@@ -17,6 +17,8 @@ from dermjax.errors import UserError
 
 Rules = Sequence[tuple[str, P]]
 
+AXES = ("data", "fsdp")
+
 # The matrices of attention and feed-forward layers hold most parameters; the rest is small enough to be everywhere.
 RULES: Rules = (
     (r"(to_q|to_k|to_v|proj|linear_1|fc1|query|key|value)\.kernel$", P(None, "fsdp")),
@@ -36,13 +38,13 @@ def mesh(data: int, fsdp: int) -> Mesh:
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
     devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def own_mesh() -> Mesh:
     """Returns the mesh of this process's own devices, for work that each process does by itself."""
     devices = jax.local_devices()
-    return jax.make_mesh((len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh((len(devices), 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def platform(grid: Mesh) -> str:
@@ -74,7 +76,7 @@ def replicated(grid: Mesh) -> NamedSharding:
 
 def place(batch, grid: Mesh):
     """Returns this process's rows of a batch (numpy, [B, …]) as global arrays, divided over the whole mesh."""
-    divided = NamedSharding(grid, P(("data", "fsdp")))
+    divided = NamedSharding(grid, P(AXES))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(divided, rows), batch)
 
 

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dermjax.models.attention import attention
 from dermjax.models.convolution import convolution
+from dermjax.models.product import product
 
 Array = jax.Array
 
@@ -42,28 +43,6 @@ class Conv3x3(nnx.Conv):
     def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         return convolution(x, kernel) + bias[None, None, None]
-
-
-@jax.custom_vjp
-def product(x: Array, kernel: Array) -> Array:
-    """Returns x [rows, D] @ kernel [D, E], whose gradient by the kernel is computed as [D, E].
-
-    JAX derives it as [E, D] and turns it around. XLA does so within the product where it can; where it sums over
-    devices in between, a CPU turns and copies every kernel twice: a twentieth of derm-tiny's step on two devices.
-    """
-    return x @ kernel
-
-
-def _forward(x: Array, kernel: Array):
-    return product(x, kernel), (x, kernel)
-
-
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    return gradient @ kernel.T, x.T @ gradient
-
-
-product.defvjp(_forward, _backward)
 
 
 class PixelLinear(nnx.Conv):

@@ -20,7 +20,6 @@ from dermjax.training import precision
 Tree = Any
 Gradient = Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[tuple[jax.Array, tuple[Tree, Tree]], Tree]]
 
-AXES = ("data", "fsdp")
 SMALL = 2**16  # numbers of an array that is sooner copied than summed by itself
 
 
@@ -44,7 +43,7 @@ def joined(gradient: Gradient, mesh: Mesh) -> Gradient:
         (value, (variables, scalars)), grads = gradient(params, variables, constants, batch, key)
         leaves, form = jax.tree.flatten((value, scalars, grads))
         small, restored = ravel_pytree([leaf for leaf in leaves if leaf.size < SMALL])
-        small, large = jax.lax.pmean((small, [leaf for leaf in leaves if leaf.size >= SMALL]), AXES)
+        small, large = jax.lax.pmean((small, [leaf for leaf in leaves if leaf.size >= SMALL]), sharding.AXES)
         small, large = iter(restored(small)), iter(large)
         means = [next(small) if leaf.size < SMALL else next(large) for leaf in leaves]
         value, scalars, grads = jax.tree.unflatten(form, means)
@@ -55,7 +54,8 @@ def joined(gradient: Gradient, mesh: Mesh) -> Gradient:
             return gradient(params, variables, constants, batch, key)
         return everywhere(params, variables, constants, batch, key)
 
-    everywhere = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(), P(), P(AXES), P()), out_specs=P(), check_vma=False)
+    places = (P(), P(), P(), P(sharding.AXES), P())
+    everywhere = jax.shard_map(local, mesh=mesh, in_specs=places, out_specs=P(), check_vma=False)
     return whole
 
 
