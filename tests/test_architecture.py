@@ -88,6 +88,16 @@ def test_data_knows_no_jax(path):
     assert not {names[0] for names in imports(path)} & JAX
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_networks_are_split_and_merged_in_one_place(path):
+    calls = {f"{node.value.id}.{node.attr}" for node in ast.walk(ast.parse(path.read_text())) if is_attribute(node)}
+    assert parts(path)[-1] == "bundle" or not calls & {"nnx.merge", "nnx.split", "nnx.update", "nnx.to_pure_dict"}
+
+
+def is_attribute(node):
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+
+
 def test_no_name_says_nothing():
     assert not [relative(path) for path in PACKAGE.rglob("*") if path.suffix in ("", ".py") and path.stem in VAGUE]
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dermjax.models import start
+from dermjax.models import bundle, start
+from dermjax.models.bundle import Params
 from dermjax.models.mobilenetv2 import MobileNetV2
-from dermjax.models.stable_diffusion import Params, plain
 from dermjax.models.vit import Dinov2, ViT
 
 Array = jax.Array
@@ -58,14 +58,15 @@ class Classifier:
         return tuple(names[str(index)] for index in range(len(names)))
 
     @functools.cached_property
-    def graph(self) -> nnx.GraphDef:
-        """The NNX graph definition, made without allocating a single array."""
-        return self._abstract()[0]
+    def network(self) -> bundle.Network:
+        """The network without its arrays, divided into params and variables."""
+        make = functools.partial(self.architecture.network, self.config, len(self.labels), dtype=self.dtype)
+        return bundle.split(lambda: make(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
 
-    @functools.cached_property
+    @property
     def shapes(self) -> tuple[Params, Params]:
         """params and variables with jax.ShapeDtypeStruct leaves."""
-        return tuple(plain(nnx.to_pure_dict(state)) for state in self._abstract()[1:])
+        return self.network.shapes
 
     def init(self, seed: int) -> tuple[Params, Params]:
         """Returns freshly drawn params and variables, float32 numpy arrays."""
@@ -75,7 +76,7 @@ class Classifier:
     def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""
         model = self._merged(params, variables)
-        return model(self._normalised(image), train=train), statistics(model)
+        return model(self._normalised(image), train=train), bundle.variables(model, nnx.BatchStat)
 
     def lower(self, params: Params, variables: Params, image: Array, last: int) -> Array:
         """Returns what the `last` last blocks and the head are given for images [B, H, W, 3] in [-1, 1].
@@ -87,7 +88,7 @@ class Classifier:
     def upper(self, params: Params, variables: Params, x: Array, last: int, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of what `lower` returned, and the variables after them."""
         model = self._merged(params, variables)
-        return model.upper(x.astype(self.dtype), last, train=train), statistics(model)
+        return model.upper(x.astype(self.dtype), last, train=train), bundle.variables(model, nnx.BatchStat)
 
     def attentions(self, params: Params, variables: Params, image: Array) -> Array:
         """Returns the attention weights [layers, B, N, N] of a transformer for images [B, H, W, 3] in [-1, 1]."""
@@ -99,35 +100,16 @@ class Classifier:
 
     def _merged(self, params: Params, variables: Params):
         # NNX would write new statistics into numpy arrays in place
-        return nnx.merge(self.graph, numbered(params), numbered(jax.tree.map(jnp.asarray, variables)))
+        return self.network.merge(params, jax.tree.map(jnp.asarray, variables))
 
     def _normalised(self, image: Array) -> Array:
         mean, std = (jnp.asarray(values).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
         return (((image + 1) / 2 - mean) / std).astype(self.dtype)
 
-    def _abstract(self):
-        make = functools.partial(self.architecture.network, self.config, len(self.labels), dtype=self.dtype)
-        return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
-
-
-def statistics(model: nnx.Module) -> Params:
-    """Returns the batch statistics of a network as a plain tree."""
-    return plain(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
 
 def fresh(config: dict, dtype) -> Classifier:
     """Returns the classifier of a config.json without published weights: preprocessing as its architecture's."""
     return Classifier(config, *ARCHITECTURES[config["model_type"]].preprocessing, dtype)
-
-
-def numbered(tree: Params) -> Params:
-    """Returns the tree with list indices as numbers, the inverse of `plain`.
-
-    nnx.merge takes leaves in the order of their sorted keys, where "10" comes before "2" and would swap two layers.
-    """
-    if isinstance(tree, dict):
-        return {int(key) if key.isdigit() else key: numbered(value) for key, value in tree.items()}
-    return tree
 
 
 def describe(model_type: str, settings: dict, labels: tuple[str, ...], size: int) -> dict:

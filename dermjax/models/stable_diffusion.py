@@ -16,26 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models import options, start
+from dermjax.models import bundle, options, start
+from dermjax.models.bundle import Params
 from dermjax.models.clip_text import CLIPText
 from dermjax.models.layers import NO_KEYS
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
 
 Array = jax.Array
-Params = dict[str, Any]
-
 NETWORKS = {"text_encoder": CLIPText, "unet": UNet, "vae": VAE}
-
-
-def plain(state) -> Params:
-    """Returns an NNX state as nested dicts with string keys; list indices become "0", "1", …"""
-    if isinstance(state, dict):
-        return {str(key): plain(value) for key, value in state.items()}
-    return state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,19 +39,14 @@ class StableDiffusion:
     remat: str = "none"  # what training keeps of the UNet's layers: all, none of "blocks", or all but "attention"
 
     @functools.cached_property
-    def _abstract(self) -> dict[str, tuple[Any, Params]]:
-        """Graph definition and shapes of each network, made without allocating a single array."""
+    def networks(self) -> dict[str, bundle.Network]:
+        """Each network without its arrays."""
         return {name: self._split(name) for name in NETWORKS}
-
-    @property
-    def graphs(self) -> dict[str, Any]:
-        """NNX graph definitions."""
-        return {name: graph for name, (graph, _) in self._abstract.items()}
 
     @property
     def shapes(self) -> Params:
         """The parameter tree with jax.ShapeDtypeStruct leaves."""
-        return {name: shapes for name, (_, shapes) in self._abstract.items()}
+        return {name: network.shapes[0] for name, network in self.networks.items()}
 
     @property
     def prediction(self) -> str:
@@ -96,20 +82,20 @@ class StableDiffusion:
         """Returns the context [B, C N, D], float32, of tokens int32 [B, C N] in C chunks of N, each read by itself."""
         length = min(tokens.shape[1], self.configs["text_encoder"]["max_position_embeddings"])
         chunks = rearrange(tokens, "B (C N) -> (B C) N", N=length)
-        context = nnx.merge(self.graphs["text_encoder"], params["text_encoder"])(chunks)
+        context = self.networks["text_encoder"].merge(params["text_encoder"])(chunks)
         return rearrange(context, "(B C) N D -> B (C N) D", B=tokens.shape[0])
 
     def unet(self, params: Params, x: Array, t: Array, context: Array) -> Array:
         """Returns the prediction [B, h, w, Z] for noisy latents x at timesteps t [B]."""
-        return nnx.merge(self.graphs["unet"], params["unet"])(x, t, context)
+        return self.network(params)(x, t, context)
 
     def network(self, params: Params) -> UNet:
         """Returns the UNet itself, for who takes it apart: its words made once a prompt, its depths kept."""
-        return nnx.merge(self.graphs["unet"], params["unet"])
+        return self.networks["unet"].merge(params["unet"])
 
     def encode(self, params: Params, image: Array) -> Array:
         """Returns moments [B, h, w, 2 Z] (mean, log-variance; not scaled) of images [B, H, W, 3] in [-1, 1]."""
-        return nnx.merge(self.graphs["vae"], params["vae"]).encode(image)
+        return self.networks["vae"].merge(params["vae"]).encode(image)
 
     def sample_latents(self, moments: Array, noise: Array) -> Array:
         """Returns one draw of scaled latents [B, h, w, Z]; `noise` is standard normal of that shape."""
@@ -118,21 +104,20 @@ class StableDiffusion:
 
     def reconstruct(self, params: Params, latents: Array) -> Array:
         """Returns images [B, H, W, 3], not clipped, from unscaled latents [B, h, w, Z]: what training compares."""
-        return nnx.merge(self.graphs["vae"], params["vae"]).decode(latents)
+        return self.networks["vae"].merge(params["vae"]).decode(latents)
 
     def decode(self, params: Params, latents: Array) -> Array:
         """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]."""
         return jnp.clip(self.reconstruct(params, latents / self.scale), -1.0, 1.0)
 
-    def _split(self, name: str) -> tuple[Any, Params]:
-        make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
+    def _split(self, name: str) -> bundle.Network:
+        make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype, rngs=NO_KEYS)
         if name == "unet":
             make = functools.partial(make, remat=self.remat)
         try:
-            graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=NO_KEYS)))
+            return bundle.split(make)
         except KeyError as error:
             raise UserError(f"{name}/config.json: {error} is missing") from error
-        return graph, plain(nnx.to_pure_dict(state))
 
 
 def count(params: Params) -> int:

@@ -1,11 +1,11 @@
-"""The classifier bundle: where parameters begin, and lists whose order survives plain dicts."""
+"""The classifier bundle: where parameters begin."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.models.classifier import ARCHITECTURES, describe, fresh, numbered
+from dermjax.models.classifier import ARCHITECTURES, describe, fresh
 
 LABELS = ("a", "b", "c")
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "depth_multiplier": 0.35}
@@ -26,8 +26,3 @@ def test_a_kernel_keeps_the_variance_of_its_input():
     params, _ = fresh(describe("vit", SMALL, LABELS, 32), jnp.float32).init(0)
     kernel = params["vit"]["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
     np.testing.assert_allclose((np.random.default_rng(0).normal(size=(64, 32)) @ kernel).std(), 1, rtol=0.03)
-
-
-def test_list_indices_become_numbers_again():
-    tree = {"layer": {str(index): {"kernel": index} for index in (0, 10, 2)}}
-    assert numbered(tree) == {"layer": {0: {"kernel": 0}, 10: {"kernel": 10}, 2: {"kernel": 2}}}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dermjax.models import bundle
 from dermjax.models.unet import UNet
 
 CONFIG = {
@@ -27,15 +28,15 @@ CONFIG = {
 @pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_top_over_its_own_depths_is_the_whole(layers):
     config = CONFIG | {"layers_per_block": layers}
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: UNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    network = bundle.split(lambda: UNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), shapes)
+    state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), network.shapes[0])
     key = jax.random.key(0)
     x, t, context = jax.random.normal(key, (2, 8, 8, 4)), jnp.array([3.0, 500.0]), jax.random.normal(key, (2, 5, 6))
 
     @jax.jit
     def taken_apart(state, x, t, context):
-        unet = nnx.merge(graph, state)
+        unet = network.merge(state)
         words = unet.words(context)
         prediction, depths = unet.whole(x, t, words)
         return unet(x, t, context), prediction, unet.shallow(x, t, words, depths), depths

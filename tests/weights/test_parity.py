@@ -45,7 +45,7 @@ def error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def layerwise(graph, params, twin, call, call_twin, monkeypatch) -> list[tuple[str, float]]:
+def layerwise(network, params, twin, call, call_twin, monkeypatch) -> list[tuple[str, float]]:
     """Returns (module, error) of every module that both networks call, in PyTorch's order.
 
     `call` and `call_twin` run the network that they are given. Names of modules are equal by design, so that what a
@@ -64,7 +64,7 @@ def layerwise(graph, params, twin, call, call_twin, monkeypatch) -> list[tuple[s
     for hook in hooks:
         hook.remove()
 
-    model = nnx.merge(graph, params)
+    model = network.merge(params)
     paths = {id(module): ".".join(map(str, path)) for path, module in nnx.iter_modules(model)}
     found = {}
     for kind in {type(module) for _, module in nnx.iter_modules(model)}:
@@ -208,7 +208,7 @@ def test_where_a_difference_begins_is_found(twin, monkeypatch):
     def compare(tree):
         with torch.no_grad():
             return layerwise(
-                sd.graphs["unet"], tree, pipeline.unet, lambda model: model(x, t, context),
+                sd.networks["unet"], tree, pipeline.unet, lambda model: model(x, t, context),
                 lambda network: network(as_torch(torch, x), torch.tensor(t), torch.tensor(context)), monkeypatch,
             )  # fmt: skip
 

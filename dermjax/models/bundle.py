@@ -1,0 +1,70 @@
+"""A network and its plain tree: the only place that splits NNX modules and merges them again.
+
+Everything above holds parameters as nested dicts with string keys, whose joined path is the name that the parameter has
+in other people's files (`encoder.layers.10.mlp.fc1.kernel`). A `Network` remembers the keys that NNX itself uses, so
+that a tree comes back to the layers that it came from whatever the order of its keys: `nnx.merge` takes leaves in the
+order of their sorted keys, and as a string "10" comes before "2", which ran every text encoder of eleven or more layers
+in scrambled order.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """One network without its arrays: the graph of its modules, and one tree of shapes a kind of variable."""
+
+    graph: nnx.GraphDef
+    states: tuple[dict, ...]  # of jax.ShapeDtypeStruct, under NNX's own keys: names, and numbers for a list's elements
+
+    @property
+    def shapes(self) -> tuple[Params, ...]:
+        """The plain trees with jax.ShapeDtypeStruct leaves, one a kind of variable."""
+        return tuple(plain(state) for state in self.states)
+
+    def merge(self, *trees: Params) -> nnx.Module:
+        """Returns the network with the leaves of these plain trees, one tree a kind of variable.
+
+        Raises:
+          ValueError: a tree has other keys than the network.
+        """
+        return nnx.merge(self.graph, *(native(*pair) for pair in zip(self.states, trees, strict=True)))
+
+
+def split(make: Callable[[], nnx.Module], *kinds: type[nnx.Variable]) -> Network:
+    """Returns the network that `make` builds, without allocating an array; `kinds` divide its variables into trees."""
+    graph, *states = nnx.split(nnx.eval_shape(make), *kinds or (nnx.Param,))
+    return Network(graph, tuple(nnx.to_pure_dict(state) for state in states))
+
+
+def variables(model: nnx.Module, kind: type[nnx.Variable]) -> Params:
+    """Returns the variables of one kind that a network has now, as a plain tree."""
+    return plain(nnx.to_pure_dict(nnx.state(model, kind)))
+
+
+def plain(state: Any) -> Params:
+    """Returns nested dicts of NNX with string keys: list indices become "0", "1", …"""
+    if isinstance(state, dict):
+        return {str(key): plain(value) for key, value in state.items()}
+    return state
+
+
+def native(state: Any, tree: Any, path: str = "") -> Any:
+    """Returns the leaves of a plain tree under NNX's own keys, those of `state`: the inverse of `plain`.
+
+    Raises:
+      ValueError: the keys differ.
+    """
+    if not isinstance(state, dict):
+        return tree
+    keys = {str(key): key for key in state}
+    if not isinstance(tree, dict) or tree.keys() != keys.keys():
+        differ = sorted(keys.keys() ^ tree.keys()) if isinstance(tree, dict) else "a leaf in place of a dict"
+        raise ValueError(f"{path or 'the tree'} does not fit the network: {differ}")
+    return {key: native(state[key], tree[name], f"{path}.{name}".lstrip(".")) for name, key in keys.items()}
