@@ -89,3 +89,59 @@ def small_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "model"
     diffusers.write(folder, sd, params, dtype=np.float32)
     return sd, params, folder
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """A function that draws every parameter of a PyTorch network anew.
+
+    PyTorch starts many at 0 or 1, which would hide exchanged tensors.
+    """
+    torch = pytest.importorskip("torch")
+
+    @torch.no_grad()
+    def draw(network):
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+            else:  # norms stay near 1 and biases near 0, so that thirty layers neither vanish nor explode
+                parameter.copy_(float(parameter.mean() > 0.5) + 0.2 * torch.randn_like(parameter))
+        return network.eval()
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def random_pipeline(randomise):
+    """A function from configs, as those of `StableDiffusion`, to diffusers' pipeline with random weights."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    from dermjax.data.tokens import tokenizer
+    from dermjax.weights import diffusers as ours
+
+    def build(configs):
+        torch.manual_seed(0)
+        options = {
+            name: {key: value for key, value in config.items() if not key.startswith("_")}
+            for name, config in configs.items()
+        }
+        words = tokenizer(Path(ours.__file__).parent / "clip_tokenizer")
+        text = options["text_encoder"] | {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+        text.pop("model_type")
+        kind = getattr(diffusers, configs["scheduler"]["_class_name"])
+        known = {key: value for key, value in options["scheduler"].items() if key in kind().config}
+        pipeline = getattr(
+            diffusers, "StableDiffusion" + "Inpaint" * (configs["unet"]["in_channels"] == 9) + "Pipeline"
+        )
+        return pipeline(
+            vae=randomise(diffusers.AutoencoderKL(**options["vae"])),
+            text_encoder=randomise(transformers.CLIPTextModel(transformers.CLIPTextConfig(**text))),
+            unet=randomise(diffusers.UNet2DConditionModel(**options["unet"])),
+            tokenizer=words,
+            scheduler=kind(**known),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    return build
