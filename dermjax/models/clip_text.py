@@ -17,6 +17,9 @@ from dermjax.models.layers import ZEROS, gelu, layer_norm, linear
 
 Array = jax.Array
 
+# Of the contexts, for whatever is kept of them: raise it where they change by more than rounding.
+# 2: the layers of an encoder of eleven or more run in their order
+NUMERIC_VERSION = 2
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
     "gelu": gelu,

@@ -26,6 +26,8 @@ from dermjax.models.layers import (
 from dermjax.models.transformer import Transformer, Words
 
 Array = jax.Array
+# Of predictions, for whatever is kept of them: raise it where they change by more than rounding
+NUMERIC_VERSION = 1
 
 # What training keeps of a layer between its forward and its backward pass; the rest is computed a second time.
 REMAT = {

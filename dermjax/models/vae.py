@@ -16,6 +16,8 @@ from dermjax.models import options
 from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv, silu
 
 Array = jax.Array
+# Of moments and decoded images, for whatever is kept of them: raise it where they change by more than rounding
+NUMERIC_VERSION = 1
 EPSILON = 1e-6
 
 
