@@ -2,11 +2,17 @@
 
 A folder belongs to the config it was started with, so that a resumed run cannot silently become another one. Where the
 user allows it, the config changes and `config_changes.jsonl` says what.
+
+What is computed from other files and kept has its causes beside it: the digests of its inputs, the arithmetic that it
+was computed in and the numeric versions of the code. Where one of them is another one, it is computed again.
 """
 
+import hashlib
 import json
 import os
 import platform
+import re
+import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +22,8 @@ from dermjax.progress import say
 
 PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 CHANGES = "config_changes.jsonl"
+CAUSES = "causes.json"
+NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"  # of causes: {code: version}, and what is told apart without a word
 KEYS_SHOWN = 8
 
 
@@ -56,6 +64,70 @@ def disclaim(workdir: Path) -> None:
         (workdir / "config.json").unlink(missing_ok=True)
         (workdir / "versions.json").unlink(missing_ok=True)
         workdir.rmdir()
+
+
+def derived(folder: Path, name: str, causes: Mapping) -> Path:
+    """Returns where a folder keeps what follows from these causes, NAME_DIGEST without a suffix.
+
+    causes: all that it follows from, ready for JSON, the numeric versions of the code under NUMERIC_VERSIONS.
+    """
+    digest = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
+    return folder / f"{name}_{digest[:16]}"
+
+
+def tell(path: Path, causes: Mapping) -> None:
+    """Says why what lies beside `path` is not taken for what is about to be computed there from these causes.
+
+    What older numeric versions made, or what says nothing of its causes, is removed, since nothing will ever use it
+    again. What is of other inputs or in another arithmetic stays, for the runs that use it.
+    """
+    name = path.name.rpartition("_")[0]
+    ours = re.compile(rf"({name}_)?[0-9a-f]{{16}}{re.escape(path.suffix)}")
+    others = {
+        other: recorded
+        for other in (path.parent.iterdir() if path.parent.is_dir() else ())
+        if other != path and ours.fullmatch(other.name)
+        for recorded in [_causes(other.with_suffix(".json"))]
+        if not recorded or recorded.get(SUBJECT) == causes.get(SUBJECT)
+    }
+    if not others:
+        return
+    outdated = [other for other, recorded in others.items() if _older(recorded, causes)]
+    nearest = min(others.values(), key=lambda recorded: (not recorded, len(_changes(recorded, causes))))
+    removed = f"; {len(outdated)} of an older version removed" if outdated else ""
+    say(f"{name} in {path.parent} are computed again ({differences(nearest, causes)}){removed}")
+    for other in outdated:
+        shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
+        other.with_suffix(".json").unlink(missing_ok=True)
+
+
+def note(path: Path, causes: Mapping) -> None:
+    """Writes the causes of what is computed beside it, before that is: without them it counts as an older version's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_causes(path.with_suffix(".json"), causes)
+
+
+def finished(workdir: Path, file: str, causes: Mapping) -> bool:
+    """Returns whether the last file of a stage is there and follows from these causes; says so where it does not."""
+    if not (workdir / file).is_file():
+        return False
+    recorded = _causes(workdir / CAUSES)
+    changed = differences(recorded, causes)
+    if changed:
+        say(f"{workdir / file} is made again ({changed})")
+    return not changed
+
+
+def finish(workdir: Path, causes: Mapping) -> None:
+    """Writes down what the last file of a stage follows from; called once that is there."""
+    _write_causes(workdir / CAUSES, causes)
+
+
+def differences(recorded: Mapping, causes: Mapping) -> str:
+    """Returns on one line how what is recorded of something differs from these causes, "" where it does not."""
+    if not recorded:
+        return "made by an older version, which did not say of what"
+    return _listed(_changes(recorded, json.loads(json.dumps(causes))))
 
 
 def versions() -> dict[str, str]:
@@ -107,6 +179,25 @@ def _changes(recorded: dict, asked: dict) -> dict[str, str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "(absent)") != new.get(key, "(absent)")
     }
+
+
+def _write_causes(path: Path, causes: Mapping) -> None:
+    write_atomically(path, json.dumps(causes, indent=1, sort_keys=True) + "\n")
+
+
+def _causes(path: Path) -> dict:
+    """Returns the causes in a file, {} where there are none that can be read."""
+    try:
+        recorded = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _older(recorded: Mapping, causes: Mapping) -> bool:
+    """Returns whether code of an older numeric version made something."""
+    then = recorded.get(NUMERIC_VERSIONS, {})
+    return any(then.get(code, 0) < version for code, version in causes[NUMERIC_VERSIONS].items())
 
 
 def _listed(changed: Mapping[str, str]) -> str:

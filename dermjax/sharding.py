@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,6 +51,16 @@ def own_mesh() -> Mesh:
 def platform(grid: Mesh) -> str:
     """Returns what the devices of a mesh are: "cpu", "gpu" or "tpu"."""
     return grid.devices.flat[0].platform
+
+
+def arithmetic(dtype, grid: Mesh) -> str:
+    """Returns what the devices of a mesh compute in: the type and, where float32 is multiplied in less, that.
+
+    By XLA's default GPUs round the factors of float32 products to tensorfloat32 and TPUs to bfloat16.
+    """
+    name, kind = jnp.dtype(dtype).name, platform(grid)
+    rounded = name == "float32" and kind != "cpu"
+    return f"{name}, {jax.config.jax_default_matmul_precision or 'default'} products of a {kind}" if rounded else name
 
 
 def over(tree, rules: Rules, grid: Mesh):

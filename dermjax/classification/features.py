@@ -1,9 +1,9 @@
 """What the frozen part of a classifier makes of images, computed once and kept by digest.
 
-    folder/<network>/<sha256 of the image>[-<policy>-<view>].npy
+    folder/features_<digest>/<sha256 of the image>[-<policy>-<view>].npy
 
-<network> is the digest of the frozen parameters, the cut and the size, so a changed network never meets old features,
-and runs, arms and hosts share what is there. The first view is the image as it is, the others are augmented by a policy
+<digest> is that of all that they follow from besides the image (`causes`), so that no other network, arithmetic or
+version of the code meets old features, and runs, arms and hosts share what is there. The first view is the image as it is, the others are augmented by a policy
 of data/augmentation.py. Pooled features are float32, tokens of a deeper cut float16.
 
 Shapes: n images, V views, B batch, S side; ... the shape of one image's features.
@@ -11,7 +11,6 @@ Shapes: n images, V views, B batch, S side; ... the shape of one image's feature
 
 import hashlib
 import io
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,18 +21,19 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
 
-from dermjax import sharding
+from dermjax import run_folder, sharding
 from dermjax.classification.recipes import Recipe, divided
-from dermjax.data import images
+from dermjax.data import augmentation, images
 from dermjax.data.augmentation import POLICIES
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.models.classifier import Classifier, Params
+from dermjax.models.classifier import NUMERIC_VERSION, Classifier, Params
 from dermjax.progress import bar
 from dermjax.run_folder import write_atomically
 from dermjax.weights.torch_layout import flatten
 
 READERS = 4
+LABELS = ("id2label", "label2id")  # of a config: what no feature follows from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,16 @@ class Features:
     params: Params
     variables: Params
     last: int
-    folder: Path
+    causes: dict
+    within: Path  # the folder that networks share
     policy: str
     batch: int
     grid: Mesh
+
+    @property
+    def folder(self) -> Path:
+        """The folder of what this network made."""
+        return run_folder.derived(self.within, "features", self.causes)
 
     def of(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
         """Returns the features [n, V, ...] of some images; those that are not in the folder are computed first."""
@@ -64,7 +70,10 @@ class Features:
         missing = list({self.path(*each): each for each in wanted if not self.path(*each).is_file()}.values())
         if not missing:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            run_folder.tell(self.folder, self.causes)
+            run_folder.note(self.folder, self.causes)
+            self.folder.mkdir(exist_ok=True)
         lower = jax.jit(partial(self.classifier.lower, last=self.last), out_shardings=sharding.replicated(self.grid))
         trees = jax.device_put((self.params, self.variables), sharding.replicated(self.grid))
         kind = np.float16 if self.last else np.float32
@@ -100,13 +109,24 @@ class Features:
             raise UserError(f"features {self.path(*wanted)}: damaged ({error}); delete the file") from error
 
 
-def network(classifier: Classifier, params: Params, variables: Params, chosen: Recipe) -> str:
-    """Returns the digest of the frozen part and of how images are shown to it, 16 hex digits."""
+def causes(classifier: Classifier, params: Params, variables: Params, chosen: Recipe, grid: Mesh) -> dict:
+    """Returns what the features of an image follow from: the frozen part, how images are shown to it, arithmetic."""
+    digest = hashlib.sha256()
     frozen = [flatten(divided(tree, chosen)[1]) for tree in (params, variables) if tree]
-    said = {"last": chosen.last, "size": classifier.config["image_size"], "mean": classifier.mean,
-            "std": classifier.std, "dtype": str(np.dtype(classifier.dtype))}  # fmt: skip
-    digest = hashlib.sha256(json.dumps(said).encode())
     for path, leaf in sorted((path, leaf) for flat in frozen for path, leaf in flat.items()):
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()[:16]
+    config = {name: value for name, value in classifier.config.items() if name not in LABELS}
+    return {
+        run_folder.SUBJECT: classifier.config["model_type"],
+        run_folder.NUMERIC_VERSIONS: {
+            "augmentation": augmentation.NUMERIC_VERSION, "classifier": NUMERIC_VERSION,
+            "images": images.NUMERIC_VERSION,
+        },
+        "arithmetic": sharding.arithmetic(classifier.dtype, grid),
+        "network": digest.hexdigest()[:16],
+        "last": chosen.last,
+        "mean": list(classifier.mean),
+        "std": list(classifier.std),
+        "config": config,
+    }  # fmt: skip

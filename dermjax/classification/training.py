@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from dermjax import sharding
 from dermjax.classification import costs, heads, networks, recipes
 from dermjax.classification.batches import Cached, Pictures, Plan, cached
-from dermjax.classification.features import Features, network
+from dermjax.classification.features import Features, causes
 from dermjax.classification.predictions import figures, predictor, probabilities, table, truth
 from dermjax.classification.recipes import HEAD
 from dermjax.data.records import Manifest, Record
@@ -133,8 +133,8 @@ def _source(config, plan, recipe, classifier, params, variables, grid, workdir: 
         return Pictures(plan=plan, size=config.size, augment=config.augment)
     features = Features(
         classifier=classifier, params=params, variables=variables, last=recipe.last, policy=config.augment,
-        batch=config.batch, grid=grid,
-        folder=Path(config.features or workdir / "features") / network(classifier, params, variables, recipe),
+        batch=config.batch, grid=grid, within=Path(config.features or workdir / "features"),
+        causes=causes(classifier, params, variables, recipe, grid),
     )  # fmt: skip
     return cached(plan, features, config.views)
 

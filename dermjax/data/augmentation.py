@@ -15,6 +15,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from dermjax.data import images
 
+# Of augmented views, for whatever is kept of them: raise it where a policy gives others for the same random numbers
+NUMERIC_VERSION = 1
 # The colour of a lesion is part of its diagnosis: mild.
 CONTRAST, BRIGHTNESS, TINT = 0.1, 0.1, 0.04  # shares up or down; of the model range [-1, 1]
 # `strong`, about half of what ImageNet recipes take.

@@ -17,6 +17,8 @@ from dermjax import machine, progress
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
+# Of decoded pixels, for whatever is kept of images: raise it where `load` gives others of the same bytes
+NUMERIC_VERSION = 1
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # left out: formats that start another program (EPS)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112

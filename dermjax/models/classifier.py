@@ -21,6 +21,8 @@ from dermjax.models.mobilenetv2 import MobileNetV2
 from dermjax.models.vit import Dinov2, ViT
 
 Array = jax.Array
+# Of features and logits, for whatever is kept of them: raise it where they change by more than rounding
+NUMERIC_VERSION = 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

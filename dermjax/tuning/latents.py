@@ -4,6 +4,7 @@ The moments (mean and log-variance, not a draw) are kept in the `cache`. Images 
 processes.
 """
 
+import hashlib
 from pathlib import Path
 
 import jax
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dermjax import sharding
+from dermjax import run_folder, sharding
 from dermjax.data import images
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.models.vae import NUMERIC_VERSION
 from dermjax.progress import bar
 from dermjax.tuning import cache
 
@@ -29,9 +31,16 @@ def moments(
     grid: Mesh,
 ) -> np.ndarray:
     """Returns moments float16 [N, 2, h, w, 2 Z] of N images and of their mirror images, mapped from folder's file."""
-    digests = [record.sha256 for _, record in sources]
-    of = (size, cache.fingerprint(params["vae"]), digests)
-    return cache.once(folder, "moments", of, lambda: _encode(sd, params, sources, size, batch, grid))
+    digests = "".join(record.sha256 for _, record in sources)
+    causes = {
+        run_folder.SUBJECT: f"{sources[0][1].split} images",
+        run_folder.NUMERIC_VERSIONS: {"images": images.NUMERIC_VERSION, "vae": NUMERIC_VERSION},
+        "arithmetic": sharding.arithmetic(sd.dtype, grid),
+        "vae": cache.fingerprint(params["vae"], sd.configs["vae"]),
+        "size": size,
+        "images": hashlib.sha256(digests.encode()).hexdigest()[:16],
+    }
+    return cache.once(folder, "moments", causes, lambda: _encode(sd, params, sources, size, batch, grid))
 
 
 def _encode(

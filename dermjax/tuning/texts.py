@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dermjax import sharding
+from dermjax import run_folder, sharding
 from dermjax.data.tokens import tokenizer, tokens
+from dermjax.models.clip_text import NUMERIC_VERSION
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
 from dermjax.tuning import cache
@@ -32,8 +33,13 @@ class Texts:
     def contexts(self, sd: StableDiffusion, params: Params, batch: int, folder: Path, grid: Mesh) -> np.ndarray:
         """Returns what a frozen text encoder makes of them, once: float32 [P + 1, N, D], kept in the `cache`."""
         text = params["text_encoder"]
-        of = (cache.fingerprint(text), hashlib.sha256(self.tokens.tobytes()).hexdigest(), self.tokens.shape)
-        return cache.once(folder, "contexts", of, lambda: _encoded(sd, text, self.tokens, batch, grid))
+        causes = {
+            run_folder.NUMERIC_VERSIONS: {"text_encoder": NUMERIC_VERSION},
+            "arithmetic": sharding.arithmetic(sd.dtype, grid),
+            "text_encoder": cache.fingerprint(text, sd.configs["text_encoder"]),
+            "tokens": hashlib.sha256(repr(self.tokens.tolist()).encode()).hexdigest()[:16],
+        }
+        return cache.once(folder, "contexts", causes, lambda: _encoded(sd, text, self.tokens, batch, grid))
 
 
 def read(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) -> Texts:
