@@ -23,7 +23,8 @@ from dermjax.progress import say
 PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 CHANGES = "config_changes.jsonl"
 CAUSES = "causes.json"
-NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"  # of causes: {code: version}, and what is told apart without a word
+# keys of causes: {code: its version}, and what a file is of, where others beside it are no older state of it
+NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"
 KEYS_SHOWN = 8
 
 

@@ -3,8 +3,9 @@
     folder/features_<digest>/<sha256 of the image>[-<policy>-<view>].npy
 
 <digest> is that of all that they follow from besides the image (`causes`), so that no other network, arithmetic or
-version of the code meets old features, and runs, arms and hosts share what is there. The first view is the image as it is, the others are augmented by a policy
-of data/augmentation.py. Pooled features are float32, tokens of a deeper cut float16.
+version of the code meets old features, and runs, arms and hosts share what is there. The first view is the image as it
+is, the others are augmented by a policy of data/augmentation.py. Pooled features are float32, tokens of a deeper cut
+float16.
 
 Shapes: n images, V views, B batch, S side; ... the shape of one image's features.
 """

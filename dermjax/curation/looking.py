@@ -1,7 +1,7 @@
 """A look at every image, kept as it comes: its hashes and all that is measured on it by itself.
 
-Looks are kept in the run folder by the digest of the bytes, so that neither a killed run nor one with new verdicts
-looks again. Images are looked at in threads.
+Looks are kept in the run folder by the digest of the bytes and with their causes, so that neither a killed run nor one
+with new verdicts looks again, and one of another size or other code does. Images are looked at in threads.
 """
 
 import json
@@ -14,10 +14,14 @@ import numpy as np
 
 from dermjax import machine
 from dermjax.curation import copies, detectors
-from dermjax.data import artefact_scores, examined, images
+from dermjax.data import artefact_scores, examined, images, segmentation
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import segment
+from dermjax.progress import say
+from dermjax.run_folder import NUMERIC_VERSIONS, differences, write_atomically
 
+# Of hashes and scores, for whatever is kept of them: raise it where `at` gives others of the same pixels
+NUMERIC_VERSION = 1
 FILE = "looks.jsonl"
 DIGITS = 5  # of a score that are kept
 
@@ -33,8 +37,15 @@ class Look:
 def looks(
     manifest: Manifest, records: Sequence[Record], size: int, folder: Path, tick: Callable[[], None]
 ) -> list[Look]:
-    """The looks at records' images at `size` pixels; those kept in the folder are taken from there."""
-    known = _read(folder / FILE)
+    """The looks at records' images at `size` pixels; those kept in the folder are taken from there.
+
+    Looks of other causes are told in a line and thrown away.
+    """
+    of = causes(size)
+    known, outdated = _read(folder / FILE, of)
+    if outdated:
+        say(f"looks in {folder / FILE} are taken again: {len(outdated)} ({differences(outdated[0], of)})")
+        write_atomically(folder / FILE, b"".join(_line(digest, seen, of) for digest, seen in known.items()))
     found = []
     with (folder / FILE).open("ab") as written, ThreadPoolExecutor(machine.cores()) as pool:
         written.write(b"\n" * (written.tell() > 0))  # ends a line that a killed run left torn
@@ -47,7 +58,7 @@ def looks(
         for digest, seen in pool.map(look, records):
             if digest not in known:
                 known[digest] = seen
-                written.write(_line(digest, seen))
+                written.write(_line(digest, seen, of))
                 written.flush()  # a killed process loses nothing that it has handed over
             found.append(seen)
             tick()
@@ -80,19 +91,31 @@ def at(image: np.ndarray) -> Look:
     return Look(copies.hash_all_ways(image), {name: round(float(each), DIGITS) for name, each in scores.items()})
 
 
-def _line(digest: str, seen: Look) -> bytes:
-    told = {"sha256": digest, "hashes": seen.hashes.tobytes().hex(), "scores": seen.scores}
+def causes(size: int) -> dict:
+    """What a look at an image follows from besides its bytes."""
+    versions = {
+        "images": images.NUMERIC_VERSION, "looks": NUMERIC_VERSION, "segmentation": segmentation.NUMERIC_VERSION,
+    }  # fmt: skip
+    return {"size": size, NUMERIC_VERSIONS: versions}
+
+
+def _line(digest: str, seen: Look, of: dict) -> bytes:
+    told = {"sha256": digest, "hashes": seen.hashes.tobytes().hex(), "scores": seen.scores, "causes": of}
     return json.dumps(told).encode() + b"\n"
 
 
-def _read(path: Path) -> dict[str, Look]:
-    """The looks of a file by digest; lines that are torn do not count."""
-    found = {}
+def _read(path: Path, of: dict) -> tuple[dict[str, Look], list[dict]]:
+    """The looks of these causes in a file, by digest, and the causes of the others; torn lines do not count."""
+    found, others = {}, []
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
             told = json.loads(line)
             hashes = np.frombuffer(bytes.fromhex(told["hashes"]), np.uint64).reshape(copies.ORIENTATIONS, 4)
-            found[told["sha256"]] = Look(hashes, told["scores"])
+            made = told.get("causes", {})
+            if made == of:
+                found[told["sha256"]] = Look(hashes, told["scores"])
+            else:
+                others.append(made)
         except (ValueError, TypeError, KeyError):
             continue
-    return found
+    return found, others

@@ -12,17 +12,19 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
-from dermjax.weights.tensor_files import read_json
+from dermjax.weights.tensor_files import digest, read_json
 
 BATCH = 64
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that an opinion follows from
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """A classifier and its (params, variables)."""
+    """A classifier, its (params, variables), and the digest of its files."""
 
     classifier: Classifier
     trees: tuple[Params, Params]
+    digest: str
 
     def of(self, manifest: Manifest, records: Sequence[Record]) -> np.ndarray:
         """The probabilities [n] that it gives the labels of records."""
@@ -53,4 +55,5 @@ def read(folder: str, labels: tuple[str, ...]) -> Opinion | None:
         raise UserError(
             f"config.classifier {folder}: it knows {', '.join(theirs) or 'no classes'}, not {', '.join(labels)}"
         )
-    return Opinion(*classifiers.read(path, theirs, config["image_size"]))
+    files = {name: path / name for name in FILES if (path / name).is_file()}
+    return Opinion(*classifiers.read(path, theirs, config["image_size"]), digest=digest(files))

@@ -1,26 +1,30 @@
 """`curate`: a manifest of images -> the same with scores and reasons on every record, and a page that shows them."""
 
+import hashlib
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax import progress
-from dermjax.curation import calibrating, judging, opinion, report, verdicts
+from dermjax import progress, run_folder, sharding
+from dermjax.curation import calibrating, judging, looking, opinion, report, rules, verdicts
+from dermjax.curation.opinion import Opinion
 from dermjax.curation.rules import MEANINGS, Thresholds
 from dermjax.curation.verdicts import Verdict
 from dermjax.data import records, seen
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
+from dermjax.models import classifier as network
 from dermjax.run_folder import write_atomically
 
+PATHS = ("manifest", "training", "verdicts", "classifier")  # what these name counts, by its contents
 SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Judges every image of a manifest by what is usual among the generator's real images.
 
-    A finished folder is left as it is while its images and the verdicts on them are the same; nothing here depends on
-    chance. With config.phantoms nothing is judged: the detectors are measured on so many phantoms.
+    A finished folder is left as it is while all that it follows from is the same; nothing here depends on chance. With
+    config.phantoms nothing is judged: the detectors are measured on so many phantoms.
     """
     thresholds = Thresholds(**config.thresholds.to_dict())
     if config.phantoms:
@@ -35,7 +39,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"config.noted: {min(strange)!r} is no reason; there are: {', '.join(MEANINGS)}")
     said = verdicts.read(config.verdicts)
     classifier = opinion.read(config.classifier, manifest.labels)
-    if _finished(workdir, manifest, said):
+    causes = _causes(config, manifest, real, classifier, said)
+    if run_folder.finished(workdir, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
@@ -50,7 +55,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     page = report.page(curated, by.rules, training, config.gallery, config.hits)
     write_atomically(workdir / "report.html", page)
     seen.write(workdir, [(real, record) for record in real.split("train")], [Path(config.manifest)])
-    records.write(workdir / FILE, curated)  # last: a folder with a manifest is finished
+    records.write(workdir / FILE, curated)
+    run_folder.finish(workdir, causes)
     _tell(curated, said, workdir)
 
 
@@ -69,11 +75,23 @@ def _read(path: str, key: str) -> Manifest:
     return records.read(Path(path))
 
 
-def _finished(workdir: Path, manifest: Manifest, said: dict[str, Verdict]) -> bool:
-    """Whether the folder holds what is asked for on exactly these images, verdicts of people included."""
-    if not (workdir / FILE).is_file():
-        return False
-    before = records.read(workdir / FILE).records
-    return [(r.image, r.sha256, verdicts.of(r, {})) for r in before] == [
-        (r.image, r.sha256, verdicts.of(r, said)) for r in manifest.records
-    ]
+def _causes(
+    config: ConfigDict, manifest: Manifest, real: Manifest, classifier: Opinion | None, said: dict[str, Verdict]
+) -> dict:
+    """What the curated manifest follows from."""
+
+    def digest(what: object) -> str:
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+    causes = looking.causes(config.size)
+    causes[run_folder.NUMERIC_VERSIONS]["rules"] = rules.NUMERIC_VERSION
+    if classifier:
+        causes["classifier"] = classifier.digest
+        causes["arithmetic"] = sharding.arithmetic(classifier.classifier.dtype, sharding.own_mesh())
+        causes[run_folder.NUMERIC_VERSIONS]["classifier"] = network.NUMERIC_VERSION
+    return causes | {
+        "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
+        "manifest": digest(manifest.records),
+        "training": digest(real.records),
+        "verdicts": digest(sorted(said.items())),
+    }

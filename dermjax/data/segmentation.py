@@ -18,6 +18,8 @@ from dermjax.data import artefact_scores
 from dermjax.data.colour import rgb_to_lab, typology_angle
 from dermjax.data.fields import grid
 
+# Of segmentations, for whatever is kept of them: raise it where `segment` finds others in the same pixels
+NUMERIC_VERSION = 1
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
 RESTLESS = 0.26  # twice that of the most mottled skin

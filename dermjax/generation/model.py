@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from dermjax import run_folder, sharding
+from dermjax.data import images
 from dermjax.data.tokens import tokenizer, tokens
+from dermjax.diffusion import text_to_image
 from dermjax.errors import UserError
 from dermjax.generation.plan import Request
+from dermjax.models import clip_text, unet, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.weights import lora, lora_files, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
@@ -21,12 +25,20 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 LONG_PROMPTS = ("refuse", "chunk")
+NUMERIC_VERSIONS = {  # of all that images are made by
+    "images": images.NUMERIC_VERSION,
+    "sampling": text_to_image.NUMERIC_VERSION,
+    "text_encoder": clip_text.NUMERIC_VERSION,
+    "unet": unet.NUMERIC_VERSION,
+    "vae": vae.NUMERIC_VERSION,
+}
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}  # of the arithmetic
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model with all that was added to it; `digests` is what the records of its images say of its weights."""
+    """A model with all that was added to it; `digests` is what the records of its images say of its weights,
+    of the arithmetic and of the code."""
 
     sd: StableDiffusion
     params: Params
@@ -51,10 +63,14 @@ def read(
     path = model_files.locate(name)
     words = {embedding: textual_inversion.read(Path(embedding)) for embedding in embeddings}
     sd, params = model_files.read(path, dtype=PRECISIONS[precision])
-    digests = {"model": model_files.digest(path)} | ({} if precision == "float32" else {"precision": precision})
+    digests = {
+        "model": model_files.digest(path),
+        "precision": sharding.arithmetic(PRECISIONS[precision], sharding.own_mesh()),
+        run_folder.NUMERIC_VERSIONS: NUMERIC_VERSIONS,
+    }
     if adapter:
         params = lora.merge(params, lora_files.read(Path(adapter), sd.shapes), adapter_weight)
-        digests |= {"lora": model_files.digest(Path(adapter)), "lora_weight": adapter_weight}
+        digests |= {"lora": lora_files.digest(Path(adapter)), "lora_weight": adapter_weight}
     if words:
         digests["embeddings"] = {each.token: model_files.digest(Path(file)) for file, each in words.items()}
     sd, params, spelling = taught(sd, params, list(words.values()))

@@ -7,6 +7,7 @@ signed manifest can come on top (`credentials`).
 import io
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dermjax.generation.plan import Request
+from dermjax.run_folder import differences
 
 USE = "research use only"
 KEY, PARAMETERS = "dermjax", "parameters"  # of the texts
@@ -24,6 +26,7 @@ UNUSUAL = {  # what is only named where it is asked for, and how `parameters` ca
     "guidance_interval": "CFG interval",
     "deep_cache": "DeepCache interval",
     "precision": "Precision",
+    "numeric_versions": "Numeric versions",
     "lora": "Lora hash",
     "lora_weight": "Lora weight",
     "embeddings": "TI hashes",
@@ -38,7 +41,8 @@ def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:
     """Returns all that the image follows from: the request, the side in pixels and the digests of the weights.
 
     `digests` has those of the `model` and, where they were asked for, of a `lora`, with its `lora_weight`, and of the
-    words of `embeddings`; and the `precision` of the arithmetic where it is not float32.
+    words of `embeddings`; the `precision` of the arithmetic; and the `numeric_versions` of the code. Older images
+    say no versions, and a precision only where it is not float32.
     """
     return {
         "synthetic": True,
@@ -97,6 +101,20 @@ def parameters(generation: dict) -> str:
 def _shown(value: Any) -> Any:
     """Returns a value as A1111 writes it: names with their digests stand in quotation marks."""
     return f'"{", ".join(f"{name}: {each}" for name, each in value.items())}"' if isinstance(value, dict) else value
+
+
+def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request], str]:
+    """Returns the requests whose image is not there, damaged or of another generation than is wanted, and how the
+    generations that are there differ, on one line, "" where none does."""
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda request: read(workdir / request.image), wanted))
+    others = {request: made for request, made in zip(wanted, found, strict=True) if made != wanted[request]}
+    differing = [request for request, made in others.items() if made is not None]
+    if not differing:
+        return set(others), ""
+    first = differing[0]
+    changed = differences(others[first], wanted[first])
+    return set(others), f"images that are there and made again: {len(differing)}, such as {first.image} ({changed})"
 
 
 def read(path: Path) -> dict | None:

@@ -34,13 +34,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     process, processes = sharding.process()
     mine = todo.batches[process::processes]
     own = {request for batch in mine for request in batch}
-    missing = todo.missing(workdir, own)
+    missing, otherwise = todo.missing(workdir, own)
+    if otherwise:
+        say(f"generate: {otherwise}")
     if missing:
         sign = credentials.signer(**config.credentials.to_dict())
         storage.check(workdir, missing, todo.size)
         _make(todo, mine, missing, sign, config.preview_every, workdir)
     left = set(todo.asked) - own
-    while left := todo.missing(workdir, left):  # other processes are at them
+    while left := todo.missing(workdir, left)[0]:  # other processes are at them
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if process == 0:
         entries = tuple(todo.record(request, workdir) for request in todo.asked)

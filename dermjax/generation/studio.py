@@ -57,7 +57,9 @@ class Studio:
 
     def make(self, jobs: Sequence[Job]) -> None:
         """Makes those images of the jobs, all of one way and strength, that are not there yet."""
-        missing = {j.request: j for j in jobs if provenance.read(self.workdir / j.request.image) != self.generation(j)}
+        of = {job.request: job for job in jobs}
+        left, _ = provenance.missing(self.workdir, {r: self.generation(job) for r, job in of.items()})
+        missing = {request: job for request, job in of.items() if request in left}
         if not missing:
             return
         groups = [list(group) for _, group in groupby(sorted(missing, key=self._kind), key=self._kind)]

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax.data import duplicates, images, records
+from dermjax import run_folder
+from dermjax.data import duplicates, images, records, segmentation
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import segment
 from dermjax.diffusion import ladders
@@ -21,6 +22,7 @@ from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
 from dermjax.generation import jobs, measures, model, outcomes, provenance, refusals
 from dermjax.generation.jobs import WAYS, Job
+from dermjax.generation.model import Model
 from dermjax.generation.outcomes import Outcome
 from dermjax.generation.plan import Request
 from dermjax.generation.sketches import SKETCHES
@@ -30,17 +32,21 @@ from dermjax.models.stable_diffusion import count
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
 
+# Of sketches, measures and what counts as reached: raise it where a transformation comes out otherwise
+NUMERIC_VERSION = 1
+PATHS = ("images", "masks", "model", "lora")  # what these name counts, by its contents
 SEEDS_APART = 1_000_003  # between two attempts
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Makes every transformation that the config asks for, measures it, and writes what came of it."""
     _refuse(config)
-    if (workdir / records.FILE).is_file():
-        say(f"transform: {workdir} is finished; nothing to do")
-        return
     manifest = _sources(config.images, config.label)
     maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", config.precision)
+    causes = _causes(config, manifest, maker)
+    if run_folder.finished(workdir, records.FILE, causes):
+        say(f"transform: {workdir} is finished; nothing to do")
+        return
     studio = Studio(maker, side(config.size, maker.sd), config.batch, workdir)
     todo = _todo(config, manifest, studio)
     cost("transform", parameters=count(maker.params), images=len(todo), steps=config.steps)
@@ -59,8 +65,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
     result = Manifest(labels=manifest.labels, root=workdir, records=kept)
     write_atomically(workdir / "report.html", outcomes.page(found, config.gallery))
     records.write(workdir / records.FILE, result)
+    run_folder.finish(workdir, causes)
     for line in outcomes.lines(found):
         say(line)
+
+
+def _causes(config: ConfigDict, manifest: Manifest, maker: Model) -> dict:
+    """What the transformed images and their measures follow from."""
+    versions = maker.digests[run_folder.NUMERIC_VERSIONS] | {
+        "segmentation": segmentation.NUMERIC_VERSION, "transformations": NUMERIC_VERSION,
+    }  # fmt: skip
+    masks = sorted(Path(config.masks).glob("*.png")) if config.masks else []
+    return maker.digests | {
+        run_folder.NUMERIC_VERSIONS: versions,
+        "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
+        "images": hashlib.sha256(repr(manifest.records).encode()).hexdigest()[:16],
+        "masks": [duplicates.sha256(path) for path in masks],
+    }
 
 
 def _todo(config: ConfigDict, manifest: Manifest, studio: Studio) -> list[Job]:

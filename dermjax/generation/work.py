@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +39,9 @@ class Work:
         """Returns what requests have in common that one compiled function makes."""
         return request.sampler, self.lengths[request]
 
-    def missing(self, workdir: Path, asked: Collection[Request]) -> set[Request]:
-        """Returns the requests whose image is not there, damaged, or made for another one."""
-        ordered = list(asked)
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(lambda request: provenance.read(workdir / request.image), ordered))
-        return {request for request, told in zip(ordered, found, strict=True) if told != self.generation(request)}
+    def missing(self, workdir: Path, asked: Collection[Request]) -> tuple[set[Request], str]:
+        """Returns the requests whose image is not there, damaged or made otherwise, and how (`provenance.missing`)."""
+        return provenance.missing(workdir, {request: self.generation(request) for request in asked})
 
     def record(self, request: Request, workdir: Path) -> Record:
         """Returns the record of a finished image: synthetic, for training only."""

@@ -36,7 +36,12 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
 
     measured: whether skin tone and artefact scores are taken. folder: where looks are kept and taken from.
     """
+    outdated = examined.discard_outdated(folder)
+    if outdated:
+        progress.say(f"prepare: looks of another version in {folder / examined.FILE}, taken again: {outdated}")
     known = examined.read(folder)
+    if measured:
+        known = {digest: look for digest, look in known.items() if look.measured}
     kept, sound, skipped = set(known), [], []
     views = [np.empty((0, len(duplicates.VIEWS), 4), np.uint64)]
     cells = [np.empty((0, resemblance.CELLS, resemblance.CELLS, 3), np.uint8)]

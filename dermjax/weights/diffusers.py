@@ -7,7 +7,6 @@ unet/, vae/    config.json  diffusion_pytorch_model.safetensors
 Also read: variants (`model.fp16.safetensors`), shards with an index, PyTorch's .bin, and the names of older files.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -156,14 +155,16 @@ def component(folder: Path, variant: str) -> Tensors:
     return {".".join(OLDER.get(word, word) for word in name.split(".")): each for name, each in found.items()}
 
 
-def digest(folder: Path) -> str:
-    """Returns the first 16 hex digits of the SHA-256 over the weight files: the name of a model in records."""
-    total = hashlib.sha256()
+def files(folder: Path) -> dict[str, Path]:
+    """Returns every file of a model folder that images follow from, by its name within the folder.
+
+    These are the weights that `read` takes, the configs, the scheduler's too, and the tokenizer; no card, no picture.
+    """
+    found = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
     for name in FILES:
-        for file in weight_files(Path(folder) / name, ""):
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
+        found += [folder / name / "config.json", *weight_files(folder / name, "")]
+    found += [path for path in (folder / "tokenizer").rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights import families, ldm_names, lora_metadata, safetensors, torch_layout
+from dermjax.weights import families, ldm_names, lora_metadata, safetensors, tensor_files, torch_layout
 from dermjax.weights.lora import Lora
 from dermjax.weights.stored import Stored, Tensors
 from dermjax.weights.tensor_files import opened
@@ -88,6 +88,12 @@ def read(path: Path, shapes: Tree) -> Lora:
         raise UserError(f"{path}: {len(wrong)} of {len(tensors)} tensors do not fit the model: {shown}")
     read_now = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
     return Lora(torch_layout.unflatten(read_now), alphas)
+
+
+def digest(path: Path) -> str:
+    """Returns the name of a LoRA in records: 16 hex digits of its file and of PEFT's config beside it, where one is."""
+    config = path.with_name(lora_metadata.PEFT_CONFIG)
+    return tensor_files.digest({each.name: each for each in (path, config) if each.is_file()})
 
 
 def write_peft(path: Path, lora: Lora, *, dtype) -> None:

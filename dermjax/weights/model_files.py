@@ -1,13 +1,12 @@
 """A model by name or path: one that ships with dermjax, a folder in diffusers' layout, or a single file."""
 
-import hashlib
 from pathlib import Path
 
 import jax.numpy as jnp
 
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
-from dermjax.weights import diffusers, single_file
+from dermjax.weights import diffusers, single_file, tensor_files
 from dermjax.weights.diffusers import Params
 
 
@@ -30,8 +29,8 @@ def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
 
 
 def digest(path: Path) -> str:
-    """Returns the first 16 hex digits of the SHA-256 over the weights: the name of a model in records."""
-    if path.is_dir():
-        return diffusers.digest(path)
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    """Returns the name of a model, or of an embedding, in records: 16 hex digits of all that images follow from.
+
+    Of a folder that is weights, configs, scheduler and tokenizer, of a file its bytes.
+    """
+    return tensor_files.digest(diffusers.files(path) if path.is_dir() else {path.name: path})

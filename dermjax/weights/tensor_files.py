@@ -1,6 +1,8 @@
 """Files of tensors: which ones a folder has, and what a file is by its first bytes. No JAX here."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from dermjax.errors import UserError
@@ -73,6 +75,17 @@ def shards_of(index: Path) -> list[str]:
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError(f"{index}: no weight_map with the files of the tensors; fetch the folder again")
     return [Path(name).name for name in listed.values()]
+
+
+def digest(files: Mapping[str, Path]) -> str:
+    """Returns the first 16 hex digits of the SHA-256 of a file or, of several, over their names and their SHA-256."""
+    found = {}
+    for name, path in files.items():
+        with path.open("rb") as stream:
+            found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if len(found) == 1:
+        return next(iter(found.values()))[:16]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_json(path: Path) -> dict:

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dermjax import sharding
-from dermjax.classification.features import Features, network
+from dermjax.classification.features import Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import images, sources
 from dermjax.data.duplicates import sha256
@@ -40,9 +40,10 @@ def photographs():
 def test_a_probe_on_all_photographs_gives_pytorch_s_auroc(name, photographs, tmp_path):
     folder, size, width, expected = PROBES[name]
     classifier, (params, variables) = classifiers.read(BACKBONES / folder, photographs.labels, size)
+    grid = sharding.mesh(0, 1)
     features = Features(
         classifier=classifier, params=params, variables=variables, last=0, policy="none", batch=32,
-        grid=sharding.mesh(0, 1), folder=tmp_path / network(classifier, params, variables, Recipe(last=0)),
+        grid=grid, causes=causes(classifier, params, variables, Recipe(last=0), grid), within=tmp_path,
     )  # fmt: skip
     train, test = photographs.split("train"), photographs.split("test")
     assert (len(train), len(test)) == (1950, 488)

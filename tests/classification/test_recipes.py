@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from dermjax import sharding
 from dermjax.classification import heads, recipes, run
 from dermjax.classification.batches import Mixture
-from dermjax.classification.features import Features, network
+from dermjax.classification.features import Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import records
 from dermjax.data.pipelines import Turns
@@ -85,10 +85,10 @@ def test_a_recipe_parts_the_parameters_and_rates_fall_with_depth():
 def features(folder, last=0, change=0.0):
     classifier, params, variables = vit()
     params = jax.tree.map(lambda leaf: leaf + np.float32(change), params)
-    recipe = Recipe(last=last)
+    recipe, grid = Recipe(last=last), sharding.mesh(1, 1)
     return Features(
         classifier=classifier, params=params, variables=variables, last=last, policy="mild", batch=4,
-        grid=sharding.mesh(1, 1), folder=folder / network(classifier, params, variables, recipe),
+        grid=grid, causes=causes(classifier, params, variables, recipe, grid), within=folder,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ REQUEST = Request(
     image="images/benign/00000.png", label="benign", prompt="a photo of <mole>", negative="hair", seed=0,
     sampler="Euler", steps=2, spacing="", guidance=2.0, guidance_rescale=0.0, guidance_interval=(), deep_cache=1,
 )  # fmt: skip
+SAID = {"precision": "float32", "numeric_versions": model.NUMERIC_VERSIONS}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,14 @@ def test_a_lora_is_merged_at_its_weight_and_named(small_model, files, form):
     read = model.read(str(path), str(adapter), 0.5, (), "refuse", "float32")
     jax.tree.map(np.testing.assert_array_equal, read.params, lora.merge(params, made, 0.5))
     digests = {"model": model_files.digest(path), "lora": model_files.digest(adapter), "lora_weight": 0.5}
-    assert read.digests == digests
+    assert read.digests == digests | SAID
 
 
 @pytest.mark.parametrize("name", ["model", "model.safetensors", "derm-tiny"])
 def test_folders_single_files_and_shipped_models_are_read(small_model, files, name):
     path = {"model": small_model[2], "derm-tiny": "derm-tiny"}.get(name, files[0] / name)
     read = model.read(str(path), "", 0.8, (), "refuse", "float32")
-    assert read.digests == {"model": model_files.digest(model_files.locate(str(path)))}
+    assert read.digests == {"model": model_files.digest(model_files.locate(str(path)))} | SAID
     assert len(read.digests["model"]) == 16
     if name != "derm-tiny":
         jax.tree.map(np.testing.assert_array_equal, read.params, small_model[1])
@@ -110,7 +111,7 @@ def test_the_command_takes_a_single_file_with_a_lora_and_a_word(pictures, files)
 
 def test_half_precision_makes_nearly_the_same_and_is_named(pictures, small_model):
     whole, record = pictures("whole", model=small_model[2])
-    assert "precision" not in record.generation
+    assert record.generation["precision"] == "float32"
     half, record = pictures("half", model=small_model[2], precision="bfloat16")
     assert record.generation["precision"] == "bfloat16"
     difference = np.abs(np.subtract(half, whole))

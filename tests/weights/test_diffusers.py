@@ -168,7 +168,6 @@ def test_read_of_write_is_bit_equal(tiny):
     again = ours.read(folder)[1]
     assert all((again_leaf == leaf).all() for again_leaf, leaf in zip(
         jax.tree.leaves(again), jax.tree.leaves(params), strict=True))  # fmt: skip
-    assert len(ours.digest(folder)) == 16
 
 
 def test_tensors_go_to_their_type_and_sharding(tiny):
