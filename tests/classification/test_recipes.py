@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -105,6 +106,32 @@ def test_features_are_computed_once_by_digest(real, tmp_path, monkeypatch):
     features(tmp_path).path(chosen[0], 0).write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match="damaged"):
         features(tmp_path).of(manifest, chosen, 1)
+
+
+def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path, monkeypatch, capsys):
+    manifest = records.read(real)
+    chosen = manifest.split("test")[:3]
+    (tmp_path / "0123456789abcdef").mkdir()  # as the first versions named it
+    (tmp_path / "0123456789abcdef" / "of_an_image.npy").write_bytes(b"")
+    first = features(tmp_path)
+    first.of(manifest, chosen, 1)
+    said = capsys.readouterr().out
+    assert f"features in {tmp_path} are computed again (made by an older version" in said and "removed" in said
+    assert {path.name for path in tmp_path.iterdir()} == {first.folder.name, f"{first.folder.name}.json"}
+
+    coarse = replace(first, causes=first.causes | {"arithmetic": "bfloat16"})
+    coarse.of(manifest, chosen, 1)
+    assert '(arithmetic: "float32" -> "bfloat16")' in capsys.readouterr().out
+    assert first.folder.is_dir() and coarse.folder.is_dir()
+
+    monkeypatch.setattr("dermjax.classification.features.NUMERIC_VERSION", 2)
+    later = features(tmp_path)
+    later.of(manifest, chosen, 1)
+    said = capsys.readouterr().out
+    assert "(numeric_versions.classifier: 1 -> 2); 2 of an older version removed" in said
+    assert {path.name for path in tmp_path.iterdir()} == {later.folder.name, f"{later.folder.name}.json"}
+    later.of(manifest, chosen, 1)
+    assert "again" not in capsys.readouterr().out
 
 
 def test_mixtures_of_features_are_exact_resumable_and_in_turns():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import looking, run
+from dermjax.curation import judging, looking, rules, run
 from dermjax.data import artefact_scores, duplicates, images, records, seen
 from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
@@ -167,6 +167,52 @@ def test_people_override_rules_duplicates_follow_and_nothing_is_looked_at_again(
     changed = {name for name in before if before[name].rejected != after[name].rejected}
     assert changed == {"magenta", "s100", "again"}
     assert "kept by Ada, against colour cast" in (tmp_path / "curate" / "report.html").read_text()
+
+
+class Reached(Exception):
+    """That a run went on to judge."""
+
+
+def test_a_folder_of_other_code_or_real_images_is_made_again(sets, finished, tmp_path, capsys, monkeypatch):
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(judging, "yardstick", reached)
+    monkeypatch.setattr(rules, "NUMERIC_VERSION", 2)
+    with pytest.raises(Reached):
+        curated(config(sets), finished)
+    line = f"{finished / records.FILE} is made again (numeric_versions.rules: 1 -> 2)"
+    assert capsys.readouterr().out.startswith(line)
+    monkeypatch.setattr(rules, "NUMERIC_VERSION", 1)
+    real = records.read(sets / "training")
+    records.write(tmp_path / records.FILE, replace(real, records=real.records[1:]))
+    fewer = config(sets)
+    fewer.training = str(tmp_path)
+    with pytest.raises(Reached):
+        curated(fewer, finished)
+    assert "is made again (training: " in capsys.readouterr().out
+
+
+def test_looks_of_another_size_or_version_are_taken_again(sets, finished, tmp_path, capsys, monkeypatch):
+    shutil.copy(finished / looking.FILE, tmp_path)
+    manifest, path = records.read(sets / "made"), tmp_path / looking.FILE
+    chosen = manifest.records[:4]
+    before = path.read_bytes().splitlines()
+    unsaid, other, *rest = (json.loads(line) for line in before)
+    del unsaid["causes"]  # as the first versions wrote it
+    other["causes"]["size"] = 96
+    path.write_text("".join(json.dumps(each) + "\n" for each in (unsaid, other, *rest)))
+    real, looked = looking.at, []
+    monkeypatch.setattr(looking, "at", lambda image: looked.append(1) or real(image))
+    found = looking.looks(manifest, chosen, 128, tmp_path, lambda: None)
+    assert len(looked) == 2
+    assert f"looks in {path} are taken again: 2 (made by an older version" in capsys.readouterr().out
+    assert sorted(line for line in path.read_bytes().splitlines() if line) == sorted(before), "no line stays behind"
+    again = looking.looks(manifest, chosen, 128, tmp_path, lambda: None)
+    assert len(looked) == 2 and [look.scores for look in again] == [look.scores for look in found]
+    monkeypatch.setattr(looking, "NUMERIC_VERSION", 2)
+    looking.looks(manifest, chosen[:1], 128, tmp_path, lambda: None)
+    assert "(numeric_versions.looks: 1 -> 2)" in capsys.readouterr().out
 
 
 def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):

@@ -1,11 +1,13 @@
 """The generate stage with a model of a few operations: files, records, resume, errors before any work."""
 
+import hashlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -96,14 +98,14 @@ def config(folder, **changes):
 def generate(folder, workdir, **changes):
     """Runs the stage with the fake model; returns how many images it computed."""
     workdir.mkdir(exist_ok=True)
-    written = []
+    written, digest = [], changes.pop("digest", "0123456789abcdef")
 
     def write(path, content):
         run_folder.write_atomically(path, content)
         written.append(path)  # by several threads, so a list rather than a mock's count
 
     with (
-        mock.patch.multiple(model.model_files, read=fake, digest=lambda folder: "0123456789abcdef"),
+        mock.patch.multiple(model.model_files, read=fake, digest=lambda folder: digest),
         mock.patch.object(run, "write_atomically", write),
     ):
         run.run(config(folder, **changes), workdir)
@@ -231,6 +233,40 @@ def test_damaged_and_foreign_images_are_made_again(folder, whole, tmp_path):
     (tmp_path / "images/malignant/00002.png").unlink()
     os.replace(tmp_path / "images/benign/00003.png", tmp_path / "images/benign/00000.png")
     assert generate(folder, tmp_path) == 4
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("cause", ["model", "precision", "numeric_versions.text_encoder"])
+def test_images_of_another_model_arithmetic_or_code_are_made_again(cause, folder, whole, tmp_path, capsys, monkeypatch):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    changes = {"model": {"digest": "fedcba9876543210"}, "precision": {"precision": "bfloat16"}}.get(cause, {})
+    if not changes:
+        later = model.NUMERIC_VERSIONS | {"text_encoder": model.NUMERIC_VERSIONS["text_encoder"] + 1}
+        monkeypatch.setattr(model, "NUMERIC_VERSIONS", later)
+    assert generate(folder, tmp_path, **changes) == 10
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "made again" in line]
+    assert (
+        line.startswith("generate: images that are there and made again: 10, such as images/") and f"({cause}: " in line
+    )
+    assert generate(folder, tmp_path, **changes) == 0
+    assert "made again" not in capsys.readouterr().out
+
+
+def test_images_from_before_they_said_their_code_are_read_and_made_again(folder, whole, tmp_path, capsys):
+    """Their records and files said nothing of versions, and of the precision only where it was not float32."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    manifest, old = records.read(tmp_path), []
+    for record in manifest.records:
+        said = {
+            name: value for name, value in record.generation.items() if name not in ("precision", "numeric_versions")
+        }
+        content = provenance.png(pixels(manifest.path(record)).astype(np.uint8), said)
+        manifest.path(record).write_bytes(content)
+        old.append(replace(record, generation=said, sha256=hashlib.sha256(content).hexdigest()))
+    records.write(tmp_path / records.FILE, replace(manifest, records=tuple(old)))
+    assert list(records.read(tmp_path).records) == old and provenance.read(manifest.path(old[0])) == old[0].generation
+    assert generate(folder, tmp_path) == 10
+    assert "numeric_versions.text_encoder: (absent) -> 2" in capsys.readouterr().out
     assert contents(tmp_path) == contents(whole)
 
 

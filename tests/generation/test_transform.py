@@ -102,6 +102,26 @@ def test_a_finished_folder_is_left_alone_and_a_killed_one_goes_on(finished, phot
     assert {path.name: path.read_bytes() for path in finished.glob("*.json*")} == before
 
 
+class Reached(Exception):
+    """That a run went on to make images."""
+
+
+def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, capsys, monkeypatch):
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(transform, "Studio", reached)
+    monkeypatch.setattr(transform, "NUMERIC_VERSION", 2)
+    with pytest.raises(Reached):
+        transform.run(config(photographs), finished)
+    said = f"{finished / records.FILE} is made again (numeric_versions.transformations: 1 -> 2)\n"
+    assert capsys.readouterr().out == said
+    monkeypatch.setattr(transform, "NUMERIC_VERSION", 1)
+    with pytest.raises(Reached):
+        transform.run(config(photographs, images=str(photographs / "2.png"), label="benign"), finished)
+    assert "(images: " in capsys.readouterr().out
+
+
 def test_a_single_picture_needs_its_class(photographs, tmp_path):
     alone = config(photographs, images=str(photographs / "2.png"))
     with pytest.raises(UserError, match=r"config\.label: which class"):

@@ -1,5 +1,6 @@
 """Images are looked at once: a killed run goes on, and an audit afterwards decodes nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,27 @@ def test_a_killed_examination_goes_on_to_the_same_bytes(folder, tmp_path, decode
     assert len(decoded) == 40 - kept.count(b"\n")
     assert (tmp_path / "run" / records.FILE).read_bytes() == (tmp_path / "whole" / records.FILE).read_bytes()
     assert examined.read(tmp_path / "run").keys() == examined.read(tmp_path / "whole").keys()
+
+
+def test_looks_of_other_code_are_taken_again(folder, tmp_path, decoded, settings, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    kill(folder, tmp_path / "run", 25)
+    kept = (tmp_path / "run" / examined.FILE).read_bytes().count(b"\n")
+    later = examined.VERSIONS | {"looks": 2}
+    monkeypatch.setattr(examined, "VERSIONS", later)
+    decoded.clear()
+    run(settings(images=str(folder)), tmp_path / "run")
+    assert len(decoded) == 40
+    assert f"{examined.FILE}, taken again: {kept}" in capsys.readouterr().out
+    assert {look.versions["looks"] for look in examined.read(tmp_path / "run").values()} == {2}
+    assert (tmp_path / "run" / examined.FILE).read_bytes().count(b"\n") == 40
+
+
+def test_lines_that_say_no_version_are_of_the_first(folder):
+    path = folder / "benign/3.png"
+    told = json.loads(examined.look(path, duplicates.sha256(path), False).line())
+    del told["numeric_versions"]
+    assert examined.parsed(json.dumps(told).encode()).versions == {"images": 1, "looks": 1}
 
 
 def test_an_audit_decodes_only_what_was_not_looked_at(folder, tmp_path, decoded, prepare, capsys):

@@ -15,6 +15,7 @@ from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import TINY, StableDiffusion, count
 from dermjax.weights import diffusers as ours
+from dermjax.weights import model_files
 from dermjax.weights.torch_layout import flatten
 
 
@@ -168,6 +169,43 @@ def test_read_of_write_is_bit_equal(tiny):
     again = ours.read(folder)[1]
     assert all((again_leaf == leaf).all() for again_leaf, leaf in zip(
         jax.tree.leaves(again), jax.tree.leaves(params), strict=True))  # fmt: skip
+
+
+CHANGES = {
+    "scheduler/scheduler_config.json": ("0.012", "0.013"),
+    "vae/config.json": ("silu", "gelu"),
+    "tokenizer/tokenizer_config.json": ("16", "15"),
+    "model_index.json": ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_digest_is_of_all_that_images_follow_from(name, tiny):
+    """The weights stay as they are: a digest of these alone would not tell."""
+    folder, _ = tiny
+    before = model_files.digest(folder)
+    assert len(before) == 16
+    text = (folder / name).read_text()
+    assert CHANGES[name][0] in text
+    (folder / name).write_text(text.replace(*CHANGES[name]))
+    assert model_files.digest(folder) != before
+    (folder / name).write_text(text)
+    assert model_files.digest(folder) == before
+
+
+def test_a_digest_knows_neither_the_order_of_files_nor_what_is_not_read(tiny, monkeypatch):
+    folder, _ = tiny
+    before = model_files.digest(folder)
+    (folder / "README.md").write_text("a card")
+    (folder / "samples").mkdir()
+    real = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: reversed(list(real(path, pattern))))
+    assert model_files.digest(folder) == before
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    spoilt = bytearray(weights.read_bytes())
+    spoilt[-1] ^= 1
+    weights.write_bytes(spoilt)
+    assert model_files.digest(folder) != before
 
 
 def test_tensors_go_to_their_type_and_sharding(tiny):

@@ -181,7 +181,9 @@ def test_what_peft_itself_saves_of_one_network(shapes, tmp_path):
         read.alphas[path] == 2 for path, alpha in made.alphas.items() if alpha == 2 and "1.attentions" not in path
     )
     assert read.alphas["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"] == 5
+    named = lora_files.digest(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text("[]")
+    assert lora_files.digest(tmp_path / "adapter_model.safetensors") != named, "the config is part of the LoRA"
     with pytest.raises(UserError, match=r"adapter_config\.json: holds list where an object"):
         lora_files.read(tmp_path / "adapter_model.safetensors", shapes)
 
