@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -61,9 +61,10 @@ def disclaim(workdir: Path) -> None:
 
     So a run refused for its input leaves nothing behind, and the mended command finds the folder free.
     """
-    if {path.name for path in workdir.iterdir()} <= {"config.json", "versions.json"}:
-        (workdir / "config.json").unlink(missing_ok=True)
-        (workdir / "versions.json").unlink(missing_ok=True)
+    claimed = {"config.json", "versions.json", CAUSES}
+    if {path.name for path in workdir.iterdir()} <= claimed:
+        for name in claimed:
+            (workdir / name).unlink(missing_ok=True)
         workdir.rmdir()
 
 
@@ -83,7 +84,7 @@ def tell(path: Path, causes: Mapping) -> None:
     again. What is of other inputs or in another arithmetic stays, for the runs that use it.
     """
     name = path.name.rpartition("_")[0]
-    ours = re.compile(rf"({name}_)?[0-9a-f]{{16}}{re.escape(path.suffix)}")
+    ours = re.compile(rf"(({name}_)?[0-9a-f]{{16}}|{name}){re.escape(path.suffix)}")
     others = {
         other: recorded
         for other in (path.parent.iterdir() if path.parent.is_dir() else ())
@@ -117,6 +118,19 @@ def finished(workdir: Path, file: str, causes: Mapping) -> bool:
     if changed:
         say(f"{workdir / file} is made again ({changed})")
     return not changed
+
+
+def begun(workdir: Path, causes: Mapping, left: Collection[str]) -> str:
+    """Returns on one line how a training was begun from something else than these causes, "" where it was not.
+
+    left: names of what a training leaves in its folder; where none of it is there, the causes are written down.
+    """
+    path = workdir / CAUSES
+    if not path.exists() and not any((workdir / name).exists() for name in left):
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_causes(path, causes)
+    recorded = _causes(path)
+    return differences({name: recorded[name] for name in causes if name in recorded}, causes)
 
 
 def finish(workdir: Path, causes: Mapping) -> None:

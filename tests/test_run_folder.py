@@ -141,3 +141,46 @@ def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/report.html'"):
         run_folder.write_atomically(tmp_path / "report.html", "page")
     assert not list(tmp_path.iterdir())
+
+
+CAUSES = {"numeric_versions": {"vae": 2}, "arithmetic": "float32", "images": "0123"}
+
+
+def test_a_result_stands_while_its_causes_are_the_same(tmp_path, capsys):
+    assert not run_folder.finished(tmp_path, "manifest.jsonl", CAUSES)
+    (tmp_path / "manifest.jsonl").touch()
+    assert not run_folder.finished(tmp_path, "manifest.jsonl", CAUSES)
+    assert "is made again (made by an older version, which did not say of what)" in capsys.readouterr().out
+    run_folder.finish(tmp_path, CAUSES)
+    assert run_folder.finished(tmp_path, "manifest.jsonl", CAUSES) and capsys.readouterr().out == ""
+    assert not run_folder.finished(tmp_path, "manifest.jsonl", CAUSES | {"arithmetic": "bfloat16"})
+    assert 'is made again (arithmetic: "float32" -> "bfloat16")' in capsys.readouterr().out
+
+
+def test_a_training_says_what_it_was_begun_from(tmp_path):
+    assert run_folder.begun(tmp_path, CAUSES, ("checkpoints",)) == ""
+    (tmp_path / "checkpoints").mkdir()
+    assert run_folder.begun(tmp_path, CAUSES, ("checkpoints",)) == ""
+    assert run_folder.begun(tmp_path, {"images": "0123"}, ("checkpoints",)) == ""
+    assert run_folder.begun(tmp_path, CAUSES | {"images": "4567"}, ("checkpoints",)) == 'images: "0123" -> "4567"'
+    (tmp_path / "causes.json").unlink()
+    assert "made by an older version" in run_folder.begun(tmp_path, CAUSES, ("checkpoints",))
+    assert not (tmp_path / "causes.json").exists(), "what an older version began is not taken for ours"
+
+
+def test_a_refused_run_leaves_no_causes_behind(tmp_path):
+    run_folder.claim(tmp_path / "run", CONFIG)
+    run_folder.begun(tmp_path / "run", CAUSES, ("checkpoints",))
+    run_folder.disclaim(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_newer_versions_keep_what_they_made_and_strangers_keep_their_files(tmp_path, capsys):
+    newer = run_folder.derived(tmp_path, "moments", CAUSES | {"numeric_versions": {"vae": 3}}).with_suffix(".npy")
+    run_folder.note(newer, CAUSES | {"numeric_versions": {"vae": 3}})
+    stranger, other = tmp_path / "photographs.npy", tmp_path / "contexts_0123456789abcdef.npy"
+    for path in (newer, stranger, other):
+        path.touch()
+    run_folder.tell(run_folder.derived(tmp_path, "moments", CAUSES).with_suffix(".npy"), CAUSES)
+    assert newer.exists() and stranger.exists() and other.exists()
+    assert "(numeric_versions.vae: 3 -> 2)" in capsys.readouterr().out

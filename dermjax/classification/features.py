@@ -34,6 +34,11 @@ from dermjax.run_folder import write_atomically
 from dermjax.weights.torch_layout import flatten
 
 READERS = 4
+VERSIONS = {
+    "augmentation": augmentation.NUMERIC_VERSION,
+    "classifier": NUMERIC_VERSION,
+    "images": images.NUMERIC_VERSION,
+}
 LABELS = ("id2label", "label2id")  # of a config: what no feature follows from
 
 
@@ -120,14 +125,11 @@ def causes(classifier: Classifier, params: Params, variables: Params, chosen: Re
     config = {name: value for name, value in classifier.config.items() if name not in LABELS}
     return {
         run_folder.SUBJECT: classifier.config["model_type"],
-        run_folder.NUMERIC_VERSIONS: {
-            "augmentation": augmentation.NUMERIC_VERSION, "classifier": NUMERIC_VERSION,
-            "images": images.NUMERIC_VERSION,
-        },
+        run_folder.NUMERIC_VERSIONS: VERSIONS,
         "arithmetic": sharding.arithmetic(classifier.dtype, grid),
         "network": digest.hexdigest()[:16],
         "last": chosen.last,
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "config": config,
-    }  # fmt: skip
+    }

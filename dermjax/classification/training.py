@@ -31,6 +31,7 @@ from dermjax.training.state import State, create
 from dermjax.weights import classifiers
 
 DONE = "metrics.json"
+LEFT = ("checkpoints", DONE)  # by which it is known that a run has begun
 
 
 def train(

@@ -4,6 +4,8 @@ Every part leaves files in the run folder and is skipped when they are whole, so
 """
 
 import copy
+import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -11,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import sharding
+from dermjax import run_folder, sharding
 from dermjax.data import pipelines, tokens
 from dermjax.data.images import to_model
 from dermjax.data.phantom import VOCABULARY
 from dermjax.diffusion import objective, schedule
+from dermjax.models import vae
 from dermjax.models.stable_diffusion import TINY, Params, StableDiffusion, count
 from dermjax.pretraining import autoencoder, phantoms
 from dermjax.progress import bar, cost
@@ -43,7 +46,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
     params = autoencoder.normalise(params, jnp.asarray(moments))
     images, captions = images[: config.diffusion.images], captions[: config.diffusion.images]
-    moments = cached(workdir / "moments.npy", lambda: encode(sd, params, images, config.encode_batch))
+    causes = {
+        run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
+        "arithmetic": sharding.arithmetic(sd.dtype, grid),
+        "vae": digested(jax.tree.leaves(params["vae"])),
+        "images": digested([images]),
+    }
+    moments = cached(workdir, causes, lambda: encode(sd, params, images, config.encode_batch))
     params = params | train_diffusion(sd, params, moments, captions, config, grid, workdir / "diffusion")
     params = params | train_decoder(sd, params, images, moments, config, grid, workdir / "decoder")
     params = with_audible_words(sd, params, captions)
@@ -179,10 +188,21 @@ def encode(sd: StableDiffusion, params: Params, images: np.ndarray, batch: int) 
     return np.concatenate(rows)
 
 
-def cached(path: Path, make) -> np.ndarray:
-    """Returns the array of a file, made and written whole first when it is not there."""
+def cached(workdir: Path, causes: dict, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns the moments that follow from these causes, made and written whole first when they are not there."""
+    path = run_folder.derived(workdir, "moments", causes).with_suffix(".npy")
     if not path.exists():
+        run_folder.tell(path, causes)
         part = path.with_suffix(".part.npy")
         np.save(part, make())
+        run_folder.note(path, causes)
         part.rename(path)
     return np.load(path, mmap_mode="r")
+
+
+def digested(arrays: Iterable[np.ndarray]) -> str:
+    """Returns the digest of arrays, 16 hex digits."""
+    total = hashlib.sha256()
+    for each in arrays:
+        total.update(np.ascontiguousarray(each))
+    return total.hexdigest()[:16]

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dermjax.classification import training
 from dermjax.classification.training import DONE
 
 CLAIM = "claim"
+LEFT = (*training.LEFT, "phase1")  # by which it is known that a cell has been begun
 BEAT, STALE = 20.0, 300.0  # seconds
 
 

@@ -13,8 +13,10 @@ from dermjax.data import records
 from dermjax.data.records import Manifest
 from dermjax.demo import prompts_of, stage
 from dermjax.errors import UserError
+from dermjax.generation import model
 from dermjax.generation import run as generation
 from dermjax.preparation import run as preparation
+from dermjax.run_folder import NUMERIC_VERSIONS
 from dermjax.study.cells import claimed
 from dermjax.tuning import run as tuning
 
@@ -33,11 +35,20 @@ def prepared(config: ConfigDict, workdir: Path, fold: int) -> Path:
 
 
 def made(config: ConfigDict, workdir: Path, fold: int, real: Path) -> Manifest:
-    """Returns the kept synthetic images of a fold, given its real ones; finished stages are not run again."""
+    """Returns the kept synthetic images of a fold, given its real ones; finished stages are not run again.
+
+    Where images are of other code, the stages are asked: each says what it makes again.
+    """
     folder = workdir / f"fold{fold}"
-    if not (folder / "curate" / records.FILE).exists():
+    curated = folder / "curate" / records.FILE
+    if not curated.exists() or _of_other_code(records.read(curated)):
         _tune_and_generate(config, folder, real, prompts_of(config.prompt, records.read(real).labels))
-    return records.read(folder / "curate" / records.FILE)
+    return records.read(curated)
+
+
+def _of_other_code(manifest: Manifest) -> bool:
+    said = [record.generation.get(NUMERIC_VERSIONS) for record in manifest.records]
+    return any(versions != model.NUMERIC_VERSIONS for versions in said)
 
 
 def _tune_and_generate(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict) -> None:

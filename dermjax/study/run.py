@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dermjax import run_folder
 from dermjax.classification import inputs
+from dermjax.classification.features import VERSIONS
 from dermjax.data import audit, records
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
@@ -17,7 +19,7 @@ from dermjax.evaluation import wording
 from dermjax.progress import say
 from dermjax.run_folder import write_atomically
 from dermjax.study import arms, cases, cost, generator, plots, report, results, trial
-from dermjax.study.cells import Cell, claimed, finished
+from dermjax.study.cells import LEFT, Cell, claimed, finished
 from dermjax.study.findings import find
 from dermjax.study.trial import Material
 
@@ -34,6 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     asked = config.generate.plan.images_per_class * len(reals[0].labels)
     cost.tell(config, folders, reals, len(given.split("train")) if given else asked)
     materials = [_material(config, workdir, fold, *each) for fold, each in enumerate(zip(prepared, reals, strict=True))]
+    _tell_other_causes(folders, materials)
     for number, (cell, folder) in enumerate(folders.items(), start=1):
         if finished(folder):
             continue
@@ -54,6 +57,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
         classifier, size, _ = each.group
         say(f"study: {wording.shown(classifier)}, {plots.shots(size)}, {report.sentence(each)}")
     say(f"study: the report is {workdir / 'report.html'}")
+
+
+def _tell_other_causes(folders: dict[Cell, Path], materials: list[Material]) -> None:
+    """Says where cells were begun on other images, or by code that gives other numbers."""
+    of_folds = [{run_folder.NUMERIC_VERSIONS: VERSIONS, "images": each.digest} for each in materials]
+    others = {}
+    for cell, folder in folders.items():
+        changed = run_folder.begun(folder, of_folds[cell.fold], LEFT)
+        others |= {folder: changed} if changed else {}
+    for folder, changed in list(others.items())[:1]:
+        say(
+            f"study: cells begun from others: {len(others)}, such as {folder.name} ({changed}); what they learnt "
+            f"stays, delete their folders in {folder.parent} to train them again"
+        )
 
 
 def plan(config: ConfigDict) -> list[Cell]:

@@ -21,6 +21,16 @@ class Material:
     synthetic: Manifest
     tests: dict[str, Manifest]
 
+    @property
+    def digest(self) -> str:
+        """Of all images, their labels and their splits, 16 hex digits."""
+        found = [
+            (record.split, record.label, record.sha256, record.kept)
+            for manifest in (self.real, self.synthetic, *(self.tests[name] for name in sorted(self.tests)))
+            for record in manifest.records
+        ]
+        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
 
 def train(cell: Cell, config: ConfigDict, material: Material, features: Path, folder: Path) -> None:
     """Leaves what `classify` leaves in the cell's folder. config: the classifier's; features: a folder all share."""

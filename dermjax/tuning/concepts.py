@@ -8,6 +8,7 @@ A field is `label`, `source` or an attribute, a dot goes into it; a clause in br
 not know its field.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,11 @@ class Concepts:
     def names(self) -> list[str]:
         """What to call the images."""
         return [record.image for _, record in self.sources]
+
+
+def digested(sources: list[tuple[Manifest, Record]]) -> str:
+    """Returns the digest of images, in order: 16 hex digits."""
+    return hashlib.sha256("".join(record.sha256 for _, record in sources).encode()).hexdigest()[:16]
 
 
 def training(

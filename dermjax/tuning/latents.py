@@ -4,7 +4,6 @@ The moments (mean and log-variance, not a draw) are kept in the `cache`. Images 
 processes.
 """
 
-import hashlib
 from pathlib import Path
 
 import jax
@@ -19,6 +18,7 @@ from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.models.vae import NUMERIC_VERSION
 from dermjax.progress import bar
 from dermjax.tuning import cache
+from dermjax.tuning.concepts import digested
 
 
 def moments(
@@ -31,14 +31,13 @@ def moments(
     grid: Mesh,
 ) -> np.ndarray:
     """Returns moments float16 [N, 2, h, w, 2 Z] of N images and of their mirror images, mapped from folder's file."""
-    digests = "".join(record.sha256 for _, record in sources)
     causes = {
         run_folder.SUBJECT: f"{sources[0][1].split} images",
         run_folder.NUMERIC_VERSIONS: {"images": images.NUMERIC_VERSION, "vae": NUMERIC_VERSION},
         "arithmetic": sharding.arithmetic(sd.dtype, grid),
         "vae": cache.fingerprint(params["vae"], sd.configs["vae"]),
         "size": size,
-        "images": hashlib.sha256(digests.encode()).hexdigest()[:16],
+        "images": digested(sources),
     }
     return cache.once(folder, "moments", causes, lambda: _encode(sd, params, sources, size, batch, grid))
 

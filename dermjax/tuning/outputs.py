@@ -19,6 +19,7 @@ from dermjax.weights import diffusers, lora, lora_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CARD = "README.md"
+LEFT = ("checkpoints", CARD)  # by which it is known that a run has begun
 MODEL, LORA, KOHYA, WORDS = "model", "lora.safetensors", "lora_kohya.safetensors", "words"
 
 

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import machine, sharding
-from dermjax.data import pipelines, records
+from dermjax import machine, run_folder, sharding
+from dermjax.data import images, pipelines, records
 from dermjax.errors import UserError
+from dermjax.models import clip_text, unet, vae
 from dermjax.models.stable_diffusion import Params, count, operations
 from dermjax.models.unet import REMAT
 from dermjax.progress import cost, say
@@ -22,7 +24,7 @@ from dermjax.training import optimizers
 from dermjax.training.loop import fit
 from dermjax.training.state import State, create
 from dermjax.tuning import card, concepts, dreambooth, latents, outputs, parts, report, start, texts
-from dermjax.tuning.concepts import Concepts
+from dermjax.tuning.concepts import Concepts, digested
 from dermjax.tuning.samples import painter
 from dermjax.tuning.validation import PLAIN, evaluator
 from dermjax.weights import model_files
@@ -38,6 +40,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     """
     if outputs.finished(workdir, card.settings(config)):
         say(f"tune: {workdir} has been tuned, nothing to do")
+        _tell_other_causes(workdir, {})
         return
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.batch, grid)
@@ -51,6 +54,10 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors,
         folder=workdir / "tokenizer",
     )  # fmt: skip
+    _tell_other_causes(workdir, {
+        "model": model_files.digest(model_files.locate(config.model)),
+        "images": [digested(each.sources) for each in (shown, held_out)],
+    })  # fmt: skip
     if config.patience and not (held_out.sources and config.validation_draws):
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
     size = config.size or sd.size
@@ -116,6 +123,19 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     origin = model_files.digest(model_files.locate(config.model))
     outputs.finish(workdir, card.text(workdir, config, shown, held_out, origin), card.pictures(workdir))
     say(f"tune: the model, its card and report.html are in {workdir}")
+
+
+def _tell_other_causes(workdir: Path, inputs: dict) -> None:
+    """Says where the folder was begun by code that gives other numbers, or from inputs of other digests."""
+    causes = inputs | {
+        run_folder.NUMERIC_VERSIONS: {
+            "images": images.NUMERIC_VERSION, "text_encoder": clip_text.NUMERIC_VERSION,
+            "unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION,
+        },
+    }  # fmt: skip
+    others = run_folder.begun(workdir, causes, outputs.LEFT) if jax.process_index() == 0 else ""
+    if others:
+        say(f"tune: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")
 
 
 def processor_seconds(params: Params, cells: int, grid: Mesh) -> dict[str, float]:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from dermjax import sharding
 from dermjax.classification import heads, recipes, run
 from dermjax.classification.batches import Mixture
-from dermjax.classification.features import Features, causes
+from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import records
 from dermjax.data.pipelines import Turns
@@ -124,7 +124,8 @@ def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path,
     assert '(arithmetic: "float32" -> "bfloat16")' in capsys.readouterr().out
     assert first.folder.is_dir() and coarse.folder.is_dir()
 
-    monkeypatch.setattr("dermjax.classification.features.NUMERIC_VERSION", 2)
+    changed = "dermjax.classification.features.VERSIONS"
+    monkeypatch.setattr(changed, VERSIONS | {"classifier": VERSIONS["classifier"] + 1})
     later = features(tmp_path)
     later.of(manifest, chosen, 1)
     said = capsys.readouterr().out

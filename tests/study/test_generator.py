@@ -8,19 +8,21 @@ import pytest
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
+from dermjax.generation import model
 from dermjax.study import generator
 from dermjax.study.cells import claimed
 
 CONFIG = Path(__file__).parents[2] / "configs" / "study.py"
 LABELS = ("benign", "malignant")
+MADE = {"numeric_versions": model.NUMERIC_VERSIONS}
 
 
-def write(folder, manipulation):
+def write(folder, manipulation, generation):
     """A manifest with an image a class and split."""
     splits = ("train", "validation", "test") if manipulation == "none" else ("train",)
     found = tuple(
         Record(image=f"{label}-{split}.png", sha256=f"{label}{split}", label=label, split=split, source="x",
-               image_manipulation=manipulation)
+               image_manipulation=manipulation, generation=generation)
         for label in LABELS for split in splits
     )  # fmt: skip
     records.write(folder / records.FILE, Manifest(labels=LABELS, root=folder, records=found))
@@ -39,10 +41,10 @@ def stages(monkeypatch):
         return run
 
     leaves = {
-        "preparation": lambda folder: write(folder, "none"),
+        "preparation": lambda folder: write(folder, "none", {}),
         "tuning": lambda folder: None,
-        "generation": lambda folder: write(folder, "synthetic"),
-        "curation": lambda folder: write(folder, "synthetic"),
+        "generation": lambda folder: write(folder, "synthetic", MADE),
+        "curation": lambda folder: write(folder, "synthetic", MADE),
     }
     for name, leave in leaves.items():
         monkeypatch.setattr(getattr(generator, name), "run", fake(name, leave))
@@ -73,11 +75,23 @@ def test_every_fold_is_prepared_tuned_and_curated_on_its_own(stages, tmp_path):
     assert [name for name, _ in stages[8:]] == ["preparation"]  # it says itself that it is done
 
 
+def test_a_fold_of_images_of_other_code_is_asked_of_its_stages_again(stages, tmp_path):
+    config = settings()
+    real = generator.prepared(config, tmp_path, 0)
+    generator.made(config, tmp_path, 0, real)
+    asked = len(stages)
+    write(tmp_path / "fold0" / "curate", "synthetic", {"prompt": "before images said their code"})
+    generator.made(config, tmp_path, 0, real)
+    assert [name for name, _ in stages[asked:]] == ["tuning", "generation", "curation"]
+    generator.made(config, tmp_path, 0, real)
+    assert len(stages) == asked + 3
+
+
 def test_another_host_that_makes_a_fold_is_not_disturbed(stages, tmp_path):
     config = settings()
     prepared = tmp_path / "fold0" / "prepare"
     prepared.mkdir(parents=True)
-    write(prepared, "none")
+    write(prepared, "none", {})
     with claimed(tmp_path / "fold0"), pytest.raises(UserError, match="is being made by another host"):
         generator.made(config, tmp_path, 0, prepared / records.FILE)
 
