@@ -119,7 +119,7 @@ def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, 
     monkeypatch.setattr(transform, "NUMERIC_VERSION", 1)
     with pytest.raises(Reached):
         transform.run(config(photographs, images=str(photographs / "2.png"), label="benign"), finished)
-    assert "(images: " in capsys.readouterr().out
+    assert "; images: " in capsys.readouterr().out
 
 
 def test_a_single_picture_needs_its_class(photographs, tmp_path):
