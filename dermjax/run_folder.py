@@ -88,7 +88,7 @@ def tell(path: Path, causes: Mapping) -> None:
     others = {
         other: recorded
         for other in (path.parent.iterdir() if path.parent.is_dir() else ())
-        if other != path and ours.fullmatch(other.name)
+        if other != path and ours.fullmatch(other.name) and _arrays_alone(other)
         for recorded in [_causes(other.with_suffix(".json"))]
         if not recorded or recorded.get(SUBJECT) == causes.get(SUBJECT)
     }
@@ -207,6 +207,12 @@ def _causes(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return recorded if isinstance(recorded, dict) else {}
+
+
+def _arrays_alone(path: Path) -> bool:
+    """Returns whether a path is an array or a folder of arrays, as what is kept is; killed runs leave hidden files."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return all(each.suffix == ".npy" or each.name.startswith(".") for each in files)
 
 
 def _older(recorded: Mapping, causes: Mapping) -> bool:

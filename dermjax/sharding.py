@@ -60,7 +60,7 @@ def arithmetic(dtype, grid: Mesh) -> str:
     """
     name, kind = jnp.dtype(dtype).name, platform(grid)
     rounded = name == "float32" and kind != "cpu"
-    return f"{name}, {jax.config.jax_default_matmul_precision or 'default'} products of a {kind}" if rounded else name
+    return f"{name} ({jax.config.jax_default_matmul_precision or 'default'} products of a {kind})" if rounded else name
 
 
 def over(tree, rules: Rules, grid: Mesh):

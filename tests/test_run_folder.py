@@ -181,6 +181,10 @@ def test_newer_versions_keep_what_they_made_and_strangers_keep_their_files(tmp_p
     stranger, other = tmp_path / "photographs.npy", tmp_path / "contexts_0123456789abcdef.npy"
     for path in (newer, stranger, other):
         path.touch()
+    (tmp_path / "0123456789abcdef").mkdir()
+    (tmp_path / "0123456789abcdef" / "a photograph.png").touch()
     run_folder.tell(run_folder.derived(tmp_path, "moments", CAUSES).with_suffix(".npy"), CAUSES)
     assert newer.exists() and stranger.exists() and other.exists()
     assert "(numeric_versions.vae: 3 -> 2)" in capsys.readouterr().out
+    run_folder.tell(run_folder.derived(tmp_path, "features", CAUSES), CAUSES)
+    assert (tmp_path / "0123456789abcdef" / "a photograph.png").exists() and capsys.readouterr().out == ""

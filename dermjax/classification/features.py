@@ -14,7 +14,7 @@ import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -56,7 +56,7 @@ class Features:
     batch: int
     grid: Mesh
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder of what this network made."""
         return run_folder.derived(self.within, "features", self.causes)

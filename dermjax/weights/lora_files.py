@@ -91,9 +91,11 @@ def read(path: Path, shapes: Tree) -> Lora:
 
 
 def digest(path: Path) -> str:
-    """Returns the name of a LoRA in records: 16 hex digits of its file and of PEFT's config beside it, where one is."""
-    config = path.with_name(lora_metadata.PEFT_CONFIG)
-    return tensor_files.digest({each.name: each for each in (path, config) if each.is_file()})
+    """Returns the name of a LoRA in records: 16 hex digits of its file, or folder, and of PEFT's config with it."""
+    inside = path.is_dir()
+    files = [*path.glob("*.safetensors"), *path.glob("*.bin")] if inside else [path]
+    config = (path if inside else path.parent) / lora_metadata.PEFT_CONFIG
+    return tensor_files.digest({each.name: each for each in (*files, *([config] if config.is_file() else []))})
 
 
 def write_peft(path: Path, lora: Lora, *, dtype) -> None:
