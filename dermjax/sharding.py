@@ -2,6 +2,10 @@
 
 The mesh has two axes, ("data", "fsdp"): the batch is divided over both, parameters over "fsdp" by the first matching
 row of a table of regular expressions. Pure data parallelism is the mesh (n, 1), one device is (1, 1).
+
+Row i of a batch is example i, whatever the order of the devices: `jax.make_mesh` orders those of a TPU by topology, so
+that consecutive rows may lie with the processes 0, 1, 0, 1. A process therefore asks the sharding itself which rows its
+devices hold (`own`), makes those, and `place` puts each where the sharding says.
 """
 
 import re
@@ -11,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,12 +38,18 @@ def mesh(data: int, fsdp: int) -> Mesh:
     """Returns the mesh (data, fsdp) over the devices of all processes; data = 0 takes every device left by fsdp.
 
     Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters raise.
+
+    Raises:
+      UserError: there are fewer devices, or a process would be left without one.
     """
     have = jax.device_count()
     data = data or max(1, have // fsdp)
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
     devices = jax.devices()[: data * fsdp]
+    idle = set(range(jax.process_count())) - {device.process_index for device in devices}
+    if idle:
+        raise UserError(f"mesh {data} x {fsdp} leaves process {min(idle)} without a device; make the mesh larger")
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
@@ -85,21 +96,38 @@ def replicated(grid: Mesh) -> NamedSharding:
     return NamedSharding(grid, P())
 
 
-def place(batch, grid: Mesh):
-    """Returns this process's rows of a batch (numpy, [B, …]) as global arrays, divided over the whole mesh."""
-    divided = NamedSharding(grid, P(AXES))
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(divided, rows), batch)
+def divided(grid: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch, whose rows are divided over the whole mesh."""
+    return NamedSharding(grid, P(AXES))
+
+
+def own(batch: int, grid: Mesh) -> np.ndarray:
+    """Returns which rows of a batch of all processes this process's devices hold and it must make, int, ascending."""
+    held = divided(grid).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
+
+
+def place(rows, grid: Mesh):
+    """Returns the `own` rows of a batch (numpy, [n, …]) as global arrays [B, …], divided over the whole mesh."""
+
+    def whole(rows: np.ndarray) -> jax.Array:
+        each, rest = divmod(len(rows), len(grid.local_devices))
+        if rest:
+            raise ValueError(f"{len(rows)} rows do not divide over {len(grid.local_devices)} devices of this process")
+        numbers = own(each * grid.size, grid)
+
+        def held(index: tuple[slice, ...]) -> np.ndarray:
+            first = np.searchsorted(numbers, index[0].start or 0)
+            return rows[first : first + each]  # what is consecutive in the batch is so among the rows of a process
+
+        return jax.make_array_from_callback((each * grid.size, *rows.shape[1:]), divided(grid), held)
+
+    return jax.tree.map(whole, rows)
 
 
 def process() -> tuple[int, int]:
     """Returns which process this is, of how many."""
     return jax.process_index(), jax.process_count()
-
-
-def own(batch: int) -> slice:
-    """Returns which rows of a batch of all processes this process makes."""
-    index, count = process()
-    return slice(index * batch // count, (index + 1) * batch // count)
 
 
 def check_batch(batch: int, grid: Mesh) -> None:

@@ -1,6 +1,8 @@
 """Settings of every test: `--slow`, JAX raising where arrays of different rank would be broadcast; the command."""
 
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,6 +42,51 @@ def command(monkeypatch, capsys):
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
         return code, *capsys.readouterr()
+
+    return run
+
+
+PERMUTED = """
+import jax, numpy
+from jax.sharding import Mesh
+def permuted(order):
+    def make_mesh(shape, names, *, axis_types, devices):
+        chosen = [devices[place] for place in order if place < len(devices)]
+        return Mesh(numpy.array(chosen).reshape(shape), names, axis_types=axis_types)
+    jax.make_mesh = make_mesh
+"""
+
+
+@pytest.fixture(scope="session")
+def permuted():
+    """permuted(order): Python that orders the devices of every mesh by hand, as topology does on a TPU."""
+    return lambda order: f"{PERMUTED}permuted({order})\n"
+
+
+@pytest.fixture(scope="session")
+def joined():
+    """joined(code, *arguments, devices): runs Python as two processes of some CPU devices each; returns what each said.
+
+    In the code, which `jax.distributed` has joined, `sys.argv[1:]` are the arguments.
+    """
+
+    def run(code, *arguments, devices):
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            address = f"localhost:{listener.getsockname()[1]}"
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", f"import sys, jax; jax.distributed.initialize('{address}', 2, {index})\n{code}",
+                 *map(str, arguments)],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for index in range(2)
+        ]  # fmt: skip
+        told = [process.communicate(timeout=240) for process in both]
+        for process, (_, error) in zip(both, told, strict=True):
+            assert process.returncode == 0, error
+        return [said for said, _ in told]
 
     return run
 

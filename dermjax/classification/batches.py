@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
 
-import jax
 import numpy as np
 
 from dermjax.classification.features import Features
 from dermjax.data import pipelines
-from dermjax.data.augmentation import MIXTURES
-from dermjax.data.pipelines import FINEST_MIXTURE, Turns
+from dermjax.data.pipelines import FINEST_MIXTURE, Turns, mixed
 from dermjax.data.records import Manifest, Record
 
 FLOOR = 1e-6  # of a feature's deviation: one that never changes is left alone
@@ -25,12 +23,16 @@ FLOOR = 1e-6  # of a feature's deviation: one that never changes is left alone
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The manifests that training draws from, and how. mixing: a name of data/augmentation.py's MIXTURES."""
+    """The manifests that training draws from, and how.
+
+    mixing: a name of data/augmentation.py's MIXTURES. rows: int [n], those of a batch that this process makes.
+    """
 
     real: Manifest
     synthetic: Manifest | None
     synthetic_fraction: float
     batch: int
+    rows: np.ndarray
     seed: int
     mixing: str
 
@@ -48,12 +50,13 @@ class Pictures:
         plan = self.plan
         return pipelines.classification(
             plan.real, plan.synthetic, size=self.size, batch=plan.batch, seed=plan.seed,
-            synthetic_fraction=plan.synthetic_fraction, augment=self.augment, mixing=plan.mixing, process=_process(),
+            synthetic_fraction=plan.synthetic_fraction, augment=self.augment, mixing=plan.mixing, rows=plan.rows,
         )  # fmt: skip
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Returns the images of some records once, in order."""
-        return pipelines.evaluation(records, manifest, size=self.size, batch=self.plan.batch)
+        plan = self.plan
+        return pipelines.evaluation(records, manifest, size=self.size, batch=plan.batch, rows=plan.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class Cached:
             for records in by_class(manifest)
         ]
         turns = Turns(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
-        return Mixture(sources, turns, batch=plan.batch, seed=plan.seed, mixing=plan.mixing)
+        return Mixture(sources, turns, batch=plan.batch, rows=plan.rows, seed=plan.seed, mixing=plan.mixing)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the first views of some records once, in order."""
@@ -86,7 +89,7 @@ class Cached:
             chosen = values[first : first + batch, 0]
             padded = np.zeros((batch, *chosen.shape[1:]), np.float32)
             padded[: len(chosen)] = chosen
-            yield {"image": padded, "valid": np.arange(batch) < len(chosen)}
+            yield {"image": padded[self.plan.rows], "valid": np.arange(batch) < len(chosen)}
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         return values if self.features.last else (values - self.mean) / self.deviation
@@ -114,26 +117,25 @@ def by_class(manifest: Manifest) -> list[list[Record]]:
 
 
 class Mixture:
-    """Endless batches {"image": [B, ...], "label": int32 [B]} of features, mixed as pipelines.classification mixes.
+    """Endless batches {"image": [n, ...], "label": int32 [n]} of features, mixed as pipelines.classification mixes.
 
     `sources` are the features [n, V, ...] of the K real classes, then of the K synthetic ones. The state is the number
     of the next batch; order, mixture and view are a pure function of seed and position.
     """
 
-    def __init__(self, sources: list[np.ndarray], turns: Turns, *, batch: int, seed: int, mixing: str):
-        self._sources, self._turns, self._batch, self._seed, self._next = sources, turns, batch, seed, 0
-        self._mix = partial(MIXTURES[mixing], classes=turns.classes)
+    def __init__(
+        self, sources: list[np.ndarray], turns: Turns, *, batch: int, rows: np.ndarray, seed: int, mixing: str
+    ):
+        self._sources, self._turns, self._seed, self._next = sources, turns, seed, 0
+        self._made = partial(
+            mixed, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=turns.classes
+        )
         self._order = lru_cache(maxsize=4 * len(sources))(self._drawn)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        index, count = _process()
-        own = self._batch // count
-        first = self._next * self._batch + index * own
+        batch = self._made(self._next)
         self._next += 1
-        rows = [self._row(position) for position in range(first, first + own)]
-        picture, label = zip(*rows, strict=True)
-        plain = {"image": np.stack(picture).astype(np.float32), "label": np.array(label, np.int32)}
-        return self._mix(plain, np.random.default_rng((self._seed, first)))
+        return batch
 
     def get_state(self) -> dict:
         """Returns the state for a checkpoint."""
@@ -143,17 +145,13 @@ class Mixture:
         """Goes on from a state."""
         self._next = state["next"]
 
-    def _row(self, position: int) -> tuple[np.ndarray, int]:
+    def _example(self, position: int) -> dict:
         place, turn = self._turns[position]
         source = self._sources[place]
         epoch, row = divmod(turn, len(source))
         view = np.random.default_rng((self._seed, position)).integers(source.shape[1]) if source.shape[1] > 1 else 0
-        return source[self._order(place, epoch)[row], view], place % self._turns.classes
+        image = source[self._order(place, epoch)[row], view].astype(np.float32)
+        return {"image": image, "label": np.int32(place % self._turns.classes)}
 
     def _drawn(self, place: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, place, epoch)).permutation(len(self._sources[place]))
-
-
-def _process() -> tuple[int, int]:
-    """Which of how many processes this is: each makes its own rows of a batch."""
-    return jax.process_index(), jax.process_count()

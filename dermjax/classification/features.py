@@ -83,12 +83,15 @@ class Features:
         lower = jax.jit(partial(self.classifier.lower, last=self.last), out_shardings=sharding.replicated(self.grid))
         trees = jax.device_put((self.params, self.variables), sharding.replicated(self.grid))
         kind = np.float16 if self.last else np.float32
+        side, rows = self.classifier.config["image_size"], sharding.own(self.batch, self.grid)
         with ThreadPoolExecutor(READERS) as pool, bar(len(missing), "features", "images", 0) as progress:
             for first in range(0, len(missing), self.batch):
                 chosen = missing[first : first + self.batch]
-                seen = list(pool.map(partial(self._seen, manifest), chosen))
-                seen += [np.zeros_like(seen[0])] * (self.batch - len(seen))  # the last batch is as large as the others
-                made = np.asarray(lower(*trees, sharding.place(np.stack(seen), self.grid)), kind)
+                seen = pool.map(partial(self._seen, manifest), [chosen[row] for row in rows if row < len(chosen)])
+                filled = np.zeros((len(rows), side, side, 3), np.float32)  # the last batch is as large as the others
+                for row, image in enumerate(seen):
+                    filled[row] = image
+                made = np.asarray(lower(*trees, sharding.place(filled, self.grid)), kind)
                 list(pool.map(self._write, chosen, made[: len(chosen)]))
                 progress.update(len(chosen))
 

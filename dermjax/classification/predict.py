@@ -40,8 +40,10 @@ def write(predict: str, classifier: str, out: str, batch: int) -> None:
         raise UserError(f"{images}: no image to judge; give a folder of images, or a manifest with a test split")
     grid = sharding.mesh(0, 1)
     batch = -(-batch // grid.size) * grid.size
-    say_of = predictor(found, Recipe(last=None), batch, grid)
-    batches = pipelines.evaluation(told, manifest, size=found.config["image_size"], batch=batch)
+    say_of = predictor(found, Recipe(last=None), grid)
+    batches = pipelines.evaluation(
+        told, manifest, size=found.config["image_size"], batch=batch, rows=sharding.own(batch, grid)
+    )
     said = probabilities(say_of(params, variables, batches))
     is_manifest = (images / records.FILE).is_file() or images.is_file()
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -24,11 +24,12 @@ from dermjax.models.classifier import Classifier, Params
 Predict = Callable[[Params, Params, Iterator[dict]], np.ndarray]
 
 
-def predictor(classifier: Classifier, recipe: Recipe, batch: int, grid: Mesh) -> Predict:
+def predictor(classifier: Classifier, recipe: Recipe, grid: Mesh) -> Predict:
     """Returns `predict(params, variables, batches) -> logits float64 [n, L]`, compiled once.
 
-    `batches` are of what the recipe trains on, images or features, with the rows that count as "valid"; they are
-    divided over the mesh `grid`. It raises UserError when a logit is not a finite number.
+    `batches` are of what the recipe trains on, the `sharding.own` rows of images or features, with the rows of the
+    whole batch that count as "valid"; they are divided over the mesh `grid`. Every process gets all logits, in the
+    order of the rows. It raises UserError when a logit is not a finite number.
     """
 
     def forward(params: Params, variables: Params, image: jax.Array) -> jax.Array:
@@ -37,8 +38,7 @@ def predictor(classifier: Classifier, recipe: Recipe, batch: int, grid: Mesh) ->
     compiled = jax.jit(forward, out_shardings=sharding.replicated(grid))
 
     def logits(params: Params, variables: Params, image: np.ndarray) -> np.ndarray:
-        # every process brings the same batch, so with several the first of the copies is the answer
-        return np.asarray(compiled(params, variables, sharding.place(image, grid)), np.float64)[:batch]
+        return np.asarray(compiled(params, variables, sharding.place(image, grid)), np.float64)
 
     def predict(params: Params, variables: Params, batches: Iterator[dict]) -> np.ndarray:
         values = np.concatenate([logits(params, variables, b["image"])[b["valid"]] for b in batches])

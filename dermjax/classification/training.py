@@ -57,7 +57,7 @@ def train(
     recipe = recipes.recipe(config.recipe, config.last_blocks, params)
     plan = Plan(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
-        seed=config.seed, mixing=config.mixing,
+        rows=sharding.own(config.batch, grid), seed=config.seed, mixing=config.mixing,
     )  # fmt: skip
     _tell_cost(config, real, synthetic, recipe, classifier, params, grid)
     source = _source(config, plan, recipe, classifier, params, variables, grid, workdir)
@@ -65,7 +65,7 @@ def train(
     if scaled:
         params = params | {HEAD: heads.standardised(params[HEAD], source.mean, source.deviation)}
     trained, frozen = recipes.divided(params, recipe)
-    predict = predictor(classifier, recipe, config.batch, grid)
+    predict = predictor(classifier, recipe, grid)
     validation, test = real.split("validation"), real.split("test")
 
     def say_of(state: State, frozen: Params, manifest: Manifest, images: list[Record]):

@@ -15,6 +15,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from dermjax.data import images
 
+Batch = dict[str, np.ndarray]
+
 # Of augmented views, for whatever is kept of them: raise it where a policy gives others for the same random numbers
 NUMERIC_VERSION = 1
 # The colour of a lesion is part of its diagnosis: mild.
@@ -107,33 +109,33 @@ def resampled(picture: Image.Image, to_source: np.ndarray) -> Image.Image:
     )
 
 
-def mixup(batch: dict[str, np.ndarray], rng: np.random.Generator, classes: int) -> dict[str, np.ndarray]:
-    """Each image is a weighted mean of two of the batch, and so are the "targets", float32 [B, K]."""
-    other, share = rng.permutation(len(batch["label"])), np.float32(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA))
-    image = share * batch["image"] + (1 - share) * batch["image"][other]
-    return {**batch, "image": image, "targets": _shared(batch["label"], other, share, classes)}
+def mixup(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) -> Batch:
+    """Each image is a weighted mean of it and the other, and so are the "targets", float32 [B, K]."""
+    share = np.float32(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA))
+    image = share * batch["image"] + (1 - share) * other["image"]
+    return {**batch, "image": image, "targets": _shared(batch["label"], other["label"], share, classes)}
 
 
-def cutmix(batch: dict[str, np.ndarray], rng: np.random.Generator, classes: int) -> dict[str, np.ndarray]:
-    """A window of each image shows another of the batch; the "targets", float32 [B, K], are shared by area."""
-    image, other = batch["image"].copy(), rng.permutation(len(batch["label"]))
+def cutmix(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) -> Batch:
+    """A window of each image shows the other; the "targets", float32 [B, K], are shared by area."""
+    image = batch["image"].copy()
     side = image.shape[1]
     cut = np.sqrt(rng.beta(CUTMIX_ALPHA, CUTMIX_ALPHA)) * side / 2
     centre = rng.uniform(0, side, 2)
     (top, left), (bottom, right) = np.clip(np.rint([centre - cut, centre + cut]), 0, side).astype(int)
-    image[:, top:bottom, left:right] = batch["image"][other, top:bottom, left:right]
+    image[:, top:bottom, left:right] = other["image"][:, top:bottom, left:right]
     share = np.float32(1 - (bottom - top) * (right - left) / side**2)
-    return {**batch, "image": image, "targets": _shared(batch["label"], other, share, classes)}
+    return {**batch, "image": image, "targets": _shared(batch["label"], other["label"], share, classes)}
 
 
-def unmixed(batch: dict[str, np.ndarray], rng: np.random.Generator, classes: int) -> dict[str, np.ndarray]:
+def unmixed(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) -> Batch:
     """The batch as it is, without "targets"."""
     return batch
 
 
 def _shared(label: np.ndarray, other: np.ndarray, share: np.float32, classes: int) -> np.ndarray:
-    hot = np.eye(classes, dtype=np.float32)[label]
-    return share * hot + (1 - share) * hot[other]
+    hot = np.eye(classes, dtype=np.float32)
+    return share * hot[label] + (1 - share) * hot[other]
 
 
 def _about_one(rng: np.random.Generator, share: float) -> float:

@@ -1,10 +1,11 @@
 """Batches for training and evaluation, by grain: endless, reproducible by seed, resumable at any batch.
 
 The state of an iterator is the index of its next batch: everything else (order, mixture, augmentation) is a pure
-function of seed and index, so a resumed run sees what it would have seen. Of n processes each makes its own rows of a
-batch, the i-th those from i B / n on, so that together they make what one process would.
+function of seed and index, so a resumed run sees what it would have seen. Of several processes each makes the rows of a
+batch that it is asked for, and together they make what one process would, whichever rows whose are: the state is the
+same for all of them.
 
-Shapes: B batch over all processes, S side of the square images, K classes.
+Shapes: B batch over all processes, n rows of it that are made here, S side of the square images, K classes.
 """
 
 import sys
@@ -29,7 +30,6 @@ THREADS = 4  # batches in the making; the arithmetic and the decoding release Py
 MEMORY_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # slicing arrays is faster than a thread
 FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at most this denominator
 MIXING = 2**31  # apart from the seeds of the examples
-ALONE = (0, 1)  # which of how many processes
 
 
 def arrays(
@@ -37,21 +37,26 @@ def arrays(
     *,
     batch: int,
     seed: int,
-    process: tuple[int, int] = ALONE,
+    rows: np.ndarray | None = None,
     epoch: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """Endless batches of rows {name: [B / n, ...]} of arrays with one common length, in a new order every epoch.
+    """Endless batches {name: [n, ...]} of entries of arrays with one common length, in a new order every epoch.
 
-    epoch: int [M], the rows that make one epoch, in which a row may stand several times; None is each once.
+    rows: int [n], which rows of a batch to make, ascending; None is all. epoch: int [M], the entries that make one
+    epoch, in which an entry may stand several times; None is each once.
     """
     lengths = {name: len(array) for name, array in data.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"arrays must have one common length above 0, not {lengths}")
     if epoch is None:
         epoch = np.arange(next(iter(lengths.values())))
-    places = _share(_epochs(len(epoch), seed=(seed,)), batch, process)
-    batches = places.batch(batch // process[1]).map(lambda chosen: {name: a[epoch[chosen]] for name, a in data.items()})
-    return iter(batches.to_iter_dataset(MEMORY_READS))
+    entries, rows = _epochs(len(epoch), seed=(seed,)), np.arange(batch) if rows is None else rows
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        chosen = epoch[[entries[number * batch + row] for row in rows.tolist()]]
+        return {name: array[chosen] for name, array in data.items()}
+
+    return iter(_numbers().map(make).to_iter_dataset(MEMORY_READS))
 
 
 def classification(
@@ -64,18 +69,18 @@ def classification(
     synthetic_fraction: float,
     augment: str,
     mixing: str = "none",
-    process: tuple[int, int] = ALONE,
+    rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """Endless training batches {"image": float32 [B / n, S, S, 3] in [-1, 1], "label": int32 [B / n]}.
+    """Endless training batches {"image": float32 [n, S, S, 3] in [-1, 1], "label": int32 [n]}.
 
     Real and synthetic images alternate at exactly `synthetic_fraction` (0 when there is no synthetic manifest), and
     within each the classes take turns, so every prefix is balanced to within one image. augment: a name of POLICIES.
-    mixing: a name of MIXTURES; "mixup" and "cutmix" mix within the rows of a process and add "targets", float32
-    [B / n, K]. Raises UserError when a class has no image on a side that is drawn from, or the manifests do not belong
-    together.
+    mixing: a name of MIXTURES; "mixup" and "cutmix" mix within a batch and add "targets", float32 [n, K]. rows: int
+    [n], which rows of a batch to make, ascending; None is all. Raises UserError when a class has no image on a side
+    that is drawn from, or the manifests do not belong together.
     """
     policy = _chosen("augment", augment, POLICIES)
-    mixture = _chosen("mixing", mixing, MIXTURES)
+    _chosen("mixing", mixing, MIXTURES)
     fraction = Fraction(synthetic_fraction).limit_denominator(FINEST_MIXTURE) if synthetic else Fraction(0)
     if not 0 <= fraction <= 1:
         raise UserError(f"synthetic_fraction {synthetic_fraction}: give a share between 0 and 1")
@@ -86,38 +91,66 @@ def classification(
 
     sources, first = [], 0
     for place, (_, records) in enumerate(classes):
-        rows, label = _epochs(len(records), seed=(seed, place)), np.int32(place % len(real.labels))
-        sources.append(rows.map(partial(_example, picture=picture, first=first, label=label)))
+        entries, label = _epochs(len(records), seed=(seed, place)), np.int32(place % len(real.labels))
+        sources.append(entries.map(partial(_example, picture=picture, first=first, label=label)))
         first += len(records)
     turns = Turns(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
-    mixed = grain.MapDataset.select_from_datasets(sources, turns)
-    examples = mixed.random_map(partial(_augmented, policy=policy), seed=seed)
-    batches = _share(examples, batch, process).batch(batch // process[1])
-    batches = batches.random_map(partial(mixture, classes=len(real.labels)), seed=(seed + MIXING + process[0]) % 2**32)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
+    alternating = grain.MapDataset.select_from_datasets(sources, turns)
+    examples = alternating.random_map(partial(_augmented, policy=policy), seed=seed)
+    make = partial(
+        mixed, examples.__getitem__, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=len(real.labels)
+    )
+    return iter(_numbers().map(make).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
 
 
-def evaluation(records: list[Record], manifest: Manifest, *, size: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """The records once, in order: {"image": float32 [B, S, S, 3], "label": int32 [B], "valid": bool [B]}.
+def evaluation(
+    records: list[Record], manifest: Manifest, *, size: int, batch: int, rows: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The records once, in order: {"image": float32 [n, S, S, 3], "valid": bool [B]}.
 
-    The next batches are decoded while one is used. The last is filled up to B with grey images that are not valid, so
-    that a jitted step compiles once.
+    rows: int [n], which rows of a batch to make, ascending; None is all. The next batches are decoded while one is
+    used. The last is filled up to B with grey images that are not valid, so that a jitted step compiles once.
     """
+    rows = np.arange(batch) if rows is None else rows
     with ThreadPoolExecutor(THREADS) as pool:
 
         def decoding(chosen: list[Record]) -> list[Future]:
-            return [pool.submit(images.load, manifest.path(record), size) for record in chosen]
+            here = [chosen[row] for row in rows if row < len(chosen)]
+            return [pool.submit(images.load, manifest.path(record), size) for record in here]
 
         parts = [records[first : first + batch] for first in range(0, len(records), batch)]
         coming = deque(decoding(part) for part in parts[:AHEAD])
         for place, chosen in enumerate(parts):
             decoded = [each.result() for each in coming.popleft()]
             coming.extend(decoding(part) for part in parts[place + AHEAD : place + AHEAD + 1])
-            valid = np.arange(batch) < len(chosen)
-            image, label = np.zeros((batch, size, size, 3), np.float32), np.zeros(batch, np.int32)
-            image[valid] = images.to_model(np.stack(decoded))
-            label[valid] = [manifest.labels.index(record.label) for record in chosen]
-            yield {"image": image, "label": label, "valid": valid}
+            image = np.zeros((len(rows), size, size, 3), np.float32)
+            if decoded:
+                image[: len(decoded)] = images.to_model(np.stack(decoded))
+            yield {"image": image, "valid": np.arange(batch) < len(chosen)}
+
+
+def mixed(
+    example: Callable[[int], dict],
+    number: int,
+    *,
+    batch: int,
+    rows: np.ndarray | None,
+    seed: int,
+    mixing: str,
+    classes: int,
+) -> dict[str, np.ndarray]:
+    """The rows of the batch `number` out of endless examples by their position, mixed as MIXTURES[mixing].
+
+    Which row is mixed with which, and how, is drawn for the whole batch, so rows are the same whoever makes them. The
+    partners of rows that others make are made here too.
+    """
+    rng = np.random.default_rng((seed, MIXING, number))
+    rows = np.arange(batch) if rows is None else rows
+    others = rows if mixing == "none" else rng.permutation(batch)[rows]
+    found = {row: example(number * batch + row) for row in map(int, dict.fromkeys((*rows, *others)))}
+    own = _stacked([found[row] for row in rows])
+    other = own if others is rows else _stacked([found[row] for row in others])
+    return MIXTURES[mixing](own, other, rng, classes)
 
 
 @dataclass(frozen=True)
@@ -141,31 +174,13 @@ class Turns(grain.transforms.DatasetSelectionMap):
         return side + drawn % self.classes, drawn // self.classes
 
 
-@dataclass(frozen=True)
-class Rows(grain.transforms.DatasetSelectionMap):
-    """The positions of one process: of every batch of `whole`, the `own` from `first` on."""
-
-    whole: int
-    first: int
-    own: int
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, position: int) -> tuple[int, int]:
-        batch, row = divmod(position, self.own)
-        return 0, batch * self.whole + self.first + row
+def _numbers() -> grain.MapDataset:
+    """0, 1, 2 …: of the batches, without end."""
+    return grain.MapDataset.range(sys.maxsize)
 
 
-def _share(examples: grain.MapDataset, batch: int, process: tuple[int, int]) -> grain.MapDataset:
-    """The rows of one process out of endless examples; UserError when a batch does not divide."""
-    index, count = process
-    if batch % count:
-        raise UserError(f"batch = {batch} does not divide over {count} processes; give a multiple")
-    if count == 1:
-        return examples
-    own = batch // count
-    return grain.MapDataset.select_from_datasets([examples], Rows(whole=batch, first=index * own, own=own))
+def _stacked(examples: list[dict]) -> dict[str, np.ndarray]:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def _chosen(what: str, name: str, known: dict[str, Callable]) -> Callable:

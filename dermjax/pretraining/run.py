@@ -78,7 +78,9 @@ def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, c
         c = config.autoencoder[phase]
         optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                      weight_decay=0.0, clip=1.0)  # fmt: skip
-        batches = pipelines.arrays({"row": np.arange(len(images))}, batch=c.batch, seed=config.seed)
+        batches = pipelines.arrays(
+            {"row": np.arange(len(images))}, batch=c.batch, seed=config.seed, rows=sharding.own(c.batch, grid)
+        )
         state = fit(
             autoencoder.loss(sd, kl=c.kl, **c.weights),
             create({"vae": params["vae"]}, {}, optimizer, ema=True), {}, Crops(batches, images, c.size),
@@ -116,7 +118,10 @@ def train_decoder(sd: StableDiffusion, params: Params, images, moments, config, 
     half = {name: params["vae"][name] for name in DECODER}
     optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                  weight_decay=0.0, clip=1.0)  # fmt: skip
-    batches = pipelines.arrays({"row": np.arange(len(images)), "moments": moments}, batch=c.batch, seed=config.seed)
+    batches = pipelines.arrays(
+        {"row": np.arange(len(images)), "moments": moments}, batch=c.batch, seed=config.seed,
+        rows=sharding.own(c.batch, grid),
+    )  # fmt: skip
     state = fit(
         autoencoder.decoder_loss(sd, **c.weights), create({"vae": half}, {}, optimizer, ema=True),
         {"vae": {name: params["vae"][name] for name in params["vae"] if name not in DECODER}},
@@ -151,7 +156,9 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
 
     state = fit(
         loss, create({name: params[name] for name in ("text_encoder", "unet")}, {}, optimizer, ema=True), {},
-        pipelines.arrays({"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed),
+        pipelines.arrays(
+            {"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed, rows=sharding.own(c.batch, grid)
+        ),
         optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, accumulate=1, mesh=grid,
         rules=sharding.RULES, workdir=workdir, title="diffusion", save_every=config.save_every,
         log_every=config.log_every,

@@ -50,15 +50,16 @@ def _encode(
         return jnp.stack(jnp.split(sd.encode({"vae": vae}, flipped), 2), axis=1)
 
     batch = -(-batch // grid.size) * grid.size
-    own = sharding.own(batch)
+    own = sharding.own(batch, grid)
     step = jax.jit(both, out_shardings=sharding.replicated(grid))
     vae = jax.device_put(params["vae"], sharding.replicated(grid))
     rows = []
     with bar(len(sources), "latents", "images", 0) as progress:
         for at in range(0, len(sources), batch):
             some = sources[at : at + batch]
-            pixels = [images.load(manifest.path(record), size) for manifest, record in some[own]]
-            filled = np.zeros((own.stop - own.start, size, size, 3), np.uint8)
+            mine = [some[row] for row in own if row < len(some)]
+            pixels = [images.load(manifest.path(record), size) for manifest, record in mine]
+            filled = np.zeros((len(own), size, size, 3), np.uint8)
             filled[: len(pixels)] = np.reshape(pixels, (-1, size, size, 3))
             encoded = step(vae, sharding.place(images.to_model(filled), grid))
             rows.append(np.asarray(encoded, np.float16)[: len(some)])

@@ -106,7 +106,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     state = fit(
         loss(**config.loss), create(trained, {}, optimizer, ema=config.ema_decay > 0), constants,
         pipelines.arrays(
-            rows(shown), batch=config.batch, seed=config.seed, process=sharding.process(), epoch=shown.epoch
+            rows(shown), batch=config.batch, seed=config.seed, rows=sharding.own(config.batch, grid), epoch=shown.epoch
         ),
         optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
         accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="tune",

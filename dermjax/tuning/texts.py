@@ -59,7 +59,7 @@ def _encoded(sd: StableDiffusion, text: Params, tokens: np.ndarray, batch: int, 
     with bar(len(tokens), "contexts", "prompts", 0) as progress:
         for at in range(0, len(tokens), batch):
             some = tokens[at : at + batch]
-            filled = np.resize(some, (batch, tokens.shape[1]))[sharding.own(batch)]
+            filled = np.resize(some, (batch, tokens.shape[1]))[sharding.own(batch, grid)]
             rows.append(np.asarray(step(text, sharding.place(filled, grid)))[: len(some)])
             progress.update(len(some))
     return np.concatenate(rows)

@@ -43,7 +43,7 @@ def evaluator(loss: Loss, rows: dict[str, np.ndarray], draws: int, batch: int, m
     def evaluate(state: State, constants: dict) -> dict[str, float]:
         total = 0.0
         for number, at in enumerate(range(0, len(place), batch)):
-            part = {name: array[at : at + batch][sharding.own(batch)] for name, array in chosen.items()}
+            part = {name: array[at : at + batch][sharding.own(batch, mesh)] for name, array in chosen.items()}
             total += batch * float(step(state.smooth, constants, sharding.place(part, mesh), np.int32(number)))
         return {"validation_loss": total / count}
 

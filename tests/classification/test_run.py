@@ -214,7 +214,7 @@ def test_logits_that_are_no_numbers_are_counted():
         def logits(self, params, variables, image, *, train):
             return jnp.where(jnp.arange(4)[:, None] > 0, image.mean((1, 2)), jnp.nan), variables
 
-    predict = predictor(Broken(), Recipe(last=None), 4, sharding.mesh(1, 1))
+    predict = predictor(Broken(), Recipe(last=None), sharding.mesh(1, 1))
     batch = {"image": np.zeros((4, 2, 2, 3), np.float32), "valid": np.ones(4, bool)}
     with pytest.raises(UserError, match="1 of 4 predictions are not finite"):
         predict({}, {}, iter([batch]))

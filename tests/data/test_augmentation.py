@@ -94,7 +94,8 @@ def batch():
 def test_the_targets_of_a_mixture_are_the_shares_of_what_is_seen(name):
     whole = batch()
     for seed in range(10):
-        out = augmentation.MIXTURES[name](whole, rng(seed), 3)
+        other = {key: values[rng(seed).permutation(8)] for key, values in whole.items()}
+        out = augmentation.MIXTURES[name](whole, other, rng(seed), 3)
         np.testing.assert_allclose(out["targets"].sum(-1), 1, rtol=1e-6)
         seen = out["image"].mean((1, 2, 3))
         np.testing.assert_allclose(seen, out["targets"] @ (np.arange(3) / 2 - 0.5), atol=1e-5)
@@ -104,4 +105,4 @@ def test_the_targets_of_a_mixture_are_the_shares_of_what_is_seen(name):
 
 def test_no_mixture_is_the_same_batch():
     whole = batch()
-    assert augmentation.unmixed(whole, rng(), 3) is whole
+    assert augmentation.unmixed(whole, whole, rng(), 3) is whole

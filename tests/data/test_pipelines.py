@@ -155,9 +155,7 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(rea
     valid = np.concatenate([batch["valid"] for batch in batches])
     red = images.from_model(np.concatenate([batch["image"] for batch in batches]))[valid, 0, 0, 0]
     np.testing.assert_array_equal(red, range(8))
-    labels = np.concatenate([batch["label"] for batch in batches])
-    np.testing.assert_array_equal(labels[valid], [0] * 5 + [1] * 3)
-    assert labels.dtype == np.int32 and batches[0]["image"].dtype == np.float32
+    assert batches[0]["image"].dtype == np.float32
 
 
 def test_evaluation_decodes_ahead_of_what_is_asked_for_but_not_all(real, monkeypatch):
@@ -169,24 +167,63 @@ def test_evaluation_decodes_ahead_of_what_is_asked_for_but_not_all(real, monkeyp
     assert len(list(batches)) == 3 and len(decoded) == len(real.records)
 
 
+DIVISIONS = {  # the rows of a batch of eight that each process makes
+    "blocks": ([0, 1, 2, 3], [4, 5, 6, 7]),
+    "in turns": ([0, 1, 4, 5], [2, 3, 6, 7]),
+    "three, unequal": ([3, 7], [0], [1, 2, 4, 5, 6]),
+}
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("mixing", ["none", "mixup", "cutmix"])
 @pytest.mark.parametrize("augment", ["none", "strong"])
-def test_processes_make_together_what_one_makes_alone(real, synthetic, augment):
-    alone = mixture(real, synthetic, augment=augment, process=(0, 1))
-    together = [mixture(real, synthetic, augment=augment, process=(index, 2)) for index in range(2)]
+def test_processes_make_together_what_one_makes_alone(real, synthetic, augment, mixing, division):
+    def made(rows):
+        return mixture(real, synthetic, augment=augment, mixing=mixing, rows=rows)
+
+    alone, parts = made(None), [(rows, made(np.array(rows))) for rows in DIVISIONS[division]]
     for _ in range(3):
-        whole, parts = next(alone), [next(part) for part in together]
-        for name in whole:
-            np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))
+        whole = next(alone)
+        for rows, batches in parts:
+            part = next(batches)
+            for name in whole:
+                np.testing.assert_array_equal(part[name], whole[name][rows])
+            assert batches.get_state() == alone.get_state()
 
 
-def test_arrays_are_divided_over_processes_and_go_on_from_a_state():
-    data = {"row": np.arange(11)}
-    alone = pipelines.arrays(data, batch=6, seed=2)
-    together = [pipelines.arrays(data, batch=6, seed=2, process=(index, 3)) for index in range(3)]
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_arrays_are_divided_over_processes_and_go_on_on_any_other_division(division):
+    def made(rows=None):
+        return pipelines.arrays({"row": np.arange(11)}, batch=8, seed=2, rows=rows)
+
+    alone, parts = made(), [(rows, made(np.array(rows))) for rows in DIVISIONS[division]]
     for _ in range(5):
-        parts = np.concatenate([next(part)["row"] for part in together])
-        np.testing.assert_array_equal(next(alone)["row"], parts)
-    assert_same_continuation(lambda: pipelines.arrays(data, batch=6, seed=2, process=(1, 3)))
+        whole = next(alone)["row"]
+        for rows, batches in parts:
+            np.testing.assert_array_equal(next(batches)["row"], whole[rows])
+            assert batches.get_state() == alone.get_state()
+    again = made()
+    again.set_state(json.loads(json.dumps(parts[0][1].get_state())))
+    np.testing.assert_array_equal(next(again)["row"], next(alone)["row"])
+    assert_same_continuation(lambda: made(np.array(DIVISIONS[division][-1])))
+
+
+def test_a_process_decodes_its_own_rows_only(real, monkeypatch):
+    monkeypatch.setattr(pipelines, "CACHE_BYTES", 0)
+    decoded, load = [], images.load
+    monkeypatch.setattr(images, "load", lambda path, size: decoded.append(path.name) or load(path, size))
+    rows = np.array([1, 4])
+    batches = list(pipelines.evaluation(real.records, real, size=SIZE, batch=5, rows=rows))
+    assert sorted(decoded) == ["1.png", "4.png", "6.png"]  # of the second batch there are three
+    assert [batch["valid"].tolist() for batch in batches] == [[True] * 5, [True] * 3 + [False] * 2]
+    red = images.from_model(np.stack([batch["image"] for batch in batches]))[:, :, 0, 0, 0]
+    assert red[0].tolist() == [1, 4] and red[1, 0] == 6
+    decoded.clear()
+    made = pipelines.mixed(
+        lambda position: {"label": np.int32(decoded.append(position) or 0), "image": np.zeros((4, 4, 3))},
+        3, batch=8, rows=rows, seed=0, mixing="none", classes=2,
+    )  # fmt: skip
+    assert len(made["label"]) == 2 and decoded == [25, 28]
 
 
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
@@ -202,7 +239,6 @@ def test_mixed_batches_have_targets_and_go_on_from_a_state(real, synthetic, mixi
     [
         ({"augment": "wild"}, "augment 'wild': there are none, mild, strong, randaugment"),
         ({"mixing": "blend"}, "mixing 'blend': there are none, mixup, cutmix"),
-        ({"process": (0, 3)}, "batch = 8 does not divide over 3 processes"),
     ],
 )
 def test_what_is_not_known_is_refused(real, asked, told):

@@ -21,21 +21,21 @@ def loss(params, variables, constants, batch, key):
     return jnp.square(error).mean(), ({"seen": seen}, {"bias": params["bias"].mean()})
 
 
-def trained(workdir, steps, *, devices=1, rate=0.2, **changes):
+def trained(workdir, steps, *, devices=1, fsdp=1, rate=0.2, **changes):
     """One run of the loop, eight examples a step; other processes import it from here."""
-    rng = np.random.default_rng(0)
+    rng, mesh = np.random.default_rng(0), sharding.mesh(devices, fsdp)
     x = rng.normal(size=(64, 4)).astype(np.float32)
     data = {"x": x, "y": (x @ np.arange(1, 5, dtype=np.float32))[:, None]}
     optimizer = optimizers.build("adamw", rate=rate, warmup=2, steps=20, schedule="cosine", weight_decay=0.1, clip=1.0)
     params = {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros((1,))}
     settings = {
         "optimizer": optimizer, "seed": 3, "steps": steps, "ema_decay": 0.9, "accumulate": 1,
-        "mesh": sharding.mesh(devices, 1), "rules": sharding.RULES, "workdir": workdir, "title": "line",
+        "mesh": mesh, "rules": sharding.RULES, "workdir": workdir, "title": "line",
         "save_every": 5, "log_every": 3,
     }  # fmt: skip
     state = create(params, {"seen": jnp.zeros((), jnp.int32)}, optimizer, ema=True)
     constants = {"scale": jnp.array(2.0)}
-    batches = pipelines.arrays(data, batch=8, seed=1, process=sharding.process())
+    batches = pipelines.arrays(data, batch=8, seed=1, rows=sharding.own(8, mesh))
     return fit(loss, state, constants, batches, **(settings | changes))
 
 

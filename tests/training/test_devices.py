@@ -1,7 +1,6 @@
 """The same run on one device and on many, in one process and in two."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -32,25 +31,72 @@ def test_one_device_equals_eight(train, tmp_path, devices):
     np.testing.assert_allclose(one.ema["kernel"], many["ema"], rtol=1e-5)
 
 
-def test_one_process_equals_two(train, tmp_path):
+ROWS = """
+import numpy as np
+from dermjax import sharding
+whole = np.arange(72, dtype=np.float32).reshape(24, 3)
+for order in (0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3), (3, 1, 0, 2):
+    permuted(order)
+    for data, fsdp in (4, 1), (2, 2), (1, 4), (3, 1):
+        grid = sharding.mesh(data, fsdp)
+        own = sharding.own(24, grid)
+        here = [device.process_index == jax.process_index() for device in grid.devices.flat]
+        np.testing.assert_array_equal(own, np.flatnonzero(np.repeat(here, 24 // grid.size)))
+        placed = sharding.place({'x': whole[own]}, grid)['x']
+        for shard in placed.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index])
+        back = jax.jit(lambda x: x + 0, out_shardings=sharding.replicated(grid))(placed)
+        np.testing.assert_array_equal(back, whole)
+permuted((0, 1, 2, 3))
+try:
+    sharding.mesh(2, 1)
+except sharding.UserError as error:
+    print(error)
+"""
+
+
+def test_rows_lie_where_the_sharding_says_in_any_order_of_devices(permuted, joined):
+    """Two processes of two devices, in four orders, as meshes with shards and with devices that one process has not."""
+    said = joined(permuted([0, 1, 2, 3]) + ROWS, devices=2)
+    told = "mesh 2 x 1 leaves process 1 without a device; make the mesh larger"
+    assert [each.splitlines()[-1] for each in said] == [told] * 2
+
+
+def test_a_batch_that_is_not_of_this_process_s_rows_is_refused():
+    class Grid:
+        local_devices = (0, 1)
+
+    with pytest.raises(ValueError, match="3 rows do not divide over 2 devices"):
+        sharding.place(np.zeros((3, 1)), Grid())
+
+
+@pytest.mark.parametrize(
+    "order, fsdp",
+    [
+        pytest.param([0, 1, 2, 3], 1, id="blocks", marks=pytest.mark.slow),
+        pytest.param([0, 2, 1, 3], 1, id="in turns"),
+        pytest.param([3, 0, 2, 1], 2, id="shards"),
+    ],
+)
+def test_one_process_equals_two_in_any_order_of_devices(train, tmp_path, permuted, joined, order, fsdp):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import jax; jax.distributed.initialize(sys.argv[3], 2,"
-        "int(sys.argv[4])); import pathlib, numpy as np, conftest;"
-        "s = conftest.trained(pathlib.Path(sys.argv[2]), 10, devices=2);"
-        "int(sys.argv[4]) or np.savez(sys.argv[2] + '/final.npz', kernel=s.params['kernel'], ema=s.ema['kernel'])"
+        "sys.path.insert(0, sys.argv[1]); import pathlib, numpy as np, conftest\n"
+        "folder, fsdp = pathlib.Path(sys.argv[2]), int(sys.argv[3])\n"
+        "s = conftest.trained(folder, 10, devices=4 // fsdp, fsdp=fsdp)\n"
+        "jax.process_index() or np.savez(folder / 'final.npz', kernel=s.params['kernel'], ema=s.ema['kernel'])"
     )
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    given = [os.path.dirname(__file__), str(tmp_path / "two"), f"localhost:{port}"]
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, *given, str(index)], env=environment, stderr=subprocess.PIPE)
-        for index in range(2)
-    ]
-    for process in both:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said.decode()
+    joined(permuted(order) + code, os.path.dirname(__file__), tmp_path / "two", fsdp, devices=2)
     one, two = train(tmp_path / "one", 10), np.load(tmp_path / "two" / "final.npz")
     np.testing.assert_allclose(one.params["kernel"], two["kernel"], rtol=1e-5)
     np.testing.assert_allclose(one.ema["kernel"], two["ema"], rtol=1e-5)
+
+
+def test_a_checkpoint_goes_on_in_another_order_of_devices(train, tmp_path, permuted, joined):
+    code = (
+        "sys.path.insert(0, sys.argv[1]); import pathlib, conftest\n"
+        "conftest.trained(pathlib.Path(sys.argv[2]), 5, devices=4)"
+    )
+    joined(permuted([2, 0, 3, 1]) + code, os.path.dirname(__file__), tmp_path / "two", devices=2)
+    one, resumed = train(tmp_path / "one", 10), train(tmp_path / "two", 10)
+    np.testing.assert_allclose(one.params["kernel"], resumed.params["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(one.ema["kernel"], resumed.ema["kernel"], rtol=1e-5)
