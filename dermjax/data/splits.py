@@ -1,9 +1,17 @@
 """Which image is for training, validation or test, without leaks: what shows one lesion stays on one side.
 
-The side of a group of images is drawn by a hash of its identity and the seed, its lot in [0, 1), so an image keeps its
-side when others are added, renamed or removed. The same thresholds hold for every class, hence the classes are divided
-alike up to chance. Stratified, a group's lot is its rank within its class and source, so that shares are exact; then
-an image keeps its side only because an earlier manifest says so. What an earlier manifest placed stays in either case.
+One member decides for its group of images: of those with the widest known identity, patient before lesion before bytes,
+the first in order. A hash of that identity and the seed is the group's lot in [0, 1), which says its side. So a group
+keeps its side when other groups come and go, when images are renamed or listed in another order, and when it is joined
+by more photographs of the patient or lesion that decides, or by copies whose identity is narrower or later. Who joins
+with an identity that comes first decides from then on, and takes the group to the side where it would be alone; an
+image that joins two groups takes both to the side of one. No rule that knows only the images can do better: if one more
+member never moved a group, {a}, {a, b} and {b} would be on one side, for any a and b. What remembers is an earlier
+manifest: what it placed stays there, whoever joins.
+
+The same thresholds hold for every class, hence the classes are divided alike up to chance; a split that chance leaves
+without a class is given one of its groups. Stratified, a group's lot is its rank within its class and source, so that
+shares are exact; then an image keeps its side only because an earlier manifest says so.
 """
 
 import hashlib
@@ -60,12 +68,13 @@ def assign(
         if _is_open(record):
             open_groups[group].append(record)
     kept = {group: _placed(members, placed) for group, members in open_groups.items()}
-    lots = {group: _lot(members, seed) for group, members in open_groups.items() if not kept[group]}
+    deciding = {group: _deciding(members) for group, members in open_groups.items() if not kept[group]}
+    lots = {group: _lot(member, seed) for group, member in deciding.items()}
     if stratified:
-        lots = _ranks(lots, open_groups)
+        lots = _ranks(lots, deciding, {group: len(open_groups[group]) for group in lots})
     lots = {group: (lot - turn) % 1 for group, lot in lots.items()}
     drawn = {group: side for group, side in kept.items() if side}
-    drawn |= {group: _drawn(lot, shares[open_groups[group][0].source]) for group, lot in lots.items()}
+    drawn |= {group: _drawn(lot, shares[deciding[group].source]) for group, lot in lots.items()}
     for label in sorted({record.label for record in records if record.kept}):
         of_class = [group for group, members in open_groups.items() if label in {member.label for member in members}]
         drawn |= _filled(label, {group: drawn[group] for group in of_class}, ["train", *carved], lots)
@@ -102,14 +111,29 @@ def _is_open(record: Record) -> bool:
     return record.kept and record.split in ("", "train")
 
 
-def _lot(members: Sequence[Record], seed: int) -> float:
-    """The random number in [0, 1) of a group, by its widest known identity: patient, else lesion, else bytes."""
+def _widest(record: Record) -> str:
+    """The name of a record's widest known identity: patient, else lesion, else bytes."""
     for name in reversed(IDENTITIES):
-        known = sorted(getattr(member, name) for member in members if getattr(member, name))
-        if known:
-            digest = hashlib.sha256(f"{seed}/{name}/{known[0]}".encode()).digest()
-            return int.from_bytes(digest[:8], "big") / 2**64
-    raise ValueError(f"{members[0].image}: a record without sha256 cannot be assigned to a split")
+        if getattr(record, name):
+            return name
+    raise ValueError(f"{record.image}: a record without sha256 cannot be assigned to a split")
+
+
+def _deciding(members: Sequence[Record]) -> Record:
+    """The member that decides for its group, whatever the order of the records."""
+
+    def order(member: Record) -> tuple:
+        name = _widest(member)
+        return -IDENTITIES.index(name), getattr(member, name), member.source, member.sha256
+
+    return min(members, key=order)
+
+
+def _lot(member: Record, seed: int) -> float:
+    """The random number in [0, 1) of the group that a member decides for."""
+    name = _widest(member)
+    digest = hashlib.sha256(f"{seed}/{name}/{getattr(member, name)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _placed(members: Sequence[Record], placed: Mapping[tuple[str, str], str]) -> str:
@@ -121,14 +145,14 @@ def _placed(members: Sequence[Record], placed: Mapping[tuple[str, str], str]) ->
     return next(iter(sides), "")
 
 
-def _ranks(lots: Mapping[int, float], groups: Mapping[int, Sequence[Record]]) -> dict[int, float]:
+def _ranks(lots: Mapping[int, float], deciding: Mapping[int, Record], images: Mapping[int, int]) -> dict[int, float]:
     """Each group's place among its class and source, counted in images and in order of the lots, in [0, 1)."""
     strata = defaultdict(list)
     for group in sorted(lots, key=lots.get):
-        strata[groups[group][0].label, groups[group][0].source].append(group)
+        strata[deciding[group].label, deciding[group].source].append(group)
     ranks = {}
     for stratum in strata.values():
-        sizes = np.array([len(groups[group]) for group in stratum])
+        sizes = np.array([images[group] for group in stratum])
         ranks |= dict(zip(stratum, ((np.cumsum(sizes) - sizes / 2) / sizes.sum()).tolist(), strict=True))
     return ranks
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dermjax.data import splits
 from dermjax.data.records import Record
@@ -60,6 +62,65 @@ def test_a_group_stays_together_whatever_ties_it():
     done = assigned(records, groups)
     for group in range(groups.max() + 1):
         assert len({each.split for each, of in zip(done, groups, strict=True) if of == group}) == 1
+
+
+names = st.sampled_from(["", *"abcd"])
+members = st.builds(
+    lambda number, label, lesion, patient: record(str(number), label, lesion_id=lesion, patient_id=patient),
+    st.integers(0, 10**6),
+    st.sampled_from(["benign", "malignant"]),
+    names,
+    names,
+)
+near = st.lists(members, min_size=2, max_size=7, unique_by=lambda member: member.image)
+
+
+def divided(*group, **changes):
+    """Eighty groups of one image, which fill every split, and after them a group, with their splits."""
+    return assigned([*many(40), *group], np.array([*range(80), *[80] * len(group)]), **changes)
+
+
+def side(*group, **changes):
+    """The side of a group among others."""
+    (found,) = {member.split for member in divided(*group, **changes)[80:]}
+    return found
+
+
+@given(near)
+def test_one_more_near_duplicate_moves_a_group_only_to_where_it_would_be_alone_and_no_other_group(found):
+    *group, joining = found
+    after = side(*group, joining)
+    assert after in (side(*group), side(joining)) and side(joining, *group[::-1]) == after
+    assert divided(*group, joining)[:80] == divided(*group)[:80]
+
+
+@given(near)
+def test_copies_with_a_narrower_or_later_identity_do_not_move_a_group(found):
+    """Whoever is last in the order of patients, lesions and bytes joins those before."""
+
+    def order(member):
+        patient, lesion = member.patient_id, member.lesion_id
+        return (not patient, patient, not lesion or bool(patient), "" if patient else lesion, member.sha256)
+
+    *group, joining = sorted(found, key=order)
+    assert side(*group, joining) == side(*group)
+
+
+@given(near, st.booleans())
+def test_what_an_earlier_manifest_placed_stays_whoever_joins(found, stratified):
+    *group, joining = found
+    earlier = divided(*group, stratified=stratified)
+    later = divided(*group, joining, stratified=stratified, placed=splits.placements(earlier))
+    assert later[:-1] == earlier and later[-1].split == earlier[-1].split
+
+
+def test_the_order_of_records_and_of_sources_changes_no_side():
+    """A source that gives a test split, and another that gives none, have photographs of the same lesions."""
+    given_test = [record(f"given{i}", "a", "test", source="gives") for i in range(9)]
+    pairs = [[record(f"{s}{i}", "a", source=s, lesion_id=str(i)) for s in ("gives", "none")] for i in range(60)]
+    found = [sides(assigned([*given_test, *(record for pair in pairs for record in pair[::step])],
+                            np.array([*range(9), *np.repeat(np.arange(9, 69), 2)]))) for step in (1, -1)]  # fmt: skip
+    assert found[0] == found[1]
 
 
 def test_a_lesion_keeps_its_side_when_a_photograph_of_it_is_added():
