@@ -29,7 +29,13 @@ def said(workdir):
     return list(rows), np.array(list(rows.values())), np.array(curves)
 
 
-@pytest.mark.parametrize("changes", [{"recipe": "full", "mixing": "mixup"}, {"recipe": "frozen", "views": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"recipe": "frozen", "views": 2}, id="features"),
+        pytest.param({"recipe": "full", "mixing": "mixup"}, id="images", marks=pytest.mark.slow),
+    ],
+)
 def test_predictions_are_of_their_own_image_in_any_order_of_devices(tmp_path, permuted, joined, changes):
     stage = runpy.run_path(str(STAGE))
     real = stage["draw"](tmp_path / "real", stage["SIZES"], "none", seed=0)

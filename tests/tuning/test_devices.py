@@ -37,7 +37,7 @@ jax.process_index() or np.savez(sys.argv[4] + '/made.npz', moments=moments, cont
 """
 
 
-@pytest.mark.parametrize("order", [[0, 2, 1, 3], [3, 1, 0, 2]])
+@pytest.mark.parametrize("order", [[0, 2, 1, 3], pytest.param([3, 1, 0, 2], marks=pytest.mark.slow)], ids=str)
 def test_latents_and_contexts_are_of_their_own_image_and_prompt(base, manifest, tmp_path, permuted, joined, order):
     """Two processes of two devices whose rows are 0, 1, 4, 5 and 2, 3, 6, 7, and the other way round."""
     moments, contexts = encoded(base, manifest, tmp_path / "one", (1, 1))
