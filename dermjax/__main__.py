@@ -3,8 +3,8 @@
 A command without a config, such as `dermjax samplers`, takes arguments and flags of its own and answers with text.
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
-been saved; 2 with one line on stderr for what a user can mend; 130 when interrupted. Any other exception is a bug and
-keeps its traceback.
+been saved; 2 with one line on stderr for what a user can mend; 130 when interrupted, 143 by SIGTERM where there was
+nothing to save. Any other exception is a bug and keeps its traceback.
 
 `jax.distributed` is joined before the stage starts where the environment asks for it, see `machine`.
 """
@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import config_file, disk, machine, run_folder
+from dermjax import config_file, disk, machine, run_folder, signals
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -80,16 +80,8 @@ COMMANDS = {
     "convert": Command(
         "dermjax.weights.conversion:convert",
         "write a model as a folder or a single .safetensors file, with a LoRA merged, or a LoRA in the other form",
-        flags={
-            "from": "",
-            "to": "",
-            "lora": "none",
-            "lora_weight": 0.8,
-            "dtype": "float16",
-            "variant": "found",
-            "ema": False,
-            "prediction": "found",
-        },
+        flags={"from": "", "to": "", "lora": "none", "lora_weight": 0.8, "dtype": "float16"}
+        | {"variant": "found", "ema": False, "prediction": "found"},
     ),
     PREDICT: Command(
         "dermjax.classification.predict:write",
@@ -106,6 +98,7 @@ COMMANDS = {
 }
 TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
 WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("generate",)
+SHARED = ("study",)  # several hosts, each started by itself, work in one folder
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 
 
@@ -123,10 +116,8 @@ def main() -> int:
         if {"-h", "--help"} & set(arguments):
             print(_usage(stage))
             return 0
-        if stage in COMMANDS:
-            _answer(COMMANDS[stage], arguments[1:])
-        else:
-            _run(stage, arguments[1:])
+        with signals.heard(stage):
+            _answer(COMMANDS[stage], arguments[1:]) if stage in COMMANDS else _run(stage, arguments[1:])
     except UserError as error:
         return _mendable(stage, str(error))
     except OSError as error:
@@ -135,9 +126,8 @@ def main() -> int:
         return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
     except Stopped as stop:
         print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"\ndermjax {stage}: interrupted; resume with the same command", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        return signals.ended(stage, stop)
     return 0
 
 
@@ -147,7 +137,12 @@ def _run(stage: str, arguments: list[str]) -> None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
     processes = machine.distributed(os.environ)
-    run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
+    with run_folder.held(workdir, alone=processes is None and stage not in SHARED):
+        run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
+        _begin(stage, config, workdir, processes)
+
+
+def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
     try:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
         if stage in TRAINING:
@@ -211,6 +206,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
         raise UserError(str(error)) from error
     if surplus:
         raise UserError(f"unexpected argument {surplus[0]}; flags are --name=value, see dermjax {stage} --help")
+    config_file.check(config)
     if stage in WITH_DRY_RUN and flags.FLAGS.dry_run:
         return config, None
     if not flags.FLAGS.workdir:

@@ -1,21 +1,26 @@
 """The run folder (`--workdir`): one config, one set of versions, and files that are whole or not there.
 
 A folder belongs to the config it was started with, so that a resumed run cannot silently become another one. Where the
-user allows it, the config changes and `config_changes.jsonl` says what.
+user allows it, the config changes and `config_changes.jsonl` says what. One run at a time works in a folder, unless
+several share it, and what a killed one left half-written is swept when the next one starts.
 
 What is computed from other files and kept has its causes beside it: the digests of its inputs, the arithmetic that it
 was computed in and the numeric versions of the code. Where one of them is another one, it is computed again.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 from dermjax.errors import UserError
 from dermjax.progress import say
@@ -26,6 +31,56 @@ CAUSES = "causes.json"
 # keys of causes: {code: its version}, and what a file is of, where others beside it are no older state of it
 NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"
 KEYS_SHOWN = 8
+# names under which files, folders and checkpoints are written before they are whole
+PART = re.compile(r"(\..*|\d{8})\.part|.*\.part\.(npy|png)")
+PATIENCE = 10.0  # seconds that a run waits for one before it, which may have been killed and be giving its memory back
+
+
+@contextlib.contextmanager
+def held(workdir: Path, *, alone: bool) -> Iterator[None]:
+    """Makes the folder and keeps it for this run within the block, or for those that share it, where not `alone`.
+
+    The first to come sweeps what a killed run left half-written.
+
+    Raises:
+      UserError: the folder cannot be made or written, or another run works in it.
+    """
+    _make(workdir)
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        if _locked(folder, fcntl.LOCK_EX, PATIENCE if alone else 0.0):
+            sweep(workdir)
+        elif alone:
+            raise UserError(f"workdir {workdir}: another run works in it; wait for it or end it")
+        if not alone and not _locked(folder, fcntl.LOCK_SH, PATIENCE):
+            raise UserError(f"workdir {workdir}: another run works in it, alone; wait for it or end it")
+        yield
+    finally:
+        os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what was being written below a folder when a run was killed."""
+    for path in [path for path in folder.rglob("*.part*") if PART.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _locked(folder: int, kind: int, seconds: float) -> bool:
+    """Whether an open folder is this process's within so many seconds; the lock ends with the process."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(folder, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        except OSError:  # a file system without locks: nothing can be known of other runs
+            return True
 
 
 def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None:
@@ -149,6 +204,13 @@ def versions() -> dict[str, str]:
     """Returns the versions of Python, the platform and the packages that shape results, without importing them."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def appended(path: Path) -> BinaryIO:
+    """Opens a file of lines to go on with it; a last line that a killed run left half-written is cut off."""
+    file = path.open("ab")
+    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    return file
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

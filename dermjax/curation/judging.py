@@ -107,7 +107,7 @@ def away(asked: Wish, scores: dict[str, float]) -> dict[str, float]:
 
 
 def _scores(look: Look, asked: Wish, palette: Palette) -> dict[str, float]:
-    return look.scores | {"colour_cast": palette.cast(look.scores)} | away(asked, look.scores)
+    return look.scores | looking.rounded({"colour_cast": palette.cast(look.scores)} | away(asked, look.scores))
 
 
 def _reasons(scores: dict[str, float], asked: Wish, by: Collection[Rule]) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def _judged(record: Record, scores: dict[str, float], reasons: tuple[str, ...]) 
 
 def _note(scores: list[dict[str, float]], name: str, values: np.ndarray) -> None:
     for each, value in zip(scores, values.tolist(), strict=True):
-        each[name] = value
+        each |= looking.rounded({name: value})
 
 
 def _spread(count: int, sample: int) -> np.ndarray:

@@ -18,12 +18,12 @@ from dermjax.data import artefact_scores, examined, images, segmentation
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import segment
 from dermjax.progress import say
-from dermjax.run_folder import NUMERIC_VERSIONS, differences, write_atomically
+from dermjax.run_folder import NUMERIC_VERSIONS, appended, differences, write_atomically
 
 # Of hashes and scores, for whatever is kept of them: raise it where `at` gives others of the same pixels
 NUMERIC_VERSION = 1
 FILE = "looks.jsonl"
-DIGITS = 5  # of a score that are kept
+DIGITS = 5  # of a score that are kept; sums of one image may differ in their last bits from run to run
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def looks(
         say(f"looks in {folder / FILE} are taken again: {len(outdated)} ({differences(outdated[0], of)})")
         write_atomically(folder / FILE, b"".join(_line(digest, seen, of) for digest, seen in known.items()))
     found = []
-    with (folder / FILE).open("ab") as written, ThreadPoolExecutor(machine.cores()) as pool:
-        written.write(b"\n" * (written.tell() > 0))  # ends a line that a killed run left torn
+    with appended(folder / FILE) as written, ThreadPoolExecutor(machine.cores()) as pool:
 
         def look(record: Record) -> tuple[str, Look]:
             path = manifest.path(record)
@@ -70,7 +69,7 @@ def hashed(manifest: Manifest, records: Sequence[Record], size: int, tick: Calla
 
     def look(record: Record) -> Look:
         image = images.load(manifest.path(record), size)
-        return Look(copies.hash_all_ways(image), detectors.measure(image))
+        return Look(copies.hash_all_ways(image), rounded(detectors.measure(image)))
 
     found = []
     with ThreadPoolExecutor(machine.cores()) as pool:
@@ -88,7 +87,12 @@ def at(image: np.ndarray) -> Look:
     scores |= {"lesions": seen.count, "area": float(seen.areas.sum())}
     if np.isfinite(seen.ita):
         scores["ita"] = seen.ita
-    return Look(copies.hash_all_ways(image), {name: round(float(each), DIGITS) for name, each in scores.items()})
+    return Look(copies.hash_all_ways(image), rounded(scores))
+
+
+def rounded(scores: dict[str, float]) -> dict[str, float]:
+    """The scores to DIGITS."""
+    return {name: round(float(each), DIGITS) for name, each in scores.items()}
 
 
 def causes(size: int) -> dict:

@@ -6,6 +6,7 @@ the result of every merge, then the start and the end of the text.
 """
 
 import json
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,8 @@ FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and w
 
 def tokenizer(folder: Path) -> "CLIPTokenizer":
     """Returns the CLIP tokenizer of a model's `tokenizer` folder; a missing file or length is a UserError."""
+    # it would advise to install PyTorch, which a tokenizer does not need
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # imported here: it takes a second or two, and most of dermjax needs none
 
     if not any(all((folder / name).is_file() for name in form) for form in FORMS):

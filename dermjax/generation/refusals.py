@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from dermjax.config_file import LARGEST_SEED
 from dermjax.data import templates
 from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
 from dermjax.generation.wording import LABEL
 
-LARGEST_SEED = 2**31 - 1  # of the whole numbers that every tool takes as a seed
 TAKEN = (LABEL, "prompt", "sampler", "images")  # names that are no gap's
 
 

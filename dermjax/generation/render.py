@@ -68,7 +68,7 @@ def renderer(
         rows = {
             "tokens": said[:, 0],
             "negative": said[:, 1] if first.guidance > 1 else None,
-            "seeds": np.array([request.seed for request in full], np.int32),
+            "seeds": np.array([request.seed for request in full], np.uint32),
             **start.rows(full, size),
         }
         placed = sharding.place(rows, grid)

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import run_folder
+from dermjax.config_file import LARGEST_SEED
 from dermjax.data import duplicates, images, records, segmentation
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import segment
@@ -148,7 +149,7 @@ def _again(job: Job, attempt: int, strength: float) -> Job:
     """The job as it is tried for another time: with another seed, and as close to its sketch as that."""
     if job.sketch is None:
         return job
-    seed = (job.request.seed + attempt * SEEDS_APART) % (2**31)
+    seed = (job.request.seed + attempt * SEEDS_APART) % (LARGEST_SEED + 1)
     return replace(job, request=replace(job.request, seed=seed), strength=float(strength))
 
 

@@ -18,6 +18,7 @@ from dermjax.data import duplicates, examined, resemblance
 from dermjax.data.examined import Look
 from dermjax.data.records import Record, inside
 from dermjax.errors import UserError
+from dermjax.run_folder import appended
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,15 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
     if outdated:
         progress.say(f"prepare: looks of another version in {folder / examined.FILE}, taken again: {outdated}")
     known = examined.read(folder)
-    if measured:
-        known = {digest: look for digest, look in known.items() if look.measured}
+    known = {digest: look for digest, look in known.items() if (look.measured is not None) == measured}
     kept, sound, skipped = set(known), [], []
     views = [np.empty((0, len(duplicates.VIEWS), 4), np.uint64)]
     cells = [np.empty((0, resemblance.CELLS, resemblance.CELLS, 3), np.uint8)]
     with (
-        (folder / examined.FILE).open("ab") as written,
+        appended(folder / examined.FILE) as written,
         ThreadPoolExecutor(machine.cores()) as pool,
         progress.bar(len(records), "decoding", "images", 0) as bar,
     ):
-        written.write(b"\n" * (written.tell() > 0))  # ends a line that a killed run left torn
         for record, seen in zip(records, pool.map(partial(_look, root, measured, known), records), strict=True):
             bar.update()
             if isinstance(seen, str):

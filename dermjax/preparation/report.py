@@ -39,7 +39,6 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         TEMPLATE,
         {},
         config=config,
-        root=manifest.root,
         labels=manifest.labels,
         splits=splits,
         counts={name: _counts(manifest, name) for name in splits},

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from dermjax import sharding
-from dermjax.errors import Stopped, UserError
+from dermjax.errors import UserError
 from dermjax.progress import bar
 from dermjax.training import checkpoints, gradients, precision, preemption
 from dermjax.training.state import State
@@ -39,7 +39,7 @@ CPU_OPTIONS = {"xla_multiheap_size_constraint_per_heap": 2**25}
 
 
 class NotFinite(UserError):
-    """The loss was not finite FAILURES times in a row: lower the rate, or look at the images that are named."""
+    """The loss was not finite too often, or at the end: lower the rate, or look at the images that are named."""
 
 
 class Step(NamedTuple):
@@ -77,7 +77,8 @@ def fit(
 
     `batches` is a grain iterator (`next`, `get_state`, `set_state`) of numpy trees; a step takes each in `accumulate`
     parts, one after the other, and updates once, which saves memory and changes no number. `evaluate(state,
-    constants)` is called before the first step, every `evaluate_every` steps and at the end; its scalars are logged.
+    constants)` is called before the first step, every `evaluate_every` steps and at the end, with evaluate_every 0
+    never; its scalars are logged. With save_every 0 only the end is saved, and where the run is told to stop.
     Where `minimise` names one of them, the checkpoint at which it was lowest is kept too; with `patience` it is what is
     returned, and training ends once it is so many steps old. ema_decay 0 keeps no average.
 
@@ -86,8 +87,9 @@ def fit(
 
     Raises:
       UserError: a checkpoint is damaged or of another model, or there is no room for one.
-      NotFinite: a UserError, the loss was not finite FAILURES times in a row.
+      NotFinite: a UserError, the loss was not finite FAILURES times in a row, or at the end: nothing was saved since.
       Stopped: the run was told to stop (SIGTERM, or a machine that is taken away) and has saved its last step.
+      KeyboardInterrupt: the same, of Ctrl-C.
     """
     shardings = sharding.over(state, rules, mesh)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
@@ -111,7 +113,7 @@ def fit(
         bar(steps, title, "steps", done) as progress,
         preemption.watched() as told,
     ):
-        if evaluate and not resumed:
+        if evaluate and evaluate_every and not resumed:
             writer.write(0, evaluate(state, constants))
         for k in range(done + 1, steps + 1):
             if patience and best and k > best[0] + patience:
@@ -120,28 +122,35 @@ def fit(
             state, scalars = step(state, constants, sharding.place(batch, mesh), key)
             window.append(Step(k, batch.get("row", ()), scalars))
             stops = told(k)
-            saves = k % save_every == 0 or k == steps or stops
-            evaluates = evaluate and (k % evaluate_every == 0 or k == steps)
-            if saves or evaluates or k % log_every == 0 or k == 1:
+            saves = due(k, save_every) or k == steps or stops
+            evaluates = evaluate and evaluate_every and (due(k, evaluate_every) or k == steps)
+            if saves or evaluates or due(k, log_every) or k == 1:
                 window = jax.device_get(window)
                 record, streak, window = mean(window), failed(streak + window), []
-                if len(streak) >= FAILURES:
+                if len(streak) >= FAILURES or (streak and k == steps):
                     raise NotFinite(f"{title}: {not_finite(streak, names)}; {remedy(workdir / 'checkpoints')}")
                 if evaluates:
                     record |= evaluate(state, constants)
                     if minimise and isfinite(record[minimise]) and (best is None or record[minimise] < best[1]):
                         best, saves = (k, record[minimise]), True
+                    elif minimise and k == steps and not (patience or isfinite(record[minimise])):
+                        raise NotFinite(f"{title}: {minimise} is not finite; {remedy(workdir / 'checkpoints')}")
                 writer.write(k, record)
                 shown = {name: record[name] for name in ("loss", minimise) if name in record}
                 shown["memory"] = f"{sharding.memory() / 1e9:.2f} GB"
             progress.update(1, **shown)
             if saves:
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2, best=best)
-            if stops and k < steps:
-                raise Stopped(f"{title}: told to stop, step {k} of {steps} is saved")
+            if stops:
+                raise stops(f"{title}: told to stop, step {k} of {steps} is saved")
     if patience and best and best[0] < int(state.step):
         state, _ = checkpoints.restore(workdir / "checkpoints", target, best[0])
     return state
+
+
+def due(step: int, every: int) -> bool:
+    """Returns whether a step is one of every so many, of which 0 is none."""
+    return every > 0 and step % every == 0
 
 
 def compiled(
@@ -213,7 +222,9 @@ def not_finite(streak: list[Step], names: Sequence[str]) -> str:
     """Returns which steps failed and, where rows have names, what was in their batches."""
     shown = dict.fromkeys(names[row] for step in streak for row in step.rows) if names else {}
     batches = f", on {', '.join(list(shown)[:SHOWN])}{', …' if len(shown) > SHOWN else ''}" if shown else ""
-    return f"the loss or its gradient was not finite at steps {streak[0].number} to {streak[-1].number}{batches}"
+    one, last = streak[0].number, streak[-1].number
+    when = f"steps {one} to {last}" if one < last else f"step {one}"
+    return f"the loss or its gradient was not finite at {when}{batches}"
 
 
 def remedy(folder: Path) -> str:

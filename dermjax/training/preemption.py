@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM from a scheduler, or the notice that a TPU or a cloud machine is taken away."""
+"""Being told to stop: by a signal, or by the notice that a TPU or a cloud machine is taken away."""
 
 import signal
 import threading
@@ -8,23 +8,34 @@ from contextlib import contextmanager
 import jax
 from jax.experimental import multihost_utils
 
+from dermjax import signals
+from dermjax.errors import Stopped
+
+Ending = type[Stopped] | type[KeyboardInterrupt]
+
 
 @contextmanager
-def watched() -> Iterator[Callable[[int], bool]]:
-    """Yields told(step), whether this run was told to stop: the same answer in every process at the same step.
+def watched() -> Iterator[Callable[[int], Ending | None]]:
+    """Yields told(step), what to raise once that step is saved where this run was told to stop, else None.
 
-    With several processes JAX itself listens, and its coordinator chooses the step at which all of them stop. Outside
-    of the main thread, where Python lets nobody listen to signals, one process is never told.
+    The answer is the same in every process at the same step: with several of them JAX itself listens to SIGTERM, and
+    its coordinator chooses the step at which all of them stop. Outside of the main thread, where Python lets nobody
+    listen to signals, one process is never told.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda step: Stopped if multihost_utils.reached_preemption_sync_point(step) else None
         return
-    notices: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+        yield lambda step: None
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: notices.append(number))
-    try:
-        yield lambda step: bool(notices)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with signals.deferred() as notices:
+        yield lambda step: _ending(notices)
+    ending = _ending(notices)
+    if ending:  # after the last step was asked about
+        raise ending("told to stop, every step is saved")
+
+
+def _ending(notices: list[int]) -> Ending | None:
+    if not notices:
+        return None
+    return KeyboardInterrupt if notices[0] == signal.SIGINT else Stopped

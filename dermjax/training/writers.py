@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from tensorboardX import SummaryWriter
 
+from dermjax.run_folder import write_atomically
+
 
 class Writer:
     """Appends scalars by step; what a run wrote after the step that it resumes from (-1 for a new one) is dropped.
@@ -21,11 +23,13 @@ class Writer:
         workdir.mkdir(parents=True, exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read(self.path) if line["step"] <= resumed_at]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(part, self.path)
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a")
-        self.events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+        # one file a start, by its process too, as two may start in one second; TensorBoard leaves out what an earlier one
+        # has of this step and later ones
+        self.events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=resumed_at + 1, filename_suffix=f".{os.getpid()}.{resumed_at + 1}"
+        )
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one record."""
@@ -35,6 +39,7 @@ class Writer:
         self.file.flush()
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
+        self.events.flush()  # as often as the other file, so that a killed run leaves the same in both
 
     def close(self) -> None:
         """Ends both files."""

@@ -42,7 +42,7 @@ def painter(
         return lambda state, constants: None
     chosen = samplers.named(sampler)
     make = text_to_image(Pipeline(sd, chosen, chosen.ladder(sd.configs["scheduler"], steps, ""), 1, None), size)
-    seeds = np.arange(images * len(prompts), dtype=np.int32)
+    seeds = np.arange(images * len(prompts), dtype=np.uint32)
     said = np.repeat(texts.tokens[texts.rows(prompts)], images, axis=0)
     away = np.broadcast_to(texts.tokens[-1], said.shape) if guidance > 1 else None
     scale = Guidance(scale=np.float32(guidance), rescale=None, interval=None)

@@ -81,7 +81,7 @@ def ended(found: optuna.Study) -> list[FrozenTrial]:
 
 def ask(found: optuna.Study, space: dict[str, Any], *, seed: int, startup: int) -> tuple[Trial, dict[str, Any]]:
     """Returns the next trial and its settings by name; they follow from the seed and from the trials that ended."""
-    sampler = optuna.samplers.TPESampler(seed=seed + len(ended(found)), n_startup_trials=startup)
+    sampler = optuna.samplers.TPESampler(seed=(seed + len(ended(found))) % 2**32, n_startup_trials=startup)
     found.sampler = sampler
     trial = found.ask()
     chosen = {}

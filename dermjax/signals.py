@@ -1,0 +1,120 @@
+"""Being told to stop, by Ctrl-C (SIGINT) or by a scheduler (SIGTERM).
+
+Told once, a training loop saves its next step and stops; everything else stops where it is. Told again, the process
+ends at once, and so it does where nothing is to be saved and it has not stopped after GRACE seconds. Python calls signal
+handlers between two lines of the main thread, which may wait for minutes while XLA compiles: a thread listens as well.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dermjax.progress import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 5.0  # seconds
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+_saving = threading.Event()  # set while a training loop runs: told to stop, it saves first
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing is to be saved."""
+
+
+@contextmanager
+def heard(command: str) -> Iterator[None]:
+    """Within the block a signal is a KeyboardInterrupt, and ends the process where that is not heard."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listening, woken = socket.socketpair()
+    woken.setblocking(False)
+    listener = threading.Thread(target=_listen, args=(listening, command), daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    try:
+        with _handled(_raise):
+            yield
+    finally:
+        signal.set_wakeup_fd(before)
+        woken.close()  # which ends the thread, unless that is ending the process
+        listener.join()
+
+
+@contextmanager
+def deferred() -> Iterator[list[int]]:
+    """Yields the signals that have come in the block, which the first of them does not interrupt."""
+    notices: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if notices:
+            _raise(number, frame)
+        notices.append(number)
+
+    _saving.set()
+    try:
+        with _handled(note):
+            yield notices
+    finally:
+        _saving.clear()
+
+
+def ended(command: str, stop: KeyboardInterrupt) -> int:
+    """Says the last line of a command that was interrupted; returns its exit code."""
+    number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+    _say_last(command, number, str(stop))
+    return 128 + number
+
+
+@contextmanager
+def _handled(handler) -> Iterator[None]:
+    """Within the block `handler` gets the signals, but for those that the process was started to ignore."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    ours = [each for each in SIGNALS if before[each] not in (signal.SIG_IGN, None)]
+    for each in ours:
+        signal.signal(each, handler)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, before[each])
+
+
+def _raise(number: int, frame: object) -> None:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _listen(listening: socket.socket, command: str) -> None:
+    """Ends the process at the second signal, or GRACE seconds after one that nothing was to be saved after."""
+    told = 0
+    with listening:
+        while True:
+            try:
+                number = listening.recv(1)
+            except TimeoutError:
+                _end(command, told)
+            if not number:
+                return
+            if number[0] not in SIGNALS:
+                continue
+            if told:
+                _end(command, number[0])
+            told = number[0]
+            if _saving.is_set():
+                say(f"{command}: told to stop, which it does once this step is saved; told again, at once")
+            else:
+                listening.settimeout(GRACE)
+
+
+def _end(command: str, number: int) -> None:
+    _say_last(command, number, "")
+    os._exit(128 + number)
+
+
+def _say_last(command: str, number: int, words: str) -> None:
+    print(f"\ndermjax {command}: {words or WORDS[number]}; resume with the same command", file=sys.stderr, flush=True)
