@@ -127,7 +127,7 @@ def main() -> int:
     except Stopped as stop:
         print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)
     except KeyboardInterrupt as stop:
-        return signals.ended(stage, stop)
+        signals.end(stage, stop)
     return 0
 
 

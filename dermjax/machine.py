@@ -19,6 +19,7 @@ from dermjax.errors import UserError
 
 COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
+_programs: list[str] = []  # folders of what this process compiled
 
 
 def distributed(environment: Mapping[str, str]) -> dict | None:
@@ -78,9 +79,16 @@ def compile_once(environment: MutableMapping[str, str]) -> None:
     # without room a program is compiled anew, which nobody can mend by knowing it
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
     if "JAX_COMPILATION_CACHE_DIR" not in environment:
-        environment["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dermjax-")
+        _programs.append(tempfile.mkdtemp(prefix="dermjax-"))
+        environment["JAX_COMPILATION_CACHE_DIR"] = _programs[-1]
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # in place of 1
-        atexit.register(shutil.rmtree, environment["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+        atexit.register(forget_programs)
+
+
+def forget_programs() -> None:
+    """Removes what `compile_once` had kept for this process."""
+    for folder in _programs:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _whole(environment: Mapping[str, str], name: str) -> int:

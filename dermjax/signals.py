@@ -12,7 +12,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+from dermjax import machine
 from dermjax.progress import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -64,11 +66,9 @@ def deferred() -> Iterator[list[int]]:
         _saving.clear()
 
 
-def ended(command: str, stop: KeyboardInterrupt) -> int:
-    """Says the last line of a command that was interrupted; returns its exit code."""
-    number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-    _say_last(command, number, str(stop))
-    return 128 + number
+def end(command: str, stop: KeyboardInterrupt) -> NoReturn:
+    """Says the last line of a command that was interrupted, and ends the process."""
+    _end(command, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT, str(stop))
 
 
 @contextmanager
@@ -97,13 +97,13 @@ def _listen(listening: socket.socket, command: str) -> None:
             try:
                 number = listening.recv(1)
             except TimeoutError:
-                _end(command, told)
+                _end(command, told, "")
             if not number:
                 return
             if number[0] not in SIGNALS:
                 continue
             if told:
-                _end(command, number[0])
+                _end(command, number[0], "")
             told = number[0]
             if _saving.is_set():
                 say(f"{command}: told to stop, which it does once this step is saved; told again, at once")
@@ -111,10 +111,8 @@ def _listen(listening: socket.socket, command: str) -> None:
                 listening.settimeout(GRACE)
 
 
-def _end(command: str, number: int) -> None:
-    _say_last(command, number, "")
-    os._exit(128 + number)
-
-
-def _say_last(command: str, number: int, words: str) -> None:
+def _end(command: str, number: int, words: str) -> NoReturn:
     print(f"\ndermjax {command}: {words or WORDS[number]}; resume with the same command", file=sys.stderr, flush=True)
+    machine.forget_programs()
+    # at once: Python would wait for every thread, and XLA, compiling in one of its own, would crash
+    os._exit(128 + number)

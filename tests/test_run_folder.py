@@ -1,6 +1,9 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -188,3 +191,65 @@ def test_newer_versions_keep_what_they_made_and_strangers_keep_their_files(tmp_p
     assert "(numeric_versions.vae: 3 -> 2)" in capsys.readouterr().out
     run_folder.tell(run_folder.derived(tmp_path, "features", CAUSES), CAUSES)
     assert (tmp_path / "0123456789abcdef" / "a photograph.png").exists() and capsys.readouterr().out == ""
+
+
+def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    with run_folder.held(tmp_path / "run", alone=True):
+        for alone in (True, False):
+            with (
+                pytest.raises(UserError, match="another run works in it"),
+                run_folder.held(tmp_path / "run", alone=alone),
+            ):
+                pass
+    with run_folder.held(tmp_path / "run", alone=False), run_folder.held(tmp_path / "run", alone=False):
+        with pytest.raises(UserError, match="another run works in it"), run_folder.held(tmp_path / "run", alone=True):
+            pass
+    with run_folder.held(tmp_path / "run", alone=True):
+        pass
+
+
+def test_a_run_waits_for_one_before_it_that_ends(tmp_path):
+    before = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert before.stdout.readline() == "held\n"
+    threading.Timer(0.3, before.kill).start()
+    with run_folder.held(tmp_path / "run", alone=True):
+        assert before.wait() == -9
+    before.stdout.close(), before.stdin.close()
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from dermjax import run_folder
+with run_folder.held(Path(sys.argv[1]), alone=True):
+    print("held", flush=True)
+    input()
+"""
+LITTER = ("images/.0.png.812.part", ".metrics.jsonl.7.part", ".classifier.part/config.json", "samples/.part.png",
+          "latents/moments_ab.31.part.npy", "checkpoints/00000120.part/state/d")  # fmt: skip
+KEPT = ("images/a.part.jpg", "images/part", "x.part", "checkpoints/00000120/state/d", ".hidden")
+
+
+def test_what_a_killed_run_left_half_written_is_swept_by_the_next_alone(tmp_path):
+    for name in (*LITTER, *KEPT):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with run_folder.held(tmp_path, alone=False):
+        swept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert swept == set(KEPT)
+        (tmp_path / LITTER[0]).touch()
+        with run_folder.held(tmp_path, alone=False):  # the other may be at it
+            assert (tmp_path / LITTER[0]).exists()
+
+
+def test_lines_go_on_after_the_last_whole_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for before, after in ((None, b"new\n"), (b"one\ntw", b"one\nnew\n"), (b"one\n", b"one\nnew\n"), (b"o", b"new\n")):
+        if before is not None:
+            path.write_bytes(before)
+        with run_folder.appended(path) as file:
+            file.write(b"new\n")
+        assert path.read_bytes() == after

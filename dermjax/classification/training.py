@@ -54,6 +54,8 @@ def train(
     )  # fmt: skip
     if config.ema_decay and variables:
         raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
+    if config.patience and not config.evaluate_every:
+        raise UserError("config.patience needs config.evaluate_every; give the steps between two looks")
     recipe = recipes.recipe(config.recipe, config.last_blocks, params)
     plan = Plan(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
@@ -121,7 +123,9 @@ def _tell_cost(
     judged, seconds = len(real.split("validation")) + len(real.split("test")), {}
     if grid.devices.flat[0].platform == "cpu":
         below, above = costs.operations(classifier, recipe, config.size)
-        looks = config.batch * config.steps * costs.GRADIENT + judged * (2 + config.steps // config.evaluate_every)
+        looks = config.batch * config.steps * costs.GRADIENT + judged * (
+            2 + (config.steps // config.evaluate_every if config.evaluate_every else 0)
+        )
         images = (len(real.split("train")) + made) * config.views + judged
         seconds["seconds"] = costs.processor_seconds(classifier, images * below + looks * above)
     cost("classify", devices=grid.size, parameters=count(recipes.divided(params, recipe)[0]),

@@ -58,8 +58,10 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         "model": model_files.digest(model_files.locate(config.model)),
         "images": [digested(each.sources) for each in (shown, held_out)],
     })  # fmt: skip
-    if config.patience and not (held_out.sources and config.validation_draws):
-        raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
+    if config.patience and not (held_out.sources and config.validation_draws and config.watch_every):
+        raise UserError(
+            "config.patience needs a validation split in the manifest, config.validation_draws and config.watch_every"
+        )
     size = config.size or sd.size
     if size % sd.factor:
         raise UserError(f"size = {size} is not a multiple of {sd.factor}")

@@ -1,5 +1,6 @@
 """The loop counts, evaluates and resumes to the same numbers, and says what stops it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -55,6 +56,8 @@ def test_a_copy_within_a_step_is_noticed(train, tmp_path, monkeypatch):
 class Terminated:
     """Batches of which the fourth brings SIGTERM."""
 
+    number = signal.SIGTERM
+
     def __init__(self, batches):
         self.batches, self.left = batches, 4
         self.get_state, self.set_state = batches.get_state, batches.set_state
@@ -62,7 +65,7 @@ class Terminated:
     def __next__(self):
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         return next(self.batches)
 
 
@@ -159,3 +162,64 @@ def test_a_rate_that_is_not_finite_is_refused(train, tmp_path, rate):
 def test_unknown_names_list_near_ones():
     with pytest.raises(UserError, match="did you mean adamw"):
         optimizers.build("adam", rate=1.0, warmup=0, steps=1, schedule="constant", weight_decay=0.0, clip=1.0)
+
+
+@pytest.mark.parametrize("rate, steps", [(1e30, 4), (1e38, 2)])
+def test_a_run_whose_last_steps_do_not_count_saves_nothing(train, tmp_path, rate, steps):
+    with pytest.raises(UserError, match=rf"gradient was not finite at steps? .*{steps}; lower the rate"):
+        train(tmp_path, steps, rate=rate)
+    assert not checkpoints.steps(tmp_path / "checkpoints")
+
+
+def test_the_last_step_alone_not_counting_is_refused_too(train, tmp_path, poison):
+    poison(9)
+    with pytest.raises(UserError, match="was not finite at step 9; lower the rate or .*00000005 is good"):
+        train(tmp_path, 9)
+
+
+def test_periods_of_0_are_off(train, tmp_path):
+    looks = []
+
+    def look(state, constants):
+        looks.append(int(state.step))
+        return {}
+
+    state = train(tmp_path, 12, save_every=0, evaluate=look, evaluate_every=0)
+    assert int(state.step) == 12 and looks == []
+    assert checkpoints.steps(tmp_path / "checkpoints") == [12]
+    assert [r["step"] for r in writers.read(tmp_path / "metrics.jsonl")] == [1, 3, 6, 9, 12]
+
+
+def test_a_held_out_loss_that_ends_as_none_is_refused(train, tmp_path):
+    with pytest.raises(UserError, match="line: held_out is not finite; lower the rate"):
+        train(tmp_path, 4, evaluate=lambda state, constants: {"held_out": np.nan}, evaluate_every=2, minimise="held_out")
+
+
+def test_told_by_ctrl_c_it_saves_and_says_so(train, tmp_path, monkeypatch):
+    arrays = pipelines.arrays
+    interrupting = lambda *args, **kwargs: Interrupted(arrays(*args, **kwargs))  # noqa: E731
+    monkeypatch.setattr(pipelines, "arrays", interrupting)
+    with pytest.raises(KeyboardInterrupt, match="told to stop, step 4 of 20 is saved"):
+        train(tmp_path, 20)
+    assert checkpoints.steps(tmp_path / "checkpoints") == [4]
+    with pytest.raises(KeyboardInterrupt, match="told to stop, step 8 of 8 is saved"):  # the last one, too
+        train(tmp_path, 8)
+
+
+class Interrupted(Terminated):
+    """Batches of which the fourth brings Ctrl-C."""
+
+    number = signal.SIGINT
+
+
+def test_tensorboard_has_the_lines_of_the_metrics_after_kills(train, tmp_path):
+    """What was written after the checkpoint stands in the files still, and TensorBoard leaves it out."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tmp_path, 10)
+    with contextlib.closing(writers.Writer(tmp_path, 10)) as writer:
+        writer.write(12, {"loss": 9.0})
+    train(tmp_path, 20)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    found = [(each.step, each.value) for each in events.Reload().Scalars("loss")]
+    written = [(r["step"], np.float32(r["loss"])) for r in writers.read(tmp_path / "metrics.jsonl")]
+    assert found == written
