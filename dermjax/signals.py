@@ -2,7 +2,8 @@
 
 Told once, a training loop saves its next step and stops; everything else stops where it is. Told again, the process
 ends at once, and so it does where nothing is to be saved and it has not stopped after GRACE seconds. Python calls signal
-handlers between two lines of the main thread, which may wait for minutes while XLA compiles: a thread listens as well.
+handlers between two lines of the main thread, which may wait for minutes while XLA compiles: a thread
+listens as well.
 """
 
 import os

@@ -12,7 +12,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # files at the root that everyone may import
-FOUNDATIONS = {"config_file", "disk", "errors", "machine", "page", "progress", "run_folder"}
+FOUNDATIONS = {"config_file", "disk", "errors", "machine", "page", "progress", "run_folder", "signals"}
 TOP = {"__main__", "demo", "web", "study"}  # these may import everything below
 STAGES = {
     "preparation",

@@ -11,8 +11,8 @@ import pytest
 from dermjax.data import records
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Runs a stage in folders of one name each: once as it is, then for every stride-th write on a disk killed before it by a
-# signal, and started again. Processes are forked, so that the stage is imported once.
+# Runs a stage in folders of one name each: once as it is, then for every stride-th write killed before it by a signal,
+# and started again. Processes are forked, so that the stage is imported once.
 DRIVER = """
 import importlib, os, signal, sys
 from pathlib import Path

@@ -202,9 +202,13 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
                 run_folder.held(tmp_path / "run", alone=alone),
             ):
                 pass
-    with run_folder.held(tmp_path / "run", alone=False), run_folder.held(tmp_path / "run", alone=False):
-        with pytest.raises(UserError, match="another run works in it"), run_folder.held(tmp_path / "run", alone=True):
-            pass
+    with (
+        run_folder.held(tmp_path / "run", alone=False),
+        run_folder.held(tmp_path / "run", alone=False),
+        pytest.raises(UserError, match="another run works in it"),
+        run_folder.held(tmp_path / "run", alone=True),
+    ):
+        pass
     with run_folder.held(tmp_path / "run", alone=True):
         pass
 

@@ -70,7 +70,8 @@ def start(folder, stage, *, grace):
     (folder / "stage_of_the_test.py").write_text(stage)
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND.format(grace=grace), "tune", "--config=config.py", "--workdir=run"],
-        cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout.readline() == "compiling\n"
     return process

@@ -54,6 +54,8 @@ def train(
     )  # fmt: skip
     if config.ema_decay and variables:
         raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
+    if config.size < 1:
+        raise UserError(f"config.size = {config.size}: give the side of images in pixels, such as 224")
     if config.patience and not config.evaluate_every:
         raise UserError("config.patience needs config.evaluate_every; give the steps between two looks")
     recipe = recipes.recipe(config.recipe, config.last_blocks, params)

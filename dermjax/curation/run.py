@@ -17,6 +17,7 @@ from dermjax.models import classifier as network
 from dermjax.run_folder import write_atomically
 
 PATHS = ("manifest", "training", "verdicts", "classifier")  # what these name counts, by its contents
+SIDES = 32  # pixels, of which images are measured in cells
 SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
 
 
@@ -26,6 +27,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     A finished folder is left as it is while all that it follows from is the same; nothing here depends on chance. With
     config.phantoms nothing is judged: the detectors are measured on so many phantoms.
     """
+    if config.size < SIDES or config.size % SIDES:
+        raise UserError(f"config.size {config.size}: give the side at which images are measured, a multiple of {SIDES}")
     thresholds = Thresholds(**config.thresholds.to_dict())
     if config.phantoms:
         calibrating.run(config.phantoms, config.size, thresholds, workdir)

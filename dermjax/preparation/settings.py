@@ -4,6 +4,8 @@ from ml_collections import ConfigDict
 
 from dermjax.errors import UserError
 
+SIDES = 16  # pixels, of which images are looked at in cells
+
 
 def refuse(config: ConfigDict) -> None:
     """UserError for the first setting that cannot be meant."""
@@ -11,6 +13,8 @@ def refuse(config: ConfigDict) -> None:
         raise UserError("config.images is empty; give a folder with class/*.jpg, or phantoms")
     if config.on_bad_image not in ("fail", "skip"):
         raise UserError(f"config.on_bad_image {config.on_bad_image!r}: give fail or skip")
+    if config.images == "phantoms" and (config.size < SIDES or config.size % SIDES):
+        raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {SIDES}")
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):

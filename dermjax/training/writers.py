@@ -25,8 +25,8 @@ class Writer:
         kept = [line for line in read(self.path) if line["step"] <= resumed_at]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a")
-        # one file a start, by its process too, as two may start in one second; TensorBoard leaves out what an earlier one
-        # has of this step and later ones
+        # a file for each start, named by its process too, as two may be in one second; TensorBoard leaves out what an
+        # earlier one has of this step and later ones
         self.events = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=resumed_at + 1, filename_suffix=f".{os.getpid()}.{resumed_at + 1}"
         )

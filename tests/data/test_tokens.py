@@ -1,6 +1,8 @@
 """Tokens: equal to CLIP's genuine vocabulary, and a word tokenizer that round-trips."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,24 @@ def test_missing_files_are_named(tmp_path, small):
         with pytest.raises(UserError, match=r"no model_max_length in tokenizer_config\.json"):
             tokens.tokenizer(tmp_path)
         (tmp_path / "tokenizer_config.json").write_text("{}")
+
+
+WITHOUT_TORCH = """
+import importlib.abc, importlib.machinery, importlib.metadata, importlib.util, sys
+# PyTorch neither imports nor has a distribution nor is found, as where it was never installed
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "tensorflow", "flax"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name.partition(".")[0] == "torch" else found(name, *package)
+from pathlib import Path
+from dermjax.data import tokens
+print(tokens.tokens(tokens.tokenizer(Path(sys.argv[1])), ["a mole"]).shape)
+"""
+
+
+def test_nobody_is_told_that_pytorch_is_absent(small):
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, small], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("(1, 24)\n", "")

@@ -205,7 +205,7 @@ def test_long_prompts_have_batches_of_their_own():
         ({"contrast": True}, r"plan\.contrast takes the other classes' prompts: leave negative_prompt empty"),
         ({"contrast": True, "negative_prompt": "", "prompts": {"benign": ("a mole",)}}, "name two classes"),
         ({"seed": -1}, r"plan\.seed = -1"),
-        ({"seed": 2**31 - 5}, r"plan\.seed = 2147483643: the seeds run to"),
+        ({"seed": 2**32 - 5}, r"plan\.seed = 4294967291: the seeds run to"),
     ],
 )
 def test_refused(change, message):

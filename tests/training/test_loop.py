@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from dermjax import sharding
 from dermjax.data import pipelines
@@ -164,7 +165,7 @@ def test_unknown_names_list_near_ones():
         optimizers.build("adam", rate=1.0, warmup=0, steps=1, schedule="constant", weight_decay=0.0, clip=1.0)
 
 
-@pytest.mark.parametrize("rate, steps", [(1e30, 4), (1e38, 2)])
+@pytest.mark.parametrize("rate, steps", [(1e30, 3), (1e30, 4)])
 def test_a_run_whose_last_steps_do_not_count_saves_nothing(train, tmp_path, rate, steps):
     with pytest.raises(UserError, match=rf"gradient was not finite at steps? .*{steps}; lower the rate"):
         train(tmp_path, steps, rate=rate)
@@ -173,7 +174,7 @@ def test_a_run_whose_last_steps_do_not_count_saves_nothing(train, tmp_path, rate
 
 def test_the_last_step_alone_not_counting_is_refused_too(train, tmp_path, poison):
     poison(9)
-    with pytest.raises(UserError, match="was not finite at step 9; lower the rate or .*00000005 is good"):
+    with pytest.raises(UserError, match=r"was not finite at step 9; lower the rate or .*00000005 is good"):
         train(tmp_path, 9)
 
 
@@ -192,7 +193,9 @@ def test_periods_of_0_are_off(train, tmp_path):
 
 def test_a_held_out_loss_that_ends_as_none_is_refused(train, tmp_path):
     with pytest.raises(UserError, match="line: held_out is not finite; lower the rate"):
-        train(tmp_path, 4, evaluate=lambda state, constants: {"held_out": np.nan}, evaluate_every=2, minimise="held_out")
+        train(
+            tmp_path, 4, evaluate=lambda state, constants: {"held_out": np.nan}, evaluate_every=2, minimise="held_out"
+        )
 
 
 def test_told_by_ctrl_c_it_saves_and_says_so(train, tmp_path, monkeypatch):
@@ -214,12 +217,19 @@ class Interrupted(Terminated):
 
 def test_tensorboard_has_the_lines_of_the_metrics_after_kills(train, tmp_path):
     """What was written after the checkpoint stands in the files still, and TensorBoard leaves it out."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(tmp_path, 10)
     with contextlib.closing(writers.Writer(tmp_path, 10)) as writer:
         writer.write(12, {"loss": 9.0})
     train(tmp_path, 20)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
-    found = [(each.step, each.value) for each in events.Reload().Scalars("loss")]
+    found = []
+    for path in sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:  # TFRecord: length, its checksum, an event, its checksum
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.HasField("session_log"):
+                found = [each for each in found if each[0] < event.step]
+            found += [(event.step, each.simple_value) for each in event.summary.value if each.tag == "loss"]
     written = [(r["step"], np.float32(r["loss"])) for r in writers.read(tmp_path / "metrics.jsonl")]
     assert found == written
