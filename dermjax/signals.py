@@ -1,9 +1,8 @@
 """Being told to stop, by Ctrl-C (SIGINT) or by a scheduler (SIGTERM).
 
 Told once, a training loop saves its next step and stops; everything else stops where it is. Told again, the process
-ends at once, and so it does where nothing is to be saved and it has not stopped after GRACE seconds. Python calls signal
-handlers between two lines of the main thread, which may wait for minutes while XLA compiles: a thread
-listens as well.
+ends at once, and so it does where nothing is to be saved and it has not stopped after GRACE seconds. Python calls its
+handlers between two lines of the main thread, which may wait for minutes while XLA compiles: a thread listens as well.
 """
 
 import os
