@@ -122,8 +122,21 @@ def test_a_killed_run_ends_as_if_it_had_not_been(real, tmp_path, monkeypatch):
     assert not (tmp_path / "killed" / "metrics.json").exists()
     monkeypatch.setattr(loop.checkpoints, "save", save)
     run.run(config, tmp_path / "killed")
-    for name in ("predictions.csv", "metrics.json", "classifier/model.safetensors"):
+    for name in ("predictions.csv", "metrics.json", "metrics.jsonl", "classifier/model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_with_the_largest_seed_and_periods_of_0_it_learns_without_looks(real, tmp_path):
+    run.run(settings(real, seed=2**32 - 1, evaluate_every=0, save_every=0, steps=3), tmp_path / "run")
+    lines = writers.read(tmp_path / "run" / "metrics.jsonl")
+    assert lines[0]["step"] == 1 and not [name for line in lines for name in line if name.startswith("validation")]
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_rate_that_spoils_everything_writes_no_classifier(real, tmp_path):
+    with pytest.raises(UserError, match="was not finite"):
+        run.run(settings(real, rate=1e30, warmup=0, steps=4), tmp_path / "run")
+    assert not (tmp_path / "run" / "classifier").exists()
 
 
 def test_fine_tuning_starts_from_a_folder_of_its_own_kind(real, tmp_path):

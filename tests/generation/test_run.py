@@ -380,3 +380,12 @@ def test_refused_before_any_work(folder, tmp_path, changes, message):
 def test_a_missing_model_is_named(tmp_path, model, message):
     with pytest.raises(UserError, match=message):
         generate(model, tmp_path)
+
+
+def test_the_largest_seeds_are_drawn_recorded_and_resumed(tmp_path):
+    folder, first = model_folder(tmp_path / "model"), 2**32 - 10
+    assert generate(folder, tmp_path / "run", seed=first) == 10
+    made = records.read(tmp_path / "run").records
+    assert sorted(each.generation["seed"] for each in made) == list(range(first, 2**32))
+    assert len({each.sha256 for each in made}) == 10
+    assert generate(folder, tmp_path / "run", seed=first) == 0

@@ -166,3 +166,23 @@ def test_a_changed_config_goes_on_from_the_last_step_and_patience_takes_the_best
     for file in diffusers.FILES.items():
         kept, best = (folder / "model" / Path(*file) for folder in (whole, tmp_path / "run"))
         assert kept.read_bytes() == best.read_bytes()
+
+
+@pytest.mark.parametrize("period", [0, 2])
+def test_with_the_largest_seed_and_periods_of_0_it_leaves_all_but_the_looks(config, tmp_path, period):
+    changes = {"seed": 2**32 - 1, "watch_every": period, "save_every": 0, "steps": 2}
+    tuning.run(config(**changes), tmp_path)
+    assert [r["step"] for r in writers.read(tmp_path / "metrics.jsonl")] == ([0, 1, 2] if period else [1, 2])
+    assert (tmp_path / "report.html").exists() and (tmp_path / "README.md").exists()
+    assert (tmp_path / "samples").exists() == bool(period) and diffusers.read(tmp_path / "model")
+
+
+def test_a_rate_that_spoils_everything_writes_no_model(config, tmp_path):
+    with pytest.raises(UserError, match="was not finite"):
+        tuning.run(config(rate=1e30, warmup=0, steps=4, watch_every=0), tmp_path)
+    assert not (tmp_path / "model").exists() and not (tmp_path / "README.md").exists()
+
+
+def test_patience_without_looks_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match=r"config\.patience needs .* and config\.watch_every"):
+        tuning.run(config(patience=2, watch_every=0), tmp_path)
