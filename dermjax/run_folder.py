@@ -38,22 +38,17 @@ PATIENCE = 10.0  # seconds that a run waits for one before it, which may have be
 
 @contextlib.contextmanager
 def held(workdir: Path, *, alone: bool) -> Iterator[None]:
-    """Makes the folder and keeps it for this run within the block, or for those that share it, where not `alone`.
+    """Makes the folder, sweeps it if nobody is in it, and keeps it for this run, or those that share it, not `alone`.
 
-    The first to come sweeps what a killed run left half-written.
-
-    Raises:
-      UserError: the folder cannot be made or written, or another run works in it.
+    Raises UserError where the folder cannot be made or written, or another run works in it.
     """
     _make(workdir)
     folder = os.open(workdir, os.O_RDONLY)
     try:
-        if _locked(folder, fcntl.LOCK_EX, PATIENCE if alone else 0.0):
+        if free := _locked(folder, fcntl.LOCK_EX, PATIENCE if alone else 0.0):
             sweep(workdir)
-        elif alone:
+        if not (free if alone else _locked(folder, fcntl.LOCK_SH, PATIENCE)):
             raise UserError(f"workdir {workdir}: another run works in it; wait for it or end it")
-        if not alone and not _locked(folder, fcntl.LOCK_SH, PATIENCE):
-            raise UserError(f"workdir {workdir}: another run works in it, alone; wait for it or end it")
         yield
     finally:
         os.close(folder)
@@ -62,10 +57,7 @@ def held(workdir: Path, *, alone: bool) -> Iterator[None]:
 def sweep(folder: Path) -> None:
     """Removes what was being written below a folder when a run was killed."""
     for path in [path for path in folder.rglob("*.part*") if PART.fullmatch(path.name)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _locked(folder: int, kind: int, seconds: float) -> bool:
@@ -208,8 +200,7 @@ def versions() -> dict[str, str]:
 
 def appended(path: Path) -> BinaryIO:
     """Opens a file of lines to go on with it; a last line that a killed run left half-written is cut off."""
-    file = path.open("ab")
-    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    (file := path.open("ab")).truncate(path.read_bytes().rfind(b"\n") + 1)
     return file
 
 
