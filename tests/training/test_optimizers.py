@@ -96,9 +96,9 @@ def test_every_rounding_has_a_key_of_its_own(monkeypatch):
     for _ in range(3):
         _, state = adam.update(jax.tree.map(jnp.ones_like, params), state)
     assert len(drawn) == 3 * 2 * 2
+    monkeypatch.setattr(precision, "rounded", lambda x, key: drawn.append(key))
     for seed, step in ((seed, step) for seed in (0, 1) for step in range(5)):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        monkeypatch.setattr(precision, "rounded", lambda x, key: drawn.append(key))
         precision.add([jnp.ones(1, jnp.bfloat16)] * 3, [jnp.ones(1)] * 3, key)
         examples = objective.example_keys(key, jnp.arange(4))
         drawn += [*examples, *jax.vmap(lambda key: jax.random.split(key, 6))(examples).ravel()]

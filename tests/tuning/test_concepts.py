@@ -91,8 +91,9 @@ def slope(rows, weight):
     noise, latents = (objective.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), (4, 4, 2)) for i in (0, 1))
 
     def loss(factor):
-        return objective.denoising(lambda x, t: x * factor[None, None, None], "epsilon", ALPHA_BAR, latents, noise,
-                                   jnp.asarray(rows, jnp.int32), jnp.asarray(weight), snr_gamma=0.0, huber=0.0)  # fmt: skip
+        t, each = jnp.asarray(rows, jnp.int32), jnp.asarray(weight)
+        return objective.denoising(lambda x, t: x * factor[None, None, None], "epsilon", ALPHA_BAR, latents, noise, t,
+                                   each, snr_gamma=0.0, huber=0.0)  # fmt: skip
 
     return np.asarray(jax.jit(jax.grad(loss))(jnp.array([0.3, -0.7])))
 
