@@ -4,9 +4,7 @@ A command without a config, such as `dermjax samplers`, takes arguments and flag
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
 been saved; 2 with one line on stderr for what a user can mend; 130 when interrupted. Any other exception is a bug and
-keeps its traceback.
-
-`jax.distributed` is joined before the stage starts where the environment asks for it, see `machine`.
+keeps its traceback. `jax.distributed` is joined before a stage where the environment asks for it, see `machine`.
 """
 
 import difflib
@@ -211,6 +209,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
         raise UserError(str(error)) from error
     if surplus:
         raise UserError(f"unexpected argument {surplus[0]}; flags are --name=value, see dermjax {stage} --help")
+    config_file.check(config)
     if stage in WITH_DRY_RUN and flags.FLAGS.dry_run:
         return config, None
     if not flags.FLAGS.workdir:

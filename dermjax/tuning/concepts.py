@@ -75,12 +75,16 @@ def training(
         raise UserError(f"manifest {manifest.home}: no image in its training split")
     strangers = sorted(set(repeats) - set(manifest.labels))
     if strangers:
-        raise UserError(f"config.repeats.{strangers[0]}: the manifest's classes are {', '.join(manifest.labels)}")
+        there = ", ".join(manifest.labels)
+        raise UserError(f"config.concepts.repeats.{strangers[0]}: the manifest's classes are {there}")
+    for label, times in repeats.items():
+        if not isinstance(times, int) or times < 0:
+            raise UserError(f"config.concepts.repeats.{label} = {times}: give a whole number, 0 or more")
     asked = held_out(manifest, instances, prompts)
     sources, words, weights = list(asked.sources), list(asked.prompts), [weight(record) for record in instances]
     shown = [np.repeat(rows, repeats.get(label, 1)) for label, rows in by_label(instances).items()]
     if balance:
-        shown = [np.resize(rows, max(map(len, shown))) for rows in shown]
+        shown = [np.resize(rows, max(map(len, shown))) for rows in shown if len(rows)]
     rows, own = np.concatenate(shown), np.array(weights)
     if not own[rows].sum():
         raise UserError("every image has weight 0: nothing would be learnt")
@@ -105,6 +109,8 @@ def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str
 
 def prompt(template: str, record: Record) -> str:
     """Returns a template filled with what is known of a record; a UserError names a field that it does not know."""
+    if template.count("{") != template.count("}") or template.count("[") != template.count("]"):
+        raise UserError(f"prompt {template!r}: a bracket is open; close it, or leave it out")
     try:
         return templates.filled(template, partial(templates.value, record))
     except KeyError as error:

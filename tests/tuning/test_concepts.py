@@ -132,7 +132,7 @@ def test_in_batches_of_pairs_prior_preservation_is_diffusers_loss(tmp_path):
 @pytest.mark.parametrize(
     "changes, attributes, said",
     [
-        ({"repeats": {"mailgnant": 2}}, {}, "config.repeats.mailgnant: the manifest's classes are benign, malignant"),
+        ({"repeats": {"mailgnant": 2}}, {}, "config.concepts.repeats.mailgnant: the manifest's classes are benign, m"),
         ({}, {"weight": "heavy"}, "attributes.weight = 'heavy'; give a number"),
         ({}, {"weight": -1}, "attributes.weight = -1; give a number from 0 on"),
         ({}, {"weight": 0}, "every image has weight 0"),
