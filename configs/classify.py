@@ -36,7 +36,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "features": "",  # folder of frozen features that runs may share; "" is in the workdir
             "views": 1,  # of each image that frozen features are made of; those after the first are augmented
             "augment": "mild",  # or none, strong, randaugment
-            "mixing": "none",  # or mixup, cutmix
+            "mixing": "none",  # or mixup; or cutmix, for the recipe "full" alone: features have no windows
             "precision": "float32",  # or "bfloat16"
             "seed": 0,
             "steps": 2000,
@@ -50,7 +50,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "layer_decay": 1.0,  # of the rate from a layer to the one below it; 0.65 to 0.9 for a ViT
             "label_smoothing": 0.1,
             "ema_decay": 0.0,
-            "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
+            # parts that a batch is taken in, one after the other, to save memory; "mobilenetv2" then normalises by part
+            "accumulate": 1,
             "save_every": 500,
             "log_every": 50,
             "evaluate_every": 250,

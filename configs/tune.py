@@ -71,6 +71,8 @@ def _paper() -> ConfigDict:
                 "repeats": ConfigDict(),  # how often an epoch shows a class
                 "balance": False,  # every class as often as the largest
                 "prior": "",  # the manifest of class images made by `generate`; "" for none, as in the paper
+                # lambda: the loss is the mean over instance images + lambda times the mean over class images
+                # (arXiv 2208.12242, eq. 2), however many there are of each; fewer of one are shown less often
                 "prior_weight": 1.0,
             },
             "size": 512,

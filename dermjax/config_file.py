@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,27 +10,52 @@ from ml_collections import ConfigDict
 from dermjax.errors import UserError
 
 LARGEST_SEED = 2**32 - 1  # of the whole numbers that numpy, grain and JAX take; AUTOMATIC1111 draws up to it
-# the least value of a whole number by its key, whatever the stage
-LEAST = dict.fromkeys(
-    ("accumulate", "batch", "deep_cache", "encode_batch", "fsdp", "log_every", "looks", "normalise_over",
-     "phantoms_per_class", "rank", "resamples", "sample", "smallest", "steps", "trials", "vectors", "views"), 1
-) | dict.fromkeys(
-    ("data", "evaluate_every", "first_seed", "fold", "folds", "gallery", "hits", "images", "images_per_class",
-     "last_blocks", "limit", "patience", "phantoms", "preview_every", "prompts", "save_every", "seed", "seeds", "shots",
-     "size", "startup", "validation_draws", "warmup", "watch_every"), 0
-)  # fmt: skip
+# what the numbers of a key may be, whatever the stage
+RANGES = {
+    "1 or more": (
+        lambda value: value >= 1,
+        ("accumulate", "batch", "deep_cache", "encode_batch", "fsdp", "guidance", "hidden_size", "intermediate_size",
+         "log_every", "looks", "normalise_over", "num_attention_heads", "num_hidden_layers", "patch_size",
+         "phantoms_per_class", "prompts", "rank", "resamples", "sample", "smallest", "steps", "trials", "vectors",
+         "views"),
+    ),
+    "0 or more": (
+        lambda value: value >= 0,
+        ("bits", "cast", "chroma", "clip", "contrast", "dark_corners", "data", "edges", "evaluate_every", "first_seed",
+         "fold", "folds", "gallery", "gel", "hairs", "hits", "huber", "images", "images_per_class", "ink", "kl",
+         "last_blocks", "limit", "lines", "number", "offset_noise", "patches", "patience", "phantoms", "preview_every",
+         "prior_weight", "rate", "ruler", "save_every", "shots", "size", "snr_gamma", "standout", "startup",
+         "structure", "text_rate", "tone", "tone_tolerance", "validation_draws", "warmup", "watch_every",
+         "weight_decay"),
+    ),
+    "more than 0": (
+        lambda value: value > 0,
+        ("alpha", "depth_multiplier", "factor", "high", "layer_decay", "low", "strength", "strengths",
+         "timestep_bias"),
+    ),
+    "0 to 1": (
+        lambda value: 0 <= value <= 1,
+        ("caption_dropout", "guidance_rescale", "label", "prompt_dropout", "synthetic_fraction", "tail", "test",
+         "validation"),
+    ),
+    "0 or more and less than 1": (lambda value: 0 <= value < 1, ("ema_decay", "label_smoothing")),
+    f"a seed from 0 to {LARGEST_SEED}": (lambda value: 0 <= value <= LARGEST_SEED, ("seed", "seeds")),
+    "a number": (lambda value: True, ("lora_weight", "sharpness")),
+}  # fmt: skip
 FREE = ("words", "quotas", "images_of", "repeats")  # their keys are users' own
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for a period, a count or a seed that cannot be meant, anywhere in a config."""
+    """Raises UserError for a number that cannot be meant, anywhere in a config; one that is none, or without end, too.
+
+    What depends on more than one option, or on the data, is the stage's to check.
+    """
+    known = {key: given for given, (_, keys) in RANGES.items() for key in keys}
     for path, value in _numbers(config.to_dict(), "config"):
-        key = path.rpartition(".")[2]
-        least = LEAST.get(key, value)
-        if value < least:
-            raise UserError(f"{path} = {value}: give {least} or more")
-        if key in ("seed", "seeds") and value > LARGEST_SEED:
-            raise UserError(f"{path} = {value}: give a seed from 0 to {LARGEST_SEED}")
+        given = known.get(path.rpartition(".")[2], "a number")
+        inside, _ = RANGES[given]
+        if not (isfinite(value) and inside(value)):
+            raise UserError(f"{path} = {value}: give {given}")
 
 
 def load(path: str) -> ConfigDict:
@@ -52,13 +78,13 @@ def load(path: str) -> ConfigDict:
     return config
 
 
-def _numbers(tree: dict, path: str) -> Iterator[tuple[str, int]]:
-    """Yields the whole numbers below a path, those of a tuple each."""
+def _numbers(tree: dict, path: str) -> Iterator[tuple[str, float]]:
+    """Yields the numbers below a path, those of a tuple each."""
     for key, value in tree.items():
         if isinstance(value, dict) and key not in FREE:
             yield from _numbers(value, f"{path}.{key}")
         for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, int) and not isinstance(each, bool):
+            if isinstance(each, int | float) and not isinstance(each, bool):
                 yield f"{path}.{key}", each
 
 

@@ -13,12 +13,15 @@ from ml_collections import ConfigDict
 
 from dermjax import run_folder
 from dermjax.classification import run as classification
+from dermjax.classification import training
 from dermjax.curation import run as curation
 from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.evaluation import run as evaluation
 from dermjax.generation import run as generation
+from dermjax.generation import work
 from dermjax.preparation import run as preparation
+from dermjax.preparation import settings
 from dermjax.progress import say
 from dermjax.tuning import run as tuning
 
@@ -33,6 +36,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     evaluate = workdir / "evaluate"
     prepared, generated, curated = (folder / "manifest.jsonl" for folder in (prepare, generate, curate))
 
+    check({"prepare": config.prepare}, settings.refuse)
+    check_stages(config)
+    check({f"classify.{name}": config.classify[name] for name in CLASSIFIERS}, training.check)
     stage(preparation.run, config.prepare, prepare, {})
     prompts = prompts_of(config.prompt, records.read(prepared).labels)
     turns = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
@@ -52,6 +58,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     run_folder.write_atomically(workdir / "report.html", (evaluate / "report.html").read_bytes())
     say(f"\nThe report: {workdir / 'report.html'}")
     say("A demo of this size proves the machinery, not the medicine. For research use only.")
+
+
+def check_stages(config: ConfigDict) -> None:
+    """Raises UserError for an option of tune, generate or curate that would fail when the stage's turn comes."""
+    for name, of_stage in (("tune", tuning.check), ("generate", work.check), ("curate", curation.check)):
+        check({name: config[name]}, of_stage)
+
+
+def check(configs: Mapping[str, ConfigDict], of_stage: Callable[[ConfigDict], object]) -> None:
+    """Raises what a stage's own check raises, with the name of its part of the config before it."""
+    for name, config in configs.items():
+        try:
+            of_stage(config)
+        except UserError as error:
+            raise UserError(f"config.{name}: {error}") from error
 
 
 def prompts_of(template: str, labels: tuple[str, ...]) -> ConfigDict:

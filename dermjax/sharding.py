@@ -43,6 +43,8 @@ def mesh(data: int, fsdp: int) -> Mesh:
       UserError: there are fewer devices, or a process would be left without one.
     """
     have = jax.device_count()
+    if data < 0 or fsdp < 1:
+        raise UserError(f"mesh {data} x {fsdp}: give mesh.data = 0 (all devices) or more, mesh.fsdp = 1 or more")
     data = data or max(1, have // fsdp)
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
@@ -130,10 +132,16 @@ def process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def check_batch(batch: int, grid: Mesh) -> None:
-    """Raises UserError when a batch does not divide over the mesh."""
-    if batch % grid.size:
-        raise UserError(f"batch = {batch} does not divide over {grid.size} devices; give a multiple")
+def check_batch(batch: int, accumulate: int, grid: Mesh) -> None:
+    """Raises UserError when a batch does not divide into `accumulate` parts, each of them over the mesh."""
+    if batch < 1 or accumulate < 1:
+        raise UserError(f"batch = {batch}, accumulate = {accumulate}: give 1 or more of each")
+    if batch % (grid.size * accumulate):
+        parts = f" in accumulate = {accumulate} parts" if accumulate > 1 else ""
+        raise UserError(
+            f"batch = {batch}{parts} does not divide over {grid.size} devices; give a multiple of "
+            f"{grid.size * accumulate}"
+        )
 
 
 def memory() -> int:

@@ -1,5 +1,7 @@
-"""Numbers of configs that cannot be meant are refused, wherever they stand; those that the configs ship are not."""
+"""Every number of every config file has a range: outside of it, it is one line at the start that names the option."""
 
+import importlib
+import re
 import runpy
 from pathlib import Path
 
@@ -10,38 +12,162 @@ from dermjax import config_file
 from dermjax.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+STAGES = {
+    "classify": "dermjax.classification.run",
+    "curate": "dermjax.curation.run",
+    "demo": "dermjax.demo",
+    "mask": "dermjax.generation.mask",
+    "prepare": "dermjax.preparation.run",
+    "pretrain": "dermjax.pretraining.run",
+    "study": "dermjax.study.run",
+    "sweep": "dermjax.tuning.sweep",
+}
 VARIANTS = {
-    "tune": ("paper", "lora", "full", "best", "tiny", "demo"),
-    "generate": ("paper", "released", "balanced_tones", "tiny", "demo"),
-    "classify": ("probe", "vit", "mobilenetv2", "demo"),
-    "study": ("frozen", "last", "full", "folds"),
-    "sweep": ("lora", "full", "tiny"),
+    "classify": ("probe", "mobilenetv2", "demo"),
+    "curate": ("demo", "calibration"),
+    "demo": ("photographs",),
+    "evaluate": ("demo",),
+    "generate": ("released", "balanced_tones", "tiny", "demo"),
+    "mask": (),
+    "prepare": ("phantoms", "demo"),
+    "pretrain": ("smoke",),
+    "publish": (),
+    "study": ("last", "full", "folds"),
+    "sweep": ("full", "tiny"),
+    "transform": ("demo",),
+    "tune": ("lora", "full", "best", "tiny", "demo"),
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_what_the_configs_ship_passes(path):
-    for variant in (None, *VARIANTS.get(path.stem, ())):
-        made = runpy.run_path(str(path))["get_config"]
-        config_file.check(made(variant) if variant else made())
+def config(stage, variant=None):
+    return runpy.run_path(str(CONFIGS / f"{stage}.py"))["get_config"](*([variant] if variant else []))
+
+
+def numbers(node, prefix=""):
+    """The names of the numbers of a config, with dots."""
+    for key, value in node.items():
+        if isinstance(value, ConfigDict):
+            yield from numbers(value, f"{prefix}{key}.") if key not in config_file.FREE else ()
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}"
+
+
+def changed(asked, name, value):
+    *parents, key = name.split(".")
+    node = asked
+    for parent in parents:
+        node = node[parent]
+    with asked.unlocked(), asked.ignore_type():
+        node[key] = value
+    return asked
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("stage", "variant"), [(stage, each) for stage in VARIANTS for each in (None, *VARIANTS[stage])]
+)
+def test_every_number_has_a_range_and_lies_in_it(stage, variant):
+    asked = config(stage, variant)
+    config_file.check(asked)
+    known = {key for _, keys in config_file.RANGES.values() for key in keys}
+    assert {name.rpartition(".")[2] for name in numbers(asked)} <= known
+
+
+def test_no_config_is_left_out():
+    assert set(VARIANTS) == {path.stem for path in CONFIGS.glob("*.py")}
+
+
+def test_a_key_has_one_range():
+    keys = [key for _, keys in config_file.RANGES.values() for key in keys]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("stage", VARIANTS)
+def test_what_is_no_number_is_named(stage):
+    for name in numbers(config(stage)):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(UserError, match=re.escape(f"config.{name} = {value}: give ")):
+                config_file.check(changed(config(stage), name, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
     [
-        ({"steps": 0}, r"config\.steps = 0: give 1 or more"),
-        ({"log_every": 0}, r"config\.log_every = 0: give 1 or more"),
-        ({"watch_every": -1}, r"config\.watch_every = -1: give 0 or more"),
-        ({"tune": {"samples": {"images": -4}}}, r"config\.tune\.samples\.images = -4"),
-        ({"seeds": (0, 2**32)}, r"config\.seeds = 4294967296: give a seed from 0 to 4294967295"),
-        ({"plan": {"seed": -1}}, r"config\.plan\.seed = -1: give 0 or more"),
-        ({"space": {"steps": (100, 0)}}, r"config\.space\.steps = 0: give 1 or more"),
+        ("steps", (1, 7), (0, -1)),
+        ("accumulate", (1,), (0, -2)),
+        ("guidance", (1, 7.5), (0.5, -1)),
+        ("warmup", (0, 2), (-1,)),
+        ("clip", (0.0, 2.5), (-1e-9,)),
+        ("timestep_bias", (1e-9,), (0.0, -1.0)),
+        ("prompt_dropout", (0.0, 0.5, 1.0), (-0.1, 1.01)),
+        ("ema_decay", (0.0, 0.999), (1.0, -0.1)),
+        ("label_smoothing", (0.0, 0.1), (1.0, 1.5)),
+        ("seed", (0, 2**32 - 1), (-1, 2**32)),
+        ("sharpness", (-5.0, 5.0), (float("nan"), float("-inf"))),
+        ("another", (-5,), (float("inf"),)),
+        ("seeds", ((0, 1, 2),), ((0, -1),)),
+        ("shots", ((0, 50),), ((50, -50),)),
+        ("strengths", ((0.5,),), ((0.5, 0.0),)),
     ],
 )
-def test_what_cannot_be_meant_is_named(config, told):
-    with pytest.raises(UserError, match=told):
-        config_file.check(ConfigDict(config))
+def test_ranges_are_what_they_say(name, inside, outside):
+    for value in inside:
+        config_file.check(ConfigDict({"a": {name: value}}))
+    for value in outside:
+        named = value[-1] if isinstance(value, tuple) else value
+        with pytest.raises(UserError, match=re.escape(f"config.a.{name} = {named}: give ")):
+            config_file.check(ConfigDict({"a": {name: value}}))
 
 
-def test_periods_of_0_the_largest_seed_and_words_of_users_pass():
-    config_file.check(ConfigDict({"save_every": 0, "seed": 2**32 - 1, "words": {"steps": {"batch": 0}}, "images": "x"}))
+def test_users_own_keys_have_no_range():
+    config_file.check(ConfigDict({"plan": {"words": {"size": {"steps": 0}}}, "concepts": {"repeats": {"rank": 0}}}))
+
+
+@pytest.mark.parametrize("given", ["steps=0", "rate=nan", "loss.timestep_bias=0.0", "samples.guidance=0.5"])
+def test_a_command_refuses_it(command, tmp_path, given):
+    code, _, said = command(
+        "tune", f"--config={CONFIGS / 'tune.py'}", f"--config.{given}", f"--workdir={tmp_path / 'r'}"
+    )
+    assert code == 2 and said.count("\n") == 1 and f"config.{given.partition('=')[0]} = " in said
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "told"),
+    [
+        ("classify", {"size": 0}, "config.size = 0: give the side in pixels"),
+        ("curate", {"size": 50}, "config.size = 50: give a multiple of 32 from 64 on"),
+        ("curate", {"size": 32}, "config.size = 32: give a multiple of 32 from 64 on"),
+        ("curate", {"phantoms": 1}, "config.phantoms = 1: give 2 or more"),
+        ("demo", {"prepare.ratios.test": 1.0}, "config.prepare: config.ratios (0.1, 1.0): give shares"),
+        ("demo", {"tune.rate": -1.0}, "config.tune: config.rate = -1.0: give 0 or more"),
+        ("demo", {"generate.plan.spacing": "kerras"}, "config.generate: spacing 'kerras' is not one of"),
+        ("demo", {"classify.vit.mixing": "cutmx"}, "config.classify.vit: config.mixing 'cutmx' is unknown; did you"),
+        ("mask", {"words": ()}, "config.words: none; give the words"),
+        ("prepare", {"images": "phantoms", "ratios.test": float("nan")}, "give shares of 0 or more"),
+        ("pretrain", {"autoencoder.crops.size": 136}, "config.autoencoder.crops.size = 136: give a multiple of 8 up"),
+        ("pretrain", {"autoencoder.crops.size": 60}, "config.autoencoder.crops.size = 60: give a multiple of 8 up"),
+        ("pretrain", {"autoencoder.whole.steps": 0}, "config.autoencoder.whole.steps = 0: give 1 or more"),
+        ("pretrain", {"autoencoder.phases": ("crop",)}, "config.autoencoder.phases: config.autoencoder has no 'crop'"),
+        ("pretrain", {"phantoms": 0}, "config.phantoms and config.diffusion.images: give 1 or more of both"),
+        ("study", {"tune.accumulate": 3}, "config.tune: batch = 16 in accumulate = 3 parts does not divide"),
+        ("study", {"generate.plan.deep_cache": 0}, "config.generate: plan.deep_cache = 0: give 1 (none)"),
+        ("study", {"curate.size": 50}, "config.curate: config.size = 50: give a multiple of 32"),
+        ("sweep", {"space.lora.rank": (4, 0)}, "config.space.lora.rank = 0: config.lora.rank = 0: give 1 or more"),
+        (
+            "sweep",
+            {"space.optimizer": ("adamw", "adm")},
+            "config.space.optimizer = 'adm': config.optimizer 'adm' is unk",
+        ),
+    ],
+)
+def test_what_a_stage_checks_is_one_line_before_it_begins(stage, changes, told, tmp_path, monkeypatch):
+    module = importlib.import_module(STAGES[stage])
+    if stage == "sweep":  # its manifest is looked at first
+        monkeypatch.setattr(module.records, "read", lambda path: type("Any", (), {"split": lambda self, name: [1]})())
+    asked = config(stage)
+    for name, value in changes.items():
+        asked = changed(asked, name, value)
+    with pytest.raises(UserError) as error:
+        module.run(asked.lock(), tmp_path)
+    assert told in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())

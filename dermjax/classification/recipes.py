@@ -18,9 +18,11 @@ from jax import Array
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
 from dermjax.training.loop import Loss
+from dermjax.training.optimizers import pick
 from dermjax.weights.torch_layout import flatten, unflatten
 
 HEAD = "classifier"
+CUTS = {"full": lambda blocks: None, "last": lambda blocks: blocks, "frozen": lambda blocks: 0}
 ABOVE = re.compile(r"\.(layernorm|conv_1x1)\.")
 BLOCK = re.compile(r"\.layer\.(\d+)\.")
 
@@ -48,10 +50,20 @@ def recipe(name: str, blocks: int, params: Params) -> Recipe:
     there = depth_of_top(params) - 1
     if name == "last" and not 0 < blocks <= there:
         raise UserError(f"config.last_blocks = {blocks}: the classifier has {there} blocks; give 1 to {there}")
-    cuts = {"full": None, "last": blocks, "frozen": 0}
-    if name not in cuts:
-        raise UserError(f"config.recipe {name!r} is unknown; there are {', '.join(cuts)}")
-    return Recipe(last=cuts[name])
+    return Recipe(last=pick("config.recipe", CUTS, name)(blocks))
+
+
+def check_mixing(name: str, recipe: str) -> None:
+    """Raises UserError where a mixture cannot be made of what a recipe trains on.
+
+    A mean of two images' features is as good as one of images (manifold mixup, arXiv 1806.05236), a window of features
+    shows no part of an image.
+    """
+    if name == "cutmix" and recipe != "full":
+        raise UserError(
+            f"config.mixing = cutmix cuts windows out of images, and config.recipe = {recipe} trains on features; "
+            "take mixup or none, or the recipe full"
+        )
 
 
 def depth(path: str, top: int) -> int:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dermjax import run_folder
 from dermjax.classification import inputs
 from dermjax.classification.features import VERSIONS
-from dermjax.classification.training import DONE, LEFT, train
+from dermjax.classification.training import DONE, LEFT, check, train
 from dermjax.progress import say
 
 
@@ -22,6 +22,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         say(f"classify: {workdir / DONE} is there, nothing to do")
         _tell_other_causes(workdir, {})
         return
+    check(config)  # before images are read
     real, synthetic = inputs.read(config.manifest, config.synthetic)
     shown = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
     _tell_other_causes(workdir, {"images": hashlib.sha256(repr(shown).encode()).hexdigest()[:16]})

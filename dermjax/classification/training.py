@@ -13,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import sharding
+from dermjax import config_file, sharding
 from dermjax.classification import costs, heads, networks, recipes
 from dermjax.classification.batches import Cached, Pictures, Plan, cached
 from dermjax.classification.features import Features, causes
 from dermjax.classification.predictions import figures, predictor, probabilities, table, truth
 from dermjax.classification.recipes import HEAD
+from dermjax.data.augmentation import MIXTURES, POLICIES
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Params
@@ -34,6 +35,34 @@ DONE = "metrics.json"
 LEFT = ("checkpoints", DONE)  # by which it is known that a run has begun
 
 
+NAMES = {
+    "classifier": networks.CLASSIFIERS,
+    "precision": networks.PRECISIONS,
+    "recipe": recipes.CUTS,
+    "augment": POLICIES,
+    "mixing": MIXTURES,
+    "optimizer": optimizers.OPTIMIZERS,
+    "schedule": optimizers.SCHEDULES,
+}
+
+
+def check(config: ConfigDict) -> Mesh:
+    """Returns the mesh of a config of `classify`; UserError for options that no data would make right."""
+    config_file.check(config)
+    if not config.size:
+        raise UserError("config.size = 0: give the side in pixels, such as 224")
+    for option, known in NAMES.items():
+        optimizers.pick(f"config.{option}", known, config[option])
+    if config.patience and not config.evaluate_every:
+        raise UserError("config.patience needs looks at the validation images; give config.evaluate_every")
+    recipes.check_mixing(config.mixing, config.recipe)
+    if config.features and Path(config.features).exists() and not Path(config.features).is_dir():
+        raise UserError(f"config.features = {config.features}: is no folder; give one, or leave it empty")
+    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.batch, config.accumulate, grid)
+    return grid
+
+
 def train(
     config: ConfigDict,
     workdir: Path,
@@ -46,8 +75,7 @@ def train(
 
     `judged` gets synthetic_predictions.csv, the test split of each of `tests` predictions_<name>.csv.
     """
-    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(config.batch, grid)
+    grid = check(config)
     classifier, params, variables = networks.start(
         config.classifier, config.init, config.architecture.to_dict(), real.labels,
         size=config.size, seed=config.seed, precision=config.precision,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax import progress, run_folder, sharding
+from dermjax import config_file, progress, run_folder, sharding
 from dermjax.curation import calibrating, judging, looking, opinion, report, rules, verdicts
 from dermjax.curation.opinion import Opinion
 from dermjax.curation.rules import MEANINGS, Thresholds
@@ -17,8 +17,17 @@ from dermjax.models import classifier as network
 from dermjax.run_folder import write_atomically
 
 PATHS = ("manifest", "training", "verdicts", "classifier")  # what these name counts, by its contents
-SIDES = 32  # pixels, of which images are measured in cells
+SMALLEST, CELLS = 64, 32  # side in pixels at which images can be measured, and what it is a multiple of
 SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for options that no images would make right."""
+    config_file.check(config)
+    if config.size < SMALLEST or config.size % CELLS:
+        raise UserError(f"config.size = {config.size}: give a multiple of {CELLS} from {SMALLEST} on")
+    if config.phantoms == 1:
+        raise UserError("config.phantoms = 1: give 2 or more, one half is held against the other, or 0 for none")
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -27,8 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     A finished folder is left as it is while all that it follows from is the same; nothing here depends on chance. With
     config.phantoms nothing is judged: the detectors are measured on so many phantoms.
     """
-    if config.size < SIDES or config.size % SIDES:
-        raise UserError(f"config.size {config.size}: give the side at which images are measured, a multiple of {SIDES}")
+    check(config)
     thresholds = Thresholds(**config.thresholds.to_dict())
     if config.phantoms:
         calibrating.run(config.phantoms, config.size, thresholds, workdir)

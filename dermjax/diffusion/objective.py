@@ -79,9 +79,9 @@ def denoising(
 ) -> jax.Array:
     """Returns the mean over the batch of weight times the distance of `predict(x_t, t)` to its target, float32 scalar.
 
-    latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B], with mean 1 over the data set. Instance images
-    and class images differ in weight only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second
-    branch; and as no batch is divided by its own weights, a batch may be taken in parts. snr_gamma: see `min_snr`;
+    latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B]. Instance images and class images differ in weight
+    only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second branch; and as no batch is divided by
+    its own weights, a batch may be taken in parts. snr_gamma: see `min_snr`;
     huber: see `distance`; 0 is off.
     """
     x = schedule.add_noise(alpha_bar, latents, noise, t)

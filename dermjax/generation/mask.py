@@ -23,6 +23,8 @@ from dermjax.progress import bar, say
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes the masks of every kept image of config.manifest, and workdir/manifest.jsonl with a record of each."""
+    if config.attention and not config.words:
+        raise UserError("config.words: none; give the words for what is to be masked, or config.attention=False")
     if not config.manifest:
         raise UserError("config.manifest: no manifest; give one of generated images, such as runs/curate")
     manifest = records.read(Path(config.manifest))

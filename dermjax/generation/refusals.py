@@ -1,6 +1,7 @@
 """What a plan cannot ask for: a UserError of one line that names the key."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import templates
@@ -57,7 +58,7 @@ def words(
             raise UserError(f"plan.words.{gap}: this name is taken; call the gap something else")
         if gap not in said:
             raise UserError(f"plan.words.{gap}: no prompt has {{{gap}}}; put it in one, or leave its words out")
-        bad = [word for word, weight in weights.items() if weight < 0]
+        bad = [word for word, weight in weights.items() if not 0 <= weight < inf]
         if bad:
             raise UserError(f"plan.words.{gap}.{bad[0]} = {weights[bad[0]]}: a weight is 0 or more")
         if not sum(weights.values()):
@@ -102,7 +103,7 @@ def settings(
         named(name).check(spacing)
     if steps < 1:
         raise UserError(f"plan.steps = {steps}: a sampler takes at least 1 step")
-    if guidance < 1:
+    if not 1 <= guidance < inf:
         raise UserError(f"plan.guidance = {guidance}: give 1 (none) or more")
     if not 0 <= rescale <= 1:
         raise UserError(f"plan.guidance_rescale = {rescale}: give 0 (none) to 1")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dermjax import config_file
 from dermjax.data.records import Record
 from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
-from dermjax.generation import model, plan, preview, provenance, source, tuned
+from dermjax.generation import model, plan, preview, provenance, refusals, source, tuned
 from dermjax.generation.model import Model
 from dermjax.generation.plan import Request
 from dermjax.generation.source import Source
@@ -57,14 +58,23 @@ class Work:
         )
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UserError for options that no prompts and no model would make right."""
+    preview.check(config.preview_every)
+    asked = config.plan
+    if asked.batch < 1:
+        raise UserError(f"plan.batch = {asked.batch}: give at least 1")
+    refusals.settings(asked.samplers, asked.steps, asked.spacing, asked.guidance, asked.guidance_rescale,
+                      asked.guidance_interval, asked.deep_cache)  # fmt: skip
+    config_file.check(config)
+
+
 def read(config: ConfigDict) -> Work:
     """Returns the work of a config; whatever it cannot do is a UserError, before anything is computed."""
+    check(config)
     settings = config.plan.to_dict()
     batch = settings.pop("batch")
-    if batch < 1:
-        raise UserError(f"plan.batch = {batch}: give at least 1")
     asked = plan.requests(**settings)
-    preview.check(config.preview_every)
     start = source.read(config.init.images, config.init.mask, config.init.strength, asked)
     maker = model.read(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts,
                        config.precision)  # fmt: skip

@@ -1,5 +1,6 @@
 """Sound images become a manifest: what shows one lesion is on one side, copies of judged images are set aside."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -25,16 +26,19 @@ def divide(
     turn: float,
     stratified: bool,
     placed: Mapping[tuple[str, str], str],
+    folds: int,
 ) -> tuple[Manifest, np.ndarray]:
     """The manifest of sound images, see `splits.assign`, and their near-duplicates int [P, 3].
 
-    UserError where one image has two classes, the folder's own splits share a lesion, or a split lacks a class.
+    UserError where one image has two classes, the folder's own splits share a lesion, a split lacks a class, or there
+    are more folds than lesions of a class.
     """
     found = _without_synthetic(seen.records)
     splits.refuse_contradictions(found)
     splits.refuse_leaks(found)
     near = resemblance.confirmed(neighbours.near(seen.views), seen.cells)
     groups = duplicates.groups(near, [splits.identities(record) for record in found])
+    _refuse_few(found, groups, folds)
     assigned = splits.assign(
         found, groups, validation=validation, test=test, seed=seed, turn=turn, stratified=stratified,
         placed=placed,
@@ -60,6 +64,14 @@ def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[R
         replace(record, rejected=(LEAK,)) if record.kept and side < judged[group] else record
         for record, side, group in zip(assigned, sides, groups.tolist(), strict=True)
     )
+
+
+def _refuse_few(found: tuple[Record, ...], groups: np.ndarray, folds: int) -> None:
+    """UserError where two folds would have to test one image of a class."""
+    of_class = {(record.label, group) for record, group in zip(found, groups.tolist(), strict=True) if record.kept}
+    for label, count in sorted(Counter(label for label, _ in of_class).items()):
+        if count < folds:
+            raise UserError(f"config.folds = {folds}: class {label!r} has {count} distinct lesions; give no more")
 
 
 def _refuse_gaps(manifest: Manifest) -> None:

@@ -70,6 +70,7 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
             test=1 / config.folds if config.folds else config.ratios.test,
             turn=config.fold / config.folds if config.folds else 0.0,
             seed=config.seed, stratified=config.stratified, placed=placed,
+            folds=config.folds,
         )  # fmt: skip
         if config.remove_hairs:
             manifest = shaved(manifest, workdir)

@@ -20,7 +20,7 @@ def refuse(config: ConfigDict) -> None:
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
         raise UserError(f"config.fold {config.fold} of {config.folds}: give 2 folds or more, and a fold from 0 on")
     shares = (config.ratios.validation, config.ratios.test)
-    if min(shares) < 0 or sum(shares) >= 1:
+    if not (min(shares) >= 0 and sum(shares) < 1):  # NaN is neither
         raise UserError(
             f"config.ratios {shares}: give shares of 0 or more for validation and test that leave some to train"
         )

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import run_folder, sharding
+from dermjax import config_file, run_folder, sharding
 from dermjax.data import pipelines, tokens
 from dermjax.data.images import to_model
 from dermjax.data.phantom import VOCABULARY
 from dermjax.diffusion import objective, schedule
+from dermjax.errors import UserError
 from dermjax.models import vae
 from dermjax.models.stable_diffusion import TINY, Params, StableDiffusion, count
 from dermjax.pretraining import autoencoder, phantoms
@@ -32,10 +33,11 @@ DECODER = ("decoder", "post_quant_conv")
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains derm-tiny from nothing and leaves it in workdir/model."""
+    check(config)
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     phases = [config.autoencoder[phase] for phase in config.autoencoder.phases]
     for part in (*phases, config.diffusion, config.decoder):
-        sharding.check_batch(part.batch, grid)
+        sharding.check_batch(part.batch, 1, grid)
     sd = describe(workdir)
     params = sd.init(config.seed)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
@@ -57,6 +59,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params = params | train_decoder(sd, params, images, moments, config, grid, workdir / "decoder")
     params = with_audible_words(sd, params, captions)
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for numbers that no training can start from."""
+    config_file.check(config)
+    strange = sorted(set(config.autoencoder.phases) - set(config.autoencoder))
+    if strange:
+        raise UserError(f"config.autoencoder.phases: config.autoencoder has no {strange[0]!r}")
+    sd = StableDiffusion(TINY, Path(), jnp.float32)
+    for phase in config.autoencoder.phases:
+        size = config.autoencoder[phase].size
+        if size % sd.factor or not 0 < size <= sd.size:
+            raise UserError(f"config.autoencoder.{phase}.size = {size}: give a multiple of {sd.factor} up to {sd.size}")
+    if not config.phantoms or not config.diffusion.images:
+        raise UserError("config.phantoms and config.diffusion.images: give 1 or more of both")
 
 
 def describe(workdir: Path) -> StableDiffusion:

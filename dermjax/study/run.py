@@ -10,10 +10,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import run_folder
-from dermjax.classification import inputs
+from dermjax.classification import inputs, training
 from dermjax.classification.features import VERSIONS
 from dermjax.data import audit, records
 from dermjax.data.records import Manifest
+from dermjax.demo import check, check_stages
 from dermjax.errors import UserError
 from dermjax.evaluation import wording
 from dermjax.progress import say
@@ -85,6 +86,7 @@ def plan(config: ConfigDict) -> list[Cell]:
         raise UserError(f"config.arms: {arms.JUDGED} is judged by {arms.BASELINE}; add that")
     if not config.classifiers:
         raise UserError("config.classifiers: none; add at least one")
+    _check_options(config)
     if config.synthetic and not config.manifest:
         raise UserError("config.manifest: no manifest of real images; give it beside config.synthetic")
     if config.synthetic and config.folds:
@@ -100,6 +102,13 @@ def plan(config: ConfigDict) -> list[Cell]:
         for arm in trained
         for classifier in config.classifiers
     ]
+
+
+def _check_options(config: ConfigDict) -> None:
+    """Raises UserError for an option of a stage that it calls later that cannot be meant."""
+    check({f"classifiers.{name}": each for name, each in config.classifiers.items()}, training.check)
+    if not config.synthetic:
+        check_stages(config)
 
 
 def _real(path: Path) -> Manifest:

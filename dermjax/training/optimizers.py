@@ -11,6 +11,7 @@ import optax
 import optax.contrib
 
 from dermjax.errors import UserError
+from dermjax.progress import say
 from dermjax.training.quantised_adam import scale_by_quantised_adam
 
 
@@ -34,6 +35,8 @@ def build(
     if not isfinite(rate):
         raise UserError(f"rate {rate} is not a finite number; give one such as 1e-4")
     rates = pick("schedule", SCHEDULES, schedule)(rate, warmup, steps)
+    if warmup > steps:
+        say(f"warmup = {warmup} is longer than steps = {steps}: the rate ends below {rate:g}; a shorter one reaches it")
     update = pick("optimizer", OPTIMIZERS, name)(rates, weight_decay)
     before = [clipped(clip)] if clip else []
     after = [multiplied(slower)] if slower else []

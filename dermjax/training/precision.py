@@ -12,6 +12,10 @@ import jax.numpy as jnp
 
 Tree = Any
 
+# Folded into a key it gives the one for rounding: no step is so late and no place in a batch so large, and with these
+# everything else folds.
+ROUNDING = 2**32 - 1
+
 
 def wide(tree: Tree) -> Tree:
     """Returns the tree in float32."""
@@ -19,9 +23,9 @@ def wide(tree: Tree) -> Tree:
 
 
 def add(params: Tree, updates: Tree, key: jax.Array) -> Tree:
-    """Returns params + updates, summed in float32, in the parameters' own types."""
+    """Returns params + updates, summed in float32, in the parameters' own types; the key may be the loss's."""
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+    keys = jax.random.split(jax.random.fold_in(key, ROUNDING), len(leaves))
     sums = [
         leaf + update if leaf.dtype == jnp.float32 else rounded(leaf.astype(jnp.float32) + update, own)
         for leaf, update, own in zip(leaves, jax.tree.leaves(updates), keys, strict=True)

@@ -3,8 +3,8 @@
 Blockwise quantisation after Dettmers et al. 2022 (arXiv 2110.02861), with a ladder of our own: within a block the codes
 1 to n are n magnitudes in equal ratios that end at the block's largest, and 0 is zero. A step changes the second moment
 by a thousandth, far less than one rung (7 %), so rounding to the nearest would never move it. We round at random, to
-the lower or the upper rung, such that the expected value is exact. The randomness follows from the step: a resumed run
-is the same run.
+the lower or the upper rung, such that the expected value is exact. The randomness follows from the step, the parameter
+and the moment, each of which has a key that nothing else draws from: a resumed run is the same run.
 
 Blocks lie along the last axis and the codes have the shape of their parameter, so that one table of shardings serves
 both.
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
+
+from dermjax.training import precision
 
 BLOCK = 256  # elements that share one scale, where the last axis divides; else the largest power of two that does
 SMALLEST = 4096  # parameters with fewer elements keep float32 moments: norms and biases are few and sensitive
@@ -50,7 +52,8 @@ def scale_by_quantised_adam(b1: float, b2: float, eps: float) -> optax.GradientT
         count = state.count + 1
         # 1 - b ** count without the cancellation that costs float32 two digits at the start
         weight_first, weight_second = (-jnp.expm1(count * math.log(b)) for b in (b1, b2))
-        key = jax.random.fold_in(jax.random.key(0), count)
+        # below ROUNDING, since the key of a run of seed 0 at this step is fold_in(key(0), count)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), precision.ROUNDING), count)
         leaves, tree = jax.tree.flatten(gradients)
         rows = []
         for place, (gradient, *stored) in enumerate(

@@ -23,9 +23,10 @@ from dermjax.errors import UserError
 
 @dataclass(frozen=True)
 class Concepts:
-    """N examples: the image, the prompt and the weight of each, float32 with mean 1 over an epoch.
+    """N examples: the image, the prompt and the weight of each, float32.
 
-    epoch: int32 [M], the rows that make one epoch: a row stands in it as often as it is repeated.
+    epoch: int32 [M], the rows that make one epoch: a row stands in it as often as it is repeated. Over an epoch weights
+    have the mean 1, or 1 + prior_weight where there are class images (see `training`).
     """
 
     sources: list[tuple[Manifest, Record]]
@@ -56,7 +57,15 @@ def training(
     """Returns the training split as concepts, and after it the class images of prior preservation (`generate`'s).
 
     repeats: how often an epoch shows a class, 1 where it is silent; balance: every class as often as the largest, the
-    last round of a class being a part of it; a record's attribute `weight` weighs it, class images weigh prior_weight.
+    last round of a class being a part of it; a record's attribute `weight` weighs it among the instance images.
+
+    The loss is a mean over the examples of an epoch, instance and class images mixed. With K of M rows class images,
+    these weigh prior_weight M / K and the others M / (M - K) in the mean, so that whatever the counts the loss is
+    expected to be
+
+        mean over instance images + prior_weight * mean over class images
+
+    as in Ruiz et al. 2023 (arXiv 2208.12242, eq. 2) and diffusers' train_dreambooth.py, whose batches pair them.
 
     Raises:
       UserError: a label has no prompt, a template asks for what a record does not know, or there is no image.
@@ -66,22 +75,26 @@ def training(
         raise UserError(f"manifest {manifest.home}: no image in its training split")
     strangers = sorted(set(repeats) - set(manifest.labels))
     if strangers:
-        raise UserError(f"config.repeats.{strangers[0]}: the manifest's classes are {', '.join(manifest.labels)}")
+        there = ", ".join(manifest.labels)
+        raise UserError(f"config.concepts.repeats.{strangers[0]}: the manifest's classes are {there}")
+    for label, times in repeats.items():
+        if not isinstance(times, int) or times < 0:
+            raise UserError(f"config.concepts.repeats.{label} = {times}: give a whole number, 0 or more")
     asked = held_out(manifest, instances, prompts)
     sources, words, weights = list(asked.sources), list(asked.prompts), [weight(record) for record in instances]
     shown = [np.repeat(rows, repeats.get(label, 1)) for label, rows in by_label(instances).items()]
     if balance:
-        shown = [np.resize(rows, max(map(len, shown))) for rows in shown]
-    for manifest, record in class_images(prior):
-        shown.append(np.array([len(sources)]))
-        sources.append((manifest, record))
-        words.append(record.generation["prompt"])
-        weights.append(prior_weight)
-    epoch = np.sort(np.concatenate(shown)).astype(np.int32)
-    weighed = np.array(weights, np.float32)
-    if not weighed[epoch].sum():
+        shown = [np.resize(rows, max(map(len, shown))) for rows in shown if len(rows)]
+    rows, own = np.concatenate(shown), np.array(weights)
+    if not own[rows].sum():
         raise UserError("every image has weight 0: nothing would be learnt")
-    return Concepts(sources, words, weighed / weighed[epoch].mean(), epoch)
+    others = class_images(prior)
+    epoch = np.concatenate([np.sort(rows), len(own) + np.arange(len(others))]).astype(np.int32)
+    preserved = np.full(len(others), prior_weight * len(epoch) / max(len(others), 1))
+    weighed = np.concatenate([own / own[rows].sum() * len(epoch), preserved])
+    sources += others
+    words += [record.generation["prompt"] for _, record in others]
+    return Concepts(sources, words, weighed.astype(np.float32), epoch)
 
 
 def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str]) -> Concepts:
@@ -96,6 +109,8 @@ def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str
 
 def prompt(template: str, record: Record) -> str:
     """Returns a template filled with what is known of a record; a UserError names a field that it does not know."""
+    if template.count("{") != template.count("}") or template.count("[") != template.count("]"):
+        raise UserError(f"prompt {template!r}: a bracket is open; close it, or leave it out")
     try:
         return templates.filled(template, partial(templates.value, record))
     except KeyError as error:

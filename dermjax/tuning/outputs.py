@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -20,6 +21,7 @@ from dermjax.weights.textual_inversion import Embedding
 
 CARD = "README.md"
 LEFT = ("checkpoints", CARD)  # by which it is known that a run has begun
+DTYPES = {name: jnp.dtype(name) for name in ("float16", "bfloat16", "float32")}  # of the model's files
 MODEL, LORA, KOHYA, WORDS = "model", "lora.safetensors", "lora_kohya.safetensors", "words"
 
 

@@ -41,7 +41,8 @@ def divided(
     trained although the text encoder is not. A text encoder that is wholly frozen is in neither.
 
     Raises:
-      UserError: nothing is trained, a name is unknown, or words come with a text encoder that is trained whole.
+      UserError: nothing is trained, a name is unknown, a network has no target, or words come with a text encoder that
+        is trained whole.
     """
     for network, how in tuned.items():
         if how not in HOWS:
@@ -59,9 +60,13 @@ def divided(
     used = by["lora"] | by["frozen"]
     if not words and tuned["text_encoder"] == "frozen":
         del used["text_encoder"]
+    adapters = lora.init(by["lora"], rank, seed, targets) if by["lora"] and targets else {}
+    bare = sorted(set(by["lora"]) - set(adapters))
+    if bare:
+        raise UserError(f"config.lora.targets = {tuple(targets)}: {bare[0]} has none of them; add attention")
     trained = {
         "full": _cast(by["full"], kept),
-        "lora": lora.init(by["lora"], rank, seed, targets) if by["lora"] else {},
+        "lora": adapters,
         "words": jnp.asarray(table(params)[-words:]) if words else {},
     }
     return {name: part for name, part in trained.items() if len(part)}, {"networks": _cast(used, arithmetic)}

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import machine, run_folder, sharding
+from dermjax import config_file, machine, run_folder, sharding
 from dermjax.data import images, pipelines, records
+from dermjax.diffusion import samplers
 from dermjax.errors import UserError
 from dermjax.models import clip_text, unet, vae
 from dermjax.models.stable_diffusion import Params, count, operations
@@ -31,6 +31,28 @@ from dermjax.weights import model_files
 
 TRAINED_A_CORE_A_SECOND = 40e9  # operations, measured: derm-tiny in float32 on a core with AVX2
 GRADIENT = 3  # passes that one with gradients counts for
+NAMES = {
+    "remat": REMAT,
+    "precision": parts.PRECISIONS,
+    "save_dtype": outputs.DTYPES,
+    "optimizer": optimizers.OPTIMIZERS,
+    "schedule": optimizers.SCHEDULES,
+}
+
+
+def check(config: ConfigDict) -> Mesh:
+    """Returns the mesh of a config of `tune`; UserError for options that no model and no data would make right."""
+    config_file.check(config)
+    for option, known in NAMES.items():
+        optimizers.pick(f"config.{option}", known, config[option])
+    samplers.named(config.samples.sampler)
+    if config.patience and not config.watch_every:
+        raise UserError("config.patience needs looks at held-out images; give config.watch_every")
+    if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
+        raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
+    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.batch, config.accumulate, grid)
+    return grid
 
 
 def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] = lambda step, loss: None) -> None:
@@ -42,10 +64,8 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         say(f"tune: {workdir} has been tuned, nothing to do")
         _tell_other_causes(workdir, {})
         return
-    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(config.batch, grid)
-    optimizers.pick("config.remat", REMAT, config.remat)
-    _, arithmetic = optimizers.pick("config.precision", parts.PRECISIONS, config.precision)
+    grid = check(config)
+    _, arithmetic = parts.PRECISIONS[config.precision]
     manifest = records.read(Path(config.manifest))
     shown = concepts.training(manifest, config.prompts, **config.concepts)
     held_out = concepts.held_out(manifest, manifest.split("validation"), config.prompts)
@@ -71,16 +91,21 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     )  # fmt: skip
     assembled = partial(parts.assembled, alpha=config.lora.alpha)
     said = texts.read(sd, [*shown.prompts, *held_out.prompts], words)
+    optimizer = optimizers.build(
+        config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
+        weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
+    )  # fmt: skip
+    paint = painter(
+        sd, outputs.complete(params, assembled), said, concepts.asked(shown, config.samples.prompts),
+        images=config.samples.images, sampler=config.samples.sampler, steps=config.samples.steps,
+        guidance=config.samples.guidance, size=size, grid=grid, workdir=workdir,
+    )  # fmt: skip
     kept = Path(config.cache or workdir / "latents")
     constants = frozen | (
         {"contexts": said.contexts(sd, params, config.encode_batch, kept, grid)}
         if parts.silent(trained, frozen)
         else {"tokens": said.tokens}
     )
-    optimizer = optimizers.build(
-        config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
-        weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
-    )  # fmt: skip
     seconds = processor_seconds(params, (size // sd.factor) ** 2 * config.batch * config.steps, grid)
     cost("tune", devices=grid.size, parameters=count(trained), images=len(shown.sources), steps=config.steps, **seconds)
 
@@ -92,11 +117,6 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     loss = partial(dreambooth.loss, sd, assembled)
     judged = rows(held_out) if held_out.sources else {}
     judge = evaluator(loss(**PLAIN), judged, config.validation_draws, config.batch, grid)
-    paint = painter(
-        sd, outputs.complete(params, assembled), said, concepts.asked(shown, config.samples.prompts),
-        images=config.samples.images, sampler=config.samples.sampler, steps=config.samples.steps,
-        guidance=config.samples.guidance, size=size, grid=grid, workdir=workdir,
-    )  # fmt: skip
 
     def watch(state: State, constants: dict) -> dict[str, float]:
         paint(state, constants)
@@ -118,7 +138,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     )  # fmt: skip
     outputs.write(
         workdir, sd, params, state.smooth, words,
-        alpha=config.lora.alpha, model=config.save_model, dtype=jnp.dtype(config.save_dtype), grid=grid,
+        alpha=config.lora.alpha, model=config.save_model, dtype=outputs.DTYPES[config.save_dtype], grid=grid,
     )  # fmt: skip
     outputs.note(workdir, shown.sources, config.model)
     report.write(workdir, config, shown, held_out)

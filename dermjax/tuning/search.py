@@ -49,6 +49,25 @@ def dimensions(space: Mapping, settings: ConfigDict, prefix: str = "") -> Iterat
         yield name, value
 
 
+def check(space: Mapping[str, Any], settings: ConfigDict) -> None:
+    """Raises UserError where a choice, or an end of a range, cannot be meant with the settings as they stand."""
+    for name, values in space.items():
+        for value in values.values() if isinstance(values, Mapping) else values:
+            try:
+                tuning.check(changed(settings, {name: value}))
+            except (UserError, TypeError) as error:
+                raise UserError(f"config.space.{name} = {value!r}: {error}") from error
+
+
+def changed(settings: ConfigDict, chosen: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of the settings with those that are chosen by name."""
+    found = ConfigDict(settings.to_dict())
+    for name, value in chosen.items():
+        *parents, key = name.split(".")
+        reduce(getitem, parents, found)[key] = value
+    return found
+
+
 def study(workdir: Path, *, startup: int, patience: int) -> optuna.Study:
     """Returns the study of a run folder, with trials that were cut off waiting to be taken up again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -101,10 +120,7 @@ def attempt(trial: Trial, chosen: dict[str, Any], defaults: ConfigDict, looks: i
     Raises:
       optuna.TrialPruned: the trial lies behind the others, or its loss was not finite.
     """
-    settings = ConfigDict(defaults.to_dict())
-    for name, value in chosen.items():
-        *parents, key = name.split(".")
-        reduce(getitem, parents, settings)[key] = value
+    settings = changed(defaults, chosen)
     settings.cache = settings.cache or str(workdir / "latents")
     settings.save_model, settings.samples.images = False, 0
     settings.watch_every = max(1, settings.steps // looks)

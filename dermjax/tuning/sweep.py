@@ -29,6 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     space = dict(search.dimensions(config.space.to_dict(), config.tune))
     if not space:
         raise UserError("config.space is empty: there is nothing to choose")
+    search.check(space, config.tune)
     found = search.study(workdir, startup=config.startup, patience=config.patience)
     search.start_from(found, space, config.tune)
     cost("sweep", trials=config.trials, ended=len(search.ended(found)), settings=", ".join(space))

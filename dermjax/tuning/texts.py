@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
 from dermjax.data.tokens import tokenizer, tokens
+from dermjax.errors import UserError
 from dermjax.models.clip_text import NUMERIC_VERSION
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
@@ -43,7 +44,10 @@ class Texts:
 
 
 def read(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) -> Texts:
-    """Returns the different ones of the prompts; one that is too long is a UserError."""
+    """Returns the different ones of the prompts; one that is too long, or a word that none says, is a UserError."""
+    for word in words:
+        if not any(word.token in prompt for prompt in prompts):
+            raise UserError(f"config.words.{word.token}: no prompt says it, so it would not be learnt; put it in one")
     asked = sorted({spelt_out(prompt, words) for prompt in prompts})
     return Texts(asked, tokens(tokenizer(sd.tokenizer), [*asked, ""]), words)
 

@@ -7,7 +7,6 @@ training weighs, so that runs of different settings can be compared by it.
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,34 +16,35 @@ from dermjax.training.state import State
 
 PLAIN = {"timestep_bias": 1.0, "prompt_dropout": 0.0, "offset_noise": 0.0, "snr_gamma": 0.0, "huber": 0.0}
 SEED = 0  # every run is judged at the same noise
+MOST = 2**20  # examples that have noise of their own in each draw
 
 
 def evaluator(loss: Loss, rows: dict[str, np.ndarray], draws: int, batch: int, mesh: Mesh) -> Callable:
     """Returns evaluate(state, constants) -> {"validation_loss": float}, the mean over `draws` noises an image.
 
     rows are those of a training batch, one an image [N, …]; loss is the tuning loss with the settings PLAIN. Noise and
-    times follow from an image's place alone, so two evaluations differ by the parameters only. Without rows or draws
-    it returns {}.
+    times follow from SEED, an image's place among the N and the number of the draw, not from batches or devices, so two
+    evaluations differ by the parameters only. Without rows or draws it returns {}.
     """
     if not rows or not draws:
         return lambda state, constants: {}
-    count = len(rows["weight"]) * draws
+    examples = len(rows["weight"])
+    count = examples * draws
     place = np.arange(-(-count // batch) * batch)
-    inside = (place < count).astype(np.float32)
-    chosen = {name: array[place % len(array)] for name, array in rows.items()} | {"weight": inside}
+    draw, example = np.divmod(place, examples)
+    chosen = {name: array[example] for name, array in rows.items()}
+    chosen |= {"weight": (place < count).astype(np.float32), "index": (draw * MOST + example).astype(np.uint32)}
 
-    def one(params, constants, part, number):
-        key = jax.random.fold_in(jax.random.key(SEED), number)
-        numbered = part | {"index": jnp.arange(batch, dtype=jnp.int32)}
-        return loss(params, {}, constants, numbered, key)[0]
+    def one(params, constants, part):
+        return loss(params, {}, constants, part, jax.random.key(SEED))[0]
 
     step = jax.jit(one, out_shardings=sharding.replicated(mesh))
 
     def evaluate(state: State, constants: dict) -> dict[str, float]:
         total = 0.0
-        for number, at in enumerate(range(0, len(place), batch)):
+        for at in range(0, len(place), batch):
             part = {name: array[at : at + batch][sharding.own(batch, mesh)] for name, array in chosen.items()}
-            total += batch * float(step(state.smooth, constants, sharding.place(part, mesh), np.int32(number)))
+            total += batch * float(step(state.smooth, constants, sharding.place(part, mesh)))
         return {"validation_loss": total / count}
 
     return evaluate

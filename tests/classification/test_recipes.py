@@ -79,7 +79,7 @@ def test_a_recipe_parts_the_parameters_and_rates_fall_with_depth():
     assert slowed["vit.embeddings.cls_token"] == 0.0625
     with pytest.raises(UserError, match="the classifier has 3 blocks"):
         recipes.recipe("last", 4, params)
-    with pytest.raises(UserError, match="full, last, frozen"):
+    with pytest.raises(UserError, match="full or last or frozen"):
         recipes.recipe("probe", 1, params)
 
 

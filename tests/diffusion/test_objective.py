@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.diffusion import objective
+from dermjax.diffusion import objective, schedule
 
 ALPHA_BAR = np.linspace(0.99, 0.01, 100)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -51,6 +51,14 @@ def test_min_snr_makes_the_error_of_the_latents_weigh_the_same_for_every_predict
         for kind, error in (("sample", of_latents), ("epsilon", of_epsilon), ("v_prediction", of_v))
     ]
     assert costs == pytest.approx([costs[0]] * 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_is_finite_where_no_signal_is_left(prediction):
+    scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler |= {"num_train_timesteps": 1000, "rescale_betas_zero_snr": True}
+    weights = objective.min_snr(schedule.alphas_cumprod(scheduler), prediction, 5.0)
+    assert np.isfinite(weights).all() and (weights >= 0).all() and weights.max() <= 5
 
 
 def test_huber_is_the_square_for_small_errors_and_a_line_for_large_ones():

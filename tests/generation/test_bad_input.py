@@ -35,15 +35,15 @@ def generate(command, model, workdir, **config):
         ({"plan__images_per_class": 0}, "plan asks for nothing: give prompts, samplers and images_per_class"),
         ({"plan__match": "nowhere"}, "manifest nowhere: no such file"),
         ({"plan__negative_prompt": "{size}"}, "nothing fills {size}; there are {label}; plan.match knows more"),
-        ({"plan__steps": 0}, "plan.steps = 0: a sampler takes at least 1 step"),
-        ({"init__images": "mole.png", "init__strength": 0.0}, "strength 0: give more than 0 and at most 1"),
+        ({"plan__steps": 0}, "config.plan.steps = 0: give 1 or more"),
+        ({"init__images": "mole.png", "init__strength": 0.0}, "config.init.strength = 0.0: give more than 0"),
         ({"init__images": "mole.png", "init__strength": 1.01}, "strength 1.01: give more than 0 and at most 1"),
         ({"init__images": "mole.png", "init__strength": 0.01}, "strength 0.01 of 20 steps leaves none"),
         ({"init__images": "mole.png", "init__mask": "small.png"}, "mask small.png: 40x32 px, but mole.png is 48x32 px"),
         ({"init__images": "nowhere.png"}, "image nowhere.png: cannot be decoded (No such file or directory)"),
         ({"init__mask": "mask.png"}, "config.init.mask needs config.init.images"),
         ({"precision": "half"}, "config.precision = 'half' is unknown; give float32, bfloat16, float16"),
-        ({"preview_every": -5}, "preview_every = -5: give the steps between two previews"),
+        ({"preview_every": -5}, "config.preview_every = -5: give 0 or more"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)  # known once the model has been read
             for each in (

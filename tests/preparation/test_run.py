@@ -221,6 +221,14 @@ def test_a_class_with_too_few_images(tmp_path, fill, refused):
     refused(fill(tmp_path / "moles", CLASSES, 2), "'benign': 2 distinct images are too few")
 
 
+def test_more_folds_than_lesions_of_a_class_are_refused(tmp_path, picture, fill, refused, prepare):
+    """A copy is no further lesion: two folds would test the same one."""
+    root = fill(tmp_path / "few", CLASSES, 5)
+    (root / "benign" / "again.png").write_bytes(picture(0))
+    refused(root, r"config.folds = 6: class 'benign' has 5 distinct lesions; give no more", folds=6)
+    assert prepare(root, tmp_path / "run", folds=5).split("test")
+
+
 def test_hairs_are_taken_out_of_copies_when_asked_for(folder, tmp_path, prepare):
     before = {path: path.read_bytes() for path in folder.rglob("*.png")}
     manifest = prepare(folder, tmp_path / "run", remove_hairs=True)

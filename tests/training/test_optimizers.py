@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dermjax.training import optimizers
+from dermjax.diffusion import objective
+from dermjax.training import optimizers, precision, quantised_adam
 from dermjax.training.quantised_adam import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
 
 RATES = {"adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.03, "prodigy": 1.0}
@@ -77,6 +78,34 @@ def test_small_parameters_keep_exact_moments():
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         expected = first / (1 - 0.9 ** (i + 1)) / (np.sqrt(second / (1 - 0.999 ** (i + 1))) + 1e-8)
         np.testing.assert_allclose(update["bias"], expected, rtol=2e-6)
+
+
+def test_every_rounding_has_a_key_of_its_own(monkeypatch):
+    """No two parameters, moments or steps share one, nor do the examples of a run's steps, whatever its seed is."""
+    drawn = []
+
+    def noted(x, kind, key):
+        drawn.append(key)
+        return pack(x, kind, key)
+
+    monkeypatch.setattr(quantised_adam, "pack", noted)
+    params = {name: jnp.ones((64, 64)) for name in ("one", "two")}
+    adam = scale_by_quantised_adam(0.9, 0.999, 1e-8)
+    state = adam.init(params)
+    drawn.clear()
+    for _ in range(3):
+        _, state = adam.update(jax.tree.map(jnp.ones_like, params), state)
+    assert len(drawn) == 3 * 2 * 2
+    monkeypatch.setattr(precision, "rounded", lambda x, key: drawn.append(key))
+    for seed, step in ((seed, step) for seed in (0, 1) for step in range(5)):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        precision.add([jnp.ones(1, jnp.bfloat16)] * 3, [jnp.ones(1)] * 3, key)
+        examples = objective.example_keys(key, jnp.arange(4))
+        drawn += [*examples, *jax.vmap(lambda key: jax.random.split(key, 6))(examples).ravel()]
+    data = np.stack([jax.random.key_data(key) for key in drawn])
+    assert len(np.unique(data, axis=0)) == len(data)
+    uniform = np.stack([jax.random.uniform(key, (4096,)) for key in drawn[:12]])
+    assert np.abs(np.corrcoef(uniform) - np.eye(12)).max() < 0.1  # over 6 standard errors
 
 
 def test_schedules_warm_up_and_end_where_they_say():

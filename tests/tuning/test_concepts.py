@@ -2,15 +2,19 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
+from dermjax.diffusion import objective
 from dermjax.errors import UserError
 from dermjax.tuning import concepts
 
 PROMPTS = {"benign": "a {label} mole", "malignant": "a {label} mole"}
+ALPHA_BAR = np.linspace(0.99, 0.01, 100)
 PLAIN = {"repeats": {}, "balance": False, "prior": "", "prior_weight": 1.0}
 
 
@@ -66,17 +70,69 @@ def test_class_images_bring_their_own_prompt_and_weight(tmp_path):
     asked = PLAIN | {"prior": str(tmp_path / "prior.jsonl"), "prior_weight": 0.5}
     found = concepts.training(manifest(tmp_path), PROMPTS, **asked)
     assert found.prompts[4:] == ["a mole", "a mole"] and found.epoch.tolist() == list(range(6))
-    np.testing.assert_allclose(found.weights, np.array([1, 1, 1, 1, 0.5, 0.5]) * 6 / 5, rtol=1e-6)
+    np.testing.assert_allclose(found.weights, np.array([1, 1, 1, 1, 0.5 * 2, 0.5 * 2]) * 6 / 4, rtol=1e-6)
     silent = manifest(tmp_path, 1, 0, image_manipulation="synthetic")
     records.write(tmp_path / "prior.jsonl", silent)
     with pytest.raises(UserError, match=r"benign0.png has no generation prompt"):
         concepts.training(manifest(tmp_path), PROMPTS, **asked)
 
 
+def preserving(tmp_path, instances, others, weight, **changes):
+    """Concepts of so many instance images, benign and malignant, and so many class images of a prior weight."""
+    made = manifest(tmp_path, others, 0, image_manipulation="synthetic", generation={"prompt": "a mole"})
+    records.write(tmp_path / "prior.jsonl", made)
+    asked = PLAIN | {"prior": str(tmp_path / "prior.jsonl"), "prior_weight": weight} | changes
+    return concepts.training(manifest(tmp_path, *instances), PROMPTS, **asked)
+
+
+def slope(rows, weight):
+    """The gradient of the loss of some rows, drawn by row number, for a network that is one factor a channel."""
+    keys = jax.vmap(jax.random.key)(jnp.asarray(rows, jnp.uint32))
+    noise, latents = (objective.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), (4, 4, 2)) for i in (0, 1))
+
+    def loss(factor):
+        t, each = jnp.asarray(rows, jnp.int32), jnp.asarray(weight)
+        return objective.denoising(lambda x, t: x * factor[None, None, None], "epsilon", ALPHA_BAR, latents, noise, t,
+                                   each, snr_gamma=0.0, huber=0.0)  # fmt: skip
+
+    return np.asarray(jax.jit(jax.grad(loss))(jnp.array([0.3, -0.7])))
+
+
+@pytest.mark.parametrize("changes", [{}, {"repeats": {"malignant": 3}}, {"balance": True}])
+@pytest.mark.parametrize("others, weight", [(7, 0.3), (2, 1.0), (12, 2.5)])
+def test_an_epoch_weighs_the_class_images_by_lambda_whatever_the_counts(tmp_path, others, weight, changes):
+    found = preserving(tmp_path, (3, 2), others, weight, **changes)
+    rows, made = found.epoch, found.epoch >= 5
+    each = np.stack([slope([row], [1.0]) for row in range(len(found.prompts))])
+    balanced = each[rows[~made]].mean(0) + weight * each[rows[made]].mean(0)
+    np.testing.assert_allclose(slope(rows, found.weights[rows]), balanced, rtol=1e-5)
+
+
+def test_in_batches_of_pairs_prior_preservation_is_diffusers_loss(tmp_path):
+    """train_dreambooth.py: one half of a batch are instances, the other class images, each half has its own mean."""
+    torch = pytest.importorskip("torch")
+    found = preserving(tmp_path, (2, 1), 3, 0.4)
+    rng = np.random.default_rng(0)
+    predicted, noise = (rng.normal(size=(6, 4, 4, 2)).astype(np.float32) for _ in range(2))
+
+    def loss(predicted):
+        nothing = np.zeros_like(noise)
+        return objective.denoising(lambda x, t: predicted, "epsilon", ALPHA_BAR, nothing, noise, np.zeros(6, int),
+                                   found.weights, snr_gamma=0.0, huber=0.0)  # fmt: skip
+
+    ours, gradient = jax.value_and_grad(loss)(predicted)
+    theirs = torch.tensor(predicted, requires_grad=True)
+    (instance, prior), (own, others) = torch.chunk(theirs, 2), torch.chunk(torch.tensor(noise), 2)
+    total = torch.nn.functional.mse_loss(instance, own) + 0.4 * torch.nn.functional.mse_loss(prior, others)
+    total.backward()
+    assert float(ours) == pytest.approx(total.item(), rel=1e-6)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "changes, attributes, said",
     [
-        ({"repeats": {"mailgnant": 2}}, {}, "config.repeats.mailgnant: the manifest's classes are benign, malignant"),
+        ({"repeats": {"mailgnant": 2}}, {}, "config.concepts.repeats.mailgnant: the manifest's classes are benign, m"),
         ({}, {"weight": "heavy"}, "attributes.weight = 'heavy'; give a number"),
         ({}, {"weight": -1}, "attributes.weight = -1; give a number from 0 on"),
         ({}, {"weight": 0}, "every image has weight 0"),

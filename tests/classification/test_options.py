@@ -1,0 +1,117 @@
+"""Options of `classify` that cannot be meant are one line before anything is read; those that can be do as they say."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.classification import inputs, networks, run, training
+from dermjax.data.augmentation import MIXTURES
+from dermjax.errors import UserError
+from dermjax.study import run as study
+from dermjax.training import writers
+
+RUN = runpy.run_path(str(Path(__file__).parent / "test_run.py"))
+STUDY = Path(__file__).parents[2] / "configs" / "study.py"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return RUN["draw"](tmp_path_factory.mktemp("real"), RUN["SIZES"], "none", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"recipe": "frozen", "mixing": "cutmix"}, "config.mixing = cutmix cuts windows .* config.recipe = frozen"),
+        ({"recipe": "last", "mixing": "cutmix"}, "config.mixing = cutmix cuts windows .* config.recipe = last"),
+        ({"recipe": "frozen", "mixing": "cutmx"}, "config.mixing 'cutmx' is unknown; did you mean cutmix"),
+        ({"recipe": "frozen", "augment": "milde"}, "config.augment 'milde' is unknown; did you mean mild"),
+        ({"recipe": "probe"}, "config.recipe 'probe' is unknown"),
+        ({"optimizer": "adam"}, "config.optimizer 'adam' is unknown; did you mean adamw"),
+        ({"schedule": "cosin"}, "config.schedule 'cosin' is unknown; did you mean cosine"),
+        ({"accumulate": 3}, "batch = 8 in accumulate = 3 parts does not divide over 1 devices; give a multiple of 3"),
+        ({"accumulate": 0}, "config.accumulate = 0: give 1 or more"),
+        ({"batch": 0}, "config.batch = 0: give 1 or more"),
+        ({"mesh.fsdp": 0}, "config.mesh.fsdp = 0: give 1 or more"),
+        ({"mesh.data": -1}, "config.mesh.data = -1: give 0 or more"),
+        ({"steps": 0}, "config.steps = 0: give 1 or more"),
+        ({"views": 0}, "config.views = 0: give 1 or more"),
+        ({"size": 0}, "config.size = 0: give the side in pixels"),
+        ({"warmup": -1}, "config.warmup = -1: give 0 or more"),
+        ({"rate": float("nan")}, "config.rate = nan: give 0 or more"),
+        ({"clip": -1.0}, "config.clip = -1.0: give 0 or more"),
+        ({"patience": -1}, "config.patience = -1: give 0 or more"),
+        ({"patience": 4, "evaluate_every": 0}, "config.patience needs looks at the validation images"),
+        ({"seed": -1}, "config.seed = -1: give a seed from 0 to 4294967295"),
+        ({"layer_decay": 0.0}, "config.layer_decay = 0.0: give more than 0"),
+        ({"label_smoothing": 1.0}, "config.label_smoothing = 1.0: give 0 or more and less than 1"),
+        ({"ema_decay": 1.0}, "config.ema_decay = 1.0: give 0 or more and less than 1"),
+        ({"features": __file__}, "config.features = .* is no folder"),
+        ({"synthetic_fraction": 1.5}, "config.synthetic_fraction = 1.5: give 0 to 1"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_meant_is_one_line_before_anything_is_read(real, tmp_path, monkeypatch, changed, told):
+    monkeypatch.setattr(inputs, "read", lambda *_: pytest.fail("read"))
+    config = RUN["settings"](real)
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict(changed)
+    with pytest.raises(UserError, match=told) as error:
+        run.run(config, tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_images_are_cut_into_whole_patches(real, tmp_path):
+    """Pixels of the last column and row would be in no patch."""
+    with pytest.raises(UserError, match="size = 40 is not a multiple of the classifier's patches of 16; give 3"):
+        run.run(RUN["settings"](real, size=40), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_attention_heads": 3}, "config.architecture.vit: hidden_size = 16 is not a multiple of its 3 heads"),
+        ({"num_layers": 3}, "config.architecture.vit.num_layers: there are .*, num_hidden_layers"),
+    ],
+)
+def test_an_architecture_that_cannot_be_built_is_one_line(changed, told):
+    shape = {"patch_size": 16, "hidden_size": 16, "num_attention_heads": 2} | changed
+    with pytest.raises(UserError, match=told):
+        networks.start("vit", "", {"vit": shape}, ("a", "b"), size=32, seed=0, precision="float32")
+
+
+@pytest.mark.parametrize(("recipe", "mixing"), [("frozen", "mixup"), ("last", "mixup")])
+def test_a_mean_of_features_is_learnt_from_in_parts_too(real, tmp_path, recipe, mixing):
+    """Two blobs of colour are told apart, whose targets are mixed by as much as their features."""
+    config = RUN["settings"](real, recipe=recipe, last_blocks=1, mixing=mixing, accumulate=2, steps=24, warmup=30)
+    run.run(config, tmp_path)
+    curve = writers.read(tmp_path / "metrics.jsonl")
+    assert curve[-1]["validation_auroc"] == 1.0 and np.isfinite(curve[-1]["loss"])
+
+
+@pytest.mark.parametrize("shape", [(8,), (5, 6)], ids=["pooled", "tokens"])
+def test_features_are_mixed_as_much_as_their_targets(shape):
+    """Features that say their class alone, one number everywhere, are after mixup what the targets say."""
+    label = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    image = np.broadcast_to(label.reshape(-1, *(1 for _ in shape)), (6, *shape)).astype(np.float32)
+    mixed = MIXTURES["mixup"]({"image": image, "label": label}, np.random.default_rng(3), classes=2)
+    assert mixed["targets"][:, 1].max() > 0 and not np.array_equal(mixed["image"], image)
+    everywhere = np.broadcast_to(mixed["targets"][:, 1].reshape(-1, *(1 for _ in shape)), image.shape)
+    np.testing.assert_allclose(mixed["image"], everywhere, atol=1e-6)
+
+
+def test_a_study_says_it_before_it_tunes_a_generator():
+    config = runpy.run_path(str(STUDY))["get_config"]("frozen")
+    config.classifiers.vit.mixing = "cutmix"
+    with pytest.raises(UserError, match=r"config\.classifiers\.vit: config\.mixing = cutmix"):
+        study.plan(config)
+
+
+def test_the_configs_that_come_with_the_package_can_be_meant():
+    for name, variants in (("classify", ("probe", "vit", "mobilenetv2", "demo")), ("study", ("last", "full", "folds"))):
+        for variant in variants:
+            config = runpy.run_path(str(STUDY.with_name(f"{name}.py")))["get_config"](variant)
+            for each in [config] if name == "classify" else config.classifiers.values():
+                training.check(each)

@@ -1,0 +1,66 @@
+"""Options of `tune` that cannot be meant are one line at the start, before a photograph is decoded."""
+
+import pytest
+
+from dermjax.data import images
+from dermjax.errors import UserError
+from dermjax.tuning import run as tuning
+from dermjax.tuning import texts
+
+LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encoder": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"accumulate": 3}, "batch = 8 in accumulate = 3 parts does not divide over 1 devices; give a multiple of 3"),
+        ({"accumulate": -2}, "config.accumulate = -2: give 1 or more"),
+        ({"batch": 0}, "config.batch = 0: give 1 or more"),
+        ({"mesh.fsdp": 0}, "config.mesh.fsdp = 0: give 1 or more"),
+        ({"steps": 0}, "config.steps = 0: give 1 or more"),
+        ({"encode_batch": 0}, "config.encode_batch = 0: give 1 or more"),
+        ({"size": -8}, "config.size = -8: give 0 or more"),
+        ({"rate": -1e-4}, "config.rate = -0.0001: give 0 or more"),
+        ({"text_rate": -1.0}, "config.text_rate = -1.0: give 0 or more"),
+        ({"warmup": -3}, "config.warmup = -3: give 0 or more"),
+        ({"clip": float("nan")}, "config.clip = nan: give 0 or more"),
+        ({"weight_decay": float("inf")}, "config.weight_decay = inf: give 0 or more"),
+        ({"ema_decay": 1.0}, "config.ema_decay = 1.0: give 0 or more and less than 1"),
+        ({"patience": -1}, "config.patience = -1: give 0 or more"),
+        ({"patience": 4, "watch_every": 0}, "config.patience needs looks at held-out images; give config.watch_every"),
+        ({"validation_draws": -1}, "config.validation_draws = -1: give 0 or more"),
+        ({"vectors": 0}, "config.vectors = 0: give 1 or more"),
+        ({"concepts.prior_weight": -1.0}, "config.concepts.prior_weight = -1.0: give 0 or more"),
+        ({"loss.timestep_bias": 0.0}, "config.loss.timestep_bias = 0.0: give more than 0"),
+        ({"loss.prompt_dropout": 1.5}, "config.loss.prompt_dropout = 1.5: give 0 to 1"),
+        ({"loss.snr_gamma": -5.0}, "config.loss.snr_gamma = -5.0: give 0 or more"),
+        ({"loss.huber": -0.1}, "config.loss.huber = -0.1: give 0 or more"),
+        ({"samples.images": -1}, "config.samples.images = -1: give 0 or more"),
+        ({"samples.prompts": 0}, "config.samples.prompts = 0: give 1 or more"),
+        ({"samples.guidance": 0.5}, "config.samples.guidance = 0.5: give 1 or more"),
+        ({"samples.steps": 0}, "config.samples.steps = 0: give 1 or more"),
+        ({"samples.steps": 5000}, "steps 5000: this sampler takes 1 to 1000 steps"),
+        ({"samples.sampler": "Eular"}, "sampler 'Eular' is not known"),
+        ({"save_dtype": "float13"}, "config.save_dtype 'float13' is unknown; did you mean float32"),
+        ({"save_dtype": "int8"}, "config.save_dtype 'int8' is unknown"),
+        ({"schedule": "cosin"}, "config.schedule 'cosin' is unknown; did you mean cosine"),
+        ({"cache": __file__}, "test_options.py: is no folder; give one"),
+        ({"prompts.benign": "a {label mole"}, "prompt 'a {label mole': a bracket is open; close it"),
+        (LORA | {"lora.rank": 0}, "config.lora.rank = 0: give 1 or more"),
+        (LORA | {"lora.alpha": 0.0}, "config.lora.alpha = 0.0: give more than 0"),
+        (LORA | {"lora.targets": ()}, "config.lora.targets = (): unet has none of them"),
+        (TEXT | {"lora.targets": ("time",)}, "config.lora.targets = ('time',): text_encoder has none of them"),
+        (LORA | {"tuned.text_encoder": "lora", "lora.targets": ("convolution",)}, "text_encoder has none of them"),
+        ({"words.<new>": "mole"}, "config.words.<new>: no prompt says it, so it would not be learnt"),
+        ({"concepts.repeats.benign": -1}, "config.concepts.repeats.benign = -1: give a whole number, 0 or more"),
+        ({"concepts.repeats.benign": 1.5}, "config.concepts.repeats.benign = 1.5: give a whole number, 0 or more"),
+    ],
+    ids=lambda value: " ".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_meant_is_one_line_before_anything_is_decoded(config, tmp_path, monkeypatch, changes, told):
+    monkeypatch.setattr(images, "load", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(texts.Texts, "contexts", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(UserError) as error:
+        tuning.run(config(**changes), tmp_path / "run")
+    assert told in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
