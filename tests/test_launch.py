@@ -4,23 +4,32 @@ import os
 import resource
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("launch/demo", "launch/test", "launch/gpu", "launch/slurm", "launch/tpu_pod", "launch/install.sh", ".ci/run")
-# answers the checks of install.sh and logs everything else; pip fails while the file `broken` exists
+# a Python of the version in the file `version` beside it: answers the checks of install.sh and logs everything else; it
+# makes no environments where a file `bare` is beside it, and its pip fails while the file `broken` exists
 PYTHON = """#!/bin/sh
 home=$(dirname "$0")
+version=$(cat "$home/version")
 case "$*" in
-    "-m pip --version" | "-c "*) exit 0 ;;
-    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip --version") exit 0 ;;
+    "-c import ensurepip"*) for asked; do :; done; test "$asked" = "$version" -a ! -e "$home/bare"; exit ;;
+    "-c "*) echo "$version"; exit 0 ;;
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$home/version" "$3/bin" ;;
 esac
 echo "$*" >> "$LOG"
 case "$*" in
     "-m pip install"*) test ! -e "$LOG.broken" ;;
 esac
+"""
+SHIM = """#!/bin/sh
+echo "pyenv: the command exists in other versions" >&2
+exit 127
 """
 
 
@@ -34,18 +43,33 @@ def checkout(tmp_path):
     return root
 
 
+def make_python(folder: Path, name: str, version: str) -> Path:
+    """Puts the Python above there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "version").write_text(version)
+    (folder / name).write_text(PYTHON)
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
 @pytest.fixture
 def venv(tmp_path):
     """An active environment whose Python is the one above."""
-    bin_folder = tmp_path / "venv" / "bin"
-    bin_folder.mkdir(parents=True)
-    (bin_folder / "python").write_text(PYTHON)
-    (bin_folder / "python").chmod(0o755)
-    return bin_folder.parent
+    return make_python(tmp_path / "venv" / "bin", "python", "3.11").parents[1]
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder with what the scripts call besides Python, to be all of PATH."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in ("bash", "sh", "env", "dirname", "basename", "cat", "cp", "mkdir", "sha256sum", "awk"):
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
 
 
 def call(script, *arguments, cwd, **environment):
-    clean = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "DRY_RUN")}
+    clean = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "DRY_RUN", "PYENV_ROOT")}
     return subprocess.run(
         [script, *arguments], cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False
     )
@@ -120,7 +144,7 @@ def test_a_failed_install_is_tried_again(checkout, venv, tmp_path):
 
 def test_test_installs_the_oracle_runs_pytest_then_ruff(checkout, venv, tmp_path):
     environment = {"VIRTUAL_ENV": str(venv), "LOG": str(tmp_path / "log")}
-    done = call(checkout / ".ci/run", "--slow", "tests/data", cwd=tmp_path, **environment)
+    done = call(checkout / "launch/test", "--slow", "tests/data", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert asked(tmp_path)[0].endswith(f"--editable {checkout}[dev,parity]")
     tests, *style = asked(tmp_path)[1:]
@@ -135,26 +159,107 @@ def test_the_core_is_not_installed_again_for_the_demo_after_the_tests(checkout, 
     assert sum("pip install" in line for line in asked(tmp_path)) == 1
 
 
-def test_without_an_active_environment_it_makes_one(checkout, venv, tmp_path):
-    shutil.copy(venv / "bin/python", venv / "bin/python3.11")
-    path = f"{venv / 'bin'}:{os.environ['PATH']}"
-    done = call(checkout / "launch/demo", cwd=tmp_path, PATH=path, LOG=str(tmp_path / "log"))
+@pytest.mark.parametrize(
+    ("versions", "taken"),
+    [(("3.11", "3.12", "3.13"), "3.13"), (("3.11", "3.12"), "3.12"), (("3.10", "3.11", "3.14"), "3.11")],
+)
+def test_it_makes_an_environment_with_the_newest_tested_python(checkout, tmp_path, tools, versions, taken):
+    pythons = [make_python(tmp_path / version, f"python{version}", version) for version in versions]
+    path = ":".join(str(folder) for folder in (*(python.parent for python in pythons), tools))
+    done = call(checkout / "launch/demo", cwd=tmp_path, PATH=path, HOME=str(tmp_path), LOG=str(tmp_path / "log"))
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in asked(tmp_path)] == ["venv", "pip", "dermjax"]
     assert (checkout / ".venv" / "dermjax-core").exists()
+    assert (checkout / ".venv/bin/version").read_text() == taken
 
 
-def test_no_python_is_one_line_and_exit_code_2(checkout, tmp_path):
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("bash", "env", "dirname", "basename", "cat", "sha256sum"):
-        (tools / name).symlink_to(shutil.which(name))
-    done = call(checkout / "launch/demo", cwd=tmp_path, PATH=str(tools))
+def test_it_passes_by_pythons_that_make_no_environments(checkout, tmp_path, tools):
+    """A shim of pyenv for a version that is not switched on, and Debian's Python without its package of venv."""
+    shims = make_python(tmp_path / "shims", "python3", "3.12").parent
+    (shims / "bare").touch()
+    (shims / "python3.13").write_text(SHIM)
+    (shims / "python3.13").chmod(0o755)
+    make_python(tmp_path / "other", "python3.11", "3.11")
+    path = f"{shims}:{tmp_path / 'other'}:{tools}"
+    environment = {"PATH": path, "HOME": str(tmp_path), "LOG": str(tmp_path / "log")}
+    assert call(checkout / "launch/demo", cwd=tmp_path, **environment).stderr == ""
+    assert (checkout / ".venv/bin/version").read_text() == "3.11"
+
+
+@pytest.mark.parametrize("variable", ["HOME", "PYENV_ROOT"])
+def test_it_finds_pyenv_s_pythons(checkout, tmp_path, tools, variable):
+    root = tmp_path / "with a space" / (".pyenv" if variable == "HOME" else "")
+    make_python(root / "versions/3.12.1/bin", "python", "3.12")
+    make_python(root / "versions/3.10.13/bin", "python", "3.10")
+    make_python(tmp_path / "other", "python3.11", "3.11")
+    environment = {"PATH": f"{tmp_path / 'other'}:{tools}", "HOME": str(tmp_path), "LOG": str(tmp_path / "log")}
+    environment |= {variable: str(tmp_path / "with a space")}
+    done = call(checkout / "launch/demo", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / ".venv/bin/version").read_text() == "3.12"
+
+
+@pytest.mark.parametrize("arguments", [("--python=3.12", "--slow"), ("--slow", "--python=3.12")])
+def test_test_runs_the_asked_python_in_an_environment_of_its_own(checkout, tmp_path, tools, venv, arguments):
+    for version in ("3.11", "3.12", "3.13"):
+        make_python(tmp_path / version, f"python{version}", version)
+    path = f"{tmp_path / '3.11'}:{tmp_path / '3.12'}:{tmp_path / '3.13'}:{tools}"
+    environment = {"PATH": path, "HOME": str(tmp_path), "LOG": str(tmp_path / "log"), "VIRTUAL_ENV": str(venv)}
+    done = call(checkout / "launch/test", *arguments, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / ".venv-3.12/bin/version").read_text() == "3.12"
+    assert (checkout / ".venv-3.12/dermjax-parity").exists()
+    assert not (checkout / ".venv").exists() and not list(venv.glob("dermjax-*"))
+    assert asked(tmp_path)[2].endswith("--dist=loadfile --slow")
+
+    done = call(checkout / ".ci/run", "tests/data", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / ".venv-3.11/bin/version").read_text() == "3.11"
+    assert "tests/data" in asked(tmp_path)[-3]
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.14", "3", "3.13 3.12", ""])
+def test_a_python_that_is_not_tested_is_one_line_and_exit_code_2(checkout, tmp_path, version):
+    done = call(checkout / "launch/test", f"--python={version}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"launch/test: there is no line for Python {version}; there are 3.13 3.12 3.11\n"
+
+
+def test_no_python_is_one_line_and_exit_code_2(checkout, tmp_path, tools):
+    done = call(checkout / "launch/demo", cwd=tmp_path, PATH=str(tools), HOME=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr == (
-        "launch/demo: no Python 3.11 or newer found; install one, or activate an environment that has it\n"
+        "launch/demo: no Python 3.13, 3.12, 3.11 with venv and pip found; install one, or activate an environment\n"
     )
     assert not (checkout / ".venv").exists()
+
+
+def test_an_active_environment_of_a_newer_python_is_used_with_a_line(checkout, tmp_path, venv):
+    (venv / "bin/version").write_text("3.14")
+    done = call(checkout / "launch/demo", cwd=tmp_path, VIRTUAL_ENV=str(venv), LOG=str(tmp_path / "log"))
+    assert done.returncode == 0
+    assert done.stderr == "launch/demo: Python 3.14 is newer than the tested 3.13 3.12 3.11\n"
+    assert [line.split()[1] for line in asked(tmp_path)] == ["pip", "dermjax"]
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.9", "2.7"])
+def test_an_active_environment_of_an_older_python_is_refused(checkout, tmp_path, venv, version):
+    (venv / "bin/version").write_text(version)
+    done = call(checkout / "launch/demo", cwd=tmp_path, VIRTUAL_ENV=str(venv), LOG=str(tmp_path / "log"))
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"is {version}, older than 3.11; use another environment\n")
+    assert asked(tmp_path) == []
+
+
+def test_the_pins_are_for_each_tested_python():
+    """Each package has one pin for a Python, and JAX's are those of its two lines."""
+    requirements = pytest.importorskip("packaging.requirements")
+    lines = [line for line in (ROOT / "launch/constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [requirements.Requirement(line) for line in lines]
+    for version, jax in (("3.11", "==0.10."), ("3.12", "==0.12."), ("3.13", "==0.12.")):
+        taken = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": version})]
+        assert len({pin.name for pin in taken}) == len(taken) == len({pin.name for pin in pins})
+        assert all(str(pin.specifier).startswith(jax) for pin in taken if pin.name in ("jax", "jaxlib"))
 
 
 def test_an_active_environment_that_is_gone_is_one_line_and_exit_code_2(checkout, tmp_path):
@@ -179,10 +284,44 @@ def test_dry_runs_of_demo_and_test(checkout, tmp_path, venv):
     assert [line.split()[2] for line in dry(checkout, tmp_path, venv, "test")] == ["pip", "pytest", "ruff", "ruff"]
 
 
-def test_a_dry_run_of_gpu(checkout, tmp_path, venv):
-    install, stage = dry(checkout, tmp_path, venv, "gpu", "tune", "--workdir=run")
-    assert install.rstrip().endswith(f"{checkout}[cuda]")
+@pytest.mark.parametrize(
+    ("gpus", "extra"),
+    [
+        ("580.65.06, 9.0", "cuda13"),
+        ("595.10, 12.0\n595.10, 7.5", "cuda13"),
+        ("570.124.06, 9.0", "cuda12"),
+        ("580.65.06, 9.0\n580.65.06, 7.0", "cuda12"),  # a Volta, which CUDA 13 has left out
+        ("580.65.06, [N/A]", "cuda12"),
+        ("", "cuda12"),
+        (None, "cuda12"),
+    ],
+)
+def test_a_dry_run_of_gpu(checkout, tmp_path, venv, tools, gpus, extra):
+    """nvidia-smi prints a line a GPU; nothing, with exit code 9, where it has no driver; it may not be there."""
+    if gpus is not None:
+        smi = tools / "nvidia-smi"
+        smi.write_text(f"#!/bin/sh\necho '{gpus}'\n" if gpus else "#!/bin/sh\nexit 9\n")
+        smi.chmod(0o755)
+    install, stage = dry(checkout, tmp_path, venv, "gpu", "tune", "--workdir=run", PATH=str(tools))
+    assert install.rstrip().endswith(f"{checkout}[{extra}]")
     assert stage.rstrip().endswith("-m dermjax tune --workdir=run")
+
+
+def test_an_environment_keeps_the_cuda_that_it_has(checkout, tmp_path, venv, tools):
+    """Installed on a login node without a driver, then called where there is one: two plugins would be in the way."""
+    environment = {"VIRTUAL_ENV": str(venv), "LOG": str(tmp_path / "log"), "PATH": str(tools)}
+    assert call(checkout / "launch/gpu", cwd=tmp_path, **environment).returncode == 0
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 580.65.06, 9.0\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    (checkout / "launch/constraints.txt").write_text("# changed\n")
+    assert call(checkout / "launch/gpu", cwd=tmp_path, **environment).returncode == 0
+    assert [line.endswith("[cuda12]") for line in asked(tmp_path) if " install " in line] == [True, True]
+
+
+@pytest.mark.parametrize("extra", ["cuda12", "cuda13", "tpu"])
+def test_the_extras_of_machines_are_jax_s(extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"][extra] == [f"jax[{extra}]"]
 
 
 def test_a_dry_run_of_slurm(checkout, tmp_path, venv):

@@ -10,6 +10,8 @@ divided by their sum once they are summed up over M, as in flash attention (arXi
 Shapes: B batch, K heads, N queries, M keys and values, d width of a head.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -23,22 +25,54 @@ def attention(q: Array, k: Array, v: Array) -> Array:  # [B, N, K, d], [B, M, K,
     return lax.platform_dependent(q, k, v, cpu=in_order, default=accelerated)
 
 
+@jax.custom_vjp
 def accelerated(q: Array, k: Array, v: Array) -> Array:
     """`attention` by JAX, through cuDNN where it takes these arrays."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if by_cudnn(q, k) else None)
+    return (by_cudnn if has_cudnn(by_cudnn, q, k, v) else jax.nn.dot_product_attention)(q, k, v)
 
 
-def by_cudnn(q: Array, k: Array) -> bool:
-    """Returns whether JAX has cuDNN's kernels for such arrays, both ways, on this process's devices.
+def _accelerated_forward(q: Array, k: Array, v: Array):
+    return jax.vjp(by_cudnn if has_cudnn(gradients, q, k, v) else jax.nn.dot_product_attention, q, k, v)
 
-    In half precision, for heads of 8, 16, … 128 and even lengths, from compute capability 8.0 on. The 77 words of a
-    prompt are odd, and their weights are small.
+
+accelerated.defvjp(_accelerated_forward, lambda back, gradient: back(gradient))
+
+
+def by_cudnn(q: Array, k: Array, v: Array) -> Array:
+    """`attention` by cuDNN's flash attention; raises NotImplementedError or RuntimeError where it has none."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def gradients(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Returns the gradients of the sum of `by_cudnn`."""
+    out, back = jax.vjp(by_cudnn, q, k, v)
+    return back(jnp.ones_like(out))
+
+
+def has_cudnn(call: Callable, q: Array, k: Array, v: Array) -> bool:
+    """Returns whether JAX has `by_cudnn` or its `gradients` for such arrays on this process's devices.
+
+    The call itself decides, by shapes alone: in half precision, for heads of 8, 16, … 128, and up to 256 from compute
+    capability 9.0 on. Gradients are for even lengths: JAX (0.10.2 and 0.12.0) means to refuse odd ones only beside a
+    bias, but takes its own placeholder for one. The 77 words of a prompt are odd; their weights are small.
+
+    That there is nothing before 8.0 is said only as the program is compiled, when it is too late for another way.
     """
+    if capability() < (8, 0):
+        return False
+    try:
+        jax.eval_shape(call, *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, k, v)))
+    except (NotImplementedError, RuntimeError):  # not for such arrays; no cuDNN
+        return False
+    return True
+
+
+def capability() -> tuple[int, ...]:
+    """Returns the compute capability of this process's NVIDIA GPUs, (9, 0) for Hopper; () for other devices."""
     device = jax.local_devices()[0]
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
-        return False
-    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.shape[1] % 2 == k.shape[1] % 2 == 0
-    return fits and q.dtype in (jnp.bfloat16, jnp.float16) and float(device.compute_capability) >= 8
+        return ()
+    return tuple(map(int, device.compute_capability.split(".")))
 
 
 @jax.custom_vjp
