@@ -73,7 +73,7 @@ def refuse_leaks(manifests: list[Manifest]) -> None:
     seen: dict[str, tuple[str, Path]] = {}
     for manifest in manifests:
         for record in filter(lambda record: record.kept, manifest.records):
-            split, path = seen.setdefault(record.sha256, (record.split, manifest.path(record)))
+            split, path = seen.setdefault(record.sha256, (record.split, manifest.place(record)))
             if split != record.split:
-                twin = manifest.path(record)
+                twin = manifest.place(record)
                 raise UserError(f"{path} ({split}) and {twin} ({record.split}) are one image; keep one of them")

@@ -14,7 +14,7 @@ import numpy as np
 
 from dermjax import machine
 from dermjax.curation import copies, detectors
-from dermjax.data import artefact_scores, examined, images, segmentation
+from dermjax.data import artefact_scores, images, segmentation
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import segment
 from dermjax.progress import say
@@ -50,8 +50,7 @@ def looks(
     with appended(folder / FILE) as written, ThreadPoolExecutor(machine.cores()) as pool:
 
         def look(record: Record) -> tuple[str, Look]:
-            path = manifest.path(record)
-            digest = examined.digest(path)
+            path, digest = manifest.path(record), record.sha256
             return digest, known.get(digest) or at(images.load(path, size))
 
         for digest, seen in pool.map(look, records):

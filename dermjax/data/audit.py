@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax import machine, progress
-from dermjax.data import duplicates, examined, neighbours, records, resemblance, seen, splits
+from dermjax.data import digests, duplicates, examined, neighbours, records, resemblance, seen, splits
 from dermjax.data.examined import Look
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
@@ -33,6 +33,7 @@ MEANINGS = {
     "sha256": "the same bytes on two sides",
     "lesion_id": "one lesion on two sides",
     "patient_id": "one patient on two sides",
+    "duplicates": "images that their publisher calls duplicates, on two sides",
     "near": "near-duplicates on two sides",
 }
 
@@ -109,7 +110,7 @@ def _entries(manifests: Sequence[Manifest]) -> list[Entry]:
     for manifest in manifests:
         for record in manifest.records:
             if record.kept:
-                path = manifest.path(record)
+                path = manifest.place(record)
                 found.setdefault((os.path.realpath(path), record.split, record.sha256), Entry(record, path))
         for entry in seen_beside(manifest):
             found.setdefault(("seen", entry.record.image, entry.record.sha256), entry)
@@ -168,7 +169,7 @@ def _look(known: Mapping[str, Look], entry: Entry) -> Look | str:
     if entry.look:
         return entry.look
     try:
-        if examined.digest(entry.path) != digest:
+        if digests.of(entry.path) != digest:
             return f"{entry.path}: not the bytes that the manifest names"
         return known.get(digest) or examined.look(entry.path, digest, measured=False)
     except UserError as error:

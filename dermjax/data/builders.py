@@ -11,7 +11,8 @@ from pathlib import Path
 from dermjax import progress
 from dermjax.data import images, layouts
 from dermjax.data.records import Record
-from dermjax.data.sources import SPLIT_FOLDERS, Listing
+from dermjax.data.sources import Listing
+from dermjax.data.tree import SPLIT_FOLDERS
 from dermjax.errors import UserError
 
 FACTS = ("lesion_id", "patient_id", "licence", "image_manipulation")

@@ -10,11 +10,9 @@ out of it is near to one of them. `neighbours` finds who is near whom, also mirr
 each such pair again.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from einops import rearrange
@@ -36,12 +34,6 @@ VIEWS = (
 )
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in Pillow's convert("L")
 BLOCK = 1 << 19  # pairs compared at once: their distances stay in the processor's cache, 200 million pairs a second
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes(images: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from dermjax.data import attributes, duplicates, images, resemblance
-from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
 # Of looks, for those that are kept: raise it where `look` says something else of the same bytes
@@ -86,14 +85,6 @@ def parsed(line: bytes) -> Look | None:
         return Look(known["sha256"], views, cells, known["told"], measured, known.get("numeric_versions", UNSAID))
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file; UserError where it cannot be read."""
-    try:
-        return duplicates.sha256(path)
-    except OSError as error:
-        raise UserError(f"image {path}: cannot be read ({error.strerror}); mend or remove the file") from error
 
 
 def _text(array: np.ndarray) -> str:

@@ -14,14 +14,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dermjax import machine, progress
+from dermjax.data import formats
+from dermjax.data.formats import EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
 # Of decoded pixels, for whatever is kept of images: raise it where `load` gives others of the same bytes
 NUMERIC_VERSION = 1
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")  # left out: formats that start another program (EPS)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 WHITE = (255, 255, 255, 255)
 
 # Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
@@ -44,7 +43,7 @@ def whole(path: Path) -> np.ndarray:
 def header(path: Path) -> tuple[str, tuple[str, ...]]:
     """The camera that a file names, "" for none, and what `load` and `whole` do to its pixels beyond decoding them."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with formats.opened(path) as image:
             tags = image.getexif()
             camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (EXIF_MAKE, EXIF_MODEL)).strip()
             done = {
@@ -54,6 +53,8 @@ def header(path: Path) -> tuple[str, tuple[str, ...]]:
                 "CMYK made RGB": image.mode == "CMYK",
                 "first frame of several": getattr(image, "n_frames", 1) > 1,
             }
+    except UserError:
+        raise
     except Exception as error:
         raise _undecodable(path, error) from error
     return camera, tuple(name for name, is_done in done.items() if is_done)
@@ -96,10 +97,12 @@ def keep(path: Path, content: bytes) -> None:
 def _decoded(path: Path, least: int) -> Image.Image:
     """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with formats.opened(path) as image:
             if least:
                 image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
             return _rgb(ImageOps.exif_transpose(image))
+    except UserError:
+        raise
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
         raise _undecodable(path, error) from error
 

@@ -14,13 +14,17 @@ BENIGN, INDETERMINATE, MALIGNANT, UNKNOWN = "benign", "indeterminate", "malignan
 RULES = {
     "benign keratosis": BENIGN,
     "dermatofibroma": BENIGN,
+    "lentigo": BENIGN,
+    "melanosis": BENIGN,
     "nevus": BENIGN,
+    "other benign lesion": BENIGN,
     "seborrheic keratosis": BENIGN,
     "vascular lesion": BENIGN,
     "actinic keratosis": INDETERMINATE,
     "actinic keratosis or carcinoma in situ": MALIGNANT,
     "basal cell carcinoma": MALIGNANT,
     "melanoma": MALIGNANT,
+    "other malignant lesion": MALIGNANT,
     "squamous cell carcinoma": MALIGNANT,
     # of archives that tell no diagnosis
     "benign": BENIGN,
@@ -37,7 +41,12 @@ class Layout:
     """Which columns name the image and its diagnosis, what the values mean, and what else is known.
 
     The diagnosis is the value of the first of `label` that is there and filled, by `meanings` (in lower case; None:
-    the value itself is the class), or else the column of `one_hot` that is set, `rest` where none is.
+    the value itself is the class), or else the column of `one_hot` that is set, `rest` where none is. Some archives
+    need more:
+      by        the labelled tables name no image, and tables of images are joined to them by this column
+      kind      the column that says how an image was taken: "dermoscopic", or anything else
+      images    the columns of images, by how they were taken, where a row names several
+      numbered  the archive's own splits are tables of row numbers (NAME_indexes.csv), taken where they are asked for
     """
 
     image: str
@@ -46,11 +55,15 @@ class Layout:
     one_hot: Mapping[str, str] = field(default_factory=dict)
     rest: str = ""
     known: Mapping[str, str] = field(default_factory=dict)  # field of a Record, or attribute -> column
+    by: str = ""
+    kind: str = ""
+    images: Mapping[str, str] = field(default_factory=dict)
+    numbered: bool = False
 
     def fits(self, columns: set[str]) -> bool:
         """Whether a table with these columns is of this layout."""
         labelled = set(self.label) & columns or (self.one_hot and self.one_hot.keys() <= columns)
-        return self.image in columns and bool(labelled)
+        return (self.by or self.image) in columns and bool(labelled)
 
 
 def labels(classes: str, diagnoses: set[str]) -> tuple[str, ...]:
@@ -73,7 +86,9 @@ def _nature(name: str) -> str:
 
 
 def label(classes: str, diagnosis: str) -> str:
-    """The class of a diagnosis, "" where it has none."""
+    """The class of a diagnosis, "" where it has none, as "" has."""
+    if not diagnosis:
+        return ""
     if classes == "diagnoses":
         return diagnosis if RULES[diagnosis] != UNKNOWN and diagnosis not in UNDIAGNOSED else ""
     return RULES[diagnosis] if RULES[diagnosis] in LABELS else ""
@@ -113,6 +128,28 @@ SHORT = {code.lower(): name for code, name in (EIGHT | SEVEN).items()} | {
     "ack": "actinic keratosis", "cancer": "malignant", "sek": "seborrheic keratosis",
 }  # fmt: skip
 DIAGNOSES = {name: name for name in RULES if name} | SHORT  # in a table that is of no archive
+TARGETS = TARGET | {"true": "malignant", "false": "benign"}
+KINDS = ("dermoscopic", "clinical", "both")  # how images of archives that have several kinds were taken
+# How tables of no archive name what is known, in lower case; an image's column is told by the images that it names.
+CLASS_COLUMNS = ("label", "labels", "class", "class_name", "category")  # whose values are the classes themselves
+DIAGNOSIS_COLUMNS = ("diagnosis", "dx", "diagnostic", "disease", "diagnosis_1", "target", "malignant",
+                     "benign_malignant")  # fmt: skip
+KNOWN_COLUMNS = {
+    "lesion_id": ("lesion_id", "lesion"),
+    "patient_id": ("patient_id", "patient", "subject_id"),
+    "split": ("split",),
+    "age": ("age", "age_approx"),
+    "sex": ("sex", "gender"),
+    "site": ("site", "localization", "location", "anatom_site_general"),
+    "licence": ("licence", "license", "copyright_license"),
+    "attribution": ("attribution",),
+    "device": ("device", "camera", "image_type"),
+    "fitzpatrick": ("fitzpatrick", "fitzpatrick_scale", "fitzpatrick_skin_type"),
+    "image_manipulation": ("image_manipulation",),
+    "caption": ("text", "caption", "prompt"),
+}
+DUPLICATES = ("image_name_1", "image_name_2")  # a publisher's list of pairs that show the same
+INDEXES = ["indexes"]  # the one column of a table of row numbers
 HEADLESS = ("isic_2016_image", "isic_2016_label")  # that challenge's tables have no header
 
 LAYOUTS = {
@@ -144,6 +181,49 @@ LAYOUTS = {
         label=("three_partition_label",),
         meanings={"benign": "benign", "malignant": "malignant", "non-neoplastic": "unknown"},
         known={"fitzpatrick": "fitzpatrick_scale"},
+    ),
+    "milk10k": Layout(
+        image="isic_id",
+        by="lesion_id",
+        kind="image_type",
+        one_hot={
+            **{name: SEVEN[name] for name in ("AKIEC", "BCC", "BKL", "DF", "MEL", "NV", "VASC")},
+            "BEN_OTH": "other benign lesion",
+            "INF": "unknown",  # inflammation and infection are no lesion of either kind
+            "MAL_OTH": "other malignant lesion",
+            "SCCKA": "squamous cell carcinoma",
+        },
+        known=ISIC | {"site": "site", "skin_tone_class": "skin_tone_class"},
+    ),
+    "derm7pt": Layout(
+        image="derm",
+        images={"dermoscopic": "derm", "clinical": "clinic"},
+        label=("diagnosis",),
+        numbered=True,
+        meanings={
+            **{
+                name: name
+                for name in (
+                    "basal cell carcinoma",
+                    "dermatofibroma",
+                    "lentigo",
+                    "melanoma",
+                    "melanosis",
+                    "seborrheic keratosis",
+                    "vascular lesion",
+                )
+            },
+            **{
+                f"{kind} nevus": "nevus"
+                for kind in ("blue", "clark", "combined", "congenital", "dermal", "recurrent", "reed or spitz")
+            },
+            **{
+                f"melanoma {how}": "melanoma"
+                for how in ("(in situ)", "(less than 0.76 mm)", "(0.76 to 1.5 mm)", "(more than 1.5 mm)", "metastasis")
+            },
+            "miscellaneous": "unknown",
+        },
+        known={"lesion_id": "case_num", "sex": "sex", "site": "location"},
     ),
     "ddi": Layout(
         image="DDI_file",

@@ -112,11 +112,15 @@ def evaluation(
     used. The last is filled up to B with grey images that are not valid, so that a jitted step compiles once.
     """
     rows = np.arange(batch) if rows is None else rows
+
+    def picture(record: Record) -> np.ndarray:
+        return images.load(manifest.path(record), size)
+
     with ThreadPoolExecutor(THREADS) as pool:
 
         def decoding(chosen: list[Record]) -> list[Future]:
             here = [chosen[row] for row in rows if row < len(chosen)]
-            return [pool.submit(images.load, manifest.path(record), size) for record in here]
+            return [pool.submit(picture, record) for record in here]
 
         parts = [records[first : first + batch] for first in range(0, len(records), batch)]
         coming = deque(decoding(part) for part in parts[:AHEAD])

@@ -7,9 +7,11 @@ door: a synthetic image outside the training split, a path that leaves the root,
 
 import json
 import os
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
+from dermjax.data import digests
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
@@ -17,6 +19,22 @@ SPLITS = ("train", "validation", "test")
 MANIPULATIONS = ("none", "synthetic")  # ISIC's own words for the column image_manipulation
 FILE = "manifest.jsonl"
 VERSION = 1
+DIGEST = re.compile(r"[0-9a-f]{64}")
+NUMBER, WORDS = int | float, str | int | float
+# What stages read out of the free fields of a record; whatever else stands there, nobody computes with.
+SHAPES = {
+    "generation": {
+        "prompt": str, "negative_prompt": str, "seed": int, "sampler": str, "steps": int, "guidance": NUMBER,
+        "size": int, "spacing": str, "guidance_rescale": NUMBER, "guidance_interval": list | tuple, "deep_cache": int,
+        "words": dict, "init_image": str,
+    },
+    "attributes": {
+        **dict.fromkeys(("age", "age_band", "sex", "site", "device", "fitzpatrick", "attribution"), WORDS),
+        "caption": str, "weight": NUMBER, "decoded": list | tuple, "duplicates": str, "linked_as": str,
+        "skin_tone": dict, "masks": dict, "mask": {"image": str, "sha256": str},
+        "verdict": {"keep": bool, "by": str, "why": str},
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +79,20 @@ class Manifest:
     home: Path | None = field(default=None, compare=False)
 
     def path(self, record: Record) -> Path:
-        """The image file of a record."""
+        """The image file of a record, for whoever reads it: its bytes are those that the manifest names, or UserError.
+
+        They are hashed once, see `digests`.
+        """
+        return digests.checked(self.place(record), record.sha256)
+
+    def place(self, record: Record) -> Path:
+        """Where the image of a record lies, whatever lies there: for names, and for whoever hashes it."""
         return self.root / record.image
+
+    def mask(self, record: Record) -> Path | None:
+        """The mask that lay beside the image of a record, white on the lesion, checked as the image is."""
+        mask = record.attributes.get("mask")
+        return digests.checked(self.root / mask["image"], mask["sha256"]) if mask else None
 
     def split(self, name: str) -> list[Record]:
         """The kept records of one split, in the manifest's order."""
@@ -190,17 +220,46 @@ def _is_words(value) -> bool:
 
 def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
     """What makes a record untrue or unsafe, in one line; empty when nothing does. The root is already resolved."""
-    image = PurePosixPath(record.image)
+    misshapen = _misshapen(record)
+    if misshapen:
+        return f"{record.image}: fields do not fit a record: misshapen {' '.join(misshapen)}"
+    if not DIGEST.fullmatch(record.sha256):
+        return f"{record.image}: sha256 {record.sha256!r} is no SHA-256 in lower-case hexadecimal"
     if record.split not in SPLITS:
         return f"{record.image}: unknown split {record.split!r}; it must be one of {', '.join(SPLITS)}"
     if record.label not in labels:
         return f"{record.image}: label {record.label!r} is not in the header, which has {', '.join(labels)}"
     if record.image_manipulation not in MANIPULATIONS:
         return f"{record.image}: unknown image_manipulation {record.image_manipulation!r}; 'none' or 'synthetic'"
-    if not image.parts or image.is_absolute() or ".." in image.parts or not _can_name_a_file(record.image):
-        return f"{record.image!r}: not a path under the image root"
-    if not inside(root, record.image):
-        return f"{record.image}: a link that leaves the image root {root}"
+    mask = record.attributes.get("mask")
+    return _stray(record.image, root) or (_stray(mask["image"], root) if mask else "")
+
+
+def _misshapen(record: Record) -> list[str]:
+    """The names of what in a record's free fields is not of the type that stages take it for."""
+    found = [
+        f"{name}.{key}"
+        for name, shapes in SHAPES.items()
+        for key, shape in shapes.items()
+        if key in getattr(record, name) and not _is(getattr(record, name)[key], shape)
+    ]
+    return found + [f"scores.{key}" for key, score in record.scores.items() if not _is(score, NUMBER)]
+
+
+def _is(value, shape) -> bool:
+    """Whether a value is of a type, or a dict that has all keys of a shape; True and False are no numbers."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(key in value and _is(value[key], shape[key]) for key in shape)
+    return isinstance(value, shape) and isinstance(value, bool) == (shape is bool)
+
+
+def _stray(image: str, root: Path) -> str:
+    """Why a path does not name a file under the root, "" where it does."""
+    path = PurePosixPath(image)
+    if not path.parts or path.is_absolute() or ".." in path.parts or not _can_name_a_file(image):
+        return f"{image!r}: not a path under the image root"
+    if not inside(root, image):
+        return f"{image}: a link that leaves the image root {root}"
     return ""
 
 

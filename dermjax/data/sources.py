@@ -1,37 +1,37 @@
 """Folders of images, as people have them, to Records: `class/*` or `split/class/*`.
 
-A Record leaves here with its path, label and, where the folder names one, its split; nothing is decoded yet. The
-licence stays empty: a folder does not tell it.
+A Record leaves here with its path, label and, where the folder names one, its split; nothing is decoded yet but masks.
+The licence stays empty: a folder does not tell it.
 """
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dermjax.data import layouts
-from dermjax.data.images import SUFFIXES
+from dermjax.data import digests, formats, layouts, masks, tree
 from dermjax.data.records import Record
+from dermjax.data.tree import SPLIT_FOLDERS
 from dermjax.errors import UserError
 
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # left by file managers, like everything that begins with a dot
 EXPECTED = "give a folder with class/*.jpg or train/class/*.jpg"
+COPY = "a copy of what lies beside it; config.images may name it instead"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder holds: Records in order of their paths, without sha256; (path, reason) of what was not taken."""
+    """What a folder holds: Records in order of their paths, without sha256; (path, reason) of what was not taken.
+
+    packed: {image: (file, name in it)} of images that are no files yet.
+    """
 
     labels: tuple[str, ...]
     root: Path
     records: tuple[Record, ...]
     ignored: tuple[tuple[str, str], ...]
+    packed: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
 
 
 def scan(folder: Path) -> Listing:
@@ -39,31 +39,99 @@ def scan(folder: Path) -> Listing:
     root = Path(os.path.realpath(folder))
     if not root.is_dir():
         raise UserError(f"folder {folder}: no such folder; {EXPECTED}")
-    folders = [path for path in _visible(root) if path.is_dir()]
+    root = tree.entered(root)
+    folders = [path for path in tree.visible(root) if path.is_dir()]
+    masked = [path for path in folders if masks.FOLDER.search(path.name)]
+    folders = [path for path in folders if path not in masked]
+    copies = []
     if any(path.name.lower() in SPLIT_FOLDERS for path in folders):
+        copies = _copies(root, folders)
+        folders = [path for path in folders if path not in copies]
         classes = [(split, path) for split, inside in _splits(root, folders) for path in inside]
     else:
         classes = [("", path) for path in folders]
-    found = {(split, path): _images(path) for split, path in classes}
+    every = [image.relative_to(root).as_posix() for _, path in classes for image in _images(path)]
+    beside = [f"{path.name}/{image}" for path in masked for image in tree.walk(path).images]
+    told = masks.divided(root, [*every, *beside])
+    photographs = set(told.photographs)
+    found = {
+        (split, path): [image for image in _images(path) if image.relative_to(root).as_posix() in photographs]
+        for split, path in classes
+    }
     _refuse_empty(root, found)
     labels = layouts.ordered({path.name for _, path in classes})
     _refuse_gaps(root, labels, classes)
     around = sorted({root, *(path.parent for _, path in classes)})
-    return Listing(
+    others = [
+        (other.relative_to(root).as_posix(), _reason(other))
+        for _, path in classes
+        for other in sorted(set(tree.visible(path)) - set(_images(path)))
+    ]
+    loose = [each.relative_to(root).as_posix() for path in around for each in _images(path)]
+    loose = [(each, "outside of the class folders") for each in (*loose, *(e for e in beside if e in photographs))]
+    listing = Listing(
         labels=labels,
         root=root,
-        records=tuple(_record(root, image, split) for (split, _), images in found.items() for image in images),
-        ignored=tuple(
-            (other.relative_to(root).as_posix(), "no image")
-            for (_, path), images in found.items()
-            for other in sorted(set(_visible(path)) - set(images))
-        )
-        + tuple(
-            (loose.relative_to(root).as_posix(), "outside of the class folders")
-            for path in around
-            for loose in _images(path)
+        records=tuple(
+            _record(root, image, split, told.masks) for (split, _), images in found.items() for image in images
         ),
+        ignored=(*others, *told.left_out, *loose, *((path.relative_to(root).as_posix(), COPY) for path in copies)),
     )
+    return settled(listing)
+
+
+def settled(listing: Listing) -> Listing:
+    """The listing with links followed: under a root that holds all files, and each image once.
+
+    A record that a link led to says so (`linked_as`). Raises UserError where links put one image under two classes.
+    """
+    real = _Real(listing.root)
+    masked = [record for record in listing.records if "mask" in record.attributes]
+    mask = {record.image: record.attributes["mask"]["image"] for record in masked}
+    led = {image: Path(image) for image in listing.packed}  # no files yet, and no links
+    led |= {record.image: real.path(record.image) for record in listing.records if record.image not in led}
+    led |= {image: real.path(image) for image in mask.values()}
+    if all(path == listing.root / image for image, path in led.items()) and not listing.packed:
+        return listing
+    root = Path(os.path.commonpath([listing.root, *(path.parent for path in led.values())]))
+    first, records, twice = {}, [], []
+    for record in listing.records:
+        path = led[record.image]
+        told = dict(record.attributes)
+        if path != listing.root / record.image:
+            told["linked_as"] = record.image
+        if record.image in mask:
+            told["mask"] = {"image": led[mask[record.image]].relative_to(root).as_posix()}
+        earlier = first.setdefault(path, record)
+        if (earlier.label, earlier.split) != (record.label, record.split):
+            raise UserError(f"{earlier.image} and {record.image} are links to one image, {path}; keep one of them")
+        if earlier is record:
+            records.append(replace(record, image=path.relative_to(root).as_posix(), attributes=told))
+        else:
+            twice.append((record.image, "a link to an image that is listed already"))
+    under = listing.root.relative_to(root)
+    return replace(
+        listing,
+        root=root,
+        records=tuple(records),
+        ignored=tuple(((under / image).as_posix(), why) for image, why in (*listing.ignored, *twice)),
+        packed={Path(image).relative_to(root).as_posix(): where for image, where in listing.packed.items()},
+    )
+
+
+class _Real:
+    """Where paths below a root lead once links are followed, a folder looked up once."""
+
+    def __init__(self, root: Path):
+        self.root, self.folders = root, {}
+
+    def path(self, image: str) -> Path:
+        path = self.root / image
+        if path.is_symlink():
+            return Path(os.path.realpath(path))
+        if path.parent not in self.folders:
+            self.folders[path.parent] = Path(os.path.realpath(path.parent))
+        return self.folders[path.parent] / path.name
 
 
 def merged(listings: Sequence[Listing], classes: str) -> Listing:
@@ -79,13 +147,23 @@ def merged(listings: Sequence[Listing], classes: str) -> Listing:
             raise UserError(f"folder {listing.root}: its classes are {', '.join(listing.labels)}, those of all folders "
                             f"{', '.join(sorted(names))}; rename folders, or give config.columns.label")  # fmt: skip
     root = Path(os.path.commonpath([listing.root for listing in listings]))
-    records = [replace(record, image=_under(root, listing, record.image)) for listing in listings
-               for record in listing.records]  # fmt: skip
+    records = [_moved(record, root, listing) for listing in listings for record in listing.records]
     twice = [image for image, times in Counter(record.image for record in records).items() if times > 1]
     if twice:
         raise UserError(f"{root / twice[0]} is in two of the folders; give each image once")
     ignored = [(_under(root, listing, image), why) for listing in listings for image, why in listing.ignored]
-    return Listing(labels=layouts.ordered(names), root=root, records=tuple(records), ignored=tuple(ignored))
+    packed = {_under(root, listing, image): where for listing in listings for image, where in listing.packed.items()}
+    return Listing(
+        labels=layouts.ordered(names), root=root, records=tuple(records), ignored=tuple(ignored), packed=packed
+    )
+
+
+def _moved(record: Record, root: Path, listing: Listing) -> Record:
+    """The record with its paths from another folder that holds its own."""
+    told = record.attributes
+    if "mask" in told:
+        told = told | {"mask": told["mask"] | {"image": _under(root, listing, told["mask"]["image"])}}
+    return replace(record, image=_under(root, listing, record.image), attributes=told)
 
 
 def _under(root: Path, listing: Listing, image: str) -> str:
@@ -109,23 +187,44 @@ def _lot(name: str, seed: int) -> bytes:
     return hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()
 
 
-def _record(root: Path, image: Path, split: str) -> Record:
+def _record(root: Path, image: Path, split: str, beside: Mapping[str, str]) -> Record:
     path, label = image.relative_to(root).as_posix(), image.parent.name
-    return Record(image=path, sha256="", label=label, split=split, source=root.name, image_manipulation="none")
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, in order of name, without hidden files and litter."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(f"folder {folder}: cannot be read ({error.strerror})") from error
-    return [folder / name for name in names if not name.startswith(".") and name.lower() not in LITTER]
+    told = {"mask": {"image": beside[path]}} if path in beside else {}
+    return Record(
+        image=path, sha256="", label=label, split=split, source=root.name, image_manipulation="none", attributes=told
+    )
 
 
 def _images(folder: Path) -> list[Path]:
     """The files named like images; whether they are images is seen when they are decoded."""
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    return [path for path in tree.visible(folder) if tree.is_image(path)]
+
+
+def _copies(root: Path, folders: list[Path]) -> list[Path]:
+    """The folders beside splits that hold the same splits again, file by file; UserError where these differ."""
+    own = [path for path in folders if path.name.lower() in SPLIT_FOLDERS]
+    found = []
+    for path in (path for path in folders if path not in own):
+        inside = tree.entered(path) if path.is_dir() else path
+        again = [each for each in tree.visible(inside) if each.is_dir() and each.name.lower() in SPLIT_FOLDERS]
+        if not again:
+            continue
+        if not _same(own, again):
+            told = f"{path.name} holds {', '.join(each.name for each in again)} again, with other files"
+            raise UserError(f"folder {root}: {told}; give --config.images={inside}, or take one of the two away")
+        found.append(path)
+    return found
+
+
+def _same(splits: list[Path], again: list[Path]) -> bool:
+    """Whether folders hold the same files, by their names and bytes."""
+    ours, theirs = ({path.name: tree.walk(path) for path in each} for each in (splits, again))
+    if {name: held.images for name, held in ours.items()} != {name: held.images for name, held in theirs.items()}:
+        return False
+    pairs = [(held.root / image, theirs[name].root / image) for name, held in ours.items() for image in held.images]
+    if any(one.stat().st_size != other.stat().st_size for one, other in pairs):
+        return False
+    return all(digests.of(one) == digests.of(other) for one, other in pairs)
 
 
 def _splits(root: Path, folders: list[Path]) -> list[tuple[str, list[Path]]]:
@@ -138,25 +237,37 @@ def _splits(root: Path, folders: list[Path]) -> list[tuple[str, list[Path]]]:
         raise UserError(f"folder {root}: one split in two folders, {', '.join(path.name for path in folders)}")
     if "train" not in splits:
         raise UserError(f"folder {root}: no train folder beside {', '.join(path.name for path in folders)}")
-    inside = [[each for each in _visible(path) if each.is_dir()] for path in folders]
+    inside = [[each for each in tree.visible(tree.entered(path)) if each.is_dir()] for path in folders]
     for path, classes in zip(folders, inside, strict=True):
         if not classes:
             raise UserError(f"folder {path}: a split without class folders; {EXPECTED}")
     return list(zip(splits, inside, strict=True))
 
 
+def _reason(path: Path) -> str:
+    """Why something in a class folder is no image."""
+    return "no image" if path.is_dir() else tree.special(path) or formats.missing(path) or "no image"
+
+
 def _refuse_empty(root: Path, found: dict[tuple[str, Path], list[Path]]) -> None:
     """No image at all, or a class folder without one."""
     empty = [path for (_, path), images in found.items() if not images]
-    nested = [path.name for path in empty if any(each.is_dir() for each in _visible(path))]
+    nested = [path.name for path in empty if any(each.is_dir() for each in tree.visible(path))]
     if nested:
         raise UserError(f"folder {root}: {', '.join(nested)} holds folders but is no split (train, validation, test)")
     if len(empty) == len(found):
         loose = len(_images(root))
         told = f"{loose} images lie outside of class folders" if loose else "no images"
-        raise UserError(f"folder {root}: {told}; {EXPECTED}")
+        raise UserError(f"folder {root}: {told}; {EXPECTED}{_instead(path for _, path in found)}")
     if empty:
-        raise UserError(f"folder {empty[0]}: a class without images; add images or remove the folder")
+        raise UserError(f"folder {empty[0]}: a class without images; add images or remove the folder{_instead(empty)}")
+
+
+def _instead(folders: Iterable[Path]) -> str:
+    """What lies in folders in place of images, for the end of a line."""
+    reasons = Counter(_reason(path) for folder in folders for path in tree.visible(folder))
+    told = [f"{count} {reason}" for reason, count in reasons.items() if reason != "no image"]
+    return f"; there are {'; '.join(told)}" if told else ""
 
 
 def _refuse_gaps(root: Path, labels: tuple[str, ...], classes: list[tuple[str, Path]]) -> None:

@@ -30,9 +30,12 @@ ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)")  # one photograph has one, in whicheve
 
 
 def identities(record: Record) -> list[tuple[str, str]]:
-    """What ties a record to others: its bytes, its lesion, its patient, its number in the ISIC archive, as known."""
+    """What ties a record to others: its bytes, its lesion, its patient, its number in the ISIC archive, as known,
+    and the publisher's list of duplicates that it stands in."""
     known = [(name, getattr(record, name)) for name in IDENTITIES if getattr(record, name)]
-    return known + [("isic_id", number) for number in ISIC_ID.findall(record.image)[-1:]]
+    listed, name = record.attributes.get("duplicates"), record.attributes.get("linked_as", record.image)
+    known += [("duplicates", listed)] if listed else []
+    return known + [("isic_id", number) for number in ISIC_ID.findall(name)[-1:]]
 
 
 def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:

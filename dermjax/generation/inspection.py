@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from dermjax.data import records
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.images import FORMATS
 from dermjax.data.records import Record
 from dermjax.errors import UserError
@@ -76,7 +76,7 @@ def _record(path: Path) -> tuple[Path, Record] | None:
         if (folder / records.FILE).is_file():
             manifest = records.read(folder)
             for record in manifest.records:
-                if manifest.path(record).resolve() == path.resolve():
+                if manifest.place(record).resolve() == path.resolve():
                     return folder / records.FILE, record
     return None
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dermjax import run_folder
 from dermjax.config_file import LARGEST_SEED
-from dermjax.data import duplicates, images, records, segmentation
+from dermjax.data import digests, images, records, segmentation
 from dermjax.data.records import Manifest, Record
 from dermjax.data.segmentation import segment
 from dermjax.diffusion import ladders
@@ -167,7 +167,7 @@ def _sources(path: str, label: str) -> Manifest:
         raise UserError(f"config.label: which class does {path} show?")
     images.load(file, 8)  # that it is a picture
     known = {"label": label, "split": "train", "source": file.resolve().parent.name, "image_manipulation": "none"}
-    record = Record(image=file.name, sha256=duplicates.sha256(file), **known)
+    record = Record(image=file.name, sha256=digests.sha256(file), **known)
     return Manifest(labels=(label,), root=file.resolve().parent, records=(record,))
 
 

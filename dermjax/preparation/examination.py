@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dermjax import machine, progress
-from dermjax.data import duplicates, examined, resemblance
+from dermjax.data import digests, duplicates, examined, resemblance
 from dermjax.data.examined import Look
-from dermjax.data.records import Record, inside
+from dermjax.data.records import Record
 from dermjax.errors import UserError
 from dermjax.run_folder import appended
 
@@ -62,16 +62,19 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
                 kept.add(seen.sha256)
                 written.write(seen.line())
                 written.flush()  # a killed process loses nothing that it has handed over
-            sound.append(_known_better(record, seen))
+            sound.append(_known_better(root, record, seen))
             views.append(seen.views[None])
             cells.append(seen.cells[None])
     return Examination(tuple(sound), np.concatenate(views), np.concatenate(cells), tuple(skipped))
 
 
-def _known_better(record: Record, seen: Look) -> Record:
+def _known_better(root: Path, record: Record, seen: Look) -> Record:
     """The record with what was seen; what a table said of the patient wins over what the image lets guess."""
     attributes, scores = seen.measured or ({}, {})
     attributes = seen.told | attributes | record.attributes
+    if "mask" in attributes:
+        mask = attributes["mask"]["image"]
+        attributes["mask"] = {"image": mask, "sha256": digests.of(root / mask)}
     return replace(record, sha256=seen.sha256, attributes=attributes, scores=scores | record.scores)
 
 
@@ -79,9 +82,7 @@ def _look(root: Path, measured: bool, known: dict[str, Look], record: Record) ->
     """What is kept of the same bytes, else what a look at the image says; the reason where it is bad."""
     path = root / record.image
     try:
-        if not inside(root, record.image):
-            raise UserError(f"image {path}: a link that leaves its folder; give the folder it leads to")
-        digest = examined.digest(path)
+        digest = digests.of(path)
         return known.get(digest) or examined.look(path, digest, measured)
     except UserError as error:
         return str(error)

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import builders, sources, tables
-from dermjax.data.layouts import LABELS, LAYOUTS
+from dermjax.data import binding, builders, sources, tables, tree
+from dermjax.data.binding import Asked
+from dermjax.data.layouts import KINDS, LABELS, LAYOUTS
 from dermjax.data.sources import Listing
+from dermjax.data.tables import Folder
 from dermjax.errors import UserError
 
 CHOICES = ("detect", "folders", "table", "tfds", *LAYOUTS)
@@ -15,17 +17,27 @@ CLASSES = ("binary", "diagnoses")
 
 
 def whole(
-    images: str, *, layout: str, classes: str, columns: Mapping[str, str], positive: str, skip: bool, workdir: Path
+    images: str,
+    *,
+    layout: str,
+    classes: str,
+    columns: Mapping[str, str],
+    positive: str,
+    skip: bool,
+    kind: str,
+    own_splits: bool,
+    workdir: Path,
 ) -> Listing:
     """One listing of the folders that a setting names, each said with its layout; see `listed`.
 
     Of several folders, the map of columns is for those that have a table with them.
     """
     given, found = folders(images), []
+    asked = Asked(classes=classes, skip=skip, kind=kind, own_splits=own_splits, into=workdir)
     for folder in given:
         mapped = len(given) == 1 or _is_mapped(folder, columns)
         known = columns if mapped else dict.fromkeys(columns, "")
-        name, listing = listed(folder, layout=layout, classes=classes, columns=known, skip=skip, workdir=workdir)
+        name, listing = listed(folder, layout=layout, columns=known, asked=asked)
         progress.say(f"prepare: {folder} is read as {name}")
         found.append(listing)
     return headed(sources.merged(found, classes), positive)
@@ -37,26 +49,47 @@ def folders(images: str) -> list[Path]:
     return [whole] if whole.exists() else [Path(each.strip()).expanduser() for each in images.split(",")]
 
 
-def listed(
-    folder: Path, *, layout: str, classes: str, columns: Mapping[str, str], skip: bool, workdir: Path
-) -> tuple[str, Listing]:
+def listed(folder: Path, *, layout: str, columns: Mapping[str, str], asked: Asked) -> tuple[str, Listing]:
     """The name of the layout, detected or as given, and what the folder lists in it.
 
-    classes and columns: of tables, see `tables`. skip: a listed image that is not there is left out and counted.
-    workdir: where images go that are no files yet.
+    columns, asked: of tables, see `tables.chosen` and `binding`; asked.into is also where images go that are no files
+    yet. Detected are, in this order: a data set of tfds, train/class/*, tables of a known layout, other tables by their
+    columns, and class folders, with what tables beside them say of each image.
     """
     if layout not in CHOICES:
         raise UserError(f"config.layout {layout!r}: give one of {', '.join(CHOICES)}")
-    if classes not in CLASSES:
-        raise UserError(f"config.classes {classes!r}: give one of {', '.join(CLASSES)}")
+    if asked.classes not in CLASSES:
+        raise UserError(f"config.classes {asked.classes!r}: give one of {', '.join(CLASSES)}")
+    if asked.kind not in KINDS:
+        raise UserError(f"config.image_kind {asked.kind!r}: give one of {', '.join(KINDS)}")
     if layout == "tfds" or (layout == "detect" and builders.is_builder(folder)):
-        return "tfds", builders.scan(folder, workdir)
-    if layout != "folders" and (columns["image"] or layout != "detect" or not _sorted(folder)):
-        found = tables.look(folder)
-        name = layout if layout != "detect" else "table" if columns["image"] else tables.detect(found)
-        if name:
-            return name, tables.scan(found, name, tables.chosen(name, columns), classes=classes, skip=skip)
-    listing = sources.scan(folder)
+        return "tfds", builders.scan(folder, asked.into)
+    mapped = bool(columns["image"] or columns["label"] or columns.get("diagnosis"))
+    if layout == "folders" or not folder.is_dir():
+        return _of_folders(folder, None)
+    found = tables.look(folder)
+    if layout == "detect" and not mapped and _sorted(folder):
+        return _of_folders(folder, found)
+    name = layout if layout != "detect" else tables.detect(found) or ("table" if mapped else "")
+    if columns["image"] and layout == "detect":
+        name = "table"
+    if name:
+        return name, binding.scan(found, name, tables.chosen(found, name, columns), asked)
+    by_columns = tables.bound(found)
+    if by_columns:
+        told = f"table, its images by {by_columns.image!r} and its classes by {by_columns.label[0]!r}"
+        return told, binding.scan(found, "table", by_columns, asked)
+    return _of_folders(folder, found)
+
+
+def _of_folders(folder: Path, found: Folder | None) -> tuple[str, Listing]:
+    """A listing of class folders with its name; where there are none, the line also names what tables there are."""
+    try:
+        listing = sources.scan(folder)
+    except UserError as error:
+        told = tables.strange(found) if found else ""
+        raise UserError(f"{error}; {told}" if told else str(error)) from error
+    listing = binding.described(listing, found) if found else listing
     return _named(listing), listing
 
 
@@ -76,7 +109,9 @@ def _is_mapped(folder: Path, columns: Mapping[str, str]) -> bool:
 
 def _sorted(folder: Path) -> bool:
     """Whether images are sorted into train/class/*; they are taken so, whatever table lies beside them."""
-    return any(path.is_dir() for path in folder.glob("train/*"))
+    inside = (path for path in tree.visible(tree.entered(folder)) if path.name.lower() in ("train", "training"))
+    return any(path.is_dir() and any(map(tree.is_image, tree.visible(path))) for each in inside if each.is_dir()
+               for path in tree.visible(tree.entered(each)))  # fmt: skip
 
 
 def _named(listing: Listing) -> str:

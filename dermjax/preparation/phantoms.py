@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import duplicates, examined, images
+from dermjax.data import digests, examined, images
 from dermjax.data.appearance import LABELS
 from dermjax.data.examined import Look
 from dermjax.data.phantom import Phantom, phantom
@@ -35,7 +35,7 @@ def paint(
                 made = phantom(seed_of_it, size, label=label)
                 image = f"images/{label}/{number:05d}.png"
                 images.keep(workdir / image, images.png(made.image))
-                records.append(_record(image, duplicates.sha256(workdir / image), split, made))
+                records.append(_record(image, digests.sha256(workdir / image), split, made))
                 looks.append(examined.of(made.image, records[-1].sha256, {}, measured=False))
                 bar.update()
     return Manifest(labels=LABELS, root=workdir, records=tuple(records)), looks

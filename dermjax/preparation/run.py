@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.data import builders, examined, neighbours, records, resemblance, sources, splits
+from dermjax.data import builders, examined, neighbours, packed, records, resemblance, sources, splits
 from dermjax.data.records import SPLITS, Manifest
 from dermjax.errors import UserError
 from dermjax.preparation import listing, phantoms, report, settings
@@ -58,9 +58,11 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     try:
         whole = listing.whole(
             config.images, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
-            positive=config.positive, skip=config.on_bad_image == "skip", workdir=workdir,
+            positive=config.positive, skip=config.on_bad_image == "skip", kind=config.image_kind,
+            own_splits=config.own_splits, workdir=workdir,
         )  # fmt: skip
         chosen = sources.limited(whole.records, config.limit, config.seed)
+        packed.unpack(whole.root, whole.packed, [record.image for record in chosen])
         placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
         progress.cost("prepare", images=len(chosen), classes=len(whole.labels))
         progress.say(f"prepare: the positive class is {whole.labels[-1]}; config.positive names another")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from dermjax import machine, progress
-from dermjax.data import duplicates, hair, images
+from dermjax.data import digests, hair, images
 from dermjax.data.records import Manifest, Record
 
 
@@ -26,5 +26,9 @@ def shaved(manifest: Manifest, workdir: Path) -> Manifest:
 def _shaved(manifest: Manifest, workdir: Path, record: Record) -> Record:
     image = f"images/{record.image}.png"
     images.keep(workdir / image, images.png(hair.without_hair(images.whole(manifest.path(record)))))
-    told = record.attributes | {"hairs_removed": "as DullRazor"}
-    return replace(record, image=image, sha256=duplicates.sha256(workdir / image), attributes=told)
+    told, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
+    if mask:
+        kept = f"masks/{record.image}{mask.suffix}"
+        images.keep(workdir / kept, mask.read_bytes())
+        told["mask"] = told["mask"] | {"image": kept}
+    return replace(record, image=image, sha256=digests.sha256(workdir / image), attributes=told)

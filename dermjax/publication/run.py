@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dermjax import disk, progress
 from dermjax.data import images, pictures, records
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.export import forms
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError

@@ -14,7 +14,7 @@ from dermjax import sharding
 from dermjax.classification.features import Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import images, sources
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest
 from dermjax.weights import classifiers
 

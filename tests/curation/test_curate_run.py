@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from dermjax.curation import judging, looking, rules, run
-from dermjax.data import artefact_scores, duplicates, images, records, seen
+from dermjax.data import artefact_scores, digests, images, records, seen
 from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
@@ -38,7 +38,7 @@ def write(folder, pictures, manipulation, split):
         kept.append(
             Record(
                 image=f"images/{name}.png",
-                sha256=duplicates.sha256(path),
+                sha256=digests.sha256(path),
                 label=LABELS[index % 2],
                 split=split,
                 source="test",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import audit, duplicates, images, records, seen
+from dermjax.data import audit, digests, images, records, seen
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -59,7 +59,7 @@ class Set:
     def add(self, name, image, split, **more):
         (self.root / name).write_bytes(image if isinstance(image, bytes) else images.png(image))
         known = {"label": "benign", "source": "test", "image_manipulation": "none"}
-        digest = duplicates.sha256(self.root / name)
+        digest = digests.sha256(self.root / name)
         self.records.append(Record(image=name, sha256=digest, split=split, **(known | more)))
 
     def write(self):
@@ -116,7 +116,7 @@ def test_real_photographs_raise_no_alarm(tmp_path, capsys):
         pytest.skip("the shared photographs are not here")
     paths = sorted(PHOTOGRAPHS.glob("*/*/*.jpg"))[::12]
     found = tuple(
-        Record(image=path.relative_to(PHOTOGRAPHS).as_posix(), sha256=duplicates.sha256(path), label=path.parts[-2],
+        Record(image=path.relative_to(PHOTOGRAPHS).as_posix(), sha256=digests.sha256(path), label=path.parts[-2],
                split=path.parts[-3], source="HAM10000", image_manipulation="none")
         for path in paths
     )  # fmt: skip

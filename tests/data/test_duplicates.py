@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import duplicates, images
+from dermjax.data import digests, duplicates, images
 
 PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "dermoscopy" / "test" / "malignant"
 
@@ -94,4 +94,4 @@ def test_groups_join_through_links_and_shared_identities():
 
 def test_sha256_is_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"lesion" * 100_000)
-    assert duplicates.sha256(tmp_path / "a") == hashlib.sha256(b"lesion" * 100_000).hexdigest()
+    assert digests.sha256(tmp_path / "a") == hashlib.sha256(b"lesion" * 100_000).hexdigest()

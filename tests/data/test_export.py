@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dermjax.data import duplicates, images, records
+from dermjax.data import digests, images, records
 from dermjax.data.export import croissant, forms
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -27,7 +27,7 @@ def manifest(tmp_path):
         (root / name).write_bytes(images.png(pixels))
         found.append(
             Record(
-                image=name, sha256=duplicates.sha256(root / name), label=LABELS[number % 2],
+                image=name, sha256=digests.sha256(root / name), label=LABELS[number % 2],
                 split="train" if made else ("train", "validation", "test")[number % 4 % 3], source="phantom",
                 image_manipulation="synthetic" if made else "none", licence="CC-BY" if number else "",
                 lesion_id=f"L{number}", attributes={"age": "40"}, generation={"seed": number} if made else {},

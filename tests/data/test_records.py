@@ -44,7 +44,7 @@ some_records = st.builds(
     licence=words,
     attributes=facts,
     generation=facts,
-    scores=facts,
+    scores=st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False)),
     rejected=st.lists(words, max_size=3).map(tuple),
 )
 
@@ -67,7 +67,7 @@ def test_a_run_folder_can_be_moved_whole(tmp_path):
     records.write(tmp_path / "run" / "curate" / "manifest.jsonl", manifest(tmp_path / "run" / "generate", record()))
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = records.read(tmp_path / "moved" / "curate")
-    assert moved.path(moved.records[0]) == tmp_path.resolve() / "moved/generate/images/benign/00001.png"
+    assert moved.place(moved.records[0]) == tmp_path.resolve() / "moved/generate/images/benign/00001.png"
 
 
 def test_images_far_from_the_manifest_have_an_absolute_root(tmp_path):

@@ -40,9 +40,9 @@ def test_splits_by_their_names(tmp_path, name):
 
 def test_hidden_files_and_litter_do_not_count_and_other_files_are_told(tmp_path):
     litter = ("benign/._1.jpg", "benign/.hidden/1.jpg", "benign/Thumbs.db", ".git/x/1.jpg", "__MACOSX/benign/1.jpg")
-    listing = sources.scan(two_classes(tmp_path, *litter, "benign/scan.dcm", "benign/more/1.jpg"))
+    listing = sources.scan(two_classes(tmp_path, *litter, "benign/notes.txt", "benign/more/1.jpg"))
     assert [record.image for record in listing.records] == ["benign/1.jpg", "malignant/1.jpg"]
-    assert listing.ignored == (("benign/more", "no image"), ("benign/scan.dcm", "no image"))
+    assert listing.ignored == (("benign/more", "no image"), ("benign/notes.txt", "no image"))
 
 
 def test_images_beside_the_class_folders_are_told(tmp_path):
@@ -109,7 +109,7 @@ def test_links_in_circles_end(tmp_path):
         (("benign/x.txt", "malignant/x.txt"), "no images"),
         (("benign/1.jpg",), "only one class, 'benign'"),
         (("benign/1.jpg", "malignant/x.txt"), "malignant: a class without images"),
-        (("dev/a/1.jpg", "dev/b/1.jpg"), "dev holds folders but is no split"),
+        (("dev/a/1.jpg", "dev/b/1.jpg", "c/1.jpg"), "dev holds folders but is no split"),
         (("train/a/1.jpg", "train/b/1.jpg", "dev/a/1.jpg"), "dev beside a split"),
         (("test/a/1.jpg", "test/b/1.jpg"), "no train folder beside test"),
         (("train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"), "class 'b' is missing in test"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dermjax.data import images, records
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import metrics, predictions, run

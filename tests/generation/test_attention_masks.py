@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data import duplicates, images, records
+from dermjax.data import digests, images, records
 from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
@@ -39,7 +39,7 @@ def made(phantoms, tmp_path_factory):
         path.write_bytes(images.png(each.image))
         found.append(
             Record(
-                image=f"images/{number}.png", sha256=duplicates.sha256(path), label=each.label, split="train",
+                image=f"images/{number}.png", sha256=digests.sha256(path), label=each.label, split="train",
                 source="test", image_manipulation="synthetic", generation={"prompt": each.caption},
             )
         )  # fmt: skip

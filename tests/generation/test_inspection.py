@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dermjax.data import duplicates, records
+from dermjax.data import digests, records
 from dermjax.data.records import Manifest, Record
 from dermjax.generation import credentials, provenance
 
@@ -26,7 +26,7 @@ def made(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(provenance.png(PICTURE, GENERATION))
     record = Record(
-        image="images/benign/00000.png", sha256=duplicates.sha256(path), label="benign", split="train",
+        image="images/benign/00000.png", sha256=digests.sha256(path), label="benign", split="train",
         source="dermjax", image_manipulation="synthetic", licence=provenance.USE, generation=GENERATION,
     )  # fmt: skip
     listed(tmp_path, record)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dermjax.data import duplicates, images, records
+from dermjax.data import digests, images, records
 from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
@@ -30,7 +30,7 @@ def photographs(tmp_path_factory):
         found.append(
             Record(
                 image=path.name,
-                sha256=duplicates.sha256(path),
+                sha256=digests.sha256(path),
                 label=made.label,
                 split=split,
                 source="test",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dermjax.data import audit, duplicates, examined, images, records
+from dermjax.data import audit, digests, duplicates, examined, images, records
 from dermjax.preparation.run import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "prepare.py"
@@ -100,10 +100,10 @@ def test_an_audit_decodes_only_what_was_not_looked_at(folder, tmp_path, decoded,
 
 def test_what_was_looked_at_is_read_back_equal_and_damaged_lines_do_not_count(folder, tmp_path):
     path = folder / "benign/3.png"
-    looks = [examined.look(path, duplicates.sha256(path), measured) for measured in (False, True)]
+    looks = [examined.look(path, digests.sha256(path), measured) for measured in (False, True)]
     (tmp_path / examined.FILE).write_bytes(b"".join(look.line() for look in looks))
     (read,) = examined.read(tmp_path).values()
-    assert read.measured == looks[1].measured and read.sha256 == duplicates.sha256(path)
+    assert read.measured == looks[1].measured and read.sha256 == digests.sha256(path)
     np.testing.assert_array_equal(read.views, looks[1].views)
     np.testing.assert_array_equal(read.cells, looks[1].cells)
     (tmp_path / examined.FILE).write_bytes(looks[0].line()[:90] + b"\n[]\n{}\nnull\n\xff\n" + looks[1].line()[:-40])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from dermjax.data.binding import Asked
 from dermjax.data.export import forms
 from dermjax.errors import UserError
 from dermjax.preparation.listing import folders, headed, listed, whole
@@ -15,8 +16,8 @@ HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\nL1,0,nv,x,1,male,back
 
 
 def listing(folder, layout="detect", classes="binary", **columns):
-    asked = {"layout": layout, "classes": classes, "columns": COLUMNS | columns}
-    return listed(folder, skip=False, workdir=folder / "run", **asked)
+    asked = Asked(classes=classes, skip=False, kind="dermoscopic", own_splits=False, into=folder / "run")
+    return listed(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, caps
     sorted_, clinic = fill(tmp_path / "sorted", ("benign", "malignant"), 2), fill(tmp_path / "clinic", ("x",), 2)
     (clinic / "list.csv").write_text("file;dx\n0.png;mel\n1.png;nv\n")
     asked = {"layout": "detect", "classes": "binary", "positive": "", "skip": False, "workdir": tmp_path / "run"}
+    asked |= {"kind": "dermoscopic", "own_splits": False}
     found = whole(f"{sorted_},{clinic}", columns=COLUMNS | {"image": "file", "diagnosis": "dx"}, **asked)
     assert [(each.image, each.label) for each in found.records if each.source == "table"] == [
         ("clinic/x/0.png", "malignant"), ("clinic/x/1.png", "benign")

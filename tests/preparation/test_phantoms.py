@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermjax.data import audit, duplicates, images, records
+from dermjax.data import audit, digests, images, records
 from dermjax.data.phantom import Phantom
 from dermjax.preparation import phantoms
 from dermjax.preparation.run import run
@@ -42,7 +42,7 @@ def test_phantoms_are_divided_alike_and_never_of_a_seed_that_the_base_model_saw(
     assert sorted(seeds) == list(range(13_000_000, 13_000_040))
     first = manifest.records[0]
     assert (first.image, first.source) == ("images/benign/00000.png", "phantom")
-    assert first.sha256 == duplicates.sha256(manifest.path(first))
+    assert first.sha256 == digests.sha256(manifest.path(first))
     assert first.attributes["caption"] == f"phantom of seed {seeds[0]}"
     np.testing.assert_array_equal(images.load(manifest.path(first), 64), fake(seeds[0], 64, label="benign").image)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import duplicates, images, pictures, records
+from dermjax.data import digests, images, pictures, records, splits
+from dermjax.errors import UserError
 from dermjax.preparation.run import run
 
 PHOTOGRAPHS = Path(__file__).parents[2] / ".." / "shared" / "data" / "dermoscopy"
@@ -151,18 +152,31 @@ def test_a_bad_image_is_named_or_skipped_as_asked(folder, tmp_path, capsys, pict
     assert "Bad images skipped: 2" in page and "benign/7.png" in page and "malignant/8.png" in page
 
 
-def test_a_link_out_of_the_folder_is_a_bad_image(folder, tmp_path, picture, prepare, refused):
+def test_a_link_out_of_the_folder_is_followed_as_the_user_named_the_folder(folder, tmp_path, picture, prepare):
     (tmp_path / "elsewhere.png").write_bytes(picture(99))
-    (folder / "benign" / "link.png").symlink_to(tmp_path / "elsewhere.png")
-    refused(folder, r"link\.png: a link that leaves its folder")
-    assert len(prepare(folder, tmp_path / "run", on_bad_image="skip").records) == 40
+    (folder / "benign" / "ISIC_0000001.png").symlink_to(tmp_path / "elsewhere.png")
+    manifest = prepare(folder, tmp_path / "run")
+    (linked,) = [each for each in manifest.records if each.image == "elsewhere.png"]
+    assert len(manifest.records) == 41 and manifest.root == tmp_path.resolve() and linked.label == "benign"
+    assert linked.attributes["linked_as"] == "benign/ISIC_0000001.png"
+    assert ("isic_id", "ISIC_0000001") in splits.identities(linked)
+
+
+def test_a_manifest_from_elsewhere_may_not_follow_links_out_of_its_root(folder, tmp_path, picture, prepare):
+    manifest = prepare(folder, tmp_path / "run")
+    (folder / "benign" / "0.png").unlink()
+    (tmp_path / "elsewhere.png").write_bytes(picture(99))
+    (folder / "benign" / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(UserError, match=r"line 2: benign/0\.png: a link that leaves the image root"):
+        records.read(tmp_path / "run")
+    assert manifest.records[0].image == "benign/0.png"
 
 
 def test_what_is_no_image_is_said_and_listed(folder, tmp_path, capsys, prepare):
-    (folder / "benign" / "slice.dcm").write_bytes(b"")
+    (folder / "benign" / "notes.txt").write_bytes(b"")
     prepare(folder, tmp_path / "run")
     assert "left out: 1 no image, listed" in capsys.readouterr().out
-    assert "benign/slice.dcm" in (tmp_path / "run" / "report.html").read_text()
+    assert "benign/notes.txt" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_file_names_that_are_markup_or_no_text_do_no_harm(folder, tmp_path, picture, prepare):
@@ -236,7 +250,7 @@ def test_hairs_are_taken_out_of_copies_when_asked_for(folder, tmp_path, prepare)
     assert manifest.root == tmp_path.resolve() / "run"
     assert [each.split for each in manifest.records] == [each.split for each in plain.records]
     assert [each.image for each in manifest.records] == [f"images/{each.image}.png" for each in plain.records]
-    assert all(each.sha256 == duplicates.sha256(manifest.path(each)) for each in manifest.records)
+    assert all(each.sha256 == digests.sha256(manifest.path(each)) for each in manifest.records)
     assert all(each.attributes["hairs_removed"] for each in manifest.records)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dermjax.data import duplicates, images, records
+from dermjax.data import digests, images, records
 from dermjax.data.export import forms
 from dermjax.data.records import Manifest, Record
 
@@ -32,7 +32,7 @@ def curated(tmp_path):
         generation |= {"sampler": ("Euler", "PLMS")[n % 4 // 2], "words": words}
         found.append(
             Record(
-                image=f"images/{n}.png", sha256=duplicates.sha256(tmp_path / "images" / f"{n}.png"),
+                image=f"images/{n}.png", sha256=digests.sha256(tmp_path / "images" / f"{n}.png"),
                 label=LABELS[n % 2], split="train", source="dermjax", image_manipulation="synthetic",
                 licence="research use only", generation=generation,
                 scores={"training_copy": 60 + n, "sharpness": 0.1 * n},

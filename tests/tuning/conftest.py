@@ -18,7 +18,7 @@ from PIL import Image
 
 from dermjax import sharding
 from dermjax.data import records, tokens
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
 from dermjax.training import loop, optimizers

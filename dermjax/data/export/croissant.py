@@ -7,7 +7,7 @@ Croissant: Akhtar et al. 2024, arXiv 2403.19546; docs.mlcommons.org/croissant/do
 import json
 from pathlib import Path
 
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.export import items
 from dermjax.data.export.items import COLUMNS, Item
 from dermjax.data.records import Manifest

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermjax.data import examined
+from dermjax.data import digests
 from dermjax.data.records import SPLITS, Manifest, Record
-from dermjax.errors import UserError
 
 # Every row has every column, as text: readers take the types of a table from its first rows.
 COLUMNS = {
@@ -54,16 +53,14 @@ class Item:
 
     def content(self) -> bytes:
         """The bytes of the file; UserError where they are not those that the manifest names."""
-        if examined.digest(self.path) != self.record.sha256:
-            raise UserError(f"image {self.path}: not the bytes that the manifest names; prepare or generate it again")
-        return self.path.read_bytes()
+        return digests.checked(self.path, self.record.sha256).read_bytes()
 
 
 def splits(manifest: Manifest) -> dict[str, list[Item]]:
     """The kept images of each split that has any, in the manifest's order."""
     found = {name: manifest.split(name) for name in SPLITS}
     return {
-        name: [Item(place, manifest.path(record), record) for place, record in enumerate(records)]
+        name: [Item(place, manifest.place(record), record) for place, record in enumerate(records)]
         for name, records in found.items()
         if records
     }
