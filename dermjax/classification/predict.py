@@ -9,14 +9,14 @@ its validation and test images, so that `evaluate` takes the folder of the file 
 
 import csv
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dermjax import sharding
+from dermjax import machine, sharding
 from dermjax.classification.predictions import predictor, probabilities, table
 from dermjax.classification.recipes import Recipe
 from dermjax.classification.restoring import restored
-from dermjax.data import pipelines, records
-from dermjax.data.images import SUFFIXES
+from dermjax.data import digests, pipelines, records, tree
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.progress import say
@@ -57,15 +57,11 @@ def listed(path: Path, labels: tuple[str, ...]) -> Manifest:
         return records.read(path)
     if not path.is_dir():
         raise UserError(f"images {path}: no such folder; give a folder of images or a manifest")
-    names = sorted(
-        file.relative_to(path).as_posix()
-        for file in path.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    found = tuple(
-        Record(image=name, sha256="", label=labels[0], split="test", source=path.name, image_manipulation="none")
-        for name in names
-    )
+    told = dict(label=labels[0], split="test", source=path.name, image_manipulation="none")
+    names = tree.walk(path).images
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        digest = pool.map(lambda name: digests.of(path / name), names)
+    found = tuple(Record(image=name, sha256=each, **told) for name, each in zip(names, digest, strict=True))
     return Manifest(labels=labels, root=path, records=found)
 
 

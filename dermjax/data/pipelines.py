@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 import grain
 import numpy as np
 
+from dermjax import machine
 from dermjax.data import images
 from dermjax.data.augmentation import MIXTURES, POLICIES
 from dermjax.data.records import Manifest, Record
@@ -87,7 +88,7 @@ def classification(
     sides = [side for side, share in ((real, 1 - fraction), (synthetic, fraction)) if share > 0]
     _refuse_strangers(real, synthetic)
     classes = [(side, records) for side in sides for records in _by_class(side)]
-    picture = _reader([side.path(record) for side, records in classes for record in records], size)
+    picture = _reader([(side, record) for side, records in classes for record in records], size)
 
     sources, first = [], 0
     for place, (_, records) in enumerate(classes):
@@ -235,8 +236,10 @@ def _refuse_strangers(real: Manifest, synthetic: Manifest | None) -> None:
         raise UserError(f"manifest of {synthetic.root}: its classes are {theirs}, the real ones are {ours}")
 
 
-def _reader(paths: list, size: int) -> Callable[[int], np.ndarray]:
+def _reader(chosen: list[tuple[Manifest, Record]], size: int) -> Callable[[int], np.ndarray]:
     """A function from row to uint8 [S, S, 3]: out of memory when all images fit there, else decoded on each call."""
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        paths = list(pool.map(lambda each: each[0].path(each[1]), chosen))
     if len(paths) * size * size * 3 > CACHE_BYTES:
         return lambda row: images.load(paths[row], size)
     return images.load_all(paths, size, "training images").__getitem__

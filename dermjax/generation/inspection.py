@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from dermjax.data import records
+from dermjax.data import formats, origin, records
 from dermjax.data.digests import sha256
-from dermjax.data.images import FORMATS
 from dermjax.data.records import Record
 from dermjax.errors import UserError
 from dermjax.generation import credentials, provenance
@@ -26,7 +25,7 @@ def show(file: str) -> None:
     lines = _ours(path, texts) + _a1111(texts) + _credentials(path)
     recorded = _record(path)
     if recorded:
-        lines += _compared(path, *recorded, provenance.read(path))
+        lines += _compared(path, *recorded, origin.read(path))
     if not lines:
         raise UserError(
             f"{file}: says nothing of how it was made: no dermjax or A1111 text, no C2PA manifest, no manifest.jsonl "
@@ -38,7 +37,7 @@ def show(file: str) -> None:
 def _texts(path: Path) -> dict[str, str]:
     """Returns the texts in an image file, those of a PNG; one that is no whole image is a UserError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with formats.opened(path) as image:
             image.load()
             return {name: text for name, text in getattr(image, "text", {}).items() if isinstance(text, str)}
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
@@ -47,9 +46,9 @@ def _texts(path: Path) -> dict[str, str]:
 
 
 def _ours(path: Path, texts: dict[str, str]) -> list[str]:
-    generation = provenance.read(path)
+    generation = origin.read(path)
     if generation is None:
-        return ["dermjax: its text is there but damaged"] if provenance.KEY in texts else []
+        return ["dermjax: its text is there but damaged"] if origin.KEY in texts else []
     kind = "synthetic" if generation.get("synthetic") else "not marked as synthetic"
     return [f"dermjax: {kind}", *(f"  {name}: {_value(value)}" for name, value in generation.items())]
 

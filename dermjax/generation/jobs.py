@@ -59,10 +59,12 @@ class Job:
 
 
 def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: int) -> Iterator[Subject]:
-    """The sources that show a lesion; masks: a folder with a mask for each, NAME.png white on lesions, or ""."""
+    """The sources that show a lesion; masks: a folder with a mask for each, NAME.png white on lesions;
+    "" takes those that `prepare` found beside images, else `segment`."""
     for record in records:
         pixels = images.load(manifest.path(record), size)
-        seen = segmented(pixels, _mask(Path(masks), record, manifest, size)) if masks else segment(pixels)
+        beside = Path(masks) / f"{Path(record.image).stem}.png" if masks else manifest.mask(record)
+        seen = segmented(pixels, _mask(beside, record, manifest, size)) if beside else segment(pixels)
         if seen.count:
             yield Subject(record, pixels, seen, measures.measured(seen))
 
@@ -115,11 +117,10 @@ def _before_the_kind(prompt: str, number: str) -> str:
     return prompt.replace("of ", f"of {number} ", 1) if "of " in prompt else f"{number} {prompt}"
 
 
-def _mask(folder: Path, record: Record, manifest: Manifest, size: int) -> np.ndarray:
-    """The mask of a record at the size of its image, bool [S, S]."""
-    path = folder / f"{Path(record.image).stem}.png"
+def _mask(path: Path, record: Record, manifest: Manifest, size: int) -> np.ndarray:
+    """The mask of a record at the size of its image, bool [S, S]: what is brighter than half of its brightest."""
     image, mask = images.whole(manifest.path(record)), images.whole(path)
     if image.shape != mask.shape:
         told = " and ".join(f"{each.shape[1]}x{each.shape[0]} px" for each in (mask, image))
         raise UserError(f"mask {path} and its image are {told}; give a mask of its size")
-    return images.load(path, size).mean(-1) > 127
+    return images.load(path, size).mean(-1) > mask.max() / 2

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dermjax.data import origin
 from dermjax.generation.plan import Request
 from dermjax.run_folder import differences
 
 USE = "research use only"
-KEY, PARAMETERS = "dermjax", "parameters"  # of the texts
+PARAMETERS = "parameters"  # of the text as A1111 writes it
 UNUSUAL = {  # what is only named where it is asked for, and how `parameters` calls it
     "spacing": "Schedule type",
     "guidance_rescale": "CFG rescale",
@@ -75,7 +76,7 @@ def png(image: np.ndarray, generation: dict) -> bytes:
     """Returns the bytes of a PNG file of uint8 [H, W, 3] that carries its generation; the same for the same input."""
     texts = PngInfo()
     texts.add_text(PARAMETERS, parameters(generation))
-    texts.add_itxt(KEY, json.dumps(generation, ensure_ascii=False))
+    texts.add_itxt(origin.KEY, json.dumps(generation, ensure_ascii=False))
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", pnginfo=texts)
     return file.getvalue()
@@ -107,7 +108,7 @@ def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request]
     """Returns the requests whose image is not there, damaged or of another generation than is wanted, and how the
     generations that are there differ, on one line, "" where none does."""
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda request: read(workdir / request.image), wanted))
+        found = list(pool.map(lambda request: origin.read(workdir / request.image), wanted))
     others = {request: made for request, made in zip(wanted, found, strict=True) if made != wanted[request]}
     differing = [request for request, made in others.items() if made is not None]
     if not differing:
@@ -115,14 +116,3 @@ def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request]
     first = differing[0]
     changed = differences(others[first], wanted[first])
     return set(others), f"images that are there and made again: {len(differing)}, such as {first.image} ({changed})"
-
-
-def read(path: Path) -> dict | None:
-    """Returns the generation that a whole image file of ours carries; None for what is absent, damaged or not ours."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.verify()  # the checksum of every chunk
-        with Image.open(path, formats=["PNG"]) as image:
-            return json.loads(image.text[KEY])
-    except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
-        return None

@@ -6,7 +6,6 @@ of `diffusion.text_to_image` that takes them.
 S the side of the images in pixels.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from dermjax.data import images, records
+from dermjax.data import digests, formats, images, records
 from dermjax.diffusion import ladders
 from dermjax.diffusion.text_to_image import Pipeline, image_to_image, inpaint, text_to_image
 from dermjax.errors import UserError
@@ -105,24 +104,20 @@ def _files(pictures: str, labels: set[str]) -> dict[str, list[Path]]:
 def _picture(image: Path, mask: str) -> Picture:
     """Returns a picture with its mask, both of which can be decoded and have one size."""
     sides = _sides(image)
-    digests = {"init_image": _digest(image)}
+    said = {"init_image": digests.of(image)}
     if not mask:
-        return Picture(image, None, digests)
+        return Picture(image, None, said)
     path = Path(mask) / f"{image.stem}.png" if Path(mask).is_dir() else Path(mask)
     if _sides(path) != sides:
         raise UserError(f"mask {path}: {_told(_sides(path))}, but {image} is {_told(sides)}; give a mask of its size")
-    return Picture(image, path, digests | {"init_mask": _digest(path)})
+    return Picture(image, path, said | {"init_mask": digests.of(path)})
 
 
 def _sides(path: Path) -> tuple[int, int]:
     """Returns width and height of a picture as it is looked at; one that cannot be decoded is a UserError."""
     images.load(path, 8)
-    with Image.open(path) as image:
+    with formats.opened(path) as image:
         return ImageOps.exif_transpose(image).size
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _told(sides: tuple[int, int]) -> str:

@@ -81,7 +81,7 @@ def _causes(config: ConfigDict, manifest: Manifest, maker: Model) -> dict:
         run_folder.NUMERIC_VERSIONS: versions,
         "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
         "images": hashlib.sha256(repr(manifest.records).encode()).hexdigest()[:16],
-        "masks": [duplicates.sha256(path) for path in masks],
+        "masks": [digests.of(path) for path in masks],
     }
 
 

@@ -17,7 +17,7 @@ from dermjax.data.digests import sha256
 from dermjax.data.export import forms
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.publication import card
+from dermjax.publication import card, originality
 from dermjax.publication.card import Facts, Judgement
 from dermjax.run_folder import write_atomically
 
@@ -46,9 +46,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     cards = {workdir / form / forms.CARD: told for form in config.forms} | {workdir / forms.CARD: card.pictured(told)}
     _refuse_another(cards, workdir)
+    originality.refuse(curated, training, config.manifest)
     kept = [record for record in curated.records if record.kept]
     todo = [form for form in config.forms if not (workdir / form).exists()]
-    size = sum(curated.path(record).stat().st_size for record in kept)
+    size = sum(curated.place(record).stat().st_size for record in kept)
     disk.check(workdir, size * len(todo), f"{len(kept)} images in {len(todo)} forms")
     progress.cost("publish", images=len(kept), forms=len(todo), disk=disk.told(size * len(todo)),
                   seconds=len(kept) * len(todo) * SECONDS_AN_IMAGE)  # fmt: skip

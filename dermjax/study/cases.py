@@ -41,7 +41,9 @@ def _pictures(folder: Path, said: Predictions, material: Material, rows: np.ndar
         return []
     classifier, (params, variables) = restored(folder)
     names = [said.images[row] for row in rows]
-    shown = np.stack([images.load(material.real.root / name, classifier.config["image_size"]) for name in names])
+    of = {record.image: record for record in material.real.records}
+    paths = [material.real.path(of[name]) for name in names]
+    shown = np.stack([images.load(path, classifier.config["image_size"]) for path in paths])
     warmth = explaining.heat(classifier, params, variables, images.to_model(shown))
     labels = classifier.labels
     captions = [f"{labels[said.labels[row]]}, called {labels[said.called[row]]} at {said.confidence[row]:.0%}"

@@ -1,10 +1,11 @@
-"""Scalars of a run: one JSON line a record in metrics.jsonl, and the same as TensorBoard events."""
+"""Scalars and pictures of a run: one JSON line a record in metrics.jsonl, and TensorBoard events, which have both."""
 
 import json
 import os
 from pathlib import Path
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from dermjax.run_folder import write_atomically
@@ -31,14 +32,18 @@ class Writer:
             str(workdir / "tensorboard"), purge_step=resumed_at + 1, filename_suffix=f".{os.getpid()}.{resumed_at + 1}"
         )
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one record."""
+    def write(self, step: int, record: dict[str, float | np.ndarray]) -> None:
+        """Writes one record; its arrays are pictures uint8 [H, W, 3], which only TensorBoard takes."""
         if not self.writes:
             return
+        pictures = {name: value for name, value in record.items() if isinstance(value, np.ndarray)}
+        scalars = {name: value for name, value in record.items() if name not in pictures}
         self.file.write(json.dumps({"step": step, **scalars}) + "\n")
         self.file.flush()
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
+        for name, picture in pictures.items():
+            self.events.add_image(name, picture, step, dataformats="HWC")
         self.events.flush()  # as often as the other file, so that a killed run leaves the same in both
 
     def close(self) -> None:

@@ -118,12 +118,12 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     judged = rows(held_out) if held_out.sources else {}
     judge = evaluator(loss(**PLAIN), judged, config.validation_draws, config.batch, grid)
 
-    def watch(state: State, constants: dict) -> dict[str, float]:
-        paint(state, constants)
+    def watch(state: State, constants: dict) -> dict[str, float | np.ndarray]:
+        painted = paint(state, constants)
         report.write(workdir, config, shown, held_out)
         found = judge(state, constants)
         heard(int(state.step), found.get("validation_loss", np.nan))
-        return found
+        return found | painted
 
     state = fit(
         loss(**config.loss), create(trained, {}, optimizer, ema=config.ema_decay > 0), constants,

@@ -32,14 +32,15 @@ def painter(
     size: int,
     grid: Mesh,
     workdir: Path,
-) -> Callable[[State, dict], None]:
-    """Returns paint(state, constants), which leaves a sheet in workdir/samples: a row a prompt, `images` in it.
+) -> Callable[[State, dict], dict[str, np.ndarray]]:
+    """Returns paint(state, constants), which leaves a sheet in workdir/samples: a row a prompt, `images` in it, and
+    returns it as {"samples": uint8 [H, W, 3]} for the writer.
 
     `complete(trained, constants)` gives the parameters of the whole model. Every sheet starts from the seeds 0, 1, …
     With images 0 nothing is painted.
     """
     if not images:
-        return lambda state, constants: None
+        return lambda state, constants: {}
     chosen = samplers.named(sampler)
     make = text_to_image(Pipeline(sd, chosen, chosen.ladder(sd.configs["scheduler"], steps, ""), 1, None), size)
     seeds = np.arange(images * len(prompts), dtype=np.uint32)
@@ -48,14 +49,16 @@ def painter(
     scale = Guidance(scale=np.float32(guidance), rescale=None, interval=None)
     everywhere = jax.jit(lambda made: made, out_shardings=sharding.replicated(grid))
 
-    def paint(state: State, constants: dict) -> None:
+    def paint(state: State, constants: dict) -> dict[str, np.ndarray]:
         made = np.asarray(everywhere(make(complete(state.smooth, constants), said, away, seeds, scale)))
+        sheet = pictures.sheet(np.split(made, len(prompts)))
         if jax.process_index() == 0:
             folder = workdir / FOLDER
             folder.mkdir(exist_ok=True)
             part = folder / ".part.png"
-            pictures.sheet(np.split(made, len(prompts))).save(part)
+            sheet.save(part)
             part.replace(folder / f"{int(state.step):08d}.png")
+        return {"samples": np.asarray(sheet)}
 
     return paint
 

@@ -267,7 +267,9 @@ def test_real_photographs_pass_by_the_measure_of_others(tmp_path):
         taken = [path for label in LABELS for path in sorted((shared / split / label).iterdir())[:50]]
         known = {"split": "train", "source": "HAM10000", "image_manipulation": "none"}
         held = [
-            Record(image=path.relative_to(shared).as_posix(), sha256=path.stem, label=path.parent.name, **known)
+            Record(
+                image=path.relative_to(shared).as_posix(), sha256=digests.sha256(path), label=path.parent.name, **known
+            )
             for path in taken
         ]
         settings[key] = str(tmp_path / f"{key}.jsonl")

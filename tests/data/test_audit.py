@@ -162,14 +162,16 @@ def test_what_the_generator_saw_is_found_without_its_manifest(tmp_path, capsys):
     real.add("hidden.png", disguised(lesion(8)), "train")
     aside = [replace(record, rejected=("set aside",)) for record in real.records[-1:]]
     honest = made_by(tmp_path / "honest", real, [record for record in real.records[:30] if record.split == "train"])
-    leaky = made_by(tmp_path / "leaky", real, [*real.records[:3], replace(real.records[5], sha256="0" * 64), *aside])
+    images.keep(real.root / "again.png", images.png(disguised(lesion(5))))
+    again = replace(real.records[5], image="again.png", sha256=digests.sha256(real.root / "again.png"), lesion_id="")
+    leaky = made_by(tmp_path / "leaky", real, [*real.records[:3], again, *aside])
     real.records[-1:] = aside
     audit.show(real.write(), honest.write())
     assert "nor does any of 10 images that the generator saw" in capsys.readouterr().out
     with pytest.raises(UserError, match="findings"):
         audit.show(real.write(), leaky.write())
     said = capsys.readouterr().out
-    for name in ("1.png", "2.png", "5.png", "hidden.png"):
+    for name in ("1.png", "2.png", "again.png", "hidden.png"):
         assert f"{name} (seen by the generator, in {leaky.root / seen.FILE})" in said
     assert " 0.png (seen" not in said
     with pytest.raises(UserError, match="seen by the generator"):

@@ -18,11 +18,12 @@ OURS = """
 import sys, time
 from pathlib import Path
 from dermjax.data import pipelines
+from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 folder, augment, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-kind = {"split": "train", "source": "speed", "image_manipulation": "none", "sha256": ""}
+kind = {"split": "train", "source": "speed", "image_manipulation": "none"}
 names = sorted(path.name for path in folder.glob("*.jpg"))
-records = tuple(Record(image=name, label="ab"[row % 2], **kind) for row, name in enumerate(names))
+records = tuple(Record(image=name, sha256=sha256(folder / name), label="ab"[row % 2], **kind) for row, name in enumerate(names))
 pipelines.CACHE_BYTES = 0
 batches = pipelines.classification(
     Manifest(labels=("a", "b"), root=folder, records=records), None, size=224, batch=32, seed=0,
@@ -103,11 +104,16 @@ FLAT = """
 import sys
 from pathlib import Path
 from dermjax.data import pipelines
+from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
-kind = {"split": "train", "source": "memory", "image_manipulation": "none", "sha256": ""}
+kind = {"split": "train", "source": "memory", "image_manipulation": "none"}
 names = sorted(path.name for path in folder.glob("*.jpg"))
-records = tuple(Record(image=names[row % len(names)], label="ab"[row % 2], **kind) for row in range(count))
+digests = [sha256(folder / name) for name in names]
+records = tuple(
+    Record(image=names[row % len(names)], sha256=digests[row % len(names)], label="ab"[row % 2], **kind)
+    for row in range(count)
+)
 pipelines.CACHE_BYTES = 0
 batches = pipelines.classification(
     Manifest(labels=("a", "b"), root=folder, records=records), None, size=32, batch=100, seed=0,

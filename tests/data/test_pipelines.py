@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from dermjax.data import images, pipelines
+from dermjax.data import digests, images, pipelines
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -25,7 +25,7 @@ def folder(root, manipulation, counts, shade):
             root.mkdir(exist_ok=True)
             (root / name).write_bytes(images.png(np.full((SIZE, SIZE, 3), number, np.uint8)))
             kind = {"label": label, "split": "train", "source": "test", "image_manipulation": manipulation}
-            many.append(Record(image=name, sha256="", **kind))
+            many.append(Record(image=name, sha256=digests.sha256(root / name), **kind))
             number += 1
     return Manifest(labels=LABELS, root=root, records=tuple(many))
 
@@ -261,6 +261,9 @@ def test_what_cannot_be_mixed_truthfully_is_refused(real, synthetic):
 
 def test_a_broken_image_is_named(real, monkeypatch):
     monkeypatch.setattr(pipelines, "CACHE_BYTES", 0)
-    real.path(real.records[0]).write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"real/0\.png"):
-        seen(mixture(real, None), 10)
+    (real.root / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"real/0\.png: not the bytes that the manifest names"):
+        mixture(real, None)
+    broken = replace(real.records[0], sha256=digests.sha256(real.root / "0.png"))
+    with pytest.raises(UserError, match=r"real/0\.png: cannot be decoded"):
+        seen(mixture(replace(real, records=(broken, *real.records[1:])), None), 10)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from dermjax.data import binding, tables
 from dermjax.data.binding import Asked
-from dermjax.data.layouts import LAYOUTS
 from dermjax.errors import UserError
 
 HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
@@ -29,7 +28,14 @@ TABLES = {
     "pad-ufes-20": "patient_id,lesion_id,age,gender,diagnostic,img_id\nPAT_1,881,8,F,BCC,a.jpg\nPAT_2,9,8,M,NEV,b.JPG\n"
     "PAT_3,7,8,M,ACK,c.jpg\n",
 }
-DROPPED = ("isic-cli", "milk10k", "derm7pt", "isic-2019", "fitzpatrick17k", "pad-ufes-20")  # the third line is of neither class
+DROPPED = (
+    "isic-cli",
+    "milk10k",
+    "derm7pt",
+    "isic-2019",
+    "fitzpatrick17k",
+    "pad-ufes-20",
+)  # the third line is of neither class
 COLUMNS = dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", "age"), "")
 
 

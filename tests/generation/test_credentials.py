@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dermjax.data import origin
 from dermjax.errors import UserError
 from dermjax.generation import credentials, provenance
 
@@ -30,7 +31,7 @@ def test_round_trip(signer, tmp_path):
         "faults": ["signing certificate untrusted"],
         "generation": GENERATION,
     }
-    assert provenance.read(tmp_path / "x.png") == GENERATION, "the texts stay"
+    assert origin.read(tmp_path / "x.png") == GENERATION, "the texts stay"
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), PICTURE)
     assert len(signed) < len(plain) + 6000, "no thumbnail"
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from dermjax.data import origin
 from dermjax.generation import provenance
 from dermjax.generation.plan import Request
 
@@ -31,7 +32,7 @@ def test_round_trip(tmp_path):
     file = provenance.png(PICTURE, GENERATION)
     assert file == provenance.png(PICTURE, GENERATION), "the same bytes"
     (tmp_path / "x.png").write_bytes(file)
-    assert provenance.read(tmp_path / "x.png") == GENERATION
+    assert origin.read(tmp_path / "x.png") == GENERATION
     assert GENERATION["synthetic"] is True and GENERATION["use"] == "research use only"
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), PICTURE)
 
@@ -57,7 +58,7 @@ def test_what_is_unusual_is_named(tmp_path):
         "deep_cache": 3,
     }
     (tmp_path / "x.png").write_bytes(provenance.png(PICTURE, generation))
-    assert provenance.read(tmp_path / "x.png") == generation != GENERATION
+    assert origin.read(tmp_path / "x.png") == generation != GENERATION
     assert "Schedule type: karras" in provenance.parameters(generation)
     assert "DeepCache interval: 3" in provenance.parameters(generation)
 
@@ -73,9 +74,9 @@ def test_what_was_added_to_the_model_is_named():
 def test_damage_and_strangers_are_not_believed(tmp_path):
     path = tmp_path / "x.png"
     whole = provenance.png(PICTURE, GENERATION)
-    assert provenance.read(path) is None
+    assert origin.read(path) is None
     for broken in (b"", whole[:-100], whole[:200], b"<html>", whole.replace(whole[-60:-50], bytes(10))):
         path.write_bytes(broken)
-        assert provenance.read(path) is None
+        assert origin.read(path) is None
     Image.fromarray(PICTURE).save(path)
-    assert provenance.read(path) is None
+    assert origin.read(path) is None

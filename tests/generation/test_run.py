@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dermjax import run_folder
-from dermjax.data import records, seen, tokens
+from dermjax.data import origin, records, seen, tokens
 from dermjax.errors import UserError
-from dermjax.generation import credentials, model, provenance, run
+from dermjax.generation import credentials, model, run
 from dermjax.generation.production import WRITERS
 from dermjax.models.stable_diffusion import SCHEDULER
 
@@ -176,7 +176,7 @@ def test_images_and_records(whole):
         assert record.synthetic and record.split == "train" and record.licence == "research use only"
         path = manifest.path(record)
         assert pixels(path).shape == (32, 32, 3)
-        assert provenance.read(path) == record.generation
+        assert origin.read(path) == record.generation
         assert record.generation["model"] == "0123456789abcdef" and record.generation["size"] == 32
     assert len({record.sha256 for record in manifest.records}) == 10
 
@@ -330,7 +330,7 @@ def test_signed_images_have_the_same_pixels_and_are_not_made_again(folder, whole
     assert generate(folder, tmp_path, images_per_class=1, **files) == 2
     assert generate(folder, tmp_path, images_per_class=1, **files) == 0
     path = tmp_path / "images/benign/00000.png"
-    assert credentials.read(path)["generation"] == provenance.read(path)
+    assert credentials.read(path)["generation"] == origin.read(path)
     assert (pixels(path) == pixels(whole / "images/benign/00000.png")).all()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import records
+from dermjax.data import digests, records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.generation import source
@@ -56,7 +56,7 @@ def manifest(tmp_path):
                             enumerate(("train", "validation", "train"))]:  # fmt: skip
         name = f"{label}{n}.png"
         picture(tmp_path / name, seed=len(made))
-        made.append(Record(image=name, sha256=f"{len(made):064x}", label=label, split=split, source="x",
+        made.append(Record(image=name, sha256=digests.sha256(tmp_path / name), label=label, split=split, source="x",
                            image_manipulation="none"))  # fmt: skip
     path = tmp_path / "manifest.jsonl"
     records.write(path, Manifest(labels=("benign", "malignant"), root=tmp_path, records=tuple(made)))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dermjax.data import digests, images, records
+from dermjax.data import digests, images, origin, records
 from dermjax.data.appearance import ARTEFACTS
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.generation import provenance, transform
+from dermjax.generation import transform
 
 CONFIG = Path(__file__).parents[2] / "configs" / "transform.py"
 CLEAN = dict.fromkeys(ARTEFACTS, False)
@@ -68,7 +68,7 @@ def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, 
         assert record.lesion_id == f"lesion{Path(record.image).stem}"
         told = record.attributes["transformation"]
         assert {"before", "after", "met", "area_ratio", "attempts"} < told.keys()
-        assert provenance.read(finished / record.image) == record.generation
+        assert origin.read(finished / record.image) == record.generation
         assert record.generation["transformation"]["of"] == f"{Path(record.image).stem}.png"
         mask = images.whole(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
         assert mask.mean() == pytest.approx(told["after"]["area"], abs=1e-5)

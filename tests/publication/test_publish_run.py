@@ -1,5 +1,6 @@
 """`publish`: what was kept, in every form, with a card that counts what was not; refused where it would mislead."""
 
+import io
 import json
 import os
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dermjax.data import digests, images, records
 from dermjax.data.export import forms
@@ -26,10 +28,10 @@ def curated(tmp_path):
     found = []
     for n in range(12):
         pixels = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        images.keep(tmp_path / "images" / f"{n}.png", images.png(pixels))
         words = {"tone": TONES[n % 3]} | ({"size": "large"} if n == 7 else {})
         generation = {"synthetic": True, "prompt": f"a {LABELS[n % 2]} mole | {TONES[n % 3]}", "seed": n}
         generation |= {"sampler": ("Euler", "PLMS")[n % 4 // 2], "words": words}
+        images.keep(tmp_path / "images" / f"{n}.png", said(pixels, generation))
         found.append(
             Record(
                 image=f"images/{n}.png", sha256=digests.sha256(tmp_path / "images" / f"{n}.png"),
@@ -41,8 +43,8 @@ def curated(tmp_path):
         )  # fmt: skip
     put(tmp_path / "curate", tmp_path, found)
     real = [
-        Record(image=f"{n}.jpg", sha256=f"{n:064x}", label=LABELS[n % 2], split=("train", "test")[n > 7], source="isic",
-               image_manipulation="none", licence=("CC-0", "CC-BY-NC")[n % 2] if n else "")
+        Record(image=f"{n}.png", sha256=photograph(tmp_path, n), label=LABELS[n % 2],
+               split=("train", "test")[n > 7], source="isic", image_manipulation="none", licence=("CC-0", "CC-BY-NC")[n % 2] if n else "")
         for n in range(10)
     ]  # fmt: skip
     put(tmp_path / "prepare", tmp_path, real)
@@ -54,6 +56,24 @@ def curated(tmp_path):
     results = {"label_fidelity": {"vit": figure, "mob": other}, "runs": runs}
     (tmp_path / "evaluate" / "results.json").write_text(json.dumps(results))
     return found
+
+
+def said(pixels, generation):
+    """The PNG of an image that says of itself how it was made."""
+    texts, file = PngInfo(), io.BytesIO()
+    texts.add_itxt("dermjax", json.dumps(generation))
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=texts)
+    return file.getvalue()
+
+
+def pixels(n):
+    """An image of blotches that no other number gives, nor a near one."""
+    return np.random.default_rng(1000 + n).integers(0, 256, (8, 8, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+
+
+def photograph(folder, n):
+    images.keep(folder / f"{n}.png", images.png(pixels(n)))
+    return digests.sha256(folder / f"{n}.png")
 
 
 def put(folder, root, found):
@@ -204,4 +224,35 @@ def test_a_changed_image_is_not_published(publish, tmp_path, curated):
     (tmp_path / curated[0].image).write_bytes(b"changed")
     code, _, error = publish(forms="('imagefolder',)")
     assert code == 2 and "not the bytes that the manifest names" in error
-    assert not (tmp_path / "out" / "imagefolder").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def with_image(curated, tmp_path, content):
+    """The curated records, the first with another file of its own digest."""
+    (tmp_path / curated[0].image).write_bytes(content)
+    changed = [replace(curated[0], sha256=digests.sha256(tmp_path / curated[0].image)), *curated[1:]]
+    put(tmp_path / "curate", tmp_path, changed)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (lambda: images.png(pixels(50)), "images/0.png does not say of itself that a model made it"),
+        (lambda: said(pixels(50), {"synthetic": False}), "images/0.png does not say of itself"),
+        (lambda: said(pixels(50), ["synthetic"]), "images/0.png does not say of itself"),
+        (lambda: said(pixels(1), {"synthetic": True}), "nearly equal to the training photograph 1.png"),
+        (lambda: said(np.rot90(pixels(9))[:, ::-1], {"synthetic": True}), "nearly equal to the training photograph 9"),
+        (lambda: said(pixels(1)[4:124, 4:124], {"synthetic": True}), "nearly equal to the training photograph 1.png"),
+    ],
+    ids=["silent", "says no", "says nonsense", "training photograph", "test photograph, mirrored", "cropped"],
+)
+def test_a_photograph_whose_manifest_says_synthetic_is_not_published(publish, tmp_path, curated, content, told):
+    with_image(curated, tmp_path, content())
+    code, _, error = publish()
+    assert code == 2 and told in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_image_that_says_so_is_published(publish, tmp_path, curated):
+    with_image(curated, tmp_path, said(pixels(50), {"synthetic": True}))
+    assert publish(forms="('imagefolder',)")[0] == 0

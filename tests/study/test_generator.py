@@ -1,5 +1,6 @@
 """Each fold tunes a generator of its own on its own training split, once, and one host at a time."""
 
+import hashlib
 import runpy
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def write(folder, manipulation, generation):
     """A manifest with an image a class and split."""
     splits = ("train", "validation", "test") if manipulation == "none" else ("train",)
     found = tuple(
-        Record(image=f"{label}-{split}.png", sha256=f"{label}{split}", label=label, split=split, source="x",
-               image_manipulation=manipulation, generation=generation)
+        Record(image=f"{label}-{split}.png", sha256=hashlib.sha256(f"{label}{split}".encode()).hexdigest(), label=label,
+               split=split, source="x", image_manipulation=manipulation, generation=generation)
         for label in LABELS for split in splits
     )  # fmt: skip
     records.write(folder / records.FILE, Manifest(labels=LABELS, root=folder, records=found))
