@@ -222,7 +222,7 @@ def _merge(earlier: Row, row: Row, layout: Layout) -> None:
         raise UserError(f"{row.where}: {row.image} is in {row.split}, and in {earlier.split} by "
                         f"{earlier.where.removeprefix('table ')}; keep one line")  # fmt: skip
     earlier.split = earlier.split or row.split
-    earlier.told |= {column: value for column, value in row.told.items() if value}
+    earlier.told = row.told | {column: value for column, value in earlier.told.items() if value}
 
 
 def _split_of(table: Path) -> str:

@@ -17,7 +17,7 @@ from dermjax.data import digests
 from dermjax.errors import UserError
 
 # Left out: formats that start another program (EPS).
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF", "DIB")
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
     *(".webp", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc", ".avif", ".heic", ".heif", ".hif", ".dcm", ".dicom"),

@@ -113,7 +113,7 @@ def settled(listing: Listing) -> Listing:
     return replace(
         listing,
         root=root,
-        records=tuple(records),
+        records=tuple(sorted(records, key=lambda record: record.image)),
         ignored=tuple(((under / image).as_posix(), why) for image, why in (*listing.ignored, *twice)),
         packed={Path(image).relative_to(root).as_posix(): where for image, where in listing.packed.items()},
     )

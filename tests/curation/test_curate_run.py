@@ -1,6 +1,7 @@
 """The stage on a set with planted faults: each found, nothing else rejected, and the same again."""
 
 import json
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -296,3 +297,25 @@ def test_what_is_missing_is_named(sets, tmp_path):
 def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match="no variant 'big'"):
         runpy.run_path(str(CONFIG))["get_config"]("big")
+
+
+@pytest.mark.parametrize("which", ["training", "made"])
+def test_a_file_replaced_after_its_manifest_was_written_is_refused(sets, tmp_path, which):
+    shutil.copytree(sets / "training", tmp_path / "training"), shutil.copytree(sets / "made", tmp_path / "made")
+    first = records.read(tmp_path / which).records[0]
+    (tmp_path / which / first.image).write_bytes(images.png(np.zeros((128, 128, 3), np.uint8)))
+    with pytest.raises(UserError, match=re.escape(f"{first.image}: not the bytes that the manifest names")):
+        curated(config(tmp_path), tmp_path / "curate")
+    assert not (tmp_path / "curate" / records.FILE).exists()
+
+
+@pytest.mark.parametrize("field", [{"generation": {"prompt": ["a"]}}, {"attributes": {"verdict": {"keep": True}}}])
+def test_a_manifest_of_another_form_is_a_line_with_its_number(sets, tmp_path, field):
+    shutil.copytree(sets / "training", tmp_path / "training"), shutil.copytree(sets / "made", tmp_path / "made")
+    path = tmp_path / "made" / records.FILE
+    text = path.read_text().splitlines()
+    text[2] = json.dumps(json.loads(text[2]) | field)
+    path.write_text("\n".join(text) + "\n")
+    with pytest.raises(UserError, match=r"line 3: .*misshapen (generation\.prompt|attributes\.verdict)$"):
+        curated(config(tmp_path), tmp_path / "curate")
+    assert not list((tmp_path / "curate").iterdir())

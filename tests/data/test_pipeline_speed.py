@@ -23,7 +23,9 @@ from dermjax.data.records import Manifest, Record
 folder, augment, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 kind = {"split": "train", "source": "speed", "image_manipulation": "none"}
 names = sorted(path.name for path in folder.glob("*.jpg"))
-records = tuple(Record(image=name, sha256=sha256(folder / name), label="ab"[row % 2], **kind) for row, name in enumerate(names))
+records = tuple(
+    Record(image=name, sha256=sha256(folder / name), label="ab"[row % 2], **kind) for row, name in enumerate(names)
+)
 pipelines.CACHE_BYTES = 0
 batches = pipelines.classification(
     Manifest(labels=("a", "b"), root=folder, records=records), None, size=224, batch=32, seed=0,

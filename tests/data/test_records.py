@@ -44,7 +44,7 @@ some_records = st.builds(
     licence=words,
     attributes=facts,
     generation=facts,
-    scores=st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False)),
+    scores=st.dictionaries(words, st.integers() | st.floats(allow_nan=False, allow_infinity=False)),
     rejected=st.lists(words, max_size=3).map(tuple),
 )
 
@@ -170,3 +170,46 @@ def test_a_manifest_that_is_missing_or_no_text_is_named(tmp_path):
 def test_a_link_to_itself_does_no_harm(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
     assert records.read(lines(tmp_path, HEADER, {**LINE, "image": "a.png"})).records[0].image == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("generation", {"prompt": ["a", "b"]}, "generation.prompt"),
+        ("generation", {"prompt": None}, "generation.prompt"),
+        ("generation", {"seed": True}, "generation.seed"),
+        ("generation", {"words": [], "sampler": 3}, "generation.sampler generation.words"),
+        ("generation", {"guidance": "7.5"}, "generation.guidance"),
+        ("attributes", {"verdict": {"keep": True, "by": "me"}}, "attributes.verdict"),
+        ("attributes", {"verdict": {"keep": "yes", "by": "me", "why": ""}}, "attributes.verdict"),
+        ("attributes", {"verdict": True}, "attributes.verdict"),
+        ("attributes", {"age": [50]}, "attributes.age"),
+        ("attributes", {"weight": "2"}, "attributes.weight"),
+        ("attributes", {"mask": {"image": "m.png"}}, "attributes.mask"),
+        ("scores", {"training_copy": "60"}, "scores.training_copy"),
+        ("scores", {"training_copy": True}, "scores.training_copy"),
+    ],
+)
+def test_what_stages_compute_with_is_of_its_type_or_a_line_with_its_number(tmp_path, field, value, told):
+    path = lines(tmp_path, HEADER, LINE, LINE | {"image": "images/benign/2.png", field: value})
+    with pytest.raises(UserError, match=rf"line 3: .*fields do not fit a record: misshapen {told}$"):
+        records.read(path)
+    fine = record(**{field: value})
+    with pytest.raises(UserError, match="misshapen"):
+        records.write(tmp_path / "w.jsonl", manifest(tmp_path, fine))
+    assert not (tmp_path / "w.jsonl").exists()
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "G" * 64, "A" * 64])
+def test_a_digest_that_is_none_is_refused(tmp_path, digest):
+    with pytest.raises(UserError, match="line 2: .*is no SHA-256"):
+        records.read(lines(tmp_path, HEADER, LINE | {"sha256": digest}))
+
+
+@pytest.mark.parametrize("mask", ["../m.png", "/etc/passwd", "", "out/m.png"])
+def test_a_mask_out_of_the_root_is_refused(tmp_path, mask):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "out").symlink_to("/etc")
+    told = {"mask": {"image": mask, "sha256": "0" * 64}}
+    with pytest.raises(UserError, match="line 2: .*(not a path under|leaves) the image root"):
+        records.read(lines(tmp_path, HEADER | {"root": "images"}, LINE | {"attributes": told}))

@@ -142,3 +142,9 @@ def test_files_that_do_not_do(tmp_path, manifest):
         assert message in str(told.value) and "\n" not in str(told.value)
     with pytest.raises(UserError, match="no training image is labelled 'naevus', as the plan asks"):
         source.read(str(manifest), "", 0.5, [replace(FIRST, label="naevus")])
+
+
+def test_a_picture_that_is_not_the_one_of_its_manifest_is_refused(manifest, tmp_path):
+    picture(tmp_path / "benign0.png", seed=99)
+    with pytest.raises(UserError, match=r"benign0\.png: not the bytes that the manifest names"):
+        source.read(str(manifest), "", 0.5, ASKED)

@@ -44,7 +44,8 @@ def curated(tmp_path):
     put(tmp_path / "curate", tmp_path, found)
     real = [
         Record(image=f"{n}.png", sha256=photograph(tmp_path, n), label=LABELS[n % 2],
-               split=("train", "test")[n > 7], source="isic", image_manipulation="none", licence=("CC-0", "CC-BY-NC")[n % 2] if n else "")
+               split=("train", "test")[n > 7], source="isic", image_manipulation="none",
+               licence=("CC-0", "CC-BY-NC")[n % 2] if n else "")
         for n in range(10)
     ]  # fmt: skip
     put(tmp_path / "prepare", tmp_path, real)

@@ -1,9 +1,11 @@
 """`tune` on a small random model: what it leaves, that it resumes exactly, and what it refuses."""
 
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from safetensors.numpy import load_file
+from tensorboardX.proto.event_pb2 import Event
 
 from dermjax.data import records, seen
 from dermjax.errors import UserError
@@ -80,6 +84,30 @@ def test_killed_and_started_again_it_ends_the_same(config, whole, tmp_path):
         assert (whole / "model" / Path(*file)).read_bytes() == (tmp_path / "model" / Path(*file)).read_bytes(), file
     final = [writers.read(folder / "metrics.jsonl")[-1] for folder in (whole, tmp_path)]
     assert final[0] == final[1]
+
+
+def test_the_samples_are_among_tensorboards_images(whole):
+    found = {}
+    for path in (whole / "tensorboard").glob("events*"):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # TensorFlow's records: length, checksum, content, checksum
+            (length,) = struct.unpack("<Q", content[at : at + 8])
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            found |= {(value.tag, event.step): value.image for value in event.summary.value if value.HasField("image")}
+            at += length + 16
+    assert sorted(found) == [("samples", 0), ("samples", 4), ("samples", 6)]
+    for (_, step), image in found.items():
+        shown = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        np.testing.assert_array_equal(shown, np.asarray(Image.open(whole / "samples" / f"{step:08d}.png")))
+
+
+def test_a_training_file_replaced_after_prepare_is_refused(config, manifest, tmp_path):
+    shutil.copytree(manifest.parent, tmp_path / "data")
+    shutil.copy(tmp_path / "data" / "benign8.png", tmp_path / "data" / "benign0.png")  # held out, now in training
+    asked = config(manifest=str(tmp_path / "data" / "manifest.jsonl"))
+    with pytest.raises(UserError, match=r"benign0\.png: not the bytes that the manifest names"):
+        tuning.run(asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_the_loss_on_held_out_images_is_written_from_the_start_at_the_same_noise(config, whole, tmp_path):

@@ -1,0 +1,460 @@
+"""Archives as their publishers and Kaggle give them, and folders as people keep them, each listed as it comes."""
+
+import json
+import os
+import shutil
+import socket
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermjax.data import images, splits, tree
+from dermjax.data.binding import Asked
+from dermjax.errors import UserError
+from dermjax.preparation.listing import listed
+
+COLUMNS = dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", "age"), "")
+EIGHT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
+MILK = "lesion_id,AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC"
+
+
+@pytest.fixture
+def put(picture, tmp_path):
+    """(name, content or the number of an image) writes a file below tmp_path/data, which it returns."""
+
+    def write(name, content):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(content) if isinstance(content, int) else
+                         content if isinstance(content, bytes) else content.encode())  # fmt: skip
+        return tmp_path / "data"
+
+    return write
+
+
+def read(folder, layout="detect", classes="binary", kind="dermoscopic", own=False, skip=False, **columns):
+    into = folder.parent / "run"
+    asked = Asked(classes=classes, skip=skip, kind=kind, own_splits=own, into=into)
+    return listed(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
+
+
+def told(listing):
+    return {record.image: record.label for record in listing.records}
+
+
+def test_rows_without_a_diagnosis_are_left_out_and_counted_also_where_their_image_is_not_there(put):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    root = put("m.csv", "isic_id,diagnosis_1\na,Malignant\nb,Benign\nc,\nnot_downloaded,\n")
+    _, found = read(root)
+    assert told(found) == {"a.png": "malignant", "b.png": "benign"}
+    assert found.ignored == (("not_downloaded", "without a diagnosis"), ("c.png", "without a diagnosis"))
+
+
+def test_a_row_of_a_challenge_without_any_mark_is_left_out(put):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    root = put("m.csv", f"{EIGHT}\na,1,0,0,0,0,0,0,0,0\nb,0,1,0,0,0,0,0,0,0\nc,,,,,,,,,\n")
+    assert read(root)[1].ignored == (("c.png", "without a diagnosis"),)
+
+
+HAM = "lesion_id,image_id,dx,age\n"
+
+
+def test_repeated_rows_are_one_and_contradicting_ones_a_line_with_both(put):
+    put("a.png", 1), put("b.png", 2)
+    root = put("HAM10000_metadata", HAM.replace(",", "\t") + "L1\ta\tmel\t80.0\nL2\tb\tnv\t\nL2\tb\tnv\t\n")
+    put("HAM10000_metadata.csv", HAM + "L1,a,mel,80\nL2,b,nv,40\nL2,b,nv,40\n")
+    _, found = read(root)
+    assert told(found) == {"a.png": "malignant", "b.png": "benign"}
+    assert [record.attributes.get("age") for record in found.records] == ["80.0", "40"]
+    put("HAM10000_metadata.csv", HAM + "L1,a,mel,80\nL2,b,nv,40\nL2,b,bcc,40\n")
+    with pytest.raises(UserError, match=r"metadata.csv line 4: dx of b is 'bcc', and 'nv' in .*metadata line 3; keep"):
+        read(root)
+    put("HAM10000_metadata.csv", HAM + "L1,a,mel,80\nL9,b,nv,40\n")
+    with pytest.raises(UserError, match="lesion_id of b is 'L9', and 'L2'"):
+        read(root)
+
+
+@pytest.mark.parametrize(("table", "file"), [("_downsampled", ""), ("", "_downsampled"), ("_DOWNSAMPLED", "")])
+def test_isic_2019_is_matched_whichever_side_says_downsampled(put, table, file):
+    put(f"in/ISIC_0000001{file}.png", 1), put(f"in/ISIC_0000002{file}.png", 2)
+    root = put("ISIC_2019_Training_GroundTruth.csv",
+               f"{EIGHT}\nISIC_0000001{table},1,0,0,0,0,0,0,0,0\nISIC_0000002,0,1,0,0,0,0,0,0,0\n")  # fmt: skip
+    put("ISIC_2019_Training_Metadata.csv", f"image,lesion_id\nISIC_0000001,L1\nISIC_0000002{table},L2\n")
+    _, found = read(root)
+    assert [(each.label, each.lesion_id) for each in found.records] == [("malignant", "L1"), ("benign", "L2")]
+
+
+def test_an_image_that_is_there_both_ways_is_taken_as_it_is_called(put):
+    for number, name in enumerate(("ISIC_0000001", "ISIC_0000001_downsampled")):
+        put(f"{name}.png", number)
+    root = put("m.csv", f"{EIGHT}\nISIC_0000001_downsampled,1,0,0,0,0,0,0,0,0\nISIC_0000001,0,1,0,0,0,0,0,0,0\n")
+    assert told(read(root)[1]) == {"ISIC_0000001_downsampled.png": "malignant", "ISIC_0000001.png": "benign"}
+
+
+def test_listed_duplicates_of_isic_2020_are_on_one_side(put, prepare, tmp_path):
+    names = [f"ISIC_{number:07d}" for number in range(60)]
+    rows = "".join(f"{name},IP_{place},{place % 2}\n" for place, name in enumerate(names))
+    for number, name in enumerate(names):
+        put(f"train/{name}.png", number)
+    pairs = [(names[place], names[place + 2]) for place in range(0, 40, 4)] + [(names[0], names[58])]
+    root = put("ISIC_2020_Training_GroundTruth.csv", "image_name,patient_id,target\n" + rows)
+    put("ISIC_2020_Training_Duplicates.csv", "image_name_1,image_name_2\n" + "".join(f"{a},{b}\n" for a, b in pairs))
+    manifest = prepare(root, tmp_path / "run")
+    side = {record.image[6:-4]: record.split for record in manifest.records}
+    assert len(side) == 60 and set(side.values()) == {"train", "validation", "test"}
+    assert all(side[one] == side[other] for one, other in pairs)
+    assert ("duplicates", "isic-2020/isic_0000000") in splits.identities(manifest.records[58])
+
+
+def test_a_nested_copy_of_kaggles_is_left_out_and_said(put, tmp_path):
+    for number, name in enumerate(f"{split}/{label}/{n}.png" for split in ("train", "test") for label in
+                                  ("benign", "malignant") for n in range(2)):  # fmt: skip
+        put(name, number), put(f"data/{name}", number)
+    name, found = read(tmp_path / "data")
+    assert name.startswith("kaggle-malignant-vs-benign") and len(found.records) == 8
+    assert ("data", "a copy of what lies beside it; config.images may name it instead") in found.ignored
+    assert len(read(tmp_path / "data" / "data")[1].records) == 8
+    put("data/train/benign/0.png", 77)
+    with pytest.raises(
+        UserError, match=r"data holds test, train again, with other files; give --config.images=.*/data"
+    ):
+        read(tmp_path / "data")
+
+
+def milk(put):
+    rows = {"IL_1": "0,0,0,0,0,0,0,1,0,0,0", "IL_2": "0,0,0,0,0,0,0,0,1,0,0", "IL_3": "0,0,0,0,0,1,0,0,0,0,0"}
+    lines, number = "lesion_id,image_type,isic_id,age_approx,sex,skin_tone_class,site\n", 0
+    for lesion in rows:
+        for kind in ("clinical: close-up", "dermoscopic"):
+            number += 1
+            put(f"MILK10k_Training_Input/{lesion}/ISIC_{number:07d}.png", number)
+            lines += f"{lesion},{kind},ISIC_{number:07d},55,male,3,trunk\n"
+    put("MILK10k_Training_Metadata.csv", lines)
+    truth = "\n".join(f"{lesion},{row}" for lesion, row in rows.items())
+    return put("MILK10k_Training_GroundTruth.csv", f"{MILK}\n{truth}\n")
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [("dermoscopic", (2, 4)), ("clinical", (1, 3)), ("both", (1, 2, 3, 4))])
+def test_milk10k(put, kind, numbers):
+    name, found = read(milk(put), kind=kind)
+    assert name == "milk10k" and [int(record.image[-5]) for record in found.records] == list(numbers)
+    first = found.records[0]
+    assert (first.label, first.lesion_id) == ("malignant", "IL_1") and found.records[-1].lesion_id == "IL_2"
+    assert {"skin_tone_class": "3", "age": "55", "sex": "male", "site": "trunk"}.items() <= first.attributes.items()
+    assert kind == "both" or sum(f"config.image_kind is {kind}" in why for _, why in found.ignored) == 3
+    assert read(milk(put), classes="diagnoses")[1].labels == ("nevus", "melanoma")
+
+
+SEVEN = "case_num,diagnosis,location,sex,clinic,derm\n1,melanoma (in situ),back,female,NEL/C1.png,NEL/D1.png\n" \
+        "2,blue nevus,face,male,NEL/C2.png,Fal/D2.png\n3,melanoma metastasis,back,male,NEL/C3.png,Fal/D3.png\n" \
+        "4,clark nevus,back,male,NEL/C4.png,NEL/D4.png\n5,miscellaneous,back,male,NEL/C5.png,NEL/D5.png\n"  # fmt: skip
+
+
+def test_derm7pt_with_its_own_splits_where_they_are_asked_for(put):
+    for number in range(1, 6):
+        put(f"images/NEL/C{number}.png", number)
+        put(f"images/{'Fal' if number in (2, 3) else 'NEL'}/D{number}.png", 10 + number)
+    root = put("meta/meta.csv", SEVEN)
+    put("meta/train_indexes.csv", "indexes\n0\n1\n"), put("meta/valid_indexes.csv", "indexes\n2\n")
+    put("meta/test_indexes.csv", "indexes\n3\n4\n")
+    name, found = read(root)
+    assert name == "derm7pt" and {record.split for record in found.records} == {""}
+    _, found = read(root, own=True)
+    of = {record.image: (record.label, record.split, record.lesion_id) for record in found.records}
+    assert of == {
+        "images/NEL/D1.png": ("malignant", "train", "derm7pt/1"),
+        "images/Fal/D2.png": ("benign", "train", "derm7pt/2"),
+        "images/Fal/D3.png": ("malignant", "validation", "derm7pt/3"),
+        "images/NEL/D4.png": ("benign", "test", "derm7pt/4"),
+    }
+    assert ("images/NEL/D5.png", "unknown") in found.ignored
+    assert len(read(root, kind="both")[1].records) == 8
+    for path in (root / "meta").glob("*_indexes.csv"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"config\.own_splits asks for train_indexes\.csv"):
+        read(root, own=True)
+
+
+def isic_2024(put, h5py, picture, tmp_path):
+    root = put("train-metadata.csv", "isic_id,target,patient_id\nISIC_1,1,IP_1\nISIC_2,0,IP_2\nISIC_3,0,IP_3\n")
+    with h5py.File(root / "train-image.hdf5", "w") as file:
+        file["ISIC_1"] = np.void(picture(1))
+        file["ISIC_2"] = np.frombuffer(picture(2), np.uint8)
+    put("image/ISIC_3.png", 3)
+    return root
+
+
+def test_isic_2024_out_of_its_hdf5_file(put, picture, tmp_path, prepare):
+    h5py = pytest.importorskip("h5py")
+    root = isic_2024(put, h5py, picture, tmp_path)
+    manifest = prepare(root, tmp_path / "run", **{"ratios.validation": 0.0, "ratios.test": 0.0})
+    assert [(each.image, each.label) for each in manifest.records] == [
+        ("data/image/ISIC_3.png", "benign"),
+        ("run/data_set_images/train-image/ISIC_1.jpg", "malignant"),
+        ("run/data_set_images/train-image/ISIC_2.jpg", "benign"),
+    ]
+    assert manifest.path(manifest.records[1]).read_bytes() == picture(1)
+    (root / "train-image.hdf5").write_bytes(b"no hdf5")
+    with pytest.raises(UserError, match=r"train-image.hdf5: no whole HDF5 file"):
+        read(root)
+
+
+def test_of_an_hdf5_file_only_what_is_used_is_unpacked_and_a_refused_run_leaves_nothing(
+    put, picture, tmp_path, refused
+):
+    h5py = pytest.importorskip("h5py")
+    refused(isic_2024(put, h5py, picture, tmp_path), "are too few for", limit=1)
+
+
+def test_an_hdf5_file_without_h5py_is_a_line(put, monkeypatch):
+    put("train-image.hdf5", b"\x89HDF")
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    root = put("train-metadata.csv", "isic_id,target\nISIC_1,1\nISIC_2,0\n")
+    with pytest.raises(UserError, match=r"train-image\.hdf5: HDF5 is read by h5py.*dermjax\[formats\]"):
+        read(root)
+
+
+def test_a_table_of_no_archive_binds_images_at_any_depth(put):
+    put("deep/er/x/a.png", 1), put("deep/b.PNG", 2), put("c.png", 3)
+    root = put("lists/list.csv", "number,picture,Diagnosis,patient\n1,a.jpg,melanoma,P1\n2,b,nevus,P2\n3,gone,nevus,\n")
+    with pytest.raises(UserError, match=r"list\.csv line 4: no image 'gone'"):
+        read(root)
+    name, found = read(root, skip=True)
+    assert name == "table, its images by 'picture' and its classes by 'Diagnosis'"
+    assert told(found) == {"deep/er/x/a.png": "malignant", "deep/b.PNG": "benign"}
+    assert [record.patient_id for record in found.records] == ["P2", "P1"]
+    assert set(found.ignored) == {("gone", "not there"), ("c.png", "in no table")}
+    put("deep/er/x/b.png", 9)
+    with pytest.raises(UserError, match=r"line 3: b may be .*which differ"):
+        read(root, skip=True)
+
+
+def test_a_path_in_a_table_chooses_among_files_of_one_name(put):
+    put("x/one/a.png", 1), put("x/two/a.png", 2)
+    root = put("t.csv", "file;label\none\\a.png;mole\nx/two/a.png;cancer\n")
+    assert told(read(root)[1]) == {"x/one/a.png": "mole", "x/two/a.png": "cancer"}
+
+
+@pytest.mark.parametrize("around", ["archive", "archive/melanoma_set", "a/b/c"])
+def test_a_single_wrapping_folder_is_entered(put, around):
+    for number, name in enumerate(("benign/1.png", "malignant/1.png")):
+        put(f"{around}/{name}", number)
+    name, found = read(put("README.txt", "as Kaggle zips it"))
+    assert name == "class folders" and {record.label for record in found.records} == {"benign", "malignant"}
+
+
+def test_a_wrapping_folder_around_splits_and_within_a_split(put):
+    for number, (split, label) in enumerate((s, c) for s in ("train", "test") for c in "ab"):
+        root = put(f"set/{split}/images/{label}/1.png", number)
+    name, found = read(root)
+    assert name == "split folders" and sorted({(r.split, r.label) for r in found.records}) == [
+        ("test", "a"), ("test", "b"), ("train", "a"), ("train", "b")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("place", ["a split", "the root"])
+def test_imagefolder_of_hugging_face(put, form, place):
+    rows = []
+    for number, split in enumerate(("train", "train", "test", "test")):
+        put(f"{split}/{number}.png", number)
+        name = f"{number}.png" if place == "a split" else f"{split}/{number}.png"
+        rows.append((split, {"file_name": name, "label": ("mole", "cancer")[number % 2], "text": f"a, {number}"}))
+    for where in {"a split": ("train", "test"), "the root": ("",)}[place]:
+        own = [row for split, row in rows if where in ("", split)]
+        lines = [json.dumps(row) for row in own]
+        if form == "csv":
+            lines = ["file_name,label,text", *(f'{row["file_name"]},{row["label"]},"{row["text"]}"' for row in own)]
+        root = put(f"{where}/metadata.{form}".lstrip("/"), "\n".join(lines) + "\n")
+    _, found = read(root)
+    assert [(r.image, r.label, r.split, r.attributes["caption"]) for r in found.records] == [
+        ("test/2.png", "mole", "test", "a, 2"), ("test/3.png", "cancer", "test", "a, 3"),
+        ("train/0.png", "mole", "train", "a, 0"), ("train/1.png", "cancer", "train", "a, 1"),
+    ]  # fmt: skip
+
+
+def test_captions_and_patients_of_a_table_beside_class_folders_are_kept(put):
+    for number, label in enumerate(("benign", "malignant")):
+        put(f"{label}/{number}.png", number)
+    root = put("metadata.jsonl", "\n".join(
+        json.dumps({"file_name": f"{label}/{n}.png", "text": f"of {n}", "patient_id": f"P{n}"})
+        for n, label in enumerate(("benign", "malignant"))))  # fmt: skip
+    name, found = read(root)
+    assert name == "class folders"
+    assert [(r.attributes["caption"], r.patient_id) for r in found.records] == [("of 0", "P0"), ("of 1", "P1")]
+
+
+@pytest.mark.parametrize("line", ["[1]", "{", '{"file_name": "0.png"', "\ud800"])
+def test_damaged_json_lines_are_a_line(put, line):
+    put("a/0.png", 0)
+    with pytest.raises(UserError, match=r"metadata\.jsonl") as caught:
+        read(put("metadata.jsonl", line.encode("utf-8", "surrogatepass")))
+    assert "\n" not in str(caught.value)
+
+
+def mask(put, name, levels=(0, 255), mode="L"):
+    pixels = np.full((64, 64), levels[0], np.uint8)
+    pixels[16:40, 20:50] = levels[-1]
+    pixels[:4, : 16 * len(levels)] = np.repeat(np.array(levels, np.uint8), 16)
+    image = Image.fromarray(pixels)
+    path = put(name, b"") / name
+    (image if mode == "L" else image.convert(mode)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["benign/0_segmentation.png", "benign/0_mask.jpg", "benign/0_Segmentation.PNG", "masks/0.png",
+     "masks/benign/0_mask.png", "ISIC_Part1_GroundTruth/0_segmentation.png", "benign/0_lesion.bmp"],
+)  # fmt: skip
+def test_a_mask_beside_its_image_is_its_mask_and_no_photograph(put, name):
+    put("benign/0.png", 0), put("benign/1.png", 1), put("malignant/2.png", 2)
+    mask(put, name)
+    _, found = read(put("notes.txt", ""))
+    assert told(found) == {"benign/0.png": "benign", "benign/1.png": "benign", "malignant/2.png": "malignant"}
+    assert found.records[0].attributes["mask"] == {"image": name}
+    assert (name, "used as the mask of its image") in found.ignored
+
+
+def test_superpixels_and_masks_of_many_levels_are_no_photographs_either(put):
+    put("benign/0.png", 0), put("malignant/2.png", 2)
+    put("benign/0_superpixels.png", 7), put("malignant/2_mask.png", 8), put("benign/0_lesion.png", 9)
+    mask(put, "malignant/2_attribute_globules.png")
+    _, found = read(put("notes.txt", ""))
+    assert set(told(found)) == {"benign/0.png", "benign/0_lesion.png", "malignant/2.png"}, (
+        "a photograph may be a lesion"
+    )
+    assert set(found.ignored) == {
+        ("benign/0_superpixels.png", "superpixels or attributes of an image"),
+        ("malignant/2_mask.png", "a mask of many levels"),
+        ("malignant/2_attribute_globules.png", "superpixels or attributes of an image"),
+    }
+
+
+def test_masks_beside_images_of_a_table(put, prepare, tmp_path):
+    for number in range(20):
+        put(f"ISIC_{number:07d}.png", number)
+        mask(put, f"ISIC_{number:07d}_segmentation.png", levels=(0, 1 + number))
+    rows = "".join(f"ISIC_{number:07d},{('Benign', 'Malignant')[number % 2]}\n" for number in range(20))
+    manifest = prepare(put("metadata.csv", f"isic_id,diagnosis_1\n{rows}"), tmp_path / "run")
+    assert len(manifest.records) == 20
+    assert all(manifest.mask(each).name == f"{each.image[:-4]}_segmentation.png" for each in manifest.records)
+    manifest.mask(manifest.records[0]).write_bytes(b"other")
+    with pytest.raises(UserError, match=r"_segmentation\.png: not the bytes that the manifest names"):
+        manifest.mask(manifest.records[0])
+
+
+EXCEL = "Nr;Bildname;Diagnose;Alter;Größe\n1;Mäuse 1.png;gutartig;55,5;1,25\n2;Füße.png;bösartig;60;2\n"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "cp1252"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_from_a_european_excel(put, form, encoding, capsys):
+    for number, name in enumerate(("Mäuse 1.png", "Füße.png")):
+        name = os.fsdecode(name.encode("cp1252")) if form == "cp1252" else unicodedata.normalize(form, name)
+        put(f"Bilder/{name}", number)
+    root = put("Befunde.csv", EXCEL.encode(encoding))
+    told = (
+        r"Befunde\.csv has the columns 'Nr', 'Bildname', 'Diagnose', 'Alter', 'Größe'; its images are in 'Bildname'; .*"
+        r"config\.columns\.image=Bildname"
+    )
+    with pytest.raises(UserError, match=told):
+        read(root)
+    assert ("is not UTF-8 and is read as cp1252" in capsys.readouterr().out) == (encoding == "cp1252")
+    for columns in ({"label": "Diagnose"}, {"image": "Bildname", "label": "Diagnose"}):
+        _, found = read(root, age="Alter", **columns)
+        assert {record.label for record in found.records} == {"gutartig", "bösartig"}
+        assert {record.attributes["age"]: record.attributes["age_band"] for record in found.records} == {
+            "55.5": "45-59", "60": "60-74"
+        }  # fmt: skip
+
+
+def test_excels_word_for_the_mark_and_decimal_commas_of_one_hot_columns(put):
+    put("a.png", 1), put("b.png", 2)
+    head = EIGHT.replace(",", ";")
+    root = put("m.csv", f"sep=;\r\n{head}\r\na;1,0;0,0;0;0;0;0;0;0;0\r\nb;0,0;1,0;0;0;0;0;0;0;0\r\n")
+    assert told(read(root)[1]) == {"a.png": "malignant", "b.png": "benign"}
+
+
+def test_a_workbook_or_a_zip_in_place_of_a_table_is_said(put):
+    put("Bilder/a.png", 1)
+    root = put("Befunde.xlsx", b"PK"), put("more.zip", b"PK")
+    with pytest.raises(UserError, match=r"Befunde\.xlsx: save it as CSV; .*more\.zip: unpack it"):
+        read(root[0])
+
+
+def test_linked_class_folders_and_images_are_followed(put, prepare, tmp_path):
+    for number in range(20):
+        root = put(f"../elsewhere/{number}.png", number) if number < 10 else put(f"malignant/{number}.png", number)
+    elsewhere = tmp_path / "elsewhere"
+    (root / "benign").symlink_to(elsewhere)
+    (elsewhere / "again").symlink_to(root)
+    (root / "malignant" / "30.png").symlink_to(root / "malignant" / "10.png")
+    manifest = prepare(root, tmp_path / "run")
+    assert manifest.root == tmp_path.resolve() and len(manifest.records) == 20
+    assert {record.label for record in manifest.records if record.image.startswith("elsewhere/")} == {"benign"}
+    assert all(manifest.path(record).is_file() for record in manifest.records)
+    assert "a link to an image that is listed already" in (tmp_path / "run" / "report.html").read_text()
+    (root / "malignant" / "31.png").symlink_to(elsewhere / "1.png")
+    with pytest.raises(UserError, match=r"benign/1\.png and malignant/31\.png are links to one image"):
+        read(root)
+
+
+def test_linked_images_of_a_table_are_followed_and_circles_end(put, tmp_path):
+    put("../elsewhere/deep/ISIC_0000001.png", 1), put("../elsewhere/deep/blob", 2)
+    root = put("m.csv", "isic_id,diagnosis_1\nISIC_0000001,Benign\nISIC_0000002,Malignant\n")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "up").symlink_to(root)
+    (root / "ISIC_0000002.png").symlink_to(tmp_path / "elsewhere" / "deep" / "blob")
+    _, found = read(root)
+    assert told(found) == {"elsewhere/deep/ISIC_0000001.png": "benign", "elsewhere/deep/blob": "malignant"}
+    assert ("isic_id", "ISIC_0000002") in splits.identities(found.records[0]) + splits.identities(found.records[1])
+    assert any(why == "a link to a folder around it" for _, why in found.ignored)
+
+
+def special(root):
+    os.mkfifo(root / "pipe.png")
+    (root / "device.png").symlink_to("/dev/zero")
+    held = socket.socket(socket.AF_UNIX)
+    held.bind(str(root / "s.png"))
+    held.close()
+    return {("pipe.png", "a named pipe"), ("device.png", "a device"), ("s.png", "a socket")}
+
+
+def test_pipes_devices_and_sockets_are_left_out_with_a_line(put, tmp_path, monkeypatch):
+    put("benign/1.png", 1), put("malignant/2.png", 2)
+    monkeypatch.chdir(tmp_path / "data" / "benign")  # a socket's path is short
+    left = special(tmp_path / "data" / "benign")
+    _, found = read(tmp_path / "data")
+    assert {(f"benign/{name}", why) for name, why in left} == set(found.ignored) and len(found.records) == 2
+    os.mkfifo(tmp_path / "data" / "metadata.csv")
+    put("table.csv", "isic_id,diagnosis_1\n1,Benign\n2,Malignant\n")
+    _, found = read(tmp_path / "data")
+    assert ("metadata.csv", "a named pipe") in found.ignored and len(found.records) == 2
+
+
+def test_what_no_installed_package_reads_is_left_out_with_its_name(put, monkeypatch):
+    monkeypatch.setattr(tree.formats, "_is_there", lambda module: False)
+    put("benign/1.png", 1), put("malignant/2.png", 2), put("benign/3.HEIC", b""), put("malignant/4.dcm", b"")
+    _, found = read(put("notes.txt", ""))
+    assert [why for _, why in found.ignored] == [
+        "HEIC, which pillow-heif reads where it is installed: pip install 'dermjax[formats]'",
+        "DICOM, which pydicom reads where it is installed: pip install 'dermjax[formats]'",
+    ]
+    shutil.rmtree(put("notes.txt", "") / "malignant")
+    put("malignant/4.dcm", b"")
+    with pytest.raises(UserError, match=r"malignant: a class without images; .*there are 1 DICOM, which pydicom reads"):
+        read(put("notes.txt", ""))
+    root = put("m.csv", "isic_id,diagnosis_1\n1,Benign\n4,Malignant\n")
+    with pytest.raises(UserError, match="line 3: '4' is DICOM, which pydicom reads"):
+        read(root)
+
+
+def test_a_table_that_is_read_leaves_the_images_as_they_are(put):
+    root = put("a.png", 1)
+    before = (root / "a.png").read_bytes()
+    with pytest.raises(UserError):
+        read(put("m.csv", "isic_id,diagnosis_1\na,Benign\n"))
+    assert (root / "a.png").read_bytes() == before and images.load(root / "a.png", 8).shape == (8, 8, 3)
