@@ -23,7 +23,8 @@ ENDING = re.compile(
     re.IGNORECASE,
 )
 FOLDER = re.compile(r"(?:^|[^a-z])(?:masks?|segmentations?|superpixels?|ground_?truth)(?:$|[^a-z])", re.IGNORECASE)
-USED, OTHER, LEVELS = "used as the mask of its image", "superpixels or attributes of an image", "a mask of many levels"
+USED, OTHER = "used as the mask of its image", "superpixels or attributes of an image"
+LEVELS, SEVERAL = "a mask of many levels", "a mask that may be of several images"
 FAR = 40  # grey levels of 255 from black or white; a JPEG of a mask comes so near with all but few pixels
 MOST = 0.97
 
@@ -45,7 +46,9 @@ def divided(root: Path, names: Sequence[str]) -> Found:
         levels = dict(zip(looked, pool.map(lambda name: has_two_levels(root / name), looked), strict=True))
     masks, left_out = {}, []
     for name, (photograph, kind) in of.items():
-        if levels.get(name) and photograph not in masks:
+        if not photograph:
+            left_out.append((name, SEVERAL))
+        elif levels.get(name) and photograph not in masks:
             masks[photograph] = name
             left_out.append((name, USED))
         elif kind == "other" or kind == "sure":
@@ -90,5 +93,9 @@ def _in_folder(path: PurePosixPath) -> bool:
 
 
 def _nearest(path: PurePosixPath, others: list[str]) -> str:
-    """The one in the same folder, else the first."""
-    return next((each for each in others if PurePosixPath(each).parent == path.parent), others[0])
+    """The one in the same folder, or in one of the same name, or the only one; "" where it may be of several."""
+    for near in (lambda each: each.parent == path.parent, lambda each: each.parent.name == path.parent.name):
+        found = [each for each in others if near(PurePosixPath(each))]
+        if found:
+            return found[0]
+    return others[0] if len(others) == 1 else ""

@@ -43,10 +43,9 @@ def scan(folder: Path) -> Listing:
     folders = [path for path in tree.visible(root) if path.is_dir()]
     masked = [path for path in folders if masks.FOLDER.search(path.name)]
     folders = [path for path in folders if path not in masked]
-    copies = []
+    copies = _copies(root, folders)
+    folders = [path for path in folders if path not in copies]
     if any(path.name.lower() in SPLIT_FOLDERS for path in folders):
-        copies = _copies(root, folders)
-        folders = [path for path in folders if path not in copies]
         classes = [(split, path) for split, inside in _splits(root, folders) for path in inside]
     else:
         classes = [("", path) for path in folders]
@@ -201,12 +200,15 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _copies(root: Path, folders: list[Path]) -> list[Path]:
-    """The folders beside splits that hold the same splits again, file by file; UserError where these differ."""
-    own = [path for path in folders if path.name.lower() in SPLIT_FOLDERS]
+    """The folders beside splits, or beside classes, that hold the same again, file by file; UserError where these
+    differ."""
+    splits = [path for path in folders if path.name.lower() in SPLIT_FOLDERS]
+    own = splits or [path for path in folders if _images(path)]
+    names = {path.name for path in own}
     found = []
     for path in (path for path in folders if path not in own):
-        inside = tree.entered(path) if path.is_dir() else path
-        again = [each for each in tree.visible(inside) if each.is_dir() and each.name.lower() in SPLIT_FOLDERS]
+        inside = tree.entered(path)
+        again = [each for each in tree.visible(inside) if each.is_dir() and each.name in names]
         if not again:
             continue
         if not _same(own, again):

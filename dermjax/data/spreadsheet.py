@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from dermjax import progress
 from dermjax.data.layouts import HEADLESS
 from dermjax.data.splits import ISIC_ID
 from dermjax.errors import UserError
@@ -18,10 +17,13 @@ CHUNK = 1 << 20
 
 
 def columns(path: Path) -> list[str]:
-    """The columns of a table; says so where it is in no UTF encoding. UserError where it cannot be read."""
-    if path.suffix.lower() != ".jsonl" and _encoding(path) == WESTERN:
-        progress.say(f"prepare: table {path} is not UTF-8 and is read as {WESTERN}")
+    """The columns of a table; UserError where it cannot be read."""
     return next(_lines(path))[1]
+
+
+def is_western(path: Path) -> bool:
+    """Whether a table is in no UTF encoding and is read as WESTERN."""
+    return path.suffix.lower() != ".jsonl" and _encoding(path) == WESTERN
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

@@ -8,6 +8,7 @@ A table of no known layout is read by the column that names images below and by 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -26,12 +27,20 @@ MOST = 0.5  # share of those rows whose value is an image's
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies under a folder: its photographs and their masks, and the columns of each table."""
+    """What lies under a folder, and the columns of each of its tables."""
 
     tree: Tree
-    images: Found
-    named: References
     tables: Mapping[Path, list[str]]
+
+    @cached_property
+    def images(self) -> Found:
+        """Its photographs and their masks."""
+        return masks.divided(self.root, self.tree.images)
+
+    @cached_property
+    def named(self) -> References:
+        """Its photographs, by what tables may call them."""
+        return References(self.root, self.images.photographs)
 
     @property
     def root(self) -> Path:
@@ -46,9 +55,7 @@ class Folder:
 def look(folder: Path) -> Folder:
     """The images and tables under a folder; UserError names a table that cannot be read."""
     found = tree.walk(folder)
-    images = masks.divided(found.root, found.images)
-    tables = {path: spreadsheet.columns(path) for path in found.tables}
-    return Folder(found, images, References(found.root, images.photographs), tables)
+    return Folder(found, {path: spreadsheet.columns(path) for path in found.tables})
 
 
 def detect(folder: Folder) -> str | None:
@@ -86,6 +93,17 @@ def naming(folder: Folder, table: Path) -> str:
     shares = {column: float(np.mean(hits)) for column, hits in counts.items()}
     best = max(shares, key=shares.get, default="")
     return best if best and shares[best] >= MOST else ""
+
+
+def unknown(folder: Folder) -> str:
+    """What a line says of tables that name images and nothing of them that is known, "" where there is none."""
+    named = {path: naming(folder, path) for path in folder.tables}
+    told = [
+        f"{path.relative_to(folder.root)} ({', '.join(map(repr, folder.tables[path]))})"
+        for path, image in named.items()
+        if image and not known(folder.tables[path], (image,))
+    ]
+    return f"not read, as no column is known: {'; '.join(told)}; config.columns names them" if told else ""
 
 
 def strange(folder: Folder) -> str:

@@ -17,8 +17,8 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # left by file managers, like everything that begins with a dot
-TABLES = (".csv", ".tsv", ".tab", ".jsonl")
-BARE_TABLE = "HAM10000_metadata"  # the archive that has it gives it without a suffix
+TABLES = (".csv", ".tsv", ".tab")
+NAMED_TABLES = ("HAM10000_metadata", "metadata.jsonl")  # HAM10000's has no suffix; other JSON lines are no tables
 NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
 MANIFEST = b"dermjax_manifest"  # how a manifest begins, which is a table to `records` only
 PACKED = (".hdf5", ".h5")
@@ -96,9 +96,9 @@ def entered(folder: Path) -> Path:
     while True:
         around = visible(folder)
         inside = [path for path in around if path.is_dir()]
-        if len(inside) != 1 or inside[0].name.lower() in SPLIT_FOLDERS or not _holds_folders(inside[0]):
+        if len(inside) != 1 or not _holds_folders(inside[0]) or any(is_image(path) for path in around):
             return folder
-        if any(is_image(path) for path in around):
+        if inside[0].name.lower() in SPLIT_FOLDERS and folder.name.lower() not in SPLIT_FOLDERS:
             return folder
         folder = inside[0]
 
@@ -111,7 +111,7 @@ def _holds_folders(folder: Path) -> bool:
 
 def _is_table(path: Path) -> bool:
     """Whether a file is named like a table and is none of those that are never tables of images."""
-    if (path.suffix.lower() not in TABLES and path.name != BARE_TABLE) or path.stem.startswith(NO_TABLES):
+    if (path.suffix.lower() not in TABLES and path.name not in NAMED_TABLES) or path.stem.startswith(NO_TABLES):
         return False
     try:
         with path.open("rb") as file:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import binding, builders, sources, tables, tree
+from dermjax.data import binding, builders, sources, spreadsheet, tables, tree
 from dermjax.data.binding import Asked
 from dermjax.data.layouts import KINDS, LABELS, LAYOUTS
 from dermjax.data.sources import Listing
@@ -68,6 +68,8 @@ def listed(folder: Path, *, layout: str, columns: Mapping[str, str], asked: Aske
     if layout == "folders" or not folder.is_dir():
         return _of_folders(folder, None)
     found = tables.look(folder)
+    for path in filter(spreadsheet.is_western, found.tables):
+        progress.say(f"prepare: table {path} is not UTF-8 and is read as {spreadsheet.WESTERN}")
     if layout == "detect" and not mapped and _sorted(folder):
         return _of_folders(folder, found)
     name = layout if layout != "detect" else tables.detect(found) or ("table" if mapped else "")
@@ -89,7 +91,11 @@ def _of_folders(folder: Path, found: Folder | None) -> tuple[str, Listing]:
     except UserError as error:
         told = tables.strange(found) if found else ""
         raise UserError(f"{error}; {told}" if told else str(error)) from error
-    listing = binding.described(listing, found) if found else listing
+    if found:
+        unknown = tables.unknown(found)
+        if unknown:
+            progress.say(f"prepare: {unknown}")
+        listing = binding.described(listing, found)
     return _named(listing), listing
 
 
@@ -104,7 +110,7 @@ def headed(listing: Listing, positive: str) -> Listing:
 def _is_mapped(folder: Path, columns: Mapping[str, str]) -> bool:
     """Whether a table in a folder has the columns of a map."""
     given = set(filter(None, columns.values()))
-    return any(given <= set(names) for names in tables.look(folder).tables.values())
+    return any(given <= set(names) for names in tables.look(folder).tables.values()) if given else False
 
 
 def _sorted(folder: Path) -> bool:

@@ -229,7 +229,8 @@ def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_p
     found = []
     for number, prompt in enumerate(prompts):
         (tmp_path / f"{number}.png").write_bytes(images.png(np.roll(hairy, number, axis=1)))
-        known = {"sha256": str(number), "generation": {"prompt": prompt}, "image": f"{number}.png"}
+        digest = digests.sha256(tmp_path / f"{number}.png")
+        known = {"sha256": digest, "generation": {"prompt": prompt}, "image": f"{number}.png"}
         found.append(replace(made.records[0], **known))
     records.write(tmp_path / "manifest.jsonl", replace(made, root=tmp_path, records=tuple(found)))
     settings = config(sets)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermjax.data import images
+from dermjax.data import digests, images
 from dermjax.data.phantom import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -25,7 +25,7 @@ MADE = {"prompt": "dermoscopy of one medium benign mole, pale skin", "negative_p
 def manifest(tmp_path):
     made = phantom(2, 128, number=1, size_name="medium", tone="pale", ruler=False, dark_corners=False, hairs=False)
     (tmp_path / "x.png").write_bytes(images.png(made.image))
-    record = Record(image="x.png", sha256="0", label="benign", split="train", source="t",
+    record = Record(image="x.png", sha256=digests.sha256(tmp_path / "x.png"), label="benign", split="train", source="t",
                     image_manipulation="synthetic", generation=MADE)  # fmt: skip
     return Manifest(labels=("benign",), root=tmp_path, records=(record,))
 
@@ -78,6 +78,17 @@ def test_a_sketch_is_asked_for_in_words_of_what_it_shows(manifest):
     assert job.request.image == "images/inpaint/more/benign/x.png" and job.request.seed == 5
     dark = jobs.job(subject(manifest), "dark skin", "image_to_image", TEMPLATE, 1.5, 0.5, SETTINGS)
     assert dark.request.prompt == "dermoscopy of one medium benign mole, dark skin"
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_a_mask_that_prepare_found_beside_the_image_is_taken(manifest, tmp_path, white):
+    given = np.zeros((128, 128, 3), np.uint8)
+    given[20:40, 30:50] = white
+    (tmp_path / "x_mask.png").write_bytes(images.png(given))
+    told = {"mask": {"image": "x_mask.png", "sha256": digests.sha256(tmp_path / "x_mask.png")}}
+    masked = replace(manifest, records=(replace(manifest.records[0], attributes=told),))
+    found = subject(masked)
+    assert (found.measure.count, found.measure.area) == (1, pytest.approx(400 / 128**2, abs=1e-6))
 
 
 def test_masks_are_taken_and_must_fit(manifest, tmp_path):

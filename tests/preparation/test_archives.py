@@ -123,6 +123,13 @@ def test_a_nested_copy_of_kaggles_is_left_out_and_said(put, tmp_path):
         read(tmp_path / "data")
 
 
+def test_a_nested_copy_of_class_folders_is_left_out_too(put, tmp_path):
+    for number, name in enumerate(("benign/0.png", "malignant/0.png")):
+        put(name, number), put(f"copy/{name}", number)
+    _, found = read(tmp_path / "data")
+    assert len(found.records) == 2 and [name for name, _ in found.ignored] == ["copy"]
+
+
 def milk(put):
     rows = {"IL_1": "0,0,0,0,0,0,0,1,0,0,0", "IL_2": "0,0,0,0,0,0,0,0,1,0,0", "IL_3": "0,0,0,0,0,1,0,0,0,0,0"}
     lines, number = "lesion_id,image_type,isic_id,age_approx,sex,skin_tone_class,site\n", 0
@@ -294,6 +301,15 @@ def test_damaged_json_lines_are_a_line(put, line):
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_beside_class_folders_of_which_no_column_is_known_is_said(put, capsys):
+    for number, label in enumerate(("gut", "schlecht")):
+        root = put(f"{label}/{number}.png", number)
+    put("Befunde.csv", "Bild;Patientin\n0.png;A\n1.png;B\n")
+    _, found = read(root)
+    assert "not read, as no column is known: Befunde.csv ('Bild', 'Patientin'); config.col" in capsys.readouterr().out
+    assert len(found.records) == 2
+
+
 def mask(put, name, levels=(0, 255), mode="L"):
     pixels = np.full((64, 64), levels[0], np.uint8)
     pixels[16:40, 20:50] = levels[-1]
@@ -316,6 +332,14 @@ def test_a_mask_beside_its_image_is_its_mask_and_no_photograph(put, name):
     assert told(found) == {"benign/0.png": "benign", "benign/1.png": "benign", "malignant/2.png": "malignant"}
     assert found.records[0].attributes["mask"] == {"image": name}
     assert (name, "used as the mask of its image") in found.ignored
+
+
+def test_a_mask_that_may_be_of_several_images_is_nobodys(put):
+    put("benign/0.png", 0), put("malignant/0.png", 2)
+    mask(put, "masks/0.png")
+    _, found = read(put("notes.txt", ""))
+    assert found.ignored == (("masks/0.png", "a mask that may be of several images"),)
+    assert not any("mask" in record.attributes for record in found.records)
 
 
 def test_superpixels_and_masks_of_many_levels_are_no_photographs_either(put):
