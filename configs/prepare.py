@@ -4,10 +4,14 @@
     dermjax prepare --config=configs/prepare.py:phantoms --workdir=runs/prepare
 
 DIR holds class/*.jpg, or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg, or a download
-with its tables (isic-cli, HAM10000, ISIC 2016 to 2020 and 2024, Fitzpatrick17k, DDI, PAD-UFES-20), or is a data set of
-tensorflow-datasets; it is read and never written. Any other table is read by its columns:
+with its tables (isic-cli, HAM10000, ISIC 2016 to 2020 and 2024 with its HDF5 file, MILK10k, Derm7pt, Fitzpatrick17k,
+DDI, PAD-UFES-20), or a Hugging Face imagefolder, or is a data set of tensorflow-datasets; it is read and never written.
+Any other table is read where a column of it names the images below, at any depth; columns that are not known are given:
 
     --config.columns.image=file --config.columns.label=diagnosis --config.columns.patient_id=patient
+
+Masks beside images (ISIC_0000000_segmentation.png, masks/ISIC_0000000.png) are kept as the masks of their images. Links
+are followed. JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 and AVIF are read; HEIC, DICOM and HDF5 with dermjax[formats].
 
 Several archives become one manifest; what one has in its test split is set aside from the training of the others:
 

@@ -52,7 +52,7 @@ def opened(path: Path) -> Image.Image:
 
 def missing(path: Path) -> str:
     """Which package would read a file of this name and is not installed, with how to install it; "" for none."""
-    what, module, package = PACKAGES.get(path.suffix.lower(), ("", "", ""))
+    what, module, package = PACKAGES.get(os.path.splitext(path.name)[1].lower(), ("", "", ""))
     return f"{what}, which {package} reads where it is installed: {EXTRA}" if module and not _is_there(module) else ""
 
 

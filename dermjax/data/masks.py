@@ -5,11 +5,13 @@ is never a photograph; a mask of two levels is kept with its image. Endings that
 count only with two levels.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -71,31 +73,42 @@ def _named(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """{annotation: (the image that it is of, kind)} as far as names tell; kind is other, sure or unsure."""
     stems: dict[str, list[str]] = {}
     for name in names:
-        stems.setdefault(PurePosixPath(name).stem.casefold(), []).append(name)
+        stems.setdefault(_stem(name).casefold(), []).append(name)
     found = {}
     for name in names:
-        path = PurePosixPath(name)
-        ending = ENDING.match(path.stem)
-        if ending:
-            beside = [each for each in stems.get(ending["of"].casefold(), ()) if each != name]
-            if beside:
-                found[name] = _nearest(path, beside), ending.lastgroup
-                continue
-        if _in_folder(path):
-            of = [each for each in stems[path.stem.casefold()] if each != name and not _in_folder(PurePosixPath(each))]
+        ending = ENDING.match(_stem(name))
+        beside = [each for each in stems.get(ending["of"].casefold(), ()) if each != name] if ending else []
+        if beside:
+            found[name] = _nearest(name, beside), ending.lastgroup
+        elif _in_folder(_folder(name)):
+            of = [each for each in stems[_stem(name).casefold()] if each != name and not _in_folder(_folder(each))]
             if of:
-                found[name] = _nearest(path, of), "sure"
+                found[name] = _nearest(name, of), "sure"
     return {name: (of, kind) for name, (of, kind) in found.items() if of not in found}
 
 
-def _in_folder(path: PurePosixPath) -> bool:
-    return any(FOLDER.search(part) for part in path.parts[:-1])
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
-def _nearest(path: PurePosixPath, others: list[str]) -> str:
+def _stem(name: str) -> str:
+    return os.path.splitext(name.rpartition("/")[2])[0]
+
+
+@cache
+def _in_folder(folder: str) -> bool:
+    return any(FOLDER.search(part) for part in folder.split("/"))
+
+
+def _nearest(name: str, others: list[str]) -> str:
     """The one in the same folder, or in one of the same name, or the only one; "" where it may be of several."""
-    for near in (lambda each: each.parent == path.parent, lambda each: each.parent.name == path.parent.name):
-        found = [each for each in others if near(PurePosixPath(each))]
+    own = _folder(name)
+    for near in (lambda folder: folder == own, lambda folder: _folder_name(folder) == _folder_name(own)):
+        found = [each for each in others if near(_folder(each))]
         if found:
             return found[0]
     return others[0] if len(others) == 1 else ""
+
+
+def _folder_name(folder: str) -> str:
+    return folder.rpartition("/")[2]

@@ -87,12 +87,14 @@ def settled(listing: Listing) -> Listing:
     real = _Real(listing.root)
     masked = [record for record in listing.records if "mask" in record.attributes]
     mask = {record.image: record.attributes["mask"]["image"] for record in masked}
-    led = {image: Path(image) for image in listing.packed}  # no files yet, and no links
+    led = {image: image for image in listing.packed}  # no files yet, and no links
     led |= {record.image: real.path(record.image) for record in listing.records if record.image not in led}
     led |= {image: real.path(image) for image in mask.values()}
-    if all(path == listing.root / image for image, path in led.items()) and not listing.packed:
+    home = str(listing.root)
+    if all(path == os.path.join(home, image) for image, path in led.items()) and not listing.packed:
         return listing
-    root = Path(os.path.commonpath([listing.root, *(path.parent for path in led.values())]))
+    led = {image: Path(path) for image, path in led.items()}
+    root = Path(os.path.commonpath([home, *(path.parent for path in led.values())]))
     first, records, twice = {}, [], []
     for record in listing.records:
         path = led[record.image]
@@ -122,15 +124,16 @@ class _Real:
     """Where paths below a root lead once links are followed, a folder looked up once."""
 
     def __init__(self, root: Path):
-        self.root, self.folders = root, {}
+        self.root, self.folders = str(root), {}
 
-    def path(self, image: str) -> Path:
-        path = self.root / image
-        if path.is_symlink():
-            return Path(os.path.realpath(path))
-        if path.parent not in self.folders:
-            self.folders[path.parent] = Path(os.path.realpath(path.parent))
-        return self.folders[path.parent] / path.name
+    def path(self, image: str) -> str:
+        path = os.path.join(self.root, image)
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder)
+        return os.path.join(self.folders[folder], name)
 
 
 def merged(listings: Sequence[Listing], classes: str) -> Listing:

@@ -43,16 +43,16 @@ def walk(folder: Path) -> Tree:
     root = Path(os.path.realpath(folder))
     images, tables, packed, left_out, unread = [], [], [], [], []
 
-    def enter(place: Path, around: frozenset[str]) -> None:
-        for path in visible(place):
-            name, suffix = path.relative_to(root).as_posix(), path.suffix.lower()
-            reason = special(path) or formats.missing(path)
-            if path.is_dir():
+    def enter(place: Path, under: str, around: frozenset[str]) -> None:
+        for entry in _entries(place):
+            name, suffix, path = under + entry.name, os.path.splitext(entry.name)[1].lower(), place / entry.name
+            reason = formats.missing(path) or ("" if entry.is_file(follow_symlinks=False) else special(path))
+            if entry.is_dir():
                 real = os.path.realpath(path)
                 if real in around:
                     left_out.append((name, "a link to a folder around it"))
                 else:
-                    enter(path, around | {real})
+                    enter(path, f"{name}/", around | {real})
             elif reason:
                 left_out.append((name, reason))
             elif suffix in SUFFIXES:
@@ -64,17 +64,22 @@ def walk(folder: Path) -> Tree:
             elif _is_table(path):
                 tables.append(path)
 
-    enter(root, frozenset({str(root)}))
+    enter(root, "", frozenset({str(root)}))
     return Tree(root, tuple(images), tuple(tables), tuple(packed), tuple(left_out), tuple(unread))
 
 
 def visible(folder: Path) -> list[Path]:
     """What lies in a folder, in order of name, without hidden files and litter."""
+    return [folder / entry.name for entry in _entries(folder)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
     try:
-        names = sorted(os.listdir(folder))
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"folder {folder}: cannot be read ({error.strerror})") from error
-    return [folder / name for name in names if not name.startswith(".") and name.lower() not in LITTER]
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
 
 
 def is_image(path: Path) -> bool:
