@@ -121,15 +121,19 @@ def scan(folder: Folder, name: str, layout: Layout, asked: Asked) -> Listing:
 
 
 def described(listing: Listing, folder: Folder) -> Listing:
-    """A listing of class folders with what tables beside them say of each image, by the columns that are known."""
+    """A listing of class folders with what tables beside them say of each image, by the columns that are known.
+
+    A name that several images have binds none of them.
+    """
     more = {}
     for table, columns in folder.tables.items():
         image = tables.naming(folder, table)
         known = tables.known(columns, (image,))
         layout = Layout(image=image, known={name: column for name, column in known.items() if name != "split"})
         for place, told in spreadsheet.rows(table) if image and layout.known else ():
-            for path in folder.named.find(told.get(image, ""), table)[:1]:
-                row = Row(table, place, path, told, "")
+            paths = folder.named.find(told.get(image, ""), table)
+            if len(paths) == 1:  # of several, nobody knows whose patient it is
+                path, row = paths[0], Row(table, place, paths[0], told, "")
                 more[os.path.realpath(folder.root / path)] = _record(path, "", row, layout, table.stem, "", {})
     records = (_better(record, more.get(str(listing.root / record.image))) for record in listing.records)
     return replace(listing, records=tuple(records))

@@ -293,6 +293,16 @@ def test_captions_and_patients_of_a_table_beside_class_folders_are_kept(put):
     assert [(r.attributes["caption"], r.patient_id) for r in found.records] == [("of 0", "P0"), ("of 1", "P1")]
 
 
+def test_a_name_that_images_of_two_classes_have_binds_neither(put):
+    for number, label in enumerate(("benign", "malignant")):
+        put(f"{label}/0.png", number), put(f"{label}/{label}.png", 5 + number)
+    root = put("patients.csv", "file,patient_id\n0.png,P0\nbenign.png,P1\n")
+    _, found = read(root)
+    assert {record.image: record.patient_id for record in found.records if record.patient_id} == {
+        "benign/benign.png": "P1"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("line", ["[1]", "{", '{"file_name": "0.png"', "\ud800"])
 def test_damaged_json_lines_are_a_line(put, line):
     put("a/0.png", 0)
