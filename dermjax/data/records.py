@@ -25,13 +25,14 @@ NUMBER, WORDS = int | float, str | int | float
 SHAPES = {
     "generation": {
         "prompt": str, "negative_prompt": str, "seed": int, "sampler": str, "steps": int, "guidance": NUMBER,
-        "size": int, "spacing": str, "guidance_rescale": NUMBER, "guidance_interval": list | tuple, "deep_cache": int,
+        "size": int, "spacing": str, "guidance_rescale": NUMBER, "guidance_interval": [NUMBER], "deep_cache": int,
         "words": dict, "init_image": str,
     },
     "attributes": {
         **dict.fromkeys(("age", "age_band", "sex", "site", "device", "fitzpatrick", "attribution"), WORDS),
-        "caption": str, "weight": NUMBER, "decoded": list | tuple, "duplicates": str, "linked_as": str,
-        "skin_tone": dict, "masks": dict, "mask": {"image": str, "sha256": str},
+        "caption": str, "weight": NUMBER, "decoded": [str], "duplicates": str, "linked_as": str,
+        "skin_tone": {"group": str | None}, "parameters": {"tone": str | None}, "masks": dict,
+        "mask": {"image": str, "sha256": str},
         "verdict": {"keep": bool, "by": str, "why": str},
     },
 }  # fmt: skip
@@ -247,9 +248,12 @@ def _misshapen(record: Record) -> list[str]:
 
 
 def _is(value, shape) -> bool:
-    """Whether a value is of a type, or a dict that has all keys of a shape; True and False are no numbers."""
+    """Whether a value is of a type, a list of values of one ([type]), or a dict whose keys are so ({key: type}, where a
+    key whose type admits None may be absent); True and False are no numbers."""
     if isinstance(shape, dict):
-        return isinstance(value, dict) and all(key in value and _is(value[key], shape[key]) for key in shape)
+        return isinstance(value, dict) and all(_is(value.get(key), each) for key, each in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list | tuple) and all(_is(each, shape[0]) for each in value)
     return isinstance(value, shape) and isinstance(value, bool) == (shape is bool)
 
 
