@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from dermjax import sharding
-from dermjax.data import images, origin
+from dermjax.data import images
 from dermjax.generation import provenance
 from dermjax.generation.jobs import Job
 from dermjax.generation.model import Model

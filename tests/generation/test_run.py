@@ -22,7 +22,7 @@ from PIL import Image
 from dermjax import run_folder
 from dermjax.data import origin, records, seen, tokens
 from dermjax.errors import UserError
-from dermjax.generation import credentials, model, run
+from dermjax.generation import credentials, model, provenance, run
 from dermjax.generation.production import WRITERS
 from dermjax.models.stable_diffusion import SCHEDULER
 
@@ -261,10 +261,10 @@ def test_images_from_before_they_said_their_code_are_read_and_made_again(folder,
             name: value for name, value in record.generation.items() if name not in ("precision", "numeric_versions")
         }
         content = provenance.png(pixels(manifest.path(record)).astype(np.uint8), said)
-        manifest.path(record).write_bytes(content)
+        manifest.place(record).write_bytes(content)
         old.append(replace(record, generation=said, sha256=hashlib.sha256(content).hexdigest()))
     records.write(tmp_path / records.FILE, replace(manifest, records=tuple(old)))
-    assert list(records.read(tmp_path).records) == old and provenance.read(manifest.path(old[0])) == old[0].generation
+    assert list(records.read(tmp_path).records) == old and origin.read(manifest.place(old[0])) == old[0].generation
     assert generate(folder, tmp_path) == 10
     assert "numeric_versions.text_encoder: (absent) -> 2" in capsys.readouterr().out
     assert contents(tmp_path) == contents(whole)

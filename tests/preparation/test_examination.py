@@ -83,7 +83,7 @@ def test_looks_of_other_code_are_taken_again(folder, tmp_path, decoded, settings
 
 def test_lines_that_say_no_version_are_of_the_first(folder):
     path = folder / "benign/3.png"
-    told = json.loads(examined.look(path, duplicates.sha256(path), False).line())
+    told = json.loads(examined.look(path, digests.sha256(path), False).line())
     del told["numeric_versions"]
     assert examined.parsed(json.dumps(told).encode()).versions == {"images": 1, "looks": 1}
 
