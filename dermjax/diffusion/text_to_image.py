@@ -60,8 +60,8 @@ class Pipeline:
 
     def denoiser(self, ask: Ask) -> Denoiser:
         """Returns the denoiser of the model asked through `ask`."""
-        kind = self.model.configs["scheduler"].get("prediction_type", "epsilon")  # as in diffusers
-        return denoiser(ask, kind, self.ladder)
+        denoise = denoiser(ask, self.model.prediction, self.ladder)
+        return self.sampler.bounded(denoise, self.model.configs["scheduler"])
 
     def latents(self, denoise: Denoiser, x: Array, keys: Array) -> Array:
         """Returns the latents at the end of the ladder; one that ends above sigma 0 ends at an x_t: diffusers' PLMS."""

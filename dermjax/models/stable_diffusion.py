@@ -74,6 +74,7 @@ class StableDiffusion:
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
+        options.check_scheduler(self.configs["scheduler"])
         options.check_context(self.configs["text_encoder"], self.configs["unet"])
         _ = self.shapes  # building the networks refuses options that they do not have
         options.check_channels(self.configs["unet"], self.configs["vae"])
