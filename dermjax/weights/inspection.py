@@ -55,11 +55,10 @@ def a_file(path: Path) -> tuple[str, Rows]:
     if kind == families.LORA:
         return f"LoRA, {family or 'family unknown'}", lora_rows(path, tensors, texts)
     if kind == families.EMBEDDING:
-        embedding = textual_inversion.read(path)
-        count, width = embedding.vectors.shape
         return f"embedding, {family or 'family unknown'}", [
-            ("token", embedding.token),
-            ("vectors", f"{count} x {width}"),
+            row
+            for each in textual_inversion.read(path)
+            for row in (("token", each.token), ("vectors", " x ".join(map(str, each.vectors.shape))))
         ]
     if kind == families.SINGLE_FILE:
         rows = []
