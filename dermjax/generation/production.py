@@ -45,7 +45,7 @@ def produce(
 ) -> Accounts:
     """Makes every round and writes those of its images that are wanted; tick(n) counts them once they are written.
 
-    What writing raises is raised here, and an image of one colour everywhere is a UserError before its round is written.
+    What writing raises is raised here; an image of one colour everywhere is a UserError before its round is written.
     """
     images, device_seconds, began, idle_since = 0, 0.0, 0.0, 0.0
     with ThreadPoolExecutor(1) as watch, ThreadPoolExecutor(WRITERS) as writers:

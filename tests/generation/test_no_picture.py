@@ -14,11 +14,18 @@ from dermjax.errors import UserError
 from dermjax.weights import lora, lora_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
+FEW = {
+    "plan.images_per_class": 1,
+    "plan.batch": 2,
+    "plan.steps": 2,
+    "plan.samplers": "('Euler',)",
+    "precision": "float32",
+}
 GENERATE = Path(__file__).parents[2] / "configs" / "generate.py"
 
 
 def generate(command, workdir, **config):
-    flags = [f"--config.{key}={value}" for key, value in config.items()]
+    flags = [f"--config.{key}={value}" for key, value in (FEW | config).items()]
     return command("generate", f"--config={GENERATE}", f"--workdir={workdir}", *flags)
 
 
@@ -35,7 +42,7 @@ def copied(small_model, tmp_path):
 
 
 @pytest.mark.parametrize("network, name, value", [
-    ("unet", "conv_out.bias", np.nan), ("unet", "conv_in.weight", np.inf), ("vae", "decoder.conv_out.bias", np.nan),
+    ("unet", "conv_in.weight", np.inf), ("vae", "decoder.conv_out.bias", np.nan),
     ("text_encoder", "text_model.final_layer_norm.bias", np.nan), ("vae", "decoder.conv_out.bias", 1e9),
 ])  # fmt: skip
 def test_a_damaged_model_makes_no_images(command, copied, tmp_path, network, name, value):
@@ -75,10 +82,8 @@ def test_two_words_of_one_file_are_both_known(command, small_model, tmp_path):
     fresh = lora.init({"unet": params["unet"]}, 2, seed=0)
     (tmp_path / "peft").mkdir()
     lora_files.write_peft(tmp_path / "peft" / "adapter_model.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
-    words = {
-        "plan.prompts": "{'benign': 'a <mole>', 'malignant': 'a <nevus>'}",
-        "embeddings": f"('{tmp_path}/words.safetensors',)",
-    }
+    words = {"embeddings": f"('{tmp_path}/words.safetensors',)"}
+    words |= {"plan.prompts.benign": "('a <mole>',)", "plan.prompts.malignant": "('a <nevus>',)"}
     code, _, error = generate(command, tmp_path / "run", model=folder, lora=tmp_path / "peft", **words)
     assert code == 0, error
     records = [json.loads(line) for line in (tmp_path / "run" / "manifest.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ class Asked(str):
     image = prompt = property(str)
 
 
-BATCHES = [[Asked(name) for name in names.split()] for names in ("a0 a1", "a2", "a3 a4", "b0", "b1 b2")]
+BATCHES = [["a0", "a1"], ["a2"], ["a3", "a4"], ["b0"], ["b1", "b2"]]
 
 
 class Images:
@@ -38,7 +38,7 @@ class Images:
 
 def begin(seconds, log):
     def start(batches):
-        requests = tuple(enumerate(request for batch in batches for request in batch))
+        requests = tuple(enumerate(Asked(request) for batch in batches for request in batch))
         log.append(("begin", batches[0][0]))
         return Started(requests, Images(len(requests), seconds), time.monotonic())
 
