@@ -25,7 +25,7 @@ from dermjax.models.stable_diffusion import StableDiffusion
 
 Array = jax.Array
 # Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
-NUMERIC_VERSION = 1
+NUMERIC_VERSION = 2
 GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 

@@ -128,8 +128,8 @@ def replaced(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> d
 
 
 def spelt_out(prompt: str, embeddings: list[Embedding]) -> str:
-    """Returns the prompt with the word of each embedding followed by those of its further vectors."""
+    """Returns the prompt with the word of each embedding, in any case, followed by those of its further vectors."""
     for embedding in embeddings:
         word = rf"(?<!\w){re.escape(embedding.token)}(?!\w)"
-        prompt = re.sub(word, lambda _, embedding=embedding: " ".join(embedding.tokens), prompt)
+        prompt = re.sub(word, lambda _, embedding=embedding: " ".join(embedding.tokens), prompt, flags=re.IGNORECASE)
     return prompt
