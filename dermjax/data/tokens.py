@@ -15,27 +15,67 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.progress import say
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 COMMA = 20  # AUTOMATIC1111's setting comma_padding_backtrack
+SHORTEST = 3  # tokens of a text: start, a word, end
+FREE = 10**9  # from here on it says that there is no limit
 FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and what transformers 5 saves
 
 
-def tokenizer(folder: Path) -> "CLIPTokenizer":
-    """Returns the CLIP tokenizer of a model's `tokenizer` folder; a missing file or length is a UserError."""
+def tokenizer(folder: Path, length: int | None = None, rows: int | None = None) -> "CLIPTokenizer":
+    """Returns the CLIP tokenizer of a model's `tokenizer` folder, for a text encoder of `length` positions and `rows`.
+
+    The text encoder's length holds where the tokenizer's own is missing or beyond it, as in files of transformers that
+    say 1e30; a shorter one is the tokenizer's. Without a text encoder the tokenizer has to say a length itself.
+
+    Raises:
+      UserError: a file is missing or broken, the length is none, or a token has no row in the text encoder.
+    """
     # it would advise to install PyTorch, which a tokenizer does not need
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # imported here: it takes a second or two, and most of dermjax needs none
 
     if not any(all((folder / name).is_file() for name in form) for form in FORMS):
         raise UserError(f"tokenizer {folder}: neither {' nor '.join(' with '.join(form) for form in FORMS)} is there")
-    config = folder / "tokenizer_config.json"
-    if not config.is_file() or "model_max_length" not in json.loads(config.read_text(encoding="utf-8")):
+    said = _said_length(folder / "tokenizer_config.json")
+    if length is None and (said is None or said >= FREE):
         raise UserError(f"tokenizer {folder}: no model_max_length in tokenizer_config.json; add it (77 for CLIP)")
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        found = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        numbers = found.get_vocab()
+    except Exception as error:  # whatever the libraries say of a file that they cannot read
+        raise UserError(f"tokenizer {folder}: cannot be read ({' '.join(ascii(str(error))[1:200].split())})") from error
+    beyond = sorted((number, word) for word, number in numbers.items() if rows is not None and number >= rows)
+    if beyond:
+        words = ", ".join(ascii(word) for _, word in beyond[:3]) + (", …" if len(beyond) > 3 else "")
+        raise UserError(
+            f"tokenizer {folder}: {words} would be row {beyond[0][0]} of the text encoder, which has {rows}; give the "
+            "text encoder that was trained with this tokenizer, or take the word out of it"
+        )
+    if said and length and length < said < FREE:
+        say(f"tokenizer {folder}: model_max_length = {said}, the text encoder takes {length}; {length} it is")
+    found.model_max_length = min(each for each in (said, length) if each)
+    return found
+
+
+def _said_length(path: Path) -> int | None:
+    """Returns the model_max_length of a tokenizer's config, None where it says none; no length is a UserError."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    said = config.get("model_max_length") if isinstance(config, dict) else "no object"
+    if said is None:
+        return None
+    if type(said) not in (int, float) or not said >= SHORTEST or said != said // 1:
+        given = ascii(said)[:80]
+        raise UserError(f"{path}: model_max_length = {given} should be a whole number from {SHORTEST} (77 for CLIP)")
+    return int(said)
 
 
 def tokens(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse") -> np.ndarray:

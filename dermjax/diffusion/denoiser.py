@@ -30,14 +30,17 @@ class Denoiser:
 
     predict(x, sigma) asks the network; denoised(prediction, x, sigma) makes latents of its answer. A multistep method,
     which averages predictions before it makes latents of them, takes the two halves apart; every other calls the whole.
+    bound(latents), or None, holds them within the bounds that a model's scheduler file asks for.
     """
 
     predict: Ask
     denoised: Callable[[Array, Array, Array], Array]
+    bound: Callable[[Array], Array] | None = None
 
     def __call__(self, x: Array, sigma: Array) -> Array:
-        """Returns the denoised latents [B, h, w, C]."""
-        return self.denoised(self.predict(x, sigma), x, sigma)
+        """Returns the denoised latents [B, h, w, C], within their bounds."""
+        latents = self.denoised(self.predict(x, sigma), x, sigma)
+        return self.bound(latents) if self.bound else latents
 
 
 # what a prediction at (x, sigma) means (Karras et al. 2022, arXiv 2206.00364, table 1), by diffusers' prediction_type
@@ -58,6 +61,31 @@ def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
     return Denoiser(predict, DENOISED[prediction])
 
 
+def bound(scheduler: dict, known: tuple[str, ...]) -> Callable[[Array], Array] | None:
+    """Returns what a scheduler file does to denoised latents, of the options that a sampler knows; None for nothing.
+
+    clip_sample: they are cut off at -clip_sample_range and clip_sample_range. thresholding goes before it: those of an
+    image are cut off where only a share of them, 1 - dynamic_thresholding_ratio, is further from 0, and brought back to
+    [-1, 1] (Saharia et al. 2022, arXiv 2205.11487, section 2.3). As in diffusers, whose DDIM and DDPM clip where their
+    own file says nothing.
+    """
+    own = scheduler.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")
+    if "thresholding" in known and scheduler.get("thresholding", False):
+        share = scheduler.get("dynamic_thresholding_ratio", 0.995)
+        most = scheduler.get("sample_max_value", 1.0)
+
+        def thresholded(latents: Array) -> Array:
+            far = jnp.quantile(jnp.abs(latents), share, axis=(1, 2, 3), keepdims=True)
+            far = jnp.minimum(jnp.maximum(far, 1.0), most)
+            return jnp.clip(latents, -far, far) / far
+
+        return thresholded
+    if "clip_sample" in known and scheduler.get("clip_sample", own):
+        end = scheduler.get("clip_sample_range", 1.0)
+        return lambda latents: jnp.clip(latents, -end, end)
+    return None
+
+
 def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first: float) -> Denoiser:
     """Returns the denoiser that is sure of the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
 
@@ -72,7 +100,10 @@ def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first:
     def blended(prediction: Array, x: Array, sigma: Array) -> Array:
         return mask * denoise.denoised(prediction, x, sigma) + (1 - mask) * latents
 
-    return Denoiser(predict, blended)
+    def held(latents_now: Array) -> Array:
+        return mask * denoise.bound(latents_now) + (1 - mask) * latents
+
+    return Denoiser(predict, blended, held if denoise.bound else None)
 
 
 def beside(ask: Ask, channels: Array) -> Ask:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dermjax.diffusion.denoiser import Denoiser
 from dermjax.diffusion.ladders import Ladder
-from dermjax.diffusion.walk import normal, renewed, toward, walk
+from dermjax.diffusion.walk import normal, renewed, slope, toward, walk
 
 Array = jax.Array
 
@@ -29,13 +29,28 @@ def ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: flo
     """Euler's method to below the next sigma, then fresh noise up to it.
 
     With eta 1 it is k-diffusion's `sample_euler_ancestral` and, down another ladder, DDPM (Ho et al. 2020, arXiv
-    2006.11239, with the smaller of its variances); with any eta DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12),
-    which with 0 is Euler's method. Where diffusers' DDIM does not end a step at the time that it asks next ("linspace",
-    and "trailing" where the steps do not divide the training times), ours follows the paper and does.
+    2006.11239, with the smaller of its variances); with any eta it is DDIM, see `ddim`.
     """
 
     def step(x, sigma, down, up, keys):
         return toward(denoise(x, sigma), x, sigma, down) + up * normal(keys, x.shape[1:])
+
+    return walk(step, x, (ladder.rungs[0], *renewed(*ladder.rungs, eta)), keys)
+
+
+def ddim(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
+    """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), which with eta 0 is Euler's method.
+
+    Where diffusers' DDIM does not end a step at the time that it asks next ("linspace", and "trailing" where the steps
+    do not divide the training times), ours follows the paper and does. Where latents are held within bounds, the noise
+    in x stays what the network says it is, as in diffusers.
+    """
+    if denoise.bound is None:
+        return ancestral(denoise, x, ladder, keys, eta)
+
+    def step(x, sigma, down, up, keys):
+        latents = denoise.denoised(denoise.predict(x, sigma), x, sigma)
+        return denoise.bound(latents) + down * slope(latents, x, sigma) + up * normal(keys, x.shape[1:])
 
     return walk(step, x, (ladder.rungs[0], *renewed(*ladder.rungs, eta)), keys)
 

@@ -12,10 +12,10 @@ from functools import partial
 import jax
 
 from dermjax.diffusion import ladders
-from dermjax.diffusion.denoiser import Denoiser
+from dermjax.diffusion.denoiser import Denoiser, bound
 from dermjax.diffusion.ladders import BENDS, Ladder, Layout
 from dermjax.diffusion.multistep import deis, dpmpp_2m, lms, plms, unipc
-from dermjax.diffusion.one_step import ancestral, euler, lcm
+from dermjax.diffusion.one_step import ancestral, ddim, euler, lcm
 from dermjax.diffusion.two_stage import dpm2, dpmpp_2s, dpmpp_2s_ancestral, dpmpp_sde, heun
 from dermjax.errors import UserError
 
@@ -27,7 +27,8 @@ class Sampler:
     """A row of the table.
 
     name is A1111's; aliases are the names of diffusers (its class) and k-diffusion. order: of the formula, without its
-    noise. evaluations: of the network in N steps, (a, b) for a N + b. spacing: what the name asked for, "" for nothing.
+    noise. evaluations: of the network in N steps, (a, b) for a N + b. bounds: the options of a scheduler file that hold
+    denoised latents within bounds and that diffusers' class knows. spacing: what the name asked for, "" for nothing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Sampler:
     noisy: bool
     paper: str
     aliases: tuple[str, ...]
+    bounds: tuple[str, ...] = ()
     spacing: str = ""
 
     def check(self, spacing: str) -> None:
@@ -50,6 +52,19 @@ class Sampler:
         Steps out of range and a spacing that it cannot walk are a UserError.
         """
         return ladders.ladder(self.layout, scheduler, steps, spacing or self.spacing)
+
+    def bounded(self, denoise: Denoiser, scheduler: dict) -> Denoiser:
+        """Returns the denoiser with its latents held as a model's scheduler asks, where this sampler knows how."""
+        return replace(denoise, bound=bound(scheduler, self.bounds))
+
+    def unheeded(self, scheduler: dict) -> list[str]:
+        """Returns what to say of a scheduler file's bounds that this sampler does not know."""
+        asked = [option for option in BOUNDS if scheduler.get(option) and option not in self.bounds]
+        return [
+            f"warning: the model's scheduler_config.json asks for {option}, which {self.name} does not know; it is "
+            "left out, as in diffusers"
+            for option in asked
+        ]
 
     def count(self, steps: int) -> int:
         """Returns how often the network is evaluated in a number of steps."""
@@ -95,7 +110,7 @@ def _key(name: str) -> str:
 
 
 WRITTEN = re.compile(rf"(.*?)(?:eta(\d*\.?\d+))?({'|'.join(BENDS)})?")  # what `_key` returns, in parts
-WITH_ETA = (ancestral, dpm2)  # the formulas in which eta means what it means in diffusers and k-diffusion
+WITH_ETA = (ancestral, ddim, dpm2)  # the formulas in which eta means what it means in diffusers and k-diffusion
 
 IN_SIGMA = Layout(spacing="linspace")  # k-diffusion's: written in sigma, at any time
 ENDING = replace(IN_SIGMA, ending="final_sigmas_type")
@@ -103,6 +118,8 @@ SOLVER = replace(ENDING, whole=True, spare=True)  # those of DPM-Solver's author
 WHOLE = Layout(spacing="leading", whole=True, bends=False, endless=True)  # written in alpha_bar
 DISTILLED = replace(WHOLE, spacing="distilled", fixed=True)
 
+BOUNDS = ("thresholding", "clip_sample")
+THRESHOLD, CLIP = BOUNDS[:1], BOUNDS[1:]
 N, TWO_N, N_AND_ONE = (1, 0), (2, -1), (1, 1)  # evaluations
 DDPM, DDIM = "Ho et al. 2020, arXiv 2006.11239", "Song et al. 2020, arXiv 2010.02502"
 EDM, LMS = "Karras et al. 2022, arXiv 2206.00364", "Adams and Bashforth 1883, in k-diffusion's form"
@@ -118,35 +135,35 @@ TABLE = (
     Sampler("Euler a", partial(ancestral, eta=1.0), IN_SIGMA, 1, N, True, f"{DDPM}, in k-diffusion's form",
             ("EulerAncestralDiscreteScheduler", "euler_ancestral", "k_euler_a")),
     Sampler("Heun", heun, IN_SIGMA, 2, TWO_N, False, EDM,
-            ("HeunDiscreteScheduler", "k_heun")),
+            ("HeunDiscreteScheduler", "k_heun"), CLIP),
     Sampler("LMS", lms, IN_SIGMA, 4, N, False, LMS,
             ("LMSDiscreteScheduler", "k_lms")),
     Sampler("PLMS", plms, replace(WHOLE, to_zero=False, ending="set_alpha_to_one"), 4, N_AND_ONE, False, PNDM,
             ("PNDMScheduler",)),
-    Sampler("DDIM", partial(ancestral, eta=0.0), replace(WHOLE, ending="set_alpha_to_one"), 1, N, False, DDIM,
-            ("DDIMScheduler",)),
+    Sampler("DDIM", partial(ddim, eta=0.0), replace(WHOLE, ending="set_alpha_to_one"), 1, N, False, DDIM,
+            ("DDIMScheduler",), BOUNDS),
     Sampler("DDPM", partial(ancestral, eta=1.0), WHOLE, 1, N, True, DDPM,
-            ("DDPMScheduler",)),
+            ("DDPMScheduler",), BOUNDS),
     Sampler("DPM2", partial(dpm2, eta=0.0), IN_SIGMA, 2, TWO_N, False, DPM,
             ("KDPM2DiscreteScheduler", "dpm_2", "k_dpm_2")),
     Sampler("DPM2 a", partial(dpm2, eta=1.0), IN_SIGMA, 2, TWO_N, True, f"{DPM}, in k-diffusion's form",
             ("KDPM2AncestralDiscreteScheduler", "dpm_2_ancestral", "k_dpm_2_a")),
     Sampler("DPM++ 2S", dpmpp_2s, replace(SOLVER, fixed=True), 2, N, False, DPMPP,
-            ("DPMSolverSinglestepScheduler",)),
+            ("DPMSolverSinglestepScheduler",), THRESHOLD),
     Sampler("DPM++ 2S a", dpmpp_2s_ancestral, IN_SIGMA, 2, TWO_N, True, f"{DPMPP}, in k-diffusion's form",
             ("dpmpp_2s_ancestral", "k_dpmpp_2s_a")),
     Sampler("DPM++ 2M", partial(dpmpp_2m, eta=0.0), SOLVER, 2, N, False, DPMPP,
-            ("DPMSolverMultistepScheduler", "k_dpmpp_2m")),
+            ("DPMSolverMultistepScheduler", "k_dpmpp_2m"), THRESHOLD),
     Sampler("DPM++ 2M SDE", partial(dpmpp_2m, eta=1.0), SOLVER, 2, N, True, DPMPP,
-            ("k_dpmpp_2m_sde",)),
+            ("k_dpmpp_2m_sde",), THRESHOLD),
     Sampler("DPM++ SDE", dpmpp_sde, IN_SIGMA, 2, TWO_N, True, f"{DPMPP}, in k-diffusion's form",
             ("DPMSolverSDEScheduler", "k_dpmpp_sde")),
     Sampler("UniPC", unipc, SOLVER, 3, N, False, UNIPC,
-            ("UniPCMultistepScheduler", "uni_pc")),
+            ("UniPCMultistepScheduler", "uni_pc"), THRESHOLD),
     Sampler("DEIS", deis, replace(SOLVER, to_zero=False, ending=""), 2, N, False, DEIS,
-            ("DEISMultistepScheduler",)),
+            ("DEISMultistepScheduler",), THRESHOLD),
     Sampler("LCM", lcm, DISTILLED, 1, N, True, LCM,
-            ("LCMScheduler",)),
+            ("LCMScheduler",), BOUNDS),
 )
 # fmt: on
 SAMPLERS = {sampler.name: sampler for sampler in TABLE}

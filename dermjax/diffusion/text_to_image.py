@@ -25,7 +25,7 @@ from dermjax.models.stable_diffusion import StableDiffusion
 
 Array = jax.Array
 # Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
-NUMERIC_VERSION = 1
+NUMERIC_VERSION = 2
 GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 
@@ -60,8 +60,8 @@ class Pipeline:
 
     def denoiser(self, ask: Ask) -> Denoiser:
         """Returns the denoiser of the model asked through `ask`."""
-        kind = self.model.configs["scheduler"].get("prediction_type", "epsilon")  # as in diffusers
-        return denoiser(ask, kind, self.ladder)
+        denoise = denoiser(ask, self.model.prediction, self.ladder)
+        return self.sampler.bounded(denoise, self.model.configs["scheduler"])
 
     def latents(self, denoise: Denoiser, x: Array, keys: Array) -> Array:
         """Returns the latents at the end of the ladder; one that ends above sigma 0 ends at an x_t: diffusers' PLMS."""
@@ -169,8 +169,20 @@ def check_sides(model: StableDiffusion, height: int, width: int) -> None:
 
 
 def pixels(image: Array) -> Array:
-    """Returns values in [-1, 1] as uint8 in 0..255, rounded to the nearest."""
-    return jnp.clip(jnp.round((image + 1) * 127.5), 0, 255).astype(jnp.uint8)
+    """Returns values in [-1, 1] as uint8 in 0..255, rounded to the nearest; an image with any NaN is 0 all over."""
+    whole = jnp.isfinite(image).all(axis=(1, 2, 3), keepdims=True)
+    return jnp.where(whole, jnp.clip(jnp.round((image + 1) * 127.5), 0, 255), 0).astype(jnp.uint8)
+
+
+def check_drawn(image: np.ndarray, what: str) -> None:
+    """Raises UserError for an image uint8 [H, W, 3] of one colour everywhere: numbers that overflowed, no picture."""
+    if (image == image[:1, :1]).all():
+        colour = ", ".join(map(str, image[0, 0]))
+        raise UserError(
+            f"{what}: the model made one colour everywhere ({colour}), which is no picture and is not written; its "
+            "weights, a LoRA or an embedding are damaged or too strong, or numbers overflow: try float32, a lower "
+            "weight or rate, or less guidance"
+        )
 
 
 def _sides(image: Array) -> str:

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _attended(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
     """The masks by attention of the kept images, bool [S, S] each at the model's size."""
     maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", "float32")
-    words = tokenizer(maker.sd.tokenizer)
+    words = tokenizer(maker.sd.tokenizer, *maker.sd.text_limits)
     spelt = [words(word).input_ids[1:-1] for word in config.words]
     said = tokens(words, [record.generation["prompt"] for record in kept], "refuse")
     where = np.stack([

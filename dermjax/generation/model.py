@@ -61,7 +61,7 @@ def read(
     if precision not in PRECISIONS:
         raise UserError(f"config.precision = {precision!r} is unknown; give {', '.join(PRECISIONS)}")
     path = model_files.locate(name)
-    words = {embedding: textual_inversion.read(Path(embedding)) for embedding in embeddings}
+    words = {file: textual_inversion.read(Path(file)) for file in embeddings}
     sd, params = model_files.read(path, dtype=PRECISIONS[precision])
     digests = {
         "model": model_files.digest(path),
@@ -72,9 +72,12 @@ def read(
         params = lora.merge(params, lora_files.read(Path(adapter), sd.shapes), adapter_weight)
         digests |= {"lora": lora_files.digest(Path(adapter)), "lora_weight": adapter_weight}
     if words:
-        digests["embeddings"] = {each.token: model_files.digest(Path(file)) for file, each in words.items()}
-    sd, params, spelling = taught(sd, params, list(words.values()))
-    return Model(sd, params, speaker(spelling, list(words.values()), long_prompts), digests)
+        digests["embeddings"] = {
+            each.token: model_files.digest(Path(file)) for file, found in words.items() for each in found
+        }
+    known = [each for found in words.values() for each in found]
+    sd, params, spelling = taught(sd, params, known)
+    return Model(sd, params, speaker(spelling, known, long_prompts), digests)
 
 
 def taught(
@@ -86,7 +89,7 @@ def taught(
             more = Path(folder) / str(n)
             configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, more)
             sd = dataclasses.replace(sd, configs=configs, tokenizer=more)
-        return sd, params, tokenizer(sd.tokenizer)
+        return sd, params, tokenizer(sd.tokenizer, *sd.text_limits)
 
 
 def speaker(words: "CLIPTokenizer", embeddings: list[Embedding], long_prompts: str) -> Callable[[Request], np.ndarray]:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from dermjax import machine
+from dermjax.diffusion.text_to_image import check_drawn
 from dermjax.generation.plan import Request
 from dermjax.generation.render import Batches, Started
 
@@ -44,7 +45,7 @@ def produce(
 ) -> Accounts:
     """Makes every round and writes those of its images that are wanted; tick(n) counts them once they are written.
 
-    What writing raises is raised here.
+    What writing raises is raised here; an image of one colour everywhere is a UserError before its round is written.
     """
     images, device_seconds, began, idle_since = 0, 0.0, 0.0, 0.0
     with ThreadPoolExecutor(1) as watch, ThreadPoolExecutor(WRITERS) as writers:
@@ -60,7 +61,10 @@ def produce(
                 device_seconds += ready.result() - max(done.at, idle_since)
                 idle_since = ready.result()
                 images += _settled(in_threads, tick)
-                in_threads = [writers.submit(write, r, pixels[row]) for row, r in done.requests if r in wanted]
+                drawn = [(request, pixels[row]) for row, request in done.requests if request in wanted]
+                for request, image in drawn:
+                    check_drawn(image, f"{request.image}, {request.prompt!r}")
+                in_threads = [writers.submit(write, request, image) for request, image in drawn]
             on_devices = following
         images += _settled(in_threads, tick)
     jax.effects_barrier()  # previews that are still on their way

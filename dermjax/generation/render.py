@@ -17,6 +17,7 @@ from dermjax.diffusion.text_to_image import Pipeline
 from dermjax.generation.plan import Request
 from dermjax.generation.source import Source
 from dermjax.models.stable_diffusion import StableDiffusion, operations
+from dermjax.progress import say
 
 OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
 
@@ -53,6 +54,8 @@ def renderer(
     @functools.cache
     def pipeline(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)
+        for warning in chosen.unheeded(model.configs["scheduler"]):
+            say(warning)
         ladder = chosen.ladder(model.configs["scheduler"], steps, spacing)
         return start.function(Pipeline(model, chosen, ladder, deep_cache, watch), size)
 

@@ -1,32 +1,44 @@
 """What config.json may say, network by network, checked before anything is built: no option is ignored.
 
-Two tables each: options that are implemented, with the types of their values, and options that are not, with the only
-value that dermjax knows for them.
+Two tables each: options that are implemented, with the kinds of their values, and options that are not, with the only
+value that dermjax knows for them. Sizes have bounds far beyond any model's, so that a number with too many digits is an
+error and not a network that is built for ever.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from dermjax.errors import UserError
+from dermjax.models.kinds import NOTHING, TRUTH, WORD, Kind, either, listed, number, shown, whole
 
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
-BLOCKS = {"block_out_channels": (list,), "down_block_types": (list,), "up_block_types": (list,)}
+LARGEST = 2**15  # of a width: SD 2.x has 1280 at most, and its text encoder 4096
+MOST = 2**12  # of attention heads, groups and pixels a side
+DEEPEST = 64  # layers of a transformer, of which OpenCLIP's largest has 48
+BLOCKS_MOST, LAYERS_MOST = 8, 16  # of a UNet or an autoencoder, and in each block; Stable Diffusion has 4 and 2
+VOCABULARY = 2**20  # tokens
+TIMES = 2**16  # of training
+WIDTH, COUNT, EPSILON, BETA = whole(1, LARGEST), whole(1, MOST), number(1e-16, 1), number(0, 0.9999)
+BLOCKS = {
+    "block_out_channels": listed(WIDTH, BLOCKS_MOST),
+    "down_block_types": listed(WORD, BLOCKS_MOST),
+    "up_block_types": listed(WORD, BLOCKS_MOST),
+}
 
 # upcast_attention says what we do anyway: logits and softmax of attention are float32
 UNET = {
     **BLOCKS,
-    "attention_head_dim": (int, list),
-    "cross_attention_dim": (int,),
-    "flip_sin_to_cos": (bool,),
-    "freq_shift": (int, float),
-    "in_channels": (int,),
-    "layers_per_block": (int,),
-    "norm_eps": (float,),
-    "norm_num_groups": (int,),
-    "out_channels": (int,),
-    "sample_size": (int,),
-    "upcast_attention": (bool,),
-    "use_linear_projection": (bool,),
+    "attention_head_dim": either(COUNT, listed(COUNT, BLOCKS_MOST)),
+    "cross_attention_dim": WIDTH,
+    "flip_sin_to_cos": TRUTH,
+    "freq_shift": number(-1, 1),
+    "in_channels": COUNT,
+    "layers_per_block": whole(1, LAYERS_MOST),
+    "norm_eps": EPSILON,
+    "norm_num_groups": COUNT,
+    "out_channels": COUNT,
+    "sample_size": COUNT,
+    "upcast_attention": TRUTH,
+    "use_linear_projection": TRUTH,
 }
 UNET_FIXED = {
     "act_fn": "silu",
@@ -71,14 +83,14 @@ UNET_BLOCKS = {
 # force_upcast says what we do anyway: images are decoded in a type with the range of float32
 VAE = {
     **BLOCKS,
-    "force_upcast": (bool,),
-    "in_channels": (int,),
-    "latent_channels": (int,),
-    "layers_per_block": (int,),
-    "norm_num_groups": (int,),
-    "out_channels": (int,),
-    "sample_size": (int,),
-    "scaling_factor": (int, float),
+    "force_upcast": TRUTH,
+    "in_channels": COUNT,
+    "latent_channels": COUNT,
+    "layers_per_block": whole(1, LAYERS_MOST),
+    "norm_num_groups": COUNT,
+    "out_channels": COUNT,
+    "sample_size": COUNT,
+    "scaling_factor": number(1e-6, 1e6),
 }
 VAE_FIXED = {
     "act_fn": "silu",
@@ -93,24 +105,69 @@ VAE_BLOCKS = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("U
 
 # What else transformers writes is not refused: how text is generated, and more that CLIP's text model never reads
 TEXT = {
-    "hidden_size": (int,),
-    "intermediate_size": (int,),
-    "layer_norm_eps": (float,),
-    "max_position_embeddings": (int,),
-    "num_attention_heads": (int,),
-    "num_hidden_layers": (int,),
-    "vocab_size": (int,),
+    "hidden_act": WORD,
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "layer_norm_eps": EPSILON,
+    "max_position_embeddings": whole(3, MOST),  # start, a word, end
+    "num_attention_heads": COUNT,
+    "num_hidden_layers": whole(1, DEEPEST),
+    "vocab_size": whole(1, VOCABULARY),
 }
 TEXT_FIXED = {"attention_dropout": 0.0, "dropout": 0.0, "model_type": "clip_text_model"}
+
+CLASSIFIER = {
+    "classifier_dropout_prob": number(-1, 1),
+    "depth_divisible_by": COUNT,
+    "depth_multiplier": number(0, 16),
+    "expand_ratio": whole(1, 64),
+    "hidden_act": WORD,
+    "hidden_size": WIDTH,
+    "image_size": COUNT,
+    "intermediate_size": WIDTH,
+    "layer_norm_eps": EPSILON,
+    "min_depth": COUNT,
+    "mlp_ratio": whole(1, 64),
+    "num_attention_heads": COUNT,
+    "num_channels": whole(3, 3),
+    "num_hidden_layers": whole(1, DEEPEST),
+    "output_stride": whole(1, 32),
+    "patch_size": COUNT,
+    "qkv_bias": TRUTH,
+    "tf_padding": TRUTH,
+    "use_swiglu_ffn": TRUTH,
+}
+
+# What diffusers' schedulers say besides is theirs alone, or read where a ladder is laid
+SCHEDULER = {
+    "_class_name": WORD,
+    "beta_end": BETA,
+    "beta_schedule": WORD,
+    "beta_start": BETA,
+    "clip_sample": TRUTH,
+    "clip_sample_range": number(0, 1e6),
+    "dynamic_thresholding_ratio": number(0, 1),
+    "final_sigmas_type": WORD,
+    "num_train_timesteps": whole(2, TIMES),
+    "original_inference_steps": whole(1, TIMES),
+    "prediction_type": WORD,
+    "rescale_betas_zero_snr": TRUTH,
+    "sample_max_value": number(0, 1e6),
+    "set_alpha_to_one": TRUTH,
+    "steps_offset": whole(0, TIMES),
+    "thresholding": TRUTH,
+    "timestep_spacing": WORD,
+    "trained_betas": either(listed(BETA, TIMES), NOTHING),
+    "use_exponential_sigmas": TRUTH,
+    "use_karras_sigmas": TRUTH,
+}
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def check_unet(config: Mapping[str, Any]) -> None:
     """Raises UserError with the options that the UNet does not have."""
     wrong = [*unfit(config, UNET, UNET_FIXED), *others(config, UNET, UNET_FIXED)]
-    heads, depth = config["attention_head_dim"], config["block_out_channels"]
-    if not wrong and isinstance(heads, list) and len(heads) != len(depth):
-        wrong.append(f"attention_head_dim = {heads} is not one number for each of {len(depth)} blocks")
-    complain("unet", wrong or blocks(config, UNET_BLOCKS))
+    complain("unet", wrong or blocks(config, UNET_BLOCKS) or uneven(config))
 
 
 def check_vae(config: Mapping[str, Any]) -> None:
@@ -125,14 +182,36 @@ def check_text(config: Mapping[str, Any], activations: Mapping[str, Any]) -> Non
     width, heads, activation = (config[key] for key in ("hidden_size", "num_attention_heads", "hidden_act"))
     if not wrong and width % heads:
         wrong.append(f"num_attention_heads = {heads} does not divide hidden_size = {width}")
-    if activation not in activations:
+    if not wrong and activation not in activations:
         wrong.append(f"hidden_act = {activation!r} is not implemented; dermjax knows {' and '.join(activations)}")
     complain("text_encoder", wrong)
+
+
+def check_classifier(config: Mapping[str, Any], source: str) -> None:
+    """Raises UserError with the sizes and options of a classifier's config that cannot be."""
+    wrong = unfit(config, CLASSIFIER, {})
+    width, heads = config.get("hidden_size", 1), config.get("num_attention_heads", 1)
+    if not wrong and width % heads:
+        wrong.append(f"num_attention_heads = {heads} does not divide hidden_size = {width}")
+    if not wrong and config["image_size"] < config.get("patch_size", 1):
+        wrong.append(f"patch_size = {config['patch_size']} is more than image_size = {config['image_size']}")
+    complain(source, wrong)
+
+
+def check_scheduler(config: Mapping[str, Any]) -> None:
+    """Raises UserError with the options of a scheduler file that cannot be what they are."""
+    wrong = unfit(config, SCHEDULER, {})
+    prediction = config.get("prediction_type", PREDICTIONS[0])
+    if not wrong and prediction not in PREDICTIONS:
+        wrong.append(f"prediction_type = {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    complain("scheduler", wrong, "scheduler_config.json")
 
 
 def check_context(text: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
     """Raises UserError where the text encoder's context is not as wide as the UNet takes it."""
     given, taken = text.get("hidden_size"), unet.get("cross_attention_dim")
+    if type(given) is not int or type(taken) is not int:
+        return  # what is no number is said of its own network
     family = {768: " (SD 1.x)", 1024: " (SD 2.x)"}
     if given != taken:
         wrong = (
@@ -156,14 +235,14 @@ def check_channels(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
         complain("unet", [f"out_channels = {leaving}, but the autoencoder's latents have {latent} channels"])
 
 
-def unfit(config: Mapping[str, Any], free: Mapping[str, tuple], fixed: Mapping[str, Any]) -> list[str]:
+def unfit(config: Mapping[str, Any], free: Mapping[str, Kind], fixed: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the values of known options."""
     return [
-        f"{key} = {config[key]!r} should be {' or '.join(NAMES[kind] for kind in kinds)}"
-        for key, kinds in free.items()
-        if key in config and type(config[key]) not in kinds
+        f"{key} = {shown(config[key])} should be {kind.said}"
+        for key, kind in free.items()
+        if key in config and not kind.fits(config[key])
     ] + [
-        f"{key} = {config[key]!r} is not implemented; dermjax knows {known!r}"
+        f"{key} = {shown(config[key])} is not implemented; dermjax knows {known!r}"
         for key, known in fixed.items()
         if key in config and config[key] != known
     ]
@@ -172,7 +251,7 @@ def unfit(config: Mapping[str, Any], free: Mapping[str, tuple], fixed: Mapping[s
 def others(config: Mapping[str, Any], *known: Mapping[str, Any]) -> list[str]:
     """Returns the options that no table has; a name that begins with _ is none."""
     found = sorted(key for key in config.keys() - set().union(*known) if not key.startswith("_"))
-    return [f"{key} = {config[key]!r} is not known to dermjax" for key in found]
+    return [f"{ascii(key)[1:-1]} = {shown(config[key])} is not known to dermjax" for key in found]
 
 
 def blocks(config: Mapping[str, Any], kinds: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -192,7 +271,26 @@ def blocks(config: Mapping[str, Any], kinds: Mapping[str, tuple[str, ...]]) -> l
     return wrong + [f"norm_num_groups = {groups} does not divide a width of {n}" for n in widths if n % groups]
 
 
-def complain(network: str, wrong: list[str]) -> None:
-    """Raises UserError with all that is wrong in a network's config, if anything is."""
+def uneven(config: Mapping[str, Any]) -> list[str]:
+    """Returns where the numbers of heads do not divide the widths of a UNet's blocks that attend."""
+    heads, widths = config["attention_head_dim"], config["block_out_channels"]
+    if isinstance(heads, list) and len(heads) != len(widths):
+        return [f"attention_head_dim = {heads} is not one number for each of {len(widths)} blocks"]
+    each = heads if isinstance(heads, list) else [heads] * len(widths)
+    down, up = config["down_block_types"], config["up_block_types"][::-1]
+    shift = config["freq_shift"]
+    if widths[0] % 2 or widths[0] // 2 <= shift:
+        return [f"block_out_channels begins with {widths[0]}: the embedding of times needs a larger, even number"]
+    pairs = list(zip(each, widths, strict=True))
+    attending = [pair for pair, *kinds in zip(pairs, down, up, strict=True) if any("Attn" in kind for kind in kinds)]
+    return [
+        f"attention_head_dim = {count} does not divide a width of {width}"
+        for count, width in [*attending, pairs[-1]]
+        if width % count
+    ]
+
+
+def complain(part: str, wrong: list[str], file: str = "config.json") -> None:
+    """Raises UserError with all that is wrong in a config, if anything is."""
     if wrong:
-        raise UserError(f"{network}/config.json: {'; '.join(wrong)}")
+        raise UserError(f"{part}/{file}: {'; '.join(wrong)}")

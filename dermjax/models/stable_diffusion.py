@@ -68,12 +68,19 @@ class StableDiffusion:
         """The factor that gives latents about unit variance; 0.18215 in SD 1.x and 2.x."""
         return self.configs["vae"].get("scaling_factor", 0.18215)
 
+    @property
+    def text_limits(self) -> tuple[int, int]:
+        """What the text encoder takes: the most tokens of a text, and how many tokens it knows."""
+        text = self.configs["text_encoder"]
+        return text["max_position_embeddings"], text["vocab_size"]
+
     def init(self, seed: int) -> Params:
         """Returns freshly drawn parameters, numpy arrays."""
         return start.draw(self.shapes, {}, np.random.default_rng(seed))
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
+        options.check_scheduler(self.configs["scheduler"])
         options.check_context(self.configs["text_encoder"], self.configs["unet"])
         _ = self.shapes  # building the networks refuses options that they do not have
         options.check_channels(self.configs["unet"], self.configs["vae"])

@@ -154,7 +154,7 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
     c = config.diffusion
     optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                  weight_decay=c.weight_decay, clip=1.0)  # fmt: skip
-    tokenizer = tokens.tokenizer(sd.tokenizer)
+    tokenizer = tokens.tokenizer(sd.tokenizer, *sd.text_limits)
     words = tokens.tokens(tokenizer, captions)
     empty = tokens.tokens(tokenizer, [""])
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
@@ -192,7 +192,7 @@ def with_audible_words(sd: StableDiffusion, params: Params, captions: list[str])
     """
     text = params["text_encoder"]["text_model"]
     embedding = np.asarray(text["embeddings"]["token_embedding"]["embedding"], np.float32)
-    heard = np.isin(np.arange(len(embedding)), tokens.tokens(tokens.tokenizer(sd.tokenizer), captions))
+    heard = np.isin(np.arange(len(embedding)), tokens.tokens(tokens.tokenizer(sd.tokenizer, *sd.text_limits), captions))
     length = np.linalg.norm(embedding, axis=1, keepdims=True)
     louder = np.where(heard[:, None], embedding, embedding / length * length[heard].mean())
     embeddings = text["embeddings"] | {"token_embedding": {"embedding": louder}}

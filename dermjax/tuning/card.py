@@ -10,8 +10,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax.training import writers
-from dermjax.tuning import report, samples
+from dermjax.tuning import outputs, report, samples
 from dermjax.tuning.concepts import Concepts
+from dermjax.weights import model_files
 
 TEXT = """---
 tags: [stable-diffusion, text-to-image, dreambooth, dermatology, synthetic-data, dermjax]
@@ -31,6 +32,14 @@ Synthetic skin lesions for research on classifiers: to be curated, marked as syn
 tried against real data in an experiment with controls. Not for validation or test sets, not for teaching diagnosis, not
 for showing patients. The model may draw what its training images do not support; a class word in a prompt is no
 diagnosis. Whether images resemble training images too closely is for `dermjax curate` to say.
+
+## Use
+
+In diffusers, without dermjax:
+
+```python
+{use}
+```
 
 ## Training data
 
@@ -78,7 +87,28 @@ def text(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts,
         sheet="".join(f"![samples of step {int(path.stem)}, all synthetic]({path})\n" for path in sheets),
         prompts="\n".join(f"- {prompt}" for prompt in sorted(set(shown.prompts))),
         config=settings(config),
+        use=use(workdir, config.model, min(shown.prompts)),
     )
+
+
+def use(workdir: Path, base: str, prompt: str) -> str:
+    """Returns the lines of Python that make an image in diffusers: of the model, or of its base with what it learnt."""
+    lines = ["from diffusers import StableDiffusionPipeline", ""]
+    if (workdir / outputs.MODEL).exists():
+        lines += [f"pipeline = StableDiffusionPipeline.from_pretrained({_quoted(workdir / outputs.MODEL)})"]
+    else:
+        path = model_files.locate(base)
+        how = "from_single_file" if path.is_file() else "from_pretrained"
+        lines += [f"pipeline = StableDiffusionPipeline.{how}({_quoted(path)})"]
+        if (workdir / outputs.LORA).exists():
+            lines += [f"pipeline.load_lora_weights({_quoted(workdir / outputs.LORA)})"]
+        for word in sorted((workdir / outputs.WORDS).glob("*.safetensors")):
+            lines += [f"pipeline.load_textual_inversion({_quoted(word)})"]
+    return "\n".join([*lines, f"image = pipeline({_quoted(prompt)}).images[0]"])
+
+
+def _quoted(text: str | Path) -> str:
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def settings(config: ConfigDict) -> str:

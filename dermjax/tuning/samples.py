@@ -11,8 +11,9 @@ from dermjax import sharding
 from dermjax.data import pictures
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
+from dermjax.diffusion.text_to_image import Pipeline, check_drawn, text_to_image
 from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.progress import say
 from dermjax.training.state import State
 from dermjax.tuning.texts import Texts
 
@@ -42,6 +43,8 @@ def painter(
     if not images:
         return lambda state, constants: {}
     chosen = samplers.named(sampler)
+    for warning in chosen.unheeded(sd.configs["scheduler"]):
+        say(warning)
     make = text_to_image(Pipeline(sd, chosen, chosen.ladder(sd.configs["scheduler"], steps, ""), 1, None), size)
     seeds = np.arange(images * len(prompts), dtype=np.uint32)
     said = np.repeat(texts.tokens[texts.rows(prompts)], images, axis=0)
@@ -51,6 +54,8 @@ def painter(
 
     def paint(state: State, constants: dict) -> dict[str, np.ndarray]:
         made = np.asarray(everywhere(make(complete(state.smooth, constants), said, away, seeds, scale)))
+        for number, image in enumerate(made):
+            check_drawn(image, f"sample of step {int(state.step)}, {prompts[number // images]!r}")
         sheet = pictures.sheet(np.split(made, len(prompts)))
         if jax.process_index() == 0:
             folder = workdir / FOLDER

@@ -26,7 +26,11 @@ def read(
       UserError: no such model, a known word is none or several tokens, or a new one is known already.
     """
     sd, params = model_files.read(model_files.locate(model), dtype=dtype)
-    sd, known, old = dataclasses.replace(sd, remat=remat), tokens.tokenizer(sd.tokenizer), np.asarray(table(params))
+    sd, known, old = (
+        dataclasses.replace(sd, remat=remat),
+        tokens.tokenizer(sd.tokenizer, *sd.text_limits),
+        np.asarray(table(params)),
+    )
     embeddings = []
     for word, like in words.items():
         found = known(like, add_special_tokens=False)["input_ids"]

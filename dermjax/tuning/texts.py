@@ -49,7 +49,7 @@ def read(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) -> Tex
         if not any(word.token in prompt for prompt in prompts):
             raise UserError(f"config.words.{word.token}: no prompt says it, so it would not be learnt; put it in one")
     asked = sorted({spelt_out(prompt, words) for prompt in prompts})
-    return Texts(asked, tokens(tokenizer(sd.tokenizer), [*asked, ""]), words)
+    return Texts(asked, tokens(tokenizer(sd.tokenizer, *sd.text_limits), [*asked, ""]), words)
 
 
 def _encoded(sd: StableDiffusion, text: Params, tokens: np.ndarray, batch: int, grid: Mesh) -> np.ndarray:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.models import options
 from dermjax.models.classifier import ARCHITECTURES, Architecture, Classifier, describe
 from dermjax.models.positions import resize_positions
 from dermjax.models.vit import grid
@@ -53,6 +54,7 @@ def read(folder: Path, labels: tuple[str, ...], size: int, *, dtype=jnp.float32)
         raise UserError(f"{folder}/config.json: model_type {found.get('model_type')!r} is not one of {known}")
     config = describe(found["model_type"], found, labels, size)
     config.pop("torch_dtype", None)  # what older files call dtype
+    options.check_classifier(config, str(folder))
     if "use_mask_token" in config:
         config["use_mask_token"] = False
     classifier = Classifier(config, *(pixels or preprocessing(Path(folder), architecture)), dtype)

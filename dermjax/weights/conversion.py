@@ -8,7 +8,7 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.progress import say
-from dermjax.weights import diffusers, families, lora_files, model_files, single_file
+from dermjax.weights import diffusers, families, lora_files, lora_metadata, model_files, single_file
 from dermjax.weights.lora import merge
 from dermjax.weights.tensor_files import opened
 
@@ -32,6 +32,8 @@ def convert(
         does not fit.
     """
     source, target = Path(from_), Path(to)
+    if not (source / "model_index.json").is_file() and not (source / "config.json").is_file():
+        source = lora_metadata.locate(source)  # a folder of PEFT's
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; there are {', '.join(DTYPES)}")
     if prediction not in PREDICTIONS:
@@ -70,6 +72,6 @@ def other_form(source: Path, target: Path, dtype) -> None:
     if preset is None:
         raise UserError(f"{source}: made for a model with a context {width} wide, whose layers are not known here")
     adapters = lora_files.read(source, StableDiffusion(preset, Path(), np.float32).shapes)
-    kohya = any(name.startswith(tuple(lora_files.KOHYA.values())) for name in tensors)
+    kohya = any(name.startswith((*lora_files.KOHYA.values(), lora_files.NUMBERED)) for name in tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
     (lora_files.write_peft if kohya else lora_files.write_kohya)(target, adapters, dtype=dtype)

@@ -123,7 +123,7 @@ def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
     try:
         shutil.copytree(sd.tokenizer, part / "tokenizer")
         write_json(part / "model_index.json", index(sd))
-        for name, config in sd.configs.items():
+        for name, config in (sd.configs | {"text_encoder": computing(sd.configs["text_encoder"])}).items():
             (part / name).mkdir()
             write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
         for name, file in FILES.items():
@@ -140,6 +140,15 @@ def index(sd: StableDiffusion) -> dict:
     kind = "StableDiffusionInpaintPipeline" if sd.configs["unet"]["in_channels"] == INPAINTING else INDEX["_class_name"]
     scheduler = sd.configs["scheduler"].get("_class_name", INDEX["scheduler"][1])
     return INDEX | {"_class_name": kind, "scheduler": ["diffusers", scheduler]}
+
+
+def computing(config: dict) -> dict:
+    """Returns a text encoder's config that says float32, whatever its file holds.
+
+    transformers 5 would compute in the file's type, while diffusers takes the UNet's halves to float32 unless it is
+    asked for a type: the two could not be multiplied.
+    """
+    return {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "float32"}
 
 
 def component(folder: Path, variant: str) -> Tensors:

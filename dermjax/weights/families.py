@@ -17,6 +17,14 @@ OTHERS = {
     "Flux": re.compile(r"\bdouble_blocks[._]|\bsingle_transformer_blocks[._]"),
 }
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec's word, diffusers' word
+SPELT = PREDICTIONS | {
+    "eps": "epsilon",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+    "vpred": "v_prediction",
+}
+SAYING = ("modelspec.prediction_type", "modelspec.predict_key")  # since ModelSpec 1.0, and before
+VELOCITY, PURE_NOISE = "v_pred", "ztsnr"  # names whose presence says it, of ComfyUI's and AUTOMATIC1111's merges
 # ComfyUI tells v-prediction from epsilon in SD 2.x files by the spread of this bias (supported_models.py, SD20)
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 TELLING, SPREAD = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
@@ -31,8 +39,10 @@ def kind(tensors: Tensors) -> str:
         return SINGLE_FILE
     if EMBEDDING_NAMES & tensors.keys() or any(name.startswith("string_to_param.") for name in tensors):
         return EMBEDDING
-    if len(tensors) == 1 and all(len(tensor.shape) <= 2 for tensor in tensors.values()):
-        return EMBEDDING  # diffusers' form: {token: vectors}
+    widths = {tensor.shape[-1:] if 0 < len(tensor.shape) <= 2 else None for tensor in tensors.values()}
+    layers = any(name.endswith((".weight", ".bias")) for name in tensors)
+    if len(widths) == 1 and None not in widths and (len(tensors) == 1 or not layers):
+        return EMBEDDING  # diffusers' form: {token: vectors}, of one word or of several
     if any(re.match(r"(conv_in|encoder\.conv_in|(text_model\.)?embeddings\.\w+)\.weight$", name) for name in tensors):
         return COMPONENT
     return ""
@@ -73,9 +83,13 @@ def context_width(tensors: Tensors) -> int:
 def prediction(tensors: Tensors, texts: dict[str, str]) -> str:
     """Returns what the UNet of a single file predicts: by the file's word, else epsilon for SD 1.x and for inpainting.
 
-    For other files of SD 2.x it is told by a bias's spread.
+    For other files of SD 2.x it is told by a bias's spread. A marker goes before ModelSpec's texts, which merges copy
+    from one of their models; a word that is not known is returned as it is.
     """
-    said = PREDICTIONS.get(texts.get("modelspec.prediction_type", ""))
+    if VELOCITY in tensors or VELOCITY in texts:
+        return "v_prediction"
+    words = (texts[key].strip().lower() for key in SAYING if texts.get(key))
+    said = next((SPELT.get(word, word) for word in words), None)
     first, bias = tensors.get(FIRST), tensors.get(TELLING)
     inpainting = first is not None and first.shape[1:2] != (4,)
     if said or bias is None or inpainting or context_width(tensors) != 1024:

@@ -42,6 +42,8 @@ def described(path: Path) -> tuple[str, Rows]:
         return a_pipeline(path)
     if (path / "config.json").is_file():
         return a_network(path)
+    if any((path / name).is_file() for name in (*lora_metadata.FILES, lora_metadata.CONFIG)):
+        return a_file(lora_metadata.locate(path))
     raise UserError(f"{path}: a folder without model_index.json or config.json; give a model, a classifier or a file")
 
 
@@ -53,11 +55,10 @@ def a_file(path: Path) -> tuple[str, Rows]:
     if kind == families.LORA:
         return f"LoRA, {family or 'family unknown'}", lora_rows(path, tensors, texts)
     if kind == families.EMBEDDING:
-        embedding = textual_inversion.read(path)
-        count, width = embedding.vectors.shape
         return f"embedding, {family or 'family unknown'}", [
-            ("token", embedding.token),
-            ("vectors", f"{count} x {width}"),
+            row
+            for each in textual_inversion.read(path)
+            for row in (("token", each.token), ("vectors", " x ".join(map(str, each.vectors.shape))))
         ]
     if kind == families.SINGLE_FILE:
         rows = []
@@ -117,7 +118,7 @@ def lora_rows(path: Path, tensors: Tensors, texts: dict[str, str]) -> Rows:
     stored = (each for name, each in tensors.items() if name.endswith(".alpha") and each.size == 1)
     alphas = collections.Counter(float(each.read().reshape(())) for each in stored)
     if not alphas:
-        said = lora_metadata.read(path, texts)
+        said = lora_metadata.read(path, texts, tensors)
         values = (value for key, value in said.items() if key.endswith(".lora_alpha"))
         alphas = collections.Counter(value for value in values if isinstance(value, int | float))
     kohya = any(name.startswith("lora_") for name in tensors)

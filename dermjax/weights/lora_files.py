@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.progress import say
 from dermjax.weights import families, ldm_names, lora_metadata, safetensors, tensor_files, torch_layout
 from dermjax.weights.lora import Lora
 from dermjax.weights.stored import Stored, Tensors
@@ -24,6 +25,7 @@ from dermjax.weights.tensor_files import opened
 Tree = dict[str, Any]
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+NUMBERED = "lora_te1_"  # how tools that also know SDXL name the first of its text encoders, and the only one here
 PARTS = {  # how a name ends, in files of PEFT, kohya and diffusers' earlier forms
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -52,9 +54,12 @@ UNKNOWN = {  # what dermjax does not do, by a word in the name
 def read(path: Path, shapes: Tree) -> Lora:
     """Returns a file's adapters for a model of these shapes ({"unet": …, "text_encoder": …}), float32.
 
+    A folder of PEFT's or diffusers' stands for the file in it. Where nothing says an alpha it is the rank, said so.
+
     Raises:
       UserError: the file is broken, no LoRA, of a kind that dermjax does not do, or does not fit the model.
     """
+    path = lora_metadata.locate(path)
     tensors, texts = opened(path)
     families.require(families.LORA, tensors, str(path))
     for word, kind in UNKNOWN.items():
@@ -62,8 +67,8 @@ def read(path: Path, shapes: Tree) -> Lora:
             raise UserError(f"{path}: is {kind}, not plain LoRA; dermjax does not do that")
     kernels = {name: leaf.shape for name, leaf in torch_layout.flatten(shapes).items() if name.endswith(".kernel")}
     parts, wrong = sorted_out(tensors, spellings(shapes))
-    adapters, alphas = {}, {}
-    said = lora_metadata.alphas(path, texts)
+    adapters, alphas, assumed = {}, {}, 0
+    said = lora_metadata.alphas(path, lora_metadata.read(path, texts, tensors))
     for module, found in parts.items():
         if not {"down", "up"} <= found.keys():
             wrong.append(f"{module} has only {' and '.join(found)}")
@@ -82,20 +87,28 @@ def read(path: Path, shapes: Tree) -> Lora:
         if not misfit:
             adapters[f"{module}.down"] = down(found["down"], kernel)
             adapters[f"{module}.up"] = up(found["up"])
-            alphas[module] = float(found["alpha"].read().reshape(())) if "alpha" in found else said(module, rank)
+            alpha = float(found["alpha"].read().reshape(())) if "alpha" in found else said(module, rank)
+            if "alpha" in found and not np.isfinite(alpha):
+                wrong.append(f"{module}'s alpha is {alpha}")
+            assumed += not np.isfinite(alpha)
+            alphas[module] = alpha if np.isfinite(alpha) else float(rank)
     if wrong:
         shown = "; ".join(wrong[: torch_layout.SHOWN]) + ("; …" if len(wrong) > torch_layout.SHOWN else "")
         raise UserError(f"{path}: {len(wrong)} of {len(tensors)} tensors do not fit the model: {shown}")
+    if assumed:
+        say(
+            f"{path}: nothing says the alpha of {assumed} of its {len(alphas)} layers; taken as their rank, which is "
+            f"full strength. PEFT has it in {lora_metadata.CONFIG} beside the file"
+        )
     read_now = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
     return Lora(torch_layout.unflatten(read_now), alphas)
 
 
 def digest(path: Path) -> str:
-    """Returns the name of a LoRA in records: 16 hex digits of its file, or folder, and of PEFT's config with it."""
-    inside = path.is_dir()
-    files = [*path.glob("*.safetensors"), *path.glob("*.bin")] if inside else [path]
-    config = (path if inside else path.parent) / lora_metadata.PEFT_CONFIG
-    return tensor_files.digest({each.name: each for each in (*files, *([config] if config.is_file() else []))})
+    """Returns the name of a LoRA in records: 16 hex digits of its file and of PEFT's config beside it."""
+    file = lora_metadata.locate(path)
+    files = (file, file.with_name(lora_metadata.CONFIG))
+    return tensor_files.digest({each.name: each for each in files if each.is_file()})
 
 
 def write_peft(path: Path, lora: Lora, *, dtype) -> None:
@@ -160,7 +173,11 @@ def spellings(shapes: Tree) -> dict[str, str]:
             forms.add(f"{parent}.to_{last.removesuffix('_proj')}" if text else f"{parent}.processor.{last}")
             # files of one network leave its name out
             whose = [*forms, *(f"{network}.{form}" for form in forms)]
-            names = [prefix + rest.replace(".", "_"), *whose, *(f"base_model.model.{name}" for name in whose)]
+            prefixes = (prefix, NUMBERED) if text else (prefix,)
+            flat = (
+                each + form.replace(".", "_") for each in prefixes for form in (rest, rest.removeprefix("text_model."))
+            )
+            names = [*flat, *whose, *(f"base_model.model.{name}" for name in whose)]
             found |= dict.fromkeys(names, module)
     for rest, theirs in ldm_names.unet(shapes["unet"]).items():  # kohya's form over LDM's names
         found.setdefault(KOHYA["unet"] + theirs.replace(".", "_"), f"unet.{rest}")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
+from dermjax.models.stable_diffusion import SCHEDULER, SD15, SD21, StableDiffusion
 from dermjax.progress import say
 from dermjax.weights import diffusers, families, ldm_names, safetensors, torch_layout
 from dermjax.weights.diffusers import Params
@@ -32,6 +33,16 @@ UNREAD = re.compile(
     r"|^model_ema\.|^first_stage_model\.(loss|model_ema)\.|\.position_ids$|^cond_stage_model\.(model\.)?(attn_mask|"
     r"logit_scale|text_projection)(\.weight)?$"
 )
+WEIGHTS = (
+    np.float64,
+    np.float32,
+    np.float16,
+    ml_dtypes.bfloat16,
+)  # an extra tensor of another type is none of a network
+
+
+# Lin et al. 2023, arXiv 2305.08891: the last time is noise alone, and a walk begins there
+PURE_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 class Entry(NamedTuple):
@@ -67,14 +78,16 @@ def read(
     sd.check()
     layouts = layout(sd, f"{ldm_names.OPEN_CLIP}positional_embedding" in tensors)
     entries = {name: entry for each in layouts.values() for name, entry in each.items()}
-    read_not = {name for name in tensors if name not in entries and unread(name, sd)}
+    read_not = {name for name, each in tensors.items() if name not in entries and unread(name, each, sd)}
     for network, each in layouts.items():
         if not each.keys() & tensors.keys():
             raise UserError(f"{path}: holds no {network}; give a file with the whole model")
     left = {name: tensor for name, tensor in tensors.items() if name not in read_not}
     torch_layout.check({name: fitting(entry, left.get(name)) for name, entry in entries.items()}, left, str(path))
     if read_not:
-        say(f"{path}: {len(entries)} tensors read, {len(read_not)} left out (buffers of training, averages)")
+        some = [ascii(name)[1:-1] for name in sorted(read_not)[: torch_layout.SHOWN]]
+        some += ["…"] * (len(read_not) > len(some))
+        say(f"{path}: {len(entries)} tensors read, {len(read_not)} left out ({', '.join(some)})")
     found = {network: ours(each, tensors, sd.shapes[network]) for network, each in layouts.items()}
     return sd, diffusers.placed(sd, found, str(path), params_dtype, shardings)
 
@@ -113,6 +126,8 @@ def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, so
             configs["unet"]["in_channels"] = first.shape[1]
         kind = prediction or families.prediction(tensors, texts)
         configs["scheduler"]["prediction_type"] = kind
+        if families.PURE_NOISE in tensors or families.PURE_NOISE in texts:
+            configs["scheduler"] = SCHEDULER | PURE_NOISE | {"prediction_type": kind}
         if preset is SD21 and kind == "epsilon":
             configs["unet"]["sample_size"], configs["vae"]["sample_size"] = 64, 512
     return StableDiffusion(configs, Path(__file__).parent / tokenizer, dtype)
@@ -198,8 +213,10 @@ def joined(entry: Entry, named: Tensors, dtype: np.dtype) -> Stored:
     )
 
 
-def unread(name: str, sd: StableDiffusion) -> bool:
+def unread(name: str, tensor: Stored, sd: StableDiffusion) -> bool:
     """Returns whether a tensor is one that such files carry and no network reads, such as OpenCLIP's last layer."""
+    if tensor.dtype not in WEIGHTS or name in (families.VELOCITY, families.PURE_NOISE):
+        return True
     block = re.match(rf"{re.escape(ldm_names.OPEN_CLIP)}transformer\.resblocks\.(\d+)\.", name)
     beyond = block is not None and int(block[1]) >= sd.configs["text_encoder"]["num_hidden_layers"]
     return beyond or UNREAD.search(name) is not None

@@ -8,8 +8,14 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from dermjax.errors import UserError
+
+SHOWN = 200  # characters of what a file says in an error
+MOST_AXES, MOST_ELEMENTS = 32, 2**40  # of a tensor; the largest of a Stable Diffusion has 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +58,26 @@ def in_file(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) ->
 def in_memory(array: np.ndarray) -> Stored:
     """Returns an array in the place of a stored tensor."""
     return Stored(array.shape, array.dtype, lambda: array)
+
+
+def unreadable(what: str, shape: tuple[int, ...]) -> Stored:
+    """Returns a tensor of a type that is not known here: in the way of nothing until it is read."""
+
+    def read() -> np.ndarray:
+        raise UserError(f"{what}, which dermjax does not read; give the file in float16, bfloat16 or float32")
+
+    return Stored(shape, np.dtype(np.void), read)
+
+
+def check_shape(name: str, shape: Any) -> None:
+    """Raises ValueError where what a file gives as a shape is none, or none that arrays have."""
+    if not isinstance(shape, list | tuple) or any(type(n) is not int or n < 0 for n in shape[:MOST_AXES]):
+        raise ValueError(f"{name} has the shape {ascii(shape)[:80]}")
+    if len(shape) > MOST_AXES or math.prod(max(n, 1) for n in shape) > MOST_ELEMENTS:
+        raise ValueError(f"{name} has {len(shape)} axes or more elements than a tensor can have")
+
+
+def short(error: Exception) -> str:
+    """Returns what an error in a file says, in a piece of one line: the file may have put anything into it."""
+    said = str(error) if all(isinstance(each, str | bytes | int) for each in error.args) else ""
+    return f"{type(error).__name__}: {ascii(said[:SHOWN])[1:-1]}".removesuffix(": ")

@@ -72,9 +72,11 @@ def weight_files(folder: Path, variant: str) -> list[Path]:
 def shards_of(index: Path) -> list[str]:
     """Returns the file names, without folders, that an index gives for its tensors."""
     listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+    names = list(listed.values()) if isinstance(listed, dict) else [None]
+    # what is not printable no system has as a name: NUL, half a surrogate pair
+    if not all(isinstance(name, str) and name.isprintable() and Path(name).name not in ("", "..") for name in names):
         raise UserError(f"{index}: no weight_map with the files of the tensors; fetch the folder again")
-    return [Path(name).name for name in listed.values()]
+    return [Path(name).name for name in names]
 
 
 def digest(files: Mapping[str, Path]) -> str:

@@ -4,7 +4,8 @@
     {"emb_params": [n, D]}                            AUTOMATIC1111, .safetensors; the file's name is the word
     {"string_to_param": {"*": [n, D]}, "name": …}     AUTOMATIC1111, .pt
 
-An embedding of several vectors takes the words `mole`, `mole_1`, `mole_2`, … as in diffusers.
+A file with several words holds an embedding of each. An embedding of several vectors takes the words `mole`, `mole_1`,
+`mole_2`, … as in diffusers.
 """
 
 import dataclasses
@@ -22,6 +23,8 @@ from dermjax.weights.stored import in_memory
 from dermjax.weights.tensor_files import opened
 
 ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
+PARAMS = "string_to_param."  # what AUTOMATIC1111's names begin with, once joined
+MOST = 75  # vectors of a word: a prompt has no more tokens
 TABLE = ("text_encoder", "text_model", "embeddings", "token_embedding", "embedding")
 
 
@@ -38,23 +41,28 @@ class Embedding:
         return [self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors)))]
 
 
-def read(path: Path) -> Embedding:
-    """Returns the embedding in a file of any of the three forms.
+def read(path: Path) -> list[Embedding]:
+    """Returns the embeddings in a file of any of the three forms, one for each of its words.
 
     Raises:
       UserError: the file is broken, holds something else, or an embedding for SDXL.
     """
     tensors, texts = opened(path)
     families.require(families.EMBEDDING, tensors, str(path))
-    name, tensor = next(iter(tensors.items()))
-    vectors = np.atleast_2d(tensor.read().astype(np.float32))
-    if name == "emb_params":
-        token = path.stem
-    elif name.startswith("string_to_param."):
-        token = texts.get("name", path.stem)
-    else:
-        token = name
-    return Embedding(token, vectors)
+    found = []
+    for name, tensor in tensors.items():
+        token = name.removeprefix(PARAMS)
+        if name == "emb_params" or (token != name and token == "*"):
+            token = texts.get("name", path.stem) if token == "*" else path.stem
+        vectors = np.atleast_2d(tensor.read().astype(np.float32))
+        if not vectors.size or not np.isfinite(vectors).all() or len(vectors) > MOST:
+            raise UserError(
+                f"{path}: {token!r} has {len(vectors)} vectors, of which some are none; fetch the file again"
+            )
+        if not token.strip() or not token.isprintable():
+            raise UserError(f"{path}: {token!a} is no word; rename it")
+        found.append(Embedding(token, vectors))
+    return found
 
 
 def write(path: Path, embedding: Embedding) -> None:
@@ -120,8 +128,8 @@ def replaced(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> d
 
 
 def spelt_out(prompt: str, embeddings: list[Embedding]) -> str:
-    """Returns the prompt with the word of each embedding followed by those of its further vectors."""
+    """Returns the prompt with the word of each embedding, in any case, followed by those of its further vectors."""
     for embedding in embeddings:
         word = rf"(?<!\w){re.escape(embedding.token)}(?!\w)"
-        prompt = re.sub(word, lambda _, embedding=embedding: " ".join(embedding.tokens), prompt)
+        prompt = re.sub(word, lambda _, embedding=embedding: " ".join(embedding.tokens), prompt, flags=re.IGNORECASE)
     return prompt

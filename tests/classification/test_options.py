@@ -94,9 +94,11 @@ def test_a_mean_of_features_is_learnt_from_in_parts_too(real, tmp_path, recipe, 
 @pytest.mark.parametrize("shape", [(8,), (5, 6)], ids=["pooled", "tokens"])
 def test_features_are_mixed_as_much_as_their_targets(shape):
     """Features that say their class alone, one number everywhere, are after mixup what the targets say."""
-    label = np.array([0, 1, 1, 0, 1, 0], np.int32)
+    label = np.array([0, 1, 1, 0, 0, 0], np.int32)
     image = np.broadcast_to(label.reshape(-1, *(1 for _ in shape)), (6, *shape)).astype(np.float32)
-    mixed = MIXTURES["mixup"]({"image": image, "label": label}, np.random.default_rng(3), classes=2)
+    batch = {"image": image, "label": label}
+    other = {name: array[::-1] for name, array in batch.items()}
+    mixed = MIXTURES["mixup"](batch, other, np.random.default_rng(3), classes=2)
     assert mixed["targets"][:, 1].max() > 0 and not np.array_equal(mixed["image"], image)
     everywhere = np.broadcast_to(mixed["targets"][:, 1].reshape(-1, *(1 for _ in shape)), image.shape)
     np.testing.assert_allclose(mixed["image"], everywhere, atol=1e-6)

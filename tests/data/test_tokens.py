@@ -1,6 +1,7 @@
 """Tokens: equal to CLIP's genuine vocabulary, and a word tokenizer that round-trips."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,61 @@ print(tokens.tokens(tokens.tokenizer(Path(sys.argv[1])), ["a mole"]).shape)
 def test_nobody_is_told_that_pytorch_is_absent(small):
     ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, small], capture_output=True, text=True, check=True)
     assert (ran.stdout, ran.stderr) == ("(1, 24)\n", "")
+
+
+@pytest.fixture
+def copied(small, tmp_path):
+    """A copy of the small tokenizer to spoil."""
+    return shutil.copytree(small, tmp_path / "tokenizer")
+
+
+def configured(copied, **changes):
+    path = copied / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("said, length, told", [
+    (10**30, 9, False), (1e30, 9, False), (1000000000000000019884624838656, 9, False), (512, 9, True), (9, 9, False),
+    (5, 5, False), (9.0, 9, False), (None, 9, False),
+])  # fmt: skip
+def test_the_text_encoder_s_length_holds_where_the_tokenizer_says_more(copied, said, length, told, capsys):
+    configured(copied, model_max_length=said)
+    read = tokens.tokenizer(copied, 9, 10**6)
+    assert tokens.tokens(read, ["mole"]).shape == (1, length)
+    assert ("model_max_length = 512, the text encoder takes 9; 9 it is" in capsys.readouterr().out) == told
+
+
+def test_a_length_that_is_missing_is_the_text_encoder_s(copied):
+    (copied / "tokenizer_config.json").write_text("{}")
+    assert tokens.tokenizer(copied, 9, 10**6).model_max_length == 9
+    (copied / "tokenizer_config.json").unlink()
+    assert tokens.tokenizer(copied, 9, 10**6).model_max_length == 9
+
+
+@pytest.mark.parametrize("said", [0, -1, 2, 7.5, "77", True, [77], float("nan"), float("inf")])
+def test_a_length_that_cannot_be_is_one_line(copied, said):
+    configured(copied, model_max_length=said)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: model_max_length = .* should be a whole number"):
+        tokens.tokenizer(copied, 9, 10**6)
+
+
+def test_a_token_without_a_row_is_named(copied):
+    rows = len(tokens.tokenizer(copied))
+    assert tokens.tokenizer(copied, 9, rows).model_max_length == 9
+    (copied / "added_tokens.json").write_text(json.dumps({"<mole>": rows}))
+    with pytest.raises(
+        UserError, match=rf"tokenizer {copied}: '<mole>' would be row {rows} of the text encoder, which has"
+    ):
+        tokens.tokenizer(copied, 9, rows)
+    assert len(tokens.tokenizer(copied, 9, rows + 1)) == rows + 1
+
+
+@pytest.mark.parametrize("name, content", [
+    ("vocab.json", "{"), ("vocab.json", "[]"), ("merges.txt", "\x00\x01 a b c"), ("tokenizer_config.json", "{"),
+    ("tokenizer_config.json", "[]"), ("added_tokens.json", "["),
+])  # fmt: skip
+def test_a_broken_file_of_a_tokenizer_is_one_line(copied, name, content):
+    (copied / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        tokens.tokenizer(copied, 9, 10**6)
+    assert str(copied) in str(error.value) and "\n" not in str(error.value)

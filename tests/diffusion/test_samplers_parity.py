@@ -47,15 +47,15 @@ class Reference:
     steep: float = 1.3  # of the stand-in network, which amplifies rounding from step to step as it is steep
 
 
-NO_SAMPLE, NO_CLIP = ("epsilon", "v_prediction"), {"clip_sample": False}
+NO_SAMPLE = ("epsilon", "v_prediction")
 REFERENCES = {
     "Euler": Reference("euler_discrete", "EulerDiscreteScheduler", {}),
     "Euler a": Reference("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", {}, predictions=NO_SAMPLE),
     "Heun": Reference("heun_discrete", "HeunDiscreteScheduler", {}),
     "LMS": Reference("lms_discrete", "LMSDiscreteScheduler", {}),
     "PLMS": Reference("pndm", "PNDMScheduler", {"skip_prk_steps": True}, predictions=NO_SAMPLE),
-    "DDIM": Reference("ddim", "DDIMScheduler", NO_CLIP),
-    "DDPM": Reference("ddpm", "DDPMScheduler", NO_CLIP),
+    "DDIM": Reference("ddim", "DDIMScheduler", {}),
+    "DDPM": Reference("ddpm", "DDPMScheduler", {}),
     "DPM2": Reference("k_dpm_2_discrete", "KDPM2DiscreteScheduler", {}, predictions=NO_SAMPLE),
     "DPM2 a": Reference("k_dpm_2_ancestral_discrete", "KDPM2AncestralDiscreteScheduler", {}, predictions=NO_SAMPLE),
     "DPM++ 2S": Reference("dpmsolver_singlestep", "DPMSolverSinglestepScheduler", {}, ("linspace",)),
@@ -88,7 +88,7 @@ def ours(sampler, scheduler, ladder, steep, x, keys):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
         return network(x, t, steep, jnp)
 
-    denoise = denoiser.denoiser(ask, scheduler["prediction_type"], ladder)
+    denoise = sampler.bounded(denoiser.denoiser(ask, scheduler["prediction_type"], ladder), scheduler)
     start = np.sqrt(1 + ladder.sigmas[0] ** 2) if ladder.above else ladder.start
     end = jax.jit(lambda x, keys: sampler.sample(denoise, x * start, ladder, keys))(x, keys)
     jax.effects_barrier()
@@ -97,7 +97,7 @@ def ours(sampler, scheduler, ladder, steep, x, keys):
 
 def theirs(module, reference, scheduler, ladder, x, keys, **options):
     """Returns the same of a diffusers scheduler, in float64."""
-    them = getattr(module, reference.name).from_config(scheduler | reference.settings)
+    them = getattr(module, reference.name).from_config(reference.settings | scheduler)
     table = torch.from_numpy(schedule.alphas_cumprod(scheduler))
     table[them.alphas_cumprod == 0] = 0  # some schedulers end without signal, others at 2^-24
     them.alphas_cumprod = table
@@ -297,3 +297,48 @@ def test_ladders_that_end_at_the_first_time(name, steps, start, module):
 def test_the_lower_part_of_a_ladder(name, strength, steps, start, module):
     """As image to image walks it."""
     same(name, {"prediction_type": "v_prediction"}, steps, start, module, strength=strength)
+
+
+THRESHOLDS = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5}
+BOUNDS = {"clip_sample": {"clip_sample": True, "clip_sample_range": 0.4}, "thresholding": THRESHOLDS,
+          "both": THRESHOLDS | {"clip_sample": True, "clip_sample_range": 0.4}}  # fmt: skip
+BOUND = [(name, each) for name in REFERENCES for each in BOUNDS if set(samplers.SAMPLERS[name].bounds) & {each, *(
+    samplers.BOUNDS if each == "both" else ())}]  # fmt: skip
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("name", "bounds"), [
+    case if case[0] in ("DDIM", "DDPM") else pytest.param(*case, marks=pytest.mark.slow) for case in BOUND
+])  # fmt: skip
+def test_latents_are_held_within_the_bounds_of_the_file(name, bounds, prediction, start, module):
+    same(name, {"prediction_type": prediction} | BOUNDS[bounds], 10, start, module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_ddim_with_noise_within_bounds(bounds, eta, start, module):
+    settings = {"prediction_type": "v_prediction"} | BOUNDS[bounds]
+    same("DDIM", settings, 10, start, module, samplers.named(f"DDIM eta {eta}"), eta=eta)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_their_own_file_clips_where_it_says_nothing(name, start, module):
+    silent = {key: value for key, value in SD15.items() if key not in ("clip_sample", "_class_name")}
+    scheduler = silent | {"_class_name": f"{name}Scheduler"}
+    sampler, reference = samplers.named(name), REFERENCES[name]
+    ladder = sampler.ladder(scheduler, 10, "")
+    mine = ours(sampler, scheduler, ladder, reference.steep, *start)
+    assert worst(mine, theirs(module(reference), reference, scheduler, ladder, *start)) <= 1e-5
+    assert denoiser.bound(silent, samplers.BOUNDS) is None  # a file of another scheduler
+
+
+def test_a_bound_that_a_sampler_does_not_know_is_said(module):
+    """And those that diffusers' class knows are those that ours knows."""
+    for name, reference in REFERENCES.items():
+        known = inspect.signature(getattr(module(reference), reference.name)).parameters
+        assert set(samplers.SAMPLERS[name].bounds) == set(samplers.BOUNDS) & known.keys(), name
+        said = samplers.SAMPLERS[name].unheeded(BOUNDS["both"])
+        assert len(said) == len(set(samplers.BOUNDS) - known.keys())
+        assert all(f"which {name} does not know; it is left out, as in diffusers" in each for each in said)
+        assert not samplers.SAMPLERS[name].unheeded(SD15)

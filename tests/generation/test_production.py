@@ -9,6 +9,13 @@ import pytest
 from dermjax.generation.production import produce, rounds
 from dermjax.generation.render import Started
 
+
+class Asked(str):
+    """A request that is its name."""
+
+    image = prompt = property(str)
+
+
 BATCHES = [["a0", "a1"], ["a2"], ["a3", "a4"], ["b0"], ["b1", "b2"]]
 
 
@@ -26,12 +33,12 @@ class Images:
 
     def __array__(self, dtype=None, copy=None):
         self.block_until_ready()
-        return np.arange(self.rows)
+        return np.arange(self.rows)[:, None, None, None] + np.arange(2)[:, None]  # a row of two pixels each
 
 
 def begin(seconds, log):
     def start(batches):
-        requests = tuple(enumerate(request for batch in batches for request in batch))
+        requests = tuple(enumerate(Asked(request) for batch in batches for request in batch))
         log.append(("begin", batches[0][0]))
         return Started(requests, Images(len(requests), seconds), time.monotonic())
 
@@ -49,7 +56,9 @@ def test_what_is_wanted_is_written_with_its_row_and_counted():
     log, written, ticks = [], {}, []
     work = rounds(BATCHES, 2, lambda request: request[0])
     wanted = {"a0", "a2", "a3", "b2"}
-    accounts = produce(work, begin(0.0, log), wanted, lambda r, row: written.update({r: int(row)}), ticks.append)
+    accounts = produce(
+        work, begin(0.0, log), wanted, lambda r, row: written.update({r: int(row[0, 0, 0])}), ticks.append
+    )
     assert written == {"a0": 0, "a2": 2, "a3": 0, "b2": 2}
     assert accounts.images == sum(ticks) == 4
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tensorboardX.proto.event_pb2 import Event
 
 from dermjax.data import records, seen
@@ -214,3 +214,44 @@ def test_a_rate_that_spoils_everything_writes_no_model(config, tmp_path):
 def test_patience_without_looks_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"config\.patience needs .* and config\.watch_every"):
         tuning.run(config(patience=2, watch_every=0), tmp_path)
+
+
+def lines(card):
+    """The lines of Python that a card shows."""
+    return card.read_text().split("```python\n")[1].split("\n```")[0]
+
+
+@pytest.mark.parametrize("card", ["README.md", "model/README.md"])
+def test_the_three_lines_of_the_card_run(whole, card):
+    """diffusers by its defaults: the weights' type is float16 in the files of most presets, see `test_diffusers`."""
+    pytest.importorskip("diffusers")
+    shown = lines(whole / card)
+    assert shown.count("\n") == 3 and f'from_pretrained("{whole}/model")' in shown
+    scope = {}
+    exec(shown, scope)
+    assert scope["image"].size == (32, 32) and np.ptp(np.asarray(scope["image"])) > 0
+
+
+def test_the_lines_for_a_lora_and_words_run(config, no_transfers, base, tmp_path):
+    """Where no whole model is written: the base, and each loader's defaults."""
+    pytest.importorskip("diffusers"), pytest.importorskip("peft")
+    asked = config(**{"tuned.unet": "lora", "save_model": False, "words.<new>": "mole", "vectors": 2, "steps": 2,
+                      "prompts": {"benign": "benign <new>", "malignant": "malignant <new>"}})  # fmt: skip
+    tuning.run(asked, tmp_path / "run")
+    shown = lines(tmp_path / "run" / "README.md")
+    for line in (f'from_pretrained("{base}")', "load_lora_weights(", "load_textual_inversion(", '"benign <new>"'):
+        assert line in shown
+    scope = {}
+    exec(shown, scope)
+    assert scope["image"].size == (32, 32)
+
+
+def test_samples_that_are_no_pictures_end_the_run(config, no_transfers, base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "model")
+    (path,) = (folder / "vae").glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["decoder.conv_out.bias"][...] = np.nan
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"sample of step \d+, .*: the model made one colour everywhere \(0, 0, 0\)"):
+        tuning.run(config(model=str(folder)), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.png"))

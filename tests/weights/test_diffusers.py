@@ -1,11 +1,13 @@
 """Equality with PyTorch: random twins saved by diffusers and transformers, read by us, and the way back."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -266,3 +268,30 @@ def test_sd15_has_the_published_number_of_parameters(shared):
         "text_encoder": 123_060_480,
     }
     assert len(flatten(sd.shapes["unet"])) == 686
+
+
+HALF = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_plain_three_lines_run_on_what_we_write(small_model, tmp_path, dtype):
+    """Whatever the type of the files: transformers and diffusers choose one for the arithmetic, and the same."""
+    theirs = pytest.importorskip("diffusers")
+    sd, params, _ = small_model
+    configs = sd.configs | {"text_encoder": sd.configs["text_encoder"] | {"torch_dtype": "float16"}}
+    ours.write(tmp_path / "model", dataclasses.replace(sd, configs=configs), params, dtype=HALF[dtype])
+    said = json.loads((tmp_path / "model" / "text_encoder" / "config.json").read_text())
+    assert said["dtype"] == "float32" and "torch_dtype" not in said
+    pipeline = theirs.StableDiffusionPipeline.from_pretrained(str(tmp_path / "model"))
+    image = pipeline("a mole", num_inference_steps=2, height=32, width=32).images[0]
+    assert image.size == (32, 32)
+
+
+def test_the_lines_of_derm_tiny_s_card_run(monkeypatch):
+    pytest.importorskip("diffusers")
+    folder = ours.locate("derm-tiny")
+    monkeypatch.chdir(folder.parents[2])
+    shown = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    scope = {}
+    exec(shown.replace("width=128", "width=128, num_inference_steps=2"), scope)
+    assert scope["image"].size == (128, 128) and np.ptp(np.asarray(scope["image"])) > 50

@@ -172,6 +172,7 @@ def test_what_peft_itself_saves_of_one_network(shapes, tmp_path):
     config = {
         "r": 3,
         "lora_alpha": 3,
+        "rank_pattern": {next(iter(made.ranks)).removeprefix("unet."): 4},
         "alpha_pattern": twos | {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k": 5},
     }
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))

@@ -1,9 +1,11 @@
 """Single LDM files: what diffusers makes of ours, what we make of ours and of checkpoints, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -212,3 +214,85 @@ def test_the_tokenizers_of_single_files_are_clips():
     ]
     assert rows[0][:8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 49407] and len(rows[0]) == 77
     assert rows[1][:8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 0]
+
+
+def test_markers_say_velocity_and_pure_noise(ours, tmp_path, capsys):
+    """What ComfyUI and merges write: empty tensors whose names are all they say."""
+    _, params, path, folder = ours
+    tensors = load_file(path) | {"v_pred": np.zeros(0, np.float32), "ztsnr": np.zeros(0, np.float32)}
+    configs = json.dumps(folders.read(folder)[0].configs)
+    save_file(tensors, tmp_path / "x.safetensors", metadata={single_file.CONFIGS: configs})
+    equal(single_file.read(tmp_path / "x.safetensors")[1], params)
+    assert "2 left out (v_pred, ztsnr)" in capsys.readouterr().out
+
+
+NAMES = {f"{ldm_names.CLIP}text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768)}
+
+
+@pytest.mark.parametrize("marks, prediction, pure", [
+    ((), "epsilon", False), (("v_pred",), "v_prediction", False), (("v_pred", "ztsnr"), "v_prediction", True),
+    (("ztsnr",), "epsilon", True),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["tensors", "texts"])
+def test_the_scheduler_of_marked_files(marks, prediction, pure, where):
+    names = NAMES | (dict.fromkeys(marks, (0,)) if where == "tensors" else {})
+    texts = dict.fromkeys(marks, "True") if where == "texts" else {}
+    sd = single_file.describe(shapes_only(names), texts, "", np.float32, "x")
+    scheduler = sd.configs["scheduler"]
+    assert sd.prediction == prediction and scheduler.get("rescale_betas_zero_snr", False) == pure
+    if pure:  # where the last training time is asked for, by a scheduler of diffusers that rescales
+        assert (scheduler["timestep_spacing"], scheduler["_class_name"]) == ("trailing", "DDIMScheduler")
+        assert scheduler["clip_sample"] is False
+    forced = single_file.describe(shapes_only(names), texts, "epsilon", np.float32, "x")
+    assert forced.prediction == "epsilon"
+
+
+@pytest.mark.parametrize("key", families.SAYING)
+@pytest.mark.parametrize("word, prediction", [
+    ("v", "v_prediction"), ("epsilon", "epsilon"), ("V", "v_prediction"), ("v_prediction", "v_prediction"),
+    ("v-prediction", "v_prediction"), ("eps", "epsilon"), (" v ", "v_prediction"), ("", "epsilon"), ("edm", "edm"),
+])  # fmt: skip
+def test_words_for_the_prediction(key, word, prediction):
+    assert families.prediction(shapes_only(NAMES), {key: word}) == prediction
+    marked = families.prediction(shapes_only(NAMES | {"v_pred": (0,)}), {key: word})
+    assert marked == "v_prediction"
+
+
+@pytest.mark.parametrize("dtype", ["U16", "U32", "F4", "I8", "X7", "F8_E4M3"])
+def test_an_extra_tensor_of_a_type_that_no_weight_has_is_left_out(ours, tmp_path, dtype, capsys):
+    sd, params, path, _ = ours
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    end = len(whole) - start
+    header["extra"] = {
+        "dtype": dtype,
+        "shape": [8],
+        "data_offsets": [end, end + {"U16": 16, "U32": 32, "F4": 4}.get(dtype, 8)],
+    }
+    text = json.dumps(header).encode()
+    extra = bytes(header["extra"]["data_offsets"][1] - end)
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + whole[start:] + extra)
+    again, read = single_file.read(tmp_path / "x.safetensors")
+    assert again.configs == sd.configs
+    equal(read, params)
+    assert "1 left out (extra)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, np.float64])
+def test_weights_of_other_types_are_read(ours, tmp_path, dtype):
+    sd, params, _, _ = ours
+    single_file.write(tmp_path / "x.safetensors", sd, params, dtype=dtype)
+    equal(single_file.read(tmp_path / "x.safetensors")[1], jax.tree.map(lambda a: np.float32(a.astype(dtype)), params))
+
+
+def test_a_weight_of_a_type_that_is_not_read_is_named(ours, tmp_path):
+    whole = ours[2].read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    name = f"{ldm_names.UNET}out.2.bias"
+    header[name]["dtype"] = "X7"
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is of the type X7, which dermjax does not read; give the"):
+        single_file.read(tmp_path / "x.safetensors")

@@ -1,16 +1,20 @@
 """Textual-inversion embeddings: the three forms of file, and the words that they become."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import dermjax.weights
 from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.weights import textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
+CLIP = Path(dermjax.weights.__file__).parent / "clip_tokenizer"
 VECTORS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
@@ -18,7 +22,7 @@ def test_the_three_forms(tmp_path):
     save_file({"<mole>": VECTORS}, tmp_path / "a.safetensors")
     save_file({"emb_params": VECTORS.astype(np.float16)}, tmp_path / "mole.safetensors")
     for path, token in ((tmp_path / "a.safetensors", "<mole>"), (tmp_path / "mole.safetensors", "mole")):
-        embedding = textual_inversion.read(path)
+        (embedding,) = textual_inversion.read(path)
         assert embedding.token == token
         np.testing.assert_array_equal(embedding.vectors, VECTORS)
 
@@ -30,14 +34,14 @@ def test_what_automatic1111_saves(tmp_path, holder):
     content = {"string_to_token": {"*": 265}, "string_to_param": kind({"*": torch.nn.Parameter(torch.tensor(VECTORS))}),
                "name": "mole", "step": 500, "sd_checkpoint": None}  # fmt: skip
     torch.save(content, tmp_path / "x.pt")
-    embedding = textual_inversion.read(tmp_path / "x.pt")
+    (embedding,) = textual_inversion.read(tmp_path / "x.pt")
     assert embedding.token == "mole"
     np.testing.assert_array_equal(embedding.vectors, VECTORS)
 
 
 def test_one_vector_without_its_axis_is_one(tmp_path):
     save_file({"<mole>": VECTORS[0]}, tmp_path / "a.safetensors")
-    assert textual_inversion.read(tmp_path / "a.safetensors").vectors.shape == (1, 4)
+    assert textual_inversion.read(tmp_path / "a.safetensors")[0].vectors.shape == (1, 4)
 
 
 @pytest.mark.parametrize("content, said", [
@@ -90,7 +94,7 @@ def test_words_come_into_what_transformers_saves(model, tmp_path):
 
 def test_read_of_write_is_the_same(tmp_path):
     textual_inversion.write(tmp_path / "x.safetensors", Embedding("<mole>", VECTORS))
-    again = textual_inversion.read(tmp_path / "x.safetensors")
+    (again,) = textual_inversion.read(tmp_path / "x.safetensors")
     assert again.token == "<mole>"
     np.testing.assert_array_equal(again.vectors, VECTORS)
 
@@ -109,3 +113,60 @@ def test_diffusers_loads_what_we_write(twin, tmp_path):
 def test_an_embedding_of_another_family_is_refused(model, tmp_path):
     with pytest.raises(UserError, match="7 wide, the text encoder 4; it was made for another family"):
         textual_inversion.add(*model[:2], Embedding("x", np.zeros((1, 7))), model[2], tmp_path / "more")
+
+
+def test_a_file_with_two_words_is_two_embeddings(tmp_path):
+    torch = pytest.importorskip("torch")
+    save_file({"<mole>": VECTORS, "<nevus>": VECTORS[0] + 1}, tmp_path / "a.safetensors")
+    params = {"*": torch.tensor(VECTORS), "<nevus>": torch.tensor(VECTORS[:1] + 1)}
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": params, "name": "<mole>"}, tmp_path / "b.pt")
+    torch.save({"<mole>": params["*"], "<nevus>": params["<nevus>"]}, tmp_path / "c.bin")
+    for name in ("a.safetensors", "b.pt", "c.bin"):
+        one, other = sorted(textual_inversion.read(tmp_path / name), key=lambda each: each.token)
+        assert (one.token, other.token) == ("<mole>", "<nevus>"), name
+        np.testing.assert_array_equal(one.vectors, VECTORS)
+        np.testing.assert_array_equal(other.vectors, VECTORS[:1] + 1)
+
+
+@pytest.mark.parametrize("content, said", [
+    ({"<mole>": np.full((1, 4), np.nan, np.float32)}, "'<mole>' has 1 vectors, of which some are none"),
+    ({"<mole>": np.full((1, 4), np.inf, np.float32)}, "of which some are none"),
+    ({"<mole>": np.zeros((0, 4), np.float32)}, "'<mole>' has 0 vectors, of which some are none"),
+    ({"<mole>": np.zeros((76, 4), np.float32)}, "'<mole>' has 76 vectors"),
+    ({" ": VECTORS}, "' ' is no word"),
+    ({"a\nb": VECTORS}, "is no word"),
+    ({"a": np.zeros((2, 4), np.float32), "b": np.zeros((2, 5), np.float32)}, "is nothing that dermjax knows"),
+    ({"a.weight": VECTORS, "b.weight": VECTORS}, "is nothing that dermjax knows"),
+])  # fmt: skip
+def test_vectors_and_words_that_are_none_are_one_line(tmp_path, content, said):
+    save_file(content, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=said) as error:
+        textual_inversion.read(tmp_path / "x.safetensors")
+    assert str(error.value).isprintable()
+
+
+PROMPTS = ["A <MOLE> photo and a <Mole>", "<mole>, <Mole>", "NevusTwo and nevustwo", "a photo, NEVUSTWO", "x<Mole>y",
+           "a <Mole>_1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["<Mole>", "<mole>", "NevusTwo"])
+@pytest.mark.parametrize("form", ["CLIP's files", "transformers' file"])
+def test_words_in_any_case_are_the_tokens_of_transformers(tmp_path, word, form):
+    """As its tokenizer has them, to which diffusers adds the words; every further vector follows the first."""
+    source = CLIP
+    if form != "CLIP's files":
+        source = tmp_path / "saved"
+        tokens.tokenizer(CLIP).save_pretrained(source)
+    theirs, rows = tokens.tokenizer(source), len(tokens.tokenizer(source))
+    theirs.add_tokens([word])
+    for count in (1, 2):
+        embedding, folder = Embedding(word, np.zeros((count, 4), np.float32)), tmp_path / str(count)
+        shutil.copytree(source, folder)
+        textual_inversion.enlarge(folder, {token: rows + i for i, token in enumerate(embedding.tokens)})
+        ours = tokens.tokenizer(folder)
+        for prompt in PROMPTS[: None if count == 1 else 4]:
+            given = theirs(prompt, add_special_tokens=False)["input_ids"]
+            expected = [each for token in given for each in ([token, rows + 1][:count] if token == rows else [token])]
+            found = tokens.tokens(ours, [textual_inversion.spelt_out(prompt, [embedding])])[0].tolist()
+            assert found[1 : len(expected) + 1] == expected and found[len(expected) + 1] == ours.eos_token_id, prompt
+            assert (rows in found) == (word.lower() in prompt.lower())
