@@ -41,7 +41,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.embeddings = ()  # files of textual inversion; prompts use their words, such as "a photo of <mole>"
     config.long_prompts = "refuse"  # or "chunk", as AUTOMATIC1111's program does beyond 77 tokens
     config.size = 0  # the side in pixels; 0 is the model's own
-    config.precision = "bfloat16"  # of the arithmetic, which GPUs are made for; or float32, float16
+    config.precision = ""  # of the arithmetic: float32, bfloat16 or float16; "" is float32 on a CPU, else bfloat16
     config.init = ConfigDict({
         "images": "",  # to start from: a picture, or a manifest, whose training images of each class take turns
         "mask": "",  # white where to paint: a picture, or a folder with NAME.png for picture NAME; "" is everywhere

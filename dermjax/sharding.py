@@ -24,6 +24,9 @@ from dermjax.errors import UserError
 Rules = Sequence[tuple[str, P]]
 
 AXES = ("data", "fsdp")
+# Parameters above which a CPU is one device: each of its devices holds them all in the memory that they share, and
+# layers that large occupy every core by themselves.
+LARGE = 2**28
 
 # The matrices of attention and feed-forward layers hold most parameters; the rest is small enough to be everywhere.
 RULES: Rules = (
@@ -34,9 +37,10 @@ RULES: Rules = (
 )
 
 
-def mesh(data: int, fsdp: int) -> Mesh:
+def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
     """Returns the mesh (data, fsdp) over the devices of all processes; data = 0 takes every device left by fsdp.
 
+    Of a CPU a model of so many parameters that it is LARGE takes no more than fsdp, see there.
     Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters raise.
 
     Raises:
@@ -45,7 +49,7 @@ def mesh(data: int, fsdp: int) -> Mesh:
     have = jax.device_count()
     if data < 0 or fsdp < 1:
         raise UserError(f"mesh {data} x {fsdp}: give mesh.data = 0 (all devices) or more, mesh.fsdp = 1 or more")
-    data = data or max(1, have // fsdp)
+    data = data or (1 if jax.process_count() == 1 and _large(parameters) else max(1, have // fsdp))
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
     devices = jax.devices()[: data * fsdp]
@@ -55,10 +59,22 @@ def mesh(data: int, fsdp: int) -> Mesh:
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def own_mesh() -> Mesh:
-    """Returns the mesh of this process's own devices, for work that each process does by itself."""
-    devices = jax.local_devices()
+def own_mesh(parameters: int = 0) -> Mesh:
+    """Returns the mesh of this process's own devices, for work that each process does by itself.
+
+    Of a CPU a model of so many parameters that it is LARGE takes one, see there.
+    """
+    devices = jax.local_devices()[: 1 if _large(parameters) else None]
     return jax.make_mesh((len(devices), 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def _large(parameters: int) -> bool:
+    return parameters > LARGE and jax.default_backend() == "cpu"
+
+
+def quick_precision() -> str:
+    """Returns the type of arithmetic that is the quickest here: XLA on a CPU widens each bfloat16 before it is used."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def platform(grid: Mesh) -> str:

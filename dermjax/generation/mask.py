@@ -8,6 +8,8 @@ of the two.
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -55,7 +57,7 @@ def _attended(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> lis
     where = np.stack([
         attention_masks.places(row, spelt, record.generation["prompt"]) for row, record in zip(said, kept, strict=True)
     ])  # fmt: skip
-    maps = attention_masks.mapper(maker.sd, maker.params, config.seed)
+    maps = attention_masks.mapper(maker.sd, jax.tree.map(jnp.asarray, maker.params), config.seed)
     found = []
     with bar(len(kept), "attention", "images", 0) as progress:
         for first in range(0, len(kept), config.batch):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
 from dermjax.data import images
@@ -17,7 +18,7 @@ from dermjax.diffusion import text_to_image
 from dermjax.errors import UserError
 from dermjax.generation.plan import Request
 from dermjax.models import clip_text, unet, vae
-from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.weights import lora, lora_files, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
@@ -41,9 +42,18 @@ class Model:
     of the arithmetic and of the code."""
 
     sd: StableDiffusion
-    params: Params
+    params: Params  # lazy
     tokens: Callable[[Request], np.ndarray]  # int32 [2, C N]: prompt and negative prompt; without guidance [1, C N]
     digests: dict[str, Any]
+
+    @property
+    def grid(self) -> Mesh:
+        """The devices of this process that make its images."""
+        return sharding.own_mesh(count(self.params))
+
+    def placed(self) -> Params:
+        """Returns the parameters as every device of the grid has them."""
+        return model_files.place(self.params, sharding.replicated(self.grid))
 
 
 def read(
@@ -58,11 +68,12 @@ def read(
         raise UserError("config.model is empty; give a model folder or a single file, such as runs/tune/model")
     if long_prompts not in LONG_PROMPTS:
         raise UserError(f"config.long_prompts = {long_prompts!r}: give {' or '.join(LONG_PROMPTS)}")
+    precision = precision or sharding.quick_precision()
     if precision not in PRECISIONS:
         raise UserError(f"config.precision = {precision!r} is unknown; give {', '.join(PRECISIONS)}")
     path = model_files.locate(name)
     words = {file: textual_inversion.read(Path(file)) for file in embeddings}
-    sd, params = model_files.read(path, dtype=PRECISIONS[precision])
+    sd, params = model_files.read(path, dtype=PRECISIONS[precision], lazy=True)
     digests = {
         "model": model_files.digest(path),
         "precision": sharding.arithmetic(PRECISIONS[precision], sharding.own_mesh()),

@@ -45,12 +45,10 @@ def renderer(
 ) -> Callable[[Batches], Started]:
     """Returns begin(batches) -> Started, for at most a batch a device of requests that differ in words and seed.
 
-    Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every device always computes
+    params lie on every device of the grid. Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every device always computes
     `batch` images, so that a short batch compiles nothing new and an image depends on the number of devices by no more
     than rounding: XLA orders some sums otherwise where there is more than one.
     """
-    params = jax.device_put(params, sharding.replicated(grid))
-
     @functools.cache
     def pipeline(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)

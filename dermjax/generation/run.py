@@ -55,14 +55,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def dry_run(config: ConfigDict) -> None:
     """Prints what `run` would make, and how long it would take."""
     todo = work.read(config)
-    grid = sharding.own_mesh()
+    grid = todo.maker.grid
     say(table.text(todo.asked, todo.size, todo.batch, grid.size))
     _tell_cost(todo, todo.asked, grid)
 
 
 def _make(todo: Work, mine: Batches, missing: set[Request], sign: Callable, preview_every: int, workdir: Path) -> None:
     """Makes the missing images of this process; what is whole stays, though its batch is computed again."""
-    grid, maker = sharding.own_mesh(), todo.maker
+    maker, grid = todo.maker, todo.maker.grid
     batches = [batch for batch in mine if not missing.isdisjoint(batch)]
     total = sum(map(len, mine))
     _tell_cost(todo, missing, grid)
@@ -72,8 +72,9 @@ def _make(todo: Work, mine: Batches, missing: set[Request], sign: Callable, prev
         write_atomically(workdir / request.image, sign(provenance.png(image, generation), generation))
 
     with bar(total, "generate", "images", total - len(missing)) as progress:
-        watch = preview.watching(maker.sd, maker.params, preview_every, workdir / preview.FILE, progress)
-        begin = renderer(maker.sd, maker.params, maker.tokens, todo.start, watch, todo.size, todo.batch, grid)
+        params = maker.placed()
+        watch = preview.watching(maker.sd, params, preview_every, workdir / preview.FILE, progress)
+        begin = renderer(maker.sd, params, maker.tokens, todo.start, watch, todo.size, todo.batch, grid)
         accounts = produce(rounds(batches, grid.size, todo.kind), begin, missing, write, progress.update)
     say(f"generate: {_told(accounts, grid)}")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from dermjax import sharding
 from dermjax.data import images
 from dermjax.generation import provenance
 from dermjax.generation.jobs import Job
@@ -64,9 +63,8 @@ class Studio:
             return
         groups = [list(group) for _, group in groupby(sorted(missing, key=self._kind), key=self._kind)]
         batches = [group[n : n + self.batch] for group in groups for n in range(0, len(group), self.batch)]
-        grid = sharding.own_mesh()
         maker, source = self.maker, self._source(list(missing.values()))
-        begin = renderer(maker.sd, maker.params, maker.tokens, source, None, self.size, self.batch, grid)
+        begin = renderer(maker.sd, maker.placed(), maker.tokens, source, None, self.size, self.batch, maker.grid)
 
         def write(request: Request, image: np.ndarray) -> None:
             job = missing[request]
@@ -75,7 +73,7 @@ class Studio:
             write_atomically(path, provenance.png(pasted(job, image), self.generation(job)))
 
         with bar(len(missing), f"transform, {jobs[0].way}", "images", 0) as progress:
-            produce(rounds(batches, grid.size, self._kind), begin, missing, write, progress.update)
+            produce(rounds(batches, maker.grid.size, self._kind), begin, missing, write, progress.update)
 
     def _kind(self, request: Request) -> tuple:
         """What requests have in common that one compiled function makes."""

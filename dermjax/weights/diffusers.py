@@ -10,7 +10,6 @@ Also read: variants (`model.fp16.safetensors`), shards with an index, PyTorch's 
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,13 @@ def locate(model: str) -> Path:
 
 
 def read(
-    folder: Path, *, dtype=jnp.float32, params_dtype=np.float32, variant: str = "", shardings: Callable | None = None
+    folder: Path, *, dtype=jnp.float32, params_dtype=np.float32, variant: str = "", lazy: bool = False
 ) -> tuple[StableDiffusion, Params]:
     """Returns a model folder's description and its parameters; `dtype` is that of the later arithmetic.
 
-    Tensors go one by one from the file to `params_dtype` and, with `shardings` (a function from a tree of shapes to a
-    tree of jax shardings), to their devices; without it they stay numpy arrays. An empty `variant` takes the plain
-    files, or the only variant that is there; networks that have none of a `variant` that others have are plain.
+    Tensors go one by one from the file to numpy arrays of `params_dtype`; `lazy` ones stay in the file, and each is
+    read when it is used. An empty `variant` takes the plain files, or the only variant that is there; networks that
+    have none of a `variant` that others have are plain.
 
     Raises:
       UserError: the folder or one of its files is missing or broken, or its tensors do not fit its configs.
@@ -86,10 +85,10 @@ def read(
     found = {name: component(folder / name, variant if name in varied else "") for name in FILES}
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)
     sd.check()
-    return sd, placed(sd, found, str(folder), params_dtype, shardings)
+    return sd, parameters(sd, found, str(folder), params_dtype, lazy)
 
 
-def placed(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtype, shardings: Callable | None) -> Params:
+def parameters(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtype, lazy: bool) -> Params:
     """Returns the parameters of a model from the tensors of its networks, all checked before the first one is read."""
 
     def together(networks: dict[str, dict]) -> dict:
@@ -98,19 +97,8 @@ def placed(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtype, s
     wanted = {name: torch_layout.expected(sd.shapes[name]) for name in FILES}
     torch_layout.check(together(wanted), together(found), source)
 
-    def network(name: str) -> Params:
-        shapes = sd.shapes[name]
-        if shardings is None:
-            return torch_layout.from_torch(shapes, found[name], source, dtype=dtype)
-        homes = torch_layout.flatten(shardings(shapes))
-
-        def place(path: str, array: np.ndarray) -> jax.Array:
-            # one after the other: transfers in flight would keep their arrays on the host
-            return jax.block_until_ready(jax.device_put(array, homes[path]))
-
-        return torch_layout.from_torch(shapes, found[name], source, dtype=dtype, place=place)
-
-    return {name: network(name) for name in FILES}
+    params = {name: torch_layout.lazy(sd.shapes[name], found[name], dtype) for name in FILES}
+    return params if lazy else jax.tree.map(lambda leaf: leaf.read(), params)
 
 
 def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dermjax.weights.stored import Stored
 from dermjax.weights.torch_layout import flatten, unflatten
 
 Tree = dict[str, Any]
@@ -65,9 +67,19 @@ def uniform(adapters: Tree, alpha: float) -> Lora:
 
 
 def merge(params: Tree, lora: Lora, weight: float) -> Tree:
-    """Returns the parameters with every adapted kernel changed, `weight` 1 being as trained; differentiable."""
+    """Returns the parameters with every adapted kernel changed, `weight` 1 being as trained; differentiable.
+
+    A kernel that is still in its file is changed when it is read.
+    """
     flat, adapters = flatten(params), flatten(lora.adapters)
     for module, rank in lora.ranks.items():
-        change = jnp.einsum("...ir,ro->...io", adapters[f"{module}.down"], adapters[f"{module}.up"])
-        flat[f"{module}.kernel"] = flat[f"{module}.kernel"] + weight * lora.alphas[module] / rank * change
+        down, up = adapters[f"{module}.down"], adapters[f"{module}.up"]
+        flat[f"{module}.kernel"] = adapted(flat[f"{module}.kernel"], down, up, weight * lora.alphas[module] / rank)
     return unflatten(flat)
+
+
+def adapted(kernel: Any, down: jax.Array, up: jax.Array, share: float) -> Any:
+    """Returns kernel [..., in, out] + share * down @ up."""
+    if isinstance(kernel, Stored):
+        return kernel.changed(kernel.shape, lambda array: np.asarray(adapted(array, down, up, share)))
+    return kernel + share * jnp.einsum("...ir,ro->...io", down, up)

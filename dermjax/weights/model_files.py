@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
 
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
@@ -16,9 +19,17 @@ def locate(model: str) -> Path:
     return path if path.is_file() else diffusers.locate(model)
 
 
-def read(path: Path, *, dtype=jnp.float32) -> tuple[StableDiffusion, Params]:
-    """Returns a model's description and its parameters, float32; `dtype` is that of the later arithmetic."""
-    return (single_file if path.is_file() else diffusers).read(path, dtype=dtype)
+def read(path: Path, *, dtype=jnp.float32, lazy: bool = False) -> tuple[StableDiffusion, Params]:
+    """Returns a model's description and its parameters, float32; `dtype` is that of the later arithmetic.
+
+    `lazy` parameters stay in the file, and each is read when it is used.
+    """
+    return (single_file if path.is_file() else diffusers).read(path, dtype=dtype, lazy=lazy)
+
+
+def place(params: Params, home: Sharding) -> Params:
+    """Returns parameters, lazy ones too, on their devices: one after the other, so that the host holds one of them."""
+    return jax.tree.map(lambda leaf: jax.block_until_ready(jax.device_put(np.asarray(leaf), home)), params)
 
 
 def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:

@@ -8,7 +8,6 @@ write says in its metadata what it is, and diffusers, ComfyUI and AUTOMATIC1111 
 import copy
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +58,7 @@ def read(
     params_dtype=np.float32,
     ema: bool = False,
     prediction: str = "",
-    shardings: Callable | None = None,
+    lazy: bool = False,
 ) -> tuple[StableDiffusion, Params]:
     """Returns a file's model and parameters, as diffusers.read does for folders.
 
@@ -89,7 +88,7 @@ def read(
         some += ["…"] * (len(read_not) > len(some))
         say(f"{path}: {len(entries)} tensors read, {len(read_not)} left out ({', '.join(some)})")
     found = {network: ours(each, tensors, sd.shapes[network]) for network, each in layouts.items()}
-    return sd, diffusers.placed(sd, found, str(path), params_dtype, shardings)
+    return sd, diffusers.parameters(sd, found, str(path), params_dtype, lazy)
 
 
 def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:

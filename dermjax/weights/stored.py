@@ -31,6 +31,10 @@ class Stored:
         """The number of its elements."""
         return math.prod(self.shape)
 
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """Reads it where numpy or JAX asks for an array, so that a tree of such tensors is one of parameters."""
+        return np.asarray(self.read(), dtype)
+
     def changed(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Stored":
         """Returns the tensor of this shape that `change` makes of this one when it is read."""
         return Stored(shape, self.dtype, lambda: change(self.read()))

@@ -91,7 +91,16 @@ def from_torch(
       UserError: missing, unexpected and misshapen tensors, all in one line with their names and shapes.
     """
     check(expected(shapes), tensors, source)
-    return unflatten({path: place(path, ours(path, tensors[name_of(path)].read(), dtype)) for path in flatten(shapes)})
+    return unflatten({path: place(path, leaf.read()) for path, leaf in flatten(lazy(shapes, tensors, dtype)).items()})
+
+
+def lazy(shapes: Tree, tensors: Tensors, dtype) -> Tree:
+    """Returns our tree, shaped like `shapes`, of a file's tensors in our layout and type, each read when it is used."""
+
+    def one(path: str, tensor: Stored, shape: tuple[int, ...]) -> Stored:
+        return Stored(tuple(shape), np.dtype(dtype), lambda: ours(path, tensor.read(), dtype))
+
+    return unflatten({path: one(path, tensors[name_of(path)], leaf.shape) for path, leaf in flatten(shapes).items()})
 
 
 def ours(path: str, array: np.ndarray, dtype) -> np.ndarray:

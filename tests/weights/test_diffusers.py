@@ -214,12 +214,10 @@ def test_tensors_go_to_their_type_and_sharding(tiny):
     folder, params = tiny
     mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 
-    def shardings(shapes):
-        return jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "fsdp")), shapes)
-
-    _, placed = ours.read(folder, params_dtype=jnp.bfloat16, shardings=shardings)
+    _, lazy = ours.read(folder, params_dtype=jnp.bfloat16, lazy=True)
+    placed = model_files.place(lazy, NamedSharding(mesh, PartitionSpec("fsdp")))
     for leaf, expected in zip(jax.tree.leaves(placed), jax.tree.leaves(params), strict=True):
-        assert leaf.sharding.spec[-1] == "fsdp"
+        assert leaf.sharding.spec == PartitionSpec("fsdp")
         np.testing.assert_array_equal(leaf, expected.astype(jnp.bfloat16))
 
 
