@@ -97,8 +97,9 @@ def _paper() -> ConfigDict:
                 "prompt_dropout": 0.0,
             },
             "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
-            # "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"; the paper's fp16 overflows
-            "precision": "bfloat16",
+            # "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"; the paper's fp16 overflows;
+            # "" is float32 on a CPU, where it is quicker, else bfloat16
+            "precision": "",
             "remat": "none",  # computes "attention" or "blocks" a second time instead of keeping them
             "watch_every": 1000,  # steps between two looks: samples, held-out loss, report
             "validation_draws": 4,  # noises an image of the held-out split; 0 is off

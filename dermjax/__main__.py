@@ -96,7 +96,7 @@ COMMANDS = {
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
 TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
-WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("generate",)
+WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
 DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 
@@ -132,6 +132,7 @@ def main() -> int:
 
 def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
     if workdir is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
@@ -143,7 +144,6 @@ def _run(stage: str, arguments: list[str]) -> None:
 
 def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
     try:
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
         if stage in TRAINING:
             machine.keep_freed_memory()
         if processes is None:
@@ -198,7 +198,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
         flags.DEFINE_string("images", None, "folder of class/* or split/class/* images (else phantoms)")
         flags.DEFINE_integer("limit", None, "at most this many images per class and split", lower_bound=0)
     if stage in WITH_DRY_RUN:
-        flags.DEFINE_bool("dry_run", False, "print what would be made and how long it takes")
+        flags.DEFINE_bool("dry_run", False, "print what would be done, how long it takes and what it needs")
     try:
         surplus = flags.FLAGS(argv)[1:]
     except flags.Error as error:

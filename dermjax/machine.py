@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from dermjax.errors import UserError
 
@@ -52,6 +53,18 @@ def cpu_devices(cores: int) -> int:
     third faster; a power of two divides the batches of every config. GPUs and TPUs are not affected.
     """
     return min(8, 2 ** (cores.bit_length() - 1))
+
+
+def free_memory() -> int:
+    """Returns the bytes that this process can still take, by the system and by the container that it is in."""
+    have = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if Path("/proc/meminfo").is_file():
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        have.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and limit.read_text().strip() != "max":
+        have.append(int(limit.read_text()) - int(used.read_text()))
+    return min(have)
 
 
 def keep_freed_memory() -> None:

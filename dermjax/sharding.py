@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dermjax import machine
 from dermjax.errors import UserError
 
 Rules = Sequence[tuple[str, P]]
@@ -49,7 +50,7 @@ def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
     have = jax.device_count()
     if data < 0 or fsdp < 1:
         raise UserError(f"mesh {data} x {fsdp}: give mesh.data = 0 (all devices) or more, mesh.fsdp = 1 or more")
-    data = data or (1 if jax.process_count() == 1 and _large(parameters) else max(1, have // fsdp))
+    data = data or (1 if jax.process_count() == 1 and large(parameters) else max(1, have // fsdp))
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
     devices = jax.devices()[: data * fsdp]
@@ -64,11 +65,12 @@ def own_mesh(parameters: int = 0) -> Mesh:
 
     Of a CPU a model of so many parameters that it is LARGE takes one, see there.
     """
-    devices = jax.local_devices()[: 1 if _large(parameters) else None]
+    devices = jax.local_devices()[: 1 if large(parameters) else None]
     return jax.make_mesh((len(devices), 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def _large(parameters: int) -> bool:
+def large(parameters: int) -> bool:
+    """Returns whether a model of so many parameters is more than one device of a CPU should hold, see LARGE."""
     return parameters > LARGE and jax.default_backend() == "cpu"
 
 
@@ -158,6 +160,12 @@ def check_batch(batch: int, accumulate: int, grid: Mesh) -> None:
             f"batch = {batch}{parts} does not divide over {grid.size} devices; give a multiple of "
             f"{grid.size * accumulate}"
         )
+
+
+def free(grid: Mesh) -> int:
+    """Returns the bytes that a program can still take: on one device of a mesh, or on a CPU, of the whole machine."""
+    stats = grid.local_devices[0].memory_stats()
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else machine.free_memory()
 
 
 def memory() -> int:

@@ -16,9 +16,13 @@ from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.text_to_image import Pipeline
 from dermjax.generation.plan import Request
 from dermjax.generation.source import Source
-from dermjax.models.stable_diffusion import StableDiffusion, operations
+from dermjax.models.stable_diffusion import StableDiffusion, count, operations
+from dermjax.models.unet import per_block
 from dermjax.progress import say
 
+PROCESS = 0.8e9  # bytes of Python, JAX and compiled programs, measured
+LAYER_WIDTHS = 30  # numbers a channel of the UNet's first level and a latent cell that are there at a time
+PIXEL_WIDTHS = 4  # and a channel of the decoder's last level but one and a pixel
 OPERATIONS_A_CORE_A_SECOND = 70e9  # measured: derm-tiny in float32 on a core with AVX2
 
 Batches = Sequence[Sequence[Request]]
@@ -45,10 +49,12 @@ def renderer(
 ) -> Callable[[Batches], Started]:
     """Returns begin(batches) -> Started, for at most a batch a device of requests that differ in words and seed.
 
-    params lie on every device of the grid. Their tokens, prompt and negative prompt, must be equally many. watch: see `preview`. Every device always computes
-    `batch` images, so that a short batch compiles nothing new and an image depends on the number of devices by no more
-    than rounding: XLA orders some sums otherwise where there is more than one.
+    params lie on every device of the grid. Their tokens, prompt and negative prompt, must be equally many. watch: see
+    `preview`. Every device always computes `batch` images, so that a short batch compiles nothing new and an image
+    depends on the number of devices by no more than rounding: XLA orders some sums otherwise where there is more than
+    one.
     """
+
     @functools.cache
     def pipeline(sampler: str, steps: int, spacing: str, deep_cache: int) -> Callable[..., jax.Array]:
         chosen = samplers.named(sampler)
@@ -85,6 +91,25 @@ def renderer(
         return Started(asked, compiled[*kind, said.shape](params, **placed, guidance=guidance), at)
 
     return begin
+
+
+def memory(model: StableDiffusion, params: dict, size: int, grid: Mesh) -> Callable[[int], float]:
+    """Returns need(batch): about the bytes that it takes to make `batch` guided images a device at a time.
+
+    They are those of the process on a CPU, whose devices share its memory, else of each device. Beside the parameters
+    the UNet needs them at its first level, for what a layer is at, the skips and attention's weights, or the decoder
+    at its last.
+    """
+    on_cpu, unet = sharding.platform(grid) == "cpu", model.configs["unet"]
+    cells, number = (size // model.factor) ** 2, np.dtype(model.dtype).itemsize
+    held = 4 * count(params)
+    if on_cpu and number < 4:
+        held, number = held + 4 * count(params["unet"]), 4  # kernels are widened before they are used
+    weights = cells**2 * per_block(unet["attention_head_dim"], 1)[0] if on_cpu else 0
+    layers = LAYER_WIDTHS * unet["block_out_channels"][0] * cells
+    decoder = PIXEL_WIDTHS * model.configs["vae"]["block_out_channels"][1] * size**2
+    each = number * max(2 * (layers + 2 * weights), decoder)
+    return lambda batch: (held + batch * each) * grid.size + PROCESS if on_cpu else held + batch * each
 
 
 def processor_seconds(model: StableDiffusion, params: dict, requests: Collection[Request], size: int) -> float:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from dermjax import disk, sharding
 from dermjax.data import records, seen
 from dermjax.data.records import Manifest
-from dermjax.generation import credentials, preview, provenance, storage, table, work
+from dermjax.generation import credentials, preview, provenance, render, storage, table, work
 from dermjax.generation.plan import Request
 from dermjax.generation.production import Accounts, produce, rounds
 from dermjax.generation.render import Batches, processor_seconds, renderer
@@ -85,9 +85,14 @@ def _tell_cost(todo: Work, missing: Collection[Request], grid: Mesh) -> None:
     if grid.devices.flat[0].platform == "cpu":
         # strength is the share of the steps that are taken from a picture
         seconds["seconds"] = todo.start.strength * processor_seconds(maker.sd, maker.params, missing, todo.size)
+    need, have = render.memory(maker.sd, maker.params, todo.size, grid), sharding.free(grid)
     room = f"up to {disk.told(storage.needed(len(missing), todo.size))} of disk"
-    cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing),
-         steps=todo.asked[0].steps, room=room, **seconds)  # fmt: skip
+    cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing), steps=todo.asked[0].steps,
+         memory=f"about {disk.told(need(todo.batch))} of memory", room=room, **seconds)  # fmt: skip
+    if need(todo.batch) > have:
+        fitting = next((n for n in range(todo.batch - 1, 0, -1) if need(n) < have), None)
+        other = f"config.plan.batch = {fitting}" if fitting else "a smaller config.size"
+        say(f"generate: warning: {disk.told(have)} of memory are free; give {other}")
 
 
 def _told(accounts: Accounts, grid: Mesh) -> str:

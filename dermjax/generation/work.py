@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax import config_file
+from dermjax import config_file, sharding
 from dermjax.data.records import Record
 from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
@@ -15,9 +15,11 @@ from dermjax.generation import model, plan, preview, provenance, refusals, sourc
 from dermjax.generation.model import Model
 from dermjax.generation.plan import Request
 from dermjax.generation.source import Source
-from dermjax.models.stable_diffusion import StableDiffusion
+from dermjax.models.stable_diffusion import StableDiffusion, count
 from dermjax.progress import say
 from dermjax.weights import model_files
+
+PIXELS = 2**17  # that a CPU makes of a large model at a time: more take memory and are no quicker
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ def read(config: ConfigDict) -> Work:
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
     for warning in tuned.warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
         say(f"generate: {warning}")
-    return Work(asked, plan.batches(asked, batch, lengths), lengths, maker, start, size, batch)
+    if sharding.large(count(maker.params)):
+        batch = min(batch, max(1, PIXELS // size**2))
+    batches = plan.batches(asked, batch, lengths)
+    return Work(asked, batches, lengths, maker, start, size, max(map(len, batches)))
 
 
 def side(size: int, sd: StableDiffusion) -> int:

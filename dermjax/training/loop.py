@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from dermjax import sharding
 from dermjax.errors import UserError
@@ -98,7 +98,7 @@ def fit(
         state, iterator = resumed
         batches.set_state(iterator)
     else:
-        state = jax.device_put(state, shardings)
+        state = placed(state, shardings)
     done = int(state.step)
     step = compiled(loss, optimizer, ema_decay, accumulate, shardings, mesh)
     # made where it lies: device_put would not take a key to the devices of another process
@@ -151,6 +151,27 @@ def fit(
 def due(step: int, every: int) -> bool:
     """Returns whether a step is one of every so many, of which 0 is none."""
     return every > 0 and step % every == 0
+
+
+def placed(state: State, shardings: State) -> State:
+    """Returns the state on its devices, every array in memory of its own.
+
+    A step takes the old state's memory for the new one, each piece once. Arrays that are the same, as zeros of an
+    optimiser or the parameters that it remembers, and arrays that lie where they belong already are not copied by
+    `device_put`.
+    """
+    taken: set[int] = set()
+
+    def one(leaf: jax.Array, home: NamedSharding) -> jax.Array:
+        leaf = jax.device_put(leaf, home)
+        here = {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards if shard.data.size}
+        if here & taken:
+            leaf = leaf.copy()
+            here = {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards if shard.data.size}
+        taken.update(here)
+        return leaf
+
+    return jax.tree.map(one, state, shardings)
 
 
 def compiled(

@@ -33,8 +33,9 @@ class State:
 def create(params: Tree, variables: Tree, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
     """Returns the state before the first step; the optimiser's part and the average are float32 over any params.
 
-    It is made in the host's memory: one device of a mesh need not hold it whole.
+    It is made in the host's memory: one device of a mesh need not hold it whole. Its parts may share arrays.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        wide = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)  # a copy, since the step donates both
-        return State(jnp.zeros((), jnp.int32), params, variables, optimizer.init(wide), wide if ema else {})
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+        average = jax.tree.map(jnp.copy, wide) if ema else {}
+        return State(jnp.zeros((), jnp.int32), params, variables, optimizer.init(wide), average)

@@ -19,6 +19,9 @@ from dermjax.models.vae import NUMERIC_VERSION
 from dermjax.progress import bar
 from dermjax.tuning import cache
 from dermjax.tuning.concepts import digested
+from dermjax.weights import model_files
+
+PIXELS = 2**17  # that a CPU encodes at a time: a gigabyte in the layers of Stable Diffusion's autoencoder
 
 
 def moments(
@@ -49,10 +52,12 @@ def _encode(
         flipped = jnp.concatenate([image, image[:, :, ::-1]])
         return jnp.stack(jnp.split(sd.encode({"vae": vae}, flipped), 2), axis=1)
 
+    if sharding.platform(grid) == "cpu":  # where more at a time take memory and are no quicker
+        batch = min(batch, max(1, PIXELS // size**2))
     batch = -(-batch // grid.size) * grid.size
     own = sharding.own(batch, grid)
     step = jax.jit(both, out_shardings=sharding.replicated(grid))
-    vae = jax.device_put(params["vae"], sharding.replicated(grid))
+    vae = model_files.place(params["vae"], sharding.replicated(grid))
     rows = []
     with bar(len(sources), "latents", "images", 0) as progress:
         for at in range(0, len(sources), batch):

@@ -16,7 +16,7 @@ from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.run_folder import write_atomically
 from dermjax.tuning import parts
-from dermjax.weights import diffusers, lora, lora_files, textual_inversion
+from dermjax.weights import diffusers, lora, lora_files, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CARD = "README.md"
@@ -30,10 +30,19 @@ def finished(workdir: Path, settings: str) -> bool:
     return (workdir / CARD).exists() and settings in (workdir / CARD).read_text()
 
 
-def complete(params: Params, assembled: Callable[[dict, dict], Params]) -> Callable[[dict, dict], Params]:
-    """Returns the function (trained, constants) -> the parameters of the whole model, for sampling on the devices."""
+def complete(params: Params, assembled: Callable[[dict, dict], Params], grid: Mesh) -> Callable[[dict, dict], Params]:
+    """Returns the function (trained, constants) -> the parameters of the whole model, for sampling on the devices.
+
+    Networks that no step needs are read anew each time.
+    """
     join = jax.jit(assembled)
-    return lambda trained, constants: params | join(trained, constants)
+
+    def whole(trained: dict, constants: dict) -> Params:
+        joined = join(trained, constants)
+        unused = {name: each for name, each in params.items() if name not in joined}
+        return joined | model_files.place(unused, sharding.replicated(grid))
+
+    return whole
 
 
 def write(
@@ -51,7 +60,7 @@ def write(
     """Writes model/ (if asked), both forms of the LoRA and words/ from what was trained; the first process does.
 
     diffusers and PEFT read lora.safetensors, ComfyUI and AUTOMATIC1111's program lora_kohya.safetensors.
-    The LoRA is merged into the float32 parameters as they were read, not into what training kept of them.
+    The LoRA is merged into the float32 parameters of the file, each when it is written, not into what training kept.
     """
     gathered = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(grid))(trained)
     if jax.process_index() == 0:
@@ -62,14 +71,14 @@ def write(
             lora_files.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             whole = params | parts.assembled(trained, {"networks": params}, alpha)
-        rows = np.asarray(parts.table(whole))[-sum(len(word.vectors) for word in words) :]
-        for word in words:
-            (workdir / WORDS).mkdir(exist_ok=True)
-            vectors, rows = np.split(rows, [len(word.vectors)])
-            path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"
-            textual_inversion.write(path, Embedding(word.token, vectors))
-        if model:
-            diffusers.write(workdir / MODEL, sd, whole, dtype=dtype)
+            rows = np.asarray(parts.table(whole))[-sum(len(word.vectors) for word in words) :]
+            for word in words:
+                (workdir / WORDS).mkdir(exist_ok=True)
+                vectors, rows = np.split(rows, [len(word.vectors)])
+                path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"
+                textual_inversion.write(path, Embedding(word.token, vectors))
+            if model:
+                diffusers.write(workdir / MODEL, sd, whole, dtype=dtype)
     multihost_utils.sync_global_devices("dermjax: model written")
 
 

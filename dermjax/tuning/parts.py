@@ -67,7 +67,7 @@ def divided(
     trained = {
         "full": _cast(by["full"], kept),
         "lora": adapters,
-        "words": jnp.asarray(table(params)[-words:]) if words else {},
+        "words": jnp.asarray(table(params))[-words:] if words else {},
     }
     return {name: part for name, part in trained.items() if len(part)}, {"networks": _cast(used, arithmetic)}
 
@@ -76,7 +76,7 @@ def assembled(trained: Tree, frozen: Tree, alpha: float) -> Params:
     """Returns the networks' parameters as the model uses them; differentiable with respect to what is trained."""
     params = frozen["networks"] | trained.get("full", {})
     if "words" in trained:
-        known = table(params)[: -len(trained["words"])].astype(jnp.float32)
+        known = jnp.asarray(table(params), jnp.float32)[: -len(trained["words"])]
         params = replaced(params, TABLE, jnp.concatenate([known, trained["words"]]))
     return lora.merge(params, lora.uniform(trained["lora"], alpha), 1.0) if "lora" in trained else params
 

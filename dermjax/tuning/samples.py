@@ -31,6 +31,7 @@ def painter(
     steps: int,
     guidance: float,
     size: int,
+    batch: int,
     grid: Mesh,
     workdir: Path,
 ) -> Callable[[State, dict], dict[str, np.ndarray]]:
@@ -38,7 +39,7 @@ def painter(
     returns it as {"samples": uint8 [H, W, 3]} for the writer.
 
     `complete(trained, constants)` gives the parameters of the whole model. Every sheet starts from the seeds 0, 1, …
-    With images 0 nothing is painted.
+    It is painted `batch` at a time. With images 0 nothing is painted.
     """
     if not images:
         return lambda state, constants: {}
@@ -53,7 +54,11 @@ def painter(
     everywhere = jax.jit(lambda made: made, out_shardings=sharding.replicated(grid))
 
     def paint(state: State, constants: dict) -> dict[str, np.ndarray]:
-        made = np.asarray(everywhere(make(complete(state.smooth, constants), said, away, seeds, scale)))
+        params, parts = complete(state.smooth, constants), []
+        for at in range(0, len(seeds), batch):
+            some = np.arange(at, at + batch) % len(seeds)
+            parts.append(everywhere(make(params, said[some], None if away is None else away[some], seeds[some], scale)))
+        made = np.concatenate([np.asarray(part) for part in parts])[: len(seeds)]
         for number, image in enumerate(made):
             check_drawn(image, f"sample of step {int(state.step)}, {prompts[number // images]!r}")
         sheet = pictures.sheet(np.split(made, len(prompts)))

@@ -15,6 +15,7 @@ from dermjax.models.clip_text import NUMERIC_VERSION
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
 from dermjax.tuning import cache
+from dermjax.weights import model_files
 from dermjax.weights.textual_inversion import Embedding, spelt_out
 
 
@@ -58,7 +59,7 @@ def _encoded(sd: StableDiffusion, text: Params, tokens: np.ndarray, batch: int, 
     step = jax.jit(
         lambda text, tokens: sd.encode_text({"text_encoder": text}, tokens), out_shardings=sharding.replicated(grid)
     )
-    text = jax.device_put(text, sharding.replicated(grid))
+    text = model_files.place(text, sharding.replicated(grid))
     rows = []
     with bar(len(tokens), "contexts", "prompts", 0) as progress:
         for at in range(0, len(tokens), batch):

@@ -55,7 +55,7 @@ def model_folder(folder):
     return folder
 
 
-def fake(folder, dtype):
+def fake(folder, dtype, lazy):
     """What weights.model_files.read gives, of a few operations."""
 
     def network(params):
@@ -71,10 +71,11 @@ def fake(folder, dtype):
     model = SimpleNamespace(
         configs={
             "scheduler": SCHEDULER,
-            "vae": {"latent_channels": 4},
-            "unet": {"in_channels": 4, "block_out_channels": [8, 8]},
+            "vae": {"latent_channels": 4, "block_out_channels": [8, 8]},
+            "unet": {"in_channels": 4, "block_out_channels": [8, 8], "attention_head_dim": 1},
         },
         tokenizer=folder / "tokenizer",
+        dtype=np.float32,
         factor=8,
         size=32,
         encode_text=lambda params, tokens: tokens[..., None] / 500,
@@ -322,7 +323,8 @@ def test_a_dry_run_makes_nothing(folder, capsys):
     rows = [line.split() for line in said.splitlines()]
     assert ["benign", "malignant", "all"] in rows and ["images", "6", "6", "12"] in rows
     assert ["PLMS", "3", "3", "6"] in rows and ["tone", "mole", "3", "3", "6"] in rows
-    assert "benign: a benign mole a" in said and "12 images, 4 steps, up to 86 kB of disk, about" in said
+    assert "benign: a benign mole a" in said and "12 images, 4 steps, about" in said
+    assert "MB of memory, up to 86 kB of disk, about" in said
 
 
 def test_signed_images_have_the_same_pixels_and_are_not_made_again(folder, whole, signer, tmp_path):

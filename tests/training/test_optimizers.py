@@ -6,9 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from dermjax import sharding
+from dermjax.data import pipelines
 from dermjax.diffusion import objective
-from dermjax.training import optimizers, precision, quantised_adam
+from dermjax.training import loop, optimizers, precision, quantised_adam
 from dermjax.training.quantised_adam import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
+from dermjax.training.state import create
 
 RATES = {"adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.03, "prodigy": 1.0}
 
@@ -114,3 +117,27 @@ def test_schedules_warm_up_and_end_where_they_say():
         rates = optimizers.SCHEDULES[name](2.0, 10, 100)
         assert [float(rates(step)) for step in (0, 5, 10)] == pytest.approx([0.0, 1.0, 2.0])
         assert float(rates(100)) == pytest.approx(end, abs=1e-6)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_trains_on_one_device(tmp_path, name, ema_decay):
+    """A state may have one zero, or the parameters, twice; a step takes memory over once, so each gets its own."""
+    rng = np.random.default_rng(0)
+    data = {name: rng.normal(size=(8, n)).astype(np.float32) for name, n in (("x", 64), ("y", 128))}
+    rule = optimizers.build(name, rate=RATES[name], warmup=1, steps=4, schedule="constant", weight_decay=0.01, clip=1.0)
+
+    def loss(params, variables, constants, batch, key):
+        error = batch["x"] @ params["kernel"] * params["scale"][None] + params["bias"][None] - batch["y"]
+        return jnp.square(error).mean(), (variables, {})
+
+    start = {"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros((128,)), "scale": jnp.ones((128,))}
+    state = loop.fit(
+        loss, create(start, {}, rule, ema=ema_decay > 0), {}, pipelines.arrays(data, batch=1, seed=0), optimizer=rule,
+        seed=0, steps=4, ema_decay=ema_decay, accumulate=1, mesh=sharding.mesh(1, 1), rules=sharding.RULES,
+        workdir=tmp_path, title="line", save_every=4, log_every=4,
+    )  # fmt: skip
+    assert int(state.step) == 4 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.smooth))
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(loop.placed(state, sharding.over(
+        state, sharding.RULES, sharding.mesh(1, 1))))]  # fmt: skip
+    assert len(set(pointers)) == len(pointers)

@@ -1,0 +1,127 @@
+"""What a run of `tune` is about to take, said before it computes: time, memory and disk, and what would fit."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dermjax import disk, machine, sharding
+from dermjax.models.stable_diffusion import count, operations
+from dermjax.models.unet import per_block
+from dermjax.progress import cost, say
+from dermjax.tuning.work import Work
+from dermjax.weights.torch_layout import flatten
+
+TRAINED_A_CORE_A_SECOND = 40e9  # operations, measured: derm-tiny in float32 on a core with AVX2
+GRADIENT = 3  # passes that one with gradients counts for
+PROCESS = 1.0e9  # bytes of Python, JAX, compiled programs and what a look needs, measured
+WIDTHS = 40  # numbers a channel that a layer, a resnet and a transformer, keeps of a latent cell for its gradient
+REMAT_WIDTHS = 4  # of them where it keeps what came in and is computed again
+CHECKPOINTS = 4  # the newest two, the best, and one that is being written
+
+
+def tell(todo: Work, config: ConfigDict) -> None:
+    """Prints what the run costs, and where it would not fit into the memory of this machine, what would."""
+    state, _ = todo.shapes
+    need, have, seconds = memory(todo)(todo.size, config.batch / config.accumulate), sharding.free(todo.grid), {}
+    if sharding.platform(todo.grid) == "cpu":
+        seconds["seconds"] = processor_seconds(todo, config.batch * config.steps)
+    cost(
+        "tune", devices=todo.grid.size, parameters=count(state.params), images=len(todo.shown.sources),
+        steps=config.steps, memory=f"about {disk.told(need)} of memory",
+        room=f"up to {disk.told(files(todo, config))} of disk", **seconds,
+    )  # fmt: skip
+    if need > have:
+        say(f"tune: warning: {disk.told(have)} of memory are free; {remedy(todo, config, have)}")
+
+
+def plan(todo: Work, config: ConfigDict) -> str:
+    """Returns in words what the run does."""
+    tuned = ", ".join(f"{network} {how}" for network, how in config.tuned.items())
+    classes = [f"  {label}: {prompt}" for label, prompt in config.prompts.items()]
+    shown = f"{len(todo.shown.sources)} images shown, {len(todo.held_out.sources)} held out"
+    steps = f"{config.steps} steps of {config.batch} images of {todo.size} px by {config.optimizer}"
+    return "\n".join([f"tune: {tuned}; {steps}; {shown}", *classes])
+
+
+def processor_seconds(todo: Work, images: int) -> float:
+    """Returns about how long a CPU takes to train on so many images."""
+    work = GRADIENT * operations(todo.params, (todo.size // todo.sd.factor) ** 2) * images
+    return work / TRAINED_A_CORE_A_SECOND / machine.cores()
+
+
+def files(todo: Work, config: ConfigDict) -> int:
+    """Returns the bytes of the run's files at most: checkpoints, latents and the tuned model."""
+    state, _ = todo.shapes
+    moments = 2 * 2 * todo.sd.configs["vae"]["latent_channels"] * (todo.size // todo.sd.factor) ** 2
+    images = len(todo.shown.sources) + len(todo.held_out.sources)
+    model = count(todo.params) * jnp.dtype(config.save_dtype).itemsize if config.save_model else 0
+    return CHECKPOINTS * size(state) + 2 * moments * images + model
+
+
+def memory(todo: Work) -> Callable[[int, float], float]:
+    """Returns need(size, images): about the bytes that a step takes on images of so many pixels, at one time.
+
+    They are those of the process on a CPU, whose devices share its memory, else of each device. A step holds what is
+    trained with the optimiser's state, what is frozen, the gradients, adapted kernels as the network uses them, and
+    what the layers keep for their gradients.
+    """
+    state, frozen = todo.shapes
+    on_cpu = sharding.platform(todo.grid) == "cpu"
+    number = jnp.dtype(todo.sd.dtype).itemsize
+    always = size(state) / todo.grid.shape["fsdp"] + 4 * count(state.params) + size(frozen)
+    always += 4 * adapted(state.params.get("lora", {}))
+    if on_cpu and number < 4:
+        always += 4 * count(frozen)  # widened before they are used
+        number = 4
+
+    def need(size: int, images: float) -> float:
+        each = numbers_kept(todo, (size // todo.sd.factor) ** 2, weights=on_cpu) * number * images / todo.grid.size
+        return (always + each) * todo.grid.size + PROCESS if on_cpu else always + each
+
+    return need
+
+
+def numbers_kept(todo: Work, cells: int, weights: bool) -> float:
+    """Returns about how many numbers the UNet's layers keep of an image for its gradient, attention's weights too?
+
+    A CPU drops what rematerialisation asks for.
+    """
+    unet = todo.sd.configs["unet"]
+    layers = 2 * unet["layers_per_block"] + 1
+    remat = todo.sd.remat == "blocks" and sharding.platform(todo.grid) != "cpu"
+    heads = per_block(unet["attention_head_dim"], len(unet["block_out_channels"]))
+    total = 0.0
+    for level, width in enumerate(unet["block_out_channels"]):
+        here = cells / 4**level
+        total += layers * (REMAT_WIDTHS if remat else WIDTHS) * width * here
+        if weights and unet["down_block_types"][level].startswith("CrossAttn"):
+            total += layers * heads[level] * here**2
+    return total
+
+
+def adapted(adapters: dict) -> int:
+    """Returns the number of parameters of the kernels that are adapted."""
+    flat = flatten(adapters)
+    downs = [path for path in flat if path.endswith(".down")]
+    return sum(math.prod(flat[down].shape[:-1]) * flat[f"{down[:-5]}.up"].shape[-1] for down in downs)
+
+
+def remedy(todo: Work, config: ConfigDict, have: float) -> str:
+    """Returns what to change so that the run fits into so many bytes."""
+    need, least = memory(todo), todo.grid.size
+    parts = [n for n in range(config.accumulate + 1, config.batch // least + 1) if config.batch % (n * least) == 0]
+    for accumulate in parts:
+        if need(todo.size, config.batch / accumulate) < have:
+            return f"with config.accumulate = {accumulate} it fits, and learns the same"
+    for side in range(todo.size - todo.size % 64 or todo.size, 0, -64):
+        if need(side, least) < have:
+            return f"with config.batch = {least} and config.size = {side} it fits"
+    return f"tune less, as the variant lora does, or on a machine with {disk.told(need(todo.size, least))}"
+
+
+def size(tree) -> int:
+    """Returns the bytes of a tree of shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
