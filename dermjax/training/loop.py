@@ -33,9 +33,6 @@ Loss = Callable[[Tree, Tree, Tree, Tree, jax.Array], tuple[jax.Array, tuple[Tree
 
 FAILURES = 5  # steps in a row without a finite loss after which a run stops; each of them leaves the state as it was
 SHOWN = 8  # names in a message
-# XLA asks for a step's temporaries at once, and what is over 64 MB a thread takes from the system and gives back,
-# whatever `machine.keep_freed_memory` says: 188 MB and 48,000 page faults a step of derm-tiny. In pieces they are kept.
-CPU_OPTIONS = {"xla_multiheap_size_constraint_per_heap": 2**25}
 
 
 class NotFinite(UserError):
@@ -203,8 +200,7 @@ def compiled(
         state = where(finite, moved, state, grads).replace(step=count)
         return state, {"loss": value, "gradient_norm": norm, **scalars, "skipped": ~finite}
 
-    out, on_cpu = (shardings, sharding.replicated(mesh)), sharding.platform(mesh) == "cpu"
-    return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=CPU_OPTIONS if on_cpu else None)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
 
 
 def where(finite: jax.Array, moved: Callable[[State, Tree], State], state: State, grads: Tree) -> State:

@@ -30,7 +30,6 @@ from dermjax.tuning.samples import painter
 from dermjax.tuning.validation import PLAIN, evaluator
 from dermjax.weights import model_files
 
-
 NAMES = {
     "remat": REMAT,
     "precision": parts.PRECISIONS,
@@ -72,7 +71,8 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     costs.tell(todo, config)
     grid, sd, shown, held_out = todo.grid, todo.sd, todo.shown, todo.held_out
     paint = painter(
-        sd, outputs.complete(todo.params, todo.assembled, grid), todo.said, concepts.asked(shown, config.samples.prompts),
+        sd, outputs.complete(todo.params, todo.assembled, grid), todo.said,
+        concepts.asked(shown, config.samples.prompts),
         images=config.samples.images, sampler=config.samples.sampler, steps=config.samples.steps,
         guidance=config.samples.guidance, size=todo.size, batch=config.batch, grid=grid, workdir=workdir,
     )  # fmt: skip

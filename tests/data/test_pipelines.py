@@ -82,6 +82,11 @@ def test_a_batch_may_be_larger_than_the_arrays():
     assert batch["row"].shape == (7,) and batch["row"].dtype == np.float32 and set(batch["row"]) == {0, 1, 2}
 
 
+def test_a_batch_may_be_one_row():
+    batches = pipelines.arrays({"x": np.arange(3)}, batch=1, seed=0)
+    assert sorted(int(next(batches)["x"][0]) for _ in range(3)) == [0, 1, 2]
+
+
 def test_arrays_go_on_from_a_state():
     data = {"row": np.arange(11), "moments": np.random.default_rng(0).normal(size=(11, 2, 2, 8))}
     assert_same_continuation(lambda: pipelines.arrays(data, batch=4, seed=5))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -71,6 +72,15 @@ def killed(settings, workdir):
 
     with mock.patch.object(writers.Writer, "write", dies_at_step_4):
         tuning.run(ConfigDict(json.loads(settings)), Path(workdir))
+
+
+def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tuning.dry_run(config())
+    said = capsys.readouterr().out
+    assert "text_encoder frozen, unet full; 6 steps of 8 images of 32 px by adamw; 8 images shown, 2 held out" in said
+    assert re.search(r"6 steps, about [\d.]+ .B of memory, up to [\d.]+ .B of disk, about \d+ s", said)
+    assert not list(tmp_path.iterdir())
 
 
 def test_killed_and_started_again_it_ends_the_same(config, whole, tmp_path):

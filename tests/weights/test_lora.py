@@ -13,6 +13,7 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
 from dermjax.weights import diffusers as folders
 from dermjax.weights import lora, lora_files, lora_metadata
+from dermjax.weights.stored import Stored
 from dermjax.weights.torch_layout import flatten, to_torch, unflatten
 
 EVERYTHING = tuple(lora.TARGETS)
@@ -63,6 +64,23 @@ def test_fresh_adapters_change_nothing_and_start_as_peft_does(shapes):
     jax.tree.map(np.testing.assert_array_equal, merged, params)
     down = flatten(adapters)["unet.conv_in.down"]
     assert down.shape == (3, 3, 4, 2) and 0 < jnp.abs(down).max() <= (3 * 3 * 4) ** -0.5
+
+
+def test_a_kernel_that_is_still_in_its_file_is_changed_when_it_is_read():
+    rng = np.random.default_rng(0)
+    kernel, reads = rng.normal(size=(3, 3, 4, 5)).astype(np.float32), []
+
+    def read():
+        reads.append(1)
+        return kernel
+
+    pair = {"down": rng.normal(size=(3, 3, 4, 2)), "up": rng.normal(size=(2, 5))}
+    adapters = lora.Lora({"conv": jax.tree.map(np.float32, pair)}, {"conv": 1.0})
+    merged = lora.merge({"conv": {"kernel": Stored(kernel.shape, kernel.dtype, read)}}, adapters, 0.5)
+    assert not reads
+    np.testing.assert_array_equal(
+        merged["conv"]["kernel"], lora.merge({"conv": {"kernel": kernel}}, adapters, 0.5)["conv"]["kernel"]
+    )
 
 
 def test_a_merge_is_the_convolution_of_convolutions():

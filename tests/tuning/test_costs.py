@@ -1,0 +1,53 @@
+"""What a run of `tune` takes is said of shapes alone, and so is what would fit."""
+
+import runpy
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from dermjax import sharding
+from dermjax.models.stable_diffusion import SD15, StableDiffusion
+from dermjax.training import optimizers
+from dermjax.tuning import costs, parts
+from dermjax.tuning.work import Work
+
+CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """The work of a preset on Stable Diffusion 1.5, without its files."""
+
+    def made(preset: str):
+        config = runpy.run_path(str(CONFIG))["get_config"](preset)
+        sd = StableDiffusion(SD15, Path(), jnp.float32, config.remat)
+        divided = partial(parts.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=0,
+                          words=0, precision="float32")  # fmt: skip
+        rule = optimizers.build(config.optimizer, rate=1e-4, warmup=0, steps=10, schedule="constant", weight_decay=0.0,
+                                clip=0.0)  # fmt: skip
+        shown = SimpleNamespace(sources=[None] * 10)
+        work = Work(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, 512, divided, parts.assembled, rule,
+                    config.ema_decay > 0)  # fmt: skip
+        return work, config
+
+    return made
+
+
+def test_what_does_not_fit_is_told_what_would(planned):
+    work, config = planned("lora")
+    need = costs.memory(work)
+    assert need(512, 8) > need(512, 4) > need(512, 1) > need(256, 1) > 4 * 1.07e9
+    assert "config.accumulate = 2 " in costs.remedy(work, config, need(512, 4) + 1)
+    assert "config.accumulate = 8 " in costs.remedy(work, config, need(512, 1) + 1)
+    assert "config.batch = 1 and config.size = 256 " in costs.remedy(work, config, need(256, 1) + 1)
+    assert "tune less" in costs.remedy(work, config, 1e9)
+
+
+def test_presets_need_more_the_more_they_train(planned):
+    paper, lora, full = (costs.memory(planned(preset)[0])(256, 1) for preset in ("paper", "lora", "full"))
+    assert 4e9 < paper < lora < full < 24e9
+    work, config = planned("paper")
+    assert costs.files(work, config) < 3e9 < 4 * 3.4e9 < costs.files(*planned("full"))
