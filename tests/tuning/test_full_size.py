@@ -195,3 +195,33 @@ def test_the_default_of_generate_runs_at_full_size(sd15, tmp_path, capsys):
         print(f"\ngenerate: {time.perf_counter() - start:.0f} s, peak {most:.2f} GB; {promise}")
     assert most < 1.2 * 6.0
     assert [json.loads(line)["label"] for line in (tmp_path / "made" / records.FILE).read_text().splitlines()[1:]]
+
+
+STUDIED = """
+import runpy, sys
+from pathlib import Path
+from dermjax.study import generator
+configs, model, manifest, workdir = sys.argv[1:]
+get = lambda stage, variant=None: runpy.run_path(f"{configs}/{stage}.py")["get_config"](variant)
+config = get("study")
+config.tune, config.generate = get("tune", "paper"), get("generate", "paper")
+config.tune.model, config.tune.size, config.tune.steps, config.tune.warmup = model, 256, 1, 1
+config.tune.samples.images = 0
+config.generate.size, config.generate.plan.steps, config.generate.plan.images_per_class = 256, 2, 1
+made = generator.made(config.lock(), Path(workdir), 0, Path(manifest))
+print(len(made.records), "images")
+"""
+
+
+def test_the_generator_of_a_study_is_made_at_full_size(sd15, squares, tmp_path, capsys):
+    """The paper's tuning and the paper's images, one after the other in a process, as `study` makes them."""
+    if machine.free_memory() < PRESETS["paper"][1] * 1e9:
+        pytest.skip(f"needs {PRESETS['paper'][1]} GB of memory")
+    log, command = tmp_path / "said.txt", [sys.executable, "-c", STUDIED, CONFIGS, sd15, squares, tmp_path / "study"]
+    here = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=here, stdout=out, stderr=subprocess.STDOUT)
+    most = watched(process, lambda: False)
+    assert process.returncode == 0 and "2 images" in log.read_text(), log.read_text()
+    with capsys.disabled():
+        print(f"\nstudy: peak {most:.2f} GB")
