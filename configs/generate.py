@@ -69,7 +69,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "guidance_interval": (),  # two sigmas between which alone to guide, such as (0.28, 5.42) (arXiv 2404.07724)
         "deep_cache": 1,  # evaluations that share the UNet's depths (DeepCache); 1 is exact, 3 about twice as fast
         "seed": 0,  # of the first image; the others count up from it
-        "batch": 16,  # images that a device makes at a time
+        "batch": 16,  # images that a device makes at a time; a CPU makes no more than two of a large model
     })  # fmt: skip
     if variant in (None, "paper"):
         return config
