@@ -31,10 +31,10 @@ pytestmark = pytest.mark.slow
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = 256
 PRESETS = {  # the images a step, and the gigabytes that it takes on a CPU, measured or by its estimate
-    "paper": (2, 9),
-    "lora": (1, 16),
-    "full": (1, 20),
-    "best": (1, 20),
+    "paper": (2, 8),
+    "lora": (1, 12),
+    "full": (1, 17),
+    "best": (1, 17),
 }
 NARROW = {
     "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "projection_dim": 32},
