@@ -16,7 +16,7 @@ from dermjax.weights.torch_layout import flatten
 
 TRAINED_A_CORE_A_SECOND = 40e9  # operations, measured: derm-tiny in float32 on a core with AVX2
 GRADIENT = 3  # passes that one with gradients counts for
-PROCESS = 1.0e9  # bytes of Python, JAX, compiled programs and what a look needs, measured
+PROCESS = 2.0e9  # bytes of Python, JAX, what compilation leaves and compiled programs, measured
 WIDTHS = 40  # numbers a channel that a layer, a resnet and a transformer, keeps of a latent cell for its gradient
 REMAT_WIDTHS = 4  # of them where it keeps what came in and is computed again
 CHECKPOINTS = 4  # the newest two, the best, and one that is being written
