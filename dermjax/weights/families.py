@@ -40,7 +40,7 @@ def kind(tensors: Tensors) -> str:
     if EMBEDDING_NAMES & tensors.keys() or any(name.startswith("string_to_param.") for name in tensors):
         return EMBEDDING
     widths = {tensor.shape[-1:] if 0 < len(tensor.shape) <= 2 else None for tensor in tensors.values()}
-    layers = any(name.endswith((".weight", ".bias")) for name in tensors)
+    layers = any(re.search(r"(^|\.)(weights?|bias)$", name) for name in tensors)
     if len(widths) == 1 and None not in widths and (len(tensors) == 1 or not layers):
         return EMBEDDING  # diffusers' form: {token: vectors}, of one word or of several
     if any(re.match(r"(conv_in|encoder\.conv_in|(text_model\.)?embeddings\.\w+)\.weight$", name) for name in tensors):

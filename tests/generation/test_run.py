@@ -78,6 +78,8 @@ def fake(folder, dtype, lazy):
         dtype=np.float32,
         factor=8,
         size=32,
+        text_limits=(8, None),
+        prediction="epsilon",
         encode_text=lambda params, tokens: tokens[..., None] / 500,
         network=network,
         encode=lambda params, image: jnp.repeat(image[:, ::8, ::8], 3, -1)[..., :8],
