@@ -43,6 +43,7 @@ def fake(passes, channels=4):
             "unet": {"in_channels": channels, "block_out_channels": [8, 8]},
         },
         factor=8,
+        prediction=SCHEDULER["prediction_type"],
         encode_text=lambda params, tokens: tokens[..., None] / 5,
         network=lambda params: SimpleNamespace(words=lambda context: context, whole=partial(whole, params["unet"])),
         encode=lambda params, image: jnp.repeat(image[:, ::8, ::8], 3, -1)[..., :8],
@@ -222,9 +223,9 @@ def test_sides_that_do_not_fit_are_named():
 
 
 def test_pixels_are_those_of_the_image_files():
-    values = np.linspace(-1.2, 1.2, 3001, dtype=np.float32)
+    values = np.linspace(-1.2, 1.2, 3001, dtype=np.float32).reshape(1, -1, 1, 1)
     np.testing.assert_array_equal(pixels(jnp.asarray(values)), images.from_model(values))
-    levels = np.arange(256, dtype=np.uint8)
+    levels = np.arange(256, dtype=np.uint8).reshape(1, -1, 1, 1)
     np.testing.assert_array_equal(pixels(jnp.asarray(images.to_model(levels))), levels)
 
 

@@ -21,13 +21,14 @@ from PIL import Image
 import dermjax.weights
 from dermjax import machine
 from dermjax.data import records
-from dermjax.data.duplicates import sha256
+from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.weights import diffusers, torch_layout
 from dermjax.weights.stored import Stored
 
-pytestmark = pytest.mark.slow
+# diffusers' code meets numpy 2 through torch
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = 256
 PRESETS = {  # the images a step, and the gigabytes that it takes on a CPU, measured or by its estimate
@@ -146,10 +147,8 @@ def tuned(preset: str, model: Path, manifest: Path, workdir: Path, batch: int) -
 
 def loaded(workdir: Path, preset: str, capsys) -> None:
     """Loads the model by diffusers, and the LoRA where there is one, and makes a picture of each."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(workdir / "model", torch_dtype=torch.float32)
+    diffusers = pytest.importorskip("diffusers")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(workdir / "model")
     pipe.set_progress_bar_config(disable=True)
     if (workdir / "lora.safetensors").exists():
         pipe.load_lora_weights(workdir / "lora.safetensors")
