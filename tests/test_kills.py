@@ -1,5 +1,6 @@
 """Stages killed at each of their writes: the same command ends with the same files as if nothing had happened."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from dermjax.data import records
+from dermjax.data import digests, origin, records
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Runs a stage in folders of one name each: once as it is, then for every stride-th write killed before it by a signal,
@@ -85,17 +88,23 @@ EVERYWHERE = pytest.param(1, marks=pytest.mark.slow)
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Phantoms as `prepare` leaves them, and a manifest that says a model had made them: (real, synthetic)."""
+    """Phantoms as `prepare` leaves them, and others whose files say that a model made them: (real, synthetic)."""
     folder = tmp_path_factory.mktemp("prepared")
-    command = [sys.executable, "-m", "dermjax", "prepare", f"--workdir={folder / 'real'}", *PHANTOMS]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    real = records.read(folder / "real")
-    made = tuple(
-        replace(each, split="train", image_manipulation="synthetic", generation={"prompt": "one mole"})
-        for each in real.records
-    )
-    (folder / "made").mkdir()
-    records.write(folder / "made" / records.FILE, replace(real, records=made, home=None))
+    for name, seed in (("real", 0), ("others", 1)):
+        command = [sys.executable, "-m", "dermjax", "prepare", f"--workdir={folder / name}", *PHANTOMS]
+        subprocess.run([*command, f"--config.seed={seed}"], check=True, stdout=subprocess.DEVNULL)
+    others = records.read(folder / "others")
+    generation = {"synthetic": True, "prompt": "one mole"}
+    texts = PngInfo()
+    texts.add_itxt(origin.KEY, json.dumps(generation))
+    made = []
+    for each in others.records:
+        path = folder / "made" / each.image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(others.path(each)).save(path, pnginfo=texts)
+        made.append(replace(each, sha256=digests.sha256(path), split="train", image_manipulation="synthetic",
+                            generation=generation))  # fmt: skip
+    records.write(folder / "made" / records.FILE, replace(others, root=folder / "made", records=tuple(made), home=None))
     return folder / "real", folder / "made"
 
 
@@ -120,7 +129,7 @@ def test_curate(prepared, tmp_path, stride):
 @pytest.mark.parametrize("stride", [29, EVERYWHERE])
 def test_publish(prepared, tmp_path, stride):
     real, made = prepared
-    thresholds = {"thresholds.bits": -1, "thresholds.sharpness": -9}
+    thresholds = {"thresholds.bits": 0, "thresholds.sharpness": -9}
     curated = config("curate", ":demo", manifest=made, training=real, **thresholds)
     command = [sys.executable, "-m", "dermjax", "curate", f"--workdir={tmp_path / 'curated'}", *curated]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -26,8 +26,8 @@ def refuse(curated: Manifest, training: Manifest, name: str) -> None:
         said = list(pool.map(lambda record: origin.read(curated.path(record)) or {}, kept))
         silent = [record for record, told in zip(kept, said, strict=True) if told.get("synthetic") is not True]
         if silent:
-            raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it, nor do "
-                            f"{len(silent) - 1} others; publish files as `generate` wrote them")  # fmt: skip
+            raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
+                            f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
         known = examined.read(training.home) if training.home else {}
         both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
         looks = []

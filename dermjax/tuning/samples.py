@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dermjax import sharding
+from dermjax import machine, sharding
 from dermjax.data import pictures
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
@@ -54,11 +54,14 @@ def painter(
     everywhere = jax.jit(lambda made: made, out_shardings=sharding.replicated(grid))
 
     def paint(state: State, constants: dict) -> dict[str, np.ndarray]:
+        machine.give_back_memory()
         params, parts = complete(state.smooth, constants), []
         for at in range(0, len(seeds), batch):
             some = np.arange(at, at + batch) % len(seeds)
             parts.append(everywhere(make(params, said[some], None if away is None else away[some], seeds[some], scale)))
         made = np.concatenate([np.asarray(part) for part in parts])[: len(seeds)]
+        del params, parts
+        machine.give_back_memory()
         for number, image in enumerate(made):
             check_drawn(image, f"sample of step {int(state.step)}, {prompts[number // images]!r}")
         sheet = pictures.sheet(np.split(made, len(prompts)))

@@ -67,10 +67,8 @@ def read(config: ConfigDict, folder: Path) -> Work:
     manifest = records.read(Path(config.manifest))
     shown = concepts.training(manifest, config.prompts, **config.concepts)
     held_out = concepts.held_out(manifest, manifest.split("validation"), config.prompts)
-    if config.patience and not (held_out.sources and config.validation_draws and config.watch_every):
-        raise UserError(
-            "config.patience needs a validation split in the manifest, config.validation_draws and config.watch_every"
-        )
+    if config.patience and not (held_out.sources and config.validation_draws):
+        raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
     sd, params, words = start.read(
         config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors, folder=folder
     )

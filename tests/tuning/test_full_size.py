@@ -175,7 +175,7 @@ def test_a_preset_of_tune_runs_at_full_size(preset, sd15, squares, tmp_path, cap
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_of_tune_runs_at_full_depth(preset, narrow, squares, tmp_path, capsys):
-    tuned(preset, narrow, squares, tmp_path / "tune", batch=1)
+    tuned(preset, narrow, squares, tmp_path / "tune", batch=2)
     loaded(tmp_path / "tune", preset, capsys)
 
 

@@ -99,7 +99,8 @@ def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]]
             for item in shard:
                 row = {name: text.encode() for name, text in item.row.items()}
                 row |= {"image": item.content(), "label": manifest.labels.index(item.record.label)}
-                example = serializer.serialize_example(row)
+                # features in one order, or equal sets would not be equal files
+                example = serializer.get_tf_example(row).SerializeToString(deterministic=True)
                 writer.write(example)
                 size += len(example)
                 done()
