@@ -133,6 +133,7 @@ def main() -> int:
 def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
+    machine.quiet_compiler(os.environ)
     if workdir is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return

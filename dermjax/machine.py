@@ -19,7 +19,7 @@ from pathlib import Path
 from dermjax.errors import UserError
 
 COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _programs: list[str] = []  # folders of what this process compiled
 
 
@@ -71,14 +71,13 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed instead of giving it back to the system; other C libraries are left alone.
 
     XLA on a CPU frees and asks anew for its large temporaries in every step. Given back, they return page by page:
-    117,000 page faults a second and a sixth of the processor's time while derm-tiny trains. All threads take from one
-    arena: a step's temporaries are one piece, and what is over 64 MB fits no thread's own and would be mapped and given
-    back. Not for sampling, which is no faster by it and grows: kept pieces of many sizes fit each other ever less,
-    330 MB in 500 images.
+    117,000 page faults a second and a sixth of the processor's time while derm-tiny trains. It holds for pieces that
+    fit a thread's arena of 64 MB, so `training.loop` has XLA ask for smaller ones; one arena for all threads
+    (M_ARENA_MAX) keeps larger ones too, and makes derm-tiny's step 1.7 times as long. Not for sampling, which is no
+    faster by it and grows: kept pieces of many sizes fit each other ever less, 330 MB in 500 images.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 2**26)
@@ -92,6 +91,12 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
+
+
+def quiet_compiler(environment: MutableMapping[str, str]) -> None:
+    """Has XLA say errors alone, unless the environment says otherwise: thousands of warnings of its planning name
+    nothing that a user can change."""
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def compile_once(environment: MutableMapping[str, str]) -> None:

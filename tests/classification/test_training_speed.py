@@ -74,7 +74,7 @@ def ours(name: str, size: int, batch: int):
     state = create(*classifier.init(0), rule, ema=False)
     shardings = sharding.over(state, sharding.RULES, grid)
     state = jax.device_put(state, shardings)
-    step = compiled(recipes.loss(classifier, Recipe(last=None), 0.0), rule, 0.0, 1, shardings, grid)
+    step = compiled(recipes.loss(classifier, Recipe(last=None), 0.0), rule, 0.0, 1, shardings, grid, False)
     key = jax.device_put(jax.random.key(0), sharding.replicated(grid))
     image = np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
     rows = sharding.place({"image": image, "label": np.arange(batch, dtype=np.int32) % 2}, grid)

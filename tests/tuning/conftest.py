@@ -69,7 +69,8 @@ def tuning_step():
         state, frozen = jax.eval_shape(begun, params) if shapes else begun(params)
         places = sharding.over(state, sharding.RULES, grid)
         loss = dreambooth.loss(sd, partial(parts.assembled, alpha=float(rank)), **PLAIN)
-        step = loop.compiled(loss, rule, ema_decay, 1, places, grid)
+        large = sum(leaf.size for leaf in jax.tree.leaves(params)) > sharding.LARGE
+        step = loop.compiled(loss, rule, ema_decay, 1, places, grid, large)
         return TuningStep(step, state, frozen | {"contexts" if text == "frozen" else "tokens": said}, places)
 
     return made
