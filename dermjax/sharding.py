@@ -156,10 +156,8 @@ def check_batch(batch: int, accumulate: int, grid: Mesh) -> None:
         raise UserError(f"batch = {batch}, accumulate = {accumulate}: give 1 or more of each")
     if batch % (grid.size * accumulate):
         parts = f" in accumulate = {accumulate} parts" if accumulate > 1 else ""
-        raise UserError(
-            f"batch = {batch}{parts} does not divide over {grid.size} devices; give a multiple of "
-            f"{grid.size * accumulate}"
-        )
+        over = f" over {grid.size} devices" if grid.size > 1 else ""
+        raise UserError(f"batch = {batch}{parts} does not divide{over}; give a multiple of {grid.size * accumulate}")
 
 
 def free(grid: Mesh) -> int:

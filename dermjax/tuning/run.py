@@ -50,7 +50,8 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.patience needs looks at held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
-    sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    # how many devices data = 0 takes depends on the model; a batch has to divide over one at least
+    sharding.check_batch(config.batch, config.accumulate, sharding.mesh(config.mesh.data or 1, config.mesh.fsdp))
 
 
 def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] = lambda step, loss: None) -> None:

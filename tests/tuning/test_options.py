@@ -13,7 +13,7 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"accumulate": 3}, "batch = 8 in accumulate = 3 parts does not divide over 1 devices; give a multiple of 3"),
+        ({"accumulate": 3}, "batch = 8 in accumulate = 3 parts does not divide; give a multiple of 3"),
         ({"accumulate": -2}, "config.accumulate = -2: give 1 or more"),
         ({"batch": 0}, "config.batch = 0: give 1 or more"),
         ({"mesh.fsdp": 0}, "config.mesh.fsdp = 0: give 1 or more"),
