@@ -31,7 +31,7 @@ def real(tmp_path_factory):
         ({"recipe": "probe"}, "config.recipe 'probe' is unknown"),
         ({"optimizer": "adam"}, "config.optimizer 'adam' is unknown; did you mean adamw"),
         ({"schedule": "cosin"}, "config.schedule 'cosin' is unknown; did you mean cosine"),
-        ({"accumulate": 3}, "batch = 8 in accumulate = 3 parts does not divide over 1 devices; give a multiple of 3"),
+        ({"accumulate": 3}, "batch = 8 in accumulate = 3 parts does not divide; give a multiple of 3"),
         ({"accumulate": 0}, "config.accumulate = 0: give 1 or more"),
         ({"batch": 0}, "config.batch = 0: give 1 or more"),
         ({"mesh.fsdp": 0}, "config.mesh.fsdp = 0: give 1 or more"),
