@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -125,22 +126,25 @@ def train(
     whole = recipes.joined(jax.device_get(state.smooth), frozen)
     head = heads.cooled(whole[HEAD], temperature)
     head = heads.plain(head, source.mean, source.deviation) if scaled else head
-    classifiers.write(workdir / "classifier", classifier, whole | {HEAD: head}, state.variables)
-
     said = [probabilities(each / temperature) for each in logits]
-    write_atomically(workdir / "predictions.csv", table(real, list(zip((validation, test), said, strict=True))))
+    files = {"predictions.csv": table(real, list(zip((validation, test), said, strict=True)))}
     elsewhere = {f"predictions_{name}.csv": (manifest, manifest.split("test")) for name, manifest in tests.items()}
     if judged:
         elsewhere["synthetic_predictions.csv"] = (judged, judged.split("train"))
     for file, (manifest, images) in elsewhere.items():
         their = probabilities(say_of(state, frozen, manifest, images) / temperature)
-        write_atomically(workdir / file, table(manifest, [(images, their)]))
+        files[file] = table(manifest, [(images, their)])
     metrics = {
         "validation": figures(real, validation, said[0]),
         "test": figures(real, test, said[1]),
         "temperature": temperature,
     }
-    write_atomically(workdir / DONE, json.dumps(metrics, indent=2) + "\n")
+    if jax.process_index() == 0:
+        classifiers.write(workdir / "classifier", classifier, whole | {HEAD: head}, jax.device_get(state.variables))
+        for file, content in files.items():
+            write_atomically(workdir / file, content)
+        write_atomically(workdir / DONE, json.dumps(metrics, indent=2) + "\n")
+    multihost_utils.sync_global_devices("dermjax: classifier written")
     shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics["test"].items())
     say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
 

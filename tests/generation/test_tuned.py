@@ -12,7 +12,7 @@ PROMPTS = {"benign": "a benign mole", "malignant": "a malignant mole"}
 @pytest.fixture
 def folder(tmp_path):
     """A model folder with a card as `tune` fills it in."""
-    words = ("model", "title", "origin", "data", "digest", "licences", "verdict", "curves", "sheet", "prompts")
+    words = ("model", "title", "origin", "data", "digest", "licences", "verdict", "curves", "sheet", "prompts", "use")
     config = ConfigDict({"prompts": PROMPTS, "rate": 1e-4}).to_json(indent=2)
     (tmp_path / tuned.CARD).write_text(card.TEXT.format(**dict.fromkeys(words, "…"), config=config))
     return tmp_path

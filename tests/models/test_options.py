@@ -193,8 +193,8 @@ def test_widths_that_are_no_numbers_are_one_line(given):
 
 CLASSIFIERS = {
     "vit": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"),
-    "dinov2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size"),
-    "mobilenet_v2": ("depth_divisible_by", "expand_ratio", "min_depth", "output_stride"),
+    "dinov2": ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
+    "mobilenet_v2": ("depth_divisible_by", "min_depth", "output_stride"),
 }
 
 
@@ -202,6 +202,8 @@ CLASSIFIERS = {
     *((kind, key, value) for kind, keys in CLASSIFIERS.items() for key in keys for value in WHOLE),
     *((kind, "layer_norm_eps", value) for kind in CLASSIFIERS for value in NUMBER),
     *(("mobilenet_v2", "depth_multiplier", value) for value in NUMBER),
+    *(("mobilenet_v2", "expand_ratio", value) for value in NUMBER),
+    *(("dinov2", "mlp_ratio", value) for value in NUMBER),
     ("vit", "num_attention_heads", 7), ("vit", "patch_size", 512), ("vit", "hidden_act", ["gelu"]),
 ], ids=lambda value: repr(value)[:30])  # fmt: skip
 def test_a_classifier_that_cannot_be_is_one_line_that_names_its_option(kind, key, value):
