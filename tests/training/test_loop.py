@@ -198,6 +198,15 @@ def test_a_held_out_loss_that_ends_as_none_is_refused(train, tmp_path):
         )
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as Python hears it, also where the tests were started to ignore it, as by a shell in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_told_by_ctrl_c_it_saves_and_says_so(train, tmp_path, monkeypatch):
     arrays = pipelines.arrays
     interrupting = lambda *args, **kwargs: Interrupted(arrays(*args, **kwargs))  # noqa: E731
