@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dermjax.weights
 from dermjax.data import tokens
+from dermjax.weights import diffusers as folders
+from dermjax.weights import lora, lora_files
+from dermjax.weights.torch_layout import flatten, to_torch
 
 CLIP = Path(dermjax.weights.__file__).parent / "clip_tokenizer"
 STYLES = {
@@ -86,3 +90,27 @@ def same_weights():
                 assert torch.equal(tensor, theirs[key]), (name, key)
 
     return check
+
+
+@pytest.fixture
+def fused():
+    """A function from a model folder and a LoRA file to diffusers' pipeline with it fused at 0.8 and our merged
+    parameters, whose weights it has checked to be the same."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def fuse(folder, file):
+        theirs = diffusers.DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        theirs.load_lora_weights(file.parent, weight_name=file.name)
+        theirs.fuse_lora(lora_scale=0.8)
+        theirs.unload_lora_weights()
+        sd, params = folders.read(folder)
+        merged = lora.merge(params, lora_files.read(file, sd.shapes), 0.8)
+        for name in ("unet", "text_encoder"):
+            state = {key.removeprefix("text_model."): each for key, each in getattr(theirs, name).state_dict().items()}
+            for path, array in flatten(merged[name]).items():
+                key, ours = to_torch(path, np.asarray(array))
+                expected = state[key.removeprefix("text_model.")].numpy()
+                np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=key)
+        return theirs, merged
+
+    return fuse

@@ -19,7 +19,7 @@ from dermjax.models.stable_diffusion import SD15, SD21
 from dermjax.weights import classifiers, lora, lora_files
 from dermjax.weights import diffusers as folders
 from dermjax.weights.stored import in_memory
-from dermjax.weights.torch_layout import flatten, to_torch
+from dermjax.weights.torch_layout import flatten
 from dermjax.weights.torch_layout import from_torch as from_torch_tree
 
 torch = pytest.importorskip("torch")
@@ -181,7 +181,7 @@ def test_the_autoencoder(bundle):
 
 
 @pytest.mark.parametrize("write", [lora_files.write_peft, lora_files.write_kohya])
-def test_lora_on_all_layers(bundle, tmp_path, write):
+def test_lora_on_all_layers(bundle, fused, tmp_path, write):
     """Adapters on every attention and feed-forward layer of both networks: diffusers fuses what we merge, and the text
     encoders then say the same."""
     pytest.importorskip("peft")
@@ -196,17 +196,7 @@ def test_lora_on_all_layers(bundle, tmp_path, write):
     depth = sd.configs["text_encoder"]["num_hidden_layers"]
     assert sum(path.startswith("text_encoder") for path in made.alphas) == 6 * depth
     write(tmp_path / "lora.safetensors", made, dtype=np.float32)
-    theirs = type(pipeline).from_pretrained(folder, safety_checker=None)
-    theirs.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    theirs.fuse_lora(lora_scale=0.8)
-    theirs.unload_lora_weights()
-    merged = lora.merge(params, lora_files.read(tmp_path / "lora.safetensors", sd.shapes), 0.8)
-    for name in ("unet", "text_encoder"):
-        state = {key.removeprefix("text_model."): each for key, each in getattr(theirs, name).state_dict().items()}
-        for path, array in flatten(merged[name]).items():
-            key, ours = to_torch(path, np.asarray(array))
-            fused = state[key.removeprefix("text_model.")].numpy()
-            np.testing.assert_allclose(ours, fused, rtol=0, atol=1e-5 * np.abs(fused).max(), err_msg=key)
+    theirs, merged = fused(folder, tmp_path / "lora.safetensors")
     words = rng.integers(0, 49408, (2, 77)).astype(np.int32)
     with torch.no_grad():
         exact, before = (
