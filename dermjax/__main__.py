@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import config_file, disk, machine, run_folder, signals
+from dermjax import config_file, machine, run_folder, signals
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -30,8 +30,8 @@ STAGES = {
     "tune": "dermjax.tuning.run",
     "sweep": "dermjax.tuning.sweep",
     "generate": "dermjax.generation.run",
-    "transform": "dermjax.generation.transform",
-    "mask": "dermjax.generation.mask",
+    "transform": "dermjax.transformation.run",
+    "mask": "dermjax.transformation.masks",
     "curate": "dermjax.curation.run",
     "classify": "dermjax.classification.run",
     "publish": "dermjax.publication.run",
@@ -68,7 +68,7 @@ class Command:
 
 
 COMMANDS = {
-    "audit": Command("dermjax.data.audit:show", "fail if images leak between splits or manifests", "MANIFEST..."),
+    "audit": Command("dermjax.data.leaks.audit:show", "fail if images leak between splits or manifests", "MANIFEST..."),
     "export": Command(
         "dermjax.data.export.forms:export",
         "a manifest's kept images as imagefolder, webdataset or array_record",
@@ -83,7 +83,7 @@ COMMANDS = {
         | {"variant": "found", "ema": False, "prediction": "found"},
     ),
     PREDICT: Command(
-        "dermjax.classification.predict:write",
+        "dermjax.classification.predictions:predict",
         "write a CSV of a saved classifier's calibrated probabilities for images",
         flags={"predict": "", "classifier": "", "out": "", "batch": 32},
     ),
@@ -92,7 +92,7 @@ COMMANDS = {
         "write a classifier folder as a state dict of timm or torchvision",
         flags={"from": "", "to": "", "form": "timm"},
     ),
-    "provenance": Command("dermjax.generation.inspection:show", "what an image says of how it was made", "FILE"),
+    "provenance": Command("dermjax.sampling.provenance:show", "what an image says of how it was made", "FILE"),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
 TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
@@ -120,7 +120,7 @@ def main() -> int:
     except UserError as error:
         return _mendable(stage, str(error))
     except OSError as error:
-        if error.errno not in disk.FULL:
+        if error.errno not in machine.FULL:
             raise
         return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
     except Stopped as stop:

@@ -21,7 +21,7 @@ from dermjax.evaluation import run as evaluation
 from dermjax.generation import run as generation
 from dermjax.generation import work
 from dermjax.preparation import run as preparation
-from dermjax.preparation import settings
+from dermjax.preparation import run as settings
 from dermjax.progress import say
 from dermjax.tuning import run as tuning
 
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     evaluate = workdir / "evaluate"
     prepared, generated, curated = (folder / "manifest.jsonl" for folder in (prepare, generate, curate))
 
-    check({"prepare": config.prepare}, settings.refuse)
+    check({"prepare": config.prepare}, settings.check)
     check_stages(config)
     check({f"classify.{name}": config.classify[name] for name in CLASSIFIERS}, training.check)
     stage(preparation.run, config.prepare, prepare, {})

@@ -16,7 +16,7 @@ STAGES = {
     "classify": "dermjax.classification.run",
     "curate": "dermjax.curation.run",
     "demo": "dermjax.demo",
-    "mask": "dermjax.generation.mask",
+    "mask": "dermjax.transformation.masks",
     "prepare": "dermjax.preparation.run",
     "pretrain": "dermjax.pretraining.run",
     "study": "dermjax.study.run",

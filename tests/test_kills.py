@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dermjax.data import digests, origin, records
+from dermjax.data import digests, records
+from dermjax.sampling import provenance
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Runs a stage in folders of one name each: once as it is, then for every stride-th write killed before it by a signal,
@@ -96,7 +97,7 @@ def prepared(tmp_path_factory):
     others = records.read(folder / "others")
     generation = {"synthetic": True, "prompt": "one mole"}
     texts = PngInfo()
-    texts.add_itxt(origin.KEY, json.dumps(generation))
+    texts.add_itxt(provenance.KEY, json.dumps(generation))
     made = []
     for each in others.records:
         path = folder / "made" / each.image

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dermjax.data import audit, records
+from dermjax.data import records
+from dermjax.data.leaks import audit
 from dermjax.data.records import SPLITS, Manifest
 from dermjax.errors import UserError
 

@@ -3,11 +3,21 @@
 A decision is the most probable class (for two classes: a threshold of 0.5); the positive class is the last one.
 
 Shapes: n images, L labels, B batch.
+
+`dermjax classify --predict`: a saved classifier and images -> a CSV of probabilities, calibrated by its training.
+
+    dermjax classify --predict=DIR --classifier=runs/vit_hybrid --out=said.csv
+    dermjax classify --predict=runs/prepare --classifier=CHECKPOINTED_RUN --out=runs/other/predictions.csv
+
+For a folder of images the columns are image, called, p_<label> …. For a manifest they are those of predictions.csv, on
+its validation and test images, so that `evaluate` takes the folder of the file for a run.
 """
 
 import csv
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,11 +25,16 @@ from jax.sharding import Mesh
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
-from dermjax import sharding
+from dermjax import machine, sharding
+from dermjax.classification.networks import restored
 from dermjax.classification.recipes import Recipe
+from dermjax.data import digests, pipelines, records
+from dermjax.data.archives import tree
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
+from dermjax.progress import say
+from dermjax.run_folder import write_atomically
 
 Predict = Callable[[Params, Params, Iterator[dict]], np.ndarray]
 
@@ -60,8 +75,8 @@ def table(manifest: Manifest, predicted: list[tuple[list[Record], np.ndarray]]) 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "split", *(f"p_{label}" for label in manifest.labels)])
-    for records, rows in predicted:
-        for record, row in zip(records, rows, strict=True):
+    for listed, rows in predicted:
+        for record, row in zip(listed, rows, strict=True):
             writer.writerow([record.image, record.label, record.split, *(f"{p:.9f}" for p in row)])
     return text.getvalue()
 
@@ -87,3 +102,57 @@ def figures(manifest: Manifest, records: list[Record], said: np.ndarray) -> dict
         found["sensitivity"] = float(recall_score(labels, decided, pos_label=1))
         found["specificity"] = float(recall_score(labels, decided, pos_label=0))
     return found
+
+
+def predict(predict: str, classifier: str, out: str, batch: int) -> None:
+    """Writes `out`: what a classifier says of a folder of images or of a manifest, on all devices there are.
+
+    Raises:
+      UserError: there is no classifier or no image, an image cannot be decoded, or the classes are others.
+    """
+    found, (params, variables) = restored(Path(classifier))
+    images = Path(predict)
+    manifest = listed_images(images, found.labels)
+    if manifest.labels != found.labels:
+        theirs, ours = ", ".join(manifest.labels), ", ".join(found.labels)
+        raise UserError(f"manifest {images}: its classes are {theirs}, the classifier knows {ours}")
+    told = [record for split in ("validation", "test") for record in manifest.split(split)]
+    if not told:
+        raise UserError(f"{images}: no image to judge; give a folder of images, or a manifest with a test split")
+    grid = sharding.mesh(0, 1)
+    batch = -(-batch // grid.size) * grid.size
+    say_of = predictor(found, Recipe(last=None), grid)
+    batches = pipelines.evaluation(
+        told, manifest, size=found.config["image_size"], batch=batch, rows=sharding.own(batch, grid)
+    )
+    said = probabilities(say_of(params, variables, batches))
+    is_manifest = (images / records.FILE).is_file() or images.is_file()
+    Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        Path(out), table(manifest, [(told, said)]) if is_manifest else plain_names(told, said, found.labels)
+    )
+    say(f"{out}: {len(told)} images")
+
+
+def listed_images(path: Path, labels: tuple[str, ...]) -> Manifest:
+    """Returns a manifest, or the images anywhere below a folder as one whose labels mean nothing."""
+    if path.is_file() or (path / records.FILE).is_file():
+        return records.read(path)
+    if not path.is_dir():
+        raise UserError(f"images {path}: no such folder; give a folder of images or a manifest")
+    told = dict(label=labels[0], split="test", source=path.name, image_manipulation="none")
+    names = tree.walk(path).images
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        digest = pool.map(lambda name: digests.of(path / name), names)
+    found = tuple(Record(image=name, sha256=each, **told) for name, each in zip(names, digest, strict=True))
+    return Manifest(labels=labels, root=path, records=found)
+
+
+def plain_names(told: list[Record], said, labels: tuple[str, ...]) -> str:
+    """Returns the CSV image, called, p_<label> …."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "called", *(f"p_{label}" for label in labels)])
+    for record, row in zip(told, said, strict=True):
+        writer.writerow([record.image, labels[row.argmax()], *(f"{p:.9f}" for p in row)])
+    return text.getvalue()

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import jax
 import optax
 from jax import Array
+from ml_collections import ConfigDict
 
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
+from dermjax.training import optimizers
 from dermjax.training.loop import Loss
 from dermjax.training.optimizers import pick
 from dermjax.weights.torch_layout import flatten, unflatten
@@ -129,3 +131,14 @@ def loss(classifier: Classifier, chosen: Recipe, smoothing: float) -> Loss:
 
 
 Forward = Callable[[Params, Params, Array], Array]
+
+
+def optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:
+    """The update rule of a config for a classifier with these parameters."""
+    rule = optimizers.build(
+        config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
+        weight_decay=config.weight_decay, clip=config.clip,
+    )  # fmt: skip
+    if config.layer_decay == 1.0:
+        return rule
+    return optax.chain(rule, layerwise(config.layer_decay, params))

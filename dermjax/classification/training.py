@@ -1,4 +1,12 @@
-"""Training of one classifier on manifests in hand, and what it leaves: the one way from images to a classifier folder.
+"""How long a classifier takes on a processor, from XLA's own count of its arithmetic.
+
+The linear head, rewritten so that the whole classifier says the same: {"kernel": [D, L], "bias": [L]}, numpy.
+
+A probe learns best on standardised features, and probabilities are honest after division by a temperature (Guo et al.
+2017, arXiv 1706.04599). Both are linear, so both end in the kernel and the bias, and the folder stays one that anybody
+loads.
+
+Training of one classifier on manifests in hand, and what it leaves: the one way from images to a classifier folder.
 
 The weights that are kept are those of the last step (their average, where config.ema_decay asks for one): all arms take
 the same number of steps. With config.patience they are those of the best AUROC on the real validation images. The
@@ -6,24 +14,27 @@ head's temperature is fitted on the same images, so that the probabilities of th
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
-import optax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
-from dermjax import config_file, sharding
-from dermjax.classification import costs, heads, networks, recipes
+from dermjax import config_file, machine, sharding
+from dermjax.classification import networks, recipes
 from dermjax.classification.batches import Cached, Pictures, Plan, cached
 from dermjax.classification.features import Features, causes
 from dermjax.classification.predictions import figures, predictor, probabilities, table, truth
-from dermjax.classification.recipes import HEAD
+from dermjax.classification.recipes import HEAD, Recipe
 from dermjax.data.augmentation import MIXTURES, POLICIES
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.models.classifier import Params
+from dermjax.models.classifier import Classifier, Params
 from dermjax.models.stable_diffusion import count
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
@@ -31,6 +42,67 @@ from dermjax.training import optimizers
 from dermjax.training.loop import fit
 from dermjax.training.state import State, create
 from dermjax.weights import classifiers
+
+# operations that a core does in a second of training, measured in float32 on one with AVX2; depthwise convolutions wait
+# for memory
+A_CORE_A_SECOND = {"vit": 27e9, "dinov2": 27e9, "mobilenet_v2": 8e9}
+GRADIENT = 3  # passes that one with gradients counts for
+
+
+def operations(classifier: Classifier, recipe: Recipe, size: int) -> tuple[float, float]:
+    """Returns the arithmetic of one image below the recipe's cut, once an image, and above it, once a look."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    if recipe.last is None:
+        return 0.0, counted(partial(classifier.logits, train=False), *classifier.shapes, image)
+    lower = partial(classifier.lower, last=recipe.last)
+    cut = jax.eval_shape(lower, *classifier.shapes, image)
+    upper = partial(classifier.upper, last=recipe.last, train=False)
+    return counted(lower, *classifier.shapes, image), counted(upper, *classifier.shapes, cut)
+
+
+def processor_seconds(classifier: Classifier, work: float) -> float:
+    """Returns about how long all cores of this machine take for so many operations of a classifier."""
+    return work / A_CORE_A_SECOND[classifier.config["model_type"]] / machine.cores()
+
+
+def counted(function, *arguments) -> float:
+    """Returns the floating-point operations of a function, as XLA counts them before it optimises."""
+    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
+
+
+TEMPERATURES = (0.05, 20.0)
+
+
+def standardised_head(head: dict, mean: np.ndarray, deviation: np.ndarray) -> dict:
+    """Returns the head that says of (x - mean) / deviation what `head` says of x."""
+    kernel = np.asarray(head["kernel"])
+    return _float32(kernel * deviation[:, None], head["bias"] + mean @ kernel)
+
+
+def plain_head(head: dict, mean: np.ndarray, deviation: np.ndarray) -> dict:
+    """Returns the head that says of x what `head` says of (x - mean) / deviation."""
+    kernel = np.asarray(head["kernel"]) / deviation[:, None]
+    return _float32(kernel, head["bias"] - mean @ kernel)
+
+
+def cooled_head(head: dict, temperature: float) -> dict:
+    """Returns the head whose logits are divided by the temperature."""
+    return _float32(np.asarray(head["kernel"]) / temperature, np.asarray(head["bias"]) / temperature)
+
+
+def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the temperature under which logits [n, L] give labels [n] the highest likelihood, within TEMPERATURES."""
+
+    def surprise(log_temperature: float) -> float:
+        said = log_softmax(logits / np.exp(log_temperature), axis=-1)
+        return -float(said[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(surprise, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def _float32(kernel: np.ndarray, bias: np.ndarray) -> dict:
+    return {"kernel": np.asarray(kernel, np.float32), "bias": np.asarray(bias, np.float32)}
+
 
 DONE = "metrics.json"
 LEFT = ("checkpoints", DONE)  # by which it is known that a run has begun
@@ -96,7 +168,7 @@ def train(
     source = _source(config, plan, recipe, classifier, params, variables, grid, workdir)
     scaled = recipe.last == 0  # pooled features are standardised
     if scaled:
-        params = params | {HEAD: heads.standardised(params[HEAD], source.mean, source.deviation)}
+        params = params | {HEAD: standardised_head(params[HEAD], source.mean, source.deviation)}
     trained, frozen = recipes.divided(params, recipe)
     predict = predictor(classifier, recipe, grid)
     validation, test = real.split("validation"), real.split("test")
@@ -110,7 +182,7 @@ def train(
         found = {f"validation_{name}": value for name, value in figures(real, validation, said).items()}
         return found | {"validation_error": 1 - found["validation_auroc"]}
 
-    optimizer = optimizer_of(config, params)
+    optimizer = recipes.optimizer(config, params)
     state = fit(
         recipes.loss(classifier, recipe, config.label_smoothing),
         create(trained, variables, optimizer, ema=config.ema_decay > 0), {"frozen": frozen} if frozen else {},
@@ -122,10 +194,10 @@ def train(
     )  # fmt: skip
 
     logits = [say_of(state, frozen, real, images) for images in (validation, test)]
-    temperature = heads.temperature(logits[0], truth(real, validation))
+    temperature = fitted_temperature(logits[0], truth(real, validation))
     whole = recipes.joined(jax.device_get(state.smooth), frozen)
-    head = heads.cooled(whole[HEAD], temperature)
-    head = heads.plain(head, source.mean, source.deviation) if scaled else head
+    head = cooled_head(whole[HEAD], temperature)
+    head = plain_head(head, source.mean, source.deviation) if scaled else head
     said = [probabilities(each / temperature) for each in logits]
     files = {"predictions.csv": table(real, list(zip((validation, test), said, strict=True)))}
     elsewhere = {f"predictions_{name}.csv": (manifest, manifest.split("test")) for name, manifest in tests.items()}
@@ -156,12 +228,12 @@ def _tell_cost(
     made = len(synthetic.split("train")) if synthetic else 0
     judged, seconds = len(real.split("validation")) + len(real.split("test")), {}
     if grid.devices.flat[0].platform == "cpu":
-        below, above = costs.operations(classifier, recipe, config.size)
-        looks = config.batch * config.steps * costs.GRADIENT + judged * (
+        below, above = operations(classifier, recipe, config.size)
+        looks = config.batch * config.steps * GRADIENT + judged * (
             2 + (config.steps // config.evaluate_every if config.evaluate_every else 0)
         )
         images = (len(real.split("train")) + made) * config.views + judged
-        seconds["seconds"] = costs.processor_seconds(classifier, images * below + looks * above)
+        seconds["seconds"] = processor_seconds(classifier, images * below + looks * above)
     cost("classify", devices=grid.size, parameters=count(recipes.divided(params, recipe)[0]),
          training_images=len(real.split("train")), synthetic_images=made, steps=config.steps, **seconds)  # fmt: skip
 
@@ -176,14 +248,3 @@ def _source(config, plan, recipe, classifier, params, variables, grid, workdir: 
         causes=causes(classifier, params, variables, recipe, grid),
     )  # fmt: skip
     return cached(plan, features, config.views)
-
-
-def optimizer_of(config: ConfigDict, params: Params) -> optax.GradientTransformation:
-    """The update rule of a config for a classifier with these parameters."""
-    optimizer = optimizers.build(
-        config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
-        weight_decay=config.weight_decay, clip=config.clip,
-    )  # fmt: skip
-    if config.layer_decay == 1.0:
-        return optimizer
-    return optax.chain(optimizer, recipes.layerwise(config.layer_decay, params))

@@ -1,15 +1,92 @@
-"""The page of `curate`: how many images each rule rejected, and what was kept and rejected, to be looked at."""
+"""Do images follow their prompts? By sampler: the number of lesions, their sizes, the tone of the skin, the class.
+
+Place in the flow: records with scores -> rows of the page of `curate`. Only what a prompt asks for is held against its
+image (`wishes`); rejected images count as well, as this is about the generator.
+
+The page of `curate`: how many images each rule rejected, and what was kept and rejected, to be looked at.
+"""
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from dermjax.curation import calibrating, steering
+import numpy as np
+from scipy.stats import spearmanr
+
+from dermjax.curation import calibration
 from dermjax.curation.rules import MEANINGS, Rule
-from dermjax.curation.steering import Steering
+from dermjax.data.phantoms.appearance import SIZES
+from dermjax.data.phantoms.captions import wish
 from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import Manifest, Record
 from dermjax.page import fill
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """What was found of a sampler's n images, None where no prompt asked.
+
+    number: (images with the number asked for, images asked for one); sizes: by class, whether the median areas of a
+    lesion rise with the sizes asked for; tone: Spearman's correlation of asked and measured typology angles; label:
+    (images that the classifier gives more than half to their class, images).
+    """
+
+    sampler: str
+    n: int
+    number: tuple[int, int] | None
+    sizes: dict[str, bool]
+    tone: float | None
+    label: tuple[int, int] | None
+
+
+def steering(records: Sequence[Record], labels: Sequence[str]) -> list[Steering]:
+    """The rows: every sampler's, and of all together where there are several; none where no record has a prompt."""
+    asked = [record for record in records if record.generation.get("prompt")]
+    by_sampler = {}
+    for record in asked:
+        by_sampler.setdefault(record.generation.get("sampler", ""), []).append(record)
+    groups = dict(sorted(by_sampler.items())) | ({ALL: asked} if len(by_sampler) > 1 else {})
+    rows = [_steering_row(name, group, labels) for name, group in groups.items()]
+    return [row for row in rows if row.number or row.sizes or row.tone is not None or row.label]
+
+
+def _steering_row(sampler: str, group: list[Record], labels: Sequence[str]) -> Steering:
+    numbers = [record.scores["number_off"] == 0 for record in group if "number_off" in record.scores]
+    said = [record.scores["label"] > 0.5 for record in group if "label" in record.scores]
+    return Steering(
+        sampler=sampler,
+        n=len(group),
+        number=(sum(numbers), len(numbers)) if numbers else None,
+        sizes={label: order for label in labels if (order := _ordered(group, label)) is not None},
+        tone=_tone(group),
+        label=(sum(said), len(said)) if said else None,
+    )
+
+
+def _ordered(group: list[Record], label: str) -> bool | None:
+    """Whether the median area of a lesion rises with the size asked for, None where fewer than two are asked for."""
+    areas = {size: [] for size in SIZES}
+    for record in group:
+        size = wish(record.generation["prompt"]).size
+        if record.label == label and size and record.scores["lesions"]:
+            areas[size].append(record.scores["area"] / record.scores["lesions"])
+    medians = [np.median(each) for each in areas.values() if each]
+    return all(low < high for low, high in pairwise(medians)) if len(medians) > 1 else None
+
+
+def _tone(group: list[Record]) -> float | None:
+    """Spearman's correlation, None where all asked for, or measured, are the same."""
+    tones = [(record, wish(record.generation["prompt"]).tone) for record in group]
+    pairs = [(np.mean(tone), record.scores["ita"]) for record, tone in tones if tone and "ita" in record.scores]
+    if any(len(set(each)) < 2 for each in zip(*pairs, strict=True)) or not pairs:
+        return None
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -38,7 +115,7 @@ def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery:
             if hit
         },
         said=[_verdict(curated, record) for record in curated.records if "verdict" in record.attributes],
-        steering=[_steering(row) for row in steering.found(curated.records, curated.labels)],
+        steering=[_steering(row) for row in steering(curated.records, curated.labels)],
         training_images=training_images,
     )
 
@@ -72,7 +149,7 @@ def calibrated(rule: Rule) -> list[str]:
 
     Of a rule whose limit follows from the real images, what was found where phantoms stood for these.
     """
-    found = json.loads(calibrating.SHIPPED.read_text())
+    found = json.loads(calibration.SHIPPED.read_text())
     phantoms, photographs = found["phantoms"].get(rule.reason), found["photographs"].get(rule.reason)
     lines = []
     if phantoms and phantoms["limit"] in (None, rule.limit):

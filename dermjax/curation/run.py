@@ -6,11 +6,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import config_file, progress, run_folder, sharding
-from dermjax.curation import calibrating, judging, looking, opinion, report, rules, verdicts
-from dermjax.curation.opinion import Opinion
+from dermjax.curation import calibration, label_score, measurements, report, reviews, rules, scoring
+from dermjax.curation.label_score import Opinion
+from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
-from dermjax.curation.verdicts import Verdict
-from dermjax.data import records, seen
+from dermjax.data import records
+from dermjax.data.leaks import training_images
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
 from dermjax.models import classifier as network
@@ -39,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     check(config)
     thresholds = Thresholds(**config.thresholds.to_dict())
     if config.phantoms:
-        calibrating.run(config.phantoms, config.size, thresholds, workdir)
+        calibration.run(config.phantoms, config.size, thresholds, workdir)
         return
     manifest, real = _read(config.manifest, "manifest"), _read(config.training, "training")
     if not manifest.records or not real.split("train"):
@@ -48,24 +49,24 @@ def run(config: ConfigDict, workdir: Path) -> None:
     strange = set(config.noted) - set(MEANINGS)
     if strange:
         raise UserError(f"config.noted: {min(strange)!r} is no reason; there are: {', '.join(MEANINGS)}")
-    said = verdicts.read(config.verdicts)
-    classifier = opinion.read(config.classifier, manifest.labels)
+    said = reviews.read(config.verdicts)
+    classifier = label_score.read(config.classifier, manifest.labels)
     causes = _causes(config, manifest, real, classifier, said)
     if run_folder.finished(workdir, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
-    training, held = len(real.split("train")), min(len(judging.held_out(real)), config.sample)
+    training, held = len(real.split("train")), min(len(scoring.held_out(real)), config.sample)
     images = training + held + len(manifest.records)
     seconds = (training + held) * SECONDS_A_REAL_ONE + len(manifest.records) * SECONDS_AN_IMAGE
     progress.cost("curate", images=images, seconds=seconds)
     with progress.bar(total=images, title="curate", unit="images", done=0) as bar:
-        by = judging.yardstick(real, config.size, config.sample, thresholds, config.noted, classifier, bar.update)
-        judged = judging.judge(manifest, config.size, by, classifier, said, workdir, bar.update)
+        by = scoring.yardstick(real, config.size, config.sample, thresholds, config.noted, classifier, bar.update)
+        judged = scoring.judge(manifest, config.size, by, classifier, said, workdir, bar.update)
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
     page = report.page(curated, by.rules, training, config.gallery, config.hits)
     write_atomically(workdir / "report.html", page)
-    seen.write(workdir, [(real, record) for record in real.split("train")], [Path(config.manifest)])
+    training_images.write(workdir, [(real, record) for record in real.split("train")], [Path(config.manifest)])
     records.write(workdir / FILE, curated)
     run_folder.finish(workdir, causes)
     _tell(curated, said, workdir)
@@ -94,7 +95,7 @@ def _causes(
     def digest(what: object) -> str:
         return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
-    causes = looking.causes(config.size)
+    causes = measurements.causes(config.size)
     causes[run_folder.NUMERIC_VERSIONS]["rules"] = rules.NUMERIC_VERSION
     if classifier:
         causes["classifier"] = classifier.digest

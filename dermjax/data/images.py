@@ -1,23 +1,143 @@
-"""Image files to square uint8 arrays and back, and the one place that knows the models' value range [-1, 1].
+"""Which files are images, and the opening of each: by Pillow itself, or by a package that may not be installed.
+
+The name says that a file is taken for an image, its first bytes say how it is read: phones give HEIC the name .jpg.
+HEIC is read by pillow-heif and DICOM by pydicom, both in the extra `formats`.
+
+Image files to square uint8 arrays and back, and the one place that knows the models' value range [-1, 1].
 
 Every stage that reads pixels reads them here, so that a photograph means the same to the generator and the classifier.
 Shapes: S the side of the square, 3 the channels red, green, blue (sRGB).
 """
 
+import importlib.util
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dermjax import machine, progress
-from dermjax.data import formats
-from dermjax.data.formats import EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION
+from dermjax.data import digests
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
+
+# Left out: formats that start another program (EPS).
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF", "DIB")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
+    *(".webp", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc", ".avif", ".heic", ".heif", ".hif", ".dcm", ".dicom"),
+)
+PACKAGES = {  # what reads the files of a suffix, and its package: the module's name may be another
+    **dict.fromkeys((".heic", ".heif", ".hif"), ("HEIC", "pillow_heif", "pillow-heif")),
+    **dict.fromkeys((".dcm", ".dicom"), ("DICOM", "pydicom", "pydicom")),
+}
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+EXTRA = "pip install 'dermjax[formats]'"
+EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
+# Where the head of the patient is in a DICOM image -> the EXIF orientation that turns it up: (row's, column's way).
+UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
+
+
+def opened(path: Path) -> Image.Image:
+    """The image in a file, opened by Pillow or by the package for its format, its pixels as they lie in the file.
+
+    Raises UserError for what is no file and for a package that is missing, else whatever a decoder raises.
+    """
+    special = digests.kind(os.stat(path))
+    if special:
+        raise UserError(f"image {path}: {special} and no file; remove it")
+    with path.open("rb") as file:
+        head = file.read(132)
+    if head[128:] == b"DICM":
+        return _dicom(path)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return _heif(path)
+    return Image.open(path, formats=FORMATS)
+
+
+def missing(path: Path) -> str:
+    """Which package would read a file of this name and is not installed, with how to install it; "" for none."""
+    what, module, package = PACKAGES.get(os.path.splitext(path.name)[1].lower(), ("", "", ""))
+    return f"{what}, which {package} reads where it is installed: {EXTRA}" if module and not _is_there(module) else ""
+
+
+@cache
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _heif(path: Path) -> Image.Image:
+    try:
+        _register()
+    except ImportError as error:
+        raise UserError(_missing(path, "HEIC", "pillow-heif")) from error
+    return Image.open(path, formats=("HEIF",))
+
+
+@cache
+def _register() -> None:
+    import pillow_heif  # an extra
+
+    pillow_heif.register_heif_opener()
+
+
+def _dicom(path: Path) -> Image.Image:
+    """The first frame of a DICOM file as grey or RGB of 8 bits, with the camera and the orientation as EXIF tags."""
+    try:
+        import pydicom  # an extra
+        from pydicom import pixels
+    except ImportError as error:
+        raise UserError(_missing(path, "DICOM", "pydicom")) from error
+    data = pydicom.dcmread(path)
+    if data.Rows * data.Columns > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{data.Columns}x{data.Rows} px")
+    shown = data.PhotometricInterpretation
+    frame = pixels.pixel_array(data, index=0)  # YBR_FULL is RGB by now, and so are the YBR of JPEG 2000
+    if shown == "PALETTE COLOR":
+        frame = pixels.apply_color_lut(frame, data)
+        deepest = np.iinfo(frame.dtype).max
+    elif shown.startswith("MONOCHROME"):
+        deepest, frame = 255, _grey(frame, data)
+        frame = deepest - frame if shown == "MONOCHROME1" else frame
+    elif shown in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
+        deepest = 2**data.BitsStored - 1
+    else:
+        raise ValueError(f"DICOM of the photometric interpretation {shown}; save as RGB")
+    scaled = (frame.astype(np.float32) * (255 / deepest)).clip(0, 255).round().astype(np.uint8)
+    image = Image.fromarray(scaled)
+    tags = image.getexif()
+    tags[EXIF_MAKE], tags[EXIF_MODEL] = data.get("Manufacturer") or "", data.get("ManufacturerModelName") or ""
+    tags[EXIF_ORIENTATION] = _turn([str(way) for way in data.get("PatientOrientation") or ("", "")])
+    return image
+
+
+def _grey(frame: np.ndarray, data: Any) -> np.ndarray:
+    """The grey levels 0 to 255 of a frame as the file wants them shown, by its window where it has one."""
+    slope, start = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
+    values = frame * slope + start
+    if data.get("WindowWidth") is None:
+        least = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
+        return (values - (least * slope + start)) / ((2**data.BitsStored - 1) * slope) * 255
+    centre, width = (np.ravel(data[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
+    # PS3.3 C.11.2.1.2, the linear function
+    return (((values - (float(centre) - 0.5)) / max(float(width) - 1, 1) + 0.5) * 255).clip(0, 255)
+
+
+def _turn(ways: list[str]) -> int:
+    """The EXIF orientation that sets a patient upright whose head lies along the ways of rows and columns (PS3.3)."""
+    row, column = (way[:1] if way[:1] in ("H", "F") else "" for way in (*ways, "", "")[:2])
+    return UPRIGHT.get((row, column), 1)
+
+
+def _missing(path: Path, what: str, package: str) -> str:
+    return f"image {path}: {what} is read by {package}, which is not installed; {EXTRA}, or leave the file out"
+
 
 # Of decoded pixels, for whatever is kept of images: raise it where `load` gives others of the same bytes
 NUMERIC_VERSION = 1
@@ -43,7 +163,7 @@ def whole(path: Path) -> np.ndarray:
 def header(path: Path) -> tuple[str, tuple[str, ...]]:
     """The camera that a file names, "" for none, and what `load` and `whole` do to its pixels beyond decoding them."""
     try:
-        with formats.opened(path) as image:
+        with opened(path) as image:
             tags = image.getexif()
             camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (EXIF_MAKE, EXIF_MODEL)).strip()
             done = {
@@ -97,7 +217,7 @@ def keep(path: Path, content: bytes) -> None:
 def _decoded(path: Path, least: int) -> Image.Image:
     """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
     try:
-        with formats.opened(path) as image:
+        with opened(path) as image:
             if least:
                 image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
             return _rgb(ImageOps.exif_transpose(image))

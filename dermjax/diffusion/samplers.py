@@ -1,4 +1,32 @@
-"""The table of samplers: their names, how each lays its ladder, its order, its cost and its paper.
+"""The walk down a ladder, written once: one `lax.scan`, so the network is compiled once however many steps there are.
+
+A sampler knows a model only as `denoised = denoise(x, sigma)` and works on x = latents + sigma noise, where the
+probability-flow ODE reads dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, arXiv 2206.00364, eq. 1 and 3).
+What a step knows beforehand, its sigmas and its coefficients, is a table made on the host in float64, a rung a row.
+
+Step s of image i draws its noise from fold_in(key_i, s): an image does not depend on the batch it is made in.
+
+B batch, h w latent, C channels.
+
+Samplers that remember nothing: one evaluation, one step.
+
+B batch, h w latent, C channels; the contract is `sample(denoise, x, ladder, keys)`, see `walk`.
+
+Samplers of two evaluations a step: a look ahead, then the step itself from where it began.
+
+The scan goes over evaluations, so that it holds one network: `again` says that a rung returns to its step's origin. The
+step to sigma 0 is Euler's and takes one evaluation, as in k-diffusion and diffusers: N steps take 2 N - 1.
+
+B batch, h w latent, C channels; the contract is `sample(denoise, x, ladder, keys)`, see `walk`.
+
+Samplers that remember: one evaluation a step, and what the last few of them said.
+
+A step goes along a weighted mean of the newest and the older slopes, or towards one of denoised latents. The weights
+depend on the ladder alone: tables [steps, remembered + 1], the newest first, made on the host in float64.
+
+B batch, h w latent, C channels; the contract is `sample(denoise, x, ladder, keys)`, see `walk`.
+
+The table of samplers: their names, how each lays its ladder, its order, its cost and its paper.
 
 The formulas are in `one_step`, `two_stage` and `multistep`, all on the contract `sample(denoise, x, ladder, keys)`.
 """
@@ -8,18 +36,419 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dermjax.diffusion import ladders
 from dermjax.diffusion.denoiser import Denoiser, bound
 from dermjax.diffusion.ladders import BENDS, Ladder, Layout
-from dermjax.diffusion.multistep import deis, dpmpp_2m, lms, plms, unipc
-from dermjax.diffusion.one_step import ancestral, ddim, euler, lcm
-from dermjax.diffusion.two_stage import dpm2, dpmpp_2s, dpmpp_2s_ancestral, dpmpp_sde, heun
 from dermjax.errors import UserError
 
 Array = jax.Array
+
+
+def walk(step: Callable, state: Any, rungs: tuple[np.ndarray, ...], keys: Array) -> Any:
+    """Returns the state after step(state, *rung, keys) on every rung; the rungs are tables with one row a step.
+
+    Numbers enter in the precision of the state, float32: half-precision sigmas would turn images black.
+    """
+    dtype = jax.tree.leaves(state)[0].dtype
+
+    def down(state, numbered):
+        number, rung = numbered
+        return step(state, *rung, jax.vmap(jax.random.fold_in, (0, None))(keys, number)), None
+
+    rungs = tuple(rung if rung.dtype == bool else rung.astype(dtype) for rung in rungs)
+    return jax.lax.scan(down, state, (jnp.arange(len(rungs[0])), rungs))[0]
+
+
+def slope(denoised: Array, x: Array, sigma: Array) -> Array:
+    """Returns dx/dsigma at (x, sigma), which is the noise that the denoised latents leave in x."""
+    return (x - denoised) / sigma
+
+
+def toward(latents: Array, x: Array, sigma: Array, sigma_next: Array) -> Array:
+    """Returns where the straight way from x at sigma to the latents at 0 is at sigma_next: Euler's step.
+
+    It is x + (sigma_next - sigma) slope, written so that float32 loses nothing where sigma is in the thousands.
+    """
+    left = sigma_next / sigma
+    return left * x + (1 - left) * latents
+
+
+def normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Returns standard normal noise [B, *shape], one key [B] an image."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def renewed(sigma: np.ndarray, sigma_next: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sigma to walk down to and the one of fresh noise that together make sigma_next.
+
+    eta 1 is the posterior of DDPM (Ho et al. 2020, arXiv 2006.11239, eq. 7), 0 no fresh noise (Song et al. 2020, arXiv
+    2010.02502, eq. 16).
+    """
+    up = eta * sigma_next * np.sqrt(1 - (sigma_next / sigma) ** 2)
+    return np.sqrt(sigma_next**2 - up**2), up
+
+
+def euler(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364). Order 1.
+
+    k-diffusion's `sample_euler` and diffusers' EulerDiscreteScheduler, both without churn.
+    """
+
+    def step(x, sigma, sigma_next, keys):
+        return toward(denoise(x, sigma), x, sigma, sigma_next)
+
+    return walk(step, x, ladder.rungs, keys)
+
+
+def ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
+    """Euler's method to below the next sigma, then fresh noise up to it.
+
+    With eta 1 it is k-diffusion's `sample_euler_ancestral` and, down another ladder, DDPM (Ho et al. 2020, arXiv
+    2006.11239, with the smaller of its variances); with any eta it is DDIM, see `ddim`.
+    """
+
+    def step(x, sigma, down, up, keys):
+        return toward(denoise(x, sigma), x, sigma, down) + up * normal(keys, x.shape[1:])
+
+    return walk(step, x, (ladder.rungs[0], *renewed(*ladder.rungs, eta)), keys)
+
+
+def ddim(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
+    """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), which with eta 0 is Euler's method.
+
+    Where diffusers' DDIM does not end a step at the time that it asks next ("linspace", and "trailing" where the steps
+    do not divide the training times), ours follows the paper and does. Where latents are held within bounds, the noise
+    in x stays what the network says it is, as in diffusers.
+    """
+    if denoise.bound is None:
+        return ancestral(denoise, x, ladder, keys, eta)
+
+    def step(x, sigma, down, up, keys):
+        latents = denoise.denoised(denoise.predict(x, sigma), x, sigma)
+        return denoise.bound(latents) + down * slope(latents, x, sigma) + up * normal(keys, x.shape[1:])
+
+    return walk(step, x, (ladder.rungs[0], *renewed(*ladder.rungs, eta)), keys)
+
+
+def lcm(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """Multistep sampling of a latent consistency model (Luo et al. 2023, arXiv 2310.04378, algorithm 3).
+
+    Each step jumps to latents and adds the noise of the next sigma. The share of the skip is that of diffusers'
+    LCMScheduler: sigma_data 0.5, times scaled by 10.
+    """
+    skip = 0.5**2 / ((10 * ladder.times) ** 2 + 0.5**2)
+
+    def step(x, sigma, sigma_next, skip, keys):
+        x_t = x / jnp.sqrt(1 + sigma**2)
+        latents = jnp.sqrt(1 - skip) * denoise(x, sigma) + skip * x_t
+        return latents + sigma_next * normal(keys, x.shape[1:])
+
+    return walk(step, x, (*ladder.rungs, skip), keys)
+
+
+def heun(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """Heun's method: along the mean of the slopes at both ends (Karras et al. 2022, arXiv 2206.00364). Order 2."""
+    sigma, after = ladder.rungs
+
+    def step(state, asked, begin, end, again, keys):
+        x, origin, before = state
+        now = denoise(x, asked)
+        origin = jnp.where(again, origin, x)
+        latents = jnp.where(again, (before + seen_from(begin, asked, before, now)) / 2, now)
+        return toward(latents, origin, begin, end), origin, now
+
+    return walk(step, (x, x, x), halves((sigma, sigma, after), (after, sigma, after)), keys)[0]
+
+
+def dpm2(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
+    """DPM-Solver-2: along the slope at the midpoint in log sigma (Lu et al. 2022, arXiv 2206.00927, alg. 1). Order 2.
+
+    k-diffusion's `sample_dpm_2` with eta 0 and `sample_dpm_2_ancestral` with eta 1, where the step goes below the next
+    sigma and fresh noise fills up. On a Karras ladder too the network is told exact times, which diffusers rounds; an
+    ancestral midpoint is the next rung and is told its time, which in "linspace" is up to 0.003 from diffusers'.
+    """
+    sigma = ladder.rungs[0]
+    down, up = renewed(*ladder.rungs, eta)
+    middle, none = np.sqrt(sigma * down), np.zeros(len(sigma))
+
+    def step(state, asked, begin, end, up, again, keys):
+        x, origin, before = state
+        now = denoise(x, asked)
+        origin = jnp.where(again, origin, x)
+        x = toward(jnp.where(again, seen_from(begin, asked, before, now), now), origin, begin, end)
+        return x + up * normal(keys, x.shape[1:]), origin, now
+
+    return walk(step, (x, x, x), halves((sigma, sigma, middle, none), (middle, sigma, down, up)), keys)[0]
+
+
+def dpmpp_2s_ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """DPM-Solver++(2S) to below the next sigma, then fresh noise: k-diffusion's `sample_dpmpp_2s_ancestral`.
+
+    Lu et al. 2022, arXiv 2211.01095, algorithm 1 with its midpoint in log sigma: towards the latents that the midpoint
+    shows. diffusers has no such scheduler.
+    """
+    sigma = ladder.rungs[0]
+    down, up = renewed(*ladder.rungs, 1.0)
+    middle, none = np.sqrt(sigma * down), np.zeros(len(sigma))
+
+    def step(state, asked, begin, end, up, again, keys):
+        x, origin = state
+        origin = jnp.where(again, origin, x)
+        x = toward(denoise(x, asked), origin, begin, end)
+        return x + up * normal(keys, x.shape[1:]), origin
+
+    return walk(step, (x, x), halves((sigma, sigma, middle, none), (middle, sigma, down, up)), keys)[0]
+
+
+def dpmpp_sde(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """DPM-Solver++(SDE), whose look ahead is noisy as well: k-diffusion's `sample_dpmpp_sde`, diffusers' DPMSolverSDE.
+
+    Lu et al. 2022, arXiv 2211.01095. The noise of a step and that of its look ahead are one Brownian path in sigma: the
+    increment over the step is that over its first half and a fresh one over its second.
+    """
+    sigma, after = ladder.rungs
+    middle, none = np.sqrt(sigma * after), np.zeros(len(sigma))
+    fresh = np.sqrt((middle - after) / np.where(sigma > after, sigma - after, 1))
+
+    def step(state, asked, begin, down, up, fresh, again, keys):
+        x, origin, noise = state
+        origin = jnp.where(again, origin, x)
+        noise = jnp.sqrt(1 - fresh**2) * noise + fresh * normal(keys, x.shape[1:])
+        return toward(denoise(x, asked), origin, begin, down) + up * noise, origin, noise
+
+    first = (sigma, sigma, *renewed(sigma, middle, 1.0), none + 1)
+    second = (middle, sigma, *renewed(sigma, after, 1.0), fresh)
+    return walk(step, (x, x, x), halves(first, second), keys)[0]
+
+
+def dpmpp_2s(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """DPM-Solver++(2S) over pairs of rungs, so that N steps take N evaluations. Order 2.
+
+    Lu et al. 2022, arXiv 2211.01095, algorithm 1, as diffusers' DPMSolverSinglestepScheduler has it: the step to sigma
+    0 is of first order. The pairs are those of the whole ladder: down its lower part the first rung may stand alone.
+    """
+    sigma, after = ladder.rungs
+    second = (ladder.above + np.arange(len(sigma))) % 2 == 1
+    second &= (np.arange(len(sigma)) > 0) & (after > 0)
+    begin = np.where(second, np.roll(sigma, 1), sigma)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = 0.5 * np.log(begin / after) / np.log(begin / sigma)  # half a step over the look ahead, in log sigma
+    share = np.where(second, np.nan_to_num(ratio, nan=1.0, posinf=1.0), 1.0)
+
+    def step(state, asked, begin, end, share, again, keys):
+        x, origin, before = state
+        now = denoise(x, asked)
+        origin = jnp.where(again, origin, x)
+        latents = jnp.where(again, before + share * (now - before), now)
+        return toward(latents, origin, begin, end), origin, now
+
+    return walk(step, (x, x, x), (sigma, begin, after, share, second), keys)[0]
+
+
+def seen_from(begin: Array, asked: Array, before: Array, now: Array) -> Array:
+    """Returns the latents that the slope after a look ahead points to where the step began.
+
+    The look ahead went from x at `begin` towards the latents `before` down to `asked`, where the network says `now`:
+    its slope there, (x' - now) / asked, is (x - these) / begin. Neither x is in it: where sigma is in the thousands
+    their difference would have no digits left in float32.
+    """
+    return before + begin / asked * (now - before)
+
+
+def halves(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Returns the rungs first, second, first, second, … and, as their last column, whether it is a second.
+
+    The first and the third column are where the network is asked and where the rung ends. A step to sigma 0 has no
+    second: its look ahead is there already.
+    """
+    taken = np.stack([np.ones(len(first[0]), bool), second[0] > 0], 1)
+    again = np.tile([False, True], (len(taken), 1))
+    return (*(np.stack(pair, 1)[taken] for pair in zip(first, second, strict=True)), again[taken])
+
+
+def plms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """Pseudo linear multistep: Euler's step along an Adams-Bashforth mean of the last four predictions.
+
+    Liu et al. 2022, arXiv 2202.09778, as diffusers' PNDMScheduler with skip_prk_steps has it (the first step of latent
+    diffusion's own code differs): the first step is made twice, the second time along the mean of the predictions at
+    its two ends, so N steps take N + 1 evaluations. What is averaged is what the network predicts, the noise or v. Down
+    the lower part of a ladder ours starts the same way; diffusers' makes another step twice there and leaves one out.
+    """
+    sigma, sigma_next = ladder.rungs
+    asked = np.concatenate([sigma[:1], sigma_next[:1], sigma[1:]])
+    begin, end = np.insert(sigma, 0, sigma[0]), np.insert(sigma_next, 0, sigma_next[0])
+    again = np.arange(len(asked)) == 1  # the step before is made once more
+
+    def step(state, asked, begin, end, weights, again, keys):
+        x, origin, past = state
+        known = remembered(denoise.predict(x, asked), past)
+        origin = jnp.where(again, origin, x)
+        x = toward(denoise.denoised(mean(weights, known), origin, begin), origin, begin, end)
+        return x, origin, jnp.where(again, past, known[:-1])
+
+    weights = ADAMS_BASHFORTH[np.minimum(np.arange(len(asked)), len(ADAMS_BASHFORTH) - 1)]
+    return walk(step, (x, x, nothing(x, 3)), (asked, begin, end, weights, again), keys)[0]
+
+
+def lms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """Linear multistep: the polynomial in sigma through the last four slopes, integrated. Order 4.
+
+    Adams and Bashforth's method on rungs of any width: k-diffusion's `sample_lms`, diffusers' LMSDiscreteScheduler. The
+    first three steps, which remember less, are of lower order. So they are down the lower part of a ladder, where
+    diffusers' takes the weights of four slopes for one, two and three.
+    """
+    weights = interpolating(ladder.sigmas, 4, lambda sigma: sigma, np.ones_like)
+    return along_slopes(denoise, x, ladder, keys, weights)
+
+
+def deis(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """DEIS: the polynomial in log sigma through the last two slopes, integrated. Order 2.
+
+    Zhang and Chen 2022, arXiv 2204.13902, "log-rho", as diffusers' DEISMultistepScheduler has it, which makes the last
+    of fewer than 15 steps Euler's.
+    """
+    weights = interpolating(ladder.sigmas, 2, np.log, np.exp)
+    if ladder.laid < 15:
+        weights[-1] = [1, 0]
+    return along_slopes(denoise, x, ladder, keys, weights)
+
+
+def along_slopes(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, weights: np.ndarray) -> Array:
+    """Returns x after Euler's steps along weighted means of slopes.
+
+    A step is written as one along the newest slope and what the weights add to it: from where sigma is in the
+    thousands, at the first step, that is nothing, and float32 keeps its digits.
+    """
+    more = weights - np.eye(1, weights.shape[1])
+
+    def step(state, sigma, sigma_next, more, keys):
+        x, past = state
+        denoised = denoise(x, sigma)
+        known = remembered(slope(denoised, x, sigma), past)
+        return toward(denoised, x, sigma, sigma_next) + (sigma_next - sigma) * mean(more, known), known[:-1]
+
+    return walk(step, (x, nothing(x, weights.shape[1] - 1)), (*ladder.rungs, more), keys)[0]
+
+
+def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
+    """DPM-Solver++(2M): towards the latents extrapolated from the last two (Lu et al. 2022, arXiv 2211.01095, alg. 2).
+
+    Order 2. eta 0 is the ODE; eta 1 the SDE in its midpoint form, DPM++ 2M SDE, which walks to below the next sigma and
+    adds fresh noise. The step to sigma 0 is of first order, as in diffusers and k-diffusion; so is, as in diffusers
+    only, the last of fewer than 15 to any other sigma.
+    """
+    ahead = extrapolating(ladder.sigmas, to_the_end=ladder.laid >= 15)
+
+    def step(state, sigma, down, up, weights, keys):
+        x, past = state
+        known = remembered(denoise(x, sigma), past)
+        x = toward(mean(weights, known), x, sigma, down)
+        return x + up * normal(keys, x.shape[1:]), known[:-1]
+
+    rungs = (ladder.rungs[0], *renewed(*ladder.rungs, eta), ahead)
+    return walk(step, (x, nothing(x, 1)), rungs, keys)[0]
+
+
+def unipc(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """UniPC of order 2 with B(h) = exp(h) - 1: diffusers' UniPCMultistepScheduler (Zhao et al. 2023, arXiv 2302.04867).
+
+    Every evaluation first corrects the step that led to it (UniC), then predicts the next (UniP, which in this order is
+    DPM-Solver++(2M)), so the order is one higher than the predictor's at no cost. The last prediction
+    is of first order.
+    """
+    sigma, sigma_next = ladder.rungs
+    before = np.insert(sigma[:-1], 0, sigma[0])  # nothing led to the first rung: a step of no length
+
+    def step(state, before, sigma, sigma_next, last, following, keys):
+        x, origin, past = state
+        known = remembered(denoise(x, sigma), past)
+        origin = toward(mean(last, known), origin, before, sigma)
+        x = toward(mean(following, known[:2]), origin, sigma, sigma_next)
+        return x, origin, known[:-1]
+
+    ahead = extrapolating(ladder.sigmas, to_the_end=False)
+    rungs = (before, sigma, sigma_next, correcting(ladder.sigmas), ahead)
+    return walk(step, (x, x, nothing(x, 2)), rungs, keys)[0]
+
+
+def remembered(now: Array, past: Array) -> Array:
+    """Returns what is known, the newest first, [k + 1, B, h, w, C], from now [B, h, w, C] and past [k, B, h, w, C]."""
+    return jnp.concatenate([now[None], past])
+
+
+def nothing(x: Array, count: int) -> Array:
+    """Returns a past of `count` evaluations that have not been made; their weights are 0."""
+    return jnp.zeros((count, *x.shape), x.dtype)
+
+
+def mean(weights: Array, known: Array) -> Array:
+    """Returns the weighted mean over the first axis."""
+    return jnp.einsum("k,k...->...", weights, known, precision="highest")
+
+
+# PLMS at equal steps of time: at the first evaluation, at the second, and so on
+ADAMS_BASHFORTH = np.array([
+    [1, 0, 0, 0],
+    [1 / 2, 1 / 2, 0, 0],
+    [3 / 2, -1 / 2, 0, 0],
+    [23 / 12, -16 / 12, 5 / 12, 0],
+    [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+])  # fmt: skip
+
+
+def interpolating(sigmas: np.ndarray, order: int, curve: Callable, width: Callable) -> np.ndarray:
+    """Returns the weights with which slopes at the rungs make the mean over a step of the polynomial through them.
+
+    The polynomial is one in u = curve(sigma), and width(u) is dsigma/du. [steps, order]; the first steps know less, and
+    a rung that stands on the one before adds nothing.
+    """
+    nodes, shares = np.polynomial.legendre.leggauss(16)  # exact to rounding for what is integrated here
+    weights = np.zeros((len(sigmas) - 1, order))
+    for i in range(len(weights)):
+        known = curve(sigmas[max(0, i + 1 - order) : i + 1][::-1])
+        known = known[: 1 + np.argmin(np.append(np.diff(known) > 0, False))]
+        begin, end = known[0], curve(sigmas[i + 1])
+        u = begin + (end - begin) * (nodes + 1) / 2
+        for k, one in enumerate(known):
+            others = np.delete(known, k)
+            basis = np.prod([(u - other) / (one - other) for other in others], axis=0)
+            weights[i, k] = np.sum(shares * width(u) * basis) / np.sum(shares * width(u))
+    return weights
+
+
+def extrapolating(sigmas: np.ndarray, to_the_end: bool) -> np.ndarray:
+    """Returns the weights [steps, 2] that look half a step ahead in log sigma.
+
+    The first step looks nowhere, nor does one to 0, nor the last one unless to_the_end.
+    """
+    half = np.zeros(len(sigmas) - 1)
+    for i in range(1, len(half) - (not to_the_end)):
+        if sigmas[i + 1] > 0 and sigmas[i - 1] > sigmas[i]:
+            half[i] = np.log(sigmas[i] / sigmas[i + 1]) / np.log(sigmas[i - 1] / sigmas[i]) / 2
+    return np.stack([1 + half, -half], 1)
+
+
+def correcting(sigmas: np.ndarray) -> np.ndarray:
+    """Returns the weights [steps, 3] of the step that led to each rung, once the rung itself is known (UniC-2)."""
+    weights = np.zeros((len(sigmas) - 1, 3))
+    weights[:, :2] = 0.5  # the first correction, and where a rung stands on another
+    weights[0] = [1, 0, 0]
+    for i in range(2, len(weights)):
+        if sigmas[i - 2] > sigmas[i - 1] > sigmas[i]:
+            h = np.log(sigmas[i - 1] / sigmas[i])
+            past = -np.log(sigmas[i - 2] / sigmas[i - 1]) / h  # where the rung before stands, in steps
+            scale = np.expm1(-h)
+            phi_2 = scale / -h - 1
+            phi_3 = phi_2 / -h - 0.5
+            old, new = np.linalg.solve([[1, 1], [past, 1]], [phi_2 / scale, 2 * phi_3 / scale])
+            weights[i] = [new, 1 - new - old / past, old / past]
+    return weights
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,42 @@
-"""Plots as self-contained SVG pictures, one panel each: ROC curves, differences between arms, training curves.
+"""Training curves: what a run folder's metrics.jsonl holds, as series of (step, value).
+
+Plots as self-contained SVG pictures, one panel each: ROC curves, differences between arms, training curves.
 
 Text is drawn as outlines and nothing depends on time or chance, so a page looks the same everywhere and twice.
 """
 
 import base64
 import io
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dermjax.errors import UserError
 from dermjax.evaluation import metrics, wording
-from dermjax.evaluation.curves import Series
 from dermjax.evaluation.findings import BASELINE, Comparison, Run
 from dermjax.evaluation.intervals import Estimate
+from dermjax.training import writers
+
+Series = tuple[np.ndarray, np.ndarray]
+FILE = "metrics.jsonl"
+
+
+def logged(folder: Path) -> bool:
+    """Whether a folder is that of a training, or holds predictions alone."""
+    return (folder / FILE).is_file()
+
+
+def read_curves(folder: Path, name: str) -> Series:
+    """Steps and values [points] of one scalar; empty where the run has not logged it."""
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"metrics {path}: no such file; give the workdir of a finished run")
+    logged = [record for record in writers.read(path) if name in record]
+    return np.array([record["step"] for record in logged], int), np.array([record[name] for record in logged], float)
+
 
 INK, FAINT = "#23262b", "#b9b4aa"
 BASELINE_COLOUR = "#3d5a80"

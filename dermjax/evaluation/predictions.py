@@ -1,12 +1,15 @@
 """What a classifier said: predictions.csv as arrays, checked before any number is made of it.
 
 The columns are image, label, split and one p_<label> a class; `classify` writes the file.
+
+Predictions as the ISIC challenge takes them: a CSV of `image` and one confidence a class, scored at 0.5 by it.
 """
 
 import csv
+import io
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -115,3 +118,21 @@ def _probability(text: str | None, path: Path, line: int) -> float:
     if not 0 <= value <= 1:  # nan is neither
         raise UserError(f"predictions {path} line {line}: probability {text} is not in 0..1; did the training diverge?")
     return value
+
+
+def isic_table(said: Predictions, classes: tuple[str, ...]) -> str:
+    """Returns the CSV; images go by the stem of their file, such as ISIC_0024306.
+
+    Raises:
+      UserError: two images have one stem.
+    """
+    stems = [PurePosixPath(image).stem for image in said.images]
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"ISIC export: two images are named {twice}; the challenge knows images by their name")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *classes])
+    for stem, row in zip(stems, said.probabilities, strict=True):
+        writer.writerow([stem, *(f"{p:.9f}" for p in row)])
+    return text.getvalue()

@@ -1,16 +1,49 @@
-"""The page that people look at: sections of pictures, tables and plots, filled into report.html.jinja.
+"""How many images there are of each kind, and how many of them each reason rejected, by class.
+
+The page that people look at: sections of pictures, tables and plots, filled into report.html.jinja.
 
 The page is one file that loads nothing from outside. It says what was found in words as careful as the numbers.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dermjax.data.pictures import Picture, picture, spread
-from dermjax.data.records import Manifest
-from dermjax.evaluation import counts, metrics, paper, plots, wording
-from dermjax.evaluation.curves import Series
+from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.evaluation import findings as paper
+from dermjax.evaluation import metrics, plots, wording
 from dermjax.evaluation.findings import BASELINE, Findings
+from dermjax.evaluation.plots import Series
 from dermjax.page import fill
+
+
+def counted_by_class(records: Iterable[Record], classes: tuple[str, ...]) -> dict[str, int]:
+    """The number of records of each class."""
+    labels = [record.label for record in records]
+    return {name: labels.count(name) for name in classes}
+
+
+def image_counts(prepared: Manifest, generated: Manifest | None, curated: Manifest | None) -> dict[str, dict[str, int]]:
+    """By kind and class: the real images of each split, the synthetic ones that were made and that were kept."""
+    found = {f"real, {split}": counted_by_class(prepared.split(split), prepared.labels) for split in SPLITS}
+    for kind, records in (
+        ("synthetic, made", generated and generated.records),
+        ("synthetic, kept", curated and curated.split("train")),
+    ):
+        if records is not None:
+            found[kind] = counted_by_class((record for record in records if record.synthetic), prepared.labels)
+    return found
+
+
+def rejection_counts(curated: Manifest) -> dict[str, dict[str, int]]:
+    """By reason and class; an image with two reasons counts under both."""
+    rejected = [record for record in curated.records if not record.kept]
+    reasons = sorted({reason for record in rejected for reason in record.rejected})
+    return {
+        reason: counted_by_class((record for record in rejected if reason in record.rejected), curated.labels)
+        for reason in reasons
+    }
+
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -72,9 +105,9 @@ def side_by_side(prepared: Manifest, curated: Manifest, count: int) -> list[tupl
 def curation(curated: Manifest, count: int) -> dict:
     """How many images of each class each reason rejected, and the rejected pictures with their reasons."""
     rejected = [record for record in curated.records if not record.kept]
-    made = counts.by_class(curated.records, curated.labels)
-    rows = {_words(reason): each for reason, each in counts.rejections(curated).items()}
-    rows["rejected for any reason"] = counts.by_class(rejected, curated.labels)
+    made = counted_by_class(curated.records, curated.labels)
+    rows = {_words(reason): each for reason, each in rejection_counts(curated).items()}
+    rows["rejected for any reason"] = counted_by_class(rejected, curated.labels)
     # an image has one class, so the sum over classes is the number of images
     return {
         "made": made,

@@ -5,10 +5,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.data import audit, records
+from dermjax.data import records
+from dermjax.data.leaks import audit
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.evaluation import counts, curves, findings, isic, report, results, wording
+from dermjax.evaluation import findings, plots, predictions, report, wording
 from dermjax.evaluation.findings import Findings
 from dermjax.run_folder import write_atomically
 
@@ -38,13 +39,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
         steps.update()
         page = report.page(config.title, _sections(found, prepared, generated, curated, config))
         steps.update()
-    images = counts.images(prepared, generated, curated)
-    rejections = counts.rejections(curated) if curated else {}
-    write_atomically(workdir / "results.json", results.as_json(found, bootstrap.to_dict(), images, rejections))
+    images = report.image_counts(prepared, generated, curated)
+    rejections = report.rejection_counts(curated) if curated else {}
+    write_atomically(workdir / "results.json", findings.as_json(found, bootstrap.to_dict(), images, rejections))
     write_atomically(workdir / "report.html", page)
     for each in runs if config.isic else []:
         (workdir / "isic").mkdir(exist_ok=True)
-        write_atomically(workdir / "isic" / f"{each.folder.name}.csv", isic.table(each.predictions, prepared.labels))
+        write_atomically(
+            workdir / "isic" / f"{each.folder.name}.csv", predictions.isic_table(each.predictions, prepared.labels)
+        )
     for verdict, numbers in wording.summary(found):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
@@ -67,13 +70,13 @@ def _sections(
 ) -> dict:
     """What the template shows; a section whose input was not given is None."""
     count = config.gallery
-    trained = [run for run in found.runs if curves.logged(run.folder)]  # of others there are predictions alone
-    losses = {run.name: curves.read(run.folder, LOSS) for run in trained}
-    aurocs = {run.name: curves.read(run.folder, VALIDATION_AUROC) for run in trained}
-    tuning = curves.read(Path(config.tuning), LOSS) if config.tuning else None
+    trained = [run for run in found.runs if plots.logged(run.folder)]  # of others there are predictions alone
+    losses = {run.name: plots.read_curves(run.folder, LOSS) for run in trained}
+    aurocs = {run.name: plots.read_curves(run.folder, VALIDATION_AUROC) for run in trained}
+    tuning = plots.read_curves(Path(config.tuning), LOSS) if config.tuning else None
     return {
         "summary": wording.summary(found),
-        "tiles": report.tiles(counts.images(prepared, generated, curated)),
+        "tiles": report.tiles(report.image_counts(prepared, generated, curated)),
         "sources": report.sources(prepared),
         "phantoms": any(record.source == "phantom" for record in prepared.records),
         "real": report.real_gallery(prepared, count),

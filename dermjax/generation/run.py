@@ -1,10 +1,14 @@
-"""`generate`: from a tuned model and a plan to a folder of synthetic lesions with their manifest.
+"""Where images go: whether they can be written, and whether there is room, before the first of them is made.
+
+`generate`: from a tuned model and a plan to a folder of synthetic lesions with their manifest.
 
 An image follows from its request and the model alone, so the stage resumes by looking: an image file that is whole and
 says that it was made for its request is kept, the rest is made, and the manifest is written last and at once. Processes
 divide the batches among themselves and meet only in the folder.
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -13,17 +17,40 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import disk, sharding
-from dermjax.data import records, seen
+from dermjax import machine, sharding
+from dermjax.data import records
+from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest
-from dermjax.generation import credentials, preview, provenance, render, storage, table, work
-from dermjax.generation.plan import Request
-from dermjax.generation.production import Accounts, produce, rounds
-from dermjax.generation.render import Batches, processor_seconds, renderer
+from dermjax.errors import UserError
+from dermjax.generation import plan, work
 from dermjax.generation.work import Work
 from dermjax.models.stable_diffusion import count
 from dermjax.progress import bar, cost, duration, say
 from dermjax.run_folder import write_atomically
+from dermjax.sampling import credentials, previews, provenance, render
+from dermjax.sampling.render import Accounts, Batches, processor_seconds, produce, renderer, rounds
+from dermjax.sampling.requests import Request
+
+TEXTS = 4096  # bytes of a file besides its pixels, and of its record
+
+
+def needed_disk(images: int, size: int) -> int:
+    """Returns the bytes that so many images of `size` pixels need at most: PNG makes noise no smaller."""
+    return images * (3 * size * size + TEXTS)
+
+
+def check_storage(workdir: Path, missing: Collection[Request], size: int) -> None:
+    """Makes the folders of the images; UserError where there is no room for the missing ones or no way to write."""
+    machine.check_disk(workdir, needed_disk(len(missing), size), f"{len(missing)} images of {size} px")
+    for folder in sorted({(workdir / request.image).parent for request in missing}):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+            os.close(file)
+            os.unlink(name)
+        except OSError as error:
+            raise UserError(f"folder {folder}: cannot be written ({error.strerror}); give another --workdir") from error
+
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at what the other processes have made
 
@@ -39,7 +66,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         say(f"generate: {otherwise}")
     if missing:
         sign = credentials.signer(**config.credentials.to_dict())
-        storage.check(workdir, missing, todo.size)
+        check_storage(workdir, missing, todo.size)
         _make(todo, mine, missing, sign, config.preview_every, workdir)
     left = set(todo.asked) - own
     while left := todo.missing(workdir, left)[0]:  # other processes are at them
@@ -47,7 +74,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if process == 0:
         entries = tuple(todo.record(request, workdir) for request in todo.asked)
         labels = tuple(sorted(config.plan.prompts))
-        seen.hand_on([Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir)
+        training_images.hand_on(
+            [Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir
+        )
         records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
         say(f"generate: {len(todo.asked)} images in {workdir / records.FILE}")
 
@@ -56,7 +85,7 @@ def dry_run(config: ConfigDict) -> None:
     """Prints what `run` would make, and how long it would take."""
     todo = work.read(config)
     grid = todo.maker.grid
-    say(table.text(todo.asked, todo.size, todo.batch, grid.size))
+    say(plan.table(todo.asked, todo.size, todo.batch, grid.size))
     _tell_cost(todo, todo.asked, grid)
 
 
@@ -73,7 +102,7 @@ def _make(todo: Work, mine: Batches, missing: set[Request], sign: Callable, prev
 
     with bar(total, "generate", "images", total - len(missing)) as progress:
         params = maker.placed()
-        watch = preview.watching(maker.sd, params, preview_every, workdir / preview.FILE, progress)
+        watch = previews.watching(maker.sd, params, preview_every, workdir / previews.FILE, progress)
         begin = renderer(maker.sd, params, maker.tokens, todo.start, watch, todo.size, todo.batch, grid)
         accounts = produce(rounds(batches, grid.size, todo.kind), begin, missing, write, progress.update)
     say(f"generate: {_told(accounts, grid)}")
@@ -86,13 +115,13 @@ def _tell_cost(todo: Work, missing: Collection[Request], grid: Mesh) -> None:
         # strength is the share of the steps that are taken from a picture
         seconds["seconds"] = todo.start.strength * processor_seconds(maker.sd, maker.params, missing, todo.size)
     need, have = render.memory(maker.sd, maker.params, todo.size, grid), sharding.free(grid)
-    room = f"up to {disk.told(storage.needed(len(missing), todo.size))} of disk"
+    room = f"up to {machine.disk_told(needed_disk(len(missing), todo.size))} of disk"
     cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing), steps=todo.asked[0].steps,
-         memory=f"about {disk.told(need(todo.batch))} of memory", room=room, **seconds)  # fmt: skip
+         memory=f"about {machine.disk_told(need(todo.batch))} of memory", room=room, **seconds)  # fmt: skip
     if need(todo.batch) > have:
         fitting = next((n for n in range(todo.batch - 1, 0, -1) if need(n) < have), None)
         other = f"config.plan.batch = {fitting}" if fitting else "a smaller config.size"
-        say(f"generate: warning: {disk.told(have)} of memory are free; give {other}")
+        say(f"generate: warning: {machine.disk_told(have)} of memory are free; give {other}")
 
 
 def _told(accounts: Accounts, grid: Mesh) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dermjax.models import bundle, start
+from dermjax.models import bundle
 from dermjax.models.bundle import Params
 from dermjax.models.mobilenetv2 import MobileNetV2
 from dermjax.models.vit import Dinov2, ViT
@@ -73,7 +73,7 @@ class Classifier:
     def init(self, seed: int) -> tuple[Params, Params]:
         """Returns freshly drawn params and variables, float32 numpy arrays."""
         rng = np.random.default_rng(seed)
-        return tuple(start.draw(tree, self.config, rng) for tree in self.shapes)
+        return tuple(bundle.draw(tree, self.config, rng) for tree in self.shapes)
 
     def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""

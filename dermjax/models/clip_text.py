@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dermjax.models import options
+from dermjax.models import configs
 from dermjax.models.layers import ZEROS, gelu, layer_norm, linear
 
 Array = jax.Array
@@ -116,7 +116,7 @@ class CLIPText(nnx.Module):
     """Tokens int32 [B, N] to context [B, N, D], float32."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        options.check_text(config, ACTIVATIONS)
+        configs.check_text(config, ACTIVATIONS)
         self.text_model = TextModel(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Array) -> Array:

@@ -14,9 +14,9 @@ from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from dermjax.models.attention import attention
-from dermjax.models.convolution import convolution
-from dermjax.models.product import product
+from dermjax.models.cpu.attention import attention
+from dermjax.models.cpu.convolution import convolution
+from dermjax.models.cpu.dense import product
 
 Array = jax.Array
 

@@ -12,8 +12,8 @@ from einops import rearrange
 from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models.batch_norm import BatchNorm
-from dermjax.models.depthwise import Geometry, depthwise
+from dermjax.models.cpu.batch_norm import BatchNorm
+from dermjax.models.cpu.depthwise import Geometry, depthwise
 from dermjax.models.layers import linear
 
 Array = jax.Array

@@ -18,7 +18,8 @@ import numpy as np
 from einops import rearrange
 
 from dermjax.errors import UserError
-from dermjax.models import bundle, options, start
+from dermjax.models import bundle
+from dermjax.models import configs as options
 from dermjax.models.bundle import Params
 from dermjax.models.clip_text import CLIPText
 from dermjax.models.layers import NO_KEYS
@@ -76,7 +77,7 @@ class StableDiffusion:
 
     def init(self, seed: int) -> Params:
         """Returns freshly drawn parameters, numpy arrays."""
-        return start.draw(self.shapes, {}, np.random.default_rng(seed))
+        return bundle.draw(self.shapes, {}, np.random.default_rng(seed))
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""

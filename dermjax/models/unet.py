@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dermjax.models import options
+from dermjax.models import configs
 from dermjax.models.layers import (
     KEPT,
     Downsample,
@@ -147,7 +147,7 @@ class UNet(nnx.Module):
     """Predicts eps or v [B, h, w, 4] from noisy latents x [B, h, w, 4], timesteps t [B] and context [B, N, D]."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs, remat: str = "none"):
-        options.check_unet(config)
+        configs.check_unet(config)
         widths = config["block_out_channels"]
         depth, layers, time = len(widths), config["layers_per_block"], 4 * widths[0]
         heads = per_block(config["attention_head_dim"], depth)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dermjax.models import options
+from dermjax.models import configs
 from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv, silu
 
 Array = jax.Array
@@ -126,7 +126,7 @@ class VAE(nnx.Module):
     """Images in [-1, 1] to the moments (mean, log-variance) of their latents, and latents back to images."""
 
     def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        options.check_vae(config)
+        configs.check_vae(config)
         latent = config["latent_channels"]
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from dermjax.errors import UserError
-from dermjax.models.attention import attention
+from dermjax.models.cpu.attention import attention
 from dermjax.models.layers import conv, gelu, layer_norm, linear
 
 Array = jax.Array

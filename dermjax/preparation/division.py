@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from dermjax.data import duplicates, neighbours, resemblance, splits
+from dermjax.data import splits
+from dermjax.data.archives.folders import Listing
+from dermjax.data.leaks import duplicates, neighbours
 from dermjax.data.records import SPLITS, Manifest, Record
-from dermjax.data.sources import Listing
 from dermjax.errors import UserError
 from dermjax.preparation.examination import Examination
 
@@ -36,7 +37,7 @@ def divide(
     found = _without_synthetic(seen.records)
     splits.refuse_contradictions(found)
     splits.refuse_leaks(found)
-    near = resemblance.confirmed(neighbours.near(seen.views), seen.cells)
+    near = duplicates.confirmed(neighbours.near(seen.views), seen.cells)
     groups = duplicates.groups(near, [splits.identities(record) for record in found])
     _refuse_few(found, groups, folds)
     assigned = splits.assign(

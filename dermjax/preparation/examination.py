@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dermjax import machine, progress
-from dermjax.data import digests, duplicates, examined, resemblance
-from dermjax.data.examined import Look
+from dermjax.data import digests
+from dermjax.data.leaks import duplicates, index
+from dermjax.data.leaks.index import Look
 from dermjax.data.records import Record
 from dermjax.errors import UserError
 from dermjax.run_folder import appended
@@ -37,16 +38,16 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
 
     measured: whether skin tone and artefact scores are taken. folder: where looks are kept and taken from.
     """
-    outdated = examined.discard_outdated(folder)
+    outdated = index.discard_outdated(folder)
     if outdated:
-        progress.say(f"prepare: looks of another version in {folder / examined.FILE}, taken again: {outdated}")
-    known = examined.read(folder)
+        progress.say(f"prepare: looks of another version in {folder / index.FILE}, taken again: {outdated}")
+    known = index.read(folder)
     known = {digest: look for digest, look in known.items() if (look.measured is not None) == measured}
     kept, sound, skipped = set(known), [], []
     views = [np.empty((0, len(duplicates.VIEWS), 4), np.uint64)]
-    cells = [np.empty((0, resemblance.CELLS, resemblance.CELLS, 3), np.uint8)]
+    cells = [np.empty((0, duplicates.CELLS, duplicates.CELLS, 3), np.uint8)]
     with (
-        appended(folder / examined.FILE) as written,
+        appended(folder / index.FILE) as written,
         ThreadPoolExecutor(machine.cores()) as pool,
         progress.bar(len(records), "decoding", "images", 0) as bar,
     ):
@@ -83,6 +84,6 @@ def _look(root: Path, measured: bool, known: dict[str, Look], record: Record) ->
     path = root / record.image
     try:
         digest = digests.of(path)
-        return known.get(digest) or examined.look(path, digest, measured)
+        return known.get(digest) or index.look(path, digest, measured)
     except UserError as error:
         return str(error)

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import binding, builders, sources, spreadsheet, tables, tree
-from dermjax.data.binding import Asked
-from dermjax.data.layouts import KINDS, LABELS, LAYOUTS
-from dermjax.data.sources import Listing
-from dermjax.data.tables import Folder
+from dermjax.data.archives import folders as sources
+from dermjax.data.archives import table_records, tables, tfds, tree
+from dermjax.data.archives.folders import Listing
+from dermjax.data.archives.layouts import KINDS, LABELS, LAYOUTS
+from dermjax.data.archives.table_records import Asked
+from dermjax.data.archives.tables import Folder
 from dermjax.errors import UserError
 
 CHOICES = ("detect", "folders", "table", "tfds", *LAYOUTS)
@@ -62,25 +63,25 @@ def listed(folder: Path, *, layout: str, columns: Mapping[str, str], asked: Aske
         raise UserError(f"config.classes {asked.classes!r}: give one of {', '.join(CLASSES)}")
     if asked.kind not in KINDS:
         raise UserError(f"config.image_kind {asked.kind!r}: give one of {', '.join(KINDS)}")
-    if layout == "tfds" or (layout == "detect" and builders.is_builder(folder)):
-        return "tfds", builders.scan(folder, asked.into)
+    if layout == "tfds" or (layout == "detect" and tfds.is_builder(folder)):
+        return "tfds", tfds.scan(folder, asked.into)
     mapped = bool(columns["image"] or columns["label"] or columns.get("diagnosis"))
     if layout == "folders" or not folder.is_dir():
         return _of_folders(folder, None)
     found = tables.look(folder)
-    for path in filter(spreadsheet.is_western, found.tables):
-        progress.say(f"prepare: table {path} is not UTF-8 and is read as {spreadsheet.WESTERN}")
+    for path in filter(tables.is_western, found.tables):
+        progress.say(f"prepare: table {path} is not UTF-8 and is read as {tables.WESTERN}")
     if layout == "detect" and not mapped and _sorted(folder):
         return _of_folders(folder, found)
     name = layout if layout != "detect" else tables.detect(found) or ("table" if mapped else "")
     if columns["image"] and layout == "detect":
         name = "table"
     if name:
-        return name, binding.scan(found, name, tables.chosen(found, name, columns), asked)
+        return name, table_records.scan(found, name, tables.chosen(found, name, columns), asked)
     by_columns = tables.bound(found)
     if by_columns:
         told = f"table, its images by {by_columns.image!r} and its classes by {by_columns.label[0]!r}"
-        return told, binding.scan(found, "table", by_columns, asked)
+        return told, table_records.scan(found, "table", by_columns, asked)
     return _of_folders(folder, found)
 
 
@@ -95,7 +96,7 @@ def _of_folders(folder: Path, found: Folder | None) -> tuple[str, Listing]:
         unknown = tables.unknown(found)
         if unknown:
             progress.say(f"prepare: {unknown}")
-        listing = binding.described(listing, found)
+        listing = table_records.described(listing, found)
     return _named(listing), listing
 
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import digests, examined, images
-from dermjax.data.appearance import LABELS
-from dermjax.data.examined import Look
-from dermjax.data.phantom import Phantom, phantom
+from dermjax.data import digests, images
+from dermjax.data.leaks import index
+from dermjax.data.leaks.index import Look
+from dermjax.data.phantoms.appearance import LABELS
+from dermjax.data.phantoms.painting import Phantom, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -36,7 +37,7 @@ def paint(
                 image = f"images/{label}/{number:05d}.png"
                 images.keep(workdir / image, images.png(made.image))
                 records.append(_record(image, digests.sha256(workdir / image), split, made))
-                looks.append(examined.of(made.image, records[-1].sha256, {}, measured=False))
+                looks.append(index.of(made.image, records[-1].sha256, {}, measured=False))
                 bar.update()
     return Manifest(labels=LABELS, root=workdir, records=tuple(records)), looks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax.data import duplicates
+from dermjax.data.leaks import duplicates
 from dermjax.data.pictures import picture
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.page import fill

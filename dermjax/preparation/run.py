@@ -1,26 +1,80 @@
-"""`prepare`: a folder of labelled images, or phantoms -> manifest.jsonl with leak-free splits, and report.html.
+"""Settings of `prepare` that cannot be meant, refused in one line before anything is read.
+
+The images of a manifest without their dark hairs, written beside it: an ablation, see `data.hair`.
+
+`prepare`: a folder of labelled images, or phantoms -> manifest.jsonl with leak-free splits, and report.html.
 
 The user's images are read where they lie and never copied, unless hairs are to be taken out of them. The manifest is
 written last: where it stands, the stage is finished.
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import progress
-from dermjax.data import builders, examined, neighbours, packed, records, resemblance, sources, splits
-from dermjax.data.records import SPLITS, Manifest
+from dermjax import machine, progress
+from dermjax.data import digests, images, records, splits
+from dermjax.data.archives import folders, hdf5, tfds
+from dermjax.data.imaging import hair
+from dermjax.data.leaks import duplicates, index, neighbours
+from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
-from dermjax.preparation import listing, phantoms, report, settings
+from dermjax.preparation import listing, phantoms, report
 from dermjax.preparation.division import LEAK, SYNTHETIC, divide
 from dermjax.preparation.examination import examine
 from dermjax.preparation.report import Findings
-from dermjax.preparation.shaving import shaved
 from dermjax.run_folder import write_atomically
+
+SIDES = 16  # pixels, of which images are looked at in cells
+
+
+def check(config: ConfigDict) -> None:
+    """UserError for the first setting that cannot be meant."""
+    if not config.images:
+        raise UserError("config.images is empty; give a folder with class/*.jpg, or phantoms")
+    if config.on_bad_image not in ("fail", "skip"):
+        raise UserError(f"config.on_bad_image {config.on_bad_image!r}: give fail or skip")
+    if config.images == "phantoms" and (config.size < SIDES or config.size % SIDES):
+        raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {SIDES}")
+    if config.limit < 0:
+        raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
+    if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
+        raise UserError(f"config.fold {config.fold} of {config.folds}: give 2 folds or more, and a fold from 0 on")
+    shares = (config.ratios.validation, config.ratios.test)
+    if not (min(shares) >= 0 and sum(shares) < 1):  # NaN is neither
+        raise UserError(
+            f"config.ratios {shares}: give shares of 0 or more for validation and test that leave some to train"
+        )
+
+
+def shaved(manifest: Manifest, workdir: Path) -> Manifest:
+    """Writes images/<image>.png for every record; the manifest of these, which say what was done to them."""
+    with (
+        ThreadPoolExecutor(machine.cores()) as pool,
+        progress.bar(len(manifest.records), "removing hairs", "images", 0) as bar,
+    ):
+        records = []
+        for record in pool.map(partial(_shaved, manifest, workdir), manifest.records):
+            records.append(record)
+            bar.update()
+    return Manifest(labels=manifest.labels, root=workdir, records=tuple(records))
+
+
+def _shaved(manifest: Manifest, workdir: Path, record: Record) -> Record:
+    image = f"images/{record.image}.png"
+    images.keep(workdir / image, images.png(hair.without_hair(images.whole(manifest.path(record)))))
+    told, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
+    if mask:
+        kept = f"masks/{record.image}{mask.suffix}"
+        images.keep(workdir / kept, mask.read_bytes())
+        told["mask"] = told["mask"] | {"image": kept}
+    return replace(record, image=image, sha256=digests.sha256(workdir / image), attributes=told)
+
 
 PHANTOMS_A_SECOND = 90  # one core at 128 px
 
@@ -30,7 +84,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if (workdir / records.FILE).exists():
         progress.say(f"prepare: {workdir / records.FILE} is finished")
         return
-    settings.refuse(config)
+    check(config)
     manifest, findings = _phantoms(config, workdir) if config.images == "phantoms" else _folder(config, workdir)
     write_atomically(workdir / "report.html", report.page(replace(manifest, home=workdir), findings, config.to_dict()))
     records.write(workdir / records.FILE, manifest)
@@ -48,9 +102,9 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         validation=config.ratios.validation,
         test=config.ratios.test,
     )
-    write_atomically(workdir / examined.FILE, b"".join(look.line() for look in looks))
+    write_atomically(workdir / index.FILE, b"".join(look.line() for look in looks))
     near = neighbours.near(np.stack([look.views for look in looks]))
-    near = resemblance.confirmed(near, np.stack([look.cells for look in looks]))
+    near = duplicates.confirmed(near, np.stack([look.cells for look in looks]))
     return manifest, Findings(skipped=(), ignored=(), near=near)
 
 
@@ -61,8 +115,8 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
             positive=config.positive, skip=config.on_bad_image == "skip", kind=config.image_kind,
             own_splits=config.own_splits, workdir=workdir,
         )  # fmt: skip
-        chosen = sources.limited(whole.records, config.limit, config.seed)
-        packed.unpack(whole.root, whole.packed, [record.image for record in chosen])
+        chosen = folders.limited(whole.records, config.limit, config.seed)
+        hdf5.unpack(whole.root, whole.packed, [record.image for record in chosen])
         placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
         progress.cost("prepare", images=len(chosen), classes=len(whole.labels))
         progress.say(f"prepare: the positive class is {whole.labels[-1]}; config.positive names another")
@@ -77,8 +131,8 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         if config.remove_hairs:
             manifest = shaved(manifest, workdir)
     except UserError:
-        (workdir / examined.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
-        builders.discard(workdir)
+        (workdir / index.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
+        tfds.discard(workdir)
         raise
     return manifest, Findings(skipped=seen.skipped, ignored=whole.ignored, near=near)
 

@@ -1,11 +1,19 @@
-"""`dermjax pretrain`: phantoms -> autoencoder -> latents -> text encoder and UNet -> decoder -> a model folder.
+"""The captioned phantoms that the base model learns from, as files of the run folder.
+
+Phantoms are made once, in chunks, by one process a core; a chunk that is there is whole and is not made again.
+
+`dermjax pretrain`: phantoms -> autoencoder -> latents -> text encoder and UNet -> decoder -> a model folder.
 
 Every part leaves files in the run folder and is skipped when they are whole, so a killed run goes on where it was.
 """
 
 import copy
 import hashlib
+import json
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -13,20 +21,66 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import config_file, run_folder, sharding
+from dermjax import config_file, machine, run_folder, sharding
 from dermjax.data import pipelines, tokens
 from dermjax.data.images import to_model
-from dermjax.data.phantom import VOCABULARY
+from dermjax.data.phantoms.painting import VOCABULARY, dataset
 from dermjax.diffusion import objective, schedule
 from dermjax.errors import UserError
 from dermjax.models import vae
 from dermjax.models.stable_diffusion import TINY, Params, StableDiffusion, count
-from dermjax.pretraining import autoencoder, phantoms
+from dermjax.pretraining import autoencoder
 from dermjax.progress import bar, cost
+from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
 from dermjax.training.loop import fit
 from dermjax.training.state import create
 from dermjax.weights import diffusers
+
+CHUNK = 500
+
+
+def make_phantoms(folder: Path, number: int, size: int, first_seed: int) -> tuple[np.ndarray, list[str]]:
+    """Returns images uint8 [number, size, size, 3] (memory-mapped) and their captions; makes what is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(folder / f"{at:06d}", range(first_seed + at, first_seed + min(at + CHUNK, number)), size)
+            for at in range(0, number, CHUNK)]  # fmt: skip
+    missing = [job for job in jobs if not job[0].with_suffix(".json").exists()]
+    done = number - sum(len(job[1]) for job in missing)
+    spawn = multiprocessing.get_context("spawn")  # a forked child of a process that runs JAX can hang
+    with bar(number, "phantoms", "images", done) as progress, ProcessPoolExecutor(machine.cores(), spawn) as pool:
+        for made in pool.map(chunk, missing):
+            progress.update(made)
+    whole = folder / f"images_{number}.npy"
+    if not whole.exists():
+        join_chunk([job[0].with_suffix(".npy") for job in jobs], whole, (number, size, size, 3))
+    captions = [text for job in jobs for text in json.loads(job[0].with_suffix(".json").read_text())]
+    return np.load(whole, mmap_mode="r"), captions
+
+
+def chunk(job: tuple[Path, range, int]) -> int:
+    """Makes one chunk: the images first, the captions last, whose presence says that both are there."""
+    path, seeds, size = job
+    images, captions = zip(*((p.image, p.caption) for p in dataset(seeds, size)), strict=True)
+    np.save(path.with_suffix(".npy"), np.stack(images))
+    write_atomically(path.with_suffix(".json"), json.dumps(captions))
+    return len(seeds)
+
+
+def join_chunk(parts: list[Path], whole: Path, shape: tuple[int, ...]) -> None:
+    """Joins the chunks into one file that can be mapped, and removes their images."""
+    temporary = whole.with_suffix(".part")
+    out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    at = 0
+    for part in parts:
+        images = np.load(part)
+        out[at : at + len(images)] = images
+        at += len(images)
+    out.flush()
+    os.replace(temporary, whole)
+    for part in parts:
+        part.unlink()
+
 
 DECODER = ("decoder", "post_quant_conv")
 
@@ -43,7 +97,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
          autoencoder_steps=sum(phase.steps for phase in phases),
          diffusion_steps=config.diffusion.steps, decoder_steps=config.decoder.steps)  # fmt: skip
-    images, captions = phantoms.make(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
+    images, captions = make_phantoms(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     params = params | train_autoencoder(sd, params, images, config, grid, workdir / "autoencoder")
     moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
     params = autoencoder.normalise(params, jnp.asarray(moments))

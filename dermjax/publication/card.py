@@ -1,15 +1,74 @@
-"""The data-set card: what is in it, how it was made, what was thrown away, what it is for and what it is not for.
+"""What a data set consists of, counted: classes, prompts, words, samplers, rejections and scores.
+
+The data-set card: what is in it, how it was made, what was thrown away, what it is for and what it is not for.
 
 Markdown under the YAML head that data hubs read (Gebru et al. 2021, Datasheets for Datasets).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dermjax.data.records import Manifest
-from dermjax.publication import composition
-from dermjax.publication.composition import Counts, Spread
+import numpy as np
+
+from dermjax.data.records import Manifest, Record
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many records of each class, in the order of `labels`, and of all, have each value."""
+
+    labels: tuple[str, ...]
+    rows: dict[str, tuple[int, ...]]
+
+    def grouped(self) -> "Counts":
+        """Returns the same counts with values such as `tone: dark` beside the others of their gap."""
+        return Counts(self.labels, dict(sorted(self.rows.items(), key=lambda row: row[0].partition(":")[0])))
+
+
+def counted(manifest: Manifest, chosen: Sequence[Record], values: Callable[[Record], Sequence[str]]) -> Counts:
+    """Returns the counts of the values of some of a manifest's records, the frequent ones first."""
+    of = Counter((value, record.label) for record in chosen for value in values(record))
+    totals = Counter()
+    for (value, _), count in of.items():
+        totals[value] += count
+    order = sorted(totals, key=lambda value: (-totals[value], value))
+    rows = {value: (*(of[value, label] for label in manifest.labels), totals[value]) for value in order}
+    return Counts((*manifest.labels, ALL), rows)
+
+
+def words(record: Record) -> list[str]:
+    """Returns what the plan asked for, such as `tone: dark`."""
+    return [f"{gap}: {word}" for gap, word in record.generation.get("words", {}).items()]
+
+
+def origin(record: Record) -> list[str]:
+    """Returns the source and the licence of a record."""
+    return [f"{record.source}: {record.licence or 'licence not stated'}"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over n images: its least, 5 %, median, 95 % and greatest value."""
+
+    n: int
+    quantiles: tuple[float, ...]
+
+
+def scores(chosen: Sequence[Record]) -> dict[str, Spread]:
+    """Returns the spread of every score that is a number."""
+    names = sorted({name for record in chosen for name in record.scores})
+    found = {}
+    for name in names:
+        values = [record.scores[name] for record in chosen if isinstance(record.scores.get(name), int | float)]
+        if values:
+            quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
+            found[name] = Spread(len(values), tuple(float(each) for each in quantiles))
+    return found
+
 
 COPY = "training_copy"  # curation's reason and score for a copy of a training image
 SAMPLES = "samples.png"  # beside the card
@@ -125,11 +184,11 @@ def text(facts: Facts) -> str:
     curated = facts.curated
     kept = [record for record in curated.records if record.kept]
     rejected = [record for record in curated.records if not record.kept]
-    found = composition.counted(curated, kept, composition.words).grouped()
-    prompts = composition.counted(curated, kept, lambda record: [record.generation.get("prompt", "not recorded")])
-    samplers = composition.counted(curated, kept, lambda record: [record.generation.get("sampler", "not recorded")])
-    sources = composition.counted(facts.training, facts.training.split("train"), composition.origin)
-    spreads = composition.scores(kept)
+    found = counted(curated, kept, words).grouped()
+    prompts = counted(curated, kept, lambda record: [record.generation.get("prompt", "not recorded")])
+    samplers = counted(curated, kept, lambda record: [record.generation.get("sampler", "not recorded")])
+    sources = counted(facts.training, facts.training.split("train"), origin)
+    spreads = scores(kept)
     return TEXT.format(
         name=facts.name,
         licence=facts.licence,
@@ -139,12 +198,12 @@ def text(facts: Facts) -> str:
         made=sum(record.synthetic for record in kept),
         total=len(kept),
         asked=len(curated.records),
-        composition=_table("images", composition.counted(curated, kept, lambda record: ["published"])),
+        composition=_table("images", counted(curated, kept, lambda record: ["published"])),
         words=_table("word", found) if found.rows else "(nothing but the class)",
         samplers=_table("sampler", samplers),
         prompts=_table("prompt", prompts, PROMPTS),
         rejected_total=len(rejected),
-        rejections=_table("reason", composition.counted(curated, rejected, lambda record: record.rejected))
+        rejections=_table("reason", counted(curated, rejected, lambda record: record.rejected))
         if rejected
         else "(none)",
         fidelity=_fidelity(facts.judged),

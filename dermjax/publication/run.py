@@ -1,25 +1,72 @@
-"""`publish`: a curated manifest -> its kept images in the forms that loaders read, and the card of the data set.
+"""That published images were made by a model and show no patient: each file says so itself, and none is a photograph.
+
+A manifest may be mistaken or forged. So the file's own text must say that it is synthetic, and the file must not be a
+near-duplicate of a photograph of the training manifest, also mirrored, turned or cropped.
+
+`publish`: a curated manifest -> its kept images in the forms that loaders read, and the card of the data set.
 
 Each form is there as a whole or not at all, and the card comes last: killed, the same command goes on. The card beside
 the forms shows some of the images; those within them do not, as loaders take every picture there for one of the set.
 """
 
 import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import disk, progress
+from dermjax import machine, progress
 from dermjax.data import images, pictures, records
 from dermjax.data.digests import sha256
 from dermjax.data.export import forms
-from dermjax.data.records import Manifest
+from dermjax.data.leaks import duplicates, index, neighbours
+from dermjax.data.leaks.index import Look
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.publication import card, originality
+from dermjax.publication import card
 from dermjax.publication.card import Facts, Judgement
 from dermjax.run_folder import write_atomically
+from dermjax.sampling import provenance
+
+
+def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None:
+    """Raises UserError for the first kept image that does not say of itself that it is synthetic, or that is near to a
+    photograph of the training manifest; every file's bytes must be those that its manifest names."""
+    kept = [record for record in curated.records if record.kept]
+    photographs = [record for record in training.records if not record.synthetic]
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        said = list(pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept))
+        silent = [record for record, told in zip(kept, said, strict=True) if told.get("synthetic") is not True]
+        if silent:
+            raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
+                            f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
+        known = index.read(training.home) if training.home else {}
+        both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
+        looks = []
+        with progress.bar(len(both), "comparing with photographs", "images", 0) as bar:
+            for look in pool.map(partial(_look, known), both):
+                looks.append(look)
+                bar.update()
+    near = duplicates.confirmed(
+        neighbours.near(np.stack([look.views for look in looks])), np.stack([look.cells for look in looks])
+    )
+    copies = [(kept[one], photographs[other - len(kept)]) for one, other in near[:, :2].tolist()
+              if one < len(kept) <= other]  # fmt: skip
+    if copies:
+        copy, photograph = copies[0]
+        raise UserError(f"manifest {name}: {copy.image} is nearly equal to the training photograph {photograph.image} "
+                        f"(one of {len(copies)} such pairs); put a verdict against each and curate again")  # fmt: skip
+
+
+def _look(known: Mapping[str, Look], of: tuple[Manifest, Record]) -> Look:
+    """What is kept of the same bytes, else what a look at the image says."""
+    manifest, record = of
+    return known.get(record.sha256) or index.look(manifest.path(record), record.sha256, measured=False)
+
 
 FIGURES = "results.json"  # as `evaluate` leaves it
 SHOWN = 6  # images of each class on the card
@@ -46,12 +93,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     cards = {workdir / form / forms.CARD: told for form in config.forms} | {workdir / forms.CARD: card.pictured(told)}
     _refuse_another(cards, workdir)
-    originality.refuse(curated, training, config.manifest)
+    refuse_photographs(curated, training, config.manifest)
     kept = [record for record in curated.records if record.kept]
     todo = [form for form in config.forms if not (workdir / form).exists()]
     size = sum(curated.place(record).stat().st_size for record in kept)
-    disk.check(workdir, size * len(todo), f"{len(kept)} images in {len(todo)} forms")
-    progress.cost("publish", images=len(kept), forms=len(todo), disk=disk.told(size * len(todo)),
+    machine.check_disk(workdir, size * len(todo), f"{len(kept)} images in {len(todo)} forms")
+    progress.cost("publish", images=len(kept), forms=len(todo), disk=machine.disk_told(size * len(todo)),
                   seconds=len(kept) * len(todo) * SECONDS_AN_IMAGE)  # fmt: skip
     for form in todo:
         forms.write(curated, workdir / form, form, config.name, told)

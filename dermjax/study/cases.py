@@ -4,16 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax.classification import explaining
-from dermjax.classification.restoring import restored
+from dermjax.classification import saliency
+from dermjax.classification.networks import restored
 from dermjax.data import images
 from dermjax.data.pictures import Picture
 from dermjax.evaluation import wording
 from dermjax.evaluation.findings import judged
 from dermjax.evaluation.predictions import Predictions
 from dermjax.study import plots
-from dermjax.study.cells import Cell
-from dermjax.study.trial import Material
+from dermjax.study.cells import Cell, Material
 
 
 def explained(folders: dict[Cell, Path], material: Material, arms: tuple[str, ...], count: int) -> dict:
@@ -44,11 +43,11 @@ def _pictures(folder: Path, said: Predictions, material: Material, rows: np.ndar
     of = {record.image: record for record in material.real.records}
     paths = [material.real.path(of[name]) for name in names]
     shown = np.stack([images.load(path, classifier.config["image_size"]) for path in paths])
-    warmth = explaining.heat(classifier, params, variables, images.to_model(shown))
+    warmth = saliency.heat(classifier, params, variables, images.to_model(shown))
     labels = classifier.labels
     captions = [f"{labels[said.labels[row]]}, called {labels[said.called[row]]} at {said.confidence[row]:.0%}"
                 for row in rows]  # fmt: skip
     return [
-        explaining.picture(image, each, f"real {labels[said.labels[row]]}, {name}", caption)
+        saliency.picture(image, each, f"real {labels[said.labels[row]]}, {name}", caption)
         for image, each, name, caption, row in zip(shown, warmth, names, captions, rows, strict=True)
     ]

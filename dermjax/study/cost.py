@@ -6,11 +6,12 @@ import jax
 from ml_collections import ConfigDict
 
 from dermjax import progress
-from dermjax.classification import costs, networks, recipes
+from dermjax.classification import networks, recipes
+from dermjax.classification import training as costs
 from dermjax.classification.recipes import Recipe
 from dermjax.data.records import Manifest
 from dermjax.models.classifier import Classifier
-from dermjax.study import arms, trial
+from dermjax.study import arms, cells
 from dermjax.study.cells import Cell, finished
 
 SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
@@ -38,7 +39,7 @@ def tell(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], s
 
 def steps_of(config: ConfigDict, cell: Cell) -> int:
     """Returns the optimiser steps of a cell over its phases."""
-    return sum(trial.steps(config.classifiers[cell.classifier].steps, phase) for phase in arms.phases(cell.arm))
+    return sum(cells.steps(config.classifiers[cell.classifier].steps, phase) for phase in arms.phases(cell.arm))
 
 
 def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest], synthetic: int) -> float:

@@ -3,26 +3,27 @@
 An arm is the mean over its seeds, with an interval for both chances (evaluation/seeds.py). It is compared with the
 baseline of the same classifier and few-shot size, seed by seed and on the same resamples of the same lesions. The
 verdict looks at AUROC, named beforehand, and its p-values are adjusted by Holm's method over all comparisons.
+
+Every number of a study, for programs: results.json.
 """
 
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from dermjax.data.records import Manifest
+from dermjax.evaluation import findings, intervals, metrics, predictions
 from dermjax.evaluation import findings as evaluated
-from dermjax.evaluation import intervals, metrics, predictions, seeds, subgroups
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN
-from dermjax.evaluation.intervals import Bootstrap, Estimate
+from dermjax.evaluation.intervals import Bootstrap, Estimate, Spread
 from dermjax.evaluation.predictions import Predictions
-from dermjax.evaluation.seeds import Spread
 from dermjax.evaluation.weighted import WEIGHTED
 from dermjax.study.arms import BASELINE, JUDGED
-from dermjax.study.cells import Cell
-from dermjax.study.trial import Material
+from dermjax.study.cells import Cell, Material
 
 ALPHA = 1 - intervals.LEVEL
 Group = tuple[str, int, str]  # classifier, few-shot size, arm
@@ -61,7 +62,7 @@ class Found:
     alone: dict[Group, list[float]]
     mean: dict[Group, list[Predictions]]
     comparisons: list[Comparison]
-    subgroups: dict[tuple[str, str], dict[Group, Estimate]]
+    findings: dict[tuple[str, str], dict[Group, Estimate]]
     elsewhere: dict[str, dict[Group, dict[str, tuple[Estimate, Estimate]]]]  # figures, differences, by test set
     fidelity: dict[Group, Estimate]
 
@@ -120,8 +121,8 @@ def find(
     judged = {name: _read(folders, manifests, name, classes, drawn) for name, manifests in tests.items()}
     here = judged[""]
     comparisons = [_compare(group, here, baseline, classes) for group in here if group[2] != baseline]
-    adjusted = seeds.holm([each.p for each in comparisons])
-    groups = subgroups.split(materials[0].real) if len(materials) == 1 else {}
+    adjusted = intervals.holm([each.p for each in comparisons])
+    groups = findings.split(materials[0].real) if len(materials) == 1 else {}
     return Found(
         classes=classes,
         figures={group: _figures(folds, classes) for group, folds in here.items()},
@@ -163,7 +164,9 @@ def _elsewhere_said(folder: Path, name: str, classes: tuple[str, ...]) -> Predic
 
 def _figures(folds: list[Judged], classes: tuple[str, ...]) -> dict[str, Estimate]:
     few = next((reason for fold in folds if (reason := fold.few(classes))), "")
-    return {name: _bounded(seeds.combined([fold.spreads[name] for fold in folds], few)[0]) for name in folds[0].names}
+    return {
+        name: _bounded(intervals.combined([fold.spreads[name] for fold in folds], few)[0]) for name in folds[0].names
+    }
 
 
 def _bounded(estimate: Estimate) -> Estimate:
@@ -178,7 +181,7 @@ def _difference(name: str, before: list[Judged], after: list[Judged], classes: t
     few = next((reason for fold in before if (reason := fold.few(classes))), "")
     pairs = [(a.spreads[name], b.spreads[name]) for b, a in zip(before, after, strict=True)]
     spreads = [replace(a, values=a.values - b.values, resampled=a.resampled - b.resampled) for a, b in pairs]
-    return seeds.combined(spreads, few)
+    return intervals.combined(spreads, few)
 
 
 def _compare(group: Group, judged: dict, baseline: str, classes: tuple[str, ...]) -> Comparison:
@@ -203,7 +206,7 @@ def _in_subgroup(judged: dict, images: set[str], classes: tuple[str, ...]) -> di
         part = [fold.only(images) for fold in folds]
         if len(set(part[0].said[0].labels)) == len(classes):
             few = part[0].few(classes)
-            found[group] = _bounded(seeds.combined([each.spreads[PRIMARY] for each in part], few)[0])
+            found[group] = _bounded(intervals.combined([each.spreads[PRIMARY] for each in part], few)[0])
     return found
 
 
@@ -231,3 +234,61 @@ def _fidelity(folders: dict[Cell, Path], materials: list[Material], classes: tup
         ]
         found[group] = intervals.share(int(sum(right.sum() for right in means)), sum(len(right) for right in means))
     return found
+
+
+def as_json(found: Found) -> str:
+    """The findings as JSON text; a number that does not exist is null, with its reason in the note."""
+    return json.dumps(
+        {
+            "classes": found.classes,
+            "groups": [_group(group, found) for group in found.figures],
+            "comparisons": [_comparison(each) for each in found.comparisons],
+            "subgroups": [
+                {"kind": kind, "group": name, **_named(group), "auroc": asdict(estimate)}
+                for (kind, name), estimates in found.subgroups.items()
+                for group, estimate in estimates.items()
+            ],
+            "elsewhere": [
+                {
+                    "test": test,
+                    **_named(group),
+                    "figures": _figures_json({name: value for name, (value, _) in figures.items()}),
+                    "differences": _figures_json({name: difference for name, (_, difference) in figures.items()}),
+                }
+                for test, groups in found.elsewhere.items()
+                for group, figures in groups.items()
+            ],
+            "label_fidelity": [{**_named(group), **asdict(estimate)} for group, estimate in found.fidelity.items()],
+            "paper_accuracies_percent": findings.ACCURACIES,
+        },
+        indent=2,
+        allow_nan=False,
+    )
+
+
+def _named(group: Group) -> dict:
+    return dict(zip(("classifier", "shots", "arm"), group, strict=True))
+
+
+def _group(group: Group, found: Found) -> dict:
+    return {
+        **_named(group),
+        "figures": _figures_json(found.figures[group]),
+        "auroc_of_each_seed": found.alone[group],
+        "confusion_of_the_mean": [metrics.confusion(said).tolist() for said in found.mean[group]],
+    }
+
+
+def _comparison(each: Comparison) -> dict:
+    return {
+        **_named(each.group),
+        "differences": _figures_json(each.differences),
+        "p": None if math.isnan(each.p) else each.p,
+        "p_adjusted": None if math.isnan(each.adjusted) else each.adjusted,
+        "mcnemar": each.mcnemar,
+        "verdict": each.verdict,
+    }
+
+
+def _figures_json(figures: dict[str, Estimate]) -> dict:
+    return {name: asdict(estimate) for name, estimate in figures.items()}

@@ -13,10 +13,10 @@ from dermjax.data import records
 from dermjax.data.records import Manifest
 from dermjax.demo import prompts_of, stage
 from dermjax.errors import UserError
-from dermjax.generation import model
 from dermjax.generation import run as generation
 from dermjax.preparation import run as preparation
 from dermjax.run_folder import NUMERIC_VERSIONS
+from dermjax.sampling import model
 from dermjax.study.cells import claimed
 from dermjax.tuning import run as tuning
 

@@ -1,4 +1,7 @@
-"""The page of a study: what was asked, what was found in words, and every table and plot behind the words."""
+"""What the numbers of a study cannot say, as far as the study itself knows.
+
+The page of a study: what was asked, what was found in words, and every table and plot behind the words.
+"""
 
 from itertools import groupby
 from pathlib import Path
@@ -6,12 +9,50 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax.data.pictures import Picture, picture, spread
-from dermjax.evaluation import counts, metrics, paper, wording
+from dermjax.evaluation import findings, metrics, report, wording
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN
 from dermjax.page import fill
-from dermjax.study import arms, limits, plots
+from dermjax.study import arms, plots
+from dermjax.study.cells import Material
 from dermjax.study.findings import Comparison, Found, Group
-from dermjax.study.trial import Material
+
+FEW_SEEDS = 3
+
+
+def told(found: Found, config: ConfigDict, materials: list[Material]) -> list[str]:
+    """Returns a sentence for each limit that applies."""
+    real = materials[0].real
+    sentences = []
+    if any(group[1] for group in found.figures):
+        sentences.append(
+            f"The generator was tuned on the whole training split ({len(real.split('train'))} images), the few-shot "
+            "classifiers see a part of it: a gain there may come from real images that only the generator saw."
+        )
+    if len(config.seeds) < FEW_SEEDS:
+        sentences.append(f"With {len(config.seeds)} seeds little is known of the chance in training.")
+    if any(config.classifiers[name].recipe != "full" for name in config.classifiers):
+        sentences.append("The networks' lower parts were frozen; fine-tuning all of them may answer otherwise.")
+    scarce = [group for group in found.figures if is_scarce(group, materials[0])]
+    if scarce:
+        names = ", ".join(dict.fromkeys(f"{plots.words(group[2])} with {plots.shots(group[1])}" for group in scarce))
+        sentences.append(f"There are fewer synthetic images than the ratio asks for in {names}: they come more often.")
+    return sentences
+
+
+def is_scarce(group: Group, material: Material) -> bool:
+    """Whether a hybrid arm asks for more synthetic images of a class than there are."""
+    ratio = arms.ratio_of(group[2])
+    if ratio is None:
+        return False
+
+    def count(manifest, label: str) -> int:
+        return sum(record.label == label for record in manifest.split("train"))
+
+    return any(
+        ratio * (group[1] or count(material.real, label)) > count(material.synthetic, label)
+        for label in material.real.labels
+    )
+
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 PAPER_ARMS = ("real_equal_steps", f"hybrid_{arms.PAPER_RATIO}")
@@ -42,8 +83,8 @@ def page(config: ConfigDict, found: Found, materials: list[Material], explained:
         title=config.title,
         config=config,
         found=found,
-        sizes=[counts.images(material.real, material.synthetic, material.synthetic) for material in materials],
-        rejections=counts.rejections(first.synthetic),
+        sizes=[report.image_counts(material.real, material.synthetic, material.synthetic) for material in materials],
+        rejections=report.rejection_counts(first.synthetic),
         sources=sorted({record.source for record in first.real.records}),
         galleries=galleries(first, config.gallery),
         tested=sum(len(material.real.split("test")) for material in materials),
@@ -63,11 +104,11 @@ def page(config: ConfigDict, found: Found, materials: list[Material], explained:
         doses=doses(found, config.baseline),
         subgroups=subgroup_rows(found),
         paper=paper_rows(found),
-        paper_title=paper.TITLE,
-        paper_sizes=paper.TEST_SIZES,
-        paper_notes=paper.NOTES,
+        paper_title=findings.TITLE,
+        paper_sizes=findings.TEST_SIZES,
+        paper_notes=findings.NOTES,
         explained=explained,
-        limits=limits.told(found, config, materials),
+        limits=told(found, config, materials),
     )
 
 
@@ -184,7 +225,7 @@ def subgroup_rows(found: Found) -> dict[tuple[str, int], list[tuple]]:
 def paper_rows(found: Found) -> list[tuple]:
     """(classifier, few-shot size, the paper's accuracies, ours in its two arms) with most real images."""
     rows = []
-    for classifier, printed in paper.ACCURACIES.items():
+    for classifier, printed in findings.ACCURACIES.items():
         most = sorted(found.figures, key=lambda group: (group[1] != 0, -group[1]))
         size = next((s for c, s, _ in most if c == classifier), None)
         ours = [found.figures.get((classifier, size, arm), {}).get("accuracy") for arm in PAPER_ARMS]

@@ -12,17 +12,18 @@ from ml_collections import ConfigDict
 from dermjax import run_folder
 from dermjax.classification import inputs, training
 from dermjax.classification.features import VERSIONS
-from dermjax.data import audit, records
+from dermjax.data import records
+from dermjax.data.leaks import audit
 from dermjax.data.records import Manifest
 from dermjax.demo import check, check_stages
 from dermjax.errors import UserError
 from dermjax.evaluation import wording
 from dermjax.progress import say
 from dermjax.run_folder import write_atomically
-from dermjax.study import arms, cases, cost, generator, plots, report, results, trial
-from dermjax.study.cells import LEFT, Cell, claimed, finished
+from dermjax.study import arms, cases, cost, findings, generator, plots, report
+from dermjax.study import cells as trial
+from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
 from dermjax.study.findings import find
-from dermjax.study.trial import Material
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -52,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return
     found = find(folders, materials, config.baseline, **config.bootstrap.to_dict())
     pictures = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
-    write_atomically(workdir / "results.json", results.as_json(found))
+    write_atomically(workdir / "results.json", findings.as_json(found))
     write_atomically(workdir / "report.html", report.page(config, found, materials, pictures))
     for each in report.ordered(found):
         classifier, size, _ = each.group

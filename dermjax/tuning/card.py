@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax.training import writers
-from dermjax.tuning import outputs, report, samples
+from dermjax.tuning import outputs, report, task
 from dermjax.tuning.concepts import Concepts
 from dermjax.weights import model_files
 
@@ -118,4 +118,4 @@ def settings(config: ConfigDict) -> str:
 
 def pictures(workdir: Path) -> list[Path]:
     """Returns the pictures that the card shows: the curves and the newest samples."""
-    return [workdir / report.CURVES, *list(samples.sheets(workdir).values())[-1:]]
+    return [workdir / report.CURVES, *list(task.sheets(workdir).values())[-1:]]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dermjax import disk, machine, sharding
+from dermjax import machine, sharding
 from dermjax.models.stable_diffusion import count, operations
 from dermjax.models.unet import per_block
 from dermjax.progress import cost, say
@@ -30,11 +30,11 @@ def tell(todo: Work, config: ConfigDict) -> None:
         seconds["seconds"] = processor_seconds(todo, config.batch * config.steps)
     cost(
         "tune", devices=todo.grid.size, parameters=count(state.params), images=len(todo.shown.sources),
-        steps=config.steps, memory=f"about {disk.told(need)} of memory",
-        room=f"up to {disk.told(files(todo, config))} of disk", **seconds,
+        steps=config.steps, memory=f"about {machine.disk_told(need)} of memory",
+        room=f"up to {machine.disk_told(files(todo, config))} of disk", **seconds,
     )  # fmt: skip
     if need > have:
-        say(f"tune: warning: {disk.told(have)} of memory are free; {remedy(todo, config, have)}")
+        say(f"tune: warning: {machine.disk_told(have)} of memory are free; {remedy(todo, config, have)}")
 
 
 def plan(todo: Work, config: ConfigDict) -> str:
@@ -119,7 +119,7 @@ def remedy(todo: Work, config: ConfigDict, have: float) -> str:
     for side in range(todo.size - todo.size % 64 or todo.size, 0, -64):
         if need(side, least) < have:
             return f"with config.batch = {least} and config.size = {side} it fits"
-    return f"tune less, as the variant lora does, or on a machine with {disk.told(need(todo.size, least))}"
+    return f"tune less, as the variant lora does, or on a machine with {machine.disk_told(need(todo.size, least))}"
 
 
 def size(tree) -> int:

@@ -11,11 +11,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dermjax import sharding
-from dermjax.data import seen
+from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.run_folder import write_atomically
-from dermjax.tuning import parts
+from dermjax.tuning import trainable
 from dermjax.weights import diffusers, lora, lora_files, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
@@ -70,8 +70,8 @@ def write(
             lora_files.write_peft(workdir / LORA, adapters, dtype=np.float32)
             lora_files.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            whole = params | parts.assembled(trained, {"networks": params}, alpha)
-            rows = np.asarray(parts.table(whole))[-sum(len(word.vectors) for word in words) :]
+            whole = params | trainable.assembled(trained, {"networks": params}, alpha)
+            rows = np.asarray(trainable.table(whole))[-sum(len(word.vectors) for word in words) :]
             for word in words:
                 (workdir / WORDS).mkdir(exist_ok=True)
                 vectors, rows = np.split(rows, [len(word.vectors)])
@@ -85,7 +85,7 @@ def write(
 def note(workdir: Path, sources: list[tuple[Manifest, Record]], model: str) -> None:
     """Writes what the model was shown, and what its base had seen, for audits of the images that it will make."""
     if jax.process_index() == 0:
-        seen.write(workdir, sources, [Path(model)])
+        training_images.write(workdir, sources, [Path(model)])
 
 
 def finish(workdir: Path, card: str, pictures: list[Path]) -> None:

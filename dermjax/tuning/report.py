@@ -14,7 +14,7 @@ from dermjax.data.pictures import data_uri, picture, spread
 from dermjax.page import fill
 from dermjax.run_folder import write_atomically
 from dermjax.training import writers
-from dermjax.tuning import samples
+from dermjax.tuning import task
 from dermjax.tuning.concepts import Concepts
 
 FILE, TEMPLATE, CURVES = "report.html", Path(__file__).with_name("report.html.jinja"), "curves.png"
@@ -39,7 +39,7 @@ def write(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts
         done=records[-1]["step"] if records else 0,
         verdict=verdict(records),
         curves=data_uri(Image.open(io.BytesIO(curves)).convert("RGB")),
-        sheets={step: data_uri(Image.open(path)) for step, path in reversed(samples.sheets(workdir).items())},
+        sheets={step: data_uri(Image.open(path)) for step, path in reversed(task.sheets(workdir).items())},
         prompts=sorted(set(shown.prompts)),
         gallery={label: [picture(*pair, "") for pair in spread(pairs, GALLERY)] for label, pairs in by_label.items()},
         config=json.dumps(config.to_dict(), indent=2),

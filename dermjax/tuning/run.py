@@ -24,15 +24,15 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import fit
 from dermjax.training.state import State
-from dermjax.tuning import card, concepts, costs, latents, outputs, parts, report, work
+from dermjax.tuning import card, concepts, costs, outputs, report, trainable, work
+from dermjax.tuning import inputs as latents
 from dermjax.tuning.concepts import Concepts, digested
-from dermjax.tuning.samples import painter
-from dermjax.tuning.validation import PLAIN, evaluator
+from dermjax.tuning.task import PLAIN, evaluator, painter
 from dermjax.weights import model_files
 
 NAMES = {
     "remat": REMAT,
-    "precision": parts.PRECISIONS,
+    "precision": trainable.PRECISIONS,
     "save_dtype": outputs.DTYPES,
     "optimizer": optimizers.OPTIMIZERS,
     "schedule": optimizers.SCHEDULES,
@@ -85,7 +85,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         return {"moments": moments, "prompt": todo.said.rows(of.prompts), "weight": of.weights, "row": number}
 
     judged, trained_on = rows(held_out) if held_out.sources else {}, rows(shown)
-    if parts.silent(todo.shapes[0].params, todo.shapes[1]):
+    if trainable.silent(todo.shapes[0].params, todo.shapes[1]):
         said = {"contexts": todo.said.contexts(sd, todo.params, config.encode_batch, kept, grid)}
     else:
         said = {"tokens": todo.said.tokens}

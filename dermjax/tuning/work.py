@@ -17,10 +17,10 @@ from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.training import optimizers
 from dermjax.training.loop import Loss
 from dermjax.training.state import State, create
-from dermjax.tuning import concepts, dreambooth, parts, start, texts
+from dermjax.tuning import concepts, inputs, task, trainable
 from dermjax.tuning.concepts import Concepts
-from dermjax.tuning.parts import Tree
-from dermjax.tuning.texts import Texts
+from dermjax.tuning.inputs import Texts
+from dermjax.tuning.trainable import Tree
 from dermjax.weights.textual_inversion import Embedding
 
 
@@ -57,19 +57,19 @@ class Work:
 
     def loss(self, **settings) -> Loss:
         """Returns the tuning loss of these settings."""
-        return dreambooth.loss(self.sd, self.assembled, **settings)
+        return task.dreambooth_loss(self.sd, self.assembled, **settings)
 
 
 def read(config: ConfigDict, folder: Path) -> Work:
     """Returns the work of a config; whatever it cannot do is a UserError. `folder` gets the tokenizer of new words."""
     precision = config.precision or sharding.quick_precision()
-    _, arithmetic = parts.PRECISIONS[precision]
+    _, arithmetic = trainable.PRECISIONS[precision]
     manifest = records.read(Path(config.manifest))
     shown = concepts.training(manifest, config.prompts, **config.concepts)
     held_out = concepts.held_out(manifest, manifest.split("validation"), config.prompts)
     if config.patience and not (held_out.sources and config.validation_draws):
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
-    sd, params, words = start.read(
+    sd, params, words = inputs.read_start(
         config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors, folder=folder
     )
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp, count(params))
@@ -78,14 +78,14 @@ def read(config: ConfigDict, folder: Path) -> Work:
     if size % sd.factor:
         raise UserError(f"size = {size} is not a multiple of {sd.factor}")
     divided = partial(
-        parts.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
+        trainable.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
         words=config.vectors * len(words), precision=precision,
     )  # fmt: skip
     optimizer = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
     )  # fmt: skip
-    said = texts.read(sd, [*shown.prompts, *held_out.prompts], words)
-    assembled = partial(parts.assembled, alpha=config.lora.alpha)
+    said = inputs.read_texts(sd, [*shown.prompts, *held_out.prompts], words)
+    assembled = partial(trainable.assembled, alpha=config.lora.alpha)
     return Work(grid, shown, held_out, sd, params, words, said, size, divided, assembled, optimizer,
                 config.ema_decay > 0)  # fmt: skip

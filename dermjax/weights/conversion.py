@@ -8,7 +8,7 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.progress import say
-from dermjax.weights import diffusers, families, lora_files, lora_metadata, model_files, single_file
+from dermjax.weights import diffusers, families, lora_files, model_files, single_file
 from dermjax.weights.lora import merge
 from dermjax.weights.tensor_files import opened
 
@@ -33,7 +33,7 @@ def convert(
     """
     source, target = Path(from_), Path(to)
     if not (source / "model_index.json").is_file() and not (source / "config.json").is_file():
-        source = lora_metadata.locate(source)  # a folder of PEFT's
+        source = lora_files.locate_metadata(source)  # a folder of PEFT's
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; there are {', '.join(DTYPES)}")
     if prediction not in PREDICTIONS:

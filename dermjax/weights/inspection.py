@@ -7,7 +7,7 @@ import collections
 from pathlib import Path
 
 from dermjax.errors import UserError
-from dermjax.weights import families, lora_metadata, textual_inversion
+from dermjax.weights import families, lora_files, textual_inversion
 from dermjax.weights.stored import Tensors
 from dermjax.weights.tensor_files import SHIPPED, opened, read_json, weight_files
 
@@ -42,8 +42,8 @@ def described(path: Path) -> tuple[str, Rows]:
         return a_pipeline(path)
     if (path / "config.json").is_file():
         return a_network(path)
-    if any((path / name).is_file() for name in (*lora_metadata.FILES, lora_metadata.CONFIG)):
-        return a_file(lora_metadata.locate(path))
+    if any((path / name).is_file() for name in (*lora_files.FILES, lora_files.CONFIG)):
+        return a_file(lora_files.locate_metadata(path))
     raise UserError(f"{path}: a folder without model_index.json or config.json; give a model, a classifier or a file")
 
 
@@ -118,7 +118,7 @@ def lora_rows(path: Path, tensors: Tensors, texts: dict[str, str]) -> Rows:
     stored = (each for name, each in tensors.items() if name.endswith(".alpha") and each.size == 1)
     alphas = collections.Counter(float(each.read().reshape(())) for each in stored)
     if not alphas:
-        said = lora_metadata.read(path, texts, tensors)
+        said = lora_files.read_metadata(path, texts, tensors)
         values = (value for key, value in said.items() if key.endswith(".lora_alpha"))
         alphas = collections.Counter(value for value in values if isinstance(value, int | float))
     kohya = any(name.startswith("lora_") for name in tensors)

@@ -1,4 +1,6 @@
-"""LoRA files, in and out, in the two forms that are in use; rank and alpha of every module are kept.
+"""What LoRA files in PEFT's form say of themselves, in the file or in a config beside it. No JAX here.
+
+LoRA files, in and out, in the two forms that are in use; rank and alpha of every module are kept.
 
     PEFT, diffusers   unet.down_blocks.0.….to_q.lora_A.weight       alpha in the metadata, else equal to the rank
                       base_model.model.….to_q.lora_A.weight         alpha in adapter_config.json beside the file
@@ -10,6 +12,9 @@ modules of our own trees are spelt in every form that files have, and a file's n
 
 import collections
 import json
+import math
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,116 @@ import numpy as np
 
 from dermjax.errors import UserError
 from dermjax.progress import say
-from dermjax.weights import families, ldm_names, lora_metadata, safetensors, tensor_files, torch_layout
+from dermjax.weights import families, ldm_names, safetensors, tensor_files, torch_layout
 from dermjax.weights.lora import Lora
 from dermjax.weights.stored import Stored, Tensors
-from dermjax.weights.tensor_files import opened
+from dermjax.weights.tensor_files import opened, read_json
+
+NETWORKS = ("unet", "text_encoder")
+KEY = "lora_adapter_metadata"  # diffusers' JSON in the file: {"unet.lora_alpha": …}
+CONFIG = "adapter_config.json"  # PEFT's, of one network, beside its file
+FILES = (  # in a folder: PEFT's own, diffusers' own, ours
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+    "lora.safetensors",
+)
+PEFT_ALPHA = 8  # where a config of PEFT's says none
+# ways to start that change the model's own weights as well, so that the adapters are not for the model as it is
+STARTS = ("pissa", "olora", "corda", "loftq")
+
+
+def locate_metadata(path: Path) -> Path:
+    """Returns the file of a LoRA that is given as a file or as a folder.
+
+    Raises:
+      UserError: the folder has none, or several of which none is named as PEFT or diffusers do.
+    """
+    if not path.is_dir():
+        return path
+    named = [path / name for name in FILES if (path / name).is_file()]
+    found = named or sorted(path.glob("*.safetensors"))
+    if not found or (len(found) > 1 and not named):
+        how = f"{len(found)} files of tensors" if found else "no file of tensors"
+        raise UserError(f"{path}: {how}, none named as PEFT or diffusers do ({FILES[0]}, {FILES[2]}); name the file")
+    return found[0]
+
+
+def read_metadata(path: Path, texts: dict[str, str], names: Collection[str]) -> dict[str, Any]:
+    """Returns PEFT's settings by "network.setting": of a file's texts, or of PEFT's config beside a file of PEFT's.
+
+    Raises:
+      UserError: they are no JSON object.
+    """
+    beside = path.with_name(CONFIG)
+    if KEY not in texts and beside.is_file() and any(".lora_A." in name for name in names):
+        return {f"{network}.{key}": value for network in NETWORKS for key, value in read_json(beside).items()}
+    try:
+        said = json.loads(texts.get(KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its {KEY} is no JSON ({error}); fetch the file again") from error
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: its {KEY} holds {type(said).__name__}, not names with values; fetch the file again")
+    return said
+
+
+def alphas_of(path: Path, said: dict[str, Any]) -> Callable[[str, int], float]:
+    """Returns the function (module, rank) -> alpha by PEFT's rules, from what `read` returned.
+
+    It is NaN for the modules of a network of which nothing is said.
+
+    Raises:
+      UserError: the settings are of another method than LoRA, or of another file.
+    """
+    whole = {network: _settings(said, network) for network in NETWORKS}
+    for each in whole.values():
+        start = str(each.get("init_lora_weights", "")).lower()
+        if each.get("peft_type", "LORA") != "LORA" or each.get("use_dora") or start.startswith(STARTS):
+            kind = each.get("peft_type", "LORA") if not start.startswith(STARTS) else f"started as {start}"
+            raise UserError(
+                f"{path}: its settings are those of {'DoRA' if each.get('use_dora') else kind}, not plain LoRA; "
+                "dermjax does not do that"
+            )
+
+    def alpha(module: str, rank: int) -> float:
+        network, _, rest = module.partition(".")
+        each = whole[network]
+        if not each:
+            return math.nan
+        try:
+            ranks = {each.get("r", rank), *(each.get("rank_pattern") or {}).values()}
+            found = float(_matching(each.get("alpha_pattern") or {}, rest, each.get("lora_alpha", PEFT_ALPHA)))
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise UserError(f"{path}: what it says of {module}'s alpha cannot be read ({error})") from error
+        if not math.isfinite(found):
+            raise UserError(f"{path}: what it says of {module}'s alpha is {found}; fetch the file again")
+        if rank not in ranks:
+            raise UserError(
+                f"{path}: {module} has rank {rank}, its settings say {' or '.join(map(str, ranks))}; the file and "
+                f"{CONFIG} beside it do not belong together"
+            )
+        return found * rank**0.5 if each.get("use_rslora") else found  # arXiv 2312.03732: alpha / sqrt(r)
+
+    return alpha
+
+
+def _settings(said: dict[str, Any], network: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{network}."): value for key, value in said.items() if key.startswith(f"{network}.")}
+
+
+def _matching(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """Returns the value of the first pattern that fits the end of a module's name, as PEFT looks it up.
+
+    A text encoder's names begin with text_model. or not, by the version of transformers.
+    """
+    for pattern, value in patterns.items():
+        if re.search(r"\)[*+?{]", pattern) or sum(pattern.count(each) for each in "*+{") > 4:
+            raise ValueError(f"the pattern {pattern[:40]!r} could take for ever")
+        if any(re.match(rf"(.*\.)?({pattern})$", each) for each in (name, name.removeprefix("text_model."))):
+            return value
+    return default
+
 
 Tree = dict[str, Any]
 
@@ -59,7 +170,7 @@ def read(path: Path, shapes: Tree) -> Lora:
     Raises:
       UserError: the file is broken, no LoRA, of a kind that dermjax does not do, or does not fit the model.
     """
-    path = lora_metadata.locate(path)
+    path = locate_metadata(path)
     tensors, texts = opened(path)
     families.require(families.LORA, tensors, str(path))
     for word, kind in UNKNOWN.items():
@@ -68,7 +179,7 @@ def read(path: Path, shapes: Tree) -> Lora:
     kernels = {name: leaf.shape for name, leaf in torch_layout.flatten(shapes).items() if name.endswith(".kernel")}
     parts, wrong = sorted_out(tensors, spellings(shapes))
     adapters, alphas, assumed = {}, {}, 0
-    said = lora_metadata.alphas(path, lora_metadata.read(path, texts, tensors))
+    said = alphas_of(path, read_metadata(path, texts, tensors))
     for module, found in parts.items():
         if not {"down", "up"} <= found.keys():
             wrong.append(f"{module} has only {' and '.join(found)}")
@@ -98,7 +209,7 @@ def read(path: Path, shapes: Tree) -> Lora:
     if assumed:
         say(
             f"{path}: nothing says the alpha of {assumed} of its {len(alphas)} layers; taken as their rank, which is "
-            f"full strength. PEFT has it in {lora_metadata.CONFIG} beside the file"
+            f"full strength. PEFT has it in {CONFIG} beside the file"
         )
     read_now = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
     return Lora(torch_layout.unflatten(read_now), alphas)
@@ -106,8 +217,8 @@ def read(path: Path, shapes: Tree) -> Lora:
 
 def digest(path: Path) -> str:
     """Returns the name of a LoRA in records: 16 hex digits of its file and of PEFT's config beside it."""
-    file = lora_metadata.locate(path)
-    files = (file, file.with_name(lora_metadata.CONFIG))
+    file = locate_metadata(path)
+    files = (file, file.with_name(CONFIG))
     return tensor_files.digest({each.name: each for each in files if each.is_file()})
 
 
@@ -138,7 +249,7 @@ def write_peft(path: Path, lora: Lora, *, dtype) -> None:
                 f"{network}.alpha_pattern": {short: each for short, each in alphas.items() if each != alpha},
                 f"{network}.target_modules": sorted(below),
             }
-    safetensors.write(path, tensors, {lora_metadata.KEY: json.dumps(config)})
+    safetensors.write(path, tensors, {KEY: json.dumps(config)})
 
 
 def write_kohya(path: Path, lora: Lora, *, dtype) -> None:

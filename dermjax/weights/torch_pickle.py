@@ -1,24 +1,259 @@
-"""PyTorch's own files (`.ckpt`, `.pt`, `.bin`) without PyTorch and without running what is in them (`pickle_reader`).
+"""Pickles without running what is in them: names of files of weights have stand-ins, every other name is refused.
+
+A pickle is a program that may call any function of any module. Here it calls nothing but the stand-ins: nothing is
+imported. Nor may it be long, ask for memory beyond its own length, or hold what takes for ever to unfold.
+
+PyTorch's own files (`.ckpt`, `.pt`, `.bin`) without PyTorch and without running what is in them (`pickle_reader`).
 
 Two forms are read: the zip archive that torch.save writes since 1.6 (`data.pkl`, and one member a storage), and the
 older one (five pickles, then the storages one after the other).
 """
 
 import io
+import math
 import os
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights.pickle_reader import Reader
-from dermjax.weights.stored import Stored, Tensors, in_file, short
+from dermjax.weights.stored import SHOWN, Stored, Tensors, check_shape, in_file, short
+
+LONGEST = 2**24  # bytes of a pickle; Stable Diffusion's with its optimizer's state has 2**20
+STEPS = 2**20  # reads of a pickle, one an instruction and one for what it takes
+LINE = 1024  # bytes of the lines in a pickle, which hold names and numbers
+KEY = 2**31  # of dictionaries: whole numbers below it; larger ones could be chosen to collide
+STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+class Storage(NamedTuple):
+    """A run of elements that tensors are views of."""
+
+    key: str
+    dtype: np.dtype
+    size: int  # in elements
+    at: Callable[[str, int, np.dtype, tuple[int, ...]], Stored]  # (key, first element, dtype, shape)
+
+
+class Ignored:
+    """Stands for what training leaves beside the weights: numpy scalars, callbacks, data types, sets."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class Names(dict):
+    """Stands for OrderedDict; what torch.nn.Module hangs on it, versions of modules, is left out."""
+
+    def __init__(self, pairs=()):
+        super().__init__(named(pairs))
+
+    def __setstate__(self, state):
+        pass
+
+
+class ParameterDict(dict):
+    """Stands for torch.nn.ParameterDict, which older textual inversions hold."""
+
+    def __init__(self):
+        super().__init__()
+
+    def __setstate__(self, state: dict):
+        found = state | (state.get("_parameters") or {})
+        self.update({name: value for name, value in found.items() if isinstance(value, Stored)})
+
+
+def named(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
+    """Returns a dictionary of those pairs whose key is a text or a small number, as the names of weights are.
+
+    Others are left out unread: keys could be chosen to collide, or be tuples that take for ever to compare.
+    """
+    return {key: value for key, value in pairs if type(key) is str or (type(key) is int and abs(key) < KEY)}
+
+
+def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> Stored:
+    """Stands for torch._utils._rebuild_tensor_v2: a strided view of a storage, in elements."""
+    check_shape("a tensor", shape)
+    if not isinstance(storage, Storage) or any(type(n) is not int for n in (first, *strides)):
+        raise pickle.UnpicklingError("a tensor of something other than a storage and whole numbers")
+    shape, strides = tuple(shape), tuple(strides)
+    span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if 0 not in shape else 0
+    most = max(first + span, math.prod(shape))  # more elements than the storage has: strides of 0, a bomb
+    if min(first, *strides, 0) < 0 or most > storage.size:
+        raise pickle.UnpicklingError(f"a tensor {shape} does not fit into its storage of {storage.size}")
+    run = storage.at(storage.key, first, storage.dtype, (span,))
+    steps = tuple(step * storage.dtype.itemsize for step in strides)
+    return run.changed(shape, lambda array: np.lib.stride_tricks.as_strided(array, shape, steps, writeable=False))
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): Names,
+    ("__builtin__", "set"): Ignored,
+    ("builtins", "set"): Ignored,
+    ("torch", "Size"): lambda *sizes: None,
+    ("torch._utils", "_rebuild_tensor_v2"): tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch.nn.modules.container", "ParameterDict"): ParameterDict,
+    ("_codecs", "encode"): Ignored,
+    ("numpy", "dtype"): Ignored,
+    ("numpy", "ndarray"): Ignored,
+    ("numpy.core.multiarray", "_reconstruct"): Ignored,
+    ("numpy.core.multiarray", "scalar"): Ignored,
+    ("numpy._core.multiarray", "_reconstruct"): Ignored,
+    ("numpy._core.multiarray", "scalar"): Ignored,
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): Ignored,
+    **{("torch", name): np.dtype(dtype) for name, dtype in STORAGES.items()},
+    **{("torch", name): name for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32")},
+}
+
+# instructions that no file of weights has: they make sets, whose members could be chosen to collide, take memory for
+# whatever number stands there, or ask for names by number
+BARRED = {
+    code[0]
+    for code in (
+        pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8, pickle.NEXT_BUFFER,
+        pickle.READONLY_BUFFER, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+        pickle.INST, pickle.OBJ, pickle.PERSID,
+    )
+}  # fmt: skip
+
+
+class Bounded:
+    """A file that a pickle is read from, up to LONGEST bytes in STEPS reads."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.left, self.steps = file, LONGEST, STEPS
+
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes."""
+        return self._counted(size, self.file.read)
+
+    def readline(self) -> bytes:
+        """Returns a line."""
+        return self._counted(LINE, self.file.readline)
+
+    def _counted(self, size: int, fetch: Callable[[int], bytes]) -> bytes:
+        if not 0 <= size <= self.left or not self.steps:
+            raise pickle.UnpicklingError(f"more than {LONGEST >> 20} MiB or {STEPS:,} steps, too many for weights")
+        content = fetch(size)
+        self.left, self.steps = self.left - len(content), self.steps - 1
+        return content
+
+
+class Reader(pickle._Unpickler):
+    """Unpickles with the stand-ins; `at` finds the elements of a storage.
+
+    Of Python's two implementations it is the one in Python: the other makes room for whatever number a file names.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, at: Callable[..., Stored]):
+        super().__init__(Bounded(file))
+        self.path, self.at = path, at
+        self.sizes: dict[str, int] = {}  # bytes of the storages that were met, by key
+        self.taken = 0  # members of what stand-ins were called with: a file can give one list a thousand times
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns the stand-in of a name; any other is refused."""
+        if (module, name) not in ALLOWED:
+            raise UserError(
+                f"{self.path}: its pickle asks for {ascii(f'{module}.{name}'[:SHOWN])[1:-1]}, which no file of weights "
+                "needs; nothing of it was run. Give the model as safetensors"
+            )
+        return ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """Returns the storage of a reference ("storage", type, key, device, elements)."""
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6):
+            raise pickle.UnpicklingError("a reference of a form that PyTorch's have not")
+        kind, dtype, key, _, size, *_ = pid
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise pickle.UnpicklingError("a reference to something other than a storage")
+        if type(key) not in (str, int) or type(size) is not int or size < 0:
+            raise pickle.UnpicklingError("a storage without a key or a size")
+        self.sizes[str(key)] = size * dtype.itemsize
+        return Storage(str(key), dtype, size, self.at)
+
+    def load_frame(self) -> None:
+        """Goes on: what is in a frame follows, and is counted like the rest."""
+        self.read(8)
+
+    def load_dict(self) -> None:
+        """Makes a dictionary of keys and values in turn."""
+        items = self.pop_mark()
+        self.append({})
+        self._put(items)
+
+    def load_setitem(self) -> None:
+        """Puts a key with its value into a dictionary."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put([key, value])
+
+    def load_setitems(self) -> None:
+        """Puts keys and values in turn into a dictionary."""
+        self._put(self.pop_mark())
+
+    def load_reduce(self) -> None:
+        """Calls a stand-in."""
+        arguments, call = self._given(self.stack.pop()), self.stack.pop()
+        self.append(call(*arguments))
+
+    def load_newobj(self) -> None:
+        """Makes a stand-in without calling its __init__."""
+        arguments, kind = self._given(self.stack.pop()), self.stack.pop()
+        self.append(kind.__new__(kind, *arguments))
+
+    def load_build(self) -> None:
+        """Gives a stand-in its state; of anything else nothing is changed."""
+        (state,) = self._given((self.stack.pop(),))
+        if not isinstance(self.stack[-1], Ignored | Names | ParameterDict):
+            raise pickle.UnpicklingError(f"a state for a {type(self.stack[-1]).__name__}")
+        self.stack[-1].__setstate__(state)
+
+    def _put(self, items: list) -> None:
+        if not isinstance(self.stack[-1], dict | Ignored):
+            raise pickle.UnpicklingError("a key for something other than a dictionary")
+        if isinstance(self.stack[-1], dict):
+            self.stack[-1].update(named(zip(items[::2], items[1::2], strict=True)))
+
+    def _given(self, arguments: tuple) -> tuple:
+        sizes = (len(each) for each in (arguments, *arguments) if isinstance(each, tuple | list | dict))
+        self.taken += sum(sizes) if isinstance(arguments, tuple) else STEPS
+        if self.taken > STEPS:
+            raise pickle.UnpicklingError("more is given to what is made than weights need")
+        return arguments
+
+    dispatch: ClassVar = {
+        **{code: each for code, each in pickle._Unpickler.dispatch.items() if code not in BARRED},
+        pickle.FRAME[0]: load_frame,
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.BUILD[0]: load_build,
+    }
+
 
 ZIP = b"PK\x03\x04"
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form

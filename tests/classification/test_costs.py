@@ -2,7 +2,7 @@
 
 import pytest
 
-from dermjax.classification import costs, networks, recipes
+from dermjax.classification import networks, recipes, training
 
 LABELS = ("benign", "malignant")
 NETWORKS = {"vit": {"name": "Ti/16"}, "mobilenetv2": {"depth_multiplier": 1.0}}
@@ -10,7 +10,7 @@ NETWORKS = {"vit": {"name": "Ti/16"}, "mobilenetv2": {"depth_multiplier": 1.0}}
 
 def operations(name, size, recipe):
     classifier, params, _ = networks.start(name, "", NETWORKS, LABELS, size=size, seed=0, precision="float32")
-    return costs.operations(classifier, recipes.recipe(recipe, 2, params), size)
+    return training.operations(classifier, recipes.recipe(recipe, 2, params), size)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from dermjax import sharding
 from dermjax.classification.features import Features, causes
 from dermjax.classification.recipes import Recipe
-from dermjax.data import images, sources
+from dermjax.data import images
+from dermjax.data.archives import folders
 from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest
 from dermjax.weights import classifiers
@@ -30,7 +31,7 @@ def photographs():
     """All 1950 training and 488 test photographs, as the folder divides them."""
     if not PHOTOGRAPHS.is_dir() or not BACKBONES.is_dir():
         pytest.skip("the photographs and the real backbones are not here")
-    listing = sources.scan(PHOTOGRAPHS)
+    listing = folders.scan(PHOTOGRAPHS)
     found = tuple(replace(r, sha256=sha256(listing.root / r.image)) for r in listing.records)
     return Manifest(labels=listing.labels, root=listing.root, records=found)
 

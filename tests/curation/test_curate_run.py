@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import judging, looking, rules, run
-from dermjax.data import artefact_scores, digests, images, records, seen
-from dermjax.data.appearance import ARTEFACTS
-from dermjax.data.phantom import phantom
+from dermjax.curation import measurements, rules, run, scoring
+from dermjax.data import digests, images, records
+from dermjax.data.imaging import artefacts
+from dermjax.data.leaks import training_images
+from dermjax.data.phantoms.appearance import ARTEFACTS
+from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models import classifier
@@ -96,7 +98,7 @@ def finished(sets):
 
 def test_what_the_generator_saw_lies_beside_the_verdicts(finished, sets):
     training = records.read(sets / "training").records
-    assert [each.record.sha256 for each in seen.read(finished)] == [record.sha256 for record in training]
+    assert [each.record.sha256 for each in training_images.read(finished)] == [record.sha256 for record in training]
 
 
 def test_planted_faults_are_found_and_nothing_else(finished):
@@ -122,7 +124,7 @@ def test_planted_faults_are_found_and_nothing_else(finished):
 
 def test_every_score_stands_on_every_record_and_images_stay(sets, finished):
     judged = records.read(finished)
-    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b", *artefact_scores.SCORES}
+    names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b", *artefacts.SCORES}
     names |= {"lesions", "area", "colour_cast", "near_duplicate", "training_copy"}
     assert all(record.scores.keys() - {"ita"} == names for record in judged.records)  # a black image has no skin
     assert sum("ita" in record.scores for record in judged.records) > 30
@@ -157,8 +159,8 @@ def test_people_override_rules_duplicates_follow_and_nothing_is_looked_at_again(
     lines = [{"sha256": before[name].sha256, "keep": keep, "by": "Ada", "why": ""} for name, keep in said]
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "curate").mkdir()
-    shutil.copy(finished / looking.FILE, tmp_path / "curate")
-    monkeypatch.setattr(looking, "at", None)  # every look is known
+    shutil.copy(finished / measurements.FILE, tmp_path / "curate")
+    monkeypatch.setattr(measurements, "at", None)  # every look is known
     settings = config(sets)
     settings.verdicts = str(tmp_path / "verdicts.jsonl")
     after = {Path(record.image).stem: record for record in curated(settings, tmp_path / "curate").records}
@@ -178,7 +180,7 @@ def test_a_folder_of_other_code_or_real_images_is_made_again(sets, finished, tmp
     def reached(*_):
         raise Reached
 
-    monkeypatch.setattr(judging, "yardstick", reached)
+    monkeypatch.setattr(scoring, "yardstick", reached)
     monkeypatch.setattr(rules, "NUMERIC_VERSION", 2)
     with pytest.raises(Reached):
         curated(config(sets), finished)
@@ -195,24 +197,24 @@ def test_a_folder_of_other_code_or_real_images_is_made_again(sets, finished, tmp
 
 
 def test_looks_of_another_size_or_version_are_taken_again(sets, finished, tmp_path, capsys, monkeypatch):
-    shutil.copy(finished / looking.FILE, tmp_path)
-    manifest, path = records.read(sets / "made"), tmp_path / looking.FILE
+    shutil.copy(finished / measurements.FILE, tmp_path)
+    manifest, path = records.read(sets / "made"), tmp_path / measurements.FILE
     chosen = manifest.records[:4]
     before = path.read_bytes().splitlines()
     unsaid, other, *rest = (json.loads(line) for line in before)
     del unsaid["causes"]  # as the first versions wrote it
     other["causes"]["size"] = 96
     path.write_text("".join(json.dumps(each) + "\n" for each in (unsaid, other, *rest)))
-    real, looked = looking.at, []
-    monkeypatch.setattr(looking, "at", lambda image: looked.append(1) or real(image))
-    found = looking.looks(manifest, chosen, 128, tmp_path, lambda: None)
+    real, looked = measurements.at, []
+    monkeypatch.setattr(measurements, "at", lambda image: looked.append(1) or real(image))
+    found = measurements.looks(manifest, chosen, 128, tmp_path, lambda: None)
     assert len(looked) == 2
     assert f"looks in {path} are taken again: 2 (made by an older version" in capsys.readouterr().out
     assert sorted(line for line in path.read_bytes().splitlines() if line) == sorted(before), "no line stays behind"
-    again = looking.looks(manifest, chosen, 128, tmp_path, lambda: None)
+    again = measurements.looks(manifest, chosen, 128, tmp_path, lambda: None)
     assert len(looked) == 2 and [look.scores for look in again] == [look.scores for look in found]
-    monkeypatch.setattr(looking, "NUMERIC_VERSION", 2)
-    looking.looks(manifest, chosen[:1], 128, tmp_path, lambda: None)
+    monkeypatch.setattr(measurements, "NUMERIC_VERSION", 2)
+    measurements.looks(manifest, chosen[:1], 128, tmp_path, lambda: None)
     assert "(numeric_versions.looks: 1 -> 2)" in capsys.readouterr().out
 
 

@@ -86,7 +86,7 @@ def test_array_record_comes_back_through_prepare_without_tensorflow(manifest, tm
     told = """
 import sys
 from pathlib import Path
-from dermjax.data.binding import Asked
+from dermjax.data.archives.table_records import Asked
 from dermjax.preparation.listing import listed
 columns = {"image": ""}
 folder, workdir = map(Path, sys.argv[1:])

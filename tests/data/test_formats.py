@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import formats, images
+from dermjax.data import images
 from dermjax.errors import UserError
 
 WIDE = np.zeros((64, 96, 3), np.uint8)  # red at the upper left, else a gradient
@@ -30,7 +30,7 @@ def close(path, expected, apart=12):
 def test_formats_that_pillow_reads(tmp_path, suffix, form):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(WIDE).save(path, form)
-    assert f".{suffix.lower()}" in formats.SUFFIXES
+    assert f".{suffix.lower()}" in images.SUFFIXES
     close(path, WIDE)
 
 
@@ -39,7 +39,7 @@ def test_formats_that_pillow_reads(tmp_path, suffix, form):
     ("pillow_heif", b"\0\0\0\x18ftypheic" + bytes(40), "HEIC is read by pillow-heif, which is not installed; pip"),
 ])  # fmt: skip
 def test_a_package_that_is_missing_is_named_with_the_file(tmp_path, monkeypatch, module, content, told):
-    formats._register.cache_clear()
+    images._register.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / "photograph.jpg"  # whatever its name says
     path.write_bytes(content)
@@ -53,7 +53,7 @@ def test_a_package_that_is_missing_is_named_with_the_file(tmp_path, monkeypatch,
 def test_heic_of_a_phone_upright_whatever_it_is_called(tmp_path, suffix, orientation):
     heif = pytest.importorskip("pillow_heif")
     file, exif = io.BytesIO(), Image.Exif()
-    exif[formats.EXIF_ORIENTATION], exif[formats.EXIF_MAKE] = orientation, "Apple"
+    exif[images.EXIF_ORIENTATION], exif[images.EXIF_MAKE] = orientation, "Apple"
     stored = np.rot90(WIDE) if orientation == 6 else WIDE
     heif.from_pillow(Image.fromarray(np.ascontiguousarray(stored))).save(file, quality=95, exif=exif.tobytes())
     path = tmp_path / f"a.{suffix}"

@@ -9,7 +9,7 @@ import pytest
 from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
+from dermjax.sampling.text_to_image import Pipeline, text_to_image
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import pytest
 from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.previews import colours_of, watched
-from dermjax.diffusion.text_to_image import Pipeline, keys_of, pixels, text_to_image
-from dermjax.diffusion.walk import normal
+from dermjax.diffusion.samplers import normal
+from dermjax.sampling.previews import colours_of, watched
+from dermjax.sampling.text_to_image import Pipeline, keys_of, pixels, text_to_image
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow

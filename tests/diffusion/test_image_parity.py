@@ -11,8 +11,8 @@ import pytest
 from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, image_to_image, inpaint, keys_of
-from dermjax.diffusion.walk import normal
+from dermjax.diffusion.samplers import normal
+from dermjax.sampling.text_to_image import Pipeline, image_to_image, inpaint, keys_of
 from dermjax.weights import diffusers as ours
 
 torch = pytest.importorskip("torch")

@@ -13,8 +13,8 @@ import pytest
 from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
-from dermjax.diffusion.walk import normal
+from dermjax.diffusion.samplers import normal
+from dermjax.sampling.text_to_image import Pipeline, text_to_image
 from dermjax.weights import diffusers as ours
 from dermjax.weights import single_file
 

@@ -11,9 +11,10 @@ import pytest
 
 from dermjax import sharding
 from dermjax.data.tokens import tokenizer, tokens
-from dermjax.diffusion import samplers, text_to_image
+from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline
+from dermjax.sampling import text_to_image
+from dermjax.sampling.text_to_image import Pipeline
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
+from dermjax.sampling.text_to_image import Pipeline, text_to_image
 
 pytestmark = [
     pytest.mark.slow,

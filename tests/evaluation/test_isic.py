@@ -8,7 +8,7 @@ import pytest
 
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.evaluation import isic, metrics, subgroups
+from dermjax.evaluation import findings, metrics, predictions
 from dermjax.evaluation.predictions import Predictions
 
 CLASSES = ("benign", "malignant")
@@ -23,14 +23,14 @@ def made(names):
 
 def test_rows_go_by_the_image_s_name():
     said = made([f"test/x/ISIC_{i:07d}.jpg" for i in range(5)])
-    rows = list(csv.DictReader(io.StringIO(isic.table(said, CLASSES))))
+    rows = list(csv.DictReader(io.StringIO(predictions.isic_table(said, CLASSES))))
     assert [row["image"] for row in rows] == [f"ISIC_{i:07d}" for i in range(5)]
     assert [float(row["malignant"]) for row in rows] == pytest.approx(said.probabilities[:, 1].tolist(), abs=1e-9)
 
 
 def test_two_images_of_one_name_are_refused():
     with pytest.raises(UserError, match="two images are named a"):
-        isic.table(made(["x/a.jpg", "y/a.jpg"]), CLASSES)
+        predictions.isic_table(made(["x/a.jpg", "y/a.jpg"]), CLASSES)
 
 
 def test_the_challenge_s_own_scorer_agrees():
@@ -42,7 +42,7 @@ def test_the_challenge_s_own_scorer_agrees():
         f"{name},{1.0 - label},{float(label)}\n" for name, label in zip(said.images, said.labels, strict=True)
     )
     score = ClassificationScore.from_stream(
-        io.StringIO(truth), io.StringIO(isic.table(said, CLASSES)), ClassificationMetric.BALANCED_ACCURACY
+        io.StringIO(truth), io.StringIO(predictions.isic_table(said, CLASSES)), ClassificationMetric.BALANCED_ACCURACY
     )
     assert score.overall == pytest.approx(metrics.balanced_accuracy(said), abs=1e-6)
     assert score.per_category.loc["malignant", "auc"] == pytest.approx(metrics.auroc(said), abs=1e-6)
@@ -57,5 +57,5 @@ def test_subgroups_are_of_what_records_tell():
         record("a", sex="male", age=44, skin_tone={"group": "tan"}), record("b", sex="female", age_band="45-59"),
         record("c", site="back"),
     )  # fmt: skip
-    found = subgroups.split(Manifest(labels=CLASSES, root=".", records=records))
+    found = findings.split(Manifest(labels=CLASSES, root=".", records=records))
     assert found == {("age", "30-44"): {"a"}, ("age", "45-59"): {"b"}, ("sex", "female"): {"b"}, ("sex", "male"): {"a"}}

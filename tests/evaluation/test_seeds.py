@@ -5,10 +5,9 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from dermjax.evaluation import intervals, seeds
-from dermjax.evaluation.intervals import Bootstrap
+from dermjax.evaluation import intervals
+from dermjax.evaluation.intervals import Bootstrap, Spread
 from dermjax.evaluation.predictions import Predictions
-from dermjax.evaluation.seeds import Spread
 from dermjax.evaluation.weighted import WEIGHTED
 
 
@@ -18,7 +17,7 @@ def spread(values, resampled, units=101):
 
 def test_seeds_that_agree_leave_the_variance_of_the_images():
     draws = np.random.default_rng(0).normal(0.8, 0.02, 4000)
-    found, _ = seeds.combined([spread([0.8] * 3, [draws] * 3)], "")
+    found, _ = intervals.combined([spread([0.8] * 3, [draws] * 3)], "")
     reach = student.ppf(0.975, 100) * draws.std(ddof=1)
     assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.8 - reach, 0.8 + reach))
 
@@ -27,32 +26,32 @@ def test_seeds_that_differ_more_than_images_explain_widen_it():
     # every seed moves alike under resampling, so what lies between the seeds is theirs alone
     draws = np.random.default_rng(0).normal(0, 0.02, 4000)
     values = np.array([0.7, 0.8, 0.9])
-    found, p = seeds.combined([spread(values, values[:, None] + draws)], "")
+    found, p = intervals.combined([spread(values, values[:, None] + draws)], "")
     images, training = draws.var(ddof=1), values.var(ddof=1) / 3
     reach = np.sqrt(student.ppf(0.975, 100) ** 2 * images + student.ppf(0.975, 2) ** 2 * training)
     assert (found.low, found.high) == pytest.approx((0.8 - reach, 0.8 + reach))
-    shifted, p = seeds.combined([spread(values - 0.8 + reach, values[:, None] - 0.8 + reach + draws)], "")
+    shifted, p = intervals.combined([spread(values - 0.8 + reach, values[:, None] - 0.8 + reach + draws)], "")
     assert (shifted.low, p) == (pytest.approx(0, abs=1e-12), pytest.approx(0.05))
 
 
 def test_one_seed_says_what_it_does_not_cover_and_folds_add_up():
     draws = np.random.default_rng(0).normal(0.8, 0.02, 4000)
-    one, _ = seeds.combined([spread([0.8], [draws])], "")
+    one, _ = intervals.combined([spread([0.8], [draws])], "")
     assert "does not cover the chance in training" in one.note
-    four, _ = seeds.combined([spread([0.8], [draws])] * 4, "")
+    four, _ = intervals.combined([spread([0.8], [draws])] * 4, "")
     assert four.n == 400
     assert (four.high - four.low) / (one.high - one.low) == pytest.approx(0.5, abs=0.01)
 
 
 def test_without_an_interval_the_reason_is_said():
-    found, p = seeds.combined([spread([0.8, 0.9], [[0.8] * 5, [0.9] * 5])], "no interval: too few")
+    found, p = intervals.combined([spread([0.8, 0.9], [[0.8] * 5, [0.9] * 5])], "no interval: too few")
     assert (found.low, found.note) == (None, "no interval: too few") and np.isnan(p)
-    same, p = seeds.combined([spread([0.0], [[0.0] * 5])], "")
+    same, p = intervals.combined([spread([0.0], [[0.0] * 5])], "")
     assert "do not differ" in same.note and p == 1.0
 
 
 def test_holm_by_hand():
-    assert seeds.holm([0.01, 0.04, 0.03, float("nan")])[:3] == pytest.approx([0.03, 0.06, 0.06])
+    assert intervals.holm([0.01, 0.04, 0.03, float("nan")])[:3] == pytest.approx([0.03, 0.06, 0.06])
 
 
 def study(seed, labels, bootstrap, wander):
@@ -67,7 +66,7 @@ def study(seed, labels, bootstrap, wander):
         found = intervals.spreads(bootstrap, labels, lambda name, w, p=said: WEIGHTED[name](p, w), ["auroc"])
         resampled.append(found["auroc"])
         values.append(float(WEIGHTED["auroc"](said, np.ones((1, len(labels))))[0]))
-    return seeds.combined([spread(values, resampled, units=len(labels))], "")[0]
+    return intervals.combined([spread(values, resampled, units=len(labels))], "")[0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax import disk
+from dermjax import machine
 
 GENERATE = Path(__file__).parents[2] / "configs" / "generate.py"
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_stored_is_told_before_the_first_image(command, small_mod
     (tmp_path / "run" / "images").write_text("")
     code, _, error = generate(command, small_model[2], tmp_path / "run", plan__images_per_class=2)
     assert code == 2 and "run/images/benign: cannot be written (Not a directory); give another" in error
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: mock.Mock(free=10**9))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: mock.Mock(free=10**9))
     code, _, error = generate(command, small_model[2], tmp_path / "full", size=1024, plan__images_per_class=200)
     assert code == 2 and "400 images of 1024 px need up to 1.26 GB, 1 GB are free; make room" in error
     assert error.count("\n") == 1 and not (tmp_path / "full").exists()

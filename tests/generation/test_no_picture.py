@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dermjax.diffusion.text_to_image import check_drawn, pixels
 from dermjax.errors import UserError
+from dermjax.sampling.text_to_image import check_drawn, pixels
 from dermjax.weights import lora, lora_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 

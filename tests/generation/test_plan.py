@@ -10,6 +10,7 @@ from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.generation import plan
+from dermjax.sampling import requests
 
 PLAN = {
     "prompts": {"malignant": ("a malignant mole",), "benign": ("a benign mole", "a benign nevus")},
@@ -174,7 +175,7 @@ def test_every_image_has_its_seed_also_in_a_larger_plan():
 
 def test_batches_are_divided_by_the_plan_alone():
     asked = plan.requests(**PLAN | {"images_per_class": 7})
-    whole = plan.batches(asked, 4, dict.fromkeys(asked, 77))
+    whole = requests.batches(asked, 4, dict.fromkeys(asked, 77))
     assert sorted(r.image for batch in whole for r in batch) == sorted(r.image for r in asked)
     assert all(len(batch) <= 4 and len({(r.sampler, r.steps, r.guidance) for r in batch}) == 1 for batch in whole)
 
@@ -182,7 +183,7 @@ def test_batches_are_divided_by_the_plan_alone():
 def test_long_prompts_have_batches_of_their_own():
     asked = plan.requests(**PLAN)
     lengths = {request: 154 if request.label == "malignant" else 77 for request in asked}
-    assert all(len({lengths[r] for r in batch}) == 1 for batch in plan.batches(asked, 24, lengths))
+    assert all(len({lengths[r] for r in batch}) == 1 for batch in requests.batches(asked, 24, lengths))
 
 
 @pytest.mark.parametrize(

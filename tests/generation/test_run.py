@@ -20,11 +20,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dermjax import run_folder
-from dermjax.data import origin, records, seen, tokens
+from dermjax.data import records, tokens
+from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
-from dermjax.generation import credentials, model, provenance, run
-from dermjax.generation.production import WRITERS
+from dermjax.generation import run
 from dermjax.models.stable_diffusion import SCHEDULER
+from dermjax.sampling import credentials, model, provenance
+from dermjax.sampling.render import WRITERS
 
 PLAN = {
     "prompts": {"benign": ("a benign mole",), "malignant": ("a malignant mole",)},
@@ -179,16 +181,16 @@ def test_images_and_records(whole):
         assert record.synthetic and record.split == "train" and record.licence == "research use only"
         path = manifest.path(record)
         assert pixels(path).shape == (32, 32, 3)
-        assert origin.read(path) == record.generation
+        assert provenance.origin(path) == record.generation
         assert record.generation["model"] == "0123456789abcdef" and record.generation["size"] == 32
     assert len({record.sha256 for record in manifest.records}) == 10
 
 
 def test_what_the_model_saw_is_handed_on(folder, tmp_path):
-    (folder / seen.FILE).write_bytes(b"a line\n")
+    (folder / training_images.FILE).write_bytes(b"a line\n")
     generate(folder, tmp_path / "run")
-    (folder / seen.FILE).unlink()
-    assert (tmp_path / "run" / seen.FILE).read_bytes() == b"a line\n"
+    (folder / training_images.FILE).unlink()
+    assert (tmp_path / "run" / training_images.FILE).read_bytes() == b"a line\n"
 
 
 def test_a_second_run_does_nothing(folder, whole):
@@ -267,7 +269,9 @@ def test_images_from_before_they_said_their_code_are_read_and_made_again(folder,
         manifest.place(record).write_bytes(content)
         old.append(replace(record, generation=said, sha256=hashlib.sha256(content).hexdigest()))
     records.write(tmp_path / records.FILE, replace(manifest, records=tuple(old)))
-    assert list(records.read(tmp_path).records) == old and origin.read(manifest.place(old[0])) == old[0].generation
+    assert (
+        list(records.read(tmp_path).records) == old and provenance.origin(manifest.place(old[0])) == old[0].generation
+    )
     assert generate(folder, tmp_path) == 10
     assert "numeric_versions.text_encoder: (absent) -> 2" in capsys.readouterr().out
     assert contents(tmp_path) == contents(whole)
@@ -334,7 +338,7 @@ def test_signed_images_have_the_same_pixels_and_are_not_made_again(folder, whole
     assert generate(folder, tmp_path, images_per_class=1, **files) == 2
     assert generate(folder, tmp_path, images_per_class=1, **files) == 0
     path = tmp_path / "images/benign/00000.png"
-    assert credentials.read(path)["generation"] == origin.read(path)
+    assert credentials.read(path)["generation"] == provenance.origin(path)
     assert (pixels(path) == pixels(whole / "images/benign/00000.png")).all()
 
 

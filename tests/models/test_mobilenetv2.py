@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dermjax.models import depthwise
-from dermjax.models.depthwise import Geometry
+from dermjax.models.cpu import depthwise
+from dermjax.models.cpu.depthwise import Geometry
 from dermjax.models.mobilenetv2 import STATISTICS_KEPT, padding
 from dermjax.weights import classifiers, torch_layout
 

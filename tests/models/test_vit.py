@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dermjax.models.positions import resize_positions
 from dermjax.weights import classifiers, torch_layout
+from dermjax.weights.classifiers import resize_positions
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import images, splits, tree
-from dermjax.data.binding import Asked
+from dermjax.data import images, splits
+from dermjax.data.archives import tree
+from dermjax.data.archives.table_records import Asked
 from dermjax.errors import UserError
 from dermjax.preparation.listing import listed
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dermjax.data.binding import Asked
+from dermjax.data.archives.table_records import Asked
 from dermjax.data.export import forms
 from dermjax.errors import UserError
 from dermjax.preparation.listing import folders, headed, listed, whole

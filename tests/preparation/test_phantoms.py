@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from dermjax.data import audit, digests, images, records
-from dermjax.data.phantom import Phantom
+from dermjax.data import digests, images, records
+from dermjax.data.leaks import audit
+from dermjax.data.phantoms.painting import Phantom
 from dermjax.preparation import phantoms
 from dermjax.preparation.run import run
 

@@ -213,9 +213,9 @@ def test_another_data_set_is_not_mixed_in(publish, tmp_path, curated):
 
 
 def test_no_room_is_told_before_anything_is_written(publish, tmp_path):
-    from dermjax import disk
+    from dermjax import machine
 
-    with mock.patch.object(disk.shutil, "disk_usage", lambda folder: mock.Mock(free=1000)):
+    with mock.patch.object(machine.shutil, "disk_usage", lambda folder: mock.Mock(free=1000)):
         code, _, error = publish()
     assert code == 2 and "9 images in 3 forms need up to" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import pytest
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.generation import model
+from dermjax.sampling import model
 from dermjax.study import generator
 from dermjax.study.cells import claimed
 

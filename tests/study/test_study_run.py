@@ -16,7 +16,7 @@ from PIL import Image
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.study import run, trial
+from dermjax.study import cells, run
 from dermjax.study.cells import Cell
 
 CONFIG = Path(__file__).parents[2] / "configs" / "study.py"
@@ -110,7 +110,7 @@ def test_every_cell_is_done_once_and_judged(finished, real, synthetic, other, ca
     ]  # fmt: skip
 
     before = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*") if path.is_file()}
-    monkeypatch.setattr(trial, "train", lambda *_: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("a finished cell was run again"))
     run.run(settings(real, synthetic, tests={"other": other}), finished)
     assert {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*") if path.is_file()} == before
     assert "4 cells, 4 done, 0 steps to do" in capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_too_few_test_images_are_said_and_no_verdict_is_given(finished, real, sy
 
 def test_arms_of_a_seed_share_their_real_images_and_the_features(finished, real):
     manifest = records.read(Path(real))
-    ranks = trial.ranks(manifest, 0)
+    ranks = cells.ranks(manifest, 0)
     few, fewer = (run.arms.few(manifest, shots, ranks).split("train") for shots in (6, 3))
     assert {r.image for r in fewer} < {r.image for r in few} and len(few) == 12
     features = [path for path in (finished / "features").iterdir() if path.is_dir()]
@@ -176,7 +176,7 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ran.append(cell)
         (rest[-1] / "metrics.json").write_text("{}")
 
-    monkeypatch.setattr(trial, "train", train)
+    monkeypatch.setattr(cells, "train", train)
     run.run(config, tmp_path)
     assert len(ran) == 3 and not (tmp_path / "results.json").exists()
     assert "1 cells are being trained elsewhere" in capsys.readouterr().out

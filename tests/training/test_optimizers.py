@@ -9,8 +9,8 @@ import pytest
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.diffusion import objective
-from dermjax.training import loop, optimizers, precision, quantised_adam
-from dermjax.training.quantised_adam import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
+from dermjax.training import loop, optimizers
+from dermjax.training.optimizers import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
 from dermjax.training.state import create
 
 RATES = {"adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.03, "prodigy": 1.0}
@@ -91,7 +91,7 @@ def test_every_rounding_has_a_key_of_its_own(monkeypatch):
         drawn.append(key)
         return pack(x, kind, key)
 
-    monkeypatch.setattr(quantised_adam, "pack", noted)
+    monkeypatch.setattr(optimizers, "pack", noted)
     params = {name: jnp.ones((64, 64)) for name in ("one", "two")}
     adam = scale_by_quantised_adam(0.9, 0.999, 1e-8)
     state = adam.init(params)
@@ -99,10 +99,10 @@ def test_every_rounding_has_a_key_of_its_own(monkeypatch):
     for _ in range(3):
         _, state = adam.update(jax.tree.map(jnp.ones_like, params), state)
     assert len(drawn) == 3 * 2 * 2
-    monkeypatch.setattr(precision, "rounded", lambda x, key: drawn.append(key))
+    monkeypatch.setattr(optimizers, "rounded", lambda x, key: drawn.append(key))
     for seed, step in ((seed, step) for seed in (0, 1) for step in range(5)):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        precision.add([jnp.ones(1, jnp.bfloat16)] * 3, [jnp.ones(1)] * 3, key)
+        optimizers.add([jnp.ones(1, jnp.bfloat16)] * 3, [jnp.ones(1)] * 3, key)
         examples = objective.example_keys(key, jnp.arange(4))
         drawn += [*examples, *jax.vmap(lambda key: jax.random.split(key, 6))(examples).ravel()]
     data = np.stack([jax.random.key_data(key) for key in drawn])

@@ -23,8 +23,8 @@ from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
 from dermjax.training import loop, optimizers
 from dermjax.training.state import State, create
-from dermjax.tuning import dreambooth, parts
-from dermjax.tuning.validation import PLAIN
+from dermjax.tuning import task, trainable
+from dermjax.tuning.task import PLAIN
 from dermjax.weights import diffusers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
@@ -56,8 +56,8 @@ def tuning_step():
 
     def made(sd, params, grid, *, how, optimizer, ema_decay, precision, said, text="frozen", rank=4,
              targets=("attention",)) -> TuningStep:  # fmt: skip
-        divided = partial(parts.divided, tuned={"unet": how, "text_encoder": text}, rank=rank, targets=targets, seed=0,
-                          words=0, precision=precision)  # fmt: skip
+        divided = partial(trainable.divided, tuned={"unet": how, "text_encoder": text}, rank=rank, targets=targets,
+                          seed=0, words=0, precision=precision)  # fmt: skip
         rule = optimizers.build(optimizer, rate=1e-4, warmup=0, steps=1000, schedule="constant", weight_decay=0.01,
                                 clip=1.0)  # fmt: skip
 
@@ -68,7 +68,7 @@ def tuning_step():
         shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         state, frozen = jax.eval_shape(begun, params) if shapes else begun(params)
         places = sharding.over(state, sharding.RULES, grid)
-        loss = dreambooth.loss(sd, partial(parts.assembled, alpha=float(rank)), **PLAIN)
+        loss = task.dreambooth_loss(sd, partial(trainable.assembled, alpha=float(rank)), **PLAIN)
         large = sum(leaf.size for leaf in jax.tree.leaves(params)) > sharding.LARGE
         step = loop.compiled(loss, rule, ema_decay, 1, places, grid, large)
         return TuningStep(step, state, frozen | {"contexts" if text == "frozen" else "tokens": said}, places)

@@ -11,7 +11,7 @@ import pytest
 from dermjax import sharding
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.training import optimizers
-from dermjax.tuning import costs, parts
+from dermjax.tuning import costs, trainable
 from dermjax.tuning.work import Work
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
@@ -24,12 +24,12 @@ def planned():
     def made(preset: str):
         config = runpy.run_path(str(CONFIG))["get_config"](preset)
         sd = StableDiffusion(SD15, Path(), jnp.float32, config.remat)
-        divided = partial(parts.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=0,
-                          words=0, precision="float32")  # fmt: skip
+        divided = partial(trainable.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets,
+                          seed=0, words=0, precision="float32")  # fmt: skip
         rule = optimizers.build(config.optimizer, rate=1e-4, warmup=0, steps=10, schedule="constant", weight_decay=0.0,
                                 clip=0.0)  # fmt: skip
         shown = SimpleNamespace(sources=[None] * 10)
-        work = Work(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, 512, divided, parts.assembled, rule,
+        work = Work(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, 512, divided, trainable.assembled, rule,
                     config.ema_decay > 0)  # fmt: skip
         return work, config
 

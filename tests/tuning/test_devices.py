@@ -9,7 +9,7 @@ import pytest
 from dermjax import sharding
 from dermjax.data import records
 from dermjax.training import writers
-from dermjax.tuning import latents, texts
+from dermjax.tuning import inputs
 from dermjax.weights import diffusers
 
 # the losses of six steps and of the held-out images before, between and after them
@@ -22,9 +22,11 @@ def encoded(model, manifest, folder, mesh):
     sd, params = diffusers.read(Path(model), dtype=np.float32)
     read = records.read(Path(manifest))
     sources = [(read, record) for record in read.records]
-    said = texts.read(sd, ["a benign mole", "a malignant mole", *(f"a mole of {word}" for word in "abcdefgh")], [])
+    said = inputs.read_texts(
+        sd, ["a benign mole", "a malignant mole", *(f"a mole of {word}" for word in "abcdefgh")], []
+    )
     grid = sharding.mesh(*mesh)
-    moments = latents.moments(sd, params, sources, 32, 8, Path(folder), grid)
+    moments = inputs.moments(sd, params, sources, 32, 8, Path(folder), grid)
     return moments, said.contexts(sd, params, 8, Path(folder), grid)
 
 

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh
 
 from dermjax import sharding
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
-from dermjax.tuning import parts
+from dermjax.tuning import trainable
 
 GPU = jax.default_backend() == "gpu"
 TPU = os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")
@@ -54,7 +54,7 @@ def mesh() -> Mesh:
 def test_a_step_fits(case, tuning_step, capsys):
     how, batch, optimizer, ema_decay, remat, room = CASES[case]
     grid = mesh()
-    _, arithmetic = parts.PRECISIONS["bfloat16"]
+    _, arithmetic = trainable.PRECISIONS["bfloat16"]
     sd = StableDiffusion(SD15, Path(), arithmetic, remat)
     said, also = jax.ShapeDtypeStruct((3, 77, 768), jnp.float32), {}
     if case == "preset lora":

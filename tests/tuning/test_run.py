@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tensorboardX.proto.event_pb2 import Event
 
-from dermjax.data import records, seen
+from dermjax.data import records
+from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
 from dermjax.training import writers
 from dermjax.tuning import run as tuning
@@ -47,7 +48,7 @@ def adapted(config, no_transfers, tmp_path_factory):
 
 def test_what_the_model_saw_is_listed_for_audits(whole, manifest):
     shown = records.read(manifest).split("train")
-    assert [each.record.sha256 for each in seen.read(whole)] == [record.sha256 for record in shown]
+    assert [each.record.sha256 for each in training_images.read(whole)] == [record.sha256 for record in shown]
 
 
 def test_full_tuning_leaves_a_model_that_loads_and_only_the_unet_has_moved(base, config, whole):

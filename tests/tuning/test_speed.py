@@ -20,7 +20,7 @@ import pytest
 
 from dermjax import machine, sharding
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
-from dermjax.tuning import parts
+from dermjax.tuning import trainable
 from dermjax.weights import diffusers as folders
 from dermjax.weights import model_files
 
@@ -180,7 +180,7 @@ def test_stable_diffusion_tunes_no_slower_than_in_pytorch(how, size, tuning_step
     torch.set_float32_matmul_precision("high")
     batch, said = rows(size, 64), np.random.default_rng(1).normal(size=(3, 77, 768)).astype(np.float32)
     grid, decay = sharding.mesh(1, 1), 0.999 if how == "full" else 0.0
-    _, arithmetic = parts.PRECISIONS["bfloat16"]
+    _, arithmetic = trainable.PRECISIONS["bfloat16"]
     sd = StableDiffusion(SD15, Path(), arithmetic)
     leaves, form = jax.tree.flatten(sd.shapes["unet"])
     keys = jax.random.split(jax.random.key(0), len(leaves))

@@ -11,7 +11,7 @@ from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import Stopped, UserError
 from dermjax.training.loop import NotFinite
-from dermjax.tuning import findings, search, sweep
+from dermjax.tuning import sweep
 
 CONFIG = Path(__file__).parents[2] / "configs" / "sweep.py"
 TOP = 5e-3  # the rate at which the tuning of these tests is best
@@ -66,9 +66,9 @@ def tune(monkeypatch):
 
     def replace(fails_at=(), page=False):
         found = Tuning(fails_at)
-        monkeypatch.setattr(search.tuning, "run", found)
+        monkeypatch.setattr(sweep.tuning, "run", found)
         if not page:  # drawn after every trial, which one test looks at
-            monkeypatch.setattr(findings, "write", lambda *given: None)
+            monkeypatch.setattr(sweep, "write", lambda *given: None)
         return found
 
     return replace
@@ -154,9 +154,9 @@ def test_bad_input_is_one_line(tmp_path, manifest, tune, changes, said):
     with pytest.raises(UserError) as error:
         sweep.run(config(manifest, **changes), tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / search.DATABASE).exists()
+    assert not (tmp_path / sweep.DATABASE).exists()
 
 
 def test_the_study_is_quiet(tmp_path):
-    search.study(tmp_path, startup=1, patience=1)
+    sweep.study(tmp_path, startup=1, patience=1)
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING

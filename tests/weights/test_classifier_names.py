@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
-from dermjax.weights import classifier_names, classifiers
+from dermjax.weights import classifiers
 
 LABELS = ("benign", "malignant")
 VIT = {"patch_size": 8, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
@@ -128,4 +128,4 @@ def test_another_file_is_one_line(tmp_path):
     save_file({"layer1.weight": np.zeros(3, np.float32)}, tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="neither timm's nor torchvision's"):
         classifiers.read(tmp_path / "resnet.safetensors", LABELS, 32)
-    assert classifier_names.recognised({}) == ""
+    assert classifiers.recognised_names({}) == ""

@@ -14,21 +14,23 @@ import numpy as np
 import pytest
 
 from dermjax import sharding
-from dermjax.data import appearance, artefact_scores, artefacts, captions, tokens
+from dermjax.data import tokens
 from dermjax.data.images import from_model, to_model
-from dermjax.data.phantom import phantom
-from dermjax.data.segmentation import segment
-from dermjax.generation.model import speaker
-from dermjax.generation.plan import Request
-from dermjax.generation.render import renderer
-from dermjax.generation.source import NOISE
+from dermjax.data.imaging import artefacts
+from dermjax.data.imaging.segmentation import segment
+from dermjax.data.phantoms import appearance, captions, painting
+from dermjax.data.phantoms.painting import phantom
+from dermjax.sampling.init_images import NOISE
+from dermjax.sampling.model import speaker
+from dermjax.sampling.render import renderer
+from dermjax.sampling.requests import Request
 from dermjax.weights import diffusers
 
 BATCH, SAMPLER, STEPS, GUIDANCE = 16, "Euler a", 20, 3.5
 SIZES = tuple(appearance.SIZES)
 TONES = tuple(appearance.TONES)
 ARTEFACTS = ("hairs", "dark_corners", "ruler")
-ABSENT = dict.fromkeys((*artefacts.PAINTERS, "blur"), False)
+ABSENT = dict.fromkeys((*painting.PAINTERS, "blur"), False)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def number_and_size(draw, images: int) -> tuple[float, dict[str, float], float]:
         found = segment(image)
         right.append(found.count == wanted["number"])
         areas[wanted["size_name"]] += list(found.areas)
-        clean += [artefact_scores.SCORES[name](image) < artefact_scores.THRESHOLDS[name] for name in ARTEFACTS]
+        clean += [artefacts.SCORES[name](image) < artefacts.THRESHOLDS[name] for name in ARTEFACTS]
     return float(np.mean(right)), {size: float(np.median(areas[size])) for size in SIZES}, float(np.mean(clean))
 
 
@@ -100,7 +102,7 @@ def test_skin_tone_moves_with_the_caption(draw, capsys):
 @pytest.mark.parametrize("name", ARTEFACTS)
 def test_artefacts_come_when_asked(draw, capsys, name):
     images = draw([{name: True, "number": 1 + i % 3} for i in range(32)], 52_000_000)
-    score, least = artefact_scores.SCORES[name], artefact_scores.THRESHOLDS[name]
+    score, least = artefacts.SCORES[name], artefacts.THRESHOLDS[name]
     share = float(np.mean([score(image) >= least for image in images]))
     with capsys.disabled():
         print(f"\n{name} when asked {share:.3f}")

@@ -10,9 +10,9 @@ import pytest
 from dermjax.data.tokens import tokenizer, tokens
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.text_to_image import Pipeline, text_to_image
-from dermjax.diffusion.walk import normal
+from dermjax.diffusion.samplers import normal
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion, count
+from dermjax.sampling.text_to_image import Pipeline, text_to_image
 from dermjax.weights import diffusers as folders
 from dermjax.weights import torch_layout
 from dermjax.weights.stored import in_memory

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
 from dermjax.weights import diffusers as folders
-from dermjax.weights import lora, lora_files, lora_metadata
+from dermjax.weights import lora, lora_files
 from dermjax.weights.stored import Stored
 from dermjax.weights.torch_layout import flatten, unflatten
 
@@ -171,7 +171,7 @@ def test_linear_adapters_for_1x1_convolutions_and_back(shapes, tmp_path):
 def test_rank_stabilised_alpha(shapes, tmp_path):
     made = filled(shapes, rank=4, targets=("attention",))
     lora_files.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
-    said = {lora_metadata.KEY: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
+    said = {lora_files.KEY: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
     save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=said)
     read = lora_files.read(tmp_path / "y.safetensors", shapes)
     module = next(name for name in list(read.alphas)[::-1] if name.startswith("unet."))
@@ -211,7 +211,7 @@ def test_what_peft_itself_saves_of_one_network(shapes, tmp_path):
                                   json.dumps({"unet.alpha_pattern": {"(": 1}})])  # fmt: skip
 def test_metadata_that_cannot_be_read_is_one_line(shapes, tmp_path, said):
     lora_files.write_peft(tmp_path / "x.safetensors", filled(shapes, targets=("attention",)), dtype=np.float32)
-    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata={lora_metadata.KEY: said})
+    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata={lora_files.KEY: said})
     with pytest.raises(UserError, match=r"y\.safetensors: (its lora_adapter_metadata|what it says of)") as error:
         lora_files.read(tmp_path / "y.safetensors", shapes)
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dermjax.errors import UserError
-from dermjax.weights import conversion, inspection, lora, lora_files, lora_metadata
+from dermjax.weights import conversion, inspection, lora, lora_files
 from dermjax.weights import diffusers as folders
 from dermjax.weights.torch_layout import flatten, to_torch
 
@@ -126,7 +126,7 @@ def test_what_the_file_says_goes_before_what_lies_beside(twin, model, tmp_path):
         tmp_path / "kohya.safetensors", lora.Lora(adapters.adapters, adapters.ranks), dtype=np.float32
     )
     assert set(lora_files.read(tmp_path / "kohya.safetensors", model[0].shapes).alphas.values()) == {4.0}
-    said = {lora_metadata.KEY: json.dumps({"unet.lora_alpha": 2, "unet.r": 4})}
+    said = {lora_files.KEY: json.dumps({"unet.lora_alpha": 2, "unet.r": 4})}
     save_file(tensors, tmp_path / "diffusers.safetensors", metadata=said)
     assert set(lora_files.read(tmp_path / "diffusers.safetensors", model[0].shapes).alphas.values()) == {2.0}
 

@@ -1,0 +1,1 @@
+"""Archives as people have them (folders, tables, HDF5, tensorflow-datasets) to Records."""

@@ -1,0 +1,126 @@
+"""What lies below a folder that a user names: images, tables, packed images, and what is none of these.
+
+Symbolic links are followed, as the user chose the folder; a manifest that came from elsewhere may not (`records`).
+Pipes, sockets and devices are never opened.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dermjax.data import digests
+from dermjax.data import images as formats
+from dermjax.data.images import SUFFIXES
+from dermjax.errors import UserError
+
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # left by file managers, like everything that begins with a dot
+TABLES = (".csv", ".tsv", ".tab")
+NAMED_TABLES = ("HAM10000_metadata", "metadata.jsonl")  # HAM10000's has no suffix; other JSON lines are no tables
+NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
+MANIFEST = b"dermjax_manifest"  # how a manifest begins, which is a table to `records` only
+PACKED = (".hdf5", ".h5")
+UNREAD = dict.fromkeys((".xlsx", ".xls", ".ods", ".parquet"), "save it as CSV")
+UNREAD |= dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar"), "unpack it")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """images: paths relative to the root, which is resolved; left_out: (path, reason); unread: what could be mended."""
+
+    root: Path
+    images: tuple[str, ...]
+    tables: tuple[Path, ...]
+    packed: tuple[Path, ...]
+    left_out: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...]
+
+
+def walk(folder: Path) -> Tree:
+    """Everything below a folder, in order of its path."""
+    root = Path(os.path.realpath(folder))
+    images, tables, packed, left_out, unread = [], [], [], [], []
+
+    def enter(place: Path, under: str, around: frozenset[str]) -> None:
+        for entry in _entries(place):
+            name, suffix, path = under + entry.name, os.path.splitext(entry.name)[1].lower(), place / entry.name
+            reason = formats.missing(path) or ("" if entry.is_file(follow_symlinks=False) else special(path))
+            if entry.is_dir():
+                real = os.path.realpath(path)
+                if real in around:
+                    left_out.append((name, "a link to a folder around it"))
+                else:
+                    enter(path, f"{name}/", around | {real})
+            elif reason:
+                left_out.append((name, reason))
+            elif suffix in SUFFIXES:
+                images.append(name)
+            elif suffix in PACKED:
+                packed.append(path)
+            elif suffix in UNREAD:
+                unread.append(f"{path}: {UNREAD[suffix]}")
+            elif _is_table(path):
+                tables.append(path)
+
+    enter(root, "", frozenset({str(root)}))
+    return Tree(root, tuple(images), tuple(tables), tuple(packed), tuple(left_out), tuple(unread))
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of name, without hidden files and litter."""
+    return [folder / entry.name for entry in _entries(folder)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"folder {folder}: cannot be read ({error.strerror})") from error
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is named like an image; whether it is one is seen when it is decoded."""
+    return path.suffix.lower() in SUFFIXES and not (special(path) or formats.missing(path) or path.is_dir())
+
+
+def special(path: Path) -> str:
+    """What a path leads to where that is no file and no folder, "" else; a link that leads nowhere is like a file."""
+    try:
+        kind = digests.kind(os.stat(path))
+    except OSError:
+        return ""
+    return "" if kind == digests.FOLDER else kind
+
+
+def entered(folder: Path) -> Path:
+    """The folder, or the one inside it where there is nothing else to choose: zips come with one folder too many."""
+    while True:
+        around = visible(folder)
+        inside = [path for path in around if path.is_dir()]
+        if len(inside) != 1 or not _holds_folders(inside[0]) or any(is_image(path) for path in around):
+            return folder
+        if inside[0].name.lower() in SPLIT_FOLDERS and folder.name.lower() not in SPLIT_FOLDERS:
+            return folder
+        folder = inside[0]
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether folders lie in a folder and no images, so that it is neither a class nor a split of one class."""
+    inside = visible(folder)
+    return any(path.is_dir() for path in inside) and not any(is_image(path) for path in inside)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is named like a table and is none of those that are never tables of images."""
+    if (path.suffix.lower() not in TABLES and path.name not in NAMED_TABLES) or path.stem.startswith(NO_TABLES):
+        return False
+    try:
+        with path.open("rb") as file:
+            return MANIFEST not in file.read(80)
+    except OSError as error:
+        raise UserError(f"table {path}: cannot be read ({error.strerror}); make it readable") from error

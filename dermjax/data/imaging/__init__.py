@@ -1,0 +1,1 @@
+"""What classical image processing measures on a photograph: colour, hair, artefacts, segmentation, tone, quality."""

@@ -1,0 +1,163 @@
+"""Where the lesions are, by classical means: no training, so it can judge what a trained model draws.
+
+Place in the flow: an image (phantom or generated) -> `segment` -> how many lesions, how large, on what tone of skin.
+
+Lambert and Beer again (see phantom.py): absorbance = log skin - log image does not depend on the tone of the skin or on
+the light, which a quadratic in x and y takes away. A lesion is a blob of absorbance that is wide enough to hold a disc
+of radius CORE, which hairs, ticks of a ruler and a pen ring are not. All lengths are fractions of the field.
+
+Shape legend: S side in pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from dermjax.data.imaging import artefacts
+from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
+from dermjax.data.imaging.fields import grid
+
+# Of segmentations, for whatever is kept of them: raise it where `segment` finds others in the same pixels
+NUMERIC_VERSION = 1
+SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
+FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
+RESTLESS = 0.26  # twice that of the most mottled skin
+SHARE = 0.42  # of a lesion's own absorbance: where its border is
+EDGE = 0.9  # distance from the middle, in half fields, beyond which a lesion hardly reaches
+BOWL = 0.02  # curvature of the light's logarithm that no dermatoscope has: the middle darker than the edge
+SHAVED = 0.07  # side of the square in which the skin beside a hair is looked for
+INK = 0.25  # how much more a violet pen takes of red and green than of blue
+CLOSING = 0.016  # radius: bridges light spots within a lesion
+CORE = 0.026  # radius of the disc that a lesion must hold; hairs are 0.008 wide on each side, a pen ring 0.02
+SMALLEST = 0.0035  # area: a third of a tiny lesion
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The lesions of one image."""
+
+    mask: np.ndarray  # bool [S, S]
+    labels: np.ndarray  # int32 [S, S], 0 outside, 1 to count
+    count: int
+    areas: np.ndarray  # float [count], fractions of the field
+    ita: float  # individual typology angle of the skin around them, degrees
+    skin: np.ndarray  # float [3], the median colour of that skin, sRGB 0 to 255; NaN, as ita, where there is none
+
+
+def segment(image: np.ndarray) -> Segmentation:
+    """The lesions of a uint8 sRGB image [S, S, 3]."""
+    size = len(image)
+    absorbance, field = _absorbance(image)
+    candidates = (absorbance > _floor(absorbance, field)) & field
+    candidates = ndimage.binary_fill_holes(_close(candidates, CLOSING * size)) & field
+    blobs, count = ndimage.label(_open(candidates, CORE * size))
+    mask = np.zeros_like(field)
+    for blob in range(1, count + 1):
+        place = blobs == blob
+        if _is_ring(place):
+            continue
+        mask |= _grow(place, CORE * size) & (absorbance > SHARE * np.median(absorbance[place])) & candidates
+    mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
+    labels, areas = _without_specks(*ndimage.label(mask))
+    return _seen(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def segmented(image: np.ndarray, mask: np.ndarray) -> Segmentation:
+    """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
+    labels, count = ndimage.label(mask)
+    areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
+    absorbance, field = _absorbance(image)
+    return _seen(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
+
+
+def _seen(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
+    """The segmentation with the tone of the skin, which is what is plain and not near a lesion."""
+    mask = labels > 0
+    skin = plain & ~_grow(mask, 0.03 * len(mask))
+    if not skin.any():
+        return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan))
+    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0))
+    return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0))
+
+
+def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much darker than the skin around it each pixel is, and where the image shows skin or lesions at all.
+
+    Returns float32 [S, S] and bool [S, S], which leaves out dark corners and a ruler's strip.
+    """
+    size = len(image)
+    light = np.log(image.astype(np.float32) / 255 + 0.02)
+    # hairs give way to the brighter skin on both sides of them
+    shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
+    hidden = artefacts.outside(image)
+    light = np.where(_grow(artefacts.strands(image, hidden), 0.016 * size)[..., None], shaved, light)
+    light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
+    field = ~hidden
+    x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
+    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2
+    known = field[samples]
+    terms, values, edge = basis[samples][known], light[samples][known], (np.hypot(x, y) > EDGE)[samples][known]
+    surface = _surface(terms, values, np.percentile(values, 62, axis=0))
+    if (surface[3] + surface[5]).mean() > BOWL:  # light falls off towards the edge: what is darkest amid is a lesion
+        start = np.percentile(values[edge] if edge.any() else values, 80, axis=0)
+        surface = _surface(terms * np.array([1, 1, 1, 0, 0, 0], np.float32), values, start)
+    darker = np.einsum("yxk,kc->yxc", basis, surface) - light
+    ink = np.minimum(darker[..., 0], darker[..., 1]) - darker[..., 2] > INK
+    field &= ~_grow(ink & (np.hypot(x, y) > 0.85), 0.02 * size)
+    return np.sqrt(np.mean(np.clip(darker, 0, None) ** 2, -1)), field
+
+
+def _surface(terms: np.ndarray, values: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The coefficients [6, 3] of the skin's light: of terms [n, 6] at places where `values` [n, 3] were seen.
+
+    Lesions and hairs cover less than half of the field: it starts a little above the median, then keeps what fits.
+    """
+    fitted, surface = start, np.zeros((terms.shape[-1], values.shape[-1]), np.float32)
+    for tolerance in (0.35, 0.25, 0.18, 0.15):
+        skin = np.sqrt(np.mean((values - fitted) ** 2, 1)) < tolerance
+        near = terms[skin]
+        # the normal equations, six by six: a thread is all they take
+        surface = np.linalg.lstsq(near.T @ near, near.T @ values[skin], rcond=None)[0]
+        fitted = terms @ surface
+    return surface
+
+
+def _floor(absorbance: np.ndarray, field: np.ndarray) -> float:
+    """The absorbance from which a pixel may belong to a lesion: FAINTEST, or more where the skin itself is restless.
+
+    Beyond RESTLESS it is no skin that most of the field shows, but a lesion.
+    """
+    return min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
+
+
+def _is_ring(blob: np.ndarray) -> bool:
+    """Whether a blob is a piece of a pen ring: far from the middle of the image and narrower than the least lesion."""
+    rows, columns = np.nonzero(blob)
+    away = np.hypot(rows.mean() / len(blob) - 0.5, columns.mean() / len(blob) - 0.5)
+    return bool(away > 0.45 and ndimage.distance_transform_edt(np.pad(blob, 1)).max() < 0.036 * len(blob))
+
+
+def _without_specks(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels from 1 on without gaps, and the areas, of the components that are at least SMALLEST."""
+    areas = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, count + 1)) / labels.size
+    kept = areas >= SMALLEST
+    numbers = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)
+    return numbers[labels], areas[kept]
+
+
+def _grow(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Everything within `radius` pixels of the mask."""
+    return ndimage.distance_transform_edt(~mask) <= radius if mask.any() else mask
+
+
+def _open(mask: np.ndarray, radius: float) -> np.ndarray:
+    """The mask without what is too narrow for a disc of `radius` pixels; beyond the image there is nothing."""
+    deep = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] > radius
+    return _grow(deep, radius)
+
+
+def _close(mask: np.ndarray, radius: float) -> np.ndarray:
+    """The mask with gaps bridged that are too narrow for a disc of `radius` pixels."""
+    return ~_grow(~_grow(mask, radius), radius)

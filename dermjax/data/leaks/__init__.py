@@ -1,0 +1,1 @@
+"""Leaks: near-duplicates by perceptual hashes, and the audit of manifests."""

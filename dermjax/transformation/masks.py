@@ -1,0 +1,206 @@
+"""Where a UNet's cross-attention looks for each word: the attention weights of its transformers in one pass.
+
+Place in the flow: noisy latents and words -> `cross_attention` -> generation.attention_masks. The weights are recorded
+while one pass of the network is traced; the network itself knows nothing of it (as in DAAM, Tang et al. 2022, arXiv
+2210.04885, but on the finished image).
+
+Shapes: B batch, h w latent, Z latent channels, n the pixels of a transformer, N tokens, D context width, K heads.
+
+Where a model sees the lesion: cross-attention to the word for it, on a finished image, as a mask.
+
+The image is encoded, a little noise laid on it, and the network asked once with the image's own prompt: no matter which
+sampler made it. A UNet attends at half the latents' resolution or less, so the latents are also shifted by the cells in
+between. Where the weight of the word stands out of the rest of the image, there is the lesion.
+
+Shapes: B batch, S side, h w latent, N tokens.
+
+`mask`: a segmentation set out of generated images: a mask by classical means and one by the model's attention.
+
+Place in the flow: a manifest of generated or curated images -> masks/ and attention/ with a PNG for each kept image,
+white on lesions, and a manifest whose records name them (`masks`, relative to the manifest's folder), with the overlap
+of the two.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from ml_collections import ConfigDict
+from PIL import Image
+from scipy import ndimage
+
+from dermjax.data import images, records
+from dermjax.data.imaging.segmentation import segment
+from dermjax.data.records import Manifest, Record
+from dermjax.data.tokens import tokenizer, tokens
+from dermjax.diffusion import schedule
+from dermjax.errors import UserError
+from dermjax.models.layers import Attention
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.progress import bar, say
+from dermjax.sampling import model
+
+Array = jax.Array
+
+
+class Watched:
+    """A cross-attention that also records its weights [B, n, N], the mean of the heads."""
+
+    def __init__(self, attention: Attention, seen: list[Array]):
+        self.attention, self.seen = attention, seen
+        self.keys_values = attention.keys_values
+
+    def attend(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
+        """Attention of x [B, n, D] to keys and values."""
+        q = rearrange(self.attention.to_q(x), "B n (K d) -> B n K d", K=self.attention.heads)
+        logits = jnp.einsum("BnKd,BNKd->BKnN", q, keys_values[0], preferred_element_type=jnp.float32)
+        self.seen.append(jax.nn.softmax(logits / jnp.sqrt(q.shape[-1]), axis=-1).mean(1))
+        return self.attention.attend(x, keys_values)
+
+
+def cross_attention(model: StableDiffusion, params: Params, x: Array, t: Array, context: Array) -> list[Array]:
+    """Returns the weights [B, n, N] of every transformer for noisy latents x [B, h, w, Z] at timesteps t [B]."""
+    unet = model.network(params)
+    seen: list[Array] = []
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        for transformer in block.attentions:
+            for each in transformer.transformer_blocks:
+                each.attn2 = Watched(each.attn2, seen)
+    unet(x, t, context)
+    return seen
+
+
+TIME = 0.05  # share of the training times: as much noise as lets the words be read and the lesion be seen
+SHARE = 0.48  # between the usual weight (0) and the highest (1), from which on a place is the lesion
+USUAL = 20  # percentile of the weights that is the skin's
+
+
+def mapper(
+    model: StableDiffusion, params: Params, seed: int
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Returns maps(images uint8 [B, S, S, 3], tokens int32 [B, N], words bool [B, N]) -> weights float32 [B, h, w].
+
+    words: which tokens are the word. The weights have mean 1 over an image.
+    """
+    alpha_bar = schedule.alphas_cumprod(model.configs["scheduler"])
+    time = round(TIME * (len(alpha_bar) - 1))
+
+    @jax.jit
+    def maps(params: Params, images: Array, tokens: Array, words: Array) -> Array:
+        moments = model.encode(params, images.astype(jnp.float32) / 127.5 - 1)
+        latents = model.sample_latents(moments, jnp.zeros((*moments.shape[:3], moments.shape[3] // 2)))
+        context = model.encode_text(params, tokens)
+        noise = jax.random.normal(jax.random.key(seed), latents.shape[1:])[None]
+        times = jnp.full(len(images), time, jnp.int32)
+        shares = words / words.sum(1, keepdims=True)
+        side = latents.shape[1]
+
+        def seen(shift: tuple[int, int]) -> tuple[Array, int]:
+            moved = jnp.roll(latents, shift, (1, 2))
+            noisy = schedule.add_noise(alpha_bar, moved, noise, times)
+            weights = cross_attention(model, params, noisy, times.astype(jnp.float32), context)
+            finest = max(weight.shape[1] for weight in weights)
+            chosen = [jnp.einsum("BnN,BN->Bn", w, shares) for w in weights if w.shape[1] == finest]
+            one = sum(weight / weight.mean(1, keepdims=True) for weight in chosen) / len(chosen)
+            cells = round(finest**0.5)
+            wide = repeat(rearrange(one, "B (h w) -> B h w", h=cells), "B h w -> B (h a) (w b)",
+                          a=side // cells, b=side // cells)  # fmt: skip
+            return jnp.roll(wide, (-shift[0], -shift[1]), (1, 2)), side // cells
+
+        first, between = seen((0, 0))
+        shifts = [(down, across) for down in range(between) for across in range(between)][1:]
+        return (first + sum(seen(shift)[0] for shift in shifts)) / (1 + len(shifts))
+
+    return lambda images, tokens, words: np.asarray(maps(params, images, tokens, words.astype(np.float32)))
+
+
+def attention_mask(weights: np.ndarray, size: int) -> np.ndarray:
+    """The mask bool [size, size] of weights [h, w]."""
+    wide = ndimage.zoom(weights, size // len(weights), order=3, mode="nearest", grid_mode=True)
+    usual, most = np.percentile(wide, USUAL), wide.max()
+    return wide > usual + SHARE * (most - usual)
+
+
+def places(tokens: np.ndarray, spelt: Sequence[Sequence[int]], prompt: str) -> np.ndarray:
+    """Which of the tokens int [N] spell one of some words, bool [N]; UserError where none does."""
+    found = np.zeros(len(tokens), bool)
+    for word in spelt:
+        for start in range(len(tokens) - len(word) + 1):
+            if list(tokens[start : start + len(word)]) == list(word):
+                found[start : start + len(word)] = True
+    if not found.any():
+        raise UserError(f"prompt {prompt!r}: none of config.words is in it; name the word for the lesion there")
+    return found
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Writes the masks of every kept image of config.manifest, and workdir/manifest.jsonl with a record of each."""
+    if config.attention and not config.words:
+        raise UserError("config.words: none; give the words for what is to be masked, or config.attention=False")
+    if not config.manifest:
+        raise UserError("config.manifest: no manifest; give one of generated images, such as runs/curate")
+    manifest = records.read(Path(config.manifest))
+    kept = [record for record in manifest.records if record.kept]
+    if not kept:
+        raise UserError(f"manifest {config.manifest}: no kept image in it")
+    silent = [record.image for record in kept if not record.generation.get("prompt")]
+    if config.attention and silent:
+        raise UserError(f"{silent[0]}: no prompt on its record; give config.attention=False for classical masks alone")
+    told = []
+    looked = _attended(config, manifest, kept) if config.attention else [None] * len(kept)
+    with bar(len(kept), "mask", "images", 0) as progress:
+        for record, attended in zip(kept, looked, strict=True):
+            told.append(_masked(record, manifest, attended, workdir))
+            progress.update()
+    records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=manifest.root, records=tuple(told)))
+    overlaps = [record.attributes["masks"]["overlap"] for record in told if config.attention]
+    seen = f", mean overlap (IoU) of the two {np.mean(overlaps):.3f}" if overlaps else ""
+    say(f"mask: {len(told)} images in {workdir / records.FILE}{seen}")
+
+
+def _attended(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
+    """The masks by attention of the kept images, bool [S, S] each at the model's size."""
+    maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", "float32")
+    words = tokenizer(maker.sd.tokenizer, *maker.sd.text_limits)
+    spelt = [words(word).input_ids[1:-1] for word in config.words]
+    said = tokens(words, [record.generation["prompt"] for record in kept], "refuse")
+    where = np.stack([
+        places(row, spelt, record.generation["prompt"]) for row, record in zip(said, kept, strict=True)
+    ])  # fmt: skip
+    maps = mapper(maker.sd, jax.tree.map(jnp.asarray, maker.params), config.seed)
+    found = []
+    with bar(len(kept), "attention", "images", 0) as progress:
+        for first in range(0, len(kept), config.batch):
+            chosen = slice(first, first + config.batch)
+            seen = np.stack([images.load(manifest.path(record), maker.sd.size) for record in kept[chosen]])
+            rows = np.resize(np.arange(len(seen)), config.batch)  # a short batch is filled, so that nothing compiles
+            weights = maps(seen[rows], said[chosen][rows], where[chosen][rows])[: len(seen)]
+            found += [attention_mask(each, maker.sd.size) for each in weights]
+            progress.update(len(seen))
+    return found
+
+
+def _masked(record: Record, manifest: Manifest, attended: np.ndarray | None, workdir: Path) -> Record:
+    """The record with its masks, which are written at the size of its image."""
+    pixels = images.whole(manifest.path(record))
+    if pixels.shape[0] != pixels.shape[1]:
+        raise UserError(f"{record.image}: {pixels.shape[1]}x{pixels.shape[0]} px; generated images are square")
+    seen = segment(pixels)
+    path = Path(record.image).with_suffix(".png").as_posix()
+    told = {"lesions": f"masks/{path}", "count": int(seen.count), "area": round(float(seen.areas.sum()), 6)}
+    _keep(workdir / told["lesions"], seen.mask)
+    if attended is not None:
+        own = np.asarray(Image.fromarray(attended).resize(seen.mask.shape, Image.Resampling.NEAREST))
+        told["attention"] = f"attention/{path}"
+        _keep(workdir / told["attention"], own)
+        both = (own & seen.mask).sum() / max((own | seen.mask).sum(), 1)
+        told["overlap"] = round(float(both), 4)
+    return replace(record, attributes=record.attributes | {"masks": told})
+
+
+def _keep(path: Path, mask: np.ndarray) -> None:
+    images.keep(path, images.png(np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1)))

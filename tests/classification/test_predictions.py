@@ -1,0 +1,137 @@
+"""`dermjax classify --predict` from a folder, a run and a checkpoint; heat maps find what a class is made of."""
+
+import csv
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dermjax.classification import predictions, run, saliency
+from dermjax.classification.networks import restored
+from dermjax.data import records
+from dermjax.errors import UserError
+from dermjax.models.classifier import describe, fresh
+
+DRAW = runpy.run_path(str(Path(__file__).parent / "test_run.py"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small classifier of two colours: (its run, the manifest of its images)."""
+    folder = tmp_path_factory.mktemp("trained")
+    real = DRAW["draw"](folder / "real", DRAW["SIZES"], "none", seed=0)
+    workdir = folder / "run"
+    workdir.mkdir()
+    config = DRAW["settings"](real)
+    run.run(config, workdir)
+    (workdir / "config.json").write_text(config.to_json())
+    return workdir, real
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_of_images_gets_a_table(trained, tmp_path):
+    workdir, real = trained
+    predictions.predict(str(real.parent / "malignant"), str(workdir), str(tmp_path / "said.csv"), 3)
+    found = rows(tmp_path / "said.csv")
+    assert list(found[0]) == ["image", "called", "p_benign", "p_malignant"] and len(found) == 16
+    assert {row["called"] for row in found} == {"malignant"}
+
+
+def test_a_manifest_gets_what_evaluate_reads_and_a_folder_says_what_the_run_said(trained, tmp_path):
+    workdir, real = trained
+    predictions.predict(str(real), str(workdir / "classifier"), str(tmp_path / "new" / "said.csv"), 4)
+    found, expected = rows(tmp_path / "new" / "said.csv"), rows(workdir / "predictions.csv")
+    assert [row["image"] for row in found] == [row["image"] for row in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float(ours["p_malignant"]) == pytest.approx(float(theirs["p_malignant"]), abs=1e-5)
+
+
+def test_a_checkpoint_alone_says_the_same_up_to_its_temperature(trained, tmp_path):
+    workdir, _ = trained
+    bare = tmp_path / "bare"
+    shutil.copytree(workdir, bare, ignore=shutil.ignore_patterns("classifier"))
+    classifier, (params, variables) = restored(bare)
+    image = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    calibrated, trees = restored(workdir)
+    ours, theirs = (
+        np.asarray(jax.jit(lambda p, v, c=c: c.logits(p, v, image, train=False)[0])(*t))
+        for c, t in ((classifier, (params, variables)), (calibrated, trees))
+    )
+    ratio = ours / theirs
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "told"),
+    [("nowhere", "malignant", "no model.safetensors, no classifier/"), ("run", "nowhere", "no such folder"),
+     ("run", "empty", "no image to judge"), ("run", "broken", "cannot be decoded")],
+)  # fmt: skip
+def test_what_is_missing_is_one_line(trained, tmp_path, name, images, told):
+    workdir, real = trained
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("<html>")
+    where = real.parent / images if images == "malignant" else tmp_path / images
+    with pytest.raises(UserError, match=told) as error:
+        predictions.predict(
+            str(where), str(workdir if name == "run" else tmp_path / name), str(tmp_path / "said.csv"), 4
+        )
+    assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
+
+
+def test_other_classes_than_the_classifier_s_are_one_line(trained, tmp_path):
+    workdir, real = trained
+    manifest = records.read(real)
+    strangers = tuple(replace(r, label={"benign": "cat", "malignant": "dog"}[r.label]) for r in manifest.records)
+    records.write(tmp_path / records.FILE, replace(manifest, labels=("cat", "dog"), records=strangers))
+    with pytest.raises(UserError, match="its classes are cat, dog, the classifier knows benign, malignant") as error:
+        predictions.predict(str(tmp_path), str(workdir), str(tmp_path / "said.csv"), 4)
+    assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
+
+
+def test_the_command_is_classify_without_a_config(trained, tmp_path, command):
+    workdir, real = trained
+    code, out, _ = command(
+        "classify", "--predict", real.parent / "benign", f"--classifier={workdir}", f"--out={tmp_path / 'said.csv'}"
+    )
+    assert code == 0 and "16 images" in out and len(rows(tmp_path / "said.csv")) == 16
+    code, _, error = command("classify", "--predict=nowhere", f"--classifier={workdir}", "--out=said.csv")
+    assert code == 2 and error.count("\n") == 1 and "nowhere: no such folder" in error
+    code, _, error = command("classify", "--predict=nowhere")
+    assert code == 2 and "--classifier is missing" in error
+
+
+@pytest.mark.parametrize("kind", ["vit", "mobilenet_v2"])
+def test_heat_maps_are_maps_of_the_image(kind):
+    small = {"patch_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
+             "num_attention_heads": 2}  # fmt: skip
+    settings = small if kind == "vit" else {"depth_multiplier": 0.35}
+    size = 32 if kind == "vit" else 96
+    classifier = fresh(describe(kind, settings, ("a", "b"), size), np.float32)
+    image = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+    heat = saliency.heat(classifier, *classifier.init(0), image)
+    assert heat.shape == ((2, 4, 4) if kind == "vit" else (2, 3, 3))
+    assert heat.min() >= 0 and heat.max() <= 1
+    shown = saliency.picture(np.zeros((size, size, 3), np.uint8), heat[0], "words", "caption")
+    assert shown.source.startswith("data:image/png;base64,")
+
+
+def test_rollout_follows_attention(monkeypatch):
+    """Where every layer's class token looks at one patch, so does the rollout."""
+    classifier = fresh(
+        describe("vit", {"patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+                         "num_attention_heads": 2}, ("a", "b"), 32), np.float32,
+    )  # fmt: skip
+    looks = np.tile(np.eye(5, dtype=np.float32), (2, 1, 1, 1))
+    looks[:, :, 0] = [0, 0, 0, 1, 0]
+    monkeypatch.setattr(type(classifier), "attentions", lambda *_: looks)
+    heat = saliency.rollout(classifier, {}, {}, np.zeros((1, 32, 32, 3), np.float32))
+    assert np.asarray(heat)[0].argmax() == 2

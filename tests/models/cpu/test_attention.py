@@ -1,0 +1,130 @@
+"""Attention as a CPU computes it against JAX's own: values and all three gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as jax_s
+
+from dermjax.models.cpu.attention import accelerated, attention, by_cudnn, capability, in_order
+
+
+def given(dtype, size: float):
+    rng = np.random.default_rng(0)
+    shapes = ((2, 7, 3, 8), (2, 5, 3, 8), (2, 5, 3, 8), (2, 7, 3, 8))
+    return [jnp.asarray(size * rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def value_and_gradients(attend, q, k, v, weight):
+    y, back = jax.vjp(attend, q, k, v)
+    return y, *back(weight)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_it_is_jax_s(size):
+    """At a size of 30, scores reach thousands."""
+    arrays = given(jnp.float32, size)
+    expected = value_and_gradients(jax.nn.dot_product_attention, *arrays)
+    for way in (in_order, attention):
+        for ours, theirs in zip(jax.jit(value_and_gradients, static_argnums=0)(way, *arrays), expected, strict=True):
+            assert np.isfinite(ours).all()
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_bfloat16_is_as_near_to_float32_as_jax_s():
+    arrays = given(jnp.bfloat16, 1.0)
+    exact = value_and_gradients(jax.nn.dot_product_attention, *(a.astype(jnp.float32) for a in arrays))
+    ours, theirs = (value_and_gradients(way, *arrays) for way in (in_order, jax.nn.dot_product_attention))
+    for mine, other, true in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        errors = [float(jnp.linalg.norm(a.astype(jnp.float32) - true)) for a in (mine, other)]
+        assert errors[0] < 1.2 * errors[1]
+
+
+def gradients(attend):
+    return jax.grad(lambda *arrays: attend(*arrays).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+
+
+def kernels(call, queries, keys, width, dtype=jnp.bfloat16) -> int:
+    """How many of cuDNN's kernels the program for NVIDIA GPUs has; none is needed to write it."""
+    q, k = (jax.ShapeDtypeStruct((2, length, 8, width), dtype) for length in (queries, keys))
+    return jax.jit(call).trace(q, k, k).lower(lowering_platforms=("cuda",)).as_text().count("__cudnn$fmha")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A function after which JAX takes this process's devices for GPUs of a compute capability."""
+
+    def become(*number):
+        jax.clear_caches()  # what was traced for other devices is not taken again
+        monkeypatch.setattr("dermjax.models.cpu.attention.capability", lambda: number)
+        monkeypatch.setattr(jax_s, "check_cudnn_version", lambda: 91200)
+        monkeypatch.setattr(
+            jax_s, "check_compute_capability", lambda least: tuple(map(int, least.split("."))) <= number
+        )
+
+    yield become
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("width", [40, 44, 64, 80, 160, 256, 264])
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (4096, 77), (197, 197)])
+@pytest.mark.parametrize("number", [(8, 0), (9, 0)])
+def test_cudnn_is_taken_where_jax_s_call_takes_it(gpu, number, queries, keys, width):
+    gpu(*number)
+    for way in (lambda attend: attend, gradients):
+        try:
+            expected = kernels(way(by_cudnn), queries, keys, width)
+        except NotImplementedError:
+            expected = 0
+        assert kernels(way(attention), queries, keys, width) == expected
+
+
+def test_cudnn_s_shapes(gpu):
+    """Of JAX 0.10.2 and 0.12.0; where a newer one takes more, so does `attention`, and this list grows."""
+    gpu(9, 0)
+    assert [kernels(attention, 64, 77, width) for width in (40, 64, 80, 160, 256, 264, 44)] == [1, 1, 1, 1, 1, 0, 0]
+    assert [kernels(gradients(attention), 64, 64, width) for width in (40, 64, 80, 160, 256, 264)] == [2] * 5 + [0]
+    assert kernels(gradients(attention), 197, 197, 64) == 0
+    assert kernels(attention, 64, 64, 64, jnp.float32) == 0
+    gpu(8, 0)
+    assert [kernels(attention, 64, 77, width) for width in (128, 160)] == [1, 0]
+    gpu(7, 5)
+    assert kernels(attention, 64, 64, 64) == 0
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a GPU may have cuDNN")
+def test_without_cudnn_it_is_jax_s_own():
+    assert capability() == ()
+    arrays = given(jnp.bfloat16, 1.0)
+    ours, theirs = (
+        jax.jit(value_and_gradients, static_argnums=0)(way, *arrays)
+        for way in (accelerated, jax.nn.dot_product_attention)
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("queries", "keys", "width"),
+    [(256, 256, 40), (256, 77, 80), (64, 64, 64), (64, 64, 160), (197, 197, 64), (64, 64, 256)],
+)
+def test_cudnn_is_as_near_to_float32_as_jax_s(queries, keys, width):
+    """In the shapes of Stable Diffusion, of a ViT and of Stable Diffusion's autoencoder."""
+    rng = np.random.default_rng(0)
+    shapes = ((2, queries, 8, width), (2, keys, 8, width), (2, keys, 8, width), (2, queries, 8, width))
+    arrays = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
+    if width <= (128 if capability() < (9, 0) else 256):
+        assert kernels(attention, queries, keys, width) == 1
+    with jax.default_matmul_precision("highest"):
+        exact = value_and_gradients(jax.nn.dot_product_attention, *(a.astype(jnp.float32) for a in arrays))
+    ours, theirs = (
+        (*jax.jit(value_and_gradients, static_argnums=0)(way, *arrays), jax.jit(way)(*arrays[:3]))
+        for way in (attention, jax.nn.dot_product_attention)
+    )
+    for mine, other, true in zip(ours, theirs, (*exact, exact[0]), strict=True):
+        assert mine.dtype == jnp.bfloat16
+        errors = [float(jnp.linalg.norm(a.astype(jnp.float32) - true)) for a in (mine, other)]
+        print(f"{errors[0]:.4f} {errors[1]:.4f} of {float(jnp.linalg.norm(true)):.1f}")
+        assert errors[0] < 1.2 * errors[1]

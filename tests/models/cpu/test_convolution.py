@@ -1,0 +1,50 @@
+"""The convolution's gradients by both ways against JAX's own of the library's convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dermjax.models.cpu.convolution import FEW, columns_gradient, convolution, library, library_gradient
+
+SHAPES = [(2, 4, 4, 3, 40), (1, 5, 7, 8, 4), (2, 1, 1, 4, 8), (3, 2, 9, 6, 5)]  # B, h, w, C, D
+
+
+def drawn(B, h, w, C, D, dtype=jnp.float32):
+    """x, kernel and the gradient of the output."""
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((B, h, w, C), (3, 3, C, D), (B, h, w, D)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_the_librarys(shape):
+    x, kernel, gradient = drawn(*shape)
+    found, back = jax.vjp(convolution, x, kernel)
+    expected, expected_back = jax.vjp(library, x, kernel)
+    np.testing.assert_array_equal(found, expected)
+    for ours, theirs in zip(back(gradient), expected_back(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    for way in (columns_gradient, library_gradient):
+        np.testing.assert_allclose(way(kernel, gradient), expected_back(gradient)[0],
+                                   atol=1e-5 * np.abs(expected_back(gradient)[0]).max())  # fmt: skip
+
+
+def test_both_ways_are_taken_on_a_cpu():
+    """Few pixels for the channels: no kernel is turned around."""
+
+    def transposes(B, h, w, C, D):
+        x, kernel, gradient = drawn(B, h, w, C, D)
+        program = jax.jit(lambda k, g: jax.vjp(convolution, x, k)[1](g)[0]).lower(kernel, gradient)
+        return "stablehlo.reverse" in program.as_text()
+
+    assert not transposes(1, 4, 4, 3, 16 // FEW)
+    assert transposes(1, 4, 4, 3, 16 // FEW - 1)
+
+
+def test_columns_are_summed_in_float32():
+    """bfloat16 gradients are as near to float32 as the library's, but for one rounding."""
+    _, kernel, gradient = drawn(1, 4, 4, 16, 64, jnp.bfloat16)
+    exact = library_gradient(kernel.astype(jnp.float32), gradient.astype(jnp.float32))
+    found = columns_gradient(kernel, gradient)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6 * np.abs(exact).max())

@@ -1,0 +1,153 @@
+"""The stage on the shipped model: what it leaves, what stays as it was, the same again, and what it refuses."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.data import digests, images, records
+from dermjax.data.phantoms.appearance import ARTEFACTS
+from dermjax.data.phantoms.painting import phantom
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.sampling import provenance
+from dermjax.transformation import run
+
+CONFIG = Path(__file__).parents[2] / "configs" / "transform.py"
+CLEAN = dict.fromkeys(ARTEFACTS, False)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A manifest of two phantoms to train on and one held out."""
+    folder = tmp_path_factory.mktemp("photographs")
+    found = []
+    for seed, split in ((2, "train"), (5, "train"), (9, "test")):
+        made = phantom(seed, 128, **CLEAN, number=1, size_name="medium")
+        path = folder / f"{seed}.png"
+        path.write_bytes(images.png(made.image))
+        found.append(
+            Record(
+                image=path.name,
+                sha256=digests.sha256(path),
+                label=made.label,
+                split=split,
+                source="test",
+                image_manipulation="none",
+                lesion_id=f"lesion{seed}",
+                patient_id="p",
+            )
+        )
+    records.write(folder / records.FILE, Manifest(labels=("benign", "malignant"), root=folder, records=tuple(found)))
+    return folder
+
+
+def config(photographs, **changed):
+    settings = runpy.run_path(str(CONFIG))["get_config"]("demo")
+    settings.images, settings.steps, settings.batch, settings.strengths = str(photographs), 4, 2, (0.5, 0.3)
+    settings.transformations = ("larger", "dark skin")
+    settings.update(changed)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def finished(photographs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transform")
+    run.run(config(photographs), folder)
+    return folder
+
+
+def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, photographs):
+    made = records.read(finished).records
+    sources = sorted((record.label, Path(record.image).stem) for record in records.read(photographs).split("train"))
+    names = [f"{asked}/{label}/{seed}" for label, seed in sources for asked in ("larger", "dark_skin")]
+    assert [record.image for record in made] == [f"images/inpaint/{name}.png" for name in names]
+    for record in made:
+        assert record.synthetic and record.split == "train" and record.patient_id == "p"
+        assert record.lesion_id == f"lesion{Path(record.image).stem}"
+        told = record.attributes["transformation"]
+        assert {"before", "after", "met", "area_ratio", "attempts"} < told.keys()
+        assert provenance.origin(finished / record.image) == record.generation
+        assert record.generation["transformation"]["of"] == f"{Path(record.image).stem}.png"
+        mask = images.whole(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
+        assert mask.mean() == pytest.approx(told["after"]["area"], abs=1e-5)
+    assert json.loads((finished / "transformations.json").read_text()) == [
+        record.attributes["transformation"] for record in made
+    ]
+
+
+def test_outside_of_its_region_an_inpainted_image_is_the_source(finished, photographs):
+    for record in records.read(finished).records:
+        source = images.whole(photographs / record.generation["transformation"]["of"])
+        made = images.whole(finished / record.image)
+        region = images.whole(finished / record.image.replace("images/", "regions/", 1))[..., 0] > 0
+        assert (made[~region] == source[~region]).all() and (made[region] != source[region]).any()
+        assert record.attributes["transformation"]["decibels_outside"] == 99.0
+
+
+def test_most_is_reached_and_the_page_shows_it(finished):
+    told = json.loads((finished / "transformations.json").read_text())
+    assert sum(each["met"] for each in told) >= 3  # of 4, with four steps only
+    page = (finished / "report.html").read_text()
+    assert "larger, by inpaint" in page and "https://" not in page and "http://" not in page and "<script" not in page
+
+
+def test_a_finished_folder_is_left_alone_and_a_killed_one_goes_on(finished, photographs, tmp_path, capsys, monkeypatch):
+    run.run(config(photographs), finished)
+    assert "nothing to do" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in finished.glob("*.json*")}
+    (finished / records.FILE).unlink()
+    run.run(config(photographs), finished)
+    assert {path.name: path.read_bytes() for path in finished.glob("*.json*")} == before
+
+
+class Reached(Exception):
+    """That a run went on to make images."""
+
+
+def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, capsys, monkeypatch):
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(run, "Studio", reached)
+    monkeypatch.setattr(run, "NUMERIC_VERSION", 2)
+    with pytest.raises(Reached):
+        run.run(config(photographs), finished)
+    said = f"{finished / records.FILE} is made again (numeric_versions.transformations: 1 -> 2)\n"
+    assert capsys.readouterr().out == said
+    monkeypatch.setattr(run, "NUMERIC_VERSION", 1)
+    with pytest.raises(Reached):
+        run.run(config(photographs, images=str(photographs / "2.png"), label="benign"), finished)
+    assert "; images: " in capsys.readouterr().out
+
+
+def test_a_single_picture_needs_its_class(photographs, tmp_path):
+    alone = config(photographs, images=str(photographs / "2.png"))
+    with pytest.raises(UserError, match=r"config\.label: which class"):
+        run.run(alone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"transformations": ("bluer",)}, "config.transformations: 'bluer'; there are: larger, smaller, more"),
+        ({"ways": ()}, "config.ways: empty"),
+        ({"factor": 1.0}, "config.factor more than 1"),
+        ({"strengths": (0.5, 0.0)}, "strength"),
+        ({"images": ""}, "config.images is empty"),
+        ({"ways": ("prompt",)}, "nothing can be done"),
+    ],
+)
+def test_bad_input_is_one_line(photographs, tmp_path, changed, told):
+    with pytest.raises(UserError) as raised:
+        run.run(config(photographs, **changed), tmp_path)
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_skin_without_a_lesion_is_nothing_to_transform(tmp_path):
+    plain = tmp_path / "plain.png"
+    plain.write_bytes(images.png(np.full((128, 128, 3), (205, 165, 145), np.uint8)))
+    with pytest.raises(UserError, match="no lesion is seen"):
+        run.run(config(plain, label="benign"), tmp_path / "out")
