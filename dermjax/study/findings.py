@@ -62,7 +62,7 @@ class Found:
     alone: dict[Group, list[float]]
     mean: dict[Group, list[Predictions]]
     comparisons: list[Comparison]
-    findings: dict[tuple[str, str], dict[Group, Estimate]]
+    subgroups: dict[tuple[str, str], dict[Group, Estimate]]
     elsewhere: dict[str, dict[Group, dict[str, tuple[Estimate, Estimate]]]]  # figures, differences, by test set
     fidelity: dict[Group, Estimate]
 
