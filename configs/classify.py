@@ -15,67 +15,90 @@ The default is `vit`.
 
 from ml_collections import ConfigDict
 
-
-def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `classify`; variant is None, "probe", "vit", "mobilenetv2" or "demo"."""
-    config = ConfigDict(
-        {
-            "manifest": "",  # real images with their splits
-            "synthetic": "",  # synthetic images to train on as well; "" for none
-            "judged": "",  # synthetic images that only get predictions, never trained on; "" for none
-            "synthetic_fraction": 0.75,  # of every batch, when there are synthetic images; the paper's 3 to 1
-            "classifier": "vit",  # or "mobilenetv2"
-            "init": "",  # a Hugging Face folder; "" starts from nothing with the architecture below
-            "architecture": {
-                "vit": {"name": "S/16"},  # Ti, S, B or L; patches of 8, 14, 16 or 32 pixels
-                "mobilenetv2": {"depth_multiplier": 1.0},
-            },
-            "size": 224,
-            "recipe": "full",  # or "last" (the last blocks and the head), or "frozen" (the head: a linear probe)
-            "last_blocks": 2,  # that the recipe "last" trains
-            "features": "",  # folder of frozen features that runs may share; "" is in the workdir
-            "views": 1,  # of each image that frozen features are made of; those after the first are augmented
-            "augment": "mild",  # or none, strong, randaugment
-            "mixing": "none",  # or mixup; or cutmix, for the recipe "full" alone: features have no windows
-            "precision": "float32",  # or "bfloat16"
-            "seed": 0,
-            "steps": 2000,
-            "batch": 32,
-            "optimizer": "adamw",
-            "rate": 3e-5,
-            "warmup": 200,
-            "schedule": "cosine",
-            "weight_decay": 0.05,
-            "clip": 1.0,
-            "layer_decay": 1.0,  # of the rate from a layer to the one below it; 0.65 to 0.9 for a ViT
-            "label_smoothing": 0.1,
-            "ema_decay": 0.0,
-            # parts that a batch is taken in, one after the other, to save memory; "mobilenetv2" then normalises by part
-            "accumulate": 1,
-            "save_every": 500,
-            "log_every": 50,
-            "evaluate_every": 250,
-            "patience": 0,  # steps without a better validation AUROC that end training, and take the best; 0 is off
-            "mesh": {"data": 0, "fsdp": 1},
-        }
-    )
-    if variant == "mobilenetv2":
-        config.classifier, config.size, config.rate = "mobilenetv2", 160, 3e-4
-    elif variant == "probe":
-        config.recipe, config.label_smoothing = "frozen", 0.0
-        config.steps, config.batch, config.rate, config.warmup, config.weight_decay = 300, 64, 3e-4, 20, 10.0
-        config.save_every, config.log_every, config.evaluate_every = 300, 50, 100
-    elif variant == "demo":
-        config.architecture.vit = {
+VARIANTS = {  # what each has instead of the defaults
+    "probe": {
+        "recipe": "frozen",
+        "label_smoothing": 0.0,
+        "steps": 300,
+        "batch": 64,
+        "rate": 3e-4,
+        "warmup": 20,
+        "weight_decay": 10.0,
+        "save_every": 300,
+        "log_every": 50,
+        "evaluate_every": 100,
+    },
+    "vit": {},
+    "mobilenetv2": {
+        "classifier": "mobilenetv2",
+        "size": 160,
+        "rate": 3e-4,
+    },
+    "demo": {
+        "architecture.vit": {
             "patch_size": 8,
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
-        }
-        config.architecture.mobilenetv2.depth_multiplier = 0.35
-        config.size, config.steps, config.batch, config.rate, config.warmup = 64, 480, 32, 1e-3, 20
-        config.save_every, config.log_every, config.evaluate_every = 240, 40, 160
-    elif variant not in (None, "vit"):
-        raise ValueError(f"configs/classify.py has no variant {variant!r}; it has: probe, vit, mobilenetv2, demo")
+        },
+        "architecture.mobilenetv2.depth_multiplier": 0.35,
+        "size": 64,
+        "steps": 480,
+        "batch": 32,
+        "rate": 1e-3,
+        "warmup": 20,
+        "save_every": 240,
+        "log_every": 40,
+        "evaluate_every": 160,
+    },
+}
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    """The config of `classify`; variant is None or one of VARIANTS."""
+    if variant not in (None, *VARIANTS):
+        raise ValueError(f"configs/classify.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
+    config = ConfigDict()
+    config.manifest = ""  # real images with their splits
+    config.synthetic = ""  # synthetic images to train on as well; "" for none
+    config.judged = ""  # synthetic images that only get predictions, never trained on; "" for none
+    config.synthetic_fraction = 0.75  # of every batch, when there are synthetic images; the paper's 3 to 1
+    config.classifier = "vit"  # or "mobilenetv2"
+    config.init = ""  # a Hugging Face folder (--model_name_or_path); "" starts from nothing with the architecture below
+    config.architecture = {
+        "vit": {"name": "S/16"},  # Ti, S, B or L; patches of 8, 14, 16 or 32 pixels
+        "mobilenetv2": {"depth_multiplier": 1.0},
+    }
+    config.size = 224  # side of the images in pixels
+    config.recipe = "full"  # or "last" (the last blocks and the head), or "frozen" (the head: a linear probe)
+    config.last_blocks = 2  # that the recipe "last" trains
+    config.features = ""  # folder of frozen features that runs may share; "" is in the workdir
+    config.views = 1  # of each image that frozen features are made of; those after the first are augmented
+    config.augment = "mild"  # or none, strong, randaugment
+    config.mixing = "none"  # or mixup; or cutmix, for the recipe "full" alone: features have no windows
+    config.precision = "float32"  # or "bfloat16"
+    config.seed = 0
+    config.steps = 2000  # transformers' max_steps
+    config.batch = 32  # per_device_train_batch_size times the number of devices
+    config.optimizer = "adamw"  # or adamw8bit, adafactor, lion, prodigy
+    config.rate = 3e-5  # learning_rate
+    config.warmup = 200  # warmup_steps
+    config.schedule = "cosine"  # or "constant", "linear"
+    config.weight_decay = 0.05
+    config.clip = 1.0  # max_grad_norm; 0 is off
+    config.layer_decay = 1.0  # of the rate from a layer to the one below it; 0.65 to 0.9 for a ViT
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.0  # an average of the parameters; 0 is none
+    # parts that a batch is taken in, one after the other, to save memory; "mobilenetv2" then normalises by part
+    config.accumulate = 1
+    config.save_every = 500
+    config.log_every = 50
+    config.evaluate_every = 250
+    config.patience = 0  # steps without a better validation AUROC that end training, and take the best; 0 is off
+    config.mesh = {
+        "data": 0,  # devices that share a batch; 0 is all there are
+        "fsdp": 1,  # devices that parameters are divided over
+    }
+    config.update_from_flattened_dict(VARIANTS[variant or "vit"])
     return config

@@ -48,7 +48,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.hits = 40  # pictures of the first images that each rule speaks against
     config.phantoms = 0  # how many to measure the detectors on, instead of judging
     if variant == "demo":
-        config.gallery, config.hits = 24, 8
+        config.gallery = 24
+        config.hits = 8
         config.noted = ("hairs", "ruler", "dark_corners", "ink", "gel")
         config.thresholds.sharpness = -1.0
     elif variant == "calibration":

@@ -25,7 +25,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.prompt = "dermoscopy of a {label} mole"  # of each class, to tune with and to ask for
     config.tune.prompts = ConfigDict()  # made of it for the classes that there are
     config.generate.plan.prompts = ConfigDict()
-    config.classify = {"vit": _of("classify"), "mobilenetv2": _of("classify")}
+    config.classify = {
+        "vit": _of("classify"),
+        "mobilenetv2": _of("classify"),
+    }
     config.classify.vit.classifier = "vit"
     config.classify.mobilenetv2.classifier = "mobilenetv2"
     config.classify.mobilenetv2.rate = 3e-3  # batch normalisation takes more, and from nothing it needs it

@@ -29,75 +29,97 @@ Variants:
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("paper", "released", "balanced_tones", "tiny", "demo")
+LESION = "dermoscopy of [{number} ][{size} ]mole(s)"
+BALANCED = {
+    "precision": "float32",
+    "plan.prompts.benign": (f"{LESION} with smooth borders, uniform colour[, {{tone}} skin]",),
+    "plan.prompts.malignant": (f"{LESION} with irregular borders, mottled[, {{tone}} skin]",),
+    "plan.words": {
+        "number": {"one": 2, "two": 1, "three": 1},
+        "size": {"tiny": 1, "small": 1, "medium": 1, "large": 1},
+        "tone": {"pale": 1, "light": 1, "intermediate": 1, "tan": 1, "dark": 1},
+    },
+    "plan.guidance": 5.0,
+    "plan.batch": 8,
+}
+VARIANTS = {  # what each has instead of the paper's
+    "paper": {},
+    "released": {
+        "plan.prompts.malignant": ("malignant mole", "malignant skin mole"),
+        "plan.samplers": 109 * ("Euler a",)
+        + 43 * ("DPM++ 2M SDE Karras",)
+        + 25 * ("Euler",)
+        + 22 * ("Heun",)
+        + ("DPM++ 2S a",),
+        "plan.images_per_class": 100,
+    },
+    "balanced_tones": BALANCED,
+    "tiny": BALANCED
+    | {
+        "model": "derm-tiny",
+        "plan.samplers": ("Euler a",),
+        "plan.images_per_class": 8,
+    },
+    "demo": {
+        "precision": "float32",
+        "plan.prompts.benign": ("a dermoscopy photo of a benign mole",),
+        "plan.prompts.malignant": ("a dermoscopy photo of a malignant mole",),
+        "plan.images_per_class": 96,  # 32 a sampler: whole batches
+        # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
+        "plan.contrast": True,
+        "plan.guidance": 4.0,
+        "plan.batch": 8,
+    },
+}
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
     """The config of `generate`; variant is None or one of VARIANTS."""
+    if variant not in (None, *VARIANTS):
+        raise ValueError(f"configs/generate.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
     config = ConfigDict()
     config.model = ""  # a folder in diffusers' layout, as tune leaves it, a single .safetensors or .ckpt, or derm-tiny
-    config.lora = ""  # a file in PEFT's or kohya's form, merged into the model
-    config.lora_weight = 0.8  # 1 is as trained
+    config.lora = ""  # a file in PEFT's or kohya's form, merged into the model; pipe.load_lora_weights
+    config.lora_weight = 0.8  # 1 is as trained; diffusers' lora_scale
     config.embeddings = ()  # files of textual inversion; prompts use their words, such as "a photo of <mole>"
     config.long_prompts = "refuse"  # or "chunk", as AUTOMATIC1111's program does beyond 77 tokens
-    config.size = 0  # the side in pixels; 0 is the model's own
+    config.size = 0  # the side in pixels, diffusers' height and width; 0 is the model's own
     config.precision = ""  # of the arithmetic: float32, bfloat16 or float16; "" is float32 on a CPU, else bfloat16
-    config.init = ConfigDict({
+    config.init = {
         "images": "",  # to start from: a picture, or a manifest, whose training images of each class take turns
         "mask": "",  # white where to paint: a picture, or a folder with NAME.png for picture NAME; "" is everywhere
         "strength": 0.6,  # how far from them: 0.3 varies details, 1 leaves little; without images it does nothing
-    })  # fmt: skip
+    }
     config.preview_every = 0  # steps between two looks at the batch being made, in preview.png; 0 is none
-    config.credentials = ConfigDict({"certificate": "", "key": ""})  # PEM files to sign C2PA manifests with; "" is none
-    config.plan = ConfigDict({
-        # label -> prompts, which are dealt in turns; "a [{size} ]{label} mole(s)[, {site}]" has gaps that are filled,
+    config.credentials = {  # PEM files to sign C2PA manifests with; "" is none
+        "certificate": "",
+        "key": "",
+    }
+    config.plan = {
+        # label -> prompts, which are taken in turns; "a [{size} ]{label} mole(s)[, {site}]" has gaps that are filled,
         # and clauses in brackets that are left out where nothing fills them
-        "prompts": {"benign": ("benign mole",), "malignant": ("malignant mole",)},
+        "prompts": {
+            "benign": ("benign mole",),
+            "malignant": ("malignant mole",),
+        },
         "words": ConfigDict(),  # gap -> word -> weight, such as {"size": {"": 1, "large": 3}}; "" leaves it unsaid
         "quotas": ConfigDict(),  # at least so many: {"rare": {"images": 90, "label": "malignant", "size": "large"}}
         "match": "",  # a manifest whose images' attributes fill the other gaps, {site} or {skin_tone.group}, as they do
-        "negative_prompt": "",
+        "negative_prompt": "",  # diffusers' negative_prompt
         "contrast": False,  # take the other classes' prompts, in turns, for the negative one
-        "samplers": ("Euler", "Euler a", "PLMS"),  # which are dealt in turns; `dermjax samplers` lists them
+        "samplers": ("Euler", "Euler a", "PLMS"),  # taken in turns; `dermjax samplers` lists them with diffusers' names
         "images_per_class": 3000,
         "images_of": ConfigDict(),  # label -> how many, where that is another number
-        "steps": 20,
-        # leading, linspace, trailing, karras, exponential, or the sigmas themselves, "14.6 3.1 0.4 0" for three steps;
-        "spacing": "",  # "" is the model's and the sampler's own
-        "guidance": 7.0,  # 1 is none, and half the time
+        "steps": 20,  # diffusers' num_inference_steps
+        # "" is the model's and the sampler's own; leading, linspace, trailing (diffusers' timestep_spacing), karras,
+        # exponential (use_karras_sigmas, …), or the sigmas themselves, "14.6 3.1 0.4 0" for three steps
+        "spacing": "",
+        "guidance": 7.0,  # diffusers' guidance_scale, AUTOMATIC1111's CFG scale; 1 is none, and half the time
         "guidance_rescale": 0.0,  # 0 is none; 0.7 keeps a v-predicting model's contrast (arXiv 2305.08891)
         "guidance_interval": (),  # two sigmas between which alone to guide, such as (0.28, 5.42) (arXiv 2404.07724)
         "deep_cache": 1,  # evaluations that share the UNet's depths (DeepCache); 1 is exact, 3 about twice as fast
         "seed": 0,  # of the first image; the others count up from it
         "batch": 16,  # images that a device makes at a time; a CPU makes no more than two of a large model
-    })  # fmt: skip
-    if variant in (None, "paper"):
-        return config
-    plan = config.plan
-    if variant == "released":
-        plan.prompts.malignant = ("malignant mole", "malignant skin mole")
-        plan.samplers = (
-            109 * ("Euler a",) + 43 * ("DPM++ 2M SDE Karras",) + 25 * ("Euler",) + 22 * ("Heun",) + ("DPM++ 2S a",)
-        )
-        plan.images_per_class = 100
-    elif variant in ("balanced_tones", "tiny"):
-        lesion = "dermoscopy of [{number} ][{size} ]mole(s)"
-        plan.prompts.benign = (f"{lesion} with smooth borders, uniform colour[, {{tone}} skin]",)
-        plan.prompts.malignant = (f"{lesion} with irregular borders, mottled[, {{tone}} skin]",)
-        plan.words = {
-            "number": {"one": 2, "two": 1, "three": 1},
-            "size": {"tiny": 1, "small": 1, "medium": 1, "large": 1},
-            "tone": {"pale": 1, "light": 1, "intermediate": 1, "tan": 1, "dark": 1},
-        }
-        config.precision, plan.guidance, plan.batch = "float32", 5.0, 8
-        if variant == "tiny":
-            config.model, plan.samplers, plan.images_per_class = "derm-tiny", ("Euler a",), 8
-    elif variant == "demo":
-        plan.prompts.benign = ("a dermoscopy photo of a benign mole",)
-        plan.prompts.malignant = ("a dermoscopy photo of a malignant mole",)
-        plan.images_per_class = 96  # 32 a sampler: whole batches
-        # away from the other class rather than from no prompt: measured, twice the effect of a short tuning
-        config.precision, plan.contrast, plan.guidance, plan.batch = "float32", True, 4.0, 8
-    else:
-        raise ValueError(f"configs/generate.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
+    }
+    config.update_from_flattened_dict(VARIANTS[variant or "paper"])
     return config

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
+    """The config of `mask`."""
     config = ConfigDict()
     config.model = ""  # that made the images
     config.lora = ""

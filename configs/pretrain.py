@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
+    """The config of `pretrain`; variant is None or "smoke"."""
     config = ConfigDict(
         {
             "seed": 0,
@@ -40,7 +41,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
         }
     )
     if variant == "smoke":
-        config.phantoms, config.normalise_over, config.save_every = 500, 64, 5
+        config.phantoms = 500
+        config.normalise_over = 64
+        config.save_every = 5
         config.diffusion.steps = config.decoder.steps = 10
         for phase in config.autoencoder.phases:
             config.autoencoder[phase].steps = 10

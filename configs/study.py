@@ -31,27 +31,46 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.baseline = "real_equal_steps"  # what every other arm is compared with
     config.shots = (50, 200)  # real training images a class; 0 is all
     config.seeds = (0, 1, 2)
-    config.tests = {"isic": "", "ham10000": "", "other": ""}  # manifests of further test sets; "" for none
+    config.tests = {  # manifests of further test sets; "" for none
+        "isic": "",
+        "ham10000": "",
+        "other": "",
+    }
     config.prompt = "dermoscopy of a {label} mole"
-    config.prepare, config.tune, config.generate, config.curate = (
-        _of(stage, "demo") for stage in ("prepare", "tune", "generate", "curate")
-    )
+    config.prepare = _of("prepare", "demo")
     config.prepare.images = ""
-    config.tune.prompts, config.generate.plan.prompts = ConfigDict(), ConfigDict()
+    config.tune = _of("tune", "demo")
+    config.tune.prompts = ConfigDict()  # made of `prompt` for the classes that there are
+    config.generate = _of("generate", "demo")
+    config.generate.plan.prompts = ConfigDict()
     config.generate.plan.images_per_class = 600
-    config.classifiers = {"vit": _of("classify", "probe"), "mobilenetv2": _of("classify", "probe")}
-    config.classifiers.mobilenetv2.classifier, config.classifiers.mobilenetv2.size = "mobilenetv2", 160
-    config.bootstrap = {"resamples": 2000, "seed": 0, "smallest": 10}
+    config.curate = _of("curate", "demo")
+    config.classifiers = {
+        "vit": _of("classify", "probe"),
+        "mobilenetv2": _of("classify", "probe"),
+    }
+    config.classifiers.mobilenetv2.classifier = "mobilenetv2"
+    config.classifiers.mobilenetv2.size = 160
+    config.bootstrap = {
+        "resamples": 2000,
+        "seed": 0,
+        "smallest": 10,  # lesions of a class below which no interval is given
+    }
     config.gallery = 6  # pictures a row
     if variant == "last":
         for each in config.classifiers.values():
-            each.recipe, each.rate, each.weight_decay = "last", 1e-4, 0.05
-            each.batch, each.steps, each.warmup = 32, 240, 24
+            each.recipe = "last"
+            each.rate = 1e-4
+            each.weight_decay = 0.05
+            each.batch = 32
+            each.steps = 240
+            each.warmup = 24
     elif variant == "full":
         config.classifiers = {"vit": _of("classify", "vit"), "mobilenetv2": _of("classify", "mobilenetv2")}
         config.shots = (0,)
     elif variant == "folds":
-        config.folds, config.shots = 5, (0,)
+        config.folds = 5
+        config.shots = (0,)
     elif variant not in (None, "frozen"):
         raise ValueError(f"configs/study.py has no variant {variant!r}; it has: frozen, last, full, folds")
     return config

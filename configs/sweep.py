@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
+    """The config of `sweep`; variant is None, "lora", "full" or "tiny"."""
     if variant not in (None, "lora", "full", "tiny"):
         raise ValueError(f"configs/sweep.py has no variant {variant!r}; it has: lora, full, tiny")
     tune = runpy.run_path(str(Path(__file__).with_name("tune.py")))["get_config"](variant or "lora")
@@ -45,7 +46,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
         del config.space["lora"]
         config.space.loss.offset_noise = (0.0, 0.05)
     elif variant == "tiny":
-        config.trials, config.startup, config.looks = 6, 3, 5
+        config.trials = 6
+        config.startup = 3
+        config.looks = 5
         config.space = {"rate": {"low": 2e-4, "high": 1e-2}, "lora": {"rank": (4, 16)}, "steps": (75,)}
         config.tune.steps = 75
     return config

@@ -45,9 +45,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.tone_tolerance = 5.0  # degrees that skin may be outside of what its word stands for
     config.gallery = 12  # pairs that the report shows of each transformation and way
     if variant == "demo":
-        config.model, config.limit, config.precision = "derm-tiny", 20, "float32"
+        config.model = "derm-tiny"
+        config.limit = 20
+        config.precision = "float32"
         config.prompt = "dermoscopy of {number} {size} mole(s)[, {tone} skin]"
-        config.sampler, config.guidance, config.batch = "Euler a", 3.5, 16
+        config.sampler = "Euler a"
+        config.guidance = 3.5
+        config.batch = 16
     elif variant is not None:
         raise ValueError(f"configs/transform.py has no variant {variant!r}; leave it out or take demo")
     return config

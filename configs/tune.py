@@ -20,104 +20,160 @@ takes 11 GB, and `full` and `best` 15 GB of memory and 37 GB of disk.
 Computed: an image is 0.80 TFLOP forwards, once more backwards to what came in, once more to what is tuned, and with
 `remat` forwards again. An H100 at two fifths of its peak in bfloat16, which has not been measured, would take 25
 minutes for `paper` and 5 for the others, samples and looks at held-out images left out.
+
+Comments name the option of diffusers' train_dreambooth scripts (--…) and of kohya's sd-scripts where it has another name.
 """
 
 from ml_collections import ConfigDict
 
+LARGE = {  # what the variants for Stable Diffusion's own size share
+    "batch": 8,
+    "steps": 4_000,
+    "warmup": 100,
+    "schedule": "cosine",
+    "remat": "blocks",
+    "loss.prompt_dropout": 0.1,
+    "watch_every": 500,
+    "save_every": 500,
+}
+FULL = LARGE | {
+    "tuned.unet": "full",
+    "rate": 1e-5,
+    "ema_decay": 0.999,
+}
+SMALL = {  # what the variants for derm-tiny share
+    "model": "derm-tiny",
+    "size": 0,
+    "precision": "float32",
+    "optimizer": "adamw",
+    "prompts.benign": "dermoscopy of a benign mole",
+    "prompts.malignant": "dermoscopy of a malignant mole",
+    "batch": 16,
+    "warmup": 10,
+    "schedule": "cosine",
+    "loss.prompt_dropout": 0.1,
+    "encode_batch": 32,
+    "save_every": 40,
+    "log_every": 10,
+    "validation_draws": 1,
+    "watch_every": 80,
+    "samples.sampler": "Euler a",
+    "samples.guidance": 4.0,
+}
+VARIANTS = {  # what each has instead of the paper's
+    "paper": {},
+    "lora": LARGE
+    | {
+        "optimizer": "adamw",
+        "tuned.text_encoder": "lora",
+        "text_rate": 0.2,
+        "lora.rank": 16,
+        "lora.alpha": 16.0,
+        "lora.targets": ("attention", "feed_forward", "convolution", "time"),
+    },
+    "full": FULL,
+    "best": FULL
+    | {
+        "loss.snr_gamma": 5.0,
+        "loss.offset_noise": 0.05,
+        "concepts.balance": True,
+    },
+    "tiny": SMALL
+    | {
+        "lora.rank": 16,
+        "lora.alpha": 16.0,
+        "rate": 2e-3,
+        "steps": 150,
+    },
+    "demo": SMALL
+    | {
+        "tuned.unet": "full",
+        "steps": 400,
+        "rate": 4e-4,
+        "ema_decay": 0.98,
+        "watch_every": 200,
+    },
+}
+
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `tune`; variant is None or one of those above."""
-    config = _paper()
-    if variant == "lora":
-        _large(config)
-        config.optimizer = "adamw"
-        config.tuned.text_encoder, config.text_rate = "lora", 0.2
-        config.lora.rank, config.lora.alpha = 16, 16.0
-        config.lora.targets = ("attention", "feed_forward", "convolution", "time")
-    elif variant in ("full", "best"):
-        _large(config)
-        config.tuned.unet, config.rate, config.ema_decay = "full", 1e-5, 0.999
-        if variant == "best":
-            config.loss.snr_gamma, config.loss.offset_noise, config.concepts.balance = 5.0, 0.05, True
-    elif variant in ("tiny", "demo"):
-        config.model, config.size, config.precision, config.optimizer = "derm-tiny", 0, "float32", "adamw"
-        config.prompts.benign = "dermoscopy of a benign mole"
-        config.prompts.malignant = "dermoscopy of a malignant mole"
-        config.batch, config.warmup, config.schedule, config.loss.prompt_dropout = 16, 10, "cosine", 0.1
-        config.encode_batch, config.save_every, config.log_every = 32, 40, 10
-        config.validation_draws, config.watch_every = 1, 80
-        config.samples.sampler, config.samples.guidance = "Euler a", 4.0
-        if variant == "tiny":
-            config.lora.rank, config.lora.alpha, config.rate, config.steps = 16, 16.0, 2e-3, 150
-        else:
-            config.tuned.unet, config.steps, config.rate, config.ema_decay = "full", 400, 4e-4, 0.98
-            config.watch_every = 200
-    elif variant not in (None, "paper"):
-        raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: paper, lora, full, best, tiny, demo")
-    return config
-
-
-def _paper() -> ConfigDict:
-    """The variant `paper`, of which the others say what they have instead."""
-    return ConfigDict(
-        {
-            "model": "",
-            "manifest": "",
-            "tuned": {"unet": "lora", "text_encoder": "frozen"},  # each "full", "lora" or "frozen"
-            "lora": {"rank": 4, "alpha": 4.0, "targets": ("attention",)},  # and "feed_forward", "convolution", "time"
-            "words": ConfigDict(),  # new words to learn (textual inversion), for prompts: {"<dysplastic>": "mole"}
-            "vectors": 1,  # of each of them
-            # of each class; a template as "a {label} mole[ on {skin_tone.group} skin]" is filled in for each record
-            "prompts": {"benign": "benign mole", "malignant": "malignant mole"},
-            "concepts": {
-                "repeats": ConfigDict(),  # how often an epoch shows a class
-                "balance": False,  # every class as often as the largest
-                "prior": "",  # the manifest of class images made by `generate`; "" for none, as in the paper
-                # lambda: the loss is the mean over instance images + lambda times the mean over class images
-                # (arXiv 2208.12242, eq. 2), however many there are of each; fewer of one are shown less often
-                "prior_weight": 1.0,
-            },
-            "size": 512,
-            "encode_batch": 8,
-            "cache": "",  # folder of latents and contexts, to share between runs; "" is the run's own
-            "seed": 0,
-            "steps": 155_880,
-            "batch": 2,
-            "optimizer": "adamw8bit",
-            "rate": 1e-4,
-            "text_rate": 1.0,  # the text encoder's share of the rate
-            "warmup": 500,
-            "schedule": "constant",
-            "weight_decay": 0.01,
-            "clip": 1.0,
-            "ema_decay": 0.0,
-            "loss": {
-                "timestep_bias": 1.0,  # above 1 high noise comes more often
-                "snr_gamma": 0.0,  # min-SNR weighting; 5 is its paper's, 0 off
-                "offset_noise": 0.0,  # 0.05 to 0.1 for darker and lighter images
-                "huber": 0.0,  # the c of the pseudo-Huber loss; 0 is the square
-                "prompt_dropout": 0.0,
-            },
-            "accumulate": 1,  # parts that a batch is taken in, one after the other, to save memory
-            # "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"; the paper's fp16 overflows;
-            # "" is float32 on a CPU, where it is quicker, else bfloat16
-            "precision": "",
-            "remat": "none",  # computes "attention" or "blocks" a second time instead of keeping them
-            "watch_every": 1000,  # steps between two looks: samples, held-out loss, report
-            "validation_draws": 4,  # noises an image of the held-out split; 0 is off
-            "patience": 0,  # steps without a better held-out loss that end tuning, and take the best; 0 takes the last
-            "samples": {"images": 4, "prompts": 1, "sampler": "DPM++ 2M", "steps": 20, "guidance": 5.0},  # a class
-            "save_every": 1000,
-            "log_every": 50,
-            "save_dtype": "float16",
-            "save_model": True,  # False leaves the LoRA and the words only
-            "mesh": {"data": 0, "fsdp": 1},
-        }
+    """The config of `tune`; variant is None or one of VARIANTS."""
+    if variant not in (None, *VARIANTS):
+        raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
+    config = ConfigDict()
+    config.model = ""  # --pretrained_model_name_or_path: a folder in diffusers' layout, a single file, or derm-tiny
+    config.manifest = ""  # of `prepare`; --instance_data_dir, kohya --train_data_dir
+    config.tuned = {  # each "full" (train_dreambooth.py), "lora" (train_dreambooth_lora.py) or "frozen"
+        "unet": "lora",
+        "text_encoder": "frozen",  # --train_text_encoder
+    }
+    config.lora = {
+        "rank": 4,  # --rank, kohya --network_dim
+        "alpha": 4.0,  # kohya --network_alpha; a change is scaled by alpha / rank
+        "targets": ("attention",),  # and "feed_forward", "convolution" (kohya's conv_dim), "time"
+    }
+    config.words = (
+        ConfigDict()
+    )  # new words to learn, {"<dysplastic>": "mole"}; --placeholder_token, --initializer_token
+    config.vectors = 1  # of each new word; --num_vectors, kohya --num_vectors_per_token
+    config.prompts = {  # --instance_prompt of each class; "a {label} mole[ on {skin_tone.group} skin]" is filled in
+        "benign": "benign mole",
+        "malignant": "malignant mole",
+    }
+    config.concepts = {
+        "repeats": ConfigDict(),  # how often an epoch shows a class; kohya num_repeats
+        "balance": False,  # every class as often as the largest
+        "prior": "",  # --class_data_dir, kohya is_reg: a manifest that `generate` made; "" for none, as in the paper
+        # --prior_loss_weight, lambda: the loss is the mean over instance images + lambda times the mean over class
+        # images (arXiv 2208.12242, eq. 2), however many there are of each; fewer of one are shown less often
+        "prior_weight": 1.0,
+    }
+    config.size = 512  # --resolution; 0 is the model's own
+    config.encode_batch = 8  # kohya --vae_batch_size
+    config.cache = (
+        ""  # folder of latents and contexts that runs share; "" is the run's own; kohya --cache_latents_to_disk
     )
-
-
-def _large(config: ConfigDict) -> None:
-    """What the variants for Stable Diffusion's own size share."""
-    config.batch, config.steps, config.warmup, config.schedule = 8, 4_000, 100, "cosine"
-    config.remat, config.loss.prompt_dropout = "blocks", 0.1
-    config.watch_every = config.save_every = 500
+    config.seed = 0  # --seed
+    config.steps = 155_880  # --max_train_steps
+    config.batch = 2  # --train_batch_size times the number of devices
+    config.optimizer = "adamw8bit"  # or adamw, adafactor, lion, prodigy; --use_8bit_adam, kohya --optimizer_type
+    config.rate = 1e-4  # --learning_rate, kohya --unet_lr
+    config.text_rate = 1.0  # the text encoder's share of the rate; kohya --text_encoder_lr divided by --unet_lr
+    config.warmup = 500  # --lr_warmup_steps
+    config.schedule = "constant"  # or "cosine", "linear"; --lr_scheduler
+    config.weight_decay = 0.01  # --adam_weight_decay
+    config.clip = 1.0  # --max_grad_norm; 0 is off
+    config.ema_decay = 0.0  # an average of the parameters; 0 is none; diffusers' --use_ema
+    config.loss = {
+        "timestep_bias": 1.0,  # above 1 high noise comes more often; diffusers' --timestep_bias_strategy=later
+        "snr_gamma": 0.0,  # --snr_gamma, kohya --min_snr_gamma; 5 is its paper's, 0 off
+        "offset_noise": 0.0,  # kohya --noise_offset; 0.05 to 0.1 for darker and lighter images
+        "huber": 0.0,  # kohya --loss_type=huber --huber_c: the c of the pseudo-Huber loss; 0 is the square (l2)
+        "prompt_dropout": 0.0,  # kohya --caption_dropout_rate
+    }
+    # parts that a batch is taken in to save memory; --gradient_accumulation_steps, which multiplies the batch instead
+    config.accumulate = 1
+    # --mixed_precision: "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"; the paper's fp16
+    # overflows; "" is float32 on a CPU, where it is quicker, else bfloat16
+    config.precision = ""
+    config.remat = "none"  # or "attention", "blocks": computed again backwards; --gradient_checkpointing
+    config.watch_every = 1000  # steps between two sets of samples and held-out losses; --validation_steps
+    config.validation_draws = 4  # noises an image of the held-out split; 0 is off
+    config.patience = 0  # steps without a better held-out loss that end tuning, and take the best; 0 takes the last
+    config.samples = {  # of each class, kohya --sample_prompts
+        "images": 4,  # --num_validation_images
+        "prompts": 1,
+        "sampler": "DPM++ 2M",  # kohya --sample_sampler
+        "steps": 20,
+        "guidance": 5.0,
+    }
+    config.save_every = 1000  # --checkpointing_steps, kohya --save_every_n_steps
+    config.log_every = 50
+    config.save_dtype = "float16"  # or "float32", "bfloat16"; kohya --save_precision
+    config.save_model = True  # False leaves the LoRA and the words only
+    config.mesh = {  # accelerate's --num_processes
+        "data": 0,  # devices that share a batch; 0 is all there are
+        "fsdp": 1,  # devices that parameters are divided over
+    }
+    config.update_from_flattened_dict(VARIANTS[variant or "paper"])
+    return config
