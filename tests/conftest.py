@@ -164,7 +164,7 @@ def random_pipeline(randomise):
     """A function from configs, as those of `StableDiffusion`, to diffusers' pipeline with random weights."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    from dermjax.data.tokens import tokenizer
+    from dermjax.data.tokens import load_tokenizer
     from dermjax.weights import diffusers as ours
 
     def build(configs):
@@ -173,7 +173,7 @@ def random_pipeline(randomise):
             name: {key: value for key, value in config.items() if not key.startswith("_")}
             for name, config in configs.items()
         }
-        words = tokenizer(Path(ours.__file__).parent / "clip_tokenizer")
+        words = load_tokenizer(Path(ours.__file__).parent / "clip_tokenizer")
         text = options["text_encoder"] | {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
         text.pop("model_type")
         kind = getattr(diffusers, configs["scheduler"]["_class_name"])

@@ -15,7 +15,7 @@ import numpy as np
 
 from dermjax.classification.features import Features
 from dermjax.data import pipelines
-from dermjax.data.pipelines import FINEST_MIXTURE, Turns, mixed
+from dermjax.data.pipelines import FINEST_MIXTURE, Alternation, mix_rows
 from dermjax.data.records import Manifest, Record
 
 FLOOR = 1e-6  # of a feature's deviation: one that never changes is left alone
@@ -48,7 +48,7 @@ class Pictures:
     def training(self):
         """Returns endless batches of images."""
         plan = self.plan
-        return pipelines.classification(
+        return pipelines.training_batches(
             plan.real, plan.synthetic, size=self.size, batch=plan.batch, seed=plan.seed,
             synthetic_fraction=plan.synthetic_fraction, augment=self.augment, mixing=plan.mixing, rows=plan.rows,
         )  # fmt: skip
@@ -56,7 +56,7 @@ class Pictures:
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Returns the images of some records once, in order."""
         plan = self.plan
-        return pipelines.evaluation(records, manifest, size=self.size, batch=plan.batch, rows=plan.rows)
+        return pipelines.evaluation_batches(records, manifest, size=self.size, batch=plan.batch, rows=plan.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Cached:
             if part > 0
             for records in by_class(manifest)
         ]
-        turns = Turns(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
+        turns = Alternation(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
         return Mixture(sources, turns, batch=plan.batch, rows=plan.rows, seed=plan.seed, mixing=plan.mixing)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
@@ -124,11 +124,11 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: list[np.ndarray], turns: Turns, *, batch: int, rows: np.ndarray, seed: int, mixing: str
+        self, sources: list[np.ndarray], turns: Alternation, *, batch: int, rows: np.ndarray, seed: int, mixing: str
     ):
         self._sources, self._turns, self._seed, self._next = sources, turns, seed, 0
         self._made = partial(
-            mixed, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=turns.classes
+            mix_rows, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=turns.classes
         )
         self._order = lru_cache(maxsize=4 * len(sources))(self._drawn)
 

@@ -122,7 +122,7 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     grid = sharding.mesh(0, 1)
     batch = -(-batch // grid.size) * grid.size
     say_of = predictor(found, Recipe(last=None), grid)
-    batches = pipelines.evaluation(
+    batches = pipelines.evaluation_batches(
         told, manifest, size=found.config["image_size"], batch=batch, rows=sharding.own(batch, grid)
     )
     said = probabilities(say_of(params, variables, batches))
@@ -143,7 +143,7 @@ def listed_images(path: Path, labels: tuple[str, ...]) -> Manifest:
     told = dict(label=labels[0], split="test", source=path.name, image_manipulation="none")
     names = tree.walk(path).images
     with ThreadPoolExecutor(machine.cores()) as pool:
-        digest = pool.map(lambda name: digests.of(path / name), names)
+        digest = pool.map(lambda name: digests.cached_sha256(path / name), names)
     found = tuple(Record(image=name, sha256=each, **told) for name, each in zip(names, digest, strict=True))
     return Manifest(labels=labels, root=path, records=found)
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 
 from dermjax.data import images
-from dermjax.data.pictures import Picture
+from dermjax.data.thumbnails import Thumbnail
 from dermjax.models.classifier import Classifier, Params
 
 Array = jax.Array
@@ -54,11 +54,11 @@ def rollout(classifier: Classifier, params: Params, variables: Params, image: Ar
     return rearrange(reached[:, 0, 1:], "B (h w) -> B h w", h=side)
 
 
-def picture(image: np.ndarray, warmth: np.ndarray, words: str, caption: str) -> Picture:
+def picture(image: np.ndarray, warmth: np.ndarray, words: str, caption: str) -> Thumbnail:
     """Returns the picture of an image, uint8 [S, S, 3], darkened where `warmth` [h, w] is low, lit where it is high."""
     shown = np.asarray(Image.fromarray(image).resize((SIDE, SIDE)), np.float32)
     scale = Image.fromarray(np.float32(warmth), mode="F").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(scale), 0, 1)[..., None]
     lit = shown * (0.35 + 0.65 * share) + HOT * 0.35 * share**2
-    source = "data:image/png;base64," + base64.b64encode(images.png(np.uint8(np.clip(lit, 0, 255)))).decode()
-    return Picture(source=source, words=words, caption=caption)
+    source = "data:image/png;base64," + base64.b64encode(images.encode_png(np.uint8(np.clip(lit, 0, 255)))).decode()
+    return Thumbnail(source=source, words=words, caption=caption)

@@ -20,8 +20,8 @@ from dermjax.curation import calibration
 from dermjax.curation.rules import MEANINGS, Rule
 from dermjax.data.phantoms.appearance import SIZES
 from dermjax.data.phantoms.captions import wish
-from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import Manifest, Record
+from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
 from dermjax.page import fill
 
 ALL = "all"
@@ -107,10 +107,10 @@ def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery:
         rules=[_row(rule, curated, spoken[rule.reason]) for rule in by],
         rejected_by_class=[_count(rejected, name) for name in curated.labels],
         rejected_total=len(rejected),
-        rejected=[picture(curated, record, _why(record, scores)) for record in spread(rejected, gallery)],
-        kept={name: [picture(curated, r, "") for r in spread(group, gallery)] for name, group in kept.items()},
+        rejected=[thumbnail(curated, record, _why(record, scores)) for record in evenly_spaced(rejected, gallery)],
+        kept={name: [thumbnail(curated, r, "") for r in evenly_spaced(group, gallery)] for name, group in kept.items()},
         hits={
-            reason.replace("_", " "): (len(hit), [picture(curated, r, _shown(r, scores[reason])) for r in hit[:hits]])
+            reason.replace("_", " "): (len(hit), [thumbnail(curated, r, _shown(r, scores[reason])) for r in hit[:hits]])
             for reason, hit in spoken.items()
             if hit
         },
@@ -163,12 +163,12 @@ def calibrated(rule: Rule) -> list[str]:
     return lines
 
 
-def _verdict(curated: Manifest, record: Record) -> Picture:
+def _verdict(curated: Manifest, record: Record) -> Thumbnail:
     """The picture of an image that a person spoke about, with what they said."""
     said = record.attributes["verdict"]
     overruled = f", against {', '.join(said['overrules']).replace('_', ' ')}" if said["overrules"] else ""
     why = f": {said['why']}" if said["why"] else ""
-    return picture(curated, record, f"{'kept' if said['keep'] else 'rejected'} by {said['by']}{overruled}{why}")
+    return thumbnail(curated, record, f"{'kept' if said['keep'] else 'rejected'} by {said['by']}{overruled}{why}")
 
 
 def _steering(row: Steering) -> list[str]:

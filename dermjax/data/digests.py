@@ -30,11 +30,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """The SHA-256 of an image file, hashed again only where the file has changed; UserError where it cannot be read."""
     try:
         status = os.stat(path)
-        special = kind(status)
+        special = special_kind(status)
         if special:
             raise UserError(f"image {path}: {special} and no file; remove it")
         seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -50,13 +50,13 @@ def of(path: Path) -> str:
         raise UserError(f"image {path}: cannot be read ({error.strerror}); mend or remove the file") from error
 
 
-def checked(path: Path, digest: str) -> Path:
+def verify(path: Path, digest: str) -> Path:
     """The path of an image file whose bytes have this digest; UserError where they are others."""
-    if of(path) != digest:
+    if cached_sha256(path) != digest:
         raise UserError(f"image {path}: not the bytes that the manifest names; prepare or generate it again")
     return path
 
 
-def kind(status: os.stat_result) -> str:
+def special_kind(status: os.stat_result) -> str:
     """What a path leads to where that is no file, "" for a file; opening a pipe or a device might never end."""
     return SPECIAL.get(stat.S_IFMT(status.st_mode), "")

@@ -44,12 +44,12 @@ EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
 
 
-def opened(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """The image in a file, opened by Pillow or by the package for its format, its pixels as they lie in the file.
 
     Raises UserError for what is no file and for a package that is missing, else whatever a decoder raises.
     """
-    special = digests.kind(os.stat(path))
+    special = digests.special_kind(os.stat(path))
     if special:
         raise UserError(f"image {path}: {special} and no file; remove it")
     with path.open("rb") as file:
@@ -61,7 +61,7 @@ def opened(path: Path) -> Image.Image:
     return Image.open(path, formats=FORMATS)
 
 
-def missing(path: Path) -> str:
+def missing_package(path: Path) -> str:
     """Which package would read a file of this name and is not installed, with how to install it; "" for none."""
     what, module, package = PACKAGES.get(os.path.splitext(path.name)[1].lower(), ("", "", ""))
     return f"{what}, which {package} reads where it is installed: {EXTRA}" if module and not _is_there(module) else ""
@@ -155,15 +155,15 @@ def load(path: Path, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(_decoded(path, 2 * size), (size, size), Image.Resampling.LANCZOS))
 
 
-def whole(path: Path) -> np.ndarray:
+def decode(path: Path) -> np.ndarray:
     """The whole image as uint8 [H, W, 3], else as `load`."""
     return np.asarray(_decoded(path, 0))
 
 
-def header(path: Path) -> tuple[str, tuple[str, ...]]:
+def read_header(path: Path) -> tuple[str, tuple[str, ...]]:
     """The camera that a file names, "" for none, and what `load` and `whole` do to its pixels beyond decoding them."""
     try:
-        with opened(path) as image:
+        with open_image(path) as image:
             tags = image.getexif()
             camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (EXIF_MAKE, EXIF_MODEL)).strip()
             done = {
@@ -200,14 +200,14 @@ def from_model(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def png(image: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """The bytes of a PNG file of uint8 [H, W, 3], the same for the same image."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def keep(path: Path, content: bytes) -> None:
+def write_if_changed(path: Path, content: bytes) -> None:
     """Writes an image file unless it is there with this content."""
     if not path.is_file() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def keep(path: Path, content: bytes) -> None:
 def _decoded(path: Path, least: int) -> Image.Image:
     """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
     try:
-        with opened(path) as image:
+        with open_image(path) as image:
             if least:
                 image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
             return _rgb(ImageOps.exif_transpose(image))

@@ -33,7 +33,7 @@ FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at 
 MIXING = 2**31  # apart from the seeds of the examples
 
 
-def arrays(
+def array_batches(
     data: dict[str, np.ndarray],
     *,
     batch: int,
@@ -60,7 +60,7 @@ def arrays(
     return iter(_numbers().map(make).to_iter_dataset(MEMORY_READS))
 
 
-def classification(
+def training_batches(
     real: Manifest,
     synthetic: Manifest | None,
     *,
@@ -95,16 +95,16 @@ def classification(
         entries, label = _epochs(len(records), seed=(seed, place)), np.int32(place % len(real.labels))
         sources.append(entries.map(partial(_example, picture=picture, first=first, label=label)))
         first += len(records)
-    turns = Turns(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
+    turns = Alternation(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
     alternating = grain.MapDataset.select_from_datasets(sources, turns)
     examples = alternating.random_map(partial(_augmented, policy=policy), seed=seed)
     make = partial(
-        mixed, examples.__getitem__, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=len(real.labels)
+        mix_rows, examples.__getitem__, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=len(real.labels)
     )
     return iter(_numbers().map(make).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
 
 
-def evaluation(
+def evaluation_batches(
     records: list[Record], manifest: Manifest, *, size: int, batch: int, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The records once, in order: {"image": float32 [n, S, S, 3], "valid": bool [B]}.
@@ -134,7 +134,7 @@ def evaluation(
             yield {"image": image, "valid": np.arange(batch) < len(chosen)}
 
 
-def mixed(
+def mix_rows(
     example: Callable[[int], dict],
     number: int,
     *,
@@ -159,7 +159,7 @@ def mixed(
 
 
 @dataclass(frozen=True)
-class Turns(grain.transforms.DatasetSelectionMap):
+class Alternation(grain.transforms.DatasetSelectionMap):
     """Whose turn it is at each position of an exact mixture: (source, index in it).
 
     The sources are the K real classes, then the K synthetic ones. A synthetic image comes whenever floor(k · fraction)

@@ -84,7 +84,7 @@ class Manifest:
 
         They are hashed once, see `digests`.
         """
-        return digests.checked(self.place(record), record.sha256)
+        return digests.verify(self.place(record), record.sha256)
 
     def place(self, record: Record) -> Path:
         """Where the image of a record lies, whatever lies there: for names, and for whoever hashes it."""
@@ -93,7 +93,7 @@ class Manifest:
     def mask(self, record: Record) -> Path | None:
         """The mask that lay beside the image of a record, white on the lesion, checked as the image is."""
         mask = record.attributes.get("mask")
-        return digests.checked(self.root / mask["image"], mask["sha256"]) if mask else None
+        return digests.verify(self.root / mask["image"], mask["sha256"]) if mask else None
 
     def split(self, name: str) -> list[Record]:
         """The kept records of one split, in the manifest's order."""
@@ -139,7 +139,7 @@ def write(path: Path, manifest: Manifest) -> None:
     write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
-def inside(root: Path, image: str) -> bool:
+def is_inside(root: Path, image: str) -> bool:
     """Whether an image stays under its resolved root once symbolic links are followed; a link to itself does."""
     return Path(os.path.realpath(root / image)).is_relative_to(root)
 
@@ -262,7 +262,7 @@ def _stray(image: str, root: Path) -> str:
     path = PurePosixPath(image)
     if not path.parts or path.is_absolute() or ".." in path.parts or not _can_name_a_file(image):
         return f"{image!r}: not a path under the image root"
-    if not inside(root, image):
+    if not is_inside(root, image):
         return f"{image}: a link that leaves the image root {root}"
     return ""
 

@@ -27,7 +27,7 @@ FREE = 10**9  # from here on it says that there is no limit
 FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and what transformers 5 saves
 
 
-def tokenizer(folder: Path, length: int | None = None, rows: int | None = None) -> "CLIPTokenizer":
+def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = None) -> "CLIPTokenizer":
     """Returns the CLIP tokenizer of a model's `tokenizer` folder, for a text encoder of `length` positions and `rows`.
 
     The text encoder's length holds where the tokenizer's own is missing or beyond it, as in files of transformers that
@@ -78,7 +78,7 @@ def _said_length(path: Path) -> int | None:
     return int(said)
 
 
-def tokens(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse") -> np.ndarray:
+def tokenize(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse") -> np.ndarray:
     """Returns the prompts as int32 [B, C N], N = model_max_length: C chunks of start, words, end, padding.
 
     What does not fit into one chunk is a UserError with `long` "refuse" (then C is 1). With "chunk" it goes on in the
@@ -93,7 +93,7 @@ def tokens(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse")
     rows = [[next(found) for _ in each] for each in parts]
     if long == "chunk":
         comma = tokenizer.convert_tokens_to_ids(",</w>")
-        rows = [[chunk for words in row for chunk in chunked(words, size, comma)] for row in rows]
+        rows = [[chunk for words in row for chunk in split_chunks(words, size, comma)] for row in rows]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row[0]) > size:
             raise UserError(
@@ -110,7 +110,7 @@ def tokens(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse")
     return np.array([[token for words in row for token in whole(words)] for row in even], np.int32)
 
 
-def chunked(words: list[int], size: int, comma: int) -> list[list[int]]:
+def split_chunks(words: list[int], size: int, comma: int) -> list[list[int]]:
     """Returns tokens in chunks of at most `size`, divided as AUTOMATIC1111 does.
 
     A full chunk ends after its last comma where that is among its last COMMA tokens, so that what commas divide stays

@@ -8,8 +8,8 @@ The page is one file that loads nothing from outside. It says what was found in 
 from collections.abc import Iterable
 from pathlib import Path
 
-from dermjax.data.pictures import Picture, picture, spread
 from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
 from dermjax.evaluation import findings as paper
 from dermjax.evaluation import metrics, plots, wording
 from dermjax.evaluation.findings import BASELINE, Findings
@@ -75,13 +75,13 @@ def sources(prepared: Manifest) -> list[str]:
     return [f"{source} ({licence})" if licence else source for source, licence in sorted(named)]
 
 
-def real_gallery(prepared: Manifest, count: int) -> list[tuple[str, list[Picture]]]:
+def real_gallery(prepared: Manifest, count: int) -> list[tuple[str, list[Thumbnail]]]:
     """Training images by class."""
     train = prepared.split("train")
     return [(name, _pictures(prepared, [r for r in train if r.label == name], count)) for name in prepared.labels]
 
 
-def sampler_gallery(generated: Manifest, count: int) -> list[tuple[str, str, str, list[Picture]]]:
+def sampler_gallery(generated: Manifest, count: int) -> list[tuple[str, str, str, list[Thumbnail]]]:
     """(sampler, class, the prompts it was asked with, pictures): as they came, before curation."""
     groups = {}
     for record in generated.records:
@@ -92,7 +92,9 @@ def sampler_gallery(generated: Manifest, count: int) -> list[tuple[str, str, str
     ]
 
 
-def side_by_side(prepared: Manifest, curated: Manifest, count: int) -> list[tuple[str, list[Picture], list[Picture]]]:
+def side_by_side(
+    prepared: Manifest, curated: Manifest, count: int
+) -> list[tuple[str, list[Thumbnail], list[Thumbnail]]]:
     """(class, real training images, kept synthetic ones); other real images than in the first gallery."""
     rows = []
     for name in prepared.labels:
@@ -114,8 +116,8 @@ def curation(curated: Manifest, count: int) -> dict:
         "total": sum(made.values()),
         "rows": [(reason, each, sum(each.values())) for reason, each in rows.items()],
         "pictures": [
-            picture(curated, record, ", ".join(_words(reason) for reason in record.rejected))
-            for record in spread(rejected, count)
+            thumbnail(curated, record, ", ".join(_words(reason) for reason in record.rejected))
+            for record in evenly_spaced(rejected, count)
         ],
     }
 
@@ -182,8 +184,8 @@ def training_plots(
     return drawn
 
 
-def _pictures(manifest: Manifest, records: list, count: int) -> list[Picture]:
-    return [picture(manifest, record, "") for record in spread(records, count)]
+def _pictures(manifest: Manifest, records: list, count: int) -> list[Thumbnail]:
+    return [thumbnail(manifest, record, "") for record in evenly_spaced(records, count)]
 
 
 def _prompts(records: list) -> str:

@@ -75,7 +75,7 @@ def _known_better(root: Path, record: Record, seen: Look) -> Record:
     attributes = seen.told | attributes | record.attributes
     if "mask" in attributes:
         mask = attributes["mask"]["image"]
-        attributes["mask"] = {"image": mask, "sha256": digests.of(root / mask)}
+        attributes["mask"] = {"image": mask, "sha256": digests.cached_sha256(root / mask)}
     return replace(record, sha256=seen.sha256, attributes=attributes, scores=scores | record.scores)
 
 
@@ -83,7 +83,7 @@ def _look(root: Path, measured: bool, known: dict[str, Look], record: Record) ->
     """What is kept of the same bytes, else what a look at the image says; the reason where it is bad."""
     path = root / record.image
     try:
-        digest = digests.of(path)
+        digest = digests.cached_sha256(path)
         return known.get(digest) or index.look(path, digest, measured)
     except UserError as error:
         return str(error)

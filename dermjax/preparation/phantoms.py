@@ -35,7 +35,7 @@ def paint(
                 seed_of_it = FIRST_SEED + seed * SEEDS_A_RUN + number * len(LABELS) + place
                 made = phantom(seed_of_it, size, label=label)
                 image = f"images/{label}/{number:05d}.png"
-                images.keep(workdir / image, images.png(made.image))
+                images.write_if_changed(workdir / image, images.encode_png(made.image))
                 records.append(_record(image, digests.sha256(workdir / image), split, made))
                 looks.append(index.of(made.image, records[-1].sha256, {}, measured=False))
                 bar.update()

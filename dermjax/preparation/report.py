@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from dermjax.data.leaks import duplicates
-from dermjax.data.pictures import picture
 from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.data.thumbnails import thumbnail
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -47,7 +47,7 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         groups=len(groups),
         leaking=len(leaking),
         doubtful=len(contradictions(manifest, findings.near)),
-        shown=[[picture(manifest, record, _told(record)) for record in group[:MEMBERS]] for group in groups[:GROUPS]],
+        shown=[[thumbnail(manifest, record, _told(record)) for record in group[:MEMBERS]] for group in groups[:GROUPS]],
         aside=Counter(reason for record in manifest.records for reason in record.rejected),
         changes=Counter(change for record in manifest.records for change in record.attributes.get("decoded", ())),
         known=_known(manifest),
@@ -115,4 +115,4 @@ def _samples(manifest: Manifest, label: str, split: str) -> list[dict]:
     """Pictures spread evenly over the records of a class and split."""
     held = [record for record in manifest.split(split) if record.label == label]
     chosen = np.unique(np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).round().astype(int))
-    return [picture(manifest, held[row], held[row].attributes.get("caption", held[row].image)) for row in chosen]
+    return [thumbnail(manifest, held[row], held[row].attributes.get("caption", held[row].image)) for row in chosen]

@@ -67,11 +67,11 @@ def shaved(manifest: Manifest, workdir: Path) -> Manifest:
 
 def _shaved(manifest: Manifest, workdir: Path, record: Record) -> Record:
     image = f"images/{record.image}.png"
-    images.keep(workdir / image, images.png(hair.without_hair(images.whole(manifest.path(record)))))
+    images.write_if_changed(workdir / image, images.encode_png(hair.without_hair(images.decode(manifest.path(record)))))
     told, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
     if mask:
         kept = f"masks/{record.image}{mask.suffix}"
-        images.keep(workdir / kept, mask.read_bytes())
+        images.write_if_changed(workdir / kept, mask.read_bytes())
         told["mask"] = told["mask"] | {"image": kept}
     return replace(record, image=image, sha256=digests.sha256(workdir / image), attributes=told)
 
@@ -110,12 +110,12 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
 
 def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     try:
-        whole = listing.whole(
+        whole = listing.list_images(
             config.images, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
             positive=config.positive, skip=config.on_bad_image == "skip", kind=config.image_kind,
             own_splits=config.own_splits, workdir=workdir,
         )  # fmt: skip
-        chosen = folders.limited(whole.records, config.limit, config.seed)
+        chosen = folders.limit(whole.records, config.limit, config.seed)
         hdf5.unpack(whole.root, whole.packed, [record.image for record in chosen])
         placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
         progress.cost("prepare", images=len(chosen), classes=len(whole.labels))

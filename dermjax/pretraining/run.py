@@ -137,7 +137,7 @@ def describe(workdir: Path) -> StableDiffusion:
     text = configs["text_encoder"]
     words = [word for word in VOCABULARY if word.isalpha()]  # the comma is one of CLIP's byte symbols already
     tokens.write_word_tokenizer(folder, words, text["max_position_embeddings"])
-    tokenizer = tokens.tokenizer(folder)
+    tokenizer = tokens.load_tokenizer(folder)
     text |= {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
              "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
     return StableDiffusion(configs, folder, jnp.float32)
@@ -149,7 +149,7 @@ def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, c
         c = config.autoencoder[phase]
         optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                      weight_decay=0.0, clip=1.0)  # fmt: skip
-        batches = pipelines.arrays(
+        batches = pipelines.array_batches(
             {"row": np.arange(len(images))}, batch=c.batch, seed=config.seed, rows=sharding.own(c.batch, grid)
         )
         state = fit(
@@ -189,7 +189,7 @@ def train_decoder(sd: StableDiffusion, params: Params, images, moments, config, 
     half = {name: params["vae"][name] for name in DECODER}
     optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                  weight_decay=0.0, clip=1.0)  # fmt: skip
-    batches = pipelines.arrays(
+    batches = pipelines.array_batches(
         {"row": np.arange(len(images)), "moments": moments}, batch=c.batch, seed=config.seed,
         rows=sharding.own(c.batch, grid),
     )  # fmt: skip
@@ -208,9 +208,9 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
     c = config.diffusion
     optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                  weight_decay=c.weight_decay, clip=1.0)  # fmt: skip
-    tokenizer = tokens.tokenizer(sd.tokenizer, *sd.text_limits)
-    words = tokens.tokens(tokenizer, captions)
-    empty = tokens.tokens(tokenizer, [""])
+    tokenizer = tokens.load_tokenizer(sd.tokenizer, *sd.text_limits)
+    words = tokens.tokenize(tokenizer, captions)
+    empty = tokens.tokenize(tokenizer, [""])
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
 
     def loss(params: Params, variables, constants, batch, key):
@@ -227,7 +227,7 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
 
     state = fit(
         loss, create({name: params[name] for name in ("text_encoder", "unet")}, {}, optimizer, ema=True), {},
-        pipelines.arrays(
+        pipelines.array_batches(
             {"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed, rows=sharding.own(c.batch, grid)
         ),
         optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, accumulate=1, mesh=grid,
@@ -246,7 +246,9 @@ def with_audible_words(sd: StableDiffusion, params: Params, captions: list[str])
     """
     text = params["text_encoder"]["text_model"]
     embedding = np.asarray(text["embeddings"]["token_embedding"]["embedding"], np.float32)
-    heard = np.isin(np.arange(len(embedding)), tokens.tokens(tokens.tokenizer(sd.tokenizer, *sd.text_limits), captions))
+    heard = np.isin(
+        np.arange(len(embedding)), tokens.tokenize(tokens.load_tokenizer(sd.tokenizer, *sd.text_limits), captions)
+    )
     length = np.linalg.norm(embedding, axis=1, keepdims=True)
     louder = np.where(heard[:, None], embedding, embedding / length * length[heard].mean())
     embeddings = text["embeddings"] | {"token_embedding": {"embedding": louder}}

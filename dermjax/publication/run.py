@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import machine, progress
-from dermjax.data import images, pictures, records
+from dermjax.data import images, records, thumbnails
 from dermjax.data.digests import sha256
 from dermjax.data.export import forms
 from dermjax.data.leaks import duplicates, index, neighbours
@@ -144,11 +144,13 @@ def _samples(curated: Manifest) -> bytes:
     """Returns a PNG file: a row of kept images a class, evenly spaced through the set, each marked as synthetic."""
     kept = [[record for record in curated.records if record.kept and record.label == label] for label in curated.labels]
     rows = [
-        np.stack([images.load(curated.path(record), pictures.SIDE) for record in pictures.spread(group, SHOWN)])
+        np.stack(
+            [images.load(curated.path(record), thumbnails.SIDE) for record in thumbnails.evenly_spaced(group, SHOWN)]
+        )
         for group in kept
         if group
     ]
-    return images.png(np.asarray(pictures.sheet(rows)))
+    return images.encode_png(np.asarray(thumbnails.grid(rows)))
 
 
 def _refuse_another(cards: dict[Path, str], workdir: Path) -> None:

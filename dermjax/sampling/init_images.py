@@ -104,19 +104,19 @@ def _files(pictures: str, labels: set[str]) -> dict[str, list[Path]]:
 def _picture(image: Path, mask: str) -> Picture:
     """Returns a picture with its mask, both of which can be decoded and have one size."""
     sides = _sides(image)
-    said = {"init_image": digests.of(image)}
+    said = {"init_image": digests.cached_sha256(image)}
     if not mask:
         return Picture(image, None, said)
     path = Path(mask) / f"{image.stem}.png" if Path(mask).is_dir() else Path(mask)
     if _sides(path) != sides:
         raise UserError(f"mask {path}: {_told(_sides(path))}, but {image} is {_told(sides)}; give a mask of its size")
-    return Picture(image, path, said | {"init_mask": digests.of(path)})
+    return Picture(image, path, said | {"init_mask": digests.cached_sha256(path)})
 
 
 def _sides(path: Path) -> tuple[int, int]:
     """Returns width and height of a picture as it is looked at; one that cannot be decoded is a UserError."""
     images.load(path, 8)
-    with images.opened(path) as image:
+    with images.open_image(path) as image:
         return ImageOps.exif_transpose(image).size
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
 from dermjax.data import images
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.errors import UserError
 from dermjax.models import clip_text, unet, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
@@ -100,7 +100,7 @@ def taught(
             more = Path(folder) / str(n)
             configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, more)
             sd = dataclasses.replace(sd, configs=configs, tokenizer=more)
-        return sd, params, tokenizer(sd.tokenizer, *sd.text_limits)
+        return sd, params, load_tokenizer(sd.tokenizer, *sd.text_limits)
 
 
 def speaker(words: "CLIPTokenizer", embeddings: list[Embedding], long_prompts: str) -> Callable[[Request], np.ndarray]:
@@ -108,6 +108,6 @@ def speaker(words: "CLIPTokenizer", embeddings: list[Embedding], long_prompts: s
 
     @functools.cache
     def said(*texts: str) -> np.ndarray:
-        return tokens(words, [textual_inversion.spelt_out(text, embeddings) for text in texts], long_prompts)
+        return tokenize(words, [textual_inversion.spelt_out(text, embeddings) for text in texts], long_prompts)
 
     return lambda request: said(request.prompt, *([request.negative] if request.guidance > 1 else []))

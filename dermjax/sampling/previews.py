@@ -91,7 +91,7 @@ def watching(
         return None
 
     def show(step: np.ndarray, pictures: np.ndarray) -> None:
-        write_atomically(path, images.png(sheet(np.asarray(pictures))))
+        write_atomically(path, images.encode_png(sheet(np.asarray(pictures))))
         progress.update(0, step=int(step))
 
     channels = model.configs["vae"]["latent_channels"]

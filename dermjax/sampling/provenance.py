@@ -165,7 +165,7 @@ def show(file: str) -> None:
 def _texts(path: Path) -> dict[str, str]:
     """Returns the texts in an image file, those of a PNG; one that is no whole image is a UserError."""
     try:
-        with images.opened(path) as image:
+        with images.open_image(path) as image:
             image.load()
             return {name: text for name, text in getattr(image, "text", {}).items() if isinstance(text, str)}
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:

@@ -7,7 +7,7 @@ import numpy as np
 from dermjax.classification import saliency
 from dermjax.classification.networks import restored
 from dermjax.data import images
-from dermjax.data.pictures import Picture
+from dermjax.data.thumbnails import Thumbnail
 from dermjax.evaluation import wording
 from dermjax.evaluation.findings import judged
 from dermjax.evaluation.predictions import Predictions
@@ -17,7 +17,7 @@ from dermjax.study.cells import Cell, Material
 
 def explained(folders: dict[Cell, Path], material: Material, arms: tuple[str, ...], count: int) -> dict:
     """{heading: pictures} of some arms of every classifier: the first seed and fold, with the most real images."""
-    found: dict[str, list[Picture]] = {}
+    found: dict[str, list[Thumbnail]] = {}
     first = min(cell.seed for cell in folders)
     shots = min((cell.shots for cell in folders), key=lambda size: (size != 0, -size))
     for cell, folder in folders.items():
@@ -35,7 +35,7 @@ def chosen(said: Predictions, right: bool, count: int) -> np.ndarray:
     return rows[np.argsort(-said.confidence[rows], kind="stable")][:count]
 
 
-def _pictures(folder: Path, said: Predictions, material: Material, rows: np.ndarray) -> list[Picture]:
+def _pictures(folder: Path, said: Predictions, material: Material, rows: np.ndarray) -> list[Thumbnail]:
     if not len(rows):
         return []
     classifier, (params, variables) = restored(folder)

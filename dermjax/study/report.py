@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax.data.pictures import Picture, picture, spread
+from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
 from dermjax.evaluation import findings, metrics, report, wording
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN
 from dermjax.page import fill
@@ -62,7 +62,7 @@ VERDICTS = {GAIN: "a gain in AUROC", LOSS: "a loss of AUROC", NONE: "neither a g
 MARKS = {GAIN: "▲ gain", LOSS: "▼ loss", NONE: "neither shown", UNKNOWN: "too few to tell"}
 
 
-def page(config: ConfigDict, found: Found, materials: list[Material], explained: dict[str, list[Picture]]) -> str:
+def page(config: ConfigDict, found: Found, materials: list[Material], explained: dict[str, list[Thumbnail]]) -> str:
     """Returns the HTML. explained: heat maps of the most confident cases, by heading."""
     filters = {
         "figure": wording.figure,
@@ -141,12 +141,15 @@ def verdicts(comparisons: list[Comparison]) -> dict[str, int]:
     return {"gains": gains, "losses": losses, "neither": len(found) - gains - losses, "all": len(found)}
 
 
-def galleries(material: Material, count: int) -> list[tuple[str, list[Picture], list[Picture]]]:
+def galleries(material: Material, count: int) -> list[tuple[str, list[Thumbnail], list[Thumbnail]]]:
     """(class, real training images, synthetic images that were kept), evenly spaced: nobody picked them."""
     found = []
     for label in material.real.labels:
         real, synthetic = (
-            [picture(manifest, r, "") for r in spread([r for r in manifest.split("train") if r.label == label], count)]
+            [
+                thumbnail(manifest, r, "")
+                for r in evenly_spaced([r for r in manifest.split("train") if r.label == label], count)
+            ]
             for manifest in (material.real, material.synthetic)
         )
         found.append((label, real, synthetic))

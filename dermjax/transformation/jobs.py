@@ -119,7 +119,7 @@ def _before_the_kind(prompt: str, number: str) -> str:
 
 def _mask(path: Path, record: Record, manifest: Manifest, size: int) -> np.ndarray:
     """The mask of a record at the size of its image, bool [S, S]: what is brighter than half of its brightest."""
-    image, mask = images.whole(manifest.path(record)), images.whole(path)
+    image, mask = images.decode(manifest.path(record)), images.decode(path)
     if image.shape != mask.shape:
         told = " and ".join(f"{each.shape[1]}x{each.shape[0]} px" for each in (mask, image))
         raise UserError(f"mask {path} and its image are {told}; give a mask of its size")

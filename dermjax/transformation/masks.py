@@ -36,7 +36,7 @@ from scipy import ndimage
 from dermjax.data import images, records
 from dermjax.data.imaging.segmentation import segment
 from dermjax.data.records import Manifest, Record
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import schedule
 from dermjax.errors import UserError
 from dermjax.models.layers import Attention
@@ -165,9 +165,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _attended(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
     """The masks by attention of the kept images, bool [S, S] each at the model's size."""
     maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", "float32")
-    words = tokenizer(maker.sd.tokenizer, *maker.sd.text_limits)
+    words = load_tokenizer(maker.sd.tokenizer, *maker.sd.text_limits)
     spelt = [words(word).input_ids[1:-1] for word in config.words]
-    said = tokens(words, [record.generation["prompt"] for record in kept], "refuse")
+    said = tokenize(words, [record.generation["prompt"] for record in kept], "refuse")
     where = np.stack([
         places(row, spelt, record.generation["prompt"]) for row, record in zip(said, kept, strict=True)
     ])  # fmt: skip
@@ -186,7 +186,7 @@ def _attended(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> lis
 
 def _masked(record: Record, manifest: Manifest, attended: np.ndarray | None, workdir: Path) -> Record:
     """The record with its masks, which are written at the size of its image."""
-    pixels = images.whole(manifest.path(record))
+    pixels = images.decode(manifest.path(record))
     if pixels.shape[0] != pixels.shape[1]:
         raise UserError(f"{record.image}: {pixels.shape[1]}x{pixels.shape[0]} px; generated images are square")
     seen = segment(pixels)
@@ -203,4 +203,4 @@ def _masked(record: Record, manifest: Manifest, attended: np.ndarray | None, wor
 
 
 def _keep(path: Path, mask: np.ndarray) -> None:
-    images.keep(path, images.png(np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1)))
+    images.write_if_changed(path, images.encode_png(np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1)))

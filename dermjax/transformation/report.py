@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dermjax.data import pictures
+from dermjax.data import thumbnails
 from dermjax.page import fill
 from dermjax.transformation.jobs import Job
 from dermjax.transformation.measures import Measure
@@ -89,7 +89,7 @@ def page(found: list[Outcome], gallery: int) -> str:
     groups = {}
     for each in found:
         groups.setdefault(f"{each.job.asked}, by {each.job.way.replace('_', ' ')}", []).append(each)
-    pairs = {name: [_pair(each) for each in pictures.spread(group, gallery)] for name, group in groups.items()}
+    pairs = {name: [_pair(each) for each in thumbnails.evenly_spaced(group, gallery)] for name, group in groups.items()}
     return fill(TEMPLATE, {}, rows=table(found), pairs=pairs, counts={name: len(g) for name, g in groups.items()})
 
 
@@ -103,10 +103,10 @@ def _pair(outcome: Outcome) -> dict:
 
 
 def _picture(pixels: np.ndarray, synthetic: bool) -> str:
-    image = Image.fromarray(pixels).resize((pictures.SIDE, pictures.SIDE), Image.Resampling.LANCZOS)
+    image = Image.fromarray(pixels).resize((thumbnails.SIDE, thumbnails.SIDE), Image.Resampling.LANCZOS)
     if synthetic:
-        pictures.mark(image)
-    return pictures.data_uri(image)
+        thumbnails.mark_synthetic(image)
+    return thumbnails.data_uri(image)
 
 
 def _words(measure: Measure) -> str:

@@ -58,9 +58,9 @@ class Studio:
         """Writes what the jobs start from: sketches/ and regions/."""
         for job in jobs:
             if job.sketch is not None:
-                images.keep(self.file("sketches", job), images.png(job.sketch.image))
+                images.write_if_changed(self.file("sketches", job), images.encode_png(job.sketch.image))
                 region = np.repeat(job.sketch.region[..., None], 3, axis=-1).astype(np.uint8) * 255
-                images.keep(self.file("regions", job), images.png(region))
+                images.write_if_changed(self.file("regions", job), images.encode_png(region))
 
     def file(self, folder: str, job: Job) -> Path:
         """The file of a job in a folder of the run."""
@@ -172,7 +172,7 @@ def _causes(config: ConfigDict, manifest: Manifest, maker: Model) -> dict:
         run_folder.NUMERIC_VERSIONS: versions,
         "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
         "images": hashlib.sha256(repr(manifest.records).encode()).hexdigest()[:16],
-        "masks": [digests.of(path) for path in masks],
+        "masks": [digests.cached_sha256(path) for path in masks],
     }
 
 
@@ -207,9 +207,11 @@ def _todo(config: ConfigDict, manifest: Manifest, studio: Studio) -> list[Job]:
 
 def _outcome(job: Job, studio: Studio, attempts: int, tolerance: float) -> Outcome:
     """The image of a job, measured, its mask written."""
-    pixels = images.whole(studio.workdir / job.request.image)
+    pixels = images.decode(studio.workdir / job.request.image)
     seen = segment(pixels)
-    images.keep(studio.file("masks", job), images.png(np.repeat(seen.mask[..., None] * np.uint8(255), 3, axis=-1)))
+    images.write_if_changed(
+        studio.file("masks", job), images.encode_png(np.repeat(seen.mask[..., None] * np.uint8(255), 3, axis=-1))
+    )
     after, before = measures.measured(seen), job.subject.measure
     outside = measures.decibels(job.subject.pixels, pixels, ~job.sketch.region) if job.way == "inpaint" else None
     return Outcome(job, pixels, before, after, measures.met(job.asked, before, after, tolerance), attempts, outside)

@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from dermjax import run_folder, sharding
 from dermjax.data import images
 from dermjax.data.records import Manifest, Record
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.errors import UserError
 from dermjax.models import clip_text, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion
@@ -157,7 +157,7 @@ def read_texts(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) 
         if not any(word.token in prompt for prompt in prompts):
             raise UserError(f"config.words.{word.token}: no prompt says it, so it would not be learnt; put it in one")
     asked = sorted({spelt_out(prompt, words) for prompt in prompts})
-    return Texts(asked, tokens(tokenizer(sd.tokenizer, *sd.text_limits), [*asked, ""]), words)
+    return Texts(asked, tokenize(load_tokenizer(sd.tokenizer, *sd.text_limits), [*asked, ""]), words)
 
 
 def _encoded(sd: StableDiffusion, text: Params, tokens: np.ndarray, batch: int, grid: Mesh) -> np.ndarray:
@@ -189,7 +189,7 @@ def read_start(
       UserError: no such model, a known word is none or several tokens, or a new one is known already.
     """
     sd, params = model_files.read(model_files.locate(model), dtype=dtype, lazy=True)
-    sd, known = dataclasses.replace(sd, remat=remat), tokenizer(sd.tokenizer, *sd.text_limits)
+    sd, known = dataclasses.replace(sd, remat=remat), load_tokenizer(sd.tokenizer, *sd.text_limits)
     embeddings = []
     for word, like in words.items():
         found = known(like, add_special_tokens=False)["input_ids"]

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dermjax.data.pictures import data_uri, picture, spread
+from dermjax.data.thumbnails import data_uri, evenly_spaced, thumbnail
 from dermjax.page import fill
 from dermjax.run_folder import write_atomically
 from dermjax.training import writers
@@ -41,7 +41,9 @@ def write(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts
         curves=data_uri(Image.open(io.BytesIO(curves)).convert("RGB")),
         sheets={step: data_uri(Image.open(path)) for step, path in reversed(task.sheets(workdir).items())},
         prompts=sorted(set(shown.prompts)),
-        gallery={label: [picture(*pair, "") for pair in spread(pairs, GALLERY)] for label, pairs in by_label.items()},
+        gallery={
+            label: [thumbnail(*pair, "") for pair in evenly_spaced(pairs, GALLERY)] for label, pairs in by_label.items()
+        },
         config=json.dumps(config.to_dict(), indent=2),
     )
     write_atomically(workdir / FILE, page)

@@ -101,7 +101,7 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     trained, frozen = todo.divided(todo.params)
     learnt = fit(
         todo.loss(**config.loss), todo.state(trained), frozen | said,
-        pipelines.arrays(
+        pipelines.array_batches(
             trained_on, batch=config.batch, seed=config.seed, rows=sharding.own(config.batch, grid), epoch=shown.epoch
         ),
         optimizer=todo.optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,

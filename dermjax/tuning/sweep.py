@@ -29,7 +29,7 @@ from PIL import Image
 
 from dermjax import run_folder
 from dermjax.data import records
-from dermjax.data.pictures import data_uri
+from dermjax.data.thumbnails import data_uri
 from dermjax.errors import UserError
 from dermjax.page import fill
 from dermjax.progress import cost, say

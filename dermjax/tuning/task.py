@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dermjax import machine, sharding
-from dermjax.data import pictures
+from dermjax.data import thumbnails
 from dermjax.diffusion import objective, samplers, schedule
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.models.stable_diffusion import Params, StableDiffusion
@@ -156,7 +156,7 @@ def painter(
         machine.give_back_memory()
         for number, image in enumerate(made):
             check_drawn(image, f"sample of step {int(state.step)}, {prompts[number // images]!r}")
-        sheet = pictures.sheet(np.split(made, len(prompts)))
+        sheet = thumbnails.grid(np.split(made, len(prompts)))
         if jax.process_index() == 0:
             folder = workdir / FOLDER
             folder.mkdir(exist_ok=True)

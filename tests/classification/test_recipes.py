@@ -19,7 +19,7 @@ from dermjax.classification.batches import Mixture
 from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import records
-from dermjax.data.pipelines import Turns
+from dermjax.data.pipelines import Alternation
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
 from dermjax.training import writers
@@ -137,7 +137,7 @@ def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path,
 
 def test_mixtures_of_features_are_exact_resumable_and_in_turns():
     sources = [np.full((n, 1, 3), value, np.float32) for value, n in enumerate((5, 4, 7, 3))]
-    turns = Turns(fraction=Fraction(3, 4), classes=2)
+    turns = Alternation(fraction=Fraction(3, 4), classes=2)
 
     def mixture():
         return Mixture(sources, turns, batch=8, rows=np.arange(8), seed=1, mixing="none")

@@ -37,7 +37,7 @@ def write(folder, pictures, manipulation, split):
     for index, (name, picture) in enumerate(pictures.items()):
         path = folder / "images" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(images.png(np.ascontiguousarray(picture)))
+        path.write_bytes(images.encode_png(np.ascontiguousarray(picture)))
         kept.append(
             Record(
                 image=f"images/{name}.png",
@@ -221,7 +221,7 @@ def test_looks_of_another_size_or_version_are_taken_again(sets, finished, tmp_pa
 def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):
     made = records.read(sets / "made")
     hairy = phantom(3, 128, **{**CLEAN, "hairs": True, "number": 2, "tone": "pale"}).image
-    (tmp_path / "hairy.png").write_bytes(images.png(hairy))
+    (tmp_path / "hairy.png").write_bytes(images.encode_png(hairy))
     prompts = {
         "two moles, pale skin, with hairs": set(),
         "two moles, pale skin": {"hairs"},
@@ -230,7 +230,7 @@ def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_p
     }
     found = []
     for number, prompt in enumerate(prompts):
-        (tmp_path / f"{number}.png").write_bytes(images.png(np.roll(hairy, number, axis=1)))
+        (tmp_path / f"{number}.png").write_bytes(images.encode_png(np.roll(hairy, number, axis=1)))
         digest = digests.sha256(tmp_path / f"{number}.png")
         known = {"sha256": digest, "generation": {"prompt": prompt}, "image": f"{number}.png"}
         found.append(replace(made.records[0], **known))
@@ -306,7 +306,7 @@ def test_an_unknown_variant_is_named():
 def test_a_file_replaced_after_its_manifest_was_written_is_refused(sets, tmp_path, which):
     shutil.copytree(sets / "training", tmp_path / "training"), shutil.copytree(sets / "made", tmp_path / "made")
     first = records.read(tmp_path / which).records[0]
-    (tmp_path / which / first.image).write_bytes(images.png(np.zeros((128, 128, 3), np.uint8)))
+    (tmp_path / which / first.image).write_bytes(images.encode_png(np.zeros((128, 128, 3), np.uint8)))
     with pytest.raises(UserError, match=re.escape(f"{first.image}: not the bytes that the manifest names")):
         curated(config(tmp_path), tmp_path / "curate")
     assert not (tmp_path / "curate" / records.FILE).exists()

@@ -15,7 +15,7 @@ from dermjax.errors import UserError
 def old(tmp_path):
     """A manifest of an image that has not changed for a while."""
     path = tmp_path / "a.png"
-    path.write_bytes(images.png(np.zeros((8, 8, 3), np.uint8)))
+    path.write_bytes(images.encode_png(np.zeros((8, 8, 3), np.uint8)))
     known = {"label": "a", "split": "train", "source": "s", "image_manipulation": "none"}
     return Manifest(
         labels=("a",), root=tmp_path, records=(Record(image="a.png", sha256=digests.sha256(path), **known),)
@@ -42,9 +42,9 @@ def test_a_file_is_hashed_once_until_it_changes(old, monkeypatch):
 def test_a_file_that_has_just_changed_is_hashed_again(old):
     (record,), path = old.records, old.root / "a.png"
     for _ in range(20):  # faster than the clock of the file system ticks
-        path.write_bytes(images.png(np.zeros((8, 8, 3), np.uint8)))
+        path.write_bytes(images.encode_png(np.zeros((8, 8, 3), np.uint8)))
         old.path(record)
-        path.write_bytes(images.png(np.ones((8, 8, 3), np.uint8)))
+        path.write_bytes(images.encode_png(np.ones((8, 8, 3), np.uint8)))
         with pytest.raises(UserError, match="not the bytes"):
             old.path(record)
 
@@ -53,6 +53,6 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path, told in ((tmp_path / "pipe.png", "a named pipe"), (tmp_path, "a folder"), ("/dev/zero", "a device")):
         with pytest.raises(UserError, match=f"{told} and no file"):
-            digests.of(path)
+            digests.cached_sha256(path)
     with pytest.raises(UserError, match=r"gone\.png: cannot be read \(No such file"):
-        digests.of(tmp_path / "gone.png")
+        digests.cached_sha256(tmp_path / "gone.png")

@@ -24,7 +24,7 @@ def manifest(tmp_path):
         made = number % 3 == 0
         name = f"{number}.PNG"
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        (root / name).write_bytes(images.png(pixels))
+        (root / name).write_bytes(images.encode_png(pixels))
         found.append(
             Record(
                 image=name, sha256=digests.sha256(root / name), label=LABELS[number % 2],

@@ -19,7 +19,7 @@ def gradient(height, width):
 
 def test_an_image_of_the_wanted_size_is_kept_to_the_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    (tmp_path / "a.png").write_bytes(images.png(pixels))
+    (tmp_path / "a.png").write_bytes(images.encode_png(pixels))
     np.testing.assert_array_equal(images.load(tmp_path / "a.png", 24), pixels)
 
 
@@ -99,8 +99,8 @@ def broken_files():
         "empty.png": b"",
         "float.tif": deep.getvalue(),
         "zeroes.png": bytes(4096),
-        "cut.png": images.png(noise)[:-900],
-        "flipped.png": images.png(gradient(64, 64)).replace(b"IDAT", b"IDAT\xff\xff", 1),
+        "cut.png": images.encode_png(noise)[:-900],
+        "flipped.png": images.encode_png(gradient(64, 64)).replace(b"IDAT", b"IDAT\xff\xff", 1),
     }
 
 
@@ -147,16 +147,16 @@ def test_a_decompression_bomb_is_refused(tmp_path):
 )
 def test_what_is_done_to_pixels_is_told_by_the_header(tmp_path, name, mode, more, told):
     Image.new(mode, (8, 8)).save(tmp_path / name, **more)
-    assert images.header(tmp_path / name) == ("", told)
+    assert images.read_header(tmp_path / name) == ("", told)
 
 
 def test_the_camera_and_its_position_are_told(tmp_path):
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "FotoFinder \0", "bodystudio", 3
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert images.header(tmp_path / "a.jpg") == ("FotoFinder bodystudio", ("turned upright",))
+    assert images.read_header(tmp_path / "a.jpg") == ("FotoFinder bodystudio", ("turned upright",))
     with pytest.raises(UserError, match=r"gone\.jpg: cannot be decoded"):
-        images.header(tmp_path / "gone.jpg")
+        images.read_header(tmp_path / "gone.jpg")
 
 
 def test_a_photograph_of_a_phone_with_a_preview_inside_is_read(tmp_path):

@@ -23,7 +23,7 @@ def folder(root, manipulation, counts, shade):
         for _ in range(count):
             name = f"{number}.png"
             root.mkdir(exist_ok=True)
-            (root / name).write_bytes(images.png(np.full((SIZE, SIZE, 3), number, np.uint8)))
+            (root / name).write_bytes(images.encode_png(np.full((SIZE, SIZE, 3), number, np.uint8)))
             kind = {"label": label, "split": "train", "source": "test", "image_manipulation": manipulation}
             many.append(Record(image=name, sha256=digests.sha256(root / name), **kind))
             number += 1
@@ -42,7 +42,7 @@ def synthetic(tmp_path):
 
 def mixture(real, synthetic, *, fraction=0.75, augment="none", batch=8, seed=3, **more):
     asked = {"size": SIZE, "batch": batch, "seed": seed, "synthetic_fraction": fraction, "augment": augment}
-    return pipelines.classification(real, synthetic, **asked, **more)
+    return pipelines.training_batches(real, synthetic, **asked, **more)
 
 
 def seen(batches, count):
@@ -70,7 +70,7 @@ def assert_same_continuation(make):
 
 def test_rows_of_arrays_stay_together_and_every_epoch_is_whole_and_new():
     data = {"row": np.arange(10), "square": np.arange(10) ** 2}
-    batches = list(islice(pipelines.arrays(data, batch=5, seed=1), 4))
+    batches = list(islice(pipelines.array_batches(data, batch=5, seed=1), 4))
     rows = np.stack([batch["row"] for batch in batches])
     np.testing.assert_array_equal(np.stack([batch["square"] for batch in batches]), rows**2)
     assert sorted(rows[:2].ravel()) == sorted(rows[2:].ravel()) == list(range(10))
@@ -78,24 +78,24 @@ def test_rows_of_arrays_stay_together_and_every_epoch_is_whole_and_new():
 
 
 def test_a_batch_may_be_larger_than_the_arrays():
-    batch = next(pipelines.arrays({"row": np.arange(3, dtype=np.float32)}, batch=7, seed=1))
+    batch = next(pipelines.array_batches({"row": np.arange(3, dtype=np.float32)}, batch=7, seed=1))
     assert batch["row"].shape == (7,) and batch["row"].dtype == np.float32 and set(batch["row"]) == {0, 1, 2}
 
 
 def test_a_batch_may_be_one_row():
-    batches = pipelines.arrays({"x": np.arange(3)}, batch=1, seed=0)
+    batches = pipelines.array_batches({"x": np.arange(3)}, batch=1, seed=0)
     assert sorted(int(next(batches)["x"][0]) for _ in range(3)) == [0, 1, 2]
 
 
 def test_arrays_go_on_from_a_state():
     data = {"row": np.arange(11), "moments": np.random.default_rng(0).normal(size=(11, 2, 2, 8))}
-    assert_same_continuation(lambda: pipelines.arrays(data, batch=4, seed=5))
+    assert_same_continuation(lambda: pipelines.array_batches(data, batch=4, seed=5))
 
 
 @pytest.mark.parametrize("data", [{"a": np.zeros(2), "b": np.zeros(3)}, {"a": np.zeros(0)}])
 def test_arrays_of_different_or_no_length_are_refused(data):
     with pytest.raises(ValueError, match="one common length"):
-        pipelines.arrays(data, batch=1, seed=0)
+        pipelines.array_batches(data, batch=1, seed=0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.7, 0.75, 1.0])
@@ -154,7 +154,7 @@ def test_batches_are_float32_in_the_model_range_and_int32(real):
 
 
 def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(real):
-    batches = list(pipelines.evaluation(real.records, real, size=SIZE, batch=5))
+    batches = list(pipelines.evaluation_batches(real.records, real, size=SIZE, batch=5))
     assert [batch["image"].shape for batch in batches] == [(5, SIZE, SIZE, 3)] * 2
     np.testing.assert_array_equal(batches[1]["valid"], [True, True, True, False, False])
     valid = np.concatenate([batch["valid"] for batch in batches])
@@ -166,7 +166,7 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(rea
 def test_evaluation_decodes_ahead_of_what_is_asked_for_but_not_all(real, monkeypatch):
     decoded, load = [], images.load
     monkeypatch.setattr(images, "load", lambda path, size: decoded.append(path) or load(path, size))
-    batches = pipelines.evaluation(real.records, real, size=SIZE, batch=2)
+    batches = pipelines.evaluation_batches(real.records, real, size=SIZE, batch=2)
     next(batches)
     assert len(decoded) <= 2 * (1 + pipelines.AHEAD) < len(real.records)
     assert len(list(batches)) == 3 and len(decoded) == len(real.records)
@@ -199,7 +199,7 @@ def test_processes_make_together_what_one_makes_alone(real, synthetic, augment, 
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_arrays_are_divided_over_processes_and_go_on_on_any_other_division(division):
     def made(rows=None):
-        return pipelines.arrays({"row": np.arange(11)}, batch=8, seed=2, rows=rows)
+        return pipelines.array_batches({"row": np.arange(11)}, batch=8, seed=2, rows=rows)
 
     alone, parts = made(), [(rows, made(np.array(rows))) for rows in DIVISIONS[division]]
     for _ in range(5):
@@ -218,13 +218,13 @@ def test_a_process_decodes_its_own_rows_only(real, monkeypatch):
     decoded, load = [], images.load
     monkeypatch.setattr(images, "load", lambda path, size: decoded.append(path.name) or load(path, size))
     rows = np.array([1, 4])
-    batches = list(pipelines.evaluation(real.records, real, size=SIZE, batch=5, rows=rows))
+    batches = list(pipelines.evaluation_batches(real.records, real, size=SIZE, batch=5, rows=rows))
     assert sorted(decoded) == ["1.png", "4.png", "6.png"]  # of the second batch there are three
     assert [batch["valid"].tolist() for batch in batches] == [[True] * 5, [True] * 3 + [False] * 2]
     red = images.from_model(np.stack([batch["image"] for batch in batches]))[:, :, 0, 0, 0]
     assert red[0].tolist() == [1, 4] and red[1, 0] == 6
     decoded.clear()
-    made = pipelines.mixed(
+    made = pipelines.mix_rows(
         lambda position: {"label": np.int32(decoded.append(position) or 0), "image": np.zeros((4, 4, 3))},
         3, batch=8, rows=rows, seed=0, mixing="none", classes=2,
     )  # fmt: skip

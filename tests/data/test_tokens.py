@@ -27,12 +27,12 @@ def small(tmp_path_factory):
 def genuine():
     if not GENUINE.is_dir():
         pytest.skip("the genuine vocabulary is not here")
-    return tokens.tokenizer(GENUINE)
+    return tokens.load_tokenizer(GENUINE)
 
 
 def test_genuine_clip_numbers(genuine):
     """The numbers are those that every Stable Diffusion 1.x pipeline feeds: start, words, end, padding with the end."""
-    rows = tokens.tokens(genuine, ["a photo of a Mole", ""])
+    rows = tokens.tokenize(genuine, ["a photo of a Mole", ""])
     assert rows.dtype == np.int32 and rows.shape == (2, 77)
     assert rows[0, :8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 49407]
     assert rows[1].tolist() == [49406] + 76 * [49407]
@@ -47,8 +47,8 @@ def test_our_merging_is_clips(genuine):
 
 
 def test_each_word_is_one_token(small):
-    read = tokens.tokenizer(small)
-    rows = tokens.tokens(read, WORDS)
+    read = tokens.load_tokenizer(small)
+    rows = tokens.tokenize(read, WORDS)
     assert rows.shape == (len(WORDS), 24)
     assert (rows[:, 2] == read.eos_token_id).all(), "start, one word, end"
     assert [read.decode(row, skip_special_tokens=True) for row in rows] == WORDS
@@ -56,9 +56,9 @@ def test_each_word_is_one_token(small):
 
 
 def test_unknown_words_and_signs_still_have_tokens(small):
-    read = tokens.tokenizer(small)
+    read = tokens.load_tokenizer(small)
     for text in ["zebra", "a mole, 3 moles!", "黒子", "Banana"]:
-        row = tokens.tokens(read, [text])[0]
+        row = tokens.tokenize(read, [text])[0]
         assert read.decode(row, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
         assert (row[1:] != read.eos_token_id).sum() >= 1
 
@@ -71,16 +71,16 @@ def test_file_form_is_clips(small, genuine):
     assert {name for name, number in theirs.items() if number < 512} == set(list(ours)[:512])
     assert all(ours[name] == theirs[name] for name in list(ours)[:512])
     assert list(ours)[-2:] == [tokens.START, tokens.END]
-    read = tokens.tokenizer(small)
+    read = tokens.load_tokenizer(small)
     assert (read.bos_token, read.eos_token, read.pad_token) == (tokens.START, tokens.END, tokens.END)
     assert read.model_max_length == 24
 
 
 def test_too_long_prompt_is_named(small):
-    read = tokens.tokenizer(small)
-    tokens.tokens(read, ["mole " * 22])
+    read = tokens.load_tokenizer(small)
+    tokens.tokenize(read, ["mole " * 22])
     with pytest.raises(UserError, match=r"'mole mole.*25 tokens.*takes 24"):
-        tokens.tokens(read, ["a mole", "mole " * 23])
+        tokens.tokenize(read, ["a mole", "mole " * 23])
 
 
 def chunks_of(read, rows):
@@ -95,24 +95,24 @@ def chunks_of(read, rows):
 
 
 def test_a_long_prompt_goes_on_in_the_next_chunk(small):
-    read = tokens.tokenizer(small)
-    rows = tokens.tokens(read, ["mole " * 50, "a mole"], long="chunk")
+    read = tokens.load_tokenizer(small)
+    rows = tokens.tokenize(read, ["mole " * 50, "a mole"], long="chunk")
     assert rows.shape == (2, 3 * 24)
     assert [len(text.split()) for text in chunks_of(read, rows)] == [22, 22, 6, 2, 0, 0]
 
 
 def test_what_fits_is_the_same_in_one_chunk(small):
-    read = tokens.tokenizer(small)
+    read = tokens.load_tokenizer(small)
     texts = ["a malignant mole, photo", "", "mole " * 22]
-    np.testing.assert_array_equal(tokens.tokens(read, texts, long="chunk"), tokens.tokens(read, texts))
+    np.testing.assert_array_equal(tokens.tokenize(read, texts, long="chunk"), tokens.tokenize(read, texts))
 
 
 def test_chunks_end_at_commas_and_breaks(small):
     """AUTOMATIC1111's rule: back to the last comma of a full chunk where at most 20 tokens lie behind its place."""
-    read = tokens.tokenizer(small)
+    read = tokens.load_tokenizer(small)
 
     def divided(prompt):
-        texts = chunks_of(read, tokens.tokens(read, [prompt], long="chunk"))
+        texts = chunks_of(read, tokens.tokenize(read, [prompt], long="chunk"))
         return [len(read.tokenize(text)) for text in texts]
 
     assert divided("a " * 15 + "," + "mole " * 10) == [16, 10]
@@ -131,21 +131,21 @@ def test_words_that_clip_would_split_are_refused():
 
 def test_what_transformers_saves_is_read(small, tmp_path):
     """transformers 5 saves a tokenizer.json in place of the two files."""
-    read = tokens.tokenizer(small)
+    read = tokens.load_tokenizer(small)
     read.save_pretrained(tmp_path)
     assert not (tmp_path / "merges.txt").exists()
     texts = ["a banana mole", "zebra"]
-    np.testing.assert_array_equal(tokens.tokens(tokens.tokenizer(tmp_path), texts), tokens.tokens(read, texts))
+    np.testing.assert_array_equal(tokens.tokenize(tokens.load_tokenizer(tmp_path), texts), tokens.tokenize(read, texts))
 
 
 def test_missing_files_are_named(tmp_path, small):
     with pytest.raises(UserError, match=r"neither vocab\.json with merges\.txt nor tokenizer\.json is there"):
-        tokens.tokenizer(tmp_path)
+        tokens.load_tokenizer(tmp_path)
     for name in ["vocab.json", "merges.txt"]:
         (tmp_path / name).write_bytes((small / name).read_bytes())
     for _ in range(2):
         with pytest.raises(UserError, match=r"no model_max_length in tokenizer_config\.json"):
-            tokens.tokenizer(tmp_path)
+            tokens.load_tokenizer(tmp_path)
         (tmp_path / "tokenizer_config.json").write_text("{}")
 
 
@@ -187,34 +187,34 @@ def configured(copied, **changes):
 ])  # fmt: skip
 def test_the_text_encoder_s_length_holds_where_the_tokenizer_says_more(copied, said, length, told, capsys):
     configured(copied, model_max_length=said)
-    read = tokens.tokenizer(copied, 9, 10**6)
-    assert tokens.tokens(read, ["mole"]).shape == (1, length)
+    read = tokens.load_tokenizer(copied, 9, 10**6)
+    assert tokens.tokenize(read, ["mole"]).shape == (1, length)
     assert ("model_max_length = 512, the text encoder takes 9; 9 it is" in capsys.readouterr().out) == told
 
 
 def test_a_length_that_is_missing_is_the_text_encoder_s(copied):
     (copied / "tokenizer_config.json").write_text("{}")
-    assert tokens.tokenizer(copied, 9, 10**6).model_max_length == 9
+    assert tokens.load_tokenizer(copied, 9, 10**6).model_max_length == 9
     (copied / "tokenizer_config.json").unlink()
-    assert tokens.tokenizer(copied, 9, 10**6).model_max_length == 9
+    assert tokens.load_tokenizer(copied, 9, 10**6).model_max_length == 9
 
 
 @pytest.mark.parametrize("said", [0, -1, 2, 7.5, "77", True, [77], float("nan"), float("inf")])
 def test_a_length_that_cannot_be_is_one_line(copied, said):
     configured(copied, model_max_length=said)
     with pytest.raises(UserError, match=r"tokenizer_config\.json: model_max_length = .* should be a whole number"):
-        tokens.tokenizer(copied, 9, 10**6)
+        tokens.load_tokenizer(copied, 9, 10**6)
 
 
 def test_a_token_without_a_row_is_named(copied):
-    rows = len(tokens.tokenizer(copied))
-    assert tokens.tokenizer(copied, 9, rows).model_max_length == 9
+    rows = len(tokens.load_tokenizer(copied))
+    assert tokens.load_tokenizer(copied, 9, rows).model_max_length == 9
     (copied / "added_tokens.json").write_text(json.dumps({"<mole>": rows}))
     with pytest.raises(
         UserError, match=rf"tokenizer {copied}: '<mole>' would be row {rows} of the text encoder, which has"
     ):
-        tokens.tokenizer(copied, 9, rows)
-    assert len(tokens.tokenizer(copied, 9, rows + 1)) == rows + 1
+        tokens.load_tokenizer(copied, 9, rows)
+    assert len(tokens.load_tokenizer(copied, 9, rows + 1)) == rows + 1
 
 
 @pytest.mark.parametrize("name, content", [
@@ -224,5 +224,5 @@ def test_a_token_without_a_row_is_named(copied):
 def test_a_broken_file_of_a_tokenizer_is_one_line(copied, name, content):
     (copied / name).write_text(content)
     with pytest.raises(UserError) as error:
-        tokens.tokenizer(copied, 9, 10**6)
+        tokens.load_tokenizer(copied, 9, 10**6)
     assert str(copied) in str(error.value) and "\n" not in str(error.value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dermjax.data.tokens import tokenizer, write_word_tokenizer
+from dermjax.data.tokens import load_tokenizer, write_word_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def random_pipeline():
 
     def made(folder, channels, prediction):
         write_word_tokenizer(folder / "words", ["a", "benign", "malignant", "mole"], 8)
-        words = tokenizer(folder / "words")
+        words = load_tokenizer(folder / "words")
         torch.manual_seed(0)
         unet = diffusers.UNet2DConditionModel(
             sample_size=8,

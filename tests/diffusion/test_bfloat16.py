@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.sampling.text_to_image import Pipeline, text_to_image
@@ -20,9 +20,9 @@ SIZE, SEEDS = 64, np.arange(2)
 def tiny():
     """The model, its parameters, and the words of two images."""
     model, params = diffusers.read(diffusers.locate("derm-tiny"))
-    words = tokenizer(model.tokenizer)
+    words = load_tokenizer(model.tokenizer)
     prompts = [f"a dermoscopy photo of a {kind} mole" for kind in ("benign", "malignant")]
-    return model, params, (tokens(words, prompts), tokens(words, ["", ""]))
+    return model, params, (tokenize(words, prompts), tokenize(words, ["", ""]))
 
 
 def made(tiny, dtype, name, steps):

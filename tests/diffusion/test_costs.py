@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
@@ -25,9 +25,9 @@ BATCH, STEPS, ROUNDS = 4, 20, 7
 def tiny():
     """The model, and how one batch of it is asked for."""
     model, params = diffusers.read(diffusers.locate("derm-tiny"))
-    words = tokenizer(model.tokenizer)
+    words = load_tokenizer(model.tokenizer)
     prompts = [f"a dermoscopy photo of a {kind} mole" for kind in ("benign", "malignant")] * (BATCH // 2)
-    asked = tokens(words, prompts), tokens(words, [""] * BATCH), np.arange(BATCH, dtype=np.int32)
+    asked = tokenize(words, prompts), tokenize(words, [""] * BATCH), np.arange(BATCH, dtype=np.int32)
     return model, (params, *asked, Guidance(np.float32(3.5), None, None))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
@@ -73,11 +73,11 @@ def same(function, kind, twin, name, strength, given, theirs):
     """Both ways to the pixels; given and theirs are the picture and the mask as each takes them."""
     pipeline, folder = twin
     model, params = ours.read(folder)
-    words = tokenizer(model.tokenizer)
+    words = load_tokenizer(model.tokenizer)
     sampler = samplers.named(name)
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
     render = function(Pipeline(model, sampler, ladder, 1, None), strength)
-    said = tokens(words, PROMPTS), tokens(words, ["", ""])
+    said = tokenize(words, PROMPTS), tokenize(words, ["", ""])
     mine = np.asarray(render(params, *said, SEEDS, Guidance(jnp.float32(3), None, None), *given))
 
     networks = {name: part for name, part in pipeline.components.items() if name != "scheduler"}

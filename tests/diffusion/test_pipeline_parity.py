@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
@@ -40,7 +40,7 @@ SIZE, STEPS = 64, 10
 def twin(request, tmp_path_factory):
     """A small random pipeline of Stable Diffusion 1.5's kind, and the folder that diffusers makes of it."""
     folder = tmp_path_factory.mktemp(request.param)
-    words = tokenizer(CLIP)
+    words = load_tokenizer(CLIP)
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -117,8 +117,8 @@ def forms(twin, tmp_path_factory):
 def test_pixels_are_those_of_diffusers(name, twin, forms, monkeypatch):
     _, folder = twin
     model, params = ours.read(folder)
-    words, seeds = tokenizer(model.tokenizer), jnp.array([5, 6])
-    asked, negative = tokens(words, PROMPTS), tokens(words, ["", ""])
+    words, seeds = load_tokenizer(model.tokenizer), jnp.array([5, 6])
+    asked, negative = tokenize(words, PROMPTS), tokenize(words, ["", ""])
     sampler = samplers.named(name)
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
     render = text_to_image(Pipeline(model, sampler, ladder, 1, None), SIZE)

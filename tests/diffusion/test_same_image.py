@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dermjax import sharding
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.sampling import text_to_image
@@ -27,9 +27,9 @@ PARTS = {1: slice(5, 6), 4: slice(4, 8), 16: slice(0, 16)}  # of the seeds, by t
 def images(path, batches):
     """Saves float images [batch, SIZE, SIZE, 3] by sampler and batch; called in a process with devices of its own."""
     model, params = diffusers.read(diffusers.locate("derm-tiny"))
-    words = tokenizer(model.tokenizer)
+    words = load_tokenizer(model.tokenizer)
     prompts = [f"a dermoscopy photo of a {kind} mole" for kind in ("benign", "malignant")] * 8
-    rows = {"tokens": tokens(words, prompts), "negative": tokens(words, [""] * 16), "seeds": np.arange(16)}
+    rows = {"tokens": tokenize(words, prompts), "negative": tokenize(words, [""] * 16), "seeds": np.arange(16)}
     grid = sharding.mesh(0, 1)
     params = jax.device_put(params, sharding.replicated(grid))
     made = {}

@@ -26,7 +26,7 @@ def record(root, name, label, split, synthetic=False, **known):
     path = root / "images" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    path.write_bytes(images.png(pixels))
+    path.write_bytes(images.encode_png(pixels))
     manipulation = "synthetic" if synthetic else "none"
     return Record(
         image=f"images/{name}.png",

@@ -23,7 +23,7 @@ def _settings(variant=None, **changes):
 
 def _picture(number):
     coarse = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    return images.png(coarse.repeat(4, axis=0).repeat(4, axis=1))
+    return images.encode_png(coarse.repeat(4, axis=0).repeat(4, axis=1))
 
 
 def _fill(root, folders, count):

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from dermjax.data import images, splits
-from dermjax.data.archives import tree
-from dermjax.data.archives.table_records import Asked
+from dermjax.data.archives.table_records import TableOptions
 from dermjax.errors import UserError
-from dermjax.preparation.listing import listed
+from dermjax.preparation.listing import list_folder
 
 COLUMNS = dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", "age"), "")
 EIGHT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
@@ -37,8 +36,8 @@ def put(picture, tmp_path):
 
 def read(folder, layout="detect", classes="binary", kind="dermoscopic", own=False, skip=False, **columns):
     into = folder.parent / "run"
-    asked = Asked(classes=classes, skip=skip, kind=kind, own_splits=own, into=into)
-    return listed(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
+    asked = TableOptions(classes=classes, skip=skip, kind=kind, own_splits=own, into=into)
+    return list_folder(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
 
 
 def told(listing):
@@ -471,7 +470,7 @@ def test_pipes_devices_and_sockets_are_left_out_with_a_line(put, tmp_path, monke
 
 
 def test_what_no_installed_package_reads_is_left_out_with_its_name(put, monkeypatch):
-    monkeypatch.setattr(tree.formats, "_is_there", lambda module: False)
+    monkeypatch.setattr(images, "_is_there", lambda module: False)
     put("benign/1.png", 1), put("malignant/2.png", 2), put("benign/3.HEIC", b""), put("malignant/4.dcm", b"")
     _, found = read(put("notes.txt", ""))
     assert [why for _, why in found.ignored] == [

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from dermjax.data.archives.table_records import Asked
+from dermjax.data.archives.table_records import TableOptions
 from dermjax.data.export import forms
 from dermjax.errors import UserError
-from dermjax.preparation.listing import folders, headed, listed, whole
+from dermjax.preparation.listing import list_folder, list_images, split_paths, with_positive
 
 COLUMNS = dict.fromkeys(("image", "label", "split", "lesion_id", "patient_id", "licence", "age"), "")
 HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\nL1,0,nv,x,1,male,back\nL2,1,mel,x,1,male,back\n"
 
 
 def listing(folder, layout="detect", classes="binary", **columns):
-    asked = Asked(classes=classes, skip=False, kind="dermoscopic", own_splits=False, into=folder / "run")
-    return listed(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
+    asked = TableOptions(classes=classes, skip=False, kind="dermoscopic", own_splits=False, into=folder / "run")
+    return list_folder(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_what_cannot_be_meant_is_refused(tmp_path, fill, asked, told):
 
 
 def test_folders_are_divided_by_commas_unless_there_is_one_of_that_name(tmp_path):
-    assert folders(f"{tmp_path}/a, {tmp_path}/b") == [tmp_path / "a", tmp_path / "b"]
+    assert split_paths(f"{tmp_path}/a, {tmp_path}/b") == [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "a,b").mkdir()
-    assert folders(f"{tmp_path}/a,b") == [tmp_path / "a,b"]
+    assert split_paths(f"{tmp_path}/a,b") == [tmp_path / "a,b"]
 
 
 def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, capsys):
@@ -78,7 +78,7 @@ def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, caps
     (clinic / "list.csv").write_text("file;dx\n0.png;mel\n1.png;nv\n")
     asked = {"layout": "detect", "classes": "binary", "positive": "", "skip": False, "workdir": tmp_path / "run"}
     asked |= {"kind": "dermoscopic", "own_splits": False}
-    found = whole(f"{sorted_},{clinic}", columns=COLUMNS | {"image": "file", "diagnosis": "dx"}, **asked)
+    found = list_images(f"{sorted_},{clinic}", columns=COLUMNS | {"image": "file", "diagnosis": "dx"}, **asked)
     assert [(each.image, each.label) for each in found.records if each.source == "table"] == [
         ("clinic/x/0.png", "malignant"), ("clinic/x/1.png", "benign")
     ]  # fmt: skip
@@ -87,9 +87,9 @@ def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, caps
 
 def test_the_positive_class_may_be_named(tmp_path, fill):
     _, found = listing(fill(tmp_path / "moles", ("a", "b", "c"), 1))
-    assert headed(found, "").labels == ("a", "b", "c") and headed(found, "a").labels == ("b", "c", "a")
+    assert with_positive(found, "").labels == ("a", "b", "c") and with_positive(found, "a").labels == ("b", "c", "a")
     with pytest.raises(UserError, match=r"config.positive 'd': the classes are a, b, c"):
-        headed(found, "d")
+        with_positive(found, "d")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"splits": 3}', "\x00"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import digests, images, pictures, records, splits
+from dermjax.data import digests, images, records, splits, thumbnails
 from dermjax.errors import UserError
 from dermjax.preparation.run import run
 
@@ -49,7 +49,9 @@ def test_copies_and_near_copies_of_an_image_stay_on_one_side(folder, tmp_path, p
     for number in range(20):
         pixels = images.load(folder / "benign" / f"{number}.png", 64)
         (folder / "benign" / f"again{number}.png").write_bytes(picture(number))
-        (folder / "benign" / f"brighter{number}.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
+        (folder / "benign" / f"brighter{number}.png").write_bytes(
+            images.encode_png(np.clip(pixels, 0, 240) + np.uint8(9))
+        )
     manifest = prepare(folder, tmp_path / "run")
     side = {record.image: record.split for record in manifest.records}
     for number in range(20):
@@ -58,7 +60,7 @@ def test_copies_and_near_copies_of_an_image_stay_on_one_side(folder, tmp_path, p
 
 def test_near_copies_in_two_given_splits_are_set_aside_said_and_shown(divided, tmp_path, capsys, prepare):
     pixels = images.load(divided / "train/benign/3.png", 64)
-    (divided / "test/benign/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
+    (divided / "test/benign/copy.png").write_bytes(images.encode_png(np.clip(pixels, 0, 240) + np.uint8(9)))
     manifest = prepare(divided, tmp_path / "run")
     assert [record.image for record in manifest.records if not record.kept] == ["train/benign/3.png"]
     assert "share an image, a lesion or a patient with what is judged: 1" in capsys.readouterr().out
@@ -74,8 +76,10 @@ def test_several_archives_become_one_manifest_and_what_they_share_is_set_aside(f
                 0, 256, (16, 16, 3), np.uint8
             )
             pixels = pixels.repeat(4, axis=0).repeat(4, axis=1)
-            (other / "test" / label / f"{number}.png").write_bytes(images.png(pixels))
-            (folder / label / f"again{number}.png").write_bytes(images.png(np.rot90(pixels) if number else pixels))
+            (other / "test" / label / f"{number}.png").write_bytes(images.encode_png(pixels))
+            (folder / label / f"again{number}.png").write_bytes(
+                images.encode_png(np.rot90(pixels) if number else pixels)
+            )
     manifest = prepare(f"{folder},{other}", tmp_path / "run", **{"ratios.test": 0.0})
     assert manifest.root == tmp_path.resolve() and len(manifest.records) == 58
     aside = [record.image for record in manifest.records if record.rejected == ("near_duplicate_of_evaluation",)]
@@ -114,17 +118,17 @@ def test_what_is_done_to_pixels_and_the_camera_are_in_the_attributes_and_said(fo
 
 def test_thumbnails_are_kept_by_digest_and_not_made_again(folder, tmp_path, monkeypatch, prepare):
     manifest = prepare(folder, tmp_path / "run")
-    kept = {path.stem for path in (tmp_path / "run" / pictures.THUMBNAILS).iterdir()}
+    kept = {path.stem for path in (tmp_path / "run" / thumbnails.FOLDER).iterdir()}
     assert kept and kept <= {record.sha256 for record in manifest.records}
     record = next(record for record in manifest.records if record.sha256 in kept)
-    before = pictures.picture(manifest, record, "")
+    before = thumbnails.thumbnail(manifest, record, "")
     monkeypatch.setattr(images, "load", None)
-    assert pictures.picture(manifest, record, "") == before
+    assert thumbnails.thumbnail(manifest, record, "") == before
 
 
 def test_near_copies_under_two_classes_are_said_and_shown_first(folder, tmp_path, capsys, prepare):
     pixels = images.load(folder / "benign/3.png", 64)
-    (folder / "malignant/copy.png").write_bytes(images.png(np.clip(pixels, 0, 240) + np.uint8(9)))
+    (folder / "malignant/copy.png").write_bytes(images.encode_png(np.clip(pixels, 0, 240) + np.uint8(9)))
     prepare(folder, tmp_path / "run")
     assert "under two classes, shown in report.html: 1 pairs" in capsys.readouterr().out
     assert "near-duplicates under two classes: 1." in (tmp_path / "run" / "report.html").read_text()

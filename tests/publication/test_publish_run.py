@@ -31,7 +31,7 @@ def curated(tmp_path):
         words = {"tone": TONES[n % 3]} | ({"size": "large"} if n == 7 else {})
         generation = {"synthetic": True, "prompt": f"a {LABELS[n % 2]} mole | {TONES[n % 3]}", "seed": n}
         generation |= {"sampler": ("Euler", "PLMS")[n % 4 // 2], "words": words}
-        images.keep(tmp_path / "images" / f"{n}.png", said(pixels, generation))
+        images.write_if_changed(tmp_path / "images" / f"{n}.png", said(pixels, generation))
         found.append(
             Record(
                 image=f"images/{n}.png", sha256=digests.sha256(tmp_path / "images" / f"{n}.png"),
@@ -73,7 +73,7 @@ def pixels(n):
 
 
 def photograph(folder, n):
-    images.keep(folder / f"{n}.png", images.png(pixels(n)))
+    images.write_if_changed(folder / f"{n}.png", images.encode_png(pixels(n)))
     return digests.sha256(folder / f"{n}.png")
 
 
@@ -238,7 +238,7 @@ def with_image(curated, tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (lambda: images.png(pixels(50)), "images/0.png does not say of itself that a model made it"),
+        (lambda: images.encode_png(pixels(50)), "images/0.png does not say of itself that a model made it"),
         (lambda: said(pixels(50), {"synthetic": False}), "images/0.png does not say of itself"),
         (lambda: said(pixels(50), ["synthetic"]), "images/0.png does not say of itself"),
         (lambda: said(pixels(1), {"synthetic": True}), "nearly equal to the training photograph 1.png"),

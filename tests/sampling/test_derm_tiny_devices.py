@@ -40,7 +40,7 @@ def test_one_device_two_devices_two_processes(tmp_path):
     assert len(alone.records) == 16
     assert processes.records == alone.records
     ones, others = (
-        np.stack([images.whole(made.path(r)) for r in made.records]).astype(int) for made in (alone, devices)
+        np.stack([images.decode(made.path(r)) for r in made.records]).astype(int) for made in (alone, devices)
     )
     off = np.abs(ones - others)  # measured: 10 of 786,432 values
     assert off.max() <= 1 and off.mean() < 1e-4

@@ -72,9 +72,9 @@ class Terminated:
 
 def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(train, tmp_path, monkeypatch):
     whole = train(tmp_path / "whole", 20)
-    arrays = pipelines.arrays
+    arrays = pipelines.array_batches
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines, "arrays", lambda *args, **kwargs: Terminated(arrays(*args, **kwargs)))
+        patch.setattr(pipelines, "array_batches", lambda *args, **kwargs: Terminated(arrays(*args, **kwargs)))
         with pytest.raises(Stopped, match="told to stop, step 4 of 20 is saved"):
             train(tmp_path / "told", 20)
     assert checkpoints.steps(tmp_path / "told" / "checkpoints") == [4]
@@ -110,10 +110,10 @@ class Poisoned:
 @pytest.fixture
 def poison(monkeypatch):
     """poison(steps): the batches of these steps are poisoned from now on."""
-    arrays = pipelines.arrays
+    arrays = pipelines.array_batches
 
     def pour(*bad):
-        monkeypatch.setattr(pipelines, "arrays", lambda *args, **kwargs: Poisoned(arrays(*args, **kwargs), bad))
+        monkeypatch.setattr(pipelines, "array_batches", lambda *args, **kwargs: Poisoned(arrays(*args, **kwargs), bad))
 
     return pour
 
@@ -208,9 +208,9 @@ def ctrl_c():
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_told_by_ctrl_c_it_saves_and_says_so(train, tmp_path, monkeypatch):
-    arrays = pipelines.arrays
+    arrays = pipelines.array_batches
     interrupting = lambda *args, **kwargs: Interrupted(arrays(*args, **kwargs))  # noqa: E731
-    monkeypatch.setattr(pipelines, "arrays", interrupting)
+    monkeypatch.setattr(pipelines, "array_batches", interrupting)
     with pytest.raises(KeyboardInterrupt, match="told to stop, step 4 of 20 is saved"):
         train(tmp_path, 20)
     assert checkpoints.steps(tmp_path / "checkpoints") == [4]

@@ -133,7 +133,8 @@ def test_every_optimizer_trains_on_one_device(tmp_path, name, ema_decay):
 
     start = {"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros((128,)), "scale": jnp.ones((128,))}
     state = loop.fit(
-        loss, create(start, {}, rule, ema=ema_decay > 0), {}, pipelines.arrays(data, batch=1, seed=0), optimizer=rule,
+        loss, create(start, {}, rule, ema=ema_decay > 0), {}, pipelines.array_batches(data, batch=1, seed=0),
+        optimizer=rule,
         seed=0, steps=4, ema_decay=ema_decay, accumulate=1, mesh=sharding.mesh(1, 1), rules=sharding.RULES,
         workdir=tmp_path, title="line", save_every=4, log_every=4,
     )  # fmt: skip

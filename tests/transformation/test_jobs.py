@@ -24,7 +24,7 @@ MADE = {"prompt": "dermoscopy of one medium benign mole, pale skin", "negative_p
 @pytest.fixture
 def manifest(tmp_path):
     made = phantom(2, 128, number=1, size_name="medium", tone="pale", ruler=False, dark_corners=False, hairs=False)
-    (tmp_path / "x.png").write_bytes(images.png(made.image))
+    (tmp_path / "x.png").write_bytes(images.encode_png(made.image))
     record = Record(image="x.png", sha256=digests.sha256(tmp_path / "x.png"), label="benign", split="train", source="t",
                     image_manipulation="synthetic", generation=MADE)  # fmt: skip
     return Manifest(labels=("benign",), root=tmp_path, records=(record,))
@@ -84,7 +84,7 @@ def test_a_sketch_is_asked_for_in_words_of_what_it_shows(manifest):
 def test_a_mask_that_prepare_found_beside_the_image_is_taken(manifest, tmp_path, white):
     given = np.zeros((128, 128, 3), np.uint8)
     given[20:40, 30:50] = white
-    (tmp_path / "x_mask.png").write_bytes(images.png(given))
+    (tmp_path / "x_mask.png").write_bytes(images.encode_png(given))
     told = {"mask": {"image": "x_mask.png", "sha256": digests.sha256(tmp_path / "x_mask.png")}}
     masked = replace(manifest, records=(replace(manifest.records[0], attributes=told),))
     found = subject(masked)
@@ -95,9 +95,9 @@ def test_masks_are_taken_and_must_fit(manifest, tmp_path):
     (tmp_path / "masks").mkdir()
     given = np.zeros((128, 128, 3), np.uint8)
     given[20:40, 30:50] = 255
-    (tmp_path / "masks" / "x.png").write_bytes(images.png(given))
+    (tmp_path / "masks" / "x.png").write_bytes(images.encode_png(given))
     found = subject(manifest, str(tmp_path / "masks"))
     assert (found.measure.count, found.measure.area) == (1, pytest.approx(400 / 128**2, abs=1e-6))
-    (tmp_path / "masks" / "x.png").write_bytes(images.png(given[:64]))
+    (tmp_path / "masks" / "x.png").write_bytes(images.encode_png(given[:64]))
     with pytest.raises(UserError, match="128x64 px and 128x128 px; give a mask of its size"):
         subject(manifest, str(tmp_path / "masks"))

@@ -37,7 +37,7 @@ def made(phantoms, tmp_path_factory):
     for number, each in enumerate(phantoms):
         path = folder / "images" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(images.png(each.image))
+        path.write_bytes(images.encode_png(each.image))
         found.append(
             Record(
                 image=f"images/{number}.png", sha256=digests.sha256(path), label=each.label, split="train",
@@ -68,7 +68,7 @@ def test_both_masks_of_every_kept_image_lie_on_its_lesions(made, phantoms, tmp_p
     for image, masks in told.items():
         truth = phantoms[int(Path(image).stem)].mask
         for kind, found in by_kind.items():
-            seen = images.whole(tmp_path / masks[kind])
+            seen = images.decode(tmp_path / masks[kind])
             assert seen.shape == (128, 128, 3) and set(np.unique(seen)) <= {0, 255}
             found.append(overlap(seen[..., 0] > 0, truth))
         assert masks["count"] >= 1 and 0 <= masks["overlap"] <= 1

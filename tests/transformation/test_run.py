@@ -27,7 +27,7 @@ def photographs(tmp_path_factory):
     for seed, split in ((2, "train"), (5, "train"), (9, "test")):
         made = phantom(seed, 128, **CLEAN, number=1, size_name="medium")
         path = folder / f"{seed}.png"
-        path.write_bytes(images.png(made.image))
+        path.write_bytes(images.encode_png(made.image))
         found.append(
             Record(
                 image=path.name,
@@ -71,7 +71,7 @@ def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, 
         assert {"before", "after", "met", "area_ratio", "attempts"} < told.keys()
         assert provenance.origin(finished / record.image) == record.generation
         assert record.generation["transformation"]["of"] == f"{Path(record.image).stem}.png"
-        mask = images.whole(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
+        mask = images.decode(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
         assert mask.mean() == pytest.approx(told["after"]["area"], abs=1e-5)
     assert json.loads((finished / "transformations.json").read_text()) == [
         record.attributes["transformation"] for record in made
@@ -80,9 +80,9 @@ def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, 
 
 def test_outside_of_its_region_an_inpainted_image_is_the_source(finished, photographs):
     for record in records.read(finished).records:
-        source = images.whole(photographs / record.generation["transformation"]["of"])
-        made = images.whole(finished / record.image)
-        region = images.whole(finished / record.image.replace("images/", "regions/", 1))[..., 0] > 0
+        source = images.decode(photographs / record.generation["transformation"]["of"])
+        made = images.decode(finished / record.image)
+        region = images.decode(finished / record.image.replace("images/", "regions/", 1))[..., 0] > 0
         assert (made[~region] == source[~region]).all() and (made[region] != source[region]).any()
         assert record.attributes["transformation"]["decibels_outside"] == 99.0
 
@@ -148,6 +148,6 @@ def test_bad_input_is_one_line(photographs, tmp_path, changed, told):
 
 def test_a_skin_without_a_lesion_is_nothing_to_transform(tmp_path):
     plain = tmp_path / "plain.png"
-    plain.write_bytes(images.png(np.full((128, 128, 3), (205, 165, 145), np.uint8)))
+    plain.write_bytes(images.encode_png(np.full((128, 128, 3), (205, 165, 145), np.uint8)))
     with pytest.raises(UserError, match="no lesion is seen"):
         run.run(config(plain, label="benign"), tmp_path / "out")

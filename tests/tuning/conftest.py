@@ -82,7 +82,7 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     tokens.write_word_tokenizer(folder / "words", ["dermoscopy", "of", "a", "benign", "malignant", "mole"], 16)
     configs = json.loads(json.dumps(TINY))
-    words = tokens.tokenizer(folder / "words")
+    words = tokens.load_tokenizer(folder / "words")
     configs["text_encoder"] |= {"vocab_size": len(words), "max_position_embeddings": 16, "num_hidden_layers": 1,
                                 "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}  # fmt: skip
     configs["unet"] |= {"block_out_channels": [32, 32], "sample_size": 4, "attention_head_dim": 2,

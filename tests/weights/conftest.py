@@ -38,7 +38,7 @@ def twin(request, tmp_path_factory):
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     style = STYLES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    tokenizer = tokens.tokenizer(CLIP)
+    tokenizer = tokens.load_tokenizer(CLIP)
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=16, block_out_channels=(32, 64, 64), cross_attention_dim=48, layers_per_block=2, norm_num_groups=16,

@@ -42,7 +42,7 @@ def model():
 def draw(model):
     """A function from parameters to images: each asks with the caption of a phantom that has them."""
     sd, params = model
-    speak = speaker(tokens.tokenizer(sd.tokenizer), [], "refuse")
+    speak = speaker(tokens.load_tokenizer(sd.tokenizer), [], "refuse")
     begin = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
 
     def images(asked: list[dict], first_seed: int) -> list[np.ndarray]:

@@ -58,7 +58,7 @@ def test_networks_equal_pytorch(twin):
         decoded = pipeline.vae.decode(torch.tensor(latents).permute(0, 3, 1, 2)).sample
         close(jax.jit(sd.reconstruct)(params, latents), decoded.permute(0, 2, 3, 1))
 
-        words = tokens.tokens(tokens.tokenizer(sd.tokenizer), ["benign mole", "malignant mole"])
+        words = tokens.tokenize(tokens.load_tokenizer(sd.tokenizer), ["benign mole", "malignant mole"])
         close(jax.jit(sd.encode_text)(params, words), pipeline.text_encoder(torch.tensor(words)).last_hidden_state)
 
 
@@ -151,7 +151,10 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tokens.write_word_tokenizer(folder / "words", ["mole"], 16)
     configs = json.loads(json.dumps(TINY))
-    configs["text_encoder"] |= {"vocab_size": len(tokens.tokenizer(folder / "words")), "max_position_embeddings": 16}
+    configs["text_encoder"] |= {
+        "vocab_size": len(tokens.load_tokenizer(folder / "words")),
+        "max_position_embeddings": 16,
+    }
     configs["unet"] |= {"block_out_channels": [32, 32, 32]}
     sd = StableDiffusion(configs, folder / "words", jnp.float32)
     params = sd.init(0)

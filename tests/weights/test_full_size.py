@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data.tokens import tokenizer, tokens
+from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
@@ -99,8 +99,8 @@ def test_pixels_of_the_whole_pipeline(drawn, capsys):
     """Prompt, negative prompt, guidance, four steps and the decoder at 256 px (must: at most 1 of 255 levels)."""
     folder, images = drawn
     model, params = folders.read(folder)
-    words = tokenizer(model.tokenizer)
-    requested, negative = (tokens(words, [prompt]) for prompt in ("a malignant mole", "a benign mole"))
+    words = load_tokenizer(model.tokenizer)
+    requested, negative = (tokenize(words, [prompt]) for prompt in ("a malignant mole", "a benign mole"))
     for name, theirs in images.items():
         sampler = samplers.named(name)
         ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")

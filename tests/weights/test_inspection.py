@@ -50,7 +50,10 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tokens.write_word_tokenizer(folder / "words", ["mole"], 16)
     configs = json.loads(json.dumps(TINY))
-    configs["text_encoder"] |= {"vocab_size": len(tokens.tokenizer(folder / "words")), "max_position_embeddings": 16}
+    configs["text_encoder"] |= {
+        "vocab_size": len(tokens.load_tokenizer(folder / "words")),
+        "max_position_embeddings": 16,
+    }
     sd = StableDiffusion(configs, folder / "words", np.float32)
     params = zeros(sd.shapes, np.float32)
     diffusers.write(folder / "model", sd, params, dtype=np.float16)

@@ -209,7 +209,7 @@ def test_the_tokenizers_of_single_files_are_clips():
     """Stable Diffusion 1.x pads with the end, 2.x with "!", whose number is 0."""
     folder = Path(single_file.__file__).parent
     rows = [
-        tokens.tokens(tokens.tokenizer(folder / name), ["a photo of a Mole"])[0]
+        tokens.tokenize(tokens.load_tokenizer(folder / name), ["a photo of a Mole"])[0]
         for _, name in single_file.PRESETS.values()
     ]
     assert rows[0][:8].tolist() == [49406, 320, 1125, 539, 320, 23529, 49407, 49407] and len(rows[0]) == 77

@@ -59,7 +59,7 @@ def test_other_files_are_refused(tmp_path, content, said):
 def model(tmp_path):
     """Configs, a token table four wide, and a tokenizer."""
     tokens.write_word_tokenizer(tmp_path / "words", ["a", "photo"], 8)
-    size = len(tokens.tokenizer(tmp_path / "words"))
+    size = len(tokens.load_tokenizer(tmp_path / "words"))
     table = {"token_embedding": {"embedding": np.ones((size, 4), np.float32)}}
     params = {"text_encoder": {"text_model": {"embeddings": table}}, "unet": {}}
     return {"text_encoder": {"vocab_size": size}}, params, tmp_path / "words"
@@ -72,7 +72,7 @@ def test_its_words_are_tokens_with_its_vectors(model, tmp_path):
     table = params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
     prompt = textual_inversion.spelt_out("a photo, <mole>", [embedding])
     assert prompt == "a photo, <mole> <mole>_1"
-    row = tokens.tokens(tokens.tokenizer(tmp_path / "more"), [prompt])[0]
+    row = tokens.tokenize(tokens.load_tokenizer(tmp_path / "more"), [prompt])[0]
     assert configs["text_encoder"]["vocab_size"] == len(table) == row.max() + 1
     np.testing.assert_array_equal(table[row[row >= len(table) - 2]], VECTORS)
     with pytest.raises(UserError, match="has '<mole>' already"):
@@ -83,10 +83,10 @@ def test_its_words_are_tokens_with_its_vectors(model, tmp_path):
 def test_words_come_into_what_transformers_saves(model, tmp_path):
     """transformers 5 saves a tokenizer.json in place of the files that CLIP came with."""
     configs, params, words = model
-    tokens.tokenizer(words).save_pretrained(tmp_path / "whole")
+    tokens.load_tokenizer(words).save_pretrained(tmp_path / "whole")
     embedding = Embedding("<mole>", VECTORS)
     configs, params = textual_inversion.add(configs, params, embedding, tmp_path / "whole", tmp_path / "more")
-    row = tokens.tokens(tokens.tokenizer(tmp_path / "more"), ["a <mole> <mole>_1"])[0]
+    row = tokens.tokenize(tokens.load_tokenizer(tmp_path / "more"), ["a <mole> <mole>_1"])[0]
     assert row[2:4].tolist() == [configs["text_encoder"]["vocab_size"] - 2, configs["text_encoder"]["vocab_size"] - 1]
     with pytest.raises(UserError, match="has '<mole>' already"):
         textual_inversion.add(configs, params, embedding, tmp_path / "more", tmp_path / "again")
@@ -156,17 +156,17 @@ def test_words_in_any_case_are_the_tokens_of_transformers(tmp_path, word, form):
     source = CLIP
     if form != "CLIP's files":
         source = tmp_path / "saved"
-        tokens.tokenizer(CLIP).save_pretrained(source)
-    theirs, rows = tokens.tokenizer(source), len(tokens.tokenizer(source))
+        tokens.load_tokenizer(CLIP).save_pretrained(source)
+    theirs, rows = tokens.load_tokenizer(source), len(tokens.load_tokenizer(source))
     theirs.add_tokens([word])
     for count in (1, 2):
         embedding, folder = Embedding(word, np.zeros((count, 4), np.float32)), tmp_path / str(count)
         shutil.copytree(source, folder)
         textual_inversion.enlarge(folder, {token: rows + i for i, token in enumerate(embedding.tokens)})
-        ours = tokens.tokenizer(folder)
+        ours = tokens.load_tokenizer(folder)
         for prompt in PROMPTS[: None if count == 1 else 4]:
             given = theirs(prompt, add_special_tokens=False)["input_ids"]
             expected = [each for token in given for each in ([token, rows + 1][:count] if token == rows else [token])]
-            found = tokens.tokens(ours, [textual_inversion.spelt_out(prompt, [embedding])])[0].tolist()
+            found = tokens.tokenize(ours, [textual_inversion.spelt_out(prompt, [embedding])])[0].tolist()
             assert found[1 : len(expected) + 1] == expected and found[len(expected) + 1] == ours.eos_token_id, prompt
             assert (rows in found) == (word.lower() in prompt.lower())

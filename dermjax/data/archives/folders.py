@@ -24,7 +24,6 @@ import numpy as np
 
 from dermjax import machine
 from dermjax.data import digests, images
-from dermjax.data import images as formats
 from dermjax.data.archives import layouts, tree
 from dermjax.data.archives.tree import SPLIT_FOLDERS
 from dermjax.data.records import Record
@@ -73,7 +72,7 @@ def divided(root: Path, names: Sequence[str]) -> Found:
 def has_two_levels(path: Path) -> bool:
     """Whether an image has two levels of grey at most, or nearly so; a damaged one has not."""
     try:
-        grey = images.whole(path)[..., 1]
+        grey = images.decode(path)[..., 1]
     except UserError:
         return False
     counts = np.bincount(grey.ravel(), minlength=256)
@@ -148,7 +147,7 @@ def scan(folder: Path) -> Listing:
     root = Path(os.path.realpath(folder))
     if not root.is_dir():
         raise UserError(f"folder {folder}: no such folder; {EXPECTED}")
-    root = tree.entered(root)
+    root = tree.enter(root)
     folders = [path for path in tree.visible(root) if path.is_dir()]
     masked = [path for path in folders if FOLDER.search(path.name)]
     folders = [path for path in folders if path not in masked]
@@ -185,10 +184,10 @@ def scan(folder: Path) -> Listing:
         ),
         ignored=(*others, *told.left_out, *loose, *((path.relative_to(root).as_posix(), COPY) for path in copies)),
     )
-    return settled(listing)
+    return resolve_links(listing)
 
 
-def settled(listing: Listing) -> Listing:
+def resolve_links(listing: Listing) -> Listing:
     """The listing with links followed: under a root that holds all files, and each image once.
 
     A record that a link led to says so (`linked_as`). Raises UserError where links put one image under two classes.
@@ -245,7 +244,7 @@ class _Real:
         return os.path.join(self.folders[folder], name)
 
 
-def merged(listings: Sequence[Listing], classes: str) -> Listing:
+def merge(listings: Sequence[Listing], classes: str) -> Listing:
     """Several folders as one, under the folder that holds them all; UserError where they do not belong together.
 
     classes: "binary" or "diagnoses"; of diagnoses a source need not have all, else the classes must be the same.
@@ -282,7 +281,7 @@ def _under(root: Path, listing: Listing, image: str) -> str:
     return (listing.root / image).relative_to(root).as_posix()
 
 
-def limited(records: tuple[Record, ...], limit: int, seed: int) -> tuple[Record, ...]:
+def limit(records: tuple[Record, ...], limit: int, seed: int) -> tuple[Record, ...]:
     """At most `limit` records (0 = all) of each class in each split folder, the same for the same seed, in order."""
     if limit == 0:
         return records
@@ -319,7 +318,7 @@ def _copies(root: Path, folders: list[Path]) -> list[Path]:
     names = {path.name for path in own}
     found = []
     for path in (path for path in folders if path not in own):
-        inside = tree.entered(path)
+        inside = tree.enter(path)
         again = [each for each in tree.visible(inside) if each.is_dir() and each.name in names]
         if not again:
             continue
@@ -338,7 +337,7 @@ def _same(splits: list[Path], again: list[Path]) -> bool:
     pairs = [(held.root / image, theirs[name].root / image) for name, held in ours.items() for image in held.images]
     if any(one.stat().st_size != other.stat().st_size for one, other in pairs):
         return False
-    return all(digests.of(one) == digests.of(other) for one, other in pairs)
+    return all(digests.cached_sha256(one) == digests.cached_sha256(other) for one, other in pairs)
 
 
 def _splits(root: Path, folders: list[Path]) -> list[tuple[str, list[Path]]]:
@@ -351,7 +350,7 @@ def _splits(root: Path, folders: list[Path]) -> list[tuple[str, list[Path]]]:
         raise UserError(f"folder {root}: one split in two folders, {', '.join(path.name for path in folders)}")
     if "train" not in splits:
         raise UserError(f"folder {root}: no train folder beside {', '.join(path.name for path in folders)}")
-    inside = [[each for each in tree.visible(tree.entered(path)) if each.is_dir()] for path in folders]
+    inside = [[each for each in tree.visible(tree.enter(path)) if each.is_dir()] for path in folders]
     for path, classes in zip(folders, inside, strict=True):
         if not classes:
             raise UserError(f"folder {path}: a split without class folders; {EXPECTED}")
@@ -360,7 +359,7 @@ def _splits(root: Path, folders: list[Path]) -> list[tuple[str, list[Path]]]:
 
 def _reason(path: Path) -> str:
     """Why something in a class folder is no image."""
-    return "no image" if path.is_dir() else tree.special(path) or formats.missing(path) or "no image"
+    return "no image" if path.is_dir() else tree.special_kind(path) or images.missing_package(path) or "no image"
 
 
 def _refuse_empty(root: Path, found: dict[tuple[str, Path], list[Path]]) -> None:

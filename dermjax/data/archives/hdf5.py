@@ -25,8 +25,8 @@ class Store:
         if not self.files:
             return None
         if self.places is None:
-            self.places = {tables.key(key): (file, key) for file in self.files for key in _keys(file)}
-        held = self.places.get(tables.key(name))
+            self.places = {tables.image_key(key): (file, key) for file in self.files for key in _keys(file)}
+        held = self.places.get(tables.image_key(name))
         if held is None:
             return None
         path = str(self.into / PLACE / held[0].stem / f"{Path(held[1]).name}.jpg")
@@ -46,7 +46,7 @@ def unpack(root: Path, packed: Mapping[str, tuple[Path, str]], chosen: Collectio
         for file, own in by_file.items():
             with _opened(file) as held:
                 for image in own:
-                    images.keep(root / image, _bytes(held[packed[image][1]], file))
+                    images.write_if_changed(root / image, _bytes(held[packed[image][1]], file))
                     bar.update()
 
 

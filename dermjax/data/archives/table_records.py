@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dermjax.data.archives import layouts, tables
-from dermjax.data.archives.folders import Listing, settled
+from dermjax.data.archives.folders import Listing, resolve_links
 from dermjax.data.archives.hdf5 import Store
 from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LAYOUTS, Layout
-from dermjax.data.archives.tables import Folder, number
+from dermjax.data.archives.tables import TableFolder, parse_number
 from dermjax.data.archives.tree import SPLIT_FOLDERS
 from dermjax.data.imaging.skin_tone import age_band
 from dermjax.data.leaks import duplicates
@@ -31,7 +31,7 @@ NAMED_SPLIT = re.compile(r"(?<![a-z])(train|valid|val|validation|test)(?=$|[^a-z
 
 
 @dataclass(frozen=True)
-class Asked:
+class TableOptions:
     """What is asked of tables.
 
     classes: "binary" or "diagnoses", see `layouts`. skip: an image that is not there is counted and left out. kind: of
@@ -62,11 +62,11 @@ class Row:
         return f"table {self.table} line {self.line}"
 
 
-def scan(folder: Folder, name: str, layout: Layout, asked: Asked) -> Listing:
+def scan(folder: TableFolder, name: str, layout: Layout, asked: TableOptions) -> Listing:
     """The images that the tables of a layout name; UserError says what is missing, unknown or contradicted there."""
     labelled = folder.of(layout)
     if not labelled:
-        told = tables.strange(folder)
+        told = tables.describe_columns(folder)
         raise UserError(f"folder {folder.root}: no table with columns {', '.join([layout.image, *layout.label])}"
                         + (f"; {told}" if told else ""))  # fmt: skip
     more, tied = _joined(folder, layout, labelled), _tied(folder)
@@ -82,7 +82,9 @@ def scan(folder: Folder, name: str, layout: Layout, asked: Asked) -> Listing:
         elif path is None and asked.skip:
             ignored.append((image, "not there"))
         elif path is None:
-            unread = {tables.key(name): why for name, why in folder.tree.left_out}.get(tables.key(image), "")
+            unread = {tables.image_key(name): why for name, why in folder.tree.left_out}.get(
+                tables.image_key(image), ""
+            )
             if unread:
                 raise UserError(f"{row.where}: {PurePosixPath(image).name!r} is {unread}")
             raise UserError(f"{row.where}: no image {PurePosixPath(image).name!r} under {folder.root}; download it or "
@@ -98,7 +100,9 @@ def scan(folder: Folder, name: str, layout: Layout, asked: Asked) -> Listing:
         diagnosis = _diagnosis(row, layout, asked.classes)
         label = diagnosis if layout.meanings is None else layouts.label(asked.classes, diagnosis)
         if label:
-            row.told = more.get(tables.key(row.image), {}) | {name: each for name, each in row.told.items() if each}
+            row.told = more.get(tables.image_key(row.image), {}) | {
+                name: each for name, each in row.told.items() if each
+            }
             kept[path] = _record(path, label, row, layout, name, folder.images.masks.get(path, ""), tied)
         else:
             ignored.append((path, diagnosis or "without a diagnosis"))
@@ -109,7 +113,7 @@ def scan(folder: Folder, name: str, layout: Layout, asked: Asked) -> Listing:
     if len(there) < 2:
         raise UserError(f"folder {folder.root}: its tables name images of {', '.join(sorted(there)) or 'no class'}; "
                         f"needed are {' and '.join(labels) if len(labels) > 1 else 'two classes'}")  # fmt: skip
-    return settled(
+    return resolve_links(
         Listing(
             labels=labels,
             root=folder.root,
@@ -120,17 +124,17 @@ def scan(folder: Folder, name: str, layout: Layout, asked: Asked) -> Listing:
     )
 
 
-def described(listing: Listing, folder: Folder) -> Listing:
+def describe(listing: Listing, folder: TableFolder) -> Listing:
     """A listing of class folders with what tables beside them say of each image, by the columns that are known.
 
     A name that several images have binds none of them.
     """
     more = {}
     for table, columns in folder.tables.items():
-        image = tables.naming(folder, table)
-        known = tables.known(columns, (image,))
+        image = tables.image_column(folder, table)
+        known = tables.known_columns(columns, (image,))
         layout = Layout(image=image, known={name: column for name, column in known.items() if name != "split"})
-        for place, told in tables.rows(table) if image and layout.known else ():
+        for place, told in tables.read_rows(table) if image and layout.known else ():
             paths = folder.named.find(told.get(image, ""), table)
             if len(paths) == 1:  # of several, nobody knows whose patient it is
                 path, row = paths[0], Row(table, place, paths[0], told, "")
@@ -147,7 +151,9 @@ def _better(record: Record, told: Record | None) -> Record:
     return replace(record, attributes=told.attributes | record.attributes, **known)
 
 
-def _rows(folder: Folder, layout: Layout, labelled: Sequence[Path], asked: Asked) -> Iterator[tuple[Row, str]]:
+def _rows(
+    folder: TableFolder, layout: Layout, labelled: Sequence[Path], asked: TableOptions
+) -> Iterator[tuple[Row, str]]:
     """What the tables say, a row an image, and why it is left out, "" for not."""
     own = _numbered(folder) if layout.numbered and asked.own_splits else {}
     named, several, labels = labelled, len(labelled) > 1, {}
@@ -155,12 +161,12 @@ def _rows(folder: Folder, layout: Layout, labelled: Sequence[Path], asked: Asked
         labels = {
             told.get(layout.by, ""): (told, _split_of(table) if several else "")
             for table in labelled
-            for _, told in tables.rows(table)
+            for _, told in tables.read_rows(table)
         }
         named = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
     columns = [column for kind, column in layout.images.items() if asked.kind in (kind, "both")] or [layout.image]
     for table in named:
-        for order, (line, told) in enumerate(tables.rows(table)):
+        for order, (line, told) in enumerate(tables.read_rows(table)):
             label, split = labels.get(told.get(layout.by, ""), ({}, ""))
             split = split or own.get(order, "") or (_split_of(table) if several else "")
             other = _other_kind(told.get(layout.kind, ""), asked.kind) if layout.kind else ""
@@ -174,13 +180,13 @@ def _other_kind(told: str, wanted: str) -> str:
     return "" if not told or wanted in (kind, "both") else f"{kind}, as config.image_kind is {wanted}"
 
 
-def _numbered(folder: Folder) -> dict[int, str]:
+def _numbered(folder: TableFolder) -> dict[int, str]:
     """The split of each row number, by tables such as train_indexes.csv; UserError where there are none."""
     found = {
         int(told[INDEXES[0]]): _split_of(table)
         for table, columns in folder.tables.items()
         if columns == INDEXES
-        for _, told in tables.rows(table)
+        for _, told in tables.read_rows(table)
         if told[INDEXES[0]].isdigit()
     }
     if not found:
@@ -189,23 +195,23 @@ def _numbered(folder: Folder) -> dict[int, str]:
     return found
 
 
-def _joined(folder: Folder, layout: Layout, taken: Sequence[Path]) -> dict[str, dict[str, str]]:
+def _joined(folder: TableFolder, layout: Layout, taken: Sequence[Path]) -> dict[str, dict[str, str]]:
     """What the other tables of a folder say of each image."""
     more = defaultdict(dict)
     for table, columns in folder.tables.items():
         if table not in taken and layout.image in columns and set(layout.known.values()) & set(columns):
-            for _, told in tables.rows(table):
-                more[tables.key(told.get(layout.image, ""))] |= told
+            for _, told in tables.read_rows(table):
+                more[tables.image_key(told.get(layout.image, ""))] |= told
     return more
 
 
-def _tied(folder: Folder) -> dict[str, str]:
+def _tied(folder: TableFolder) -> dict[str, str]:
     """The name of a group of images that publishers list as duplicates, by each of them."""
     pairs = [
-        [tables.key(told.get(column, "")) for column in DUPLICATES]
+        [tables.image_key(told.get(column, "")) for column in DUPLICATES]
         for table, columns in folder.tables.items()
         if set(DUPLICATES) <= set(columns)
-        for _, told in tables.rows(table)
+        for _, told in tables.read_rows(table)
     ]
     names = sorted({name for pair in pairs for name in pair})
     row = {name: number for number, name in enumerate(names)}
@@ -219,7 +225,7 @@ def _merge(earlier: Row, row: Row, layout: Layout) -> None:
     """Adds what another row says of the same image; UserError where the two contradict each other."""
     for column in (*layout.label, *layout.one_hot, *layout.known.values()):
         ours, theirs = earlier.told.get(column, ""), row.told.get(column, "")
-        if ours and theirs and ours != theirs and not number(ours) == number(theirs):
+        if ours and theirs and ours != theirs and not parse_number(ours) == parse_number(theirs):
             raise UserError(f"{row.where}: {column} of {row.image} is {theirs!r}, and {ours!r} in "
                             f"{earlier.where.removeprefix('table ')}; keep one line")  # fmt: skip
     if earlier.split and row.split and earlier.split != row.split:
@@ -247,7 +253,7 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
     told = row.told
     if layout.one_hot:
         marks = {column: told.get(column, "") for column in layout.one_hot}
-        marked = [column for column, mark in marks.items() if number(mark) == 1]
+        marked = [column for column, mark in marks.items() if parse_number(mark) == 1]
         if not any(marks.values()):
             return ""
         if len(marked) > 1 or not (marked or layout.rest):
@@ -268,7 +274,7 @@ def _record(path: str, label: str, row: Row, layout: Layout, source: str, mask: 
     known = {name: row.told.get(column, "") for name, column in layout.known.items()}
     known = {name: value for name, value in known.items() if value.lower() not in NOTHING}
     attributes = {name: known.pop(name) for name in ATTRIBUTES if name in known}
-    age = number(attributes.get("age", ""))
+    age = parse_number(attributes.get("age", ""))
     if math.isfinite(age):
         attributes |= {"age": attributes["age"].replace(",", "."), "age_band": age_band(age)}
     for name in ("lesion_id", "patient_id"):
@@ -281,8 +287,8 @@ def _record(path: str, label: str, row: Row, layout: Layout, source: str, mask: 
         split = SPLIT_FOLDERS.get(known.pop("split").lower())
         if not split:
             raise UserError(f"{row.where}: its split is none of {', '.join(SPLIT_FOLDERS)}")
-    if tables.key(row.image) in tied:
-        attributes["duplicates"] = f"{source}/{tied[tables.key(row.image)]}"
+    if tables.image_key(row.image) in tied:
+        attributes["duplicates"] = f"{source}/{tied[tables.image_key(row.image)]}"
     if mask:
         attributes["mask"] = {"image": mask}
     return Record(image=path, sha256="", label=label, split=split, source=source, attributes=attributes, **known)

@@ -41,7 +41,7 @@ WESTERN = "cp1252"  # what Excel of western Europe writes
 CHUNK = 1 << 20
 
 
-def columns(path: Path) -> list[str]:
+def read_columns(path: Path) -> list[str]:
     """The columns of a table; UserError where it cannot be read."""
     return next(_lines(path))[1]
 
@@ -51,7 +51,7 @@ def is_western(path: Path) -> bool:
     return path.suffix.lower() != ".jsonl" and _encoding(path) == WESTERN
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a table below its header, {column: value}, each with the number of its line."""
     if path.suffix.lower() == ".jsonl":
         yield from ((number, _texts(line)) for number, line in _objects(path))
@@ -62,7 +62,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield number, dict(zip(names, map(str.strip, row), strict=False))
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """The number that a cell holds, with a decimal point or comma; NaN where it holds none."""
     try:
         return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
@@ -168,13 +168,13 @@ class References:
     def one(self, text: str, table: Path, where: str) -> str | None:
         """The one file that a table means, None for none; where there are several of its name, they must be copies."""
         paths = self.find(text, table)
-        if len(paths) > 1 and len({digests.of(self.root / path) for path in paths}) > 1:
+        if len(paths) > 1 and len({digests.cached_sha256(self.root / path) for path in paths}) > 1:
             raise UserError(f"{where}: {_name(text)} may be {' or '.join(paths)}, which differ; keep one or write its "
                             "path")  # fmt: skip
         return paths[0] if paths else None
 
 
-def key(text: str) -> str:
+def image_key(text: str) -> str:
     """What is the same of an image in all tables, with or without its suffix."""
     return _reduced(_stem(_name(_reference_texts(text)[0])))
 
@@ -213,7 +213,7 @@ MOST = 0.5  # share of those rows whose value is an image's
 
 
 @dataclass(frozen=True)
-class Folder:
+class TableFolder:
     """What lies under a folder, and the columns of each of its tables."""
 
     tree: Tree
@@ -239,13 +239,13 @@ class Folder:
         return [path for path, columns in self.tables.items() if layout.fits(set(columns))]
 
 
-def look(folder: Path) -> Folder:
+def open_folder(folder: Path) -> TableFolder:
     """The images and tables under a folder; UserError names a table that cannot be read."""
     found = tree.walk(folder)
-    return Folder(found, {path: columns(path) for path in found.tables})
+    return TableFolder(found, {path: read_columns(path) for path in found.tables})
 
 
-def detect(folder: Folder) -> str | None:
+def detect(folder: TableFolder) -> str | None:
     """The name of the layout of a folder, None where no table in it is of a known one; UserError where two are."""
     found = [name for name, layout in LAYOUTS.items() if folder.of(layout)]
     if len(found) > 1:
@@ -253,27 +253,27 @@ def detect(folder: Folder) -> str | None:
     return found[0] if found else None
 
 
-def bound(folder: Folder) -> Layout | None:
+def detect_columns(folder: TableFolder) -> Layout | None:
     """The layout of a folder whose tables are of no known one, by the images and classes that they name; None where
     none does."""
     for table, columns in folder.tables.items():
-        image = naming(folder, table)
+        image = image_column(folder, table)
         lower = {column.lower(): column for column in columns}
         spelt = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS)
         label = next((lower[each] for each in spelt if each in lower), "")
         if image and label and label != image:
-            values = {told.get(label, "").lower() for _, told in rows(table)} - {""}
+            values = {told.get(label, "").lower() for _, told in read_rows(table)} - {""}
             meanings = None
             if label.lower() in layouts.DIAGNOSIS_COLUMNS:
                 meanings = next((each for each in (layouts.TARGETS, layouts.DIAGNOSES) if values <= each.keys()), None)
-            return Layout(image=image, label=(label,), meanings=meanings, known=known(columns, (image, label)))
+            return Layout(image=image, label=(label,), meanings=meanings, known=known_columns(columns, (image, label)))
     return None
 
 
-def naming(folder: Folder, table: Path) -> str:
+def image_column(folder: TableFolder, table: Path) -> str:
     """The column of a table that names images below, "" for none."""
     counts: dict[str, list[bool]] = defaultdict(list)
-    for _, told in islice(rows(table), TRIED):
+    for _, told in islice(read_rows(table), TRIED):
         for column, value in told.items():
             if value:
                 counts[column].append(bool(folder.named.find(value, table)))
@@ -282,18 +282,18 @@ def naming(folder: Folder, table: Path) -> str:
     return best if best and shares[best] >= MOST else ""
 
 
-def unknown(folder: Folder) -> str:
+def describe_unknown(folder: TableFolder) -> str:
     """What a line says of tables that name images and nothing of them that is known, "" where there is none."""
-    named = {path: naming(folder, path) for path in folder.tables}
+    named = {path: image_column(folder, path) for path in folder.tables}
     told = [
         f"{path.relative_to(folder.root)} ({', '.join(map(repr, folder.tables[path]))})"
         for path, image in named.items()
-        if image and not known(folder.tables[path], (image,))
+        if image and not known_columns(folder.tables[path], (image,))
     ]
     return f"not read, as no column is known: {'; '.join(told)}; config.columns names them" if told else ""
 
 
-def strange(folder: Folder) -> str:
+def describe_columns(folder: TableFolder) -> str:
     """What a line says of tables that nobody could read by their columns, "" where there is none."""
     told = [
         f"{path.relative_to(folder.root)} has the columns {', '.join(map(repr, columns))}"
@@ -302,7 +302,7 @@ def strange(folder: Folder) -> str:
     if not told:
         return "; ".join(folder.tree.unread)
     path = next(iter(folder.tables))
-    image = naming(folder, path)
+    image = image_column(folder, path)
     known = f"its images are in {image!r}; " if image else ""
     return (
         f"{'; '.join(told)}; {known}give the columns of the image and of the class or diagnosis, as "
@@ -310,7 +310,7 @@ def strange(folder: Folder) -> str:
     )
 
 
-def chosen(folder: Folder, name: str, columns: Mapping[str, str]) -> Layout:
+def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) -> Layout:
     """The layout of a name, with columns of a map put in place of its own; the images' column may be left to `naming`.
 
     What a given `label` says is the class; what a given `diagnosis` says goes by `layouts.RULES`.
@@ -324,9 +324,9 @@ def chosen(folder: Folder, name: str, columns: Mapping[str, str]) -> Layout:
     image = given.pop("image", layout.image)
     if not image and layout.label:
         of_label = [path for path, there in folder.tables.items() if set(layout.label) <= set(there)]
-        image = next((naming(folder, path) for path in of_label), "")
+        image = next((image_column(folder, path) for path in of_label), "")
     if not image or not (layout.label or layout.one_hot):
-        told = strange(folder)
+        told = describe_columns(folder)
         raise UserError(
             "config.columns: give the columns of the image and the label or diagnosis, as --config.columns.image=file"
             + (f"; {told}" if told else "")
@@ -334,7 +334,7 @@ def chosen(folder: Folder, name: str, columns: Mapping[str, str]) -> Layout:
     return replace(layout, image=image, known={**layout.known, **given})
 
 
-def known(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+def known_columns(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
     """The columns of a table of no layout that say something known, by its field."""
     lower = {column.lower(): column for column in columns if column not in taken}
     found = {name: [lower[each] for each in spelt if each in lower] for name, spelt in layouts.KNOWN_COLUMNS.items()}

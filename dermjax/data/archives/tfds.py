@@ -53,7 +53,7 @@ def scan(folder: Path, into: Path) -> Listing:
                     told = source[number]
                     kind = KINDS.get(told["image"][:2], "png")
                     image = f"{PLACE}/{builder.name}/{split}/{number:06d}.{kind}"
-                    images.keep(into / image, told["image"])
+                    images.write_if_changed(into / image, told["image"])
                     records.append(_record(image, SPLIT_FOLDERS[split], labels[told["label"]], builder.name, told))
                     bar.update()
     except UserError:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermjax.data import digests
-from dermjax.data import images as formats
-from dermjax.data.images import SUFFIXES
+from dermjax.data.images import SUFFIXES, missing_package
 from dermjax.errors import UserError
 
 SPLIT_FOLDERS = {
@@ -47,7 +46,7 @@ def walk(folder: Path) -> Tree:
     def enter(place: Path, under: str, around: frozenset[str]) -> None:
         for entry in _entries(place):
             name, suffix, path = under + entry.name, os.path.splitext(entry.name)[1].lower(), place / entry.name
-            reason = formats.missing(path) or ("" if entry.is_file(follow_symlinks=False) else special(path))
+            reason = missing_package(path) or ("" if entry.is_file(follow_symlinks=False) else special_kind(path))
             if entry.is_dir():
                 real = os.path.realpath(path)
                 if real in around:
@@ -85,19 +84,19 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 def is_image(path: Path) -> bool:
     """Whether a file is named like an image; whether it is one is seen when it is decoded."""
-    return path.suffix.lower() in SUFFIXES and not (special(path) or formats.missing(path) or path.is_dir())
+    return path.suffix.lower() in SUFFIXES and not (special_kind(path) or missing_package(path) or path.is_dir())
 
 
-def special(path: Path) -> str:
+def special_kind(path: Path) -> str:
     """What a path leads to where that is no file and no folder, "" else; a link that leads nowhere is like a file."""
     try:
-        kind = digests.kind(os.stat(path))
+        kind = digests.special_kind(os.stat(path))
     except OSError:
         return ""
     return "" if kind == digests.FOLDER else kind
 
 
-def entered(folder: Path) -> Path:
+def enter(folder: Path) -> Path:
     """The folder, or the one inside it where there is nothing else to choose: zips come with one folder too many."""
     while True:
         around = visible(folder)

@@ -53,7 +53,7 @@ class Item:
 
     def content(self) -> bytes:
         """The bytes of the file; UserError where they are not those that the manifest names."""
-        return digests.checked(self.path, self.record.sha256).read_bytes()
+        return digests.verify(self.path, self.record.sha256).read_bytes()
 
 
 def splits(manifest: Manifest) -> dict[str, list[Item]]:

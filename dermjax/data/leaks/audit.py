@@ -170,7 +170,7 @@ def _look(known: Mapping[str, Look], entry: Entry) -> Look | str:
     if entry.look:
         return entry.look
     try:
-        if digests.of(entry.path) != digest:
+        if digests.cached_sha256(entry.path) != digest:
             return f"{entry.path}: not the bytes that the manifest names"
         return known.get(digest) or index.look(entry.path, digest, measured=False)
     except UserError as error:

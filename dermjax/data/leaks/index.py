@@ -47,7 +47,7 @@ class Look:
 
 def look(path: Path, sha256: str, measured: bool) -> Look:
     """What the image in a file says; UserError names it where it cannot be decoded."""
-    pixels, (camera, changes) = images.load(path, duplicates.HASHED), images.header(path)
+    pixels, (camera, changes) = images.load(path, duplicates.HASHED), images.read_header(path)
     told = {"device": camera, "decoded": list(changes)}
     return of(pixels, sha256, {name: each for name, each in told.items() if each}, measured)
 

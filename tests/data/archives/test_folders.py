@@ -70,12 +70,12 @@ def test_the_malignant_class_is_the_last_and_so_the_positive_one(tmp_path, names
 
 def test_several_folders_are_one_under_what_holds_them(tmp_path):
     one, two = (sources.scan(two_classes(tmp_path / name)) for name in ("one", "two"))
-    both = sources.merged([one, two], "binary")
+    both = sources.merge([one, two], "binary")
     assert both.root == tmp_path.resolve() and both.labels == ("benign", "malignant")
     assert [(each.image, each.source) for each in both.records] == [
         (f"{name}/{label}/1.jpg", name) for name in ("one", "two") for label in ("benign", "malignant")
     ]
-    assert sources.merged([one], "binary") is one
+    assert sources.merge([one], "binary") is one
 
 
 def test_folders_that_do_not_belong_together_are_refused(tmp_path):
@@ -86,10 +86,10 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"one: its classes are benign, malignant, those of all folders benign, malignant, mel, nv"
     ):
-        sources.merged([one, other], "binary")
-    assert sources.merged([one, other], "diagnoses").labels == ("benign", "nv", "malignant", "mel")
+        sources.merge([one, other], "binary")
+    assert sources.merge([one, other], "diagnoses").labels == ("benign", "nv", "malignant", "mel")
     with pytest.raises(UserError, match=r"one/benign/1\.jpg is in two of the folders"):
-        sources.merged([one, one], "binary")
+        sources.merge([one, one], "binary")
 
 
 def test_links_in_circles_end(tmp_path):
@@ -132,10 +132,10 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_a_limit_takes_the_same_few_of_each_class_and_split_evenly(tmp_path):
     names = [f"{split}/{label}/{i}.jpg" for split in ("train", "test") for label in "ab" for i in range(9)]
     records = sources.scan(fill(tmp_path, *names)).records
-    chosen = sources.limited(records, 3, seed=0)
+    chosen = sources.limit(records, 3, seed=0)
     cells = [(record.split, record.label) for record in chosen]
     assert {cell: cells.count(cell) for cell in cells} == {(s, c): 3 for s in ("train", "test") for c in "ab"}
-    assert chosen == sources.limited(records, 3, seed=0) == tuple(record for record in records if record in chosen)
-    assert chosen != sources.limited(records, 3, seed=1)
-    assert sources.limited(records, 0, seed=0) == records
-    assert all(record in sources.limited(records, 5, seed=0) for record in chosen)
+    assert chosen == sources.limit(records, 3, seed=0) == tuple(record for record in records if record in chosen)
+    assert chosen != sources.limit(records, 3, seed=1)
+    assert sources.limit(records, 0, seed=0) == records
+    assert all(record in sources.limit(records, 5, seed=0) for record in chosen)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermjax.data.archives import table_records, tables
-from dermjax.data.archives.table_records import Asked
+from dermjax.data.archives.table_records import TableOptions
 from dermjax.errors import UserError
 
 HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
@@ -49,10 +49,10 @@ def folder(root, text, encoding="utf-8"):
 
 def scan(root, name=None, classes="binary", skip=False, **columns):
     """The listing of a folder, and the layout that it is read as."""
-    found = tables.look(root)
+    found = tables.open_folder(root)
     name = name or tables.detect(found)
-    layout = tables.chosen(found, name, COLUMNS | columns)
-    asked = Asked(classes=classes, skip=skip, kind="dermoscopic", own_splits=False, into=root / "run")
+    layout = tables.choose_layout(found, name, COLUMNS | columns)
+    asked = TableOptions(classes=classes, skip=skip, kind="dermoscopic", own_splits=False, into=root / "run")
     return table_records.scan(found, name, layout, asked)
 
 
@@ -63,7 +63,7 @@ def test_a_layout_is_detected_and_read(tmp_path, name):
         (tmp_path / "a.jpg").rename(tmp_path / "ISIC_0000001.jpg")
         (tmp_path / "part_1/b.JPG").rename(tmp_path / "part_1/ISIC_0000002.JPG")
     listing = scan(tmp_path)
-    assert tables.detect(tables.look(tmp_path)) == name and listing.labels == ("benign", "malignant")
+    assert tables.detect(tables.open_folder(tmp_path)) == name and listing.labels == ("benign", "malignant")
     assert [(Path(r.image).parent.name, r.label, r.source) for r in listing.records] == [
         ("", "malignant", name), ("part_1", "benign", name)
     ]  # fmt: skip

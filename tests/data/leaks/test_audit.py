@@ -58,7 +58,7 @@ class Set:
         root.mkdir()
 
     def add(self, name, image, split, **more):
-        (self.root / name).write_bytes(image if isinstance(image, bytes) else images.png(image))
+        (self.root / name).write_bytes(image if isinstance(image, bytes) else images.encode_png(image))
         known = {"label": "benign", "source": "test", "image_manipulation": "none"}
         digest = digests.sha256(self.root / name)
         self.records.append(Record(image=name, sha256=digest, split=split, **(known | more)))
@@ -163,7 +163,7 @@ def test_what_the_generator_saw_is_found_without_its_manifest(tmp_path, capsys):
     real.add("hidden.png", disguised(lesion(8)), "train")
     aside = [replace(record, rejected=("set aside",)) for record in real.records[-1:]]
     honest = made_by(tmp_path / "honest", real, [record for record in real.records[:30] if record.split == "train"])
-    images.keep(real.root / "again.png", images.png(disguised(lesion(5))))
+    images.write_if_changed(real.root / "again.png", images.encode_png(disguised(lesion(5))))
     again = replace(real.records[5], image="again.png", sha256=digests.sha256(real.root / "again.png"), lesion_id="")
     leaky = made_by(tmp_path / "leaky", real, [*real.records[:3], again, *aside])
     real.records[-1:] = aside
@@ -223,7 +223,7 @@ def test_lists_are_joined_and_synthetic_images_are_not_in_them(tmp_path):
 
 def test_a_changed_and_a_missing_file_are_found(tmp_path, capsys):
     real = clean(tmp_path / "real", 9)
-    (tmp_path / "real/3.png").write_bytes(images.png(lesion(77)))
+    (tmp_path / "real/3.png").write_bytes(images.encode_png(lesion(77)))
     (tmp_path / "real/4.png").unlink()
     (tmp_path / "real/5.png").write_bytes(b"<html>")
     with pytest.raises(UserError, match="3 findings"):
@@ -266,7 +266,7 @@ def test_stages_are_told_in_one_line(tmp_path):
 @pytest.mark.parametrize("image", ["../outside.png", "/outside.png", "a/../../outside.png", "link.png", ""])
 def test_a_path_that_leaves_the_root_is_refused(tmp_path, image):
     real = clean(tmp_path / "real", 3)
-    (tmp_path / "outside.png").write_bytes(images.png(lesion(9)))
+    (tmp_path / "outside.png").write_bytes(images.encode_png(lesion(9)))
     (tmp_path / "real/link.png").symlink_to(tmp_path / "outside.png")
     real.records[1] = replace(real.records[1], image=image)
     with pytest.raises(UserError, match=r"line 3: "):

@@ -17,11 +17,11 @@ from dermjax.data.records import Manifest, Record
 SIDE = 176
 STRIP = 22  # height of the mark in pixels
 QUALITY = 86
-THUMBNAILS = "thumbnails"  # the folder of those that are kept
+FOLDER = "thumbnails"  # the folder of those that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Thumbnail:
     """A picture as a data URI, the words for who cannot see it, and a caption (may be empty)."""
 
     source: str
@@ -29,40 +29,42 @@ class Picture:
     caption: str
 
 
-def picture(manifest: Manifest, record: Record, caption: str) -> Picture:
+def thumbnail(manifest: Manifest, record: Record, caption: str) -> Thumbnail:
     """The thumbnail of a record, marked when a model made it."""
     kind = "synthetic" if record.synthetic else "real"
-    return Picture(
-        source=_as_uri(thumbnail(manifest, record)), words=f"{kind} {record.label}, {record.image}", caption=caption
+    return Thumbnail(
+        source=_as_uri(encode_thumbnail(manifest, record)),
+        words=f"{kind} {record.label}, {record.image}",
+        caption=caption,
     )
 
 
-def thumbnail(manifest: Manifest, record: Record) -> bytes:
+def encode_thumbnail(manifest: Manifest, record: Record) -> bytes:
     """A small JPEG of a record, marked when a model made it.
 
     It is kept beside the manifest by the digest of the image, where that folder may be written, so that the pages of
     all stages decode a photograph once.
     """
-    home = manifest.home and manifest.home / THUMBNAILS
+    home = manifest.home and manifest.home / FOLDER
     kept = home and home / f"{record.sha256}{'_synthetic' * record.synthetic}.jpg"
     if kept and kept.is_file():
         return kept.read_bytes()
     image = Image.fromarray(images.load(manifest.path(record), SIDE))
     if record.synthetic:
-        mark(image)
+        mark_synthetic(image)
     content = _jpeg(image)
     if kept and os.access(manifest.home, os.W_OK):
-        images.keep(kept, content)
+        images.write_if_changed(kept, content)
     return content
 
 
-def sheet(rows: list[np.ndarray]) -> Image.Image:
+def grid(rows: list[np.ndarray]) -> Image.Image:
     """A contact sheet of pictures uint8 [n, H, W, 3] a row that a model made, every one marked."""
     made = Image.new("RGB", (SIDE * max(map(len, rows)), SIDE * len(rows)), "white")
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             tile = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            mark(tile)
+            mark_synthetic(tile)
             made.paste(tile, (x * SIDE, y * SIDE))
     return made
 
@@ -72,7 +74,7 @@ def data_uri(image: Image.Image) -> str:
     return _as_uri(_jpeg(image))
 
 
-def spread(records: list[Record], count: int) -> list[Record]:
+def evenly_spaced(records: list[Record], count: int) -> list[Record]:
     """Up to count records, evenly spaced through the list: nobody picked the pretty ones."""
     step = max(len(records) / count, 1) if count else 1
     return [records[int(i * step)] for i in range(min(count, len(records)))]
@@ -88,7 +90,7 @@ def _as_uri(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def mark(image: Image.Image) -> None:
+def mark_synthetic(image: Image.Image) -> None:
     """Writes SYNTHETIC into the pixels of a picture of SIDE pixels a side."""
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
