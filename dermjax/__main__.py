@@ -115,12 +115,12 @@ def main() -> int:
         if {"-h", "--help"} & set(arguments):
             print(_usage(stage))
             return 0
-        with signals.heard(stage):
+        with signals.interruptible(stage):
             _answer(COMMANDS[stage], arguments[1:]) if stage in COMMANDS else _run(stage, arguments[1:])
     except UserError as error:
         return _mendable(stage, str(error))
     except OSError as error:
-        if error.errno not in machine.FULL:
+        if error.errno not in machine.DISK_FULL:
             raise
         return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
     except Stopped as stop:
@@ -138,7 +138,7 @@ def _run(stage: str, arguments: list[str]) -> None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
     processes = machine.distributed(os.environ)
-    with run_folder.held(workdir, alone=processes is None and stage not in SHARED):
+    with run_folder.lock(workdir, alone=processes is None and stage not in SHARED):
         run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
         _begin(stage, config, workdir, processes)
 

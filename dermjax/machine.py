@@ -87,7 +87,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TOP_PAD, 2**26)
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Gives the system what `keep_freed_memory` kept; other C libraries than glibc are left alone.
 
     For where the work changes: what a step keeps does not fit what sampling asks for, so that both would be held.
@@ -116,10 +116,10 @@ def compile_once(environment: MutableMapping[str, str]) -> None:
         _programs.append(tempfile.mkdtemp(prefix="dermjax-"))
         environment["JAX_COMPILATION_CACHE_DIR"] = _programs[-1]
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # in place of 1
-        atexit.register(forget_programs)
+        atexit.register(remove_programs)
 
 
-def forget_programs() -> None:
+def remove_programs() -> None:
     """Removes what `compile_once` had kept for this process."""
     for folder in _programs:
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +132,7 @@ def _whole(environment: Mapping[str, str], name: str) -> int:
         raise UserError(f"{name}={environment[name]}: not a whole number") from error
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
 GB = 10**9
 
 
@@ -141,12 +141,12 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"workdir {folder}: {what} need up to {disk_told(needed)}, {disk_told(free)} are free; make room, or give "
-            "another --workdir"
+            f"workdir {folder}: {what} need up to {format_bytes(needed)}, {format_bytes(free)} are free; make room, or "
+            "give another --workdir"
         )
 
 
-def ask_disk(folder: Path, needed: int) -> None:
+def probe_disk(folder: Path, needed: int) -> None:
     """Takes `needed` bytes of a folder's disk and gives them back; OSError, one of FULL, where it has not got them.
 
     What a disk says that it has free knows nothing of quotas and limits. Files have 1 GB at most, as some disks ask.
@@ -161,7 +161,7 @@ def ask_disk(folder: Path, needed: int) -> None:
             os.posix_fallocate(file.fileno(), 0, min(GB, needed - begin))
 
 
-def disk_told(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Returns bytes for people: `210 MB`."""
     for unit, each in (("GB", GB), ("MB", 1e6)):
         if size >= each:

@@ -37,7 +37,7 @@ PATIENCE = 10.0  # seconds that a run waits for one before it, which may have be
 
 
 @contextlib.contextmanager
-def held(workdir: Path, *, alone: bool) -> Iterator[None]:
+def lock(workdir: Path, *, alone: bool) -> Iterator[None]:
     """Makes the folder, sweeps it if nobody is in it, and keeps it for this run, or those that share it, not `alone`.
 
     Raises UserError where the folder cannot be made or written, or another run works in it.
@@ -124,7 +124,7 @@ def derived(folder: Path, name: str, causes: Mapping) -> Path:
     return folder / f"{name}_{digest[:16]}"
 
 
-def tell(path: Path, causes: Mapping) -> None:
+def report_stale(path: Path, causes: Mapping) -> None:
     """Says why what lies beside `path` is not taken for what is about to be computed there from these causes.
 
     What older numeric versions made, or what says nothing of its causes, is removed, since nothing will ever use it
@@ -150,13 +150,13 @@ def tell(path: Path, causes: Mapping) -> None:
         other.with_suffix(".json").unlink(missing_ok=True)
 
 
-def note(path: Path, causes: Mapping) -> None:
+def write_causes(path: Path, causes: Mapping) -> None:
     """Writes the causes of what is computed beside it, before that is: without them it counts as an older version's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_causes(path.with_suffix(".json"), causes)
+    _write(path.with_suffix(".json"), causes)
 
 
-def finished(workdir: Path, file: str, causes: Mapping) -> bool:
+def is_finished(workdir: Path, file: str, causes: Mapping) -> bool:
     """Returns whether the last file of a stage is there and follows from these causes; says so where it does not."""
     if not (workdir / file).is_file():
         return False
@@ -167,7 +167,7 @@ def finished(workdir: Path, file: str, causes: Mapping) -> bool:
     return not changed
 
 
-def begun(workdir: Path, causes: Mapping, left: Collection[str]) -> str:
+def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -> str:
     """Returns on one line how a training was begun from something else than these causes, "" where it was not.
 
     left: names of what a training leaves in its folder; where none of it is there, the causes are written down.
@@ -175,14 +175,14 @@ def begun(workdir: Path, causes: Mapping, left: Collection[str]) -> str:
     path = workdir / CAUSES
     if not path.exists() and not any((workdir / name).exists() for name in left):
         workdir.mkdir(parents=True, exist_ok=True)
-        _write_causes(path, causes)
+        _write(path, causes)
     recorded = _causes(path)
     return differences({name: recorded[name] for name in causes if name in recorded}, causes)
 
 
-def finish(workdir: Path, causes: Mapping) -> None:
+def mark_finished(workdir: Path, causes: Mapping) -> None:
     """Writes down what the last file of a stage follows from; called once that is there."""
-    _write_causes(workdir / CAUSES, causes)
+    _write(workdir / CAUSES, causes)
 
 
 def differences(recorded: Mapping, causes: Mapping) -> str:
@@ -198,7 +198,7 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in PACKAGES}
 
 
-def appended(path: Path) -> BinaryIO:
+def open_for_append(path: Path) -> BinaryIO:
     """Opens a file of lines to go on with it; a last line that a killed run left half-written is cut off."""
     (file := path.open("ab")).truncate(path.read_bytes().rfind(b"\n") + 1)
     return file
@@ -249,7 +249,7 @@ def _changes(recorded: dict, asked: dict) -> dict[str, str]:
     }
 
 
-def _write_causes(path: Path, causes: Mapping) -> None:
+def _write(path: Path, causes: Mapping) -> None:
     write_atomically(path, json.dumps(causes, indent=1, sort_keys=True) + "\n")
 
 

@@ -50,7 +50,7 @@ def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
     have = jax.device_count()
     if data < 0 or fsdp < 1:
         raise UserError(f"mesh {data} x {fsdp}: give mesh.data = 0 (all devices) or more, mesh.fsdp = 1 or more")
-    data = data or (1 if jax.process_count() == 1 and large(parameters) else max(1, have // fsdp))
+    data = data or (1 if jax.process_count() == 1 and is_large(parameters) else max(1, have // fsdp))
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
     devices = jax.devices()[: data * fsdp]
@@ -60,21 +60,21 @@ def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def own_mesh(parameters: int = 0) -> Mesh:
+def local_mesh(parameters: int = 0) -> Mesh:
     """Returns the mesh of this process's own devices, for work that each process does by itself.
 
     Of a CPU a model of so many parameters that it is LARGE takes one, see there.
     """
-    devices = jax.local_devices()[: 1 if large(parameters) else None]
+    devices = jax.local_devices()[: 1 if is_large(parameters) else None]
     return jax.make_mesh((len(devices), 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def large(parameters: int) -> bool:
+def is_large(parameters: int) -> bool:
     """Returns whether a model of so many parameters is more than one device of a CPU should hold, see LARGE."""
     return parameters > LARGE and jax.default_backend() == "cpu"
 
 
-def quick_precision() -> str:
+def fastest_precision() -> str:
     """Returns the type of arithmetic that is the quickest here: XLA on a CPU widens each bfloat16 before it is used."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
@@ -94,7 +94,7 @@ def arithmetic(dtype, grid: Mesh) -> str:
     return f"{name} ({jax.config.jax_default_matmul_precision or 'default'} products of a {kind})" if rounded else name
 
 
-def over(tree, rules: Rules, grid: Mesh):
+def tree_shardings(tree, rules: Rules, grid: Mesh):
     """Returns the NamedSharding of every leaf of a tree of arrays or shapes, by the first row that its path matches.
 
     A leaf whose axis the mesh does not divide is replicated: small models run on any mesh.
@@ -116,14 +116,14 @@ def replicated(grid: Mesh) -> NamedSharding:
     return NamedSharding(grid, P())
 
 
-def divided(grid: Mesh) -> NamedSharding:
+def batch_sharding(grid: Mesh) -> NamedSharding:
     """Returns the sharding of a batch, whose rows are divided over the whole mesh."""
     return NamedSharding(grid, P(AXES))
 
 
-def own(batch: int, grid: Mesh) -> np.ndarray:
+def local_rows(batch: int, grid: Mesh) -> np.ndarray:
     """Returns which rows of a batch of all processes this process's devices hold and it must make, int, ascending."""
-    held = divided(grid).addressable_devices_indices_map((batch,)).values()
+    held = batch_sharding(grid).addressable_devices_indices_map((batch,)).values()
     return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
 
 
@@ -134,13 +134,13 @@ def place(rows, grid: Mesh):
         each, rest = divmod(len(rows), len(grid.local_devices))
         if rest:
             raise ValueError(f"{len(rows)} rows do not divide over {len(grid.local_devices)} devices of this process")
-        numbers = own(each * grid.size, grid)
+        numbers = local_rows(each * grid.size, grid)
 
         def held(index: tuple[slice, ...]) -> np.ndarray:
             first = np.searchsorted(numbers, index[0].start or 0)
             return rows[first : first + each]  # what is consecutive in the batch is so among the rows of a process
 
-        return jax.make_array_from_callback((each * grid.size, *rows.shape[1:]), divided(grid), held)
+        return jax.make_array_from_callback((each * grid.size, *rows.shape[1:]), batch_sharding(grid), held)
 
     return jax.tree.map(whole, rows)
 
@@ -160,13 +160,13 @@ def check_batch(batch: int, accumulate: int, grid: Mesh) -> None:
         raise UserError(f"batch = {batch}{parts} does not divide{over}; give a multiple of {grid.size * accumulate}")
 
 
-def free(grid: Mesh) -> int:
+def free_memory(grid: Mesh) -> int:
     """Returns the bytes that a program can still take: on one device of a mesh, or on a CPU, of the whole machine."""
     stats = grid.local_devices[0].memory_stats()
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else machine.free_memory()
 
 
-def memory() -> int:
+def peak_memory() -> int:
     """Returns the most bytes that any device of this process has held so far; on a CPU, that the process has."""
     told = [device.memory_stats() for device in jax.local_devices()]
     if all(told):

@@ -29,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def heard(command: str) -> Iterator[None]:
+def interruptible(command: str) -> Iterator[None]:
     """Within the block a signal is a KeyboardInterrupt, and ends the process where that is not heard."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -113,6 +113,6 @@ def _listen(listening: socket.socket, command: str) -> None:
 
 def _end(command: str, number: int, words: str) -> NoReturn:
     print(f"\ndermjax {command}: {words or WORDS[number]}; resume with the same command", file=sys.stderr, flush=True)
-    machine.forget_programs()
+    machine.remove_programs()
     # at once: Python would wait for every thread, and XLA, compiling in one of its own, would crash
     os._exit(128 + number)

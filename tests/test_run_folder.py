@@ -150,66 +150,69 @@ CAUSES = {"numeric_versions": {"vae": 2}, "arithmetic": "float32", "images": "01
 
 
 def test_a_result_stands_while_its_causes_are_the_same(tmp_path, capsys):
-    assert not run_folder.finished(tmp_path, "manifest.jsonl", CAUSES)
+    assert not run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES)
     (tmp_path / "manifest.jsonl").touch()
-    assert not run_folder.finished(tmp_path, "manifest.jsonl", CAUSES)
+    assert not run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES)
     assert "is made again (made by an older version, which did not say of what)" in capsys.readouterr().out
-    run_folder.finish(tmp_path, CAUSES)
-    assert run_folder.finished(tmp_path, "manifest.jsonl", CAUSES) and capsys.readouterr().out == ""
-    assert not run_folder.finished(tmp_path, "manifest.jsonl", CAUSES | {"arithmetic": "bfloat16"})
+    run_folder.mark_finished(tmp_path, CAUSES)
+    assert run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES) and capsys.readouterr().out == ""
+    assert not run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES | {"arithmetic": "bfloat16"})
     assert 'is made again (arithmetic: "float32" -> "bfloat16")' in capsys.readouterr().out
 
 
 def test_a_training_says_what_it_was_begun_from(tmp_path):
-    assert run_folder.begun(tmp_path, CAUSES, ("checkpoints",)) == ""
+    assert run_folder.changed_since_start(tmp_path, CAUSES, ("checkpoints",)) == ""
     (tmp_path / "checkpoints").mkdir()
-    assert run_folder.begun(tmp_path, CAUSES, ("checkpoints",)) == ""
-    assert run_folder.begun(tmp_path, {"images": "0123"}, ("checkpoints",)) == ""
-    assert run_folder.begun(tmp_path, CAUSES | {"images": "4567"}, ("checkpoints",)) == 'images: "0123" -> "4567"'
+    assert run_folder.changed_since_start(tmp_path, CAUSES, ("checkpoints",)) == ""
+    assert run_folder.changed_since_start(tmp_path, {"images": "0123"}, ("checkpoints",)) == ""
+    assert (
+        run_folder.changed_since_start(tmp_path, CAUSES | {"images": "4567"}, ("checkpoints",))
+        == 'images: "0123" -> "4567"'
+    )
     (tmp_path / "causes.json").unlink()
-    assert "made by an older version" in run_folder.begun(tmp_path, CAUSES, ("checkpoints",))
+    assert "made by an older version" in run_folder.changed_since_start(tmp_path, CAUSES, ("checkpoints",))
     assert not (tmp_path / "causes.json").exists(), "what an older version began is not taken for ours"
 
 
 def test_a_refused_run_leaves_no_causes_behind(tmp_path):
     run_folder.claim(tmp_path / "run", CONFIG)
-    run_folder.begun(tmp_path / "run", CAUSES, ("checkpoints",))
+    run_folder.changed_since_start(tmp_path / "run", CAUSES, ("checkpoints",))
     run_folder.disclaim(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_newer_versions_keep_what_they_made_and_strangers_keep_their_files(tmp_path, capsys):
     newer = run_folder.derived(tmp_path, "moments", CAUSES | {"numeric_versions": {"vae": 3}}).with_suffix(".npy")
-    run_folder.note(newer, CAUSES | {"numeric_versions": {"vae": 3}})
+    run_folder.write_causes(newer, CAUSES | {"numeric_versions": {"vae": 3}})
     stranger, other = tmp_path / "photographs.npy", tmp_path / "contexts_0123456789abcdef.npy"
     for path in (newer, stranger, other):
         path.touch()
     (tmp_path / "0123456789abcdef").mkdir()
     (tmp_path / "0123456789abcdef" / "a photograph.png").touch()
-    run_folder.tell(run_folder.derived(tmp_path, "moments", CAUSES).with_suffix(".npy"), CAUSES)
+    run_folder.report_stale(run_folder.derived(tmp_path, "moments", CAUSES).with_suffix(".npy"), CAUSES)
     assert newer.exists() and stranger.exists() and other.exists()
     assert "(numeric_versions.vae: 3 -> 2)" in capsys.readouterr().out
-    run_folder.tell(run_folder.derived(tmp_path, "features", CAUSES), CAUSES)
+    run_folder.report_stale(run_folder.derived(tmp_path, "features", CAUSES), CAUSES)
     assert (tmp_path / "0123456789abcdef" / "a photograph.png").exists() and capsys.readouterr().out == ""
 
 
 def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
-    with run_folder.held(tmp_path / "run", alone=True):
+    with run_folder.lock(tmp_path / "run", alone=True):
         for alone in (True, False):
             with (
                 pytest.raises(UserError, match="another run works in it"),
-                run_folder.held(tmp_path / "run", alone=alone),
+                run_folder.lock(tmp_path / "run", alone=alone),
             ):
                 pass
     with (
-        run_folder.held(tmp_path / "run", alone=False),
-        run_folder.held(tmp_path / "run", alone=False),
+        run_folder.lock(tmp_path / "run", alone=False),
+        run_folder.lock(tmp_path / "run", alone=False),
         pytest.raises(UserError, match="another run works in it"),
-        run_folder.held(tmp_path / "run", alone=True),
+        run_folder.lock(tmp_path / "run", alone=True),
     ):
         pass
-    with run_folder.held(tmp_path / "run", alone=True):
+    with run_folder.lock(tmp_path / "run", alone=True):
         pass
 
 
@@ -219,7 +222,7 @@ def test_a_run_waits_for_one_before_it_that_ends(tmp_path):
     )
     assert before.stdout.readline() == "held\n"
     threading.Timer(0.3, before.kill).start()
-    with run_folder.held(tmp_path / "run", alone=True):
+    with run_folder.lock(tmp_path / "run", alone=True):
         assert before.wait() == -9
     before.stdout.close(), before.stdin.close()
 
@@ -228,7 +231,7 @@ HOLDS = """
 import sys
 from pathlib import Path
 from dermjax import run_folder
-with run_folder.held(Path(sys.argv[1]), alone=True):
+with run_folder.lock(Path(sys.argv[1]), alone=True):
     print("held", flush=True)
     input()
 """
@@ -241,11 +244,11 @@ def test_what_a_killed_run_left_half_written_is_swept_by_the_next_alone(tmp_path
     for name in (*LITTER, *KEPT):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with run_folder.held(tmp_path, alone=False):
+    with run_folder.lock(tmp_path, alone=False):
         swept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
         assert swept == set(KEPT)
         (tmp_path / LITTER[0]).touch()
-        with run_folder.held(tmp_path, alone=False):  # the other may be at it
+        with run_folder.lock(tmp_path, alone=False):  # the other may be at it
             assert (tmp_path / LITTER[0]).exists()
 
 
@@ -254,6 +257,6 @@ def test_lines_go_on_after_the_last_whole_one(tmp_path):
     for before, after in ((None, b"new\n"), (b"one\ntw", b"one\nnew\n"), (b"one\n", b"one\nnew\n"), (b"o", b"new\n")):
         if before is not None:
             path.write_bytes(before)
-        with run_folder.appended(path) as file:
+        with run_folder.open_for_append(path) as file:
             file.write(b"new\n")
         assert path.read_bytes() == after

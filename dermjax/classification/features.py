@@ -77,13 +77,13 @@ class Features:
         if not missing:
             return
         if not self.folder.is_dir():
-            run_folder.tell(self.folder, self.causes)
-            run_folder.note(self.folder, self.causes)
+            run_folder.report_stale(self.folder, self.causes)
+            run_folder.write_causes(self.folder, self.causes)
             self.folder.mkdir(exist_ok=True)
         lower = jax.jit(partial(self.classifier.lower, last=self.last), out_shardings=sharding.replicated(self.grid))
         trees = jax.device_put((self.params, self.variables), sharding.replicated(self.grid))
         kind = np.float16 if self.last else np.float32
-        side, rows = self.classifier.config["image_size"], sharding.own(self.batch, self.grid)
+        side, rows = self.classifier.config["image_size"], sharding.local_rows(self.batch, self.grid)
         with ThreadPoolExecutor(READERS) as pool, bar(len(missing), "features", "images", 0) as progress:
             for first in range(0, len(missing), self.batch):
                 chosen = missing[first : first + self.batch]

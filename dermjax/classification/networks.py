@@ -113,7 +113,7 @@ def from_checkpoint(run: Path, config: ConfigDict) -> tuple[Classifier, tuple[Pa
     trained, frozen = recipes.divided(params, recipes.recipe(config.recipe, config.last_blocks, params))
     optimizer = recipes.optimizer(config, params)
     state = jax.eval_shape(lambda: create(trained, variables, optimizer, ema=config.ema_decay > 0))
-    places = sharding.over(state, sharding.RULES, sharding.mesh(0, 1))
+    places = sharding.tree_shardings(state, sharding.RULES, sharding.mesh(0, 1))
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, places)
     state, _ = checkpoints.restore(run / "checkpoints", target)
     return classifier, (recipes.joined(jax.device_get(state.smooth), frozen), jax.device_get(state.variables))

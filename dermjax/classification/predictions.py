@@ -123,7 +123,7 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     batch = -(-batch // grid.size) * grid.size
     say_of = predictor(found, Recipe(last=None), grid)
     batches = pipelines.evaluation_batches(
-        told, manifest, size=found.config["image_size"], batch=batch, rows=sharding.own(batch, grid)
+        told, manifest, size=found.config["image_size"], batch=batch, rows=sharding.local_rows(batch, grid)
     )
     said = probabilities(say_of(params, variables, batches))
     is_manifest = (images / records.FILE).is_file() or images.is_file()

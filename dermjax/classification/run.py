@@ -32,6 +32,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _tell_other_causes(workdir: Path, inputs: dict) -> None:
     """Says where the folder was begun by code that gives other numbers, or on images of other digests."""
     causes = inputs | {run_folder.NUMERIC_VERSIONS: VERSIONS}
-    others = run_folder.begun(workdir, causes, LEFT) if jax.process_index() == 0 else ""
+    others = run_folder.changed_since_start(workdir, causes, LEFT) if jax.process_index() == 0 else ""
     if others:
         say(f"classify: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")

@@ -162,7 +162,7 @@ def train(
     recipe = recipes.recipe(config.recipe, config.last_blocks, params)
     plan = Plan(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
-        rows=sharding.own(config.batch, grid), seed=config.seed, mixing=config.mixing,
+        rows=sharding.local_rows(config.batch, grid), seed=config.seed, mixing=config.mixing,
     )  # fmt: skip
     _tell_cost(config, real, synthetic, recipe, classifier, params, grid)
     source = _source(config, plan, recipe, classifier, params, variables, grid, workdir)

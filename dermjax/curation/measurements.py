@@ -19,7 +19,7 @@ from dermjax.data.imaging.segmentation import segment
 from dermjax.data.leaks import copies
 from dermjax.data.records import Manifest, Record
 from dermjax.progress import say
-from dermjax.run_folder import NUMERIC_VERSIONS, appended, differences, write_atomically
+from dermjax.run_folder import NUMERIC_VERSIONS, differences, open_for_append, write_atomically
 
 # Of hashes and scores, for whatever is kept of them: raise it where `at` gives others of the same pixels
 NUMERIC_VERSION = 1
@@ -48,7 +48,7 @@ def looks(
         say(f"looks in {folder / FILE} are taken again: {len(outdated)} ({differences(outdated[0], of)})")
         write_atomically(folder / FILE, b"".join(_line(digest, seen, of) for digest, seen in known.items()))
     found = []
-    with appended(folder / FILE) as written, ThreadPoolExecutor(machine.cores()) as pool:
+    with open_for_append(folder / FILE) as written, ThreadPoolExecutor(machine.cores()) as pool:
 
         def look(record: Record) -> tuple[str, Look]:
             path, digest = manifest.path(record), record.sha256

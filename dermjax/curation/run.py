@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     said = reviews.read(config.verdicts)
     classifier = label_score.read(config.classifier, manifest.labels)
     causes = _causes(config, manifest, real, classifier, said)
-    if run_folder.finished(workdir, FILE, causes):
+    if run_folder.is_finished(workdir, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     write_atomically(workdir / "report.html", page)
     training_images.write(workdir, [(real, record) for record in real.split("train")], [Path(config.manifest)])
     records.write(workdir / FILE, curated)
-    run_folder.finish(workdir, causes)
+    run_folder.mark_finished(workdir, causes)
     _tell(curated, said, workdir)
 
 
@@ -99,7 +99,7 @@ def _causes(
     causes[run_folder.NUMERIC_VERSIONS]["rules"] = rules.NUMERIC_VERSION
     if classifier:
         causes["classifier"] = classifier.digest
-        causes["arithmetic"] = sharding.arithmetic(classifier.classifier.dtype, sharding.own_mesh())
+        causes["arithmetic"] = sharding.arithmetic(classifier.classifier.dtype, sharding.local_mesh())
         causes[run_folder.NUMERIC_VERSIONS]["classifier"] = network.NUMERIC_VERSION
     return causes | {
         "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},

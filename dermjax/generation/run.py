@@ -114,14 +114,14 @@ def _tell_cost(todo: Work, missing: Collection[Request], grid: Mesh) -> None:
     if grid.devices.flat[0].platform == "cpu":
         # strength is the share of the steps that are taken from a picture
         seconds["seconds"] = todo.start.strength * processor_seconds(maker.sd, maker.params, missing, todo.size)
-    need, have = render.memory(maker.sd, maker.params, todo.size, grid), sharding.free(grid)
-    room = f"up to {machine.disk_told(needed_disk(len(missing), todo.size))} of disk"
+    need, have = render.memory(maker.sd, maker.params, todo.size, grid), sharding.free_memory(grid)
+    room = f"up to {machine.format_bytes(needed_disk(len(missing), todo.size))} of disk"
     cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing), steps=todo.asked[0].steps,
-         memory=f"about {machine.disk_told(need(todo.batch))} of memory", room=room, **seconds)  # fmt: skip
+         memory=f"about {machine.format_bytes(need(todo.batch))} of memory", room=room, **seconds)  # fmt: skip
     if need(todo.batch) > have:
         fitting = next((n for n in range(todo.batch - 1, 0, -1) if need(n) < have), None)
         other = f"config.plan.batch = {fitting}" if fitting else "a smaller config.size"
-        say(f"generate: warning: {machine.disk_told(have)} of memory are free; give {other}")
+        say(f"generate: warning: {machine.format_bytes(have)} of memory are free; give {other}")
 
 
 def _told(accounts: Accounts, grid: Mesh) -> str:

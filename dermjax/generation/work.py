@@ -125,7 +125,7 @@ def read(config: ConfigDict) -> Work:
     lengths = {request: maker.tokens(request).shape[1] for request in asked}  # a prompt too long fails here
     for warning in tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
         say(f"generate: {warning}")
-    if sharding.large(count(maker.params)):
+    if sharding.is_large(count(maker.params)):
         batch = min(batch, max(1, PIXELS // size**2))
     divided = batches(asked, batch, lengths)
     return Work(asked, divided, lengths, maker, start, size, max(map(len, divided)))

@@ -19,7 +19,7 @@ from dermjax.data.leaks import duplicates, index
 from dermjax.data.leaks.index import Look
 from dermjax.data.records import Record
 from dermjax.errors import UserError
-from dermjax.run_folder import appended
+from dermjax.run_folder import open_for_append
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
     views = [np.empty((0, len(duplicates.VIEWS), 4), np.uint64)]
     cells = [np.empty((0, duplicates.CELLS, duplicates.CELLS, 3), np.uint8)]
     with (
-        appended(folder / index.FILE) as written,
+        open_for_append(folder / index.FILE) as written,
         ThreadPoolExecutor(machine.cores()) as pool,
         progress.bar(len(records), "decoding", "images", 0) as bar,
     ):

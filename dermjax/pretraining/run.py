@@ -150,7 +150,7 @@ def train_autoencoder(sd: StableDiffusion, params: Params, images: np.ndarray, c
         optimizer = optimizers.build("adamw", rate=c.rate, warmup=c.warmup, steps=c.steps, schedule="cosine",
                                      weight_decay=0.0, clip=1.0)  # fmt: skip
         batches = pipelines.array_batches(
-            {"row": np.arange(len(images))}, batch=c.batch, seed=config.seed, rows=sharding.own(c.batch, grid)
+            {"row": np.arange(len(images))}, batch=c.batch, seed=config.seed, rows=sharding.local_rows(c.batch, grid)
         )
         state = fit(
             autoencoder.loss(sd, kl=c.kl, **c.weights),
@@ -191,7 +191,7 @@ def train_decoder(sd: StableDiffusion, params: Params, images, moments, config, 
                                  weight_decay=0.0, clip=1.0)  # fmt: skip
     batches = pipelines.array_batches(
         {"row": np.arange(len(images)), "moments": moments}, batch=c.batch, seed=config.seed,
-        rows=sharding.own(c.batch, grid),
+        rows=sharding.local_rows(c.batch, grid),
     )  # fmt: skip
     state = fit(
         autoencoder.decoder_loss(sd, **c.weights), create({"vae": half}, {}, optimizer, ema=True),
@@ -228,7 +228,8 @@ def train_diffusion(sd: StableDiffusion, params: Params, moments, captions, conf
     state = fit(
         loss, create({name: params[name] for name in ("text_encoder", "unet")}, {}, optimizer, ema=True), {},
         pipelines.array_batches(
-            {"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed, rows=sharding.own(c.batch, grid)
+            {"moments": moments, "tokens": words}, batch=c.batch, seed=config.seed,
+            rows=sharding.local_rows(c.batch, grid),
         ),
         optimizer=optimizer, seed=config.seed, steps=c.steps, ema_decay=c.ema_decay, accumulate=1, mesh=grid,
         rules=sharding.RULES, workdir=workdir, title="diffusion", save_every=config.save_every,
@@ -272,10 +273,10 @@ def cached(workdir: Path, causes: dict, make: Callable[[], np.ndarray]) -> np.nd
     """Returns the moments that follow from these causes, made and written whole first when they are not there."""
     path = run_folder.derived(workdir, "moments", causes).with_suffix(".npy")
     if not path.exists():
-        run_folder.tell(path, causes)
+        run_folder.report_stale(path, causes)
         part = path.with_suffix(".part.npy")
         np.save(part, make())
-        run_folder.note(path, causes)
+        run_folder.write_causes(path, causes)
         part.rename(path)
     return np.load(path, mmap_mode="r")
 

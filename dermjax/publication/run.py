@@ -98,7 +98,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     todo = [form for form in config.forms if not (workdir / form).exists()]
     size = sum(curated.place(record).stat().st_size for record in kept)
     machine.check_disk(workdir, size * len(todo), f"{len(kept)} images in {len(todo)} forms")
-    progress.cost("publish", images=len(kept), forms=len(todo), disk=machine.disk_told(size * len(todo)),
+    progress.cost("publish", images=len(kept), forms=len(todo), disk=machine.format_bytes(size * len(todo)),
                   seconds=len(kept) * len(todo) * SECONDS_AN_IMAGE)  # fmt: skip
     for form in todo:
         forms.write(curated, workdir / form, form, config.name, told)

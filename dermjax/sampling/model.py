@@ -49,7 +49,7 @@ class Model:
     @property
     def grid(self) -> Mesh:
         """The devices of this process that make its images."""
-        return sharding.own_mesh(count(self.params))
+        return sharding.local_mesh(count(self.params))
 
     def placed(self) -> Params:
         """Returns the parameters as every device of the grid has them."""
@@ -68,7 +68,7 @@ def read(
         raise UserError("config.model is empty; give a model folder or a single file, such as runs/tune/model")
     if long_prompts not in LONG_PROMPTS:
         raise UserError(f"config.long_prompts = {long_prompts!r}: give {' or '.join(LONG_PROMPTS)}")
-    precision = precision or sharding.quick_precision()
+    precision = precision or sharding.fastest_precision()
     if precision not in PRECISIONS:
         raise UserError(f"config.precision = {precision!r} is unknown; give {', '.join(PRECISIONS)}")
     path = model_files.locate(name)
@@ -76,7 +76,7 @@ def read(
     sd, params = model_files.read(path, dtype=PRECISIONS[precision], lazy=True)
     digests = {
         "model": model_files.digest(path),
-        "precision": sharding.arithmetic(PRECISIONS[precision], sharding.own_mesh()),
+        "precision": sharding.arithmetic(PRECISIONS[precision], sharding.local_mesh()),
         run_folder.NUMERIC_VERSIONS: NUMERIC_VERSIONS,
     }
     if adapter:

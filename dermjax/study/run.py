@@ -66,7 +66,7 @@ def _tell_other_causes(folders: dict[Cell, Path], materials: list[Material]) -> 
     of_folds = [{run_folder.NUMERIC_VERSIONS: VERSIONS, "images": each.digest} for each in materials]
     others = {}
     for cell, folder in folders.items():
-        changed = run_folder.begun(folder, of_folds[cell.fold], LEFT)
+        changed = run_folder.changed_since_start(folder, of_folds[cell.fold], LEFT)
         others |= {folder: changed} if changed else {}
     for folder, changed in list(others.items())[:1]:
         say(

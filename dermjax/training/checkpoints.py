@@ -119,11 +119,11 @@ def shortage(folder: Path, state: Tree) -> str:
     """Returns what is to be said unless the disk can take the state and a tenth more."""
     need = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     try:
-        machine.ask_disk(folder, need)
+        machine.probe_disk(folder, need)
     except OSError as error:
-        if error.errno not in machine.FULL:
+        if error.errno not in machine.DISK_FULL:
             raise
-        return NO_ROOM.format(folder, machine.disk_told(need))
+        return NO_ROOM.format(folder, machine.format_bytes(need))
     return ""
 
 
@@ -152,13 +152,13 @@ def room_running_out(part: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
-        if number not in machine.FULL:
+        if number not in machine.DISK_FULL:
             raise
         # failed writes that nobody waited for are told of until the process ends
         levels[1], after = logging.CRITICAL, without_closed_loops
         written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         shutil.rmtree(part, ignore_errors=True)
-        raise UserError(NO_ROOM.format(part.parent, f"more than {machine.disk_told(written)}")) from error
+        raise UserError(NO_ROOM.format(part.parent, f"more than {machine.format_bytes(written)}")) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -206,7 +206,7 @@ def fit(
       Stopped: the run was told to stop (SIGTERM, or a machine that is taken away) and has saved its last step.
       KeyboardInterrupt: the same, of Ctrl-C.
     """
-    shardings = sharding.over(state, rules, mesh)
+    shardings = sharding.tree_shardings(state, rules, mesh)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
     resumed = checkpoints.restore(workdir / "checkpoints", target)
     if resumed:
@@ -219,7 +219,7 @@ def fit(
     step = compiled(loss, optimizer, ema_decay, accumulate, shardings, mesh, large)
     # made where it lies: device_put would not take a key to the devices of another process
     key = jax.jit(partial(jax.random.key, seed), out_shardings=sharding.replicated(mesh))()
-    constants = jax.device_put(constants, sharding.over(constants, rules, mesh))
+    constants = jax.device_put(constants, sharding.tree_shardings(constants, rules, mesh))
     best = checkpoints.best(workdir / "checkpoints")
     window: list[Step] = []
     streak: list[Step] = []
@@ -253,7 +253,7 @@ def fit(
                         raise NotFinite(f"{title}: {minimise} is not finite; {remedy(workdir / 'checkpoints')}")
                 writer.write(k, record)
                 shown = {name: record[name] for name in ("loss", minimise) if name in record}
-                shown["memory"] = f"{sharding.memory() / 1e9:.2f} GB"
+                shown["memory"] = f"{sharding.peak_memory() / 1e9:.2f} GB"
             progress.update(1, **shown)
             if saves:
                 checkpoints.save(workdir / "checkpoints", k, state, batches.get_state(), keep=2, best=best)

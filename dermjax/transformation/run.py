@@ -136,7 +136,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     manifest = _sources(config.images, config.label)
     maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", config.precision)
     causes = _causes(config, manifest, maker)
-    if run_folder.finished(workdir, records.FILE, causes):
+    if run_folder.is_finished(workdir, records.FILE, causes):
         say(f"transform: {workdir} is finished; nothing to do")
         return
     studio = Studio(maker, side(config.size, maker.sd), config.batch, workdir)
@@ -157,7 +157,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     result = Manifest(labels=manifest.labels, root=workdir, records=kept)
     write_atomically(workdir / "report.html", report.page(found, config.gallery))
     records.write(workdir / records.FILE, result)
-    run_folder.finish(workdir, causes)
+    run_folder.mark_finished(workdir, causes)
     for line in report.lines(found):
         say(line)
 

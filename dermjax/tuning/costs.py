@@ -25,16 +25,16 @@ CHECKPOINTS = 4  # the newest two, the best, and one that is being written
 def tell(todo: Work, config: ConfigDict) -> None:
     """Prints what the run costs, and where it would not fit into the memory of this machine, what would."""
     state, _ = todo.shapes
-    need, have, seconds = memory(todo)(todo.size, config.batch / config.accumulate), sharding.free(todo.grid), {}
+    need, have, seconds = memory(todo)(todo.size, config.batch / config.accumulate), sharding.free_memory(todo.grid), {}
     if sharding.platform(todo.grid) == "cpu":
         seconds["seconds"] = processor_seconds(todo, config.batch * config.steps)
     cost(
         "tune", devices=todo.grid.size, parameters=count(state.params), images=len(todo.shown.sources),
-        steps=config.steps, memory=f"about {machine.disk_told(need)} of memory",
-        room=f"up to {machine.disk_told(files(todo, config))} of disk", **seconds,
+        steps=config.steps, memory=f"about {machine.format_bytes(need)} of memory",
+        room=f"up to {machine.format_bytes(files(todo, config))} of disk", **seconds,
     )  # fmt: skip
     if need > have:
-        say(f"tune: warning: {machine.disk_told(have)} of memory are free; {remedy(todo, config, have)}")
+        say(f"tune: warning: {machine.format_bytes(have)} of memory are free; {remedy(todo, config, have)}")
 
 
 def plan(todo: Work, config: ConfigDict) -> str:
@@ -119,7 +119,7 @@ def remedy(todo: Work, config: ConfigDict, have: float) -> str:
     for side in range(todo.size - todo.size % 64 or todo.size, 0, -64):
         if need(side, least) < have:
             return f"with config.batch = {least} and config.size = {side} it fits"
-    return f"tune less, as the variant lora does, or on a machine with {machine.disk_told(need(todo.size, least))}"
+    return f"tune less, as the variant lora does, or on a machine with {machine.format_bytes(need(todo.size, least))}"
 
 
 def size(tree) -> int:

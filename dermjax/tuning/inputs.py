@@ -60,10 +60,10 @@ def computed_once(folder: Path, name: str, causes: Mapping, make: Callable[[], n
     path = run_folder.derived(folder, name, causes).with_suffix(".npy")
     if not multihost_utils.broadcast_one_to_all(np.array(path.exists())):
         if jax.process_index() == 0:
-            run_folder.tell(path, causes)
+            run_folder.report_stale(path, causes)
         made = make()
         if jax.process_index() == 0:
-            run_folder.note(path, causes)
+            run_folder.write_causes(path, causes)
             part = path.with_suffix(f".{os.getpid()}.part.npy")
             np.save(part, made)
             part.rename(path)
@@ -109,7 +109,7 @@ def _encode(
     if sharding.platform(grid) == "cpu":  # where more at a time take memory and are no quicker
         batch = min(batch, max(1, PIXELS // size**2))
     batch = -(-batch // grid.size) * grid.size
-    own = sharding.own(batch, grid)
+    own = sharding.local_rows(batch, grid)
     step = jax.jit(both, out_shardings=sharding.replicated(grid))
     vae = model_files.place(params["vae"], sharding.replicated(grid))
     rows = []
@@ -171,7 +171,7 @@ def _encoded(sd: StableDiffusion, text: Params, tokens: np.ndarray, batch: int, 
     with bar(len(tokens), "contexts", "prompts", 0) as progress:
         for at in range(0, len(tokens), batch):
             some = tokens[at : at + batch]
-            filled = np.resize(some, (batch, tokens.shape[1]))[sharding.own(batch, grid)]
+            filled = np.resize(some, (batch, tokens.shape[1]))[sharding.local_rows(batch, grid)]
             rows.append(np.asarray(step(text, sharding.place(filled, grid)))[: len(some)])
             progress.update(len(some))
     return np.concatenate(rows)

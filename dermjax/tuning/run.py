@@ -102,7 +102,8 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
     learnt = fit(
         todo.loss(**config.loss), todo.state(trained), frozen | said,
         pipelines.array_batches(
-            trained_on, batch=config.batch, seed=config.seed, rows=sharding.own(config.batch, grid), epoch=shown.epoch
+            trained_on, batch=config.batch, seed=config.seed, epoch=shown.epoch,
+            rows=sharding.local_rows(config.batch, grid),
         ),
         optimizer=todo.optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
         accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="tune",
@@ -138,6 +139,6 @@ def _tell_other_causes(workdir: Path, inputs: dict) -> None:
             "unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION,
         },
     }  # fmt: skip
-    others = run_folder.begun(workdir, causes, outputs.LEFT) if jax.process_index() == 0 else ""
+    others = run_folder.changed_since_start(workdir, causes, outputs.LEFT) if jax.process_index() == 0 else ""
     if others:
         say(f"tune: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")

@@ -102,7 +102,7 @@ def evaluator(loss: Loss, rows: dict[str, np.ndarray], draws: int, batch: int, m
     def evaluate(state: State, constants: dict) -> dict[str, float]:
         total = 0.0
         for at in range(0, len(place), batch):
-            part = {name: array[at : at + batch][sharding.own(batch, mesh)] for name, array in chosen.items()}
+            part = {name: array[at : at + batch][sharding.local_rows(batch, mesh)] for name, array in chosen.items()}
             total += batch * float(step(state.smooth, constants, sharding.place(part, mesh)))
         return {"validation_loss": total / count}
 
@@ -146,14 +146,14 @@ def painter(
     everywhere = jax.jit(lambda made: made, out_shardings=sharding.replicated(grid))
 
     def paint(state: State, constants: dict) -> dict[str, np.ndarray]:
-        machine.give_back_memory()
+        machine.release_memory()
         params, parts = complete(state.smooth, constants), []
         for at in range(0, len(seeds), batch):
             some = np.arange(at, at + batch) % len(seeds)
             parts.append(everywhere(make(params, said[some], None if away is None else away[some], seeds[some], scale)))
         made = np.concatenate([np.asarray(part) for part in parts])[: len(seeds)]
         del params, parts
-        machine.give_back_memory()
+        machine.release_memory()
         for number, image in enumerate(made):
             check_drawn(image, f"sample of step {int(state.step)}, {prompts[number // images]!r}")
         sheet = thumbnails.grid(np.split(made, len(prompts)))

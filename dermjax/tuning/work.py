@@ -62,7 +62,7 @@ class Work:
 
 def read(config: ConfigDict, folder: Path) -> Work:
     """Returns the work of a config; whatever it cannot do is a UserError. `folder` gets the tokenizer of new words."""
-    precision = config.precision or sharding.quick_precision()
+    precision = config.precision or sharding.fastest_precision()
     _, arithmetic = trainable.PRECISIONS[precision]
     manifest = records.read(Path(config.manifest))
     shown = concepts.training(manifest, config.prompts, **config.concepts)

@@ -72,7 +72,7 @@ def ours(name: str, size: int, batch: int):
         "adamw", rate=1e-4, warmup=0, steps=100, schedule="constant", weight_decay=0.05, clip=0.0
     )  # fmt: skip
     state = create(*classifier.init(0), rule, ema=False)
-    shardings = sharding.over(state, sharding.RULES, grid)
+    shardings = sharding.tree_shardings(state, sharding.RULES, grid)
     state = jax.device_put(state, shardings)
     step = compiled(recipes.loss(classifier, Recipe(last=None), 0.0), rule, 0.0, 1, shardings, grid, False)
     key = jax.device_put(jax.random.key(0), sharding.replicated(grid))

@@ -41,4 +41,4 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 @pytest.mark.parametrize(("size", "told"), [(999, "0.999 kB"), (2.1e8, "210 MB"), (1.57e10, "15.7 GB")])
 def test_bytes_for_people(size, told):
-    assert machine.disk_told(size) == told
+    assert machine.format_bytes(size) == told

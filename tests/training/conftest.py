@@ -35,7 +35,7 @@ def trained(workdir, steps, *, devices=1, fsdp=1, rate=0.2, **changes):
     }  # fmt: skip
     state = create(params, {"seen": jnp.zeros((), jnp.int32)}, optimizer, ema=True)
     constants = {"scale": jnp.array(2.0)}
-    batches = pipelines.array_batches(data, batch=8, seed=1, rows=sharding.own(8, mesh))
+    batches = pipelines.array_batches(data, batch=8, seed=1, rows=sharding.local_rows(8, mesh))
     return fit(loss, state, constants, batches, **(settings | changes))
 
 

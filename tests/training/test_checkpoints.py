@@ -83,16 +83,16 @@ def test_a_half_written_checkpoint_is_swept_and_ignored(train, tmp_path):
 
 def test_a_full_disk_is_known_where_it_cannot_be_asked(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
-    machine.ask_disk(tmp_path, 1000)
+    machine.probe_disk(tmp_path, 1000)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
-        machine.ask_disk(tmp_path, 10**18)
+        machine.probe_disk(tmp_path, 10**18)
 
 
 @pytest.mark.parametrize("when, size", [("before a save", "4.61 MB"), ("within a save", "more than .*")])
 def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(train, tmp_path, monkeypatch, when, size):
     train(tmp_path, 5)
     if when == "within a save":
-        monkeypatch.setattr(machine, "ask_disk", lambda folder, needed: None)
+        monkeypatch.setattr(machine, "probe_disk", lambda folder, needed: None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     kernel = np.random.default_rng(0).normal(size=2**20).astype(np.float32)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, before[1]))  # bytes a file: what pytest captures stays below

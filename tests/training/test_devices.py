@@ -39,7 +39,7 @@ for order in (0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3), (3, 1, 0, 2):
     permuted(order)
     for data, fsdp in (4, 1), (2, 2), (1, 4), (3, 1):
         grid = sharding.mesh(data, fsdp)
-        own = sharding.own(24, grid)
+        own = sharding.local_rows(24, grid)
         here = [device.process_index == jax.process_index() for device in grid.devices.flat]
         np.testing.assert_array_equal(own, np.flatnonzero(np.repeat(here, 24 // grid.size)))
         placed = sharding.place({'x': whole[own]}, grid)['x']

@@ -139,6 +139,6 @@ def test_every_optimizer_trains_on_one_device(tmp_path, name, ema_decay):
         workdir=tmp_path, title="line", save_every=4, log_every=4,
     )  # fmt: skip
     assert int(state.step) == 4 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.smooth))
-    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(loop.placed(state, sharding.over(
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(loop.placed(state, sharding.tree_shardings(
         state, sharding.RULES, sharding.mesh(1, 1))))]  # fmt: skip
     assert len(set(pointers)) == len(pointers)

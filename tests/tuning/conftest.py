@@ -67,7 +67,7 @@ def tuning_step():
 
         shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         state, frozen = jax.eval_shape(begun, params) if shapes else begun(params)
-        places = sharding.over(state, sharding.RULES, grid)
+        places = sharding.tree_shardings(state, sharding.RULES, grid)
         loss = task.dreambooth_loss(sd, partial(trainable.assembled, alpha=float(rank)), **PLAIN)
         large = sum(leaf.size for leaf in jax.tree.leaves(params)) > sharding.LARGE
         step = loop.compiled(loss, rule, ema_decay, 1, places, grid, large)

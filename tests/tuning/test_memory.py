@@ -73,7 +73,7 @@ def test_a_step_fits(case, tuning_step, capsys):
     key = jax.eval_shape(lambda: jax.random.key(0))
     plan = step.lower(
         shaped(state, places),
-        shaped(constants, sharding.over(constants, sharding.RULES, grid)),
+        shaped(constants, sharding.tree_shardings(constants, sharding.RULES, grid)),
         given,
         jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(grid)),
     ).compile().memory_analysis()  # fmt: skip

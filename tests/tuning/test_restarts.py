@@ -64,7 +64,8 @@ FULL = {  # when the disk is found to be full
     "as it is asked": ("-m", "dermjax"),
     "as Orbax writes": (
         "-c",
-        "import sys; from dermjax import __main__, disk; disk.ask = lambda *given: None; sys.exit(__main__.main())",
+        "import sys; from dermjax import __main__, machine; machine.probe_disk = lambda *given: None; "
+        "sys.exit(__main__.main())",
     ),
 }
 
