@@ -236,7 +236,7 @@ def test_batch_statistics_are_of_the_whole_batch_on_two_devices(tmp_path):
         "def apart(one, two):\n"
         "    pairs = zip(*map(jax.tree.leaves, (one[1], two[1])), strict=True)\n"
         "    return sum(float(((a - b) ** 2).sum()) for a, b in pairs) ** 0.5\n"
-        "# a value that rounding moves over a kink of ReLU6 changes gradients by steps, statistics of parts by far more\n"
+        "# a value that rounding moves over a kink of ReLU6 changes gradients by steps, statistics of parts far more\n"
         "assert apart(whole, divided) < 0.05 * apart(whole, parts)\n"
         "moved = [np.abs(leaf - before).max() for leaf, before in\n"
         "         zip(jax.tree.leaves(found[1][0]), jax.tree.leaves(classifier.init(0)[1]), strict=True)]\n"
