@@ -20,12 +20,12 @@ from scipy import ndimage
 from dermjax import progress
 from dermjax.curation import measurements, rules, scoring
 from dermjax.curation.rules import Thresholds
-from dermjax.curation.scoring import Yardstick
+from dermjax.curation.scoring import Reference
 from dermjax.data.imaging import quality
 from dermjax.data.imaging.artefacts import PAINTED
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.appearance import ARTEFACTS, TONES
-from dermjax.data.phantoms.captions import NUMBER_WORDS, wish
+from dermjax.data.phantoms.captions import NUMBER_WORDS, parse_prompt
 from dermjax.data.phantoms.painting import Phantom, phantom
 from dermjax.run_folder import write_atomically
 
@@ -36,19 +36,21 @@ SOFT = 0.008  # standard deviation of what makes a copy softer, and GRAIN of 255
 GRAIN = 3.0
 
 
-def planted_yardstick(seeds: Sequence[int], size: int, thresholds: Thresholds) -> Yardstick:
+def phantom_reference(seeds: Sequence[int], size: int, thresholds: Thresholds) -> Reference:
     """What the phantoms of the first half of the seeds say is usual, held against the others."""
     made = [phantom(seed, size).image for seed in seeds]
-    hashes = np.stack([copies.hash_all_ways(image) for image in made])
+    hashes = np.stack([copies.orientation_hashes(image) for image in made])
     half = len(made) // 2
     scores = [quality.measure(image) for image in made[:half]]
     apart = copies.nearest(hashes[half:, 0], hashes[:half])
     palette = rules.palette(scores)
-    limits = rules.calibrated(thresholds, (), scores, apart, np.empty(0), palette)
-    return Yardstick(rules=limits, palette=palette, hashes=hashes[:half])
+    limits = rules.calibrate(thresholds, (), scores, apart, np.empty(0), palette)
+    return Reference(rules=limits, palette=palette, hashes=hashes[:half])
 
 
-def faults(seeds: Sequence[int], size: int, by: Yardstick, copied: Sequence[int]) -> Iterator[tuple[str, bool, bool]]:
+def synthetic_faults(
+    seeds: Sequence[int], size: int, by: Reference, copied: Sequence[int]
+) -> Iterator[tuple[str, bool, bool]]:
     """(reason, whether its rule speaks, whether the fault is there): on every phantom of the seeds without and with.
 
     copied: seeds of the yardstick's phantoms, which copies are made of.
@@ -69,9 +71,9 @@ def faults(seeds: Sequence[int], size: int, by: Yardstick, copied: Sequence[int]
             yield reason, rules_of[reason].speaks_against(_scores(image, by)), True
 
 
-def _scores(image: np.ndarray, by: Yardstick) -> dict[str, float]:
+def _scores(image: np.ndarray, by: Reference) -> dict[str, float]:
     scores = quality.measure(image)
-    nearest = copies.nearest(copies.hash_all_ways(image)[:1], by.hashes)
+    nearest = copies.nearest(copies.orientation_hashes(image)[:1], by.hashes)
     return scores | {"colour_cast": by.palette.cast(scores), "training_copy": int(nearest[0])}
 
 
@@ -120,14 +122,14 @@ def run(count: int, size: int, thresholds: Thresholds, workdir: Path) -> None:
     """Measures the detectors on phantoms of `size` pixels and writes what was found."""
     progress.cost("curate", images=count, seconds=count * SECONDS_A_PHANTOM)
     with progress.bar(total=count, title="calibration", unit="phantoms", done=0) as bar:
-        found = measured(range(FIRST_SEED, FIRST_SEED + count), size, thresholds, bar.update)
+        found = measure(range(FIRST_SEED, FIRST_SEED + count), size, thresholds, bar.update)
     shipped = json.loads(SHIPPED.read_text())
     write_atomically(workdir / FILE, json.dumps(shipped | {"size": size, "phantoms": found}, indent=1) + "\n")
     for reason, each in found.items():
         progress.say(f"{reason:14}precision {each['precision']:.3f}  recall {each['recall']:.3f}  F1 {each['f1']:.3f}")
 
 
-def measured(seeds: range, size: int, thresholds: Thresholds, tick) -> dict[str, dict[str, float]]:
+def measure(seeds: range, size: int, thresholds: Thresholds, tick) -> dict[str, dict[str, float]]:
     """By reason, what the rules say of phantoms and what is true of these.
 
     Rules with limits of their own are asked about every phantom. For those that follow from real images the first
@@ -136,12 +138,12 @@ def measured(seeds: range, size: int, thresholds: Thresholds, tick) -> dict[str,
     by = {rule.reason: rule for rule in rules.fixed(thresholds, ())}
     verdicts = {reason: [] for reason in by}
     usual = seeds[: max(len(seeds) // USUAL, 4)]
-    yardstick = planted_yardstick(usual, size, thresholds)
-    for reason, said, truth in faults(seeds[-len(usual) :], size, yardstick, usual[: len(usual) // 2]):
+    yardstick = phantom_reference(usual, size, thresholds)
+    for reason, said, truth in synthetic_faults(seeds[-len(usual) :], size, yardstick, usual[: len(usual) // 2]):
         verdicts.setdefault(reason, []).append((said, truth))
     for seed in seeds:
         made = phantom(seed, size)
-        scores = measurements.at(made.image).scores
+        scores = measurements.measure(made.image).scores
         for reason, extra, truth in _truths(made, scores, seed):
             verdicts[reason].append((by[reason].speaks_against(scores | extra), truth))
         tick()
@@ -159,9 +161,9 @@ def _truths(made: Phantom, scores: dict, seed: int) -> Iterator[tuple[str, dict,
     yield "blur", {}, made.parameters["blur"]
     wrong = bool(seed % 2)
     number = _another(list(NUMBER_WORDS), made.parameters["number"], seed) if wrong else made.parameters["number"]
-    yield "wrong_number", scoring.away(wish(f"{NUMBER_WORDS[number]} moles"), scores), wrong
+    yield "wrong_number", scoring.deviations(parse_prompt(f"{NUMBER_WORDS[number]} moles"), scores), wrong
     tone = _another(list(TONES), made.parameters["tone"], seed) if wrong else made.parameters["tone"]
-    yield "wrong_tone", scoring.away(wish(f"{tone} skin"), scores), wrong
+    yield "wrong_tone", scoring.deviations(parse_prompt(f"{tone} skin"), scores), wrong
 
 
 def _another(choices: list, true, seed: int):

@@ -19,7 +19,7 @@ FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that
 
 
 @dataclass(frozen=True)
-class Opinion:
+class LabelScorer:
     """A classifier, its (params, variables), and the digest of its files."""
 
     classifier: Classifier
@@ -40,7 +40,7 @@ class Opinion:
         return np.concatenate(said)[np.arange(len(records)), own]
 
 
-def read(folder: str, labels: tuple[str, ...]) -> Opinion | None:
+def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
     """The classifier in a folder that `classify` left, or in its workdir; None for "".
 
     Raises:
@@ -56,4 +56,4 @@ def read(folder: str, labels: tuple[str, ...]) -> Opinion | None:
             f"config.classifier {folder}: it knows {', '.join(theirs) or 'no classes'}, not {', '.join(labels)}"
         )
     files = {name: path / name for name in FILES if (path / name).is_file()}
-    return Opinion(*classifiers.read(path, theirs, config["image_size"]), digest=digest(files))
+    return LabelScorer(*classifiers.read(path, theirs, config["image_size"]), digest=digest(files))

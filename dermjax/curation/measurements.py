@@ -28,16 +28,16 @@ DIGITS = 5  # of a score that are kept; sums of one image may differ in their la
 
 
 @dataclass(frozen=True)
-class Look:
+class Measurement:
     """The hashes of the eight orientations of an image, uint64 [8, 4], and its scores."""
 
     hashes: np.ndarray
     scores: dict[str, float]
 
 
-def looks(
+def measure_all(
     manifest: Manifest, records: Sequence[Record], size: int, folder: Path, tick: Callable[[], None]
-) -> list[Look]:
+) -> list[Measurement]:
     """The looks at records' images at `size` pixels; those kept in the folder are taken from there.
 
     Looks of other causes are told in a line and thrown away.
@@ -50,9 +50,9 @@ def looks(
     found = []
     with open_for_append(folder / FILE) as written, ThreadPoolExecutor(machine.cores()) as pool:
 
-        def look(record: Record) -> tuple[str, Look]:
+        def look(record: Record) -> tuple[str, Measurement]:
             path, digest = manifest.path(record), record.sha256
-            return digest, known.get(digest) or at(images.load(path, size))
+            return digest, known.get(digest) or measure(images.load(path, size))
 
         for digest, seen in pool.map(look, records):
             if digest not in known:
@@ -64,12 +64,14 @@ def looks(
     return found
 
 
-def hashed(manifest: Manifest, records: Sequence[Record], size: int, tick: Callable[[], None]) -> list[Look]:
+def measure_real(
+    manifest: Manifest, records: Sequence[Record], size: int, tick: Callable[[], None]
+) -> list[Measurement]:
     """Looks at real images: their hashes, and of the scores only those that say what is usual."""
 
-    def look(record: Record) -> Look:
+    def look(record: Record) -> Measurement:
         image = images.load(manifest.path(record), size)
-        return Look(copies.hash_all_ways(image), rounded(quality.measure(image)))
+        return Measurement(copies.orientation_hashes(image), rounded(quality.measure(image)))
 
     found = []
     with ThreadPoolExecutor(machine.cores()) as pool:
@@ -79,15 +81,15 @@ def hashed(manifest: Manifest, records: Sequence[Record], size: int, tick: Calla
     return found
 
 
-def at(image: np.ndarray) -> Look:
+def measure(image: np.ndarray) -> Measurement:
     """A look at uint8 [S, S, 3]: what `detectors` and `artefact_scores` say, and how many `lesions` of which `area` (a
     share of the field) on skin of which `ita` (degrees, absent where no skin is seen)."""
     seen = segment(image)
-    scores = quality.measure(image) | {name: score(image) for name, score in artefacts.SCORES.items()}
+    scores = quality.measure(image) | artefacts.measure(image)
     scores |= {"lesions": seen.count, "area": float(seen.areas.sum())}
     if np.isfinite(seen.ita):
         scores["ita"] = seen.ita
-    return Look(copies.hash_all_ways(image), rounded(scores))
+    return Measurement(copies.orientation_hashes(image), rounded(scores))
 
 
 def rounded(scores: dict[str, float]) -> dict[str, float]:
@@ -103,12 +105,12 @@ def causes(size: int) -> dict:
     return {"size": size, NUMERIC_VERSIONS: versions}
 
 
-def _line(digest: str, seen: Look, of: dict) -> bytes:
+def _line(digest: str, seen: Measurement, of: dict) -> bytes:
     told = {"sha256": digest, "hashes": seen.hashes.tobytes().hex(), "scores": seen.scores, "causes": of}
     return json.dumps(told).encode() + b"\n"
 
 
-def _read(path: Path, of: dict) -> tuple[dict[str, Look], list[dict]]:
+def _read(path: Path, of: dict) -> tuple[dict[str, Measurement], list[dict]]:
     """The looks of these causes in a file, by digest, and the causes of the others; torn lines do not count."""
     found, others = {}, []
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
@@ -117,7 +119,7 @@ def _read(path: Path, of: dict) -> tuple[dict[str, Look], list[dict]]:
             hashes = np.frombuffer(bytes.fromhex(told["hashes"]), np.uint64).reshape(copies.ORIENTATIONS, 4)
             made = told.get("causes", {})
             if made == of:
-                found[told["sha256"]] = Look(hashes, told["scores"])
+                found[told["sha256"]] = Measurement(hashes, told["scores"])
             else:
                 others.append(made)
         except (ValueError, TypeError, KeyError):

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from dermjax.curation import calibration
 from dermjax.curation.rules import MEANINGS, Rule
 from dermjax.data.phantoms.appearance import SIZES
-from dermjax.data.phantoms.captions import wish
+from dermjax.data.phantoms.captions import parse_prompt
 from dermjax.data.records import Manifest, Record
 from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
 from dermjax.page import fill
@@ -72,7 +72,7 @@ def _ordered(group: list[Record], label: str) -> bool | None:
     """Whether the median area of a lesion rises with the size asked for, None where fewer than two are asked for."""
     areas = {size: [] for size in SIZES}
     for record in group:
-        size = wish(record.generation["prompt"]).size
+        size = parse_prompt(record.generation["prompt"]).size
         if record.label == label and size and record.scores["lesions"]:
             areas[size].append(record.scores["area"] / record.scores["lesions"])
     medians = [np.median(each) for each in areas.values() if each]
@@ -81,7 +81,7 @@ def _ordered(group: list[Record], label: str) -> bool | None:
 
 def _tone(group: list[Record]) -> float | None:
     """Spearman's correlation, None where all asked for, or measured, are the same."""
-    tones = [(record, wish(record.generation["prompt"]).tone) for record in group]
+    tones = [(record, parse_prompt(record.generation["prompt"]).tone) for record in group]
     pairs = [(np.mean(tone), record.scores["ita"]) for record, tone in tones if tone and "ita" in record.scores]
     if any(len(set(each)) < 2 for each in zip(*pairs, strict=True)) or not pairs:
         return None
@@ -120,7 +120,7 @@ def page(curated: Manifest, by: tuple[Rule, ...], training_images: int, gallery:
     )
 
 
-def told(records: tuple[Record, ...]) -> str:
+def count_reasons(records: tuple[Record, ...]) -> str:
     """The reasons with their counts in one line."""
     counts = Counter(reason for record in records for reason in record.rejected)
     listed = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
@@ -138,13 +138,13 @@ def _row(rule: Rule, curated: Manifest, hit: list[Record]) -> dict:
         "meaning": MEANINGS[rule.reason],
         "condition": f"{rule.score.replace('_', ' ')} {'≥' if rule.high else '≤'} {_number(rule.limit)}",
         "noted": not rule.rejects,
-        "known": calibrated(rule),
+        "known": known_accuracy(rule),
         "by_class": [_count(hit, name) for name in curated.labels],
         "total": len(hit),
     }
 
 
-def calibrated(rule: Rule) -> list[str]:
+def known_accuracy(rule: Rule) -> list[str]:
     """What is known of a rule with this limit: on phantoms, and on photographs that were looked at.
 
     Of a rule whose limit follows from the real images, what was found where phantoms stood for these.

@@ -47,14 +47,14 @@ def read(path: str) -> dict[str, Verdict]:
     return found
 
 
-def of(record: Record, verdicts: dict[str, Verdict]) -> Verdict | None:
+def verdict_on(record: Record, verdicts: dict[str, Verdict]) -> Verdict | None:
     """The verdict on a record's image: the file's, or one that an earlier curation recorded."""
     recorded = record.attributes.get("verdict")
     earlier = Verdict(**{name: recorded[name] for name in ("keep", "by", "why")}) if recorded else None
     return verdicts.get(record.sha256, earlier)
 
 
-def applied(record: Record, verdict: Verdict | None) -> Record:
+def apply(record: Record, verdict: Verdict | None) -> Record:
     """The record as the person wants it, with the verdict and the reasons that it overrules among its attributes."""
     if verdict is None:
         return record

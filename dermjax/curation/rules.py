@@ -116,7 +116,7 @@ def fixed(thresholds: Thresholds, noted: Collection[str]) -> tuple[Rule, ...]:
     return _rules(limits, noted)
 
 
-def calibrated(
+def calibrate(
     thresholds: Thresholds,
     noted: Collection[str],
     training: list[dict[str, float]],

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dermjax import config_file, progress, run_folder, sharding
 from dermjax.curation import calibration, label_score, measurements, report, reviews, rules, scoring
-from dermjax.curation.label_score import Opinion
+from dermjax.curation.label_score import LabelScorer
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
 from dermjax.data import records
@@ -61,8 +61,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     seconds = (training + held) * SECONDS_A_REAL_ONE + len(manifest.records) * SECONDS_AN_IMAGE
     progress.cost("curate", images=images, seconds=seconds)
     with progress.bar(total=images, title="curate", unit="images", done=0) as bar:
-        by = scoring.yardstick(real, config.size, config.sample, thresholds, config.noted, classifier, bar.update)
-        judged = scoring.judge(manifest, config.size, by, classifier, said, workdir, bar.update)
+        by = scoring.measure_reference(
+            real, config.size, config.sample, thresholds, config.noted, classifier, bar.update
+        )
+        judged = scoring.score(manifest, config.size, by, classifier, said, workdir, bar.update)
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
     page = report.page(curated, by.rules, training, config.gallery, config.hits)
     write_atomically(workdir / "report.html", page)
@@ -74,7 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _tell(curated: Manifest, said: dict[str, Verdict], workdir: Path) -> None:
     kept = sum(record.kept for record in curated.records)
-    told = f"curate: {kept} of {len(curated.records)} images kept, {report.told(curated.records)}"
+    told = f"curate: {kept} of {len(curated.records)} images kept, {report.count_reasons(curated.records)}"
     strangers = len(said.keys() - {record.sha256 for record in curated.records})
     if strangers:
         told += f"; {strangers} verdicts are on images that are not in this manifest"
@@ -88,7 +90,7 @@ def _read(path: str, key: str) -> Manifest:
 
 
 def _causes(
-    config: ConfigDict, manifest: Manifest, real: Manifest, classifier: Opinion | None, said: dict[str, Verdict]
+    config: ConfigDict, manifest: Manifest, real: Manifest, classifier: LabelScorer | None, said: dict[str, Verdict]
 ) -> dict:
     """What the curated manifest follows from."""
 

@@ -8,6 +8,7 @@ door: a synthetic image outside the training split, a path that leaves the root,
 import json
 import os
 import re
+from bisect import bisect_right
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ MANIPULATIONS = ("none", "synthetic")  # ISIC's own words for the column image_m
 FILE = "manifest.jsonl"
 VERSION = 1
 DIGEST = re.compile(r"[0-9a-f]{64}")
+AGES = (30, 45, 60, 75)  # where a new band begins, in years
 NUMBER, WORDS = int | float, str | int | float
 # What stages read out of the free fields of a record; whatever else stands there, nobody computes with.
 SHAPES = {
@@ -137,6 +139,13 @@ def write(path: Path, manifest: Manifest) -> None:
     header = {"dermjax_manifest": VERSION, "labels": list(manifest.labels), "root": _written_root(path, manifest.root)}
     lines = [header, *(asdict(record) for record in manifest.records)]
     write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def age_band(years: float) -> str:
+    """The band of an age, such as "45-59"."""
+    starts = [0, *AGES]
+    band = bisect_right(AGES, years)
+    return f"{starts[band]}-{AGES[band] - 1}" if band < len(AGES) else f"{AGES[-1]}+"
 
 
 def is_inside(root: Path, image: str) -> bool:

@@ -17,8 +17,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dermjax.data.imaging.skin_tone import age_band
-from dermjax.data.records import Manifest, Record
+from dermjax.data.records import Manifest, Record, age_band
 from dermjax.errors import UserError
 from dermjax.evaluation import intervals, metrics, predictions
 from dermjax.evaluation.intervals import Bootstrap, Estimate

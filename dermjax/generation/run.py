@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if process == 0:
         entries = tuple(todo.record(request, workdir) for request in todo.asked)
         labels = tuple(sorted(config.plan.prompts))
-        training_images.hand_on(
+        training_images.pass_on(
             [Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir
         )
         records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))

@@ -8,7 +8,7 @@ import numpy as np
 
 from dermjax.data import splits
 from dermjax.data.archives.folders import Listing
-from dermjax.data.leaks import duplicates, neighbours
+from dermjax.data.leaks import duplicates, fingerprints
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 from dermjax.preparation.examination import Examination
@@ -37,8 +37,8 @@ def divide(
     found = _without_synthetic(seen.records)
     splits.refuse_contradictions(found)
     splits.refuse_leaks(found)
-    near = duplicates.confirmed(neighbours.near(seen.views), seen.cells)
-    groups = duplicates.groups(near, [splits.identities(record) for record in found])
+    near = fingerprints.near_duplicates(seen.fingerprints)
+    groups = duplicates.group(near, [splits.identities(record) for record in found])
     _refuse_few(found, groups, folds)
     assigned = splits.assign(
         found, groups, validation=validation, test=test, seed=seed, turn=turn, stratified=stratified,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from dermjax import progress
 from dermjax.data import digests, images
-from dermjax.data.leaks import index
-from dermjax.data.leaks.index import Look
+from dermjax.data.leaks import fingerprints
+from dermjax.data.leaks.fingerprints import Fingerprint
 from dermjax.data.phantoms.appearance import LABELS
 from dermjax.data.phantoms.painting import Phantom, phantom
 from dermjax.data.records import Manifest, Record
@@ -19,7 +19,7 @@ SEEDS_A_RUN = 1_000_000
 
 def paint(
     workdir: Path, *, per_class: int, size: int, seed: int, validation: float, test: float
-) -> tuple[Manifest, list[Look]]:
+) -> tuple[Manifest, list[Fingerprint]]:
     """Writes images/<label>/NNNNN.png of `size` pixels; returns their manifest and what they look like.
 
     Classes are of one size and divided alike: of each, the first round(test * per_class) images are for the test, the
@@ -37,7 +37,7 @@ def paint(
                 image = f"images/{label}/{number:05d}.png"
                 images.write_if_changed(workdir / image, images.encode_png(made.image))
                 records.append(_record(image, digests.sha256(workdir / image), split, made))
-                looks.append(index.of(made.image, records[-1].sha256, {}, measured=False))
+                looks.append(fingerprints.from_pixels(made.image, records[-1].sha256, {}, measured=False))
                 bar.update()
     return Manifest(labels=LABELS, root=workdir, records=tuple(records)), looks
 

@@ -63,7 +63,7 @@ def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
     """The records of each group of near-duplicates, in order of their first."""
     members = defaultdict(list)
     tied = set(near[:, :2].ravel().tolist())
-    for row, group in enumerate(duplicates.groups(near, [[]] * len(manifest.records)).tolist()):
+    for row, group in enumerate(duplicates.group(near, [[]] * len(manifest.records)).tolist()):
         if row in tied:
             members[group].append(manifest.records[row])
     return list(members.values())

@@ -14,14 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import machine, progress
 from dermjax.data import digests, images, records, splits
 from dermjax.data.archives import folders, hdf5, tfds
 from dermjax.data.imaging import hair
-from dermjax.data.leaks import duplicates, index, neighbours
+from dermjax.data.leaks import fingerprints
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 from dermjax.preparation import listing, phantoms, report
@@ -67,7 +66,7 @@ def shaved(manifest: Manifest, workdir: Path) -> Manifest:
 
 def _shaved(manifest: Manifest, workdir: Path, record: Record) -> Record:
     image = f"images/{record.image}.png"
-    images.write_if_changed(workdir / image, images.encode_png(hair.without_hair(images.decode(manifest.path(record)))))
+    images.write_if_changed(workdir / image, images.encode_png(hair.remove_hairs(images.decode(manifest.path(record)))))
     told, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
     if mask:
         kept = f"masks/{record.image}{mask.suffix}"
@@ -102,10 +101,8 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         validation=config.ratios.validation,
         test=config.ratios.test,
     )
-    write_atomically(workdir / index.FILE, b"".join(look.line() for look in looks))
-    near = neighbours.near(np.stack([look.views for look in looks]))
-    near = duplicates.confirmed(near, np.stack([look.cells for look in looks]))
-    return manifest, Findings(skipped=(), ignored=(), near=near)
+    write_atomically(workdir / fingerprints.FILE, b"".join(look.line() for look in looks))
+    return manifest, Findings(skipped=(), ignored=(), near=fingerprints.near_duplicates(looks))
 
 
 def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
@@ -131,7 +128,7 @@ def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
         if config.remove_hairs:
             manifest = shaved(manifest, workdir)
     except UserError:
-        (workdir / index.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
+        (workdir / fingerprints.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
         tfds.discard(workdir)
         raise
     return manifest, Findings(skipped=seen.skipped, ignored=whole.ignored, near=near)

@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 from dermjax import config_file, machine, run_folder, sharding
 from dermjax.data import pipelines, tokens
 from dermjax.data.images import to_model
-from dermjax.data.phantoms.painting import VOCABULARY, dataset
+from dermjax.data.phantoms.captions import VOCABULARY
+from dermjax.data.phantoms.painting import phantom
 from dermjax.diffusion import objective, schedule
 from dermjax.errors import UserError
 from dermjax.models import vae
@@ -61,7 +62,7 @@ def make_phantoms(folder: Path, number: int, size: int, first_seed: int) -> tupl
 def chunk(job: tuple[Path, range, int]) -> int:
     """Makes one chunk: the images first, the captions last, whose presence says that both are there."""
     path, seeds, size = job
-    images, captions = zip(*((p.image, p.caption) for p in dataset(seeds, size)), strict=True)
+    images, captions = zip(*((p.image, p.caption) for p in (phantom(seed, size) for seed in seeds)), strict=True)
     np.save(path.with_suffix(".npy"), np.stack(images))
     write_atomically(path.with_suffix(".json"), json.dumps(captions))
     return len(seeds)

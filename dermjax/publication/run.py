@@ -10,10 +10,8 @@ the forms shows some of the images; those within them do not, as loaders take ev
 """
 
 import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,8 @@ from dermjax import machine, progress
 from dermjax.data import images, records, thumbnails
 from dermjax.data.digests import sha256
 from dermjax.data.export import forms
-from dermjax.data.leaks import duplicates, index, neighbours
-from dermjax.data.leaks.index import Look
-from dermjax.data.records import Manifest, Record
+from dermjax.data.leaks import fingerprints
+from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.publication import card
 from dermjax.publication.card import Facts, Judgement
@@ -44,28 +41,20 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
         if silent:
             raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
                             f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
-        known = index.read(training.home) if training.home else {}
+        known = fingerprints.read_beside([training])
         both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
-        looks = []
+        prints = []
         with progress.bar(len(both), "comparing with photographs", "images", 0) as bar:
-            for look in pool.map(partial(_look, known), both):
-                looks.append(look)
+            for each in pool.map(lambda pair: fingerprints.from_record(*pair, known), both):
+                prints.append(each)
                 bar.update()
-    near = duplicates.confirmed(
-        neighbours.near(np.stack([look.views for look in looks])), np.stack([look.cells for look in looks])
-    )
+    near = fingerprints.near_duplicates(prints)
     copies = [(kept[one], photographs[other - len(kept)]) for one, other in near[:, :2].tolist()
               if one < len(kept) <= other]  # fmt: skip
     if copies:
         copy, photograph = copies[0]
         raise UserError(f"manifest {name}: {copy.image} is nearly equal to the training photograph {photograph.image} "
                         f"(one of {len(copies)} such pairs); put a verdict against each and curate again")  # fmt: skip
-
-
-def _look(known: Mapping[str, Look], of: tuple[Manifest, Record]) -> Look:
-    """What is kept of the same bytes, else what a look at the image says."""
-    manifest, record = of
-    return known.get(record.sha256) or index.look(manifest.path(record), record.sha256, measured=False)
 
 
 FIGURES = "results.json"  # as `evaluate` leaves it

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax.data import images, templates
-from dermjax.data.imaging.segmentation import Segmentation, segment, segmented
+from dermjax.data.imaging.segmentation import Segmentation, measure_mask, segment
 from dermjax.data.phantoms.appearance import SIZES
 from dermjax.data.phantoms.captions import NUMBER_WORDS
 from dermjax.data.records import Manifest, Record
@@ -64,7 +64,7 @@ def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: 
     for record in records:
         pixels = images.load(manifest.path(record), size)
         beside = Path(masks) / f"{Path(record.image).stem}.png" if masks else manifest.mask(record)
-        seen = segmented(pixels, _mask(beside, record, manifest, size)) if beside else segment(pixels)
+        seen = measure_mask(pixels, _mask(beside, record, manifest, size)) if beside else segment(pixels)
         if seen.count:
             yield Subject(record, pixels, seen, measures.measured(seen))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dermjax.data.imaging.segmentation import Segmentation
 from dermjax.data.phantoms.appearance import SIZES, TONES
-from dermjax.data.phantoms.captions import NUMBER_WORDS, wish
+from dermjax.data.phantoms.captions import NUMBER_WORDS, parse_prompt
 
 UNCHANGED = 99.0  # decibels that equal pixels count as
 MOST = max(NUMBER_WORDS)
@@ -60,7 +60,7 @@ def met(asked: str, before: Measure, after: Measure, tolerance: float) -> bool:
         return after.area < before.area and after.count >= before.count
     if asked == "more":
         return after.count > before.count
-    return after.ita is not None and wish(asked).tone_off(after.ita) <= tolerance
+    return after.ita is not None and parse_prompt(asked).tone_off(after.ita) <= tolerance
 
 
 def decibels(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:

@@ -45,15 +45,15 @@ def test_the_variant_measures_and_keeps_what_people_saw(tmp_path, capsys):
 
 def test_the_page_tells_what_is_known_of_a_rule_with_this_limit_only():
     rule = next(rule for rule in rules.fixed(THRESHOLDS, ()) if rule.reason == "hairs")
-    phantoms, photographs = report.calibrated(rule)
+    phantoms, photographs = report.known_accuracy(rule)
     assert phantoms.startswith("2000 phantoms: precision 0.") and "38 of 40 looked at are right" in photographs
-    assert report.calibrated(rules.Rule(**(vars(rule) | {"limit": 0.5}))) == []
+    assert report.known_accuracy(rules.Rule(**(vars(rule) | {"limit": 0.5}))) == []
 
 
 @pytest.mark.slow
 def test_measuring_again_gives_what_is_shipped(capsys):
     seeds = range(calibration.FIRST_SEED, calibration.FIRST_SEED + 2000)
-    found = calibration.measured(seeds, SHIPPED["size"], THRESHOLDS, lambda: None)
+    found = calibration.measure(seeds, SHIPPED["size"], THRESHOLDS, lambda: None)
     with capsys.disabled():
         print("\n" + "\n".join(f"{reason}: {each}" for reason, each in found.items()))
     assert found == SHIPPED["phantoms"]

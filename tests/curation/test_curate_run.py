@@ -160,7 +160,7 @@ def test_people_override_rules_duplicates_follow_and_nothing_is_looked_at_again(
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "curate").mkdir()
     shutil.copy(finished / measurements.FILE, tmp_path / "curate")
-    monkeypatch.setattr(measurements, "at", None)  # every look is known
+    monkeypatch.setattr(measurements, "measure", None)  # every look is known
     settings = config(sets)
     settings.verdicts = str(tmp_path / "verdicts.jsonl")
     after = {Path(record.image).stem: record for record in curated(settings, tmp_path / "curate").records}
@@ -180,7 +180,7 @@ def test_a_folder_of_other_code_or_real_images_is_made_again(sets, finished, tmp
     def reached(*_):
         raise Reached
 
-    monkeypatch.setattr(scoring, "yardstick", reached)
+    monkeypatch.setattr(scoring, "measure_reference", reached)
     monkeypatch.setattr(rules, "NUMERIC_VERSION", 2)
     with pytest.raises(Reached):
         curated(config(sets), finished)
@@ -205,16 +205,16 @@ def test_looks_of_another_size_or_version_are_taken_again(sets, finished, tmp_pa
     del unsaid["causes"]  # as the first versions wrote it
     other["causes"]["size"] = 96
     path.write_text("".join(json.dumps(each) + "\n" for each in (unsaid, other, *rest)))
-    real, looked = measurements.at, []
-    monkeypatch.setattr(measurements, "at", lambda image: looked.append(1) or real(image))
-    found = measurements.looks(manifest, chosen, 128, tmp_path, lambda: None)
+    real, looked = measurements.measure, []
+    monkeypatch.setattr(measurements, "measure", lambda image: looked.append(1) or real(image))
+    found = measurements.measure_all(manifest, chosen, 128, tmp_path, lambda: None)
     assert len(looked) == 2
     assert f"looks in {path} are taken again: 2 (made by an older version" in capsys.readouterr().out
     assert sorted(line for line in path.read_bytes().splitlines() if line) == sorted(before), "no line stays behind"
-    again = measurements.looks(manifest, chosen, 128, tmp_path, lambda: None)
+    again = measurements.measure_all(manifest, chosen, 128, tmp_path, lambda: None)
     assert len(looked) == 2 and [look.scores for look in again] == [look.scores for look in found]
     monkeypatch.setattr(measurements, "NUMERIC_VERSION", 2)
-    measurements.looks(manifest, chosen[:1], 128, tmp_path, lambda: None)
+    measurements.measure_all(manifest, chosen[:1], 128, tmp_path, lambda: None)
     assert "(numeric_versions.looks: 1 -> 2)" in capsys.readouterr().out
 
 

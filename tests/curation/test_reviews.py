@@ -33,20 +33,20 @@ def test_the_last_line_on_an_image_counts_and_null_takes_back(tmp_path):
 
 
 def test_kept_and_rejected_by_a_person():
-    kept = reviews.applied(RECORD, Verdict(keep=True, by="Ada", why=""))
+    kept = reviews.apply(RECORD, Verdict(keep=True, by="Ada", why=""))
     assert kept.rejected == () and kept.attributes["verdict"]["overrules"] == ["hairs", "blur"]
-    rejected = reviews.applied(RECORD, Verdict(keep=False, by="Ada", why="no lesion"))
+    rejected = reviews.apply(RECORD, Verdict(keep=False, by="Ada", why="no lesion"))
     assert rejected.rejected == ("hairs", "blur", "person") and rejected.attributes["verdict"]["why"] == "no lesion"
-    assert reviews.applied(RECORD, None) == RECORD
+    assert reviews.apply(RECORD, None) == RECORD
 
 
 def test_an_earlier_verdict_stands_until_the_file_says_otherwise():
     earlier = Verdict(keep=True, by="Ada", why="")
-    record = reviews.applied(RECORD, earlier)
-    assert reviews.of(record, {}) == earlier
+    record = reviews.apply(RECORD, earlier)
+    assert reviews.verdict_on(record, {}) == earlier
     later = Verdict(keep=False, by="Bo", why="")
-    assert reviews.of(record, {SHA: later}) == later
-    assert reviews.of(RECORD, {OTHER: later}) is None
+    assert reviews.verdict_on(record, {SHA: later}) == later
+    assert reviews.verdict_on(RECORD, {OTHER: later}) is None
 
 
 @pytest.mark.parametrize(

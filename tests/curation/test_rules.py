@@ -25,7 +25,7 @@ TRAINING = [scores(10, 0.8, 15, 10), scores(20, 0.4, 17, 14), scores(30, 0.6, 19
 
 
 def calibrated(apart, opinions=NO_OPINION, noted=()):
-    found = rules.calibrated(THRESHOLDS, noted, TRAINING, np.array(apart), opinions, rules.palette(TRAINING))
+    found = rules.calibrate(THRESHOLDS, noted, TRAINING, np.array(apart), opinions, rules.palette(TRAINING))
     return {rule.reason: rule for rule in found}
 
 

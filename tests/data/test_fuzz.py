@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dermjax.data import records
-from dermjax.data.leaks import audit, index, training_images
+from dermjax.data.leaks import audit, fingerprints, training_images
 from dermjax.errors import UserError
 
 HEADER = {"dermjax_manifest": 1, "labels": ["benign", "malignant"], "root": "."}
@@ -74,7 +74,7 @@ def test_fields(folder, header, lines):
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from([index.FILE, training_images.FILE]), st.binary(max_size=200) | LINES)
+@given(st.sampled_from([fingerprints.FILE, training_images.FILE]), st.binary(max_size=200) | LINES)
 def test_what_lies_beside_a_manifest(folder, name, content):
     (folder / name).write_bytes(content)
     refused_or_read(folder, "\n".join(map(json.dumps, (HEADER, LINE))).encode())

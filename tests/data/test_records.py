@@ -217,3 +217,8 @@ def test_a_mask_out_of_the_root_is_refused(tmp_path, mask):
     told = {"mask": {"image": mask, "sha256": "0" * 64}}
     with pytest.raises(UserError, match=r"line 2: .*(not a path under|leaves) the image root"):
         records.read(lines(tmp_path, HEADER | {"root": "images"}, LINE | {"attributes": told}))
+
+
+@pytest.mark.parametrize("age, band", [(0, "0-29"), (29.9, "0-29"), (30, "30-44"), (60, "60-74"), (85, "75+")])
+def test_bands_of_age(age, band):
+    assert records.age_band(age) == band

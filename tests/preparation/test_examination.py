@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dermjax.data import digests, images, records
-from dermjax.data.leaks import audit, duplicates, index
+from dermjax.data.leaks import audit, duplicates, fingerprints
 from dermjax.preparation.run import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "prepare.py"
@@ -57,36 +57,36 @@ def test_a_killed_examination_goes_on_to_the_same_bytes(folder, tmp_path, decode
     prepare(folder, tmp_path / "whole")
     (tmp_path / "run").mkdir()
     kill(folder, tmp_path / "run", 25)
-    kept = (tmp_path / "run" / index.FILE).read_bytes()
+    kept = (tmp_path / "run" / fingerprints.FILE).read_bytes()
     assert 0 < kept.count(b"\n") < 40
-    with (tmp_path / "run" / index.FILE).open("ab") as torn:
+    with (tmp_path / "run" / fingerprints.FILE).open("ab") as torn:
         torn.write(b'{"sha256": "beni')
     decoded.clear()
     run(settings(images=str(folder)), tmp_path / "run")
     assert len(decoded) == 40 - kept.count(b"\n")
     assert (tmp_path / "run" / records.FILE).read_bytes() == (tmp_path / "whole" / records.FILE).read_bytes()
-    assert index.read(tmp_path / "run").keys() == index.read(tmp_path / "whole").keys()
+    assert fingerprints.read(tmp_path / "run").keys() == fingerprints.read(tmp_path / "whole").keys()
 
 
 def test_looks_of_other_code_are_taken_again(folder, tmp_path, decoded, settings, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     kill(folder, tmp_path / "run", 25)
-    kept = (tmp_path / "run" / index.FILE).read_bytes().count(b"\n")
-    later = index.VERSIONS | {"looks": 2}
-    monkeypatch.setattr(index, "VERSIONS", later)
+    kept = (tmp_path / "run" / fingerprints.FILE).read_bytes().count(b"\n")
+    later = fingerprints.VERSIONS | {"looks": 2}
+    monkeypatch.setattr(fingerprints, "VERSIONS", later)
     decoded.clear()
     run(settings(images=str(folder)), tmp_path / "run")
     assert len(decoded) == 40
-    assert f"{index.FILE}, taken again: {kept}" in capsys.readouterr().out
-    assert {look.versions["looks"] for look in index.read(tmp_path / "run").values()} == {2}
-    assert (tmp_path / "run" / index.FILE).read_bytes().count(b"\n") == 40
+    assert f"{fingerprints.FILE}, taken again: {kept}" in capsys.readouterr().out
+    assert {look.versions["looks"] for look in fingerprints.read(tmp_path / "run").values()} == {2}
+    assert (tmp_path / "run" / fingerprints.FILE).read_bytes().count(b"\n") == 40
 
 
 def test_lines_that_say_no_version_are_of_the_first(folder):
     path = folder / "benign/3.png"
-    told = json.loads(index.look(path, digests.sha256(path), False).line())
+    told = json.loads(fingerprints.from_file(path, digests.sha256(path), False).line())
     del told["numeric_versions"]
-    assert index.parsed(json.dumps(told).encode()).versions == {"images": 1, "looks": 1}
+    assert fingerprints.parse(json.dumps(told).encode()).versions == {"images": 1, "looks": 1}
 
 
 def test_an_audit_decodes_only_what_was_not_looked_at(folder, tmp_path, decoded, prepare, capsys):
@@ -94,21 +94,21 @@ def test_an_audit_decodes_only_what_was_not_looked_at(folder, tmp_path, decoded,
     decoded.clear()
     audit.show(str(tmp_path / "run"))
     assert not decoded and "nothing leaks: 40 images" in capsys.readouterr().out
-    (tmp_path / "run" / index.FILE).unlink()
+    (tmp_path / "run" / fingerprints.FILE).unlink()
     audit.refuse([manifest])
     assert len(decoded) == 40
 
 
 def test_what_was_looked_at_is_read_back_equal_and_damaged_lines_do_not_count(folder, tmp_path):
     path = folder / "benign/3.png"
-    looks = [index.look(path, digests.sha256(path), measured) for measured in (False, True)]
-    (tmp_path / index.FILE).write_bytes(b"".join(look.line() for look in looks))
-    (read,) = index.read(tmp_path).values()
+    looks = [fingerprints.from_file(path, digests.sha256(path), measured) for measured in (False, True)]
+    (tmp_path / fingerprints.FILE).write_bytes(b"".join(look.line() for look in looks))
+    (read,) = fingerprints.read(tmp_path).values()
     assert read.measured == looks[1].measured and read.sha256 == digests.sha256(path)
     np.testing.assert_array_equal(read.views, looks[1].views)
     np.testing.assert_array_equal(read.cells, looks[1].cells)
-    (tmp_path / index.FILE).write_bytes(looks[0].line()[:90] + b"\n[]\n{}\nnull\n\xff\n" + looks[1].line()[:-40])
-    assert index.read(tmp_path) == {}
+    (tmp_path / fingerprints.FILE).write_bytes(looks[0].line()[:90] + b"\n[]\n{}\nnull\n\xff\n" + looks[1].line()[:-40])
+    assert fingerprints.read(tmp_path) == {}
 
 
 @pytest.mark.slow

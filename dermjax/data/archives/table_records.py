@@ -20,9 +20,8 @@ from dermjax.data.archives.hdf5 import Store
 from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LAYOUTS, Layout
 from dermjax.data.archives.tables import TableFolder, parse_number
 from dermjax.data.archives.tree import SPLIT_FOLDERS
-from dermjax.data.imaging.skin_tone import age_band
 from dermjax.data.leaks import duplicates
-from dermjax.data.records import Record
+from dermjax.data.records import Record, age_band
 from dermjax.errors import UserError
 
 ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution", "caption", "skin_tone_class")
@@ -216,7 +215,7 @@ def _tied(folder: TableFolder) -> dict[str, str]:
     names = sorted({name for pair in pairs for name in pair})
     row = {name: number for number, name in enumerate(names)}
     links = np.array([[row[name] for name in pair] for pair in pairs], np.int64).reshape(-1, 2)
-    groups = duplicates.groups(links, [[] for _ in names]).tolist() if names else []
+    groups = duplicates.group(links, [[] for _ in names]).tolist() if names else []
     first = {group: name for name, group in reversed(list(zip(names, groups, strict=True)))}
     return {name: first[group] for name, group in zip(names, groups, strict=True)}
 

@@ -44,7 +44,7 @@ def write(folder: Path, name: str, manifest: Manifest, splits: dict[str, list[It
 
 def describe(folder: Path, name: str, manifest: Manifest, splits: dict[str, list[Item]]) -> dict:
     """The description of what lies in a folder, ready for JSON."""
-    description, licences = items.told(manifest)
+    description, licences = items.describe(manifest)
     images = {item.name for of_split in splits.values() for item in of_split}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in images]
     sets = [_images(split, of_split) for split, of_split in splits.items() if (folder / split).is_dir()]

@@ -112,7 +112,7 @@ def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]]
         )  # fmt: skip
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
         (folder / f"{split}.jsonl").write_bytes(items.table(of_split))
-    description, licences = items.told(manifest)
+    description, licences = items.describe(manifest)
     tfds.folder_dataset.write_metadata(
         data_dir=folder, features=features, split_infos=infos, description=description,
         license="; ".join(licences), check_data=False,

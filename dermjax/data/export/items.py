@@ -71,7 +71,7 @@ def table(items: list[Item]) -> bytes:
     return b"".join(json.dumps(item.row).encode() + b"\n" for item in items)
 
 
-def told(manifest: Manifest) -> tuple[str, list[str]]:
+def describe(manifest: Manifest) -> tuple[str, list[str]]:
     """What a data set is, in two sentences that say how many of its images are synthetic; the licences in it."""
     kept = [record for record in manifest.records if record.kept]
     made = sum(record.synthetic for record in kept)

@@ -1,8 +1,9 @@
-"""How much any image looks as if it had the artefacts of dermoscopy: hairs, ruler, dark corners, ink, gel bubbles.
+"""Scores of the artefacts of dermoscopy on any image: hairs, ruler, dark corners, ink, gel bubbles.
 
-Place in the flow: an image -> SCORES -> records of `prepare` and `curate`; was the artefact that a prompt asked for
-drawn? A score goes from 0 to 1; from its threshold in THRESHOLDS on, the artefact is there: measured on phantoms and
-looked at on photographs (curation/calibration.json). No score knows the class. All lengths are fractions of the field.
+Place in the flow: an image -> `measure` -> Record.scores of `prepare` and `curate`: was the artefact that a prompt
+requests drawn? A score goes from 0 to 1; from its threshold in THRESHOLDS on, the artefact is there: measured on
+phantoms and checked by eye on photographs (curation/calibration.json). No score knows the class. All lengths are
+fractions of the field.
 
 Shape legend: S side in pixels. Images are uint8 [S, S, 3] in sRGB.
 """
@@ -11,8 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from dermjax.data.imaging.colour import rgb_to_lab
-from dermjax.data.imaging.fields import grid
-from dermjax.data.imaging.hair import line
+from dermjax.data.imaging.fields import coordinates
+from dermjax.data.imaging.hair import long_pieces, straight_pieces
 
 TICKS = (0.085, 0.1)  # distance between two ticks of the ruler
 STRIP = 0.10  # height of the ruler
@@ -21,7 +22,8 @@ EVERY_TICK = 0.8  # as dark, in logarithms, as ink on skin
 INKED = 0.03  # area of a full ring
 RIMMED = 0.2  # as bright, in logarithms, as the rim of a bubble on light skin
 
-STRAIGHT, WAYS = 0.07, 12  # length of the least straight piece of a thin hair, and the directions it is looked for in
+STRAIGHT, DIRECTIONS = 0.07, 12  # length of the least straight piece of a thin hair, and the ways in which it may lie
+LONG = 0.2  # extent of the least hair
 BLUER, DARKER = 14, 8  # b* and L* that ink lies below the skin
 COLD = -1  # b* above which nothing is ink, whatever the skin
 CORE = 0.3  # radius in which there is the lesion, blue ones among them, and no pen
@@ -29,16 +31,21 @@ THICK = 0.045  # half the width of the widest stroke
 BLOT = 0.001  # area of the least
 BRIM = 0.06  # logarithm that a bubble's rim is brighter than the skin
 RADII = np.arange(0.018, 0.046, 0.0045)  # of bubbles
-AROUND = 10  # places on a rim; one may be hidden
+AROUND = 10  # points on a rim; one may be hidden
 
 THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "gel": 0.35}
-PAINTED = {  # the painter of each, so the name that captions and phantoms have for it
+PAINTED = {  # the parameter of phantoms that paints each
     "hairs": "hairs",
     "ruler": "ruler",
     "dark_corners": "dark_corners",
     "ink": "pen_ring",
     "gel": "gel_bubbles",
 }
+
+
+def measure(image: np.ndarray) -> dict[str, float]:
+    """All scores of an image, by name."""
+    return {name: score(image) for name, score in SCORES.items()}
 
 
 def hairs(image: np.ndarray) -> float:
@@ -74,22 +81,22 @@ def ink(image: np.ndarray) -> float:
     lightness, _, b = np.moveaxis(rgb_to_lab(ndimage.gaussian_filter(image, (0.005 * size,) * 2 + (0,))), -1, 0)
     fall = np.percentile(lightness, 65) - lightness
     bluer = np.percentile(b, 60) - b
-    x, y = grid(size)
+    x, y = coordinates(size)
     inked = (bluer > np.maximum(BLUER, 0.7 * fall)) & (b < COLD) & (fall > DARKER)
     inked &= (np.hypot(x - 0.5, y - 0.5) >= CORE) & ~outside(image)
     depth = ndimage.distance_transform_edt(inked)
     pieces, _ = ndimage.label(inked, np.ones((3, 3)))
     reach = max(round(0.02 * size), 2)
-    found = 0
-    for piece, box in enumerate(ndimage.find_objects(pieces), 1):
+    area = 0
+    for number, box in enumerate(ndimage.find_objects(pieces), 1):
         box = tuple(slice(max(side.start - reach - 1, 0), side.stop + reach + 1) for side in box)
-        place = pieces[box] == piece
-        away = ndimage.distance_transform_edt(~place)
+        piece = pieces[box] == number
+        away = ndimage.distance_transform_edt(~piece)
         beside = (away <= reach) & (away > 1.5) & ~inked[box]
-        is_stroke = place.sum() >= BLOT * size**2 and depth[box][place].max() <= THICK * size
+        is_stroke = piece.sum() >= BLOT * size**2 and depth[box][piece].max() <= THICK * size
         if is_stroke and not (beside.any() and (fall[box] > 12)[beside].mean() > 0.3):
-            found += place.sum()
-    return min(float(found) / (INKED * size**2), 1.0)
+            area += piece.sum()
+    return min(float(area) / (INKED * size**2), 1.0)
 
 
 def gel(image: np.ndarray) -> float:
@@ -100,33 +107,34 @@ def gel(image: np.ndarray) -> float:
     disc = _disc(max(round(0.016 * size), 2))
     opened = np.stack([ndimage.grey_opening(light[..., c], footprint=disc) for c in range(2)], -1)
     rim = np.minimum((light - opened).min(-1), above).clip(0)
+    angles = 2 * np.pi * np.arange(AROUND) / AROUND
     best = 0.0
     for radius in RADII * size:
-        turns = 2 * np.pi * np.arange(AROUND) / AROUND
-        steps = np.rint(radius * np.stack([np.sin(turns), np.cos(turns)], -1)).astype(int)
+        steps = np.rint(radius * np.stack([np.sin(angles), np.cos(angles)], -1)).astype(int)
         reach = int(np.ceil(radius)) + 1
         padded = np.pad(rim, reach)
-        seen = [padded[reach + dy :, reach + dx :][:size, :size] for dy, dx in steps]
-        best = max(best, float(np.partition(np.stack(seen), 1, axis=0)[1].max()))
+        points = np.stack([padded[reach + dy :, reach + dx :][:size, :size] for dy, dx in steps])
+        best = max(best, float(np.partition(points, 1, axis=0)[1].max()))
     return min(best / RIMMED, 1.0)
+
+
+SCORES = {"hairs": hairs, "ruler": ruler, "dark_corners": dark_corners, "ink": ink, "gel": gel}
 
 
 def strands(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Long thin dark structures on skin, which hairs are, thick and bent ones too. bool [S, S]; hidden: see `outside`.
 
-    They are what a black top-hat finds, is long for its area, takes as much blue light as green (pen ink does not) and
-    has skin on both sides (the mesh of a lesion has not).
+    They show in a black top-hat, are long for their area, take as much blue light as green (pen ink does not) and have
+    skin on both sides (the mesh of a lesion has not).
     """
-    return _long(_dark_lines(image, radius=0.03, darker=0.18) & ~hidden, area=0.2)
+    dark = _dark_lines(image, radius=0.03, darker=0.18) & ~hidden
+    return long_pieces(dark, LONG * len(image), 0.2)
 
 
 def straight_hairs(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Thin hairs, fainter than `strands`, which are straight for a while. bool [S, S]; hidden: see `outside`."""
     dark = _dark_lines(image, radius=0.018, darker=0.05) & ~hidden
-    straight = np.zeros_like(dark)
-    for way in range(WAYS):
-        straight |= ndimage.binary_opening(dark, line(STRAIGHT * len(image), 180 * way / WAYS))
-    return _long(straight, area=0.15)
+    return long_pieces(straight_pieces(dark, STRAIGHT * len(image), DIRECTIONS), LONG * len(image), 0.15)
 
 
 def outside(image: np.ndarray) -> np.ndarray:
@@ -144,12 +152,10 @@ def _ticks(image: np.ndarray, corners: np.ndarray) -> float:
     size = len(image)
     rows = slice(round(0.948 * size), round(0.985 * size))
     light = np.log(image[rows].astype(np.float32).mean(-1).mean(0) / 255 + 0.04)
-    if np.ptp(light) < THRESHOLDS["ruler"] * EVERY_TICK:
+    visible = np.flatnonzero(~corners[rows].any(0))
+    if np.ptp(light) < THRESHOLDS["ruler"] * EVERY_TICK or len(visible) < 0.3 * size:
         return 0.0
-    seen = np.flatnonzero(~corners[rows].any(0))
-    if len(seen) < 0.3 * size:
-        return 0.0
-    start, stop = seen[[0, -1]] / size
+    start, stop = visible[[0, -1]] / size
     best = 0.0
     for period in np.linspace(*TICKS, 7):
         first = start + period * np.linspace(0.5, 1.5, 13)[:-1, None]
@@ -163,26 +169,12 @@ def _ticks(image: np.ndarray, corners: np.ndarray) -> float:
 
 def _dark_lines(image: np.ndarray, radius: float, darker: float) -> np.ndarray:
     """Where a closing by a disc of `radius` brightens skin by `darker` in the logarithm of blue. bool [S, S]"""
-    size = len(image)
     light = _logarithm(image, 0.004)[..., 1:]
-    disc = _disc(max(round(radius * size), 2))
+    disc = _disc(max(round(radius * len(image)), 2))
     beside = np.stack([ndimage.grey_closing(light[..., c], footprint=disc) for c in range(2)], -1)
     green, blue = np.moveaxis(beside - light, -1, 0)
     skin = (beside > np.median(beside, (0, 1)) - 0.25).all(-1)
     return (blue > darker) & (blue > 0.6 * green) & skin
-
-
-def _long(mask: np.ndarray, area: float) -> np.ndarray:
-    """The pieces that extend over a fifth of the field and cover less than `area` of their squared extent."""
-    size = len(mask)
-    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
-    found = np.zeros_like(mask)
-    for piece, box in enumerate(ndimage.find_objects(pieces), 1):
-        place = pieces[box] == piece
-        length = np.hypot(*place.shape)
-        if length > 0.2 * size and place.sum() < area * length**2:
-            found[box] |= place
-    return found
 
 
 def _corners(image: np.ndarray) -> np.ndarray:
@@ -205,6 +197,3 @@ def _logarithm(image: np.ndarray, smoothing: float) -> np.ndarray:
 def _disc(radius: int) -> np.ndarray:
     rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     return rows**2 + columns**2 <= radius**2 + 0.5
-
-
-SCORES = {"hairs": hairs, "ruler": ruler, "dark_corners": dark_corners, "ink": ink, "gel": gel}

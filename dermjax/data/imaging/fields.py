@@ -12,7 +12,7 @@ import numpy as np
 
 
 @cache
-def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixel centres in fields: x [1, S] and y [S, 1]."""
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return centres[None, :], centres[:, None]
@@ -42,7 +42,7 @@ def _spline(cells: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def dots(rng: np.random.Generator, size: int, period: float, radius: float, share: float) -> np.ndarray:
     """Round dots (0 to 1), one in `share` of the squares of a jittered lattice. float32 [S, S]."""
-    x, y = grid(size)
+    x, y = coordinates(size)
     count = int(1 / period) + 2
     row = (y / period).astype(int)
     x = x + 0.5 * period * (row % 2)  # every other row is shifted, so that no lattice shows

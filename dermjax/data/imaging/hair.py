@@ -1,8 +1,9 @@
-"""Dark hairs taken out of a photograph in the way of DullRazor (Lee et al. 1997, Comput. Biol. Med. 27(6)).
+"""Dark hairs: where they are, and a photograph without them in the way of DullRazor.
 
 An ablation, as the Derm-T2IM paper removed hairs before tuning: lesions lose fine structure with them, so nothing here
-does it unless it is asked for. Where a closing by lines brightens a band of colour, something dark and narrow lies;
+does it unless it is requested. Where a closing by lines brightens a band of colour, something dark and narrow lies;
 what is straight for a while and long is hair, and gives way to the skin beside it. Light hairs stay.
+DullRazor: Lee et al. 1997, Comput. Biol. Med. 27(6).
 
 Shapes: H, W the sides in pixels. All lengths are fractions of the shorter side.
 """
@@ -20,9 +21,9 @@ EDGE = 0.006  # of a hair that is lighter than DARKER
 BESIDE, NEAREST = 0.012, 1.5  # standard deviation of the weights of the skin that replaces a hair; in pixels at least
 
 
-def without_hair(image: np.ndarray) -> np.ndarray:
+def remove_hairs(image: np.ndarray) -> np.ndarray:
     """A uint8 image [H, W, 3] with its dark hairs replaced by what lies beside them; all else keeps its pixels."""
-    hairs = found(image)
+    hairs = hair_mask(image)
     if not hairs.any():
         return image
     reach = max(BESIDE * min(image.shape[:2]), NEAREST)
@@ -33,22 +34,35 @@ def without_hair(image: np.ndarray) -> np.ndarray:
     return filled.round().clip(0, 255).astype(np.uint8)
 
 
-def found(image: np.ndarray) -> np.ndarray:
+def hair_mask(image: np.ndarray) -> np.ndarray:
     """Where the hairs of a uint8 image [H, W, 3] are, with their soft edges: bool [H, W]."""
     side = min(image.shape[:2])
-    lines = [line(LINE * side, 180 * way / 4) for way in range(4)]
-    closed = np.max([ndimage.grey_closing(image, footprint=line[..., None]) for line in lines], axis=0)
+    lines = [line(LINE * side, 180 * way / 4)[..., None] for way in range(4)]
+    closed = np.max([ndimage.grey_closing(image, footprint=each) for each in lines], axis=0)
     dark = (closed.astype(np.int16) - image > DARKER).any(-1)
-    ways = [line(STRAIGHT * side, 180 * way / DIRECTIONS) for way in range(DIRECTIONS)]
-    straight = np.any([ndimage.binary_opening(dark, way) for way in ways], axis=0)
-    pieces, _ = ndimage.label(straight, np.ones((3, 3)))
-    hairs = np.zeros_like(dark)
-    for piece, box in enumerate(ndimage.find_objects(pieces), 1):
-        place = pieces[box] == piece
-        extent = np.hypot(*place.shape)
-        if extent > LONG * side and place.sum() < FULL * extent**2:
-            hairs[box] |= place
+    hairs = long_pieces(straight_pieces(dark, STRAIGHT * side, DIRECTIONS), LONG * side, FULL)
     return ndimage.binary_dilation(hairs, iterations=max(round(EDGE * side), 1)) if hairs.any() else hairs
+
+
+def straight_pieces(mask: np.ndarray, length: float, directions: int) -> np.ndarray:
+    """The parts of a mask bool [H, W] in which a line of so many pixels fits, in one of the directions."""
+    lines = [line(length, 180 * way / directions) for way in range(directions)]
+    return np.any([ndimage.binary_opening(mask, each) for each in lines], axis=0)
+
+
+def long_pieces(mask: np.ndarray, length: float, share: float) -> np.ndarray:
+    """The connected pieces of a mask bool [H, W] that extend over more than `length` pixels and are thin.
+
+    share: of its squared extent, what a piece covers less than.
+    """
+    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
+    chosen = np.zeros_like(mask)
+    for number, box in enumerate(ndimage.find_objects(pieces), 1):
+        piece = pieces[box] == number
+        extent = np.hypot(*piece.shape)
+        if extent > length and piece.sum() < share * extent**2:
+            chosen[box] |= piece
+    return chosen
 
 
 def line(length: float, degrees: float) -> np.ndarray:
@@ -57,6 +71,8 @@ def line(length: float, degrees: float) -> np.ndarray:
     steps = np.arange(-reach, reach + 1)
     across, down = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     scale = max(abs(across), abs(down))
-    line = np.zeros((2 * reach + 1, 2 * reach + 1), bool)
-    line[np.rint(steps * down / scale).astype(int) + reach, np.rint(steps * across / scale).astype(int) + reach] = True
-    return line[line.any(1)][:, line.any(0)]
+    footprint = np.zeros((2 * reach + 1, 2 * reach + 1), bool)
+    footprint[
+        np.rint(steps * down / scale).astype(int) + reach, np.rint(steps * across / scale).astype(int) + reach
+    ] = 1
+    return footprint[footprint.any(1)][:, footprint.any(0)]

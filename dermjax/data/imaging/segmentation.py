@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from dermjax.data.imaging import artefacts
 from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
-from dermjax.data.imaging.fields import grid
+from dermjax.data.imaging.fields import coordinates
 
 # Of segmentations, for whatever is kept of them: raise it where `segment` finds others in the same pixels
 NUMERIC_VERSION = 1
@@ -63,7 +63,7 @@ def segment(image: np.ndarray) -> Segmentation:
     return _seen(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
 
 
-def segmented(image: np.ndarray, mask: np.ndarray) -> Segmentation:
+def measure_mask(image: np.ndarray, mask: np.ndarray) -> Segmentation:
     """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
     labels, count = ndimage.label(mask)
     areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
@@ -94,7 +94,7 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     light = np.where(_grow(artefacts.strands(image, hidden), 0.016 * size)[..., None], shaved, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
     field = ~hidden
-    x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*grid(size)))
+    x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*coordinates(size)))
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2
     known = field[samples]

@@ -1,13 +1,13 @@
-"""Whether anything leaks: between the splits of manifests, from what a generator saw, from synthetic images.
+"""Whether anything leaks: between the splits of manifests, from a generator's training images, from synthetic images.
 
 Place in the flow: any manifests -> findings -> `dermjax audit` prints them, `classify` and `evaluate` refuse to go on.
 
-All manifests are looked at as one. Give the manifest that a generator was tuned on beside the one that a classifier is
-judged on, and what the generator saw and the evaluation uses is found. Every file is read: its bytes must be those that
-the manifest names, and near-duplicates are found by their hashes, also mirrored, turned and cropped. Where `prepare`
-left the hashes of the same bytes beside its manifest (`examined`), the image is not decoded again. Where a manifest of
-synthetic images lies beside the list of what its generator saw (`seen`), that list is a training set as well. Records
-that curation or `prepare` rejected take no part, as no stage uses them.
+All manifests are taken as one. Give the manifest that a generator was tuned on beside the one that a classifier is
+evaluated on, and what both use is found. Every file is read: its bytes must be those that the manifest names, and
+near-duplicates are found by their fingerprints, also mirrored, turned and cropped. Where `prepare` left the
+fingerprints of the same bytes beside its manifest, the image is not decoded again. Where a list of the generator's
+training images lies beside a manifest (`training_images`), that list is a training set as well. Records that curation
+or `prepare` rejected take no part, as no stage uses them.
 """
 
 import os
@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from dermjax import machine, progress
 from dermjax.data import digests, records, splits
-from dermjax.data.leaks import duplicates, index, neighbours, training_images
-from dermjax.data.leaks.index import Look
+from dermjax.data.leaks import duplicates, fingerprints, training_images
+from dermjax.data.leaks.fingerprints import Fingerprint
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 
@@ -49,129 +47,114 @@ class Finding:
 
 @dataclass(frozen=True)
 class Entry:
-    """A kept record with its file, or with its look where a generator's list has it."""
+    """A kept record with its file, or with its fingerprint where a list of training images has it."""
 
     record: Record
     path: Path
-    look: Look | None = None
+    fingerprint: Fingerprint | None = None
 
-    @property
-    def told(self) -> str:
-        """The file and its split, as findings name them."""
-        if self.look:
+    def __str__(self) -> str:
+        if self.fingerprint:
             return f"{self.record.image} (seen by the generator, in {self.path})"
         return f"{self.path} ({self.record.split})"
 
     @property
     def identities(self) -> list[tuple[str, str]]:
-        """What ties it to others: its own, and the photograph that a synthetic image was started from."""
-        started = self.record.generation.get("init_image")
-        return splits.identities(self.record) + ([("sha256", started)] if isinstance(started, str) else [])
+        """What ties it to others: the record's identities, and the photograph that a synthetic image started from."""
+        init_image = self.record.generation.get("init_image")
+        return splits.identities(self.record) + ([("sha256", init_image)] if isinstance(init_image, str) else [])
 
 
 def show(*paths: str) -> None:
     """Prints what leaks in and between manifests; raises UserError when anything does."""
     manifests = [records.read_unaudited(Path(path)) for path in paths]
-    entries, findings = _find(manifests)
+    entries, findings = _examine(manifests)
     for kind, meaning in MEANINGS.items():
         of_kind = [finding for finding in findings if finding.kind == kind]
         print(f"{kind:11}{len(of_kind):6}  {meaning}")
         for finding in of_kind:
-            told = ", ".join(finding.images).encode("utf-8", "backslashreplace")  # file names need not be UTF-8
-            print("".ljust(19) + told.decode())
+            names = ", ".join(finding.images).encode("utf-8", "backslashreplace")  # file names need not be UTF-8
+            print("".ljust(19) + names.decode())
     if findings:
         raise UserError(f"{len(findings)} findings in {len(entries)} images, listed above; mend or remove these images")
-    print(f"nothing leaks: {sum(not entry.look for entry in entries)} images in {', '.join(paths)}")
-    shown = sum(bool(entry.look) for entry in entries)
-    if shown:
-        print(f"nor does any of {shown} images that the generator saw stand in validation or test")
+    listed = sum(bool(entry.fingerprint) for entry in entries)
+    print(f"nothing leaks: {len(entries) - listed} images in {', '.join(paths)}")
+    if listed:
+        print(f"nor does any of {listed} images that the generator saw stand in validation or test")
     for manifest in manifests:
-        if any(record.synthetic for record in manifest.records) and not seen_beside(manifest):
+        if any(record.synthetic for record in manifest.records) and not _training_images(manifest):
             print(f"{manifest.home}: no list of what its generator saw; give the manifest that it was tuned on as well")
 
 
 def refuse(manifests: Sequence[Manifest]) -> None:
     """Raises UserError with the first finding and the number of all where anything leaks between manifests."""
-    _, findings = _find(manifests)
+    _, findings = _examine(manifests)
     if findings:
-        first = findings[0]
-        told = f"{MEANINGS[first.kind]}: {', '.join(first.images)}"
-        raise UserError(f"{told}; findings in all: {len(findings)}, which dermjax audit lists; mend them and prepare")
+        first = f"{MEANINGS[findings[0].kind]}: {', '.join(findings[0].images)}"
+        raise UserError(f"{first}; findings in all: {len(findings)}, which dermjax audit lists; mend them and prepare")
 
 
-def seen_beside(manifest: Manifest) -> list[Entry]:
-    """What the generator of a manifest's synthetic images saw, where a list of it lies beside the manifest."""
-    listed = training_images.read(manifest.home) if manifest.home else []
-    return [Entry(each.record, manifest.home / training_images.FILE, each.look) for each in listed]
+def _training_images(manifest: Manifest) -> list[Entry]:
+    """The generator's training images, where a list of them lies beside the manifest."""
+    path = manifest.home and manifest.home / training_images.FILE
+    return [Entry(each.record, path, each.fingerprint) for each in training_images.read(path.parent)] if path else []
 
 
 def _entries(manifests: Sequence[Manifest]) -> list[Entry]:
-    """The kept records of all manifests and what generators saw; one that several hold on one side counts once."""
-    found = {}
+    """The kept records of all manifests and their generators' training images, equal ones of one side once."""
+    entries = {}
     for manifest in manifests:
         for record in manifest.records:
             if record.kept:
                 path = manifest.place(record)
-                found.setdefault((os.path.realpath(path), record.split, record.sha256), Entry(record, path))
-        for entry in seen_beside(manifest):
-            found.setdefault(("seen", entry.record.image, entry.record.sha256), entry)
-    return list(found.values())
+                entries.setdefault((os.path.realpath(path), record.split, record.sha256), Entry(record, path))
+        for entry in _training_images(manifest):
+            entries.setdefault((training_images.FILE, entry.record.image, entry.record.sha256), entry)
+    return list(entries.values())
 
 
-def _find(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
-    """What was looked at, and every finding in the order of MEANINGS."""
-    entries, known = _entries(manifests), {}
-    for home in {manifest.home for manifest in manifests if manifest.home}:
-        known |= index.read(home)
-    views, cells, faults = _examined(entries, known)
-    findings = [Finding("file", (fault,)) for fault in faults if fault]
-    findings += [Finding("synthetic", (entry.told,)) for entry in entries if records.is_misplaced(entry.record)]
+def _examine(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
+    """What was examined, and every finding in the order of MEANINGS."""
+    entries, known = _entries(manifests), fingerprints.read_beside(manifests)
+    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
+        prints = []
+        for each in pool.map(partial(_fingerprint, known), entries):
+            prints.append(each)
+            bar.update()
+    findings = [Finding("file", (fault,)) for fault in prints if isinstance(fault, str)]
+    findings += [Finding("synthetic", (str(entry),)) for entry in entries if records.is_misplaced(entry.record)]
     holders = defaultdict(list)
     for entry in entries:
         for identity in entry.identities:
             holders[identity].append(entry)
     for (kind, _), members in holders.items():
         findings += _crossings(kind, members)
-    sound = [row for row, fault in enumerate(faults) if not fault]
-    near = duplicates.confirmed(neighbours.near(views[sound]), cells[sound])
+    sound = [(entry, each) for entry, each in zip(entries, prints, strict=True) if isinstance(each, Fingerprint)]
+    near = fingerprints.near_duplicates([each for _, each in sound])
     groups = defaultdict(list)
-    for row, group in zip(sound, duplicates.groups(near, [[] for _ in sound]).tolist(), strict=True):
-        groups[group].append(entries[row])
+    for (entry, _), group in zip(sound, duplicates.group(near, [[] for _ in sound]).tolist(), strict=True):
+        groups[group].append(entry)
     for members in groups.values():
-        if len({entry.record.sha256 for entry in members}) > 1:  # else the finding by bytes has said it
+        if len({entry.record.sha256 for entry in members}) > 1:  # else it is a finding by its bytes
             findings += _crossings("near", members)
     order = list(MEANINGS)
     return entries, sorted(findings, key=lambda finding: (order.index(finding.kind), finding.images))
 
 
 def _crossings(kind: str, members: Sequence[Entry]) -> list[Finding]:
-    """A finding for every member on another side than the most judged of them, which it is named with."""
+    """A finding for every member in another split than the last split among them, whose first member it names."""
     anchor = max(members, key=lambda entry: SPLITS.index(entry.record.split))
-    return [Finding(kind, (anchor.told, entry.told)) for entry in members if entry.record.split != anchor.record.split]
+    return [Finding(kind, (str(anchor), str(each))) for each in members if each.record.split != anchor.record.split]
 
 
-def _examined(entries: Sequence[Entry], known: Mapping[str, Look]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The hashes uint64 [N, V, 4] and cells uint8 [N, C, C, 3] of the files, and what is wrong with each, or ""."""
-    views = np.zeros((len(entries), len(duplicates.VIEWS), 4), np.uint64)
-    cells = np.zeros((len(entries), duplicates.CELLS, duplicates.CELLS, 3), np.uint8)
-    faults = []
-    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
-        for row, seen in enumerate(pool.map(partial(_look, known), entries)):
-            if not isinstance(seen, str):
-                views[row], cells[row] = seen.views, seen.cells
-            faults.append(seen if isinstance(seen, str) else "")
-            bar.update()
-    return views, cells, faults
-
-
-def _look(known: Mapping[str, Look], entry: Entry) -> Look | str:
-    """What the file of an entry looks like, or what is wrong with it."""
+def _fingerprint(known: Mapping[str, Fingerprint], entry: Entry) -> Fingerprint | str:
+    """The fingerprint of an entry's file, or what is wrong with the file."""
     digest = entry.record.sha256
-    if entry.look:
-        return entry.look
+    if entry.fingerprint:
+        return entry.fingerprint
     try:
         if digests.cached_sha256(entry.path) != digest:
             return f"{entry.path}: not the bytes that the manifest names"
-        return known.get(digest) or index.look(entry.path, digest, measured=False)
+        return known.get(digest) or fingerprints.from_file(entry.path, digest, measured=False)
     except UserError as error:
         return str(error)

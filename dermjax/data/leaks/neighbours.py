@@ -2,16 +2,17 @@
 
 Locality-sensitive hashing by sampled bits (Indyk and Motwani 1998): a table sorts the images by a few bits of their
 hash; two images that agree on those bits meet in it, and every meeting is checked by the exact distance. With enough
-tables, each over other bits, hardly a pair is missed: at most MISSED of those that are as far apart as is asked for,
-fewer of those that are closer. N images cost about N^1.25: measured in BUILD_NOTES.md.
+tables, each over other bits, hardly a pair is missed: at most MISSED of those at the limit, fewer of those that are
+closer. N images cost about N^1.25: measured in BUILD_NOTES.md.
 
 An image may be mirrored, turned or cropped. Mirroring negates the odd frequencies and turning by a quarter also swaps
 the axes, so the eight orientations are permutations and flips of the bits of one hash. Crops are views of their own
-(duplicates.VIEWS); each is looked for among the whole images.
+(duplicates.VIEWS); each is compared with the whole images.
 
 Shapes: N images, V views, 4 words of 64 bits a hash, P pairs.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, comb, log, log2
@@ -19,16 +20,14 @@ from math import ceil, comb, log, log2
 import numpy as np
 
 from dermjax import machine
-from dermjax.data.leaks.duplicates import FREQUENCIES, NEAR, NEAR_CROPPED, pairs
+from dermjax.data.leaks.duplicates import BITS, FREQUENCIES, NEAR, NEAR_CROPPED, pairs
 
 MISSED = 1e-3  # share of the pairs at exactly NEAR bits that may be missed; at 3/4 of it, a millionth
 FEW = 300  # images up to which all are compared with all
 BLOCK = 1 << 20  # meetings checked at once
-BITS = FREQUENCIES * FREQUENCIES
 ROW, COLUMN = np.divmod(np.arange(BITS), FREQUENCIES)
-TRANSPOSED = COLUMN * FREQUENCIES + ROW
 FLIPS = [(ROW * down + COLUMN * across) % 2 == 1 for down in (0, 1) for across in (0, 1)]
-ORDERS = (np.arange(BITS), TRANSPOSED)
+ORDERS = (np.arange(BITS), COLUMN * FREQUENCIES + ROW)  # of the bits of an image, and of its transpose
 
 
 @dataclass(frozen=True)
@@ -47,52 +46,46 @@ def near(views: np.ndarray) -> np.ndarray:
     views: uint64 [N, V, 4], the hashes of each image, the whole one first. The pairs are enough to tell every group:
     of images with one and the same hash, each is paired with the first and only the first with others.
     """
-    whole, first, again = np.unique(views[:, 0], axis=0, return_index=True, return_inverse=True)
-    same = np.stack([first[again], np.arange(len(views)), np.zeros(len(views), np.int64)], axis=-1)
-    chosen = np.sort(first)
-    views = views[chosen]
-    few = len(whole) <= FEW
-    tables = () if few else _tables(np.ascontiguousarray(_bits(views[:, 0]).T))
+    _, first, inverse = np.unique(views[:, 0], axis=0, return_index=True, return_inverse=True)
+    same = np.stack([first[inverse], np.arange(len(views)), np.zeros(len(views), np.int64)], axis=-1)
+    distinct = np.sort(first)
+    views = views[distinct]
+    tables = _tables(np.ascontiguousarray(_bits(views[:, 0]).T)) if len(views) > FEW else ()
     tasks = [(view, order) for view in range(views.shape[1]) for order in ORDERS]
     with ThreadPoolExecutor(machine.cores()) as pool:
-        found = list(pool.map(lambda task: _meetings(views, *task, tables), tasks))
-    found = np.concatenate(found)
-    found[:, :2] = np.sort(chosen[found[:, :2]], axis=1)
-    return _nearest_of_each(np.concatenate([same[same[:, 0] < same[:, 1]], found]))
-
-
-def orientations(hashes: np.ndarray) -> np.ndarray:
-    """The hashes of the eight orientations of images: uint64 [N, 4] -> [8, N, 4], the first as given."""
-    bits = _bits(hashes)
-    return np.stack([_packed(bits[:, order] ^ flip) for order in ORDERS for flip in FLIPS])
+        met = np.concatenate(list(pool.map(lambda task: _meetings(views, *task, tables), tasks)))
+    met[:, :2] = np.sort(distinct[met[:, :2]], axis=1)
+    met = np.concatenate([same[same[:, 0] < same[:, 1]], met])
+    met = met[np.argsort(met[:, 2], kind="stable")]
+    return met[np.unique(met[:, :2], axis=0, return_index=True)[1]]  # each pair once, with its least distance, in order
 
 
 def _meetings(views: np.ndarray, view: int, order: np.ndarray, tables: tuple[Table, ...]) -> np.ndarray:
     """The pairs of one view, in one order of the axes and all four mirrorings, with the whole images."""
     distance = NEAR_CROPPED if view else NEAR
     whole, turned = np.ascontiguousarray(views[:, 0]), _bits(views[:, view])[:, order]
-    asked = [_packed(turned ^ flip) for flip in FLIPS]
+    mirrored = [_packed(turned ^ flip) for flip in FLIPS]
     if not tables:
-        return np.concatenate([_apart(pairs(each, whole, distance), view) for each in asked])
+        return np.concatenate([_of_two(pairs(each, whole, distance), view) for each in mirrored])
+    met = [np.empty((0, 3), np.int64)]
     planes = np.ascontiguousarray(turned.T)
-    found = [np.empty((0, 3), np.int64)]
     for table in tables[: _enough(distance, len(tables[0].bits))]:
         keys = _keys(planes, table.bits)
-        for flip, ours in zip(FLIPS, asked, strict=True):
+        for flip, queried in zip(FLIPS, mirrored, strict=True):
             mask = _keys(flip[:, None].astype(np.uint8), table.bits)
             for queries, rows in _blocks(table, keys ^ mask):
-                bits = np.bitwise_count(ours[queries] ^ whole[rows]).sum(-1, dtype=np.int64)
-                met = bits <= distance
-                found.append(_apart(np.stack([queries[met], rows[met], bits[met]], axis=-1), view))
-    return np.concatenate(found)
+                bits = np.bitwise_count(queried[queries] ^ whole[rows]).sum(-1, dtype=np.int64)
+                close = bits <= distance
+                met.append(_of_two(np.stack([queries[close], rows[close], bits[close]], axis=-1), view))
+    return np.concatenate(met)
 
 
-def _apart(found: np.ndarray, view: int) -> np.ndarray:
-    """The pairs of different images; between whole images each is asked for twice, and one of them will do."""
-    return found[found[:, 0] < found[:, 1]] if view == 0 else found[found[:, 0] != found[:, 1]]
+def _of_two(met: np.ndarray, view: int) -> np.ndarray:
+    """The pairs of different images; those of whole images meet twice, and one of them will do."""
+    return met[met[:, 0] < met[:, 1]] if view == 0 else met[met[:, 0] != met[:, 1]]
 
 
-def _blocks(table: Table, keys: np.ndarray):
+def _blocks(table: Table, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(query, row) of all images that meet the queries in a table, in blocks of bounded size."""
     first = table.start[keys]
     counts = table.start[keys + 1] - first
@@ -101,8 +94,8 @@ def _blocks(table: Table, keys: np.ndarray):
     for block in np.split(met, np.flatnonzero(np.diff(ends // BLOCK)) + 1):
         many = counts[block]
         queries = np.repeat(block, many)
-        place = np.arange(len(queries)) - np.repeat(np.cumsum(many) - many, many)
-        yield queries, table.rows[np.repeat(first[block], many) + place]
+        within = np.arange(len(queries)) - np.repeat(np.cumsum(many) - many, many)
+        yield queries, table.rows[np.repeat(first[block], many) + within]
 
 
 def _tables(planes: np.ndarray) -> tuple[Table, ...]:
@@ -114,12 +107,12 @@ def _tables(planes: np.ndarray) -> tuple[Table, ...]:
     count = _enough(NEAR, size)
     rng = np.random.default_rng(0)
     a_permutation = (BITS - 1) // size
-    chosen = [
+    sets = [
         bits
         for _ in range(ceil(count / a_permutation))
         for bits in (1 + rng.permutation(BITS - 1))[: a_permutation * size].reshape(a_permutation, size)
     ]
-    return tuple(_table(planes, bits) for bits in chosen[:count])
+    return tuple(_table(planes, bits) for bits in sets[:count])
 
 
 def _enough(distance: int, size: int) -> int:
@@ -149,11 +142,3 @@ def _bits(hashes: np.ndarray) -> np.ndarray:
 
 def _packed(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.packbits(bits, axis=-1)).view(np.uint64)
-
-
-def _nearest_of_each(found: np.ndarray) -> np.ndarray:
-    """Each pair once, with its least distance, in order."""
-    found = found[np.lexsort((found[:, 2], found[:, 1], found[:, 0]))]
-    first = np.ones(len(found), bool)
-    first[1:] = (np.diff(found[:, :2], axis=0) != 0).any(1)
-    return found[first]

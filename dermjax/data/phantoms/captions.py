@@ -147,7 +147,7 @@ WITHOUT = re.compile(r"\b(?:no|without)\s+(?:an?\s+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class Requested:
     """number: least and most lesions; size: a word of SIZES; tone: least and most degrees. None, or "", for any.
 
     artefacts: keys of ARTEFACTS, which are names of reasons against an image.
@@ -167,14 +167,14 @@ class Wish:
         return _beyond(angle, self.tone) if self.tone else 0.0
 
 
-def wish(prompt: str) -> Wish:
+def parse_prompt(prompt: str) -> Requested:
     """What the words of a prompt ask for."""
     text = prompt.lower()
     words = re.findall(r"[a-z0-9]+", text)
     numbers = [NUMBERS[word] for word in words if word in NUMBERS]
     tones = re.findall(rf"\b({'|'.join(ANGLES)}) skin\b", text)
     sizes = [word for word in words if word in SIZES]
-    return Wish(
+    return Requested(
         number=numbers[0] if numbers else None,
         size=sizes[0] if sizes else "",
         tone=ANGLES[tones[0]] if tones else None,

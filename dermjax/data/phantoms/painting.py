@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 
 from dermjax.data.imaging import colour
 from dermjax.data.imaging.artefacts import TICKS
-from dermjax.data.imaging.fields import blend, dots, grid, noise, smoothstep
+from dermjax.data.imaging.fields import blend, coordinates, dots, noise, smoothstep
 from dermjax.data.phantoms import appearance, captions
 from dermjax.data.phantoms.appearance import SIZES, TONES
 from dermjax.data.phantoms.captions import VOCABULARY
@@ -34,7 +34,7 @@ from dermjax.errors import UserError
 def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A few dark strands, parabolas that cross most of the field, 1.8 to 2.8 px wide at 128 px."""
     size = len(image)
-    x, y = grid(size)
+    x, y = coordinates(size)
     shade = np.zeros((size, size), np.float32)
     main = rng.uniform(0, np.pi)
     for _ in range(rng.integers(3, 7)):
@@ -53,7 +53,7 @@ def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A row of black ticks along the lower edge, every fifth longer."""
     size = len(image)
-    x, y = grid(size)
+    x, y = coordinates(size)
     period = rng.uniform(*TICKS)
     place = (x - rng.uniform(0, period)) / period
     tick = np.floor(place + 0.5)
@@ -66,7 +66,7 @@ def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 def _dark_corners(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The round aperture of the dermatoscope: black outside of a circle."""
     size = len(image)
-    x, y = grid(size)
+    x, y = coordinates(size)
     cx, cy = rng.uniform(0.485, 0.515, 2)
     distance = np.hypot(x - cx, y - cy)
     shade = smoothstep((distance - rng.uniform(0.555, 0.60)) / 0.03 + 0.5)
@@ -76,7 +76,7 @@ def _dark_corners(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
 def _pen_ring(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A ring of violet marker around the middle, partly outside of the field."""
     size = len(image)
-    x, y = grid(size)
+    x, y = coordinates(size)
     cx, cy = rng.uniform(0.47, 0.53, 2)
     uneven = noise(rng, 12, size)
     distance = np.abs(np.hypot(x - cx, y - cy) - rng.uniform(0.55, 0.58) + 0.004 * uneven)
@@ -88,7 +88,7 @@ def _pen_ring(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
 def _gel_bubbles(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Air in the immersion gel: bright rims with a highlight."""
     size = len(image)
-    x, y = grid(size)
+    x, y = coordinates(size)
     glow, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
     for _ in range(rng.integers(4, 10)):
         (cx, cy), radius = rng.uniform(0.03, 0.97, 2), rng.uniform(0.018, 0.045)
@@ -173,7 +173,7 @@ def dataset(seeds: Sequence[int], size: int) -> Iterator[Phantom]:
 
 def _skin(parameters: dict, rng: np.random.Generator, size: int) -> np.ndarray:
     """Logarithm of the bare skin: uneven light, pink mottling, fine texture and follicles. float32 [S, S, C]."""
-    x, y = grid(size)
+    x, y = coordinates(size)
     lightness = 50 + parameters["yellowness"] * np.tan(np.radians(parameters["ita"]))
     bare = colour.lab_to_rgb(np.array([lightness, parameters["redness"], parameters["yellowness"]]))
     tilt = rng.uniform(-0.09, 0.09, 2)
@@ -248,7 +248,7 @@ def _lesion(light, mask, parameters: dict, outline: np.ndarray, place: tuple, rn
     cx, cy, radius = place
     reach = radius * outline.max() * 1.15 + 0.03
     rows, columns = (slice(max(int((c - reach) * size), 0), int((c + reach) * size) + 2) for c in (cy, cx))
-    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*grid(size)))
+    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*coordinates(size)))
     dx, dy = (x - cx) / radius, (y - cy) / radius  # in radii of the lesion
     away, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
     turn = (angle * (DIRECTIONS / (2 * np.pi))) % DIRECTIONS
@@ -315,7 +315,7 @@ def _mottled(rng, size, rows, columns, depth, angle, mottle):
 
 def _network(rng, size, rows, columns, depth, angle, mottle):
     """Dark mesh with light holes: a warped honeycomb, the sum of three cosines 60 degrees apart."""
-    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*grid(size)))
+    x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*coordinates(size)))
     x, y = (axis + 0.008 * noise(rng, 13, size)[rows, columns] for axis in (x, y))
     turn, phase, frequency = rng.uniform(0, 1.05), rng.uniform(0, 6.3, 3), 2 * np.pi / rng.uniform(0.040, 0.050)
     phase[1] = phase[0] + phase[2]  # so that the three crests meet in the holes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dermjax.data.imaging.artefacts import PAINTED, SCORES, THRESHOLDS, outside, straight_hairs
-from dermjax.data.imaging.fields import grid
+from dermjax.data.imaging.fields import coordinates
 from dermjax.data.phantoms.appearance import ARTEFACTS, TONES
 from dermjax.data.phantoms.painting import phantom
 
@@ -48,7 +48,7 @@ def test_a_thin_straight_hair_is_seen_and_a_spot_is_not():
     image = phantom(5, 128, **CLEAN, number=1, size_name="small", texture="uniform").image
     nothing = np.zeros((128, 128), bool)
     before = straight_hairs(image, nothing).sum()
-    x, y = grid(128)
+    x, y = coordinates(128)
     thin, spot = image.copy(), image.copy()
     thin[np.abs(y - 0.1 - 0.1 * x) < 0.006] = (60, 45, 40)
     spot[np.hypot(x - 0.15, y - 0.15) < 0.03] = (60, 45, 40)
@@ -60,7 +60,7 @@ def test_blue_in_the_lesion_and_a_blue_lesion_are_no_ink():
     for seed in range(3):
         image = phantom(seed, 128, **CLEAN, number=1, size_name="large", second_colour="blue", veil=True).image
         assert not is_there("ink", image)
-    x, y = grid(128)
+    x, y = coordinates(128)
     spot = np.full((128, 128, 3), (215, 180, 165), np.uint8)
     spot[np.hypot(x - 0.5, y - 0.5) < 0.2] = (70, 75, 130)
     assert not is_there("ink", spot)
@@ -70,7 +70,7 @@ def test_blue_in_the_lesion_and_a_blue_lesion_are_no_ink():
 
 
 def test_a_broken_rim_and_a_bright_disc_are_told_from_a_bubble():
-    x, y = grid(128)
+    x, y = coordinates(128)
     away, angle = np.hypot(x - 0.3, y - 0.3), np.arctan2(y - 0.3, x - 0.3)
     field = np.full((128, 128, 3), (200, 160, 140), np.uint8)
     rim, arc = field.copy(), field.copy()

@@ -24,7 +24,7 @@ def test_most_of_the_hairs_go_and_the_rest_stays(size):
     left, kept = [], []
     for seed in range(4):
         clean, image, mask = hairy(seed, size)
-        shaved = hair.without_hair(image)
+        shaved = hair.remove_hairs(image)
         before, after = (abs(each.astype(int) - clean)[mask].mean() for each in (image, shaved))
         left.append(after / before)
         kept.append((shaved == image).all(-1)[~mask].mean())
@@ -33,7 +33,7 @@ def test_most_of_the_hairs_go_and_the_rest_stays(size):
 
 def test_without_hairs_few_pixels_change():
     """Some do: the network of a lesion is dark and narrow too, which is why this is no step but an ablation."""
-    changed = [(hair.without_hair(clean) != clean).any(-1).mean() for clean, _, _ in (hairy(i, 128) for i in range(4))]
+    changed = [(hair.remove_hairs(clean) != clean).any(-1).mean() for clean, _, _ in (hairy(i, 128) for i in range(4))]
     assert np.median(changed) < 0.05 and max(changed) < 0.1
 
 
@@ -41,6 +41,6 @@ def test_an_image_need_not_be_square_and_is_not_written_to():
     image = np.full((40, 90, 3), 200, np.uint8)
     image[20] = 30
     before = image.copy()
-    shaved = hair.without_hair(image)
+    shaved = hair.remove_hairs(image)
     assert shaved.shape == image.shape and shaved.dtype == np.uint8 and shaved.min() > 150
     np.testing.assert_array_equal(image, before)

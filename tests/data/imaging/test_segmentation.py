@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from dermjax.data.imaging import artefacts as artefact_scores
-from dermjax.data.imaging.segmentation import segment, segmented
+from dermjax.data.imaging.segmentation import measure_mask, segment
 from dermjax.data.phantoms.appearance import ARTEFACTS, SIZES, TONES
 from dermjax.data.phantoms.painting import phantom
 
@@ -113,7 +113,7 @@ def test_a_lesion_that_fills_the_field_is_no_skin(diameter):
 
 def test_a_given_mask_is_measured_as_a_found_one_is():
     made = phantom(50_003, 128, number=3, size_name="medium", **CLEAN)
-    found, given = segment(made.image), segmented(made.image, made.mask)
+    found, given = segment(made.image), measure_mask(made.image, made.mask)
     assert given.count == 3 and np.array_equal(given.mask, made.mask)
     assert given.areas.sum() == pytest.approx(made.mask.mean())
     assert given.ita == pytest.approx(found.ita, abs=1)

@@ -153,7 +153,7 @@ def made_by(root, real, shown):
     manifest = Manifest(labels=("benign", "malignant"), root=real.root, records=tuple(real.records), home=real.root)
     training_images.write(tune, [(manifest, record) for record in shown], [])
     made.add("0.png", lesion(300), "train", image_manipulation="synthetic")
-    training_images.hand_on([tune / "model"], made.root)
+    training_images.pass_on([tune / "model"], made.root)
     return made
 
 

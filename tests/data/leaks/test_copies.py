@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.data.leaks import copies
+from dermjax.data.leaks import copies, duplicates
 from dermjax.data.phantoms.painting import phantom
 
 
@@ -15,12 +15,12 @@ def lesions():
 
 @pytest.fixture(scope="module")
 def hashes(lesions):
-    return np.stack([copies.hash_all_ways(image) for image in lesions])
+    return np.stack([copies.orientation_hashes(image) for image in lesions])
 
 
 def test_a_turned_mirrored_softened_copy_is_near_its_original(lesions, hashes):
     softened = [gaussian_filter(np.rot90(image[::-1]), (1.3, 1.3, 0)) for image in lesions]
-    altered = np.stack([copies.hash_all_ways(image) for image in softened])
+    altered = np.stack([copies.orientation_hashes(image) for image in softened])
     apart = copies.distances(altered[:, 0], hashes)
     assert apart.shape == (12, 12)
     assert np.diag(apart).max() <= 10
@@ -31,7 +31,7 @@ def test_nearest_is_the_least_distance(hashes):
     assert (copies.nearest(hashes[:5, 0], hashes[5:]) == copies.distances(hashes[:5, 0], hashes[5:]).min(-1)).all()
     others = copies.nearest_other(hashes, np.array([0, 7]))
     assert (others > 0).all()
-    assert copies.nearest_other(hashes[:1], np.array([0])).tolist() == [copies.BITS]
+    assert copies.nearest_other(hashes[:1], np.array([0])).tolist() == [duplicates.BITS]
 
 
 def test_of_duplicates_the_first_that_stands_is_kept(hashes):

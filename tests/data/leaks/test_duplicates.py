@@ -88,7 +88,7 @@ def test_pairs_of_nothing():
 def test_groups_join_through_links_and_shared_identities():
     links = np.array([[0, 3, 5]])
     identities = [[], [("lesion", "a")], [("lesion", "b")], [("patient", "p")], [("patient", "p"), ("lesion", "b")], []]
-    found = duplicates.groups(links, identities)
+    found = duplicates.group(links, identities)
     assert found[0] == found[3] == found[4] == found[2]
     assert len({found[0], found[1], found[5]}) == 3
 

@@ -45,10 +45,10 @@ def paired(count, bits):
 def test_edited_copies_are_confirmed_and_other_lesions_are_not(photographs):
     copies = np.stack([edited(image) for image in photographs])
     near = paired(40, 30)
-    np.testing.assert_array_equal(duplicates.confirmed(near, of_each([*photographs, *copies])), near)
+    np.testing.assert_array_equal(duplicates.confirm(near, of_each([*photographs, *copies])), near)
     others = of_each([*photographs, *np.roll(photographs, 1, axis=0)])
-    assert len(duplicates.confirmed(near, others)) == 0
-    assert len(duplicates.confirmed(paired(40, 0), others)) == 40  # of one hash each, so nobody asks
+    assert len(duplicates.confirm(near, others)) == 0
+    assert len(duplicates.confirm(paired(40, 0), others)) == 40  # of one hash each, so nobody asks
 
 
 def test_copies_cut_anywhere_are_found_from_hash_to_check(photographs):
@@ -62,7 +62,7 @@ def test_copies_cut_anywhere_are_found_from_hash_to_check(photographs):
         Image.fromarray(np.rot90(np.asarray(copy), rng.integers(4))).save(file, "JPEG", quality=70)
         copies.append(np.asarray(Image.open(file)))
     everything = np.concatenate([photographs, np.stack(copies)])
-    found = duplicates.confirmed(neighbours.near(duplicates.views(everything)), of_each(everything))
+    found = duplicates.confirm(neighbours.near(duplicates.views(everything)), of_each(everything))
     assert all(other - one == 40 for one, other, _ in found) and len(found) >= 39
 
 
@@ -77,11 +77,11 @@ def test_a_hash_alike_with_other_colours_is_no_copy(photographs):
     near = neighbours.near(views)
     near = near[(near[:, 1] - near[:, 0] == 40) & (near[:, 2] > 0)]
     assert len(near) > 10
-    assert len(duplicates.confirmed(near, of_each([*photographs, *recoloured]))) <= 0.1 * len(near)
+    assert len(duplicates.confirm(near, of_each([*photographs, *recoloured]))) <= 0.1 * len(near)
 
 
 def test_nothing_and_blank_images():
-    assert duplicates.confirmed(np.empty((0, 3), np.int64), np.empty((0, 16, 16, 3), np.uint8)).shape == (0, 3)
+    assert duplicates.confirm(np.empty((0, 3), np.int64), np.empty((0, 16, 16, 3), np.uint8)).shape == (0, 3)
     blank = np.full((2, 16, 16, 3), 90, np.uint8)
     assert duplicates.likeness(blank[:1], blank[1:], duplicates.VIEWS).tolist() == [0]
 
