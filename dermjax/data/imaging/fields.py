@@ -1,4 +1,4 @@
-"""Scalar fields on the unit square that phantoms are painted with: coordinates, smooth noise, dots, soft steps.
+"""Scalar fields on the unit square, of which phantoms are painted: coordinates, smooth noise, dots, soft steps.
 
 Lengths are fractions of the field. Noise is drawn on a coarse grid that does not depend on the size of the image and is
 brought to it by cubic B-splines, so one seed gives one field at every size.
@@ -33,11 +33,11 @@ def _spline(cells: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
     The weights are scaled so that the variance of independent knots is about kept.
     """
-    place = (np.arange(size) + 0.5) / size * cells
-    t = (place - np.floor(place))[:, None]
+    position = (np.arange(size) + 0.5) / size * cells
+    t = (position - np.floor(position))[:, None]
     weights = np.concatenate([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
     weights /= np.sqrt((weights**2).sum(1).mean())
-    return np.floor(place).astype(int)[:, None] + np.arange(4), weights.astype(np.float32)
+    return np.floor(position).astype(int)[:, None] + np.arange(4), weights.astype(np.float32)
 
 
 def dots(rng: np.random.Generator, size: int, period: float, radius: float, share: float) -> np.ndarray:
@@ -54,9 +54,11 @@ def dots(rng: np.random.Generator, size: int, period: float, radius: float, shar
 
 
 def blend(image: np.ndarray, share: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """The image [S, S, C] covered by a share [S, S] of a colour [C]."""
     return image + share[..., None] * (colour - image)
 
 
 def smoothstep(t: np.ndarray) -> np.ndarray:
+    """The cubic step from 0 at t = 0 to 1 at t = 1."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)

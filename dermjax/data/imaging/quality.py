@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from dermjax.data.imaging.colour import rgb_to_lab
 
-FINE, COARSE, COARSEST = 64, 32, 16  # cells a side of the resolutions that an image is looked at in
+FINE, COARSE, COARSEST = 64, 32, 16  # cells a side of the resolutions at which an image is measured
 
 
 def measure(image: np.ndarray) -> dict[str, float]:
@@ -44,17 +44,16 @@ def structure(colours: np.ndarray) -> float:
     variance has no structure.
     """
     lightness = colours[..., :1]
-    whole = lightness[_disc(len(colours))].var()
-    return float(_cells(lightness, COARSEST)[_disc(COARSEST)].var() / whole) if whole > 1e-6 else 0.0
+    variance = lightness[_disc(len(colours))].var()
+    return float(_cells(lightness, COARSEST)[_disc(COARSEST)].var() / variance) if variance > 1e-6 else 0.0
 
 
 def sharpness(colours: np.ndarray) -> float:
     """log10 of the detail of lightness at a fine resolution over that at a coarse one; about -1 where it is blurred.
 
     Detail is the variance of the Laplacian (Pech-Pacheco et al. 2000). Alone it follows contrast and texture; the ratio
-    does not. Phantoms out of focus (Gaussians of 1.1 to 1.7 % of the width) are found at -0.69
-    (calibration.json); no photograph of 2,438 lies below. What derm-tiny's decoder makes lies between -0.94 and -0.55,
-    as soft as an image out of focus.
+    does not. Phantoms out of focus (Gaussians of 1.1 to 1.7 % of the width) lie below -0.69 (calibration.json); no
+    photograph of 2,438 does. What derm-tiny's decoder makes lies between -0.94 and -0.55, as soft as one out of focus.
     """
     fine, coarse = (_detail(_cells(colours[..., :1], cells)[..., 0]) for cells in (FINE, COARSE))
     return float(np.log10((fine + 1e-6) / (coarse + 1)))  # 1: above what 8-bit rounding leaves in an empty field

@@ -1,10 +1,10 @@
-"""Where the lesions are, by classical means: no training, so it can judge what a trained model draws.
+"""Where the lesions are, by classical means: no training, so it can measure what a trained model draws.
 
 Place in the flow: an image (phantom or generated) -> `segment` -> how many lesions, how large, on what tone of skin.
 
-Lambert and Beer again (see phantom.py): absorbance = log skin - log image does not depend on the tone of the skin or on
-the light, which a quadratic in x and y takes away. A lesion is a blob of absorbance that is wide enough to hold a disc
-of radius CORE, which hairs, ticks of a ruler and a pen ring are not. All lengths are fractions of the field.
+Beer and Lambert as in `phantoms`: absorbance = log skin - log image does not depend on the tone of the skin or on the
+light, which a quadratic in x and y takes away. A lesion is a blob of absorbance that is wide enough to hold a disc of
+radius CORE, which hairs, ticks of a ruler and a pen ring are not. All lengths are fractions of the field.
 
 Shape legend: S side in pixels.
 """
@@ -18,7 +18,7 @@ from dermjax.data.imaging import artefacts
 from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
 from dermjax.data.imaging.fields import coordinates
 
-# Of segmentations, for whatever is kept of them: raise it where `segment` finds others in the same pixels
+# Of segmentations, for whatever is kept of them: raise it where `segment` gives others of the same pixels
 NUMERIC_VERSION = 1
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
@@ -26,7 +26,7 @@ RESTLESS = 0.26  # twice that of the most mottled skin
 SHARE = 0.42  # of a lesion's own absorbance: where its border is
 EDGE = 0.9  # distance from the middle, in half fields, beyond which a lesion hardly reaches
 BOWL = 0.02  # curvature of the light's logarithm that no dermatoscope has: the middle darker than the edge
-SHAVED = 0.07  # side of the square in which the skin beside a hair is looked for
+BESIDE = 0.07  # side of the square that holds skin beside a hair
 INK = 0.25  # how much more a violet pen takes of red and green than of blue
 CLOSING = 0.016  # radius: bridges light spots within a lesion
 CORE = 0.026  # radius of the disc that a lesion must hold; hairs are 0.008 wide on each side, a pen ring 0.02
@@ -49,18 +49,19 @@ def segment(image: np.ndarray) -> Segmentation:
     """The lesions of a uint8 sRGB image [S, S, 3]."""
     size = len(image)
     absorbance, field = _absorbance(image)
-    candidates = (absorbance > _floor(absorbance, field)) & field
+    # more than FAINTEST where the skin itself is restless; beyond RESTLESS most of the field shows a lesion and no skin
+    floor = min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
+    candidates = (absorbance > floor) & field
     candidates = ndimage.binary_fill_holes(_close(candidates, CLOSING * size)) & field
     blobs, count = ndimage.label(_open(candidates, CORE * size))
     mask = np.zeros_like(field)
     for blob in range(1, count + 1):
-        place = blobs == blob
-        if _is_ring(place):
-            continue
-        mask |= _grow(place, CORE * size) & (absorbance > SHARE * np.median(absorbance[place])) & candidates
+        core = blobs == blob
+        if not _is_ring(core):
+            mask |= _grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
     mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
     labels, areas = _without_specks(*ndimage.label(mask))
-    return _seen(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
+    return _on_skin(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
 
 
 def measure_mask(image: np.ndarray, mask: np.ndarray) -> Segmentation:
@@ -68,11 +69,11 @@ def measure_mask(image: np.ndarray, mask: np.ndarray) -> Segmentation:
     labels, count = ndimage.label(mask)
     areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
     absorbance, field = _absorbance(image)
-    return _seen(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
+    return _on_skin(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
 
 
-def _seen(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
-    """The segmentation with the tone of the skin, which is what is plain and not near a lesion."""
+def _on_skin(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
+    """The segmentation, with the tone of what is plain, bool [S, S], and not near a lesion."""
     mask = labels > 0
     skin = plain & ~_grow(mask, 0.03 * len(mask))
     if not skin.any():
@@ -89,9 +90,9 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = len(image)
     light = np.log(image.astype(np.float32) / 255 + 0.02)
     # hairs give way to the brighter skin on both sides of them
-    shaved = ndimage.grey_closing(light, (round(SHAVED * size) | 1, round(SHAVED * size) | 1, 1))
+    hairless = ndimage.grey_closing(light, (round(BESIDE * size) | 1, round(BESIDE * size) | 1, 1))
     hidden = artefacts.outside(image)
-    light = np.where(_grow(artefacts.strands(image, hidden), 0.016 * size)[..., None], shaved, light)
+    light = np.where(_grow(artefacts.strands(image, hidden), 0.016 * size)[..., None], hairless, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
     field = ~hidden
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*coordinates(size)))
@@ -110,9 +111,10 @@ def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _surface(terms: np.ndarray, values: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The coefficients [6, 3] of the skin's light: of terms [n, 6] at places where `values` [n, 3] were seen.
+    """The coefficients [6, 3] of the skin's light: of terms [n, 6] where the image has `values` [n, 3].
 
-    Lesions and hairs cover less than half of the field: it starts a little above the median, then keeps what fits.
+    Lesions and hairs cover less than half of the field: the fit starts at `start`, a little above the median, and keeps
+    the pixels that agree.
     """
     fitted, surface = start, np.zeros((terms.shape[-1], values.shape[-1]), np.float32)
     for tolerance in (0.35, 0.25, 0.18, 0.15):
@@ -122,14 +124,6 @@ def _surface(terms: np.ndarray, values: np.ndarray, start: np.ndarray) -> np.nda
         surface = np.linalg.lstsq(near.T @ near, near.T @ values[skin], rcond=None)[0]
         fitted = terms @ surface
     return surface
-
-
-def _floor(absorbance: np.ndarray, field: np.ndarray) -> float:
-    """The absorbance from which a pixel may belong to a lesion: FAINTEST, or more where the skin itself is restless.
-
-    Beyond RESTLESS it is no skin that most of the field shows, but a lesion.
-    """
-    return min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
 
 
 def _is_ring(blob: np.ndarray) -> bool:
