@@ -1,6 +1,6 @@
 """What a phantom looks like: its parameters, drawn from a seed, before anything is painted.
 
-Place in the flow: `draw` -> parameters -> `phantom` (paints them) and `captions` (says them in words).
+Place in the flow: a seed -> `draw` -> parameters -> `painting` (their pixels) and `captions` (their words).
 
 Benign and malignant follow the ABCD rule of dermoscopy (Stolz et al. 1994): asymmetry, border, colour and
 differential structures all grow with one hidden severity, which is normal with the same spread in both classes
@@ -9,6 +9,8 @@ Phi(SEPARATION / sqrt 2). Tone, number and artefacts do not depend on the label.
 
 All lengths are fractions of the field (the side of the image).
 """
+
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -63,10 +65,10 @@ ARTEFACTS = {
 }
 
 
-def draw(seed: int, asked: dict) -> dict:
-    """Parameters of the phantom of `seed`; what is in `asked` replaces what would have been drawn.
+def draw(seed: int, requested: dict) -> dict:
+    """Parameters of the phantom of `seed`; `requested` ones replace what would have been drawn.
 
-    One number is drawn for each parameter whatever is asked, so asking for one leaves the others as they were.
+    One number is drawn for each parameter whatever is requested, so requesting one leaves the others as they were.
 
     Returns a dict that can be written as JSON: label, tone, ita (degrees), redness and yellowness (a*, b* of the skin),
     number, size_name, diameters (one a lesion), colour, second_colour ("" when there is none), irregularity,
@@ -75,22 +77,25 @@ def draw(seed: int, asked: dict) -> dict:
     rng = np.random.default_rng([seed, 0])
     u, n = rng.random(24), rng.standard_normal(8)
     jitter = rng.random(4)
-    given = dict(asked)
+    left = dict(requested)
 
-    def choose(name, value):
-        return given.pop(name, value)
+    def choose(name, drawn, known=()):
+        value = left.pop(name, drawn)
+        if known and value not in known:
+            raise UserError(f"phantom: {name} {value!r} is unknown; take one of {', '.join(map(str, known))}")
+        return value
 
-    label = choose("label", LABELS[int(u[0] < 0.5)])
-    severity = float(n[0] + SEPARATION * (_index(LABELS, label, "label") - 0.5))
+    label = choose("label", LABELS[int(u[0] < 0.5)], LABELS)
+    severity = float(n[0] + SEPARATION * (LABELS.index(label) - 0.5))
     grade = _logistic(1.5 * severity)
 
-    tone = choose("tone", tuple(TONES)[int(u[1] * len(TONES))])
-    _index(tuple(TONES), tone, "tone")
-    number = choose("number", _pick(NUMBERS, list(NUMBERS.values()), u[2]))
-    _index(tuple(NUMBERS), number, "number")
+    tone = choose("tone", tuple(TONES)[int(u[1] * len(TONES))], tuple(TONES))
+    number = choose("number", _pick(NUMBERS, list(NUMBERS.values()), u[2]), tuple(NUMBERS))
     tilt = 0.06 * (2 * grade - 1) * np.array([-1.5, -0.5, 0.5, 1.5])  # the D of ABCD, slight
-    size_name = choose("size_name", _pick(SIZES, 0.25 + tilt, u[3]))
-    _index(tuple(SIZES), size_name, "size_name")
+    size_name = choose("size_name", _pick(SIZES, 0.25 + tilt, u[3]), tuple(SIZES))
+    low, high = SIZES[size_name]
+    bounds = low, min(high, CROWDED[number])
+    diameters = [_within(bounds, 0.7 * u[9] + 0.3 * each) for each in jitter[:number]]  # alike, none the same
     variegation = choose("variegation", _logistic(1.15 * (severity + 0.9 * n[1])))
     colour = choose("colour", _pick(COLOURS, _between(COLOURS, grade), u[4]))
     others = [c for c in SECOND_COLOURS if c[:3] != colour[:3]]
@@ -103,7 +108,7 @@ def draw(seed: int, asked: dict) -> dict:
         "redness": choose("redness", _within(REDNESS[tone], u[8])),
         "number": number,
         "size_name": size_name,
-        "diameters": choose("diameters", _diameters(size_name, number, u[9], jitter)),
+        "diameters": choose("diameters", diameters),
         "colour": colour,
         "second_colour": choose("second_colour", second),
         "irregularity": choose("irregularity", _logistic(1.15 * (severity + 0.9 * n[2]))),
@@ -114,25 +119,12 @@ def draw(seed: int, asked: dict) -> dict:
     }
     for i, (name, probability) in enumerate(ARTEFACTS.items()):
         parameters[name] = choose(name, bool(u[12 + i] < probability))
-    if given:
-        raise UserError(f"phantom: unknown parameter {', '.join(sorted(given))}; known are {', '.join(parameters)}")
+    if left:
+        raise UserError(f"phantom: unknown parameter {', '.join(sorted(left))}; known are {', '.join(parameters)}")
     return parameters
 
 
-def _diameters(size_name: str, number: int, middle: float, jitter: np.ndarray) -> list[float]:
-    """Diameters of the lesions of one phantom: a common one in the range of `size_name`, each a little different."""
-    low, high = SIZES[size_name]
-    high = min(high, CROWDED[number])
-    return [_within((low, high), 0.7 * middle + 0.3 * j) for j in jitter[:number]]
-
-
-def _index(known: tuple, value, name: str) -> int:
-    if value not in known:
-        raise UserError(f"phantom: {name} {value!r} is unknown; take one of {', '.join(map(str, known))}")
-    return known.index(value)
-
-
-def _pick(names, probabilities, u: float):
+def _pick(names: Collection, probabilities: Sequence[float], u: float):
     """The name in whose share of the unit interval u falls."""
     return list(names)[min(int(np.searchsorted(np.cumsum(probabilities), u, side="right")), len(names) - 1)]
 

@@ -1,17 +1,17 @@
-"""Parameters of a phantom in words: the only language that the base model is taught.
+"""Phantoms in words, and words back into what can be measured: the only language that the base model is taught.
 
-A small fixed grammar, lower case, at most MAXIMUM words and commas:
+Place in the flow: parameters -> `caption` -> Phantom; a prompt -> `parse_prompt` -> `curate`: was it drawn?
+
+A caption has a small fixed grammar, lower case, at most MAXIMUM words and commas:
 
     dermoscopy of {number} {size} [{colour} [and {second colour}]] mole(s) [with {border} borders]
     [, {texture} [and a blue veil]] [, {tone} skin] [, with {artefact} [and {artefact} …]] [, blurred]
 
-Number, size and artefacts are always said; a clause in brackets is left out now and then, so that partial prompts work.
-Benign and malignant are never said: these words are DreamBooth's to teach. VOCABULARY holds them all the same.
+Number, size and artefacts are always in it; a clause in brackets is left out now and then, so that partial prompts
+work. Benign and malignant never are: these words are DreamBooth's to teach. VOCABULARY holds them all the same.
 
-What a prompt asks for that can be measured: how many lesions, of which size, on which skin, which artefacts.
-
-Place in the flow: a prompt -> `wish` -> curation: was it drawn? The words are those of `captions`, of the groups of
-skin tone in `attributes`, and some that people use besides. What a prompt does not say, it does not ask for.
+A prompt may also use the groups of `skin_tone`, and some words that people use besides. What it does not say, it does
+not request.
 """
 
 import re
@@ -22,7 +22,7 @@ import numpy as np
 from dermjax.data.phantoms.appearance import COLOURS, SECOND_COLOURS, SIZES, TEXTURES, TONES
 
 MAXIMUM = 26
-LEFT_OUT = 0.15  # probability that an optional clause is not said
+LEFT_OUT = 0.15  # probability that an optional clause is left out
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 # Upper bounds of irregularity.
@@ -35,7 +35,8 @@ ARTEFACT_WORDS = {
     "pen_ring": "a pen ring",
     "gel_bubbles": "gel bubbles",
 }
-_SPOKEN = [
+# Words of prompts that no caption uses, or not always.
+PROMPT_WORDS = [
     "benign",
     "malignant",
     "melanoma",
@@ -53,78 +54,22 @@ _SPOKEN = [
     "without",
     "no",
 ]
-
-
-def caption(parameters: dict, rng: np.random.Generator | None) -> str:
-    """The caption of `parameters`; `rng` leaves optional clauses out, None says every one of them."""
-    said = [rng is None or bool(u >= LEFT_OUT) for u in (np.zeros(4) if rng is None else rng.random(4))]
-    clauses = dict(zip(("texture", "border", "colour", "tone"), said, strict=True))
-    words = _sentence(parameters, clauses)
-    for clause in clauses:  # the least visible first, until the rest fits
-        if len(words.replace(",", " ,").split()) > MAXIMUM:
-            clauses[clause] = False
-            words = _sentence(parameters, clauses)
-    return words
-
-
-def _sentence(parameters: dict, clauses: dict) -> str:
-    """The caption with the clauses that are true in `clauses`."""
-    number, size = parameters["number"], parameters["size_name"]
-    words = ["dermoscopy of", NUMBER_WORDS[number], size]
-    if clauses["colour"]:
-        words += [" and ".join(filter(None, (parameters["colour"], parameters["second_colour"])))]
-    words += ["mole" if number == 1 else "moles"]
-    if clauses["border"]:
-        words += ["with", border(parameters["irregularity"]), "borders"]
-    parts = [" ".join(words)]
-    if clauses["texture"]:
-        parts += [TEXTURE_WORDS[parameters["texture"]] + (" and a blue veil" if parameters["veil"] else "")]
-    if clauses["tone"]:
-        parts += [f"{parameters['tone']} skin"]
-    present = [word for name, word in ARTEFACT_WORDS.items() if parameters[name]]
-    if present:
-        parts += ["with " + " and ".join(present)]
-    if parameters["blur"]:
-        parts += ["blurred"]
-    return ", ".join(parts)
-
-
-def border(irregularity: float) -> str:
-    """The word for the border of that irregularity (0 to 1)."""
-    return next(word for word, bound in BORDERS.items() if irregularity <= bound)
-
-
-def _vocabulary() -> tuple[str, ...]:
-    """Every word that a caption can use, the comma, and the words that DreamBooth's prompts need."""
-    phrases = [
-        "dermoscopy of mole moles with borders , a blue veil skin blurred",
-        *NUMBER_WORDS.values(),
-        *SIZES,
-        *COLOURS,
-        *SECOND_COLOURS,
-        *BORDERS,
-        *TEXTURE_WORDS.values(),
-        *TONES,
-        *ARTEFACT_WORDS.values(),
-        *_SPOKEN,
-    ]
-    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
-
-
-VOCABULARY = _vocabulary()
-
+PHRASES = (
+    "dermoscopy of mole moles with borders , a blue veil skin blurred",
+    *(*NUMBER_WORDS.values(), *SIZES, *COLOURS, *SECOND_COLOURS, *BORDERS, *TEXTURE_WORDS.values(), *TONES),
+    *(*ARTEFACT_WORDS.values(), *PROMPT_WORDS),
+)
+# Every word that a caption can use, the comma, and the words that DreamBooth's prompts need.
+VOCABULARY = tuple(sorted({word for phrase in PHRASES for word in phrase.split()}))
 
 MANY = 99
 NUMBERS = {
     **{word: (number, number) for number, word in NUMBER_WORDS.items()},
     "single": (1, 1),
-    "several": (2, MANY),
-    "multiple": (2, MANY),
+    **dict.fromkeys(("several", "multiple", "moles", "lesions"), (2, MANY)),
     "many": (3, MANY),
-    "moles": (2, MANY),
-    "lesions": (2, MANY),
 }
-# Individual typology angles in degrees that a word stands for: phantoms' own tones, widened to the groups of skin tone.
+# Individual typology angles in degrees that a word stands for: phantoms' tones, widened to the groups of skin tone.
 ANGLES = {
     "very light": (55.0, 90.0),
     "pale": (55.0, 90.0),
@@ -134,7 +79,7 @@ ANGLES = {
     "brown": (-30.0, 10.0),
     "dark": (-90.0, -10.0),
 }
-# How the words that ask for an artefact begin.
+# How the words that request an artefact begin.
 ARTEFACTS = {
     "hairs": ("hair",),
     "ruler": ("ruler",),
@@ -148,8 +93,9 @@ WITHOUT = re.compile(r"\b(?:no|without)\s+(?:an?\s+)?$")
 
 @dataclass(frozen=True, kw_only=True)
 class Requested:
-    """number: least and most lesions; size: a word of SIZES; tone: least and most degrees. None, or "", for any.
+    """What a prompt requests that can be measured.
 
+    number: least and most lesions; size: a word of SIZES; tone: least and most degrees. None, or "", for any.
     artefacts: keys of ARTEFACTS, which are names of reasons against an image.
     """
 
@@ -167,25 +113,57 @@ class Requested:
         return _beyond(angle, self.tone) if self.tone else 0.0
 
 
+def caption(parameters: dict, rng: np.random.Generator | None) -> str:
+    """The caption of `parameters`; `rng` leaves optional clauses out, without one all are in it."""
+    kept = np.ones(4, bool) if rng is None else rng.random(4) >= LEFT_OUT
+    clauses = dict(zip(("texture", "border", "colour", "tone"), kept.tolist(), strict=True))
+    words = _sentence(parameters, clauses)
+    for clause in clauses:  # the least visible first, until the rest fits
+        if len(words.replace(",", " ,").split()) > MAXIMUM:
+            clauses[clause] = False
+            words = _sentence(parameters, clauses)
+    return words
+
+
 def parse_prompt(prompt: str) -> Requested:
-    """What the words of a prompt ask for."""
+    """What the words of a prompt request; of several numbers, sizes or tones the first."""
     text = prompt.lower()
     words = re.findall(r"[a-z0-9]+", text)
-    numbers = [NUMBERS[word] for word in words if word in NUMBERS]
     tones = re.findall(rf"\b({'|'.join(ANGLES)}) skin\b", text)
-    sizes = [word for word in words if word in SIZES]
     return Requested(
-        number=numbers[0] if numbers else None,
-        size=sizes[0] if sizes else "",
+        number=next((NUMBERS[word] for word in words if word in NUMBERS), None),
+        size=next((word for word in words if word in SIZES), ""),
         tone=ANGLES[tones[0]] if tones else None,
-        artefacts=frozenset(name for name, said in ARTEFACTS.items() if any(_asks(text, word) for word in said)),
+        artefacts=frozenset(name for name, stems in ARTEFACTS.items() if any(_requests(text, stem) for stem in stems)),
     )
 
 
-def _asks(text: str, word: str) -> bool:
-    """Whether a text asks for a word, which "without" or "no" before it does not."""
-    return any(not WITHOUT.search(text[: found.start()]) for found in re.finditer(rf"\b{word}", text))
+def _sentence(parameters: dict, clauses: dict[str, bool]) -> str:
+    """The caption with the clauses that are true in `clauses`."""
+    words = ["dermoscopy of", NUMBER_WORDS[parameters["number"]], parameters["size_name"]]
+    if clauses["colour"]:
+        words += [" and ".join(filter(None, (parameters["colour"], parameters["second_colour"])))]
+    words += ["mole" if parameters["number"] == 1 else "moles"]
+    if clauses["border"]:
+        border = next(word for word, bound in BORDERS.items() if parameters["irregularity"] <= bound)
+        words += ["with", border, "borders"]
+    phrases = [" ".join(words)]
+    if clauses["texture"]:
+        phrases += [TEXTURE_WORDS[parameters["texture"]] + (" and a blue veil" if parameters["veil"] else "")]
+    if clauses["tone"]:
+        phrases += [f"{parameters['tone']} skin"]
+    present = [word for name, word in ARTEFACT_WORDS.items() if parameters[name]]
+    if present:
+        phrases += ["with " + " and ".join(present)]
+    if parameters["blur"]:
+        phrases += ["blurred"]
+    return ", ".join(phrases)
 
 
-def _beyond(value: float, bounds: tuple) -> float:
+def _requests(text: str, stem: str) -> bool:
+    """Whether a text has a word that begins so and does not follow "without" or "no"."""
+    return any(not WITHOUT.search(text[: match.start()]) for match in re.finditer(rf"\b{stem}", text))
+
+
+def _beyond(value: float, bounds: tuple[float, float]) -> float:
     return max(bounds[0] - value, value - bounds[1], 0)

@@ -1,22 +1,14 @@
-"""Artefacts of dermoscopy, as phantoms come by them; `artefact_scores` finds them in any image.
+"""Phantoms: procedural dermoscopy with known truth, the data set that is embedded in the program.
 
-Place in the flow: `PAINTERS` -> phantom. A painter takes a float image [S, S, C] and gives the painted one and its mask
-bool [S, S]. All lengths are fractions of the field.
-
-Shape legend: S side in pixels, C = 3 channels.
-
-Phantoms: procedural dermoscopy with known truth, the data set that is embedded in the program.
-
-Place in the flow: seed -> `appearance.draw` -> skin, lesions, `artefacts` painted -> `captions.caption` -> Phantom.
+Place in the flow: seed -> `appearance.draw` -> skin, lesions and artefacts painted -> `captions.caption` -> Phantom.
 
 Pigment is painted as an absorbing layer (Beer and Lambert): log image = log skin - density * absorption, so that
 borders fall off softly and the same mole is plausible on every tone. All lengths are fractions of the field; every
-random field lives on a grid of its own, so a phantom looks the same at every size.
+random field lives on a coarse grid that no size changes, so a phantom looks the same at every size.
 
 Shape legend: S side in pixels, C = 3 channels.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,91 +18,7 @@ from dermjax.data.imaging import colour
 from dermjax.data.imaging.artefacts import TICKS
 from dermjax.data.imaging.fields import blend, coordinates, dots, noise, smoothstep
 from dermjax.data.phantoms import appearance, captions
-from dermjax.data.phantoms.appearance import SIZES, TONES
-from dermjax.data.phantoms.captions import VOCABULARY
 from dermjax.errors import UserError
-
-
-def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A few dark strands, parabolas that cross most of the field, 1.8 to 2.8 px wide at 128 px."""
-    size = len(image)
-    x, y = coordinates(size)
-    shade = np.zeros((size, size), np.float32)
-    main = rng.uniform(0, np.pi)
-    for _ in range(rng.integers(3, 7)):
-        angle = main + rng.normal(0, 0.5)
-        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        along, across = (x - 0.5) * c + (y - 0.5) * s, (y - 0.5) * c - (x - 0.5) * s
-        bend, offset, start = rng.uniform(-0.7, 0.7), rng.uniform(-0.45, 0.45), rng.uniform(-0.7, -0.2)
-        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.014, 0.022)
-        distance = np.abs(across - offset - bend * along**2) / np.sqrt(1 + (2 * bend * along) ** 2)
-        strand = np.clip((0.5 * width - distance) * size + 0.5, 0, 1)
-        shade = np.maximum(shade, strand * ((along > start) & (along < stop)))
-    colour = np.array(rng.uniform(0.05, 0.13) * np.array([1.25, 1.0, 0.9]), np.float32)
-    return blend(image, 0.92 * shade, colour), shade > 0.5
-
-
-def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A row of black ticks along the lower edge, every fifth longer."""
-    size = len(image)
-    x, y = coordinates(size)
-    period = rng.uniform(*TICKS)
-    place = (x - rng.uniform(0, period)) / period
-    tick = np.floor(place + 0.5)
-    beside = np.abs(place - tick) * period
-    length = np.where((tick + rng.integers(5)) % 5 == 0, 0.095, 0.06)
-    shade = np.clip((0.012 - beside) * size + 0.5, 0, 1) * np.clip((y - 1 + length) * size + 0.5, 0, 1)
-    return blend(image, 0.93 * shade, np.array([0.05, 0.05, 0.06], np.float32)), shade > 0.5
-
-
-def _dark_corners(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The round aperture of the dermatoscope: black outside of a circle."""
-    size = len(image)
-    x, y = coordinates(size)
-    cx, cy = rng.uniform(0.485, 0.515, 2)
-    distance = np.hypot(x - cx, y - cy)
-    shade = smoothstep((distance - rng.uniform(0.555, 0.60)) / 0.03 + 0.5)
-    return blend(image, shade, np.array([0.03, 0.03, 0.035], np.float32)), shade > 0.5
-
-
-def _pen_ring(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A ring of violet marker around the middle, partly outside of the field."""
-    size = len(image)
-    x, y = coordinates(size)
-    cx, cy = rng.uniform(0.47, 0.53, 2)
-    uneven = noise(rng, 12, size)
-    distance = np.abs(np.hypot(x - cx, y - cy) - rng.uniform(0.55, 0.58) + 0.004 * uneven)
-    shade = smoothstep((0.019 - distance) / 0.014 + 0.5)
-    ink = image * np.array(rng.uniform([0.36, 0.22, 0.55], [0.46, 0.32, 0.75]), np.float32) + np.float32(0.06)
-    return image + (shade * np.clip(0.9 + 0.1 * uneven, 0, 1))[..., None] * (ink - image), shade > 0.5
-
-
-def _gel_bubbles(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Air in the immersion gel: bright rims with a highlight."""
-    size = len(image)
-    x, y = coordinates(size)
-    glow, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
-    for _ in range(rng.integers(4, 10)):
-        (cx, cy), radius = rng.uniform(0.03, 0.97, 2), rng.uniform(0.018, 0.045)
-        distance = np.hypot(x - cx, y - cy)
-        rim = np.exp(-(((distance - radius) / 0.007) ** 2))
-        spot = np.exp(-((x - cx + 0.35 * radius) ** 2 + (y - cy + 0.35 * radius) ** 2) / (0.28 * radius) ** 2)
-        glow = np.maximum(glow, np.maximum(0.55 * rim, 0.8 * spot) + 0.08 * (distance < radius))
-        mask |= distance < radius + 0.006
-    return blend(image, glow, np.array([1.0, 0.98, 0.96], np.float32)), mask
-
-
-# In the order in which they lie on the image.
-PAINTERS = {
-    "pen_ring": _pen_ring,
-    "hairs": _hairs,
-    "gel_bubbles": _gel_bubbles,
-    "ruler": _ruler,
-    "dark_corners": _dark_corners,
-}
-
-
-__all__ = ["SIZES", "TONES", "VOCABULARY", "Phantom", "dataset", "phantom"]
 
 GAP = 0.105  # least distance between two lesions: more than one and a half latent cells of 1/16
 DIRECTIONS = 256  # samples of an outline
@@ -137,38 +45,33 @@ class Phantom:
     label: str
     caption: str
     parameters: dict  # see appearance.draw; JSON-able
-    artefacts: dict[str, np.ndarray]  # name -> bool [S, S], those that have a place
+    artefacts: dict[str, np.ndarray]  # name -> bool [S, S], those that cover some of the image
 
 
-def phantom(seed: int, size: int, **asked) -> Phantom:
-    """The phantom of `seed`, `size` pixels wide (a multiple of 8 from 64 to 512); `asked` overrides parameters.
+def phantom(seed: int, size: int, **requested) -> Phantom:
+    """The phantom of `seed`, `size` pixels wide (a multiple of 8 from 64 to 512); `requested` overrides parameters.
 
     The same seed gives the same pixels on one machine; another processor may round a few of them one step differently.
     """
     if size % 8 or not 64 <= size <= 512:
         raise UserError(f"phantom: size {size} is not a multiple of 8 from 64 to 512")
-    parameters = appearance.draw(seed, asked)
+    parameters = appearance.draw(seed, requested)
     rng = np.random.default_rng([seed, 1])
     light = _skin(parameters, rng, size)
     mask = np.zeros((size, size), bool)
     outlines = [_outline(parameters, rng) for _ in range(parameters["number"])]
-    for outline, centre in zip(outlines, _layout(parameters, outlines, rng), strict=True):
-        _lesion(light, mask, parameters, outline, centre, rng)
+    for outline, disc in zip(outlines, _layout(parameters, outlines, rng), strict=True):
+        _lesion(light, mask, parameters, outline, disc, rng)
     image = np.exp(light)
-    places = {}
+    artefacts = {}
     for name, paint in PAINTERS.items():
         if parameters[name]:
-            image, places[name] = paint(image, rng)
+            image, artefacts[name] = paint(image, rng)
     if parameters["blur"]:
         image = gaussian_filter(image, (rng.uniform(0.011, 0.017) * size,) * 2 + (0,))
     caption = captions.caption(parameters, np.random.default_rng([seed, 2]))
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return Phantom(pixels, mask, parameters["label"], caption, parameters, places)
-
-
-def dataset(seeds: Sequence[int], size: int) -> Iterator[Phantom]:
-    """The phantoms of `seeds`, one at a time; each depends on its own seed only."""
-    return (phantom(seed, size) for seed in seeds)
+    return Phantom(pixels, mask, parameters["label"], caption, parameters, artefacts)
 
 
 def _skin(parameters: dict, rng: np.random.Generator, size: int) -> np.ndarray:
@@ -242,10 +145,12 @@ def _layout(parameters: dict, outlines: list[np.ndarray], rng: np.random.Generat
         radii = radii * 0.985
 
 
-def _lesion(light, mask, parameters: dict, outline: np.ndarray, place: tuple, rng: np.random.Generator) -> None:
-    """Paints one lesion into `light` (logarithm of the image) and `mask`, both in place."""
+def _lesion(
+    light: np.ndarray, mask: np.ndarray, parameters: dict, outline: np.ndarray, disc: tuple, rng: np.random.Generator
+) -> None:
+    """Paints one lesion into `light` (logarithm of the image) and `mask`, both in place; disc: x, y and radius."""
     size = len(mask)
-    cx, cy, radius = place
+    cx, cy, radius = disc
     reach = radius * outline.max() * 1.15 + 0.03
     rows, columns = (slice(max(int((c - reach) * size), 0), int((c + reach) * size) + 2) for c in (cy, cx))
     x, y = (axis[rows, columns] for axis in np.broadcast_arrays(*coordinates(size)))
@@ -299,6 +204,11 @@ def _patches(rng, dx, dy, ragged, extent: float) -> np.ndarray:
     return share
 
 
+def _absorb(density: np.ndarray, absorption) -> np.ndarray:
+    """How much a layer of pigment takes from the logarithm of the image. [...] -> float32 [..., C]"""
+    return density[..., None] * np.asarray(absorption, np.float32)
+
+
 # A texture is a factor of the density of pigment in the window [rows, columns] of one lesion. It gets the depth (0 in
 # the middle, 1 at the border) and angle of each pixel, and the lesion's own mottling.
 
@@ -350,6 +260,81 @@ TEXTURES = {
 }
 
 
-def _absorb(density: np.ndarray, absorption) -> np.ndarray:
-    """How much a layer of pigment takes from the logarithm of the image. [...] -> float32 [..., C]"""
-    return density[..., None] * np.asarray(absorption, np.float32)
+def _hairs(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A few dark strands, parabolas that cross most of the field, 1.8 to 2.8 px wide at 128 px."""
+    size = len(image)
+    x, y = coordinates(size)
+    shade = np.zeros((size, size), np.float32)
+    main = rng.uniform(0, np.pi)
+    for _ in range(rng.integers(3, 7)):
+        angle = main + rng.normal(0, 0.5)
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        along, across = (x - 0.5) * c + (y - 0.5) * s, (y - 0.5) * c - (x - 0.5) * s
+        bend, offset, start = rng.uniform(-0.7, 0.7), rng.uniform(-0.45, 0.45), rng.uniform(-0.7, -0.2)
+        stop, width = start + rng.uniform(0.75, 1.2), rng.uniform(0.014, 0.022)
+        distance = np.abs(across - offset - bend * along**2) / np.sqrt(1 + (2 * bend * along) ** 2)
+        strand = np.clip((0.5 * width - distance) * size + 0.5, 0, 1)
+        shade = np.maximum(shade, strand * ((along > start) & (along < stop)))
+    colour = np.array(rng.uniform(0.05, 0.13) * np.array([1.25, 1.0, 0.9]), np.float32)
+    return blend(image, 0.92 * shade, colour), shade > 0.5
+
+
+def _ruler(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A row of black ticks along the lower edge, every fifth longer."""
+    size = len(image)
+    x, y = coordinates(size)
+    period = rng.uniform(*TICKS)
+    position = (x - rng.uniform(0, period)) / period
+    tick = np.floor(position + 0.5)
+    beside = np.abs(position - tick) * period
+    length = np.where((tick + rng.integers(5)) % 5 == 0, 0.095, 0.06)
+    shade = np.clip((0.012 - beside) * size + 0.5, 0, 1) * np.clip((y - 1 + length) * size + 0.5, 0, 1)
+    return blend(image, 0.93 * shade, np.array([0.05, 0.05, 0.06], np.float32)), shade > 0.5
+
+
+def _dark_corners(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The round aperture of the dermatoscope: black outside of a circle."""
+    size = len(image)
+    x, y = coordinates(size)
+    cx, cy = rng.uniform(0.485, 0.515, 2)
+    distance = np.hypot(x - cx, y - cy)
+    shade = smoothstep((distance - rng.uniform(0.555, 0.60)) / 0.03 + 0.5)
+    return blend(image, shade, np.array([0.03, 0.03, 0.035], np.float32)), shade > 0.5
+
+
+def _pen_ring(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A ring of violet marker around the middle, partly outside of the field."""
+    size = len(image)
+    x, y = coordinates(size)
+    cx, cy = rng.uniform(0.47, 0.53, 2)
+    uneven = noise(rng, 12, size)
+    distance = np.abs(np.hypot(x - cx, y - cy) - rng.uniform(0.55, 0.58) + 0.004 * uneven)
+    shade = smoothstep((0.019 - distance) / 0.014 + 0.5)
+    ink = image * np.array(rng.uniform([0.36, 0.22, 0.55], [0.46, 0.32, 0.75]), np.float32) + np.float32(0.06)
+    return image + (shade * np.clip(0.9 + 0.1 * uneven, 0, 1))[..., None] * (ink - image), shade > 0.5
+
+
+def _gel_bubbles(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Air in the immersion gel: bright rims with a highlight."""
+    size = len(image)
+    x, y = coordinates(size)
+    glow, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
+    for _ in range(rng.integers(4, 10)):
+        (cx, cy), radius = rng.uniform(0.03, 0.97, 2), rng.uniform(0.018, 0.045)
+        distance = np.hypot(x - cx, y - cy)
+        rim = np.exp(-(((distance - radius) / 0.007) ** 2))
+        spot = np.exp(-((x - cx + 0.35 * radius) ** 2 + (y - cy + 0.35 * radius) ** 2) / (0.28 * radius) ** 2)
+        glow = np.maximum(glow, np.maximum(0.55 * rim, 0.8 * spot) + 0.08 * (distance < radius))
+        mask |= distance < radius + 0.006
+    return blend(image, glow, np.array([1.0, 0.98, 0.96], np.float32)), mask
+
+
+# In the order in which they lie on the image. A painter takes a float image [S, S, C] and gives the painted one and what
+# it covers, bool [S, S].
+PAINTERS = {
+    "pen_ring": _pen_ring,
+    "hairs": _hairs,
+    "gel_bubbles": _gel_bubbles,
+    "ruler": _ruler,
+    "dark_corners": _dark_corners,
+}

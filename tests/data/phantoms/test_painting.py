@@ -13,7 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from dermjax.data.imaging.colour import lab_to_rgb, rgb_to_lab, typology_angle
 from dermjax.data.phantoms import appearance, captions
-from dermjax.data.phantoms.painting import SIZES, TONES, VOCABULARY, dataset, phantom
+from dermjax.data.phantoms.appearance import SIZES, TONES
+from dermjax.data.phantoms.captions import VOCABULARY
+from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
 
 CLEAN = dict.fromkeys(appearance.ARTEFACTS, False)
@@ -30,10 +32,6 @@ def test_the_same_seed_gives_the_same_phantom_in_any_order():
         assert np.array_equal(again.image, forwards[seed].image)
         assert (again.caption, again.parameters) == (forwards[seed].caption, forwards[seed].parameters)
     assert not np.array_equal(forwards[0].image, forwards[1].image)
-
-
-def test_dataset_gives_the_phantoms_of_its_seeds():
-    assert [p.caption for p in dataset([5, 3], 64)] == [phantom(5, 64).caption, phantom(3, 64).caption]
 
 
 @pytest.mark.parametrize("size", [64, 136, 512])
@@ -66,7 +64,7 @@ def test_what_cannot_be_painted_is_named():
 
 
 def test_parameters_can_be_written_as_json_and_stay_in_their_ranges():
-    for p in dataset(range(60), 64):
+    for p in (phantom(seed, 64) for seed in range(60)):
         drawn = json.loads(json.dumps(p.parameters))
         low, high = TONES[drawn["tone"]]
         assert low <= drawn["ita"] <= high
@@ -142,7 +140,7 @@ def test_captions_keep_to_the_vocabulary_and_never_name_the_label():
     assert not seen & {"benign", "malignant", "melanoma", "nevus"}
     assert list(VOCABULARY) == sorted(set(VOCABULARY))
     assert {"benign", "malignant", "with", "without", "photo", ","} <= set(VOCABULARY)
-    spoken_only = set(captions._SPOKEN)
+    spoken_only = set(captions.PROMPT_WORDS)
     assert set(VOCABULARY) - seen <= spoken_only  # every other word is really taught
 
 
@@ -184,6 +182,6 @@ def test_classes_overlap_and_nothing_but_the_lesion_tells_them_apart():
 def test_a_core_paints_a_hundred_a_second():
     phantom(0, 128)
     start = time.process_time()
-    for p in dataset(range(200), 128):
+    for p in (phantom(seed, 128) for seed in range(200)):
         assert p.image.shape == (128, 128, 3)
     assert 200 / (time.process_time() - start) > 60  # 150 to 200 on an idle core; shared machines are slower
