@@ -117,7 +117,7 @@ def by_class(manifest: Manifest) -> list[list[Record]]:
 
 
 class Mixture:
-    """Endless batches {"image": [n, ...], "label": int32 [n]} of features, mixed as pipelines.classification mixes.
+    """Endless batches {"image": [n, ...], "label": int32 [n]} of features, mixed as pipelines.training_batches mixes.
 
     `sources` are the features [n, V, ...] of the K real classes, then of the K synthetic ones. The state is the number
     of the next batch; order, mixture and view are a pure function of seed and position.

@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,21 @@ from dermjax.errors import UserError
 
 IDENTITIES = ("sha256", "lesion_id", "patient_id")
 ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)")  # one photograph has one, in whichever challenge or archive it is found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """How images are divided.
+
+    validation, test: shares of what they are carved from. rotation: where on the circle of lots the test share begins,
+    fold / folds for a fold. stratified: whether the shares are exact within each class and source.
+    """
+
+    validation: float
+    test: float
+    seed: int
+    rotation: float
+    stratified: bool
 
 
 def identities(record: Record) -> list[tuple[str, str]]:
@@ -46,36 +61,30 @@ def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:
 def assign(
     records: Sequence[Record],
     groups: np.ndarray,
-    *,
-    validation: float,
-    test: float,
-    seed: int,
-    turn: float,
-    stratified: bool,
-    placed: Mapping[tuple[str, str], str],
+    settings: SplitSettings,
+    previous: Mapping[tuple[str, str], str],
 ) -> tuple[Record, ...]:
     """The records with their splits: given ones stay, missing ones are carved out of the rest, group by group.
 
-    groups: int [N], equal for records that must stay together. validation, test: shares of what they are carved from;
-    a split that a source has is not carved out of it. turn: where on the circle of lots the test share begins, fold /
-    folds for a fold. placed: of an earlier manifest. Rejected records take no part. Raises UserError for a class that
+    groups: int [N], equal for records that must stay together. A split that a source has is not carved out of it.
+    previous: the `placements` of an earlier manifest. Rejected records take no part. Raises UserError for a class that
     has too few groups, and for a group that ties images which the earlier manifest has on two sides.
     """
     given = {(record.source, record.split) for record in records}
     sources = sorted({record.source for record in records})
-    wanted = [(name, share) for name, share in (("test", test), ("validation", validation)) if share]
+    wanted = [(name, share) for name, share in (("test", settings.test), ("validation", settings.validation)) if share]
     shares = {of: {name: share for name, share in wanted if (of, name) not in given} for of in sources}
     carved = [name for name, _ in wanted if all(name in of_source for of_source in shares.values())]
     open_groups = defaultdict(list)
     for record, group in zip(records, groups.tolist(), strict=True):
         if _is_open(record):
             open_groups[group].append(record)
-    kept = {group: _placed(members, placed) for group, members in open_groups.items()}
+    kept = {group: _previous_side(members, previous) for group, members in open_groups.items()}
     deciding = {group: _deciding(members) for group, members in open_groups.items() if not kept[group]}
-    lots = {group: _lot(member, seed) for group, member in deciding.items()}
-    if stratified:
+    lots = {group: _lot(member, settings.seed) for group, member in deciding.items()}
+    if settings.stratified:
         lots = _ranks(lots, deciding, {group: len(open_groups[group]) for group in lots})
-    lots = {group: (lot - turn) % 1 for group, lot in lots.items()}
+    lots = {group: (lot - settings.rotation) % 1 for group, lot in lots.items()}
     drawn = {group: side for group, side in kept.items() if side}
     drawn |= {group: _drawn(lot, shares[deciding[group].source]) for group, lot in lots.items()}
     for label in sorted({record.label for record in records if record.kept}):
@@ -139,9 +148,11 @@ def _lot(member: Record, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _placed(members: Sequence[Record], placed: Mapping[tuple[str, str], str]) -> str:
+def _previous_side(members: Sequence[Record], previous: Mapping[tuple[str, str], str]) -> str:
     """The side on which an earlier manifest has a group, "" where it is new."""
-    sides = {placed[identity]: member for member in members for identity in identities(member) if identity in placed}
+    sides = {
+        previous[identity]: member for member in members for identity in identities(member) if identity in previous
+    }
     if len(sides) > 1:
         told = " and ".join(f"{member.image} ({side})" for side, member in sorted(sides.items()))
         raise UserError(f"{told} were on two sides in the earlier manifest and show the same; leave out what ties them")

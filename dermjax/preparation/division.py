@@ -1,4 +1,4 @@
-"""Sound images become a manifest: what shows one lesion is on one side, copies of judged images are set aside."""
+"""Sound images become a manifest: what shows one lesion is in one split, copies of evaluation images are set aside."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from dermjax.data import splits
 from dermjax.data.archives.folders import Listing
 from dermjax.data.leaks import duplicates, fingerprints
 from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.data.splits import SplitSettings
 from dermjax.errors import UserError
 from dermjax.preparation.examination import Examination
 
@@ -19,14 +20,9 @@ SYNTHETIC = "synthetic"  # why an archive's image is set aside: real ones are mi
 
 def divide(
     listing: Listing,
-    seen: Examination,
-    *,
-    validation: float,
-    test: float,
-    seed: int,
-    turn: float,
-    stratified: bool,
-    placed: Mapping[tuple[str, str], str],
+    examination: Examination,
+    settings: SplitSettings,
+    previous: Mapping[tuple[str, str], str],
     folds: int,
 ) -> tuple[Manifest, np.ndarray]:
     """The manifest of sound images, see `splits.assign`, and their near-duplicates int [P, 3].
@@ -34,43 +30,36 @@ def divide(
     UserError where one image has two classes, the folder's own splits share a lesion, a split lacks a class, or there
     are more folds than lesions of a class.
     """
-    found = _without_synthetic(seen.records)
-    splits.refuse_contradictions(found)
-    splits.refuse_leaks(found)
-    near = fingerprints.near_duplicates(seen.fingerprints)
-    groups = duplicates.group(near, [splits.identities(record) for record in found])
-    _refuse_few(found, groups, folds)
-    assigned = splits.assign(
-        found, groups, validation=validation, test=test, seed=seed, turn=turn, stratified=stratified,
-        placed=placed,
-    )  # fmt: skip
+    records = tuple(
+        replace(record, split="train", rejected=(SYNTHETIC,)) if record.synthetic else record
+        for record in examination.records
+    )
+    splits.refuse_contradictions(records)
+    splits.refuse_leaks(records)
+    near = fingerprints.near_duplicates(examination.fingerprints)
+    groups = duplicates.group(near, [splits.identities(record) for record in records])
+    _refuse_few(records, groups, folds)
+    assigned = splits.assign(records, groups, settings, previous)
     manifest = Manifest(labels=listing.labels, root=listing.root, records=_without_copies(assigned, groups))
     _refuse_gaps(manifest)
     return manifest, near
 
 
-def _without_synthetic(found: tuple[Record, ...]) -> tuple[Record, ...]:
-    """The records, those rejected that a model made."""
-    return tuple(
-        replace(record, split="train", rejected=(SYNTHETIC,)) if record.synthetic else record for record in found
-    )
-
-
 def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[Record, ...]:
-    """The records, those rejected that show what images on a more judged side do (given splits only)."""
-    sides = [SPLITS.index(record.split) for record in assigned]
-    judged = np.zeros(groups.max(initial=-1) + 1, int)
-    np.maximum.at(judged, groups, sides)
+    """The records, those rejected that show what images of a later split do (given splits only)."""
+    order = [SPLITS.index(record.split) for record in assigned]
+    latest = np.zeros(groups.max(initial=-1) + 1, int)
+    np.maximum.at(latest, groups, order)
     return tuple(
-        replace(record, rejected=(LEAK,)) if record.kept and side < judged[group] else record
-        for record, side, group in zip(assigned, sides, groups.tolist(), strict=True)
+        replace(record, rejected=(LEAK,)) if record.kept and own < latest[group] else record
+        for record, own, group in zip(assigned, order, groups.tolist(), strict=True)
     )
 
 
-def _refuse_few(found: tuple[Record, ...], groups: np.ndarray, folds: int) -> None:
+def _refuse_few(records: tuple[Record, ...], groups: np.ndarray, folds: int) -> None:
     """UserError where two folds would have to test one image of a class."""
-    of_class = {(record.label, group) for record, group in zip(found, groups.tolist(), strict=True) if record.kept}
-    for label, count in sorted(Counter(label for label, _ in of_class).items()):
+    lesions = {(record.label, group) for record, group in zip(records, groups.tolist(), strict=True) if record.kept}
+    for label, count in sorted(Counter(label for label, _ in lesions).items()):
         if count < folds:
             raise UserError(f"config.folds = {folds}: class {label!r} has {count} distinct lesions; give no more")
 
@@ -78,7 +67,7 @@ def _refuse_few(found: tuple[Record, ...], groups: np.ndarray, folds: int) -> No
 def _refuse_gaps(manifest: Manifest) -> None:
     """UserError for a class that lost all its images of one split, as bad images were skipped."""
     for name in SPLITS:
-        held = {record.label for record in manifest.split(name)}
+        present = {record.label for record in manifest.split(name)}
         for label in manifest.labels:
-            if held and label not in held:
+            if present and label not in present:
                 raise UserError(f"folder {manifest.root}: class {label!r} has no sound image in {name}; add images")

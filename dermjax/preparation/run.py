@@ -1,8 +1,4 @@
-"""Settings of `prepare` that cannot be meant, refused in one line before anything is read.
-
-The images of a manifest without their dark hairs, written beside it: an ablation, see `data.hair`.
-
-`prepare`: a folder of labelled images, or phantoms -> manifest.jsonl with leak-free splits, and report.html.
+"""`prepare`: a folder of labelled images, or phantoms -> manifest.jsonl with leak-free splits, and report.html.
 
 The user's images are read where they lie and never copied, unless hairs are to be taken out of them. The manifest is
 written last: where it stands, the stage is finished.
@@ -11,7 +7,6 @@ written last: where it stands, the stage is finished.
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -19,9 +14,11 @@ from ml_collections import ConfigDict
 from dermjax import machine, progress
 from dermjax.data import digests, images, records, splits
 from dermjax.data.archives import folders, hdf5, tfds
+from dermjax.data.archives.table_records import TableOptions
 from dermjax.data.imaging import hair
 from dermjax.data.leaks import fingerprints
 from dermjax.data.records import SPLITS, Manifest, Record
+from dermjax.data.splits import SplitSettings
 from dermjax.errors import UserError
 from dermjax.preparation import listing, phantoms, report
 from dermjax.preparation.division import LEAK, SYNTHETIC, divide
@@ -29,17 +26,31 @@ from dermjax.preparation.examination import examine
 from dermjax.preparation.report import Findings
 from dermjax.run_folder import write_atomically
 
-SIDES = 16  # pixels, of which images are looked at in cells
+CELL = 16  # pixels; the side of phantoms is a multiple, as images are compared in cells
+PHANTOMS_A_SECOND = 90  # one core at 128 px
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Writes the manifest and the report of config.images into the workdir."""
+    if (workdir / records.FILE).exists():
+        progress.say(f"prepare: {workdir / records.FILE} is finished")
+        return
+    check(config)
+    prepare = prepare_phantoms if config.images == "phantoms" else prepare_images
+    manifest, findings = prepare(config, workdir)
+    write_atomically(workdir / "report.html", report.page(replace(manifest, home=workdir), findings, config.to_dict()))
+    records.write(workdir / records.FILE, manifest)
+    summarise(manifest, findings)
 
 
 def check(config: ConfigDict) -> None:
-    """UserError for the first setting that cannot be meant."""
+    """UserError for the first setting that cannot be meant, before anything is read."""
     if not config.images:
         raise UserError("config.images is empty; give a folder with class/*.jpg, or phantoms")
     if config.on_bad_image not in ("fail", "skip"):
         raise UserError(f"config.on_bad_image {config.on_bad_image!r}: give fail or skip")
-    if config.images == "phantoms" and (config.size < SIDES or config.size % SIDES):
-        raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {SIDES}")
+    if config.images == "phantoms" and (config.size < CELL or config.size % CELL):
+        raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {CELL}")
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
@@ -51,46 +62,8 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def shaved(manifest: Manifest, workdir: Path) -> Manifest:
-    """Writes images/<image>.png for every record; the manifest of these, which say what was done to them."""
-    with (
-        ThreadPoolExecutor(machine.cores()) as pool,
-        progress.bar(len(manifest.records), "removing hairs", "images", 0) as bar,
-    ):
-        records = []
-        for record in pool.map(partial(_shaved, manifest, workdir), manifest.records):
-            records.append(record)
-            bar.update()
-    return Manifest(labels=manifest.labels, root=workdir, records=tuple(records))
-
-
-def _shaved(manifest: Manifest, workdir: Path, record: Record) -> Record:
-    image = f"images/{record.image}.png"
-    images.write_if_changed(workdir / image, images.encode_png(hair.remove_hairs(images.decode(manifest.path(record)))))
-    told, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
-    if mask:
-        kept = f"masks/{record.image}{mask.suffix}"
-        images.write_if_changed(workdir / kept, mask.read_bytes())
-        told["mask"] = told["mask"] | {"image": kept}
-    return replace(record, image=image, sha256=digests.sha256(workdir / image), attributes=told)
-
-
-PHANTOMS_A_SECOND = 90  # one core at 128 px
-
-
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Writes the manifest and the report of config.images into the workdir."""
-    if (workdir / records.FILE).exists():
-        progress.say(f"prepare: {workdir / records.FILE} is finished")
-        return
-    check(config)
-    manifest, findings = _phantoms(config, workdir) if config.images == "phantoms" else _folder(config, workdir)
-    write_atomically(workdir / "report.html", report.page(replace(manifest, home=workdir), findings, config.to_dict()))
-    records.write(workdir / records.FILE, manifest)
-    _tell(manifest, findings)
-
-
-def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
+def prepare_phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
+    """Paints phantoms into the workdir."""
     count = config.phantoms_per_class * 2
     progress.cost("prepare", phantoms=count, seconds=count / PHANTOMS_A_SECOND * (config.size / 128) ** 2)
     manifest, looks = phantoms.paint(
@@ -105,63 +78,85 @@ def _phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     return manifest, Findings(skipped=(), ignored=(), near=fingerprints.near_duplicates(looks))
 
 
-def _folder(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
+def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
+    """Lists, examines and divides the images of folders; a run that is refused leaves nothing behind."""
+    options = TableOptions(
+        classes=config.classes, skip=config.on_bad_image == "skip", kind=config.image_kind,
+        own_splits=config.own_splits, into=workdir,
+    )  # fmt: skip
+    settings = SplitSettings(
+        validation=config.ratios.validation,
+        test=1 / config.folds if config.folds else config.ratios.test,
+        rotation=config.fold / config.folds if config.folds else 0.0,
+        seed=config.seed,
+        stratified=config.stratified,
+    )
     try:
-        whole = listing.list_images(
-            config.images, layout=config.layout, classes=config.classes, columns=config.columns.to_dict(),
-            positive=config.positive, skip=config.on_bad_image == "skip", kind=config.image_kind,
-            own_splits=config.own_splits, workdir=workdir,
+        archive = listing.list_images(
+            config.images, layout=config.layout, columns=config.columns.to_dict(), positive=config.positive,
+            options=options,
         )  # fmt: skip
-        chosen = folders.limit(whole.records, config.limit, config.seed)
-        hdf5.unpack(whole.root, whole.packed, [record.image for record in chosen])
-        placed = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
-        progress.cost("prepare", images=len(chosen), classes=len(whole.labels))
-        progress.say(f"prepare: the positive class is {whole.labels[-1]}; config.positive names another")
-        seen = examine(chosen, whole.root, config.on_bad_image, config.attributes, workdir)
-        manifest, near = divide(
-            whole, seen, validation=config.ratios.validation,
-            test=1 / config.folds if config.folds else config.ratios.test,
-            turn=config.fold / config.folds if config.folds else 0.0,
-            seed=config.seed, stratified=config.stratified, placed=placed,
-            folds=config.folds,
-        )  # fmt: skip
+        chosen = folders.limit(archive.records, config.limit, config.seed)
+        hdf5.unpack(archive.root, archive.packed, [record.image for record in chosen])
+        previous = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
+        progress.cost("prepare", images=len(chosen), classes=len(archive.labels))
+        progress.say(f"prepare: the positive class is {archive.labels[-1]}; config.positive names another")
+        examination = examine(chosen, archive.root, config.on_bad_image, config.attributes, workdir)
+        manifest, near = divide(archive, examination, settings, previous, config.folds)
         if config.remove_hairs:
-            manifest = shaved(manifest, workdir)
+            manifest = remove_hairs(manifest, workdir)
     except UserError:
-        (workdir / fingerprints.FILE).unlink(missing_ok=True)  # a run that is refused leaves nothing behind
+        (workdir / fingerprints.FILE).unlink(missing_ok=True)
         tfds.discard(workdir)
         raise
-    return manifest, Findings(skipped=seen.skipped, ignored=whole.ignored, near=near)
+    return manifest, Findings(skipped=examination.skipped, ignored=archive.ignored, near=near)
 
 
-def _tell(manifest: Manifest, findings: Findings) -> None:
-    """Says in plain lines what came of it."""
+def remove_hairs(manifest: Manifest, workdir: Path) -> Manifest:
+    """Writes images/<image>.png without dark hairs for every record; the manifest of these. An ablation, see
+    `imaging.hair`."""
+
+    def copy(record: Record) -> Record:
+        image = f"images/{record.image}.png"
+        pixels = hair.remove_hairs(images.decode(manifest.path(record)))
+        images.write_if_changed(workdir / image, images.encode_png(pixels))
+        attributes, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
+        if mask:
+            beside = f"masks/{record.image}{mask.suffix}"
+            images.write_if_changed(workdir / beside, mask.read_bytes())
+            attributes["mask"] = attributes["mask"] | {"image": beside}
+        return replace(record, image=image, sha256=digests.sha256(workdir / image), attributes=attributes)
+
+    copies, count = [], len(manifest.records)
+    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(count, "removing hairs", "images", 0) as bar:
+        for record in pool.map(copy, manifest.records):
+            copies.append(record)
+            bar.update()
+    return Manifest(labels=manifest.labels, root=workdir, records=tuple(copies))
+
+
+def summarise(manifest: Manifest, findings: Findings) -> None:
+    """Prints in plain lines how many images there are, and what was left out, changed or set aside."""
+
+    def listed(counts: Counter) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items())
+
     for name in SPLITS:
-        held = [record.label for record in manifest.split(name)]
-        if held:
-            told = ", ".join(f"{held.count(label)} {label}" for label in manifest.labels)
-            progress.say(f"prepare: {name}: {told}")
-    if findings.skipped:
-        progress.say(f"prepare: bad images skipped: {len(findings.skipped)}, each with its reason in report.html")
-    if findings.ignored:
-        counts = Counter(reason for _, reason in findings.ignored)
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        progress.say(f"prepare: left out: {told}, listed in report.html")
-    changes = Counter(change for record in manifest.records for change in record.attributes.get("decoded", ()))
-    if changes:
-        told = ", ".join(f"{count} {change}" for change, count in sorted(changes.items()))
-        progress.say(f"prepare: done to images wherever they are decoded: {told}; each says so in its attributes")
-    made = sum(SYNTHETIC in record.rejected for record in manifest.records)
-    if made:
-        progress.say(f"prepare: set aside, as a model made them: {made}")
+        labels = Counter(record.label for record in manifest.split(name))
+        if labels:
+            progress.say(f"prepare: {name}: {listed(Counter({each: labels[each] for each in manifest.labels}))}")
+    ignored = Counter(reason for _, reason in findings.ignored)
+    changes = Counter(sorted(change for each in manifest.records for change in each.attributes.get("decoded", ())))
+    rejected = Counter(reason for record in manifest.records for reason in record.rejected)
     doubtful = len(report.contradictions(manifest, findings.near))
-    if doubtful:
-        progress.say(
-            f"prepare: near-duplicates under two classes, shown in report.html: {doubtful} pairs; mend a label"
-        )
-    copies = sum(LEAK in record.rejected for record in manifest.records)
-    if copies:
-        progress.say(
-            f"prepare: set aside, as they share an image, a lesion or a patient with what is judged: {copies}; "
-            "near-duplicates are shown in report.html"
-        )
+    for count, line in (
+        (len(findings.skipped), "bad images skipped: {}, each with its reason in report.html"),
+        (listed(ignored), "left out: {}, listed in report.html"),
+        (listed(changes), "done to images wherever they are decoded: {}; each says so in its attributes"),
+        (rejected[SYNTHETIC], "set aside, as a model made them: {}"),
+        (doubtful, "near-duplicates under two classes, shown in report.html: {} pairs; mend a label"),
+        (rejected[LEAK], "set aside, as they share an image, a lesion or a patient with what is judged: {}; "
+                         "near-duplicates are shown in report.html"),
+    ):  # fmt: skip
+        if count:
+            progress.say(f"prepare: {line.format(count)}")

@@ -86,12 +86,12 @@ def test_array_record_comes_back_through_prepare_without_tensorflow(manifest, tm
     told = """
 import sys
 from pathlib import Path
-from dermjax.data.archives.table_records import Asked
-from dermjax.preparation.listing import listed
+from dermjax.data.archives.table_records import TableOptions
+from dermjax.preparation.listing import list_folder
 columns = {"image": ""}
 folder, workdir = map(Path, sys.argv[1:])
-asked = Asked(classes="binary", skip=False, kind="both", own_splits=False, into=workdir)
-name, listing = listed(folder, layout="detect", columns=columns, asked=asked)
+options = TableOptions(classes="binary", skip=False, kind="both", own_splits=False, into=workdir)
+name, listing = list_folder(folder, layout="detect", columns=columns, options=options)
 assert name == "tfds" and "tensorflow" not in sys.modules, name
 for record in listing.records:
     told = (record.label, record.split, record.lesion_id, record.image_manipulation, record.licence)

@@ -27,7 +27,7 @@ records = tuple(
     Record(image=name, sha256=sha256(folder / name), label="ab"[row % 2], **kind) for row, name in enumerate(names)
 )
 pipelines.CACHE_BYTES = 0
-batches = pipelines.classification(
+batches = pipelines.training_batches(
     Manifest(labels=("a", "b"), root=folder, records=records), None, size=224, batch=32, seed=0,
     synthetic_fraction=0.0, augment=augment,
 )
@@ -117,7 +117,7 @@ records = tuple(
     for row in range(count)
 )
 pipelines.CACHE_BYTES = 0
-batches = pipelines.classification(
+batches = pipelines.training_batches(
     Manifest(labels=("a", "b"), root=folder, records=records), None, size=32, batch=100, seed=0,
     synthetic_fraction=0.0, augment="mild",
 )

@@ -24,8 +24,10 @@ def alone(records):
 
 
 def assigned(records, groups=None, **changes):
-    settings = {"validation": 0.1, "test": 0.2, "seed": 0, "turn": 0.0, "stratified": False, "placed": {}}
-    return splits.assign(records, alone(records) if groups is None else groups, **(settings | changes))
+    previous = changes.pop("previous", {})
+    settings = {"validation": 0.1, "test": 0.2, "seed": 0, "rotation": 0.0, "stratified": False} | changes
+    groups = alone(records) if groups is None else groups
+    return splits.assign(records, groups, splits.SplitSettings(**settings), previous)
 
 
 def sides(records):
@@ -110,7 +112,7 @@ def test_copies_with_a_narrower_or_later_identity_do_not_move_a_group(found):
 def test_what_an_earlier_manifest_placed_stays_whoever_joins(found, stratified):
     *group, joining = found
     earlier = divided(*group, stratified=stratified)
-    later = divided(*group, joining, stratified=stratified, placed=splits.placements(earlier))
+    later = divided(*group, joining, stratified=stratified, previous=splits.placements(earlier))
     assert later[:-1] == earlier and later[-1].split == earlier[-1].split
 
 
@@ -196,7 +198,7 @@ def test_an_earlier_manifest_keeps_its_images_where_they_are_and_new_photographs
     new += [record(f"again{i}", "a", lesion_id=f"a{i}") for i in range(30)]
     placed = splits.placements(old)
     groups = np.array([*range(160), *range(30)])
-    done = sides(assigned(new, groups, seed=5, stratified=True, placed=placed))
+    done = sides(assigned(new, groups, seed=5, stratified=True, previous=placed))
     assert sides(old).items() <= done.items()
     assert [done[f"again{i}.jpg"] for i in range(30)] == [done[f"a{i}.jpg"] for i in range(30)]
 
@@ -210,19 +212,19 @@ def test_what_an_earlier_manifest_set_aside_places_nothing():
 def test_what_ties_two_sides_of_an_earlier_manifest_is_refused():
     placed = splits.placements([record("one", "a", "train"), record("two", "a", "test")])
     with pytest.raises(UserError, match=r"two\.jpg \(test\) and one\.jpg \(train\) were on two sides"):
-        assigned([record("one", "a"), record("two", "a"), record("between", "a")], np.zeros(3, int), placed=placed)
+        assigned([record("one", "a"), record("two", "a"), record("between", "a")], np.zeros(3, int), previous=placed)
 
 
 def test_every_image_is_tested_in_one_of_k_folds():
     records = many(100)
-    folds = [assigned(records, test=1 / 4, turn=fold / 4) for fold in range(4)]
+    folds = [assigned(records, test=1 / 4, rotation=fold / 4) for fold in range(4)]
     tested = [each.image for done in folds for each in done if each.split == "test"]
     assert sorted(tested) == sorted(each.image for each in records)
 
 
 def test_stratified_folds_test_every_image_once_in_exact_shares():
     records = [record(f"{label}{i}", label) for label, count in (("a", 53), ("b", 21)) for i in range(count)]
-    folds = [assigned(records, test=1 / 5, turn=fold / 5, stratified=True) for fold in range(5)]
+    folds = [assigned(records, test=1 / 5, rotation=fold / 5, stratified=True) for fold in range(5)]
     tested = [each for done in folds for each in done if each.split == "test"]
     assert sorted(each.image for each in tested) == sorted(each.image for each in records)
     for done in folds:

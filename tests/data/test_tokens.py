@@ -161,7 +161,7 @@ found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *package: None if name.partition(".")[0] == "torch" else found(name, *package)
 from pathlib import Path
 from dermjax.data import tokens
-print(tokens.tokens(tokens.tokenizer(Path(sys.argv[1])), ["a mole"]).shape)
+print(tokens.tokenize(tokens.load_tokenizer(Path(sys.argv[1])), ["a mole"]).shape)
 """
 
 

@@ -36,8 +36,8 @@ def put(picture, tmp_path):
 
 def read(folder, layout="detect", classes="binary", kind="dermoscopic", own=False, skip=False, **columns):
     into = folder.parent / "run"
-    asked = TableOptions(classes=classes, skip=skip, kind=kind, own_splits=own, into=into)
-    return list_folder(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
+    options = TableOptions(classes=classes, skip=skip, kind=kind, own_splits=own, into=into)
+    return list_folder(folder, layout=layout, columns=COLUMNS | columns, options=options)
 
 
 def told(listing):

@@ -16,8 +16,8 @@ HAM = "lesion_id,image_id,dx,dx_type,age,sex,localization\nL1,0,nv,x,1,male,back
 
 
 def listing(folder, layout="detect", classes="binary", **columns):
-    asked = TableOptions(classes=classes, skip=False, kind="dermoscopic", own_splits=False, into=folder / "run")
-    return list_folder(folder, layout=layout, columns=COLUMNS | columns, asked=asked)
+    options = TableOptions(classes=classes, skip=False, kind="dermoscopic", own_splits=False, into=folder / "run")
+    return list_folder(folder, layout=layout, columns=COLUMNS | columns, options=options)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_folders_are_divided_by_commas_unless_there_is_one_of_that_name(tmp_path
 def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, capsys):
     sorted_, clinic = fill(tmp_path / "sorted", ("benign", "malignant"), 2), fill(tmp_path / "clinic", ("x",), 2)
     (clinic / "list.csv").write_text("file;dx\n0.png;mel\n1.png;nv\n")
-    asked = {"layout": "detect", "classes": "binary", "positive": "", "skip": False, "workdir": tmp_path / "run"}
-    asked |= {"kind": "dermoscopic", "own_splits": False}
+    options = TableOptions(classes="binary", skip=False, kind="dermoscopic", own_splits=False, into=tmp_path / "run")
+    asked = {"layout": "detect", "positive": "", "options": options}
     found = list_images(f"{sorted_},{clinic}", columns=COLUMNS | {"image": "file", "diagnosis": "dx"}, **asked)
     assert [(each.image, each.label) for each in found.records if each.source == "table"] == [
         ("clinic/x/0.png", "malignant"), ("clinic/x/1.png", "benign")

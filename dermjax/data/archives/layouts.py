@@ -1,4 +1,4 @@
-"""How the public archives come: which columns of their tables hold what, and what each diagnosis counts as.
+"""The layouts of public archives: which columns of their tables hold what, and what each diagnosis counts as.
 
 The rules for labels are RULES, and only they: melanoma, basal and squamous cell carcinoma are malignant, and so is
 HAM10000's akiec, which holds intraepithelial carcinoma; an actinic keratosis on its own is indeterminate, as in the
@@ -26,7 +26,7 @@ RULES = {
     "melanoma": MALIGNANT,
     "other malignant lesion": MALIGNANT,
     "squamous cell carcinoma": MALIGNANT,
-    # of archives that tell no diagnosis
+    # of archives without diagnoses
     "benign": BENIGN,
     "indeterminate": INDETERMINATE,
     "malignant": MALIGNANT,
@@ -76,13 +76,13 @@ def ordered(names: set[str]) -> tuple[str, ...]:
 
     Names of RULES, "cancer" and the short names of the archives are known; what is not counts as benign.
     """
-    order = (UNKNOWN, BENIGN, INDETERMINATE, MALIGNANT)
-    return tuple(sorted(names, key=lambda name: (order.index(_nature(name) or BENIGN), name)))
 
+    def rank(name: str) -> tuple[int, str]:
+        word = re.sub(r"[\W_]+", " ", name.lower()).strip()
+        nature = RULES.get(SHORT.get(word, word), BENIGN) or BENIGN
+        return (BENIGN, INDETERMINATE, MALIGNANT).index(nature), name
 
-def _nature(name: str) -> str:
-    word = re.sub(r"[\W_]+", " ", name.lower()).strip()
-    return RULES.get(SHORT.get(word, word), BENIGN)
+    return tuple(sorted(names, key=rank))
 
 
 def label(classes: str, diagnosis: str) -> str:
@@ -90,7 +90,7 @@ def label(classes: str, diagnosis: str) -> str:
     if not diagnosis:
         return ""
     if classes == "diagnoses":
-        return diagnosis if RULES[diagnosis] != UNKNOWN and diagnosis not in UNDIAGNOSED else ""
+        return diagnosis if diagnosis not in UNDIAGNOSED else ""
     return RULES[diagnosis] if RULES[diagnosis] in LABELS else ""
 
 
@@ -130,7 +130,7 @@ SHORT = {code.lower(): name for code, name in (EIGHT | SEVEN).items()} | {
 DIAGNOSES = {name: name for name in RULES if name} | SHORT  # in a table that is of no archive
 TARGETS = TARGET | {"true": "malignant", "false": "benign"}
 KINDS = ("dermoscopic", "clinical", "both")  # how images of archives that have several kinds were taken
-# How tables of no archive name what is known, in lower case; an image's column is told by the images that it names.
+# How tables of no archive name what is known, in lower case; the column of images is known by the images that it names.
 CLASS_COLUMNS = ("label", "labels", "class", "class_name", "category")  # whose values are the classes themselves
 DIAGNOSIS_COLUMNS = ("diagnosis", "dx", "diagnostic", "disease", "diagnosis_1", "target", "malignant",
                      "benign_malignant")  # fmt: skip
@@ -148,6 +148,15 @@ KNOWN_COLUMNS = {
     "image_manipulation": ("image_manipulation",),
     "caption": ("text", "caption", "prompt"),
 }
+DERM7PT = {  # its diagnoses, in full
+    **{name: name for name in ("basal cell carcinoma", "dermatofibroma", "lentigo", "melanoma", "melanosis",
+                               "seborrheic keratosis", "vascular lesion")},
+    **dict.fromkeys([f"{kind} nevus" for kind in ("blue", "clark", "combined", "congenital", "dermal", "recurrent",
+                                                  "reed or spitz")], "nevus"),
+    **dict.fromkeys([f"melanoma {how}" for how in ("(in situ)", "(less than 0.76 mm)", "(0.76 to 1.5 mm)",
+                                                   "(more than 1.5 mm)", "metastasis")], "melanoma"),
+    "miscellaneous": "unknown",
+}  # fmt: skip
 DUPLICATES = ("image_name_1", "image_name_2")  # a publisher's list of pairs that show the same
 INDEXES = ["indexes"]  # the one column of a table of row numbers
 HEADLESS = ("isic_2016_image", "isic_2016_label")  # that challenge's tables have no header
@@ -200,29 +209,7 @@ LAYOUTS = {
         images={"dermoscopic": "derm", "clinical": "clinic"},
         label=("diagnosis",),
         numbered=True,
-        meanings={
-            **{
-                name: name
-                for name in (
-                    "basal cell carcinoma",
-                    "dermatofibroma",
-                    "lentigo",
-                    "melanoma",
-                    "melanosis",
-                    "seborrheic keratosis",
-                    "vascular lesion",
-                )
-            },
-            **{
-                f"{kind} nevus": "nevus"
-                for kind in ("blue", "clark", "combined", "congenital", "dermal", "recurrent", "reed or spitz")
-            },
-            **{
-                f"melanoma {how}": "melanoma"
-                for how in ("(in situ)", "(less than 0.76 mm)", "(0.76 to 1.5 mm)", "(more than 1.5 mm)", "metastasis")
-            },
-            "miscellaneous": "unknown",
-        },
+        meanings=DERM7PT,
         known={"lesion_id": "case_num", "sex": "sex", "site": "location"},
     ),
     "ddi": Layout(
@@ -234,14 +221,7 @@ LAYOUTS = {
     "pad-ufes-20": Layout(
         image="img_id",
         label=("diagnostic",),
-        meanings={
-            "ack": "actinic keratosis",
-            "bcc": "basal cell carcinoma",
-            "mel": "melanoma",
-            "nev": "nevus",
-            "scc": "squamous cell carcinoma",
-            "sek": "seborrheic keratosis",
-        },
+        meanings={code: SHORT.get(code, "nevus") for code in ("ack", "bcc", "mel", "nev", "scc", "sek")},
         known={
             "lesion_id": "lesion_id",
             "patient_id": "patient_id",

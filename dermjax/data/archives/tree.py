@@ -28,7 +28,7 @@ UNREAD |= dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar"), "unpack it")
 
 @dataclass(frozen=True)
 class Tree:
-    """images: paths relative to the root, which is resolved; left_out: (path, reason); unread: what could be mended."""
+    """images: paths relative to the root, which is resolved; left_out: (path, reason); unread: what a user may mend."""
 
     root: Path
     images: tuple[str, ...]
@@ -43,16 +43,17 @@ def walk(folder: Path) -> Tree:
     root = Path(os.path.realpath(folder))
     images, tables, packed, left_out, unread = [], [], [], [], []
 
-    def enter(place: Path, under: str, around: frozenset[str]) -> None:
-        for entry in _entries(place):
-            name, suffix, path = under + entry.name, os.path.splitext(entry.name)[1].lower(), place / entry.name
-            reason = missing_package(path) or ("" if entry.is_file(follow_symlinks=False) else special_kind(path))
+    def visit(inside: Path, prefix: str, ancestors: frozenset[str]) -> None:
+        for entry in _entries(inside):
+            name, suffix, path = prefix + entry.name, os.path.splitext(entry.name)[1].lower(), inside / entry.name
+            special = "" if entry.is_file(follow_symlinks=False) else special_kind(path)
+            reason = missing_package(path) or special
             if entry.is_dir():
                 real = os.path.realpath(path)
-                if real in around:
+                if real in ancestors:
                     left_out.append((name, "a link to a folder around it"))
                 else:
-                    enter(path, f"{name}/", around | {real})
+                    visit(path, f"{name}/", ancestors | {real})
             elif reason:
                 left_out.append((name, reason))
             elif suffix in SUFFIXES:
@@ -64,26 +65,27 @@ def walk(folder: Path) -> Tree:
             elif _is_table(path):
                 tables.append(path)
 
-    enter(root, "", frozenset({str(root)}))
+    visit(root, "", frozenset({str(root)}))
     return Tree(root, tuple(images), tuple(tables), tuple(packed), tuple(left_out), tuple(unread))
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies in a folder, in order of name, without hidden files and litter."""
+    """The files and folders in a folder, in order of name, without hidden files and litter."""
     return [folder / entry.name for entry in _entries(folder)]
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"folder {folder}: cannot be read ({error.strerror})") from error
-    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, in order of name."""
+    return [path for path in visible(folder) if path.is_dir()]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The files in a folder that are named like images, in order of name."""
+    return [path for path in visible(folder) if is_image(path)]
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is named like an image; whether it is one is seen when it is decoded."""
+    """Whether a file is named like an image; only decoding shows whether it is one."""
     return path.suffix.lower() in SUFFIXES and not (special_kind(path) or missing_package(path) or path.is_dir())
 
 
@@ -96,22 +98,25 @@ def special_kind(path: Path) -> str:
     return "" if kind == digests.FOLDER else kind
 
 
-def enter(folder: Path) -> Path:
+def unwrap(folder: Path) -> Path:
     """The folder, or the one inside it where there is nothing else to choose: zips come with one folder too many."""
     while True:
-        around = visible(folder)
-        inside = [path for path in around if path.is_dir()]
-        if len(inside) != 1 or not _holds_folders(inside[0]) or any(is_image(path) for path in around):
+        inside = folders_in(folder)
+        # a single folder that holds images is a class, or a split of one class
+        if len(inside) != 1 or images_in(folder) or images_in(inside[0]) or not folders_in(inside[0]):
             return folder
         if inside[0].name.lower() in SPLIT_FOLDERS and folder.name.lower() not in SPLIT_FOLDERS:
             return folder
         folder = inside[0]
 
 
-def _holds_folders(folder: Path) -> bool:
-    """Whether folders lie in a folder and no images, so that it is neither a class nor a split of one class."""
-    inside = visible(folder)
-    return any(path.is_dir() for path in inside) and not any(is_image(path) for path in inside)
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"folder {folder}: cannot be read ({error.strerror})") from error
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
 
 
 def _is_table(path: Path) -> bool:

@@ -52,8 +52,8 @@ def scan(root, name=None, classes="binary", skip=False, **columns):
     found = tables.open_folder(root)
     name = name or tables.detect(found)
     layout = tables.choose_layout(found, name, COLUMNS | columns)
-    asked = TableOptions(classes=classes, skip=skip, kind="dermoscopic", own_splits=False, into=root / "run")
-    return table_records.scan(found, name, layout, asked)
+    options = TableOptions(classes=classes, skip=skip, kind="dermoscopic", own_splits=False, into=root / "run")
+    return table_records.scan(found, name, layout, options)
 
 
 @pytest.mark.parametrize("name", TABLES)
