@@ -1,6 +1,7 @@
-"""The page of `prepare`: what was found, what was left out and why, and what the images look like."""
+"""The page of `prepare`: how many images there are, what was left out and why, and what they look like."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import numpy as np
 
 from dermjax.data.leaks import duplicates
 from dermjax.data.records import SPLITS, Manifest, Record
-from dermjax.data.thumbnails import thumbnail
+from dermjax.data.thumbnails import Thumbnail, thumbnail
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-SAMPLES = 9  # pictures of each class and split
+SAMPLES = 9  # images shown of each class and split
 GROUPS = 12  # of near-duplicates shown, those in two splits first
-MEMBERS = 9  # pictures of each
+MEMBERS = 9  # images shown of each group
 SHOWN = ("age_band", "sex", "site", "device", "fitzpatrick")
 VALUES = 8  # of an attribute
 ROWS = 200  # lines of a long list
@@ -33,21 +34,24 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
     """The report as one self-contained HTML file in UTF-8."""
     splits = [name for name in SPLITS if manifest.split(name)]
     groups = _groups(manifest, findings.near)
-    groups.sort(key=lambda group: (_is_of_one_class(group), _is_on_one_side(group)))  # what is wrong comes first
-    leaking = [group for group in groups if not _is_on_one_side(group)]
+    groups.sort(key=lambda group: (not _differ(group, "label"), not _differ(group, "split")))  # faults come first
+    labels_of = {name: [record.label for record in manifest.split(name)] for name in splits}
     html = fill(
         TEMPLATE,
         {},
         config=config,
         labels=manifest.labels,
         splits=splits,
-        counts={name: _counts(manifest, name) for name in splits},
+        counts={name: [labels.count(label) for label in manifest.labels] for name, labels in labels_of.items()},
         samples={(label, name): _samples(manifest, label, name) for label in manifest.labels for name in splits},
         copies=sum(map(len, groups)),
         groups=len(groups),
-        leaking=len(leaking),
+        leaking=sum(_differ(group, "split") for group in groups),
         doubtful=len(contradictions(manifest, findings.near)),
-        shown=[[thumbnail(manifest, record, _told(record)) for record in group[:MEMBERS]] for group in groups[:GROUPS]],
+        shown=[
+            [thumbnail(manifest, each, f"{each.image} ({each.split}, {each.label})") for each in group[:MEMBERS]]
+            for group in groups[:GROUPS]
+        ],
         aside=Counter(reason for record in manifest.records for reason in record.rejected),
         changes=Counter(change for record in manifest.records for change in record.attributes.get("decoded", ())),
         known=_known(manifest),
@@ -57,6 +61,12 @@ def page(manifest: Manifest, findings: Findings, config: dict) -> bytes:
         rows=ROWS,
     )
     return html.encode("utf-8", "backslashreplace")  # file names need not be UTF-8
+
+
+def contradictions(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Record]]:
+    """The pairs of near-duplicates that stand under two classes."""
+    pairs = [(manifest.records[one], manifest.records[other]) for one, other in near[:, :2].tolist()]
+    return [pair for pair in pairs if _differ(pair, "label")]
 
 
 def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
@@ -69,29 +79,15 @@ def _groups(manifest: Manifest, near: np.ndarray) -> list[list[Record]]:
     return list(members.values())
 
 
-def contradictions(manifest: Manifest, near: np.ndarray) -> list[tuple[Record, Record]]:
-    """The pairs of near-duplicates that stand under two classes."""
-    pairs = [(manifest.records[one], manifest.records[other]) for one, other in near[:, :2].tolist()]
-    return [(one, other) for one, other in pairs if one.label != other.label]
-
-
-def _told(record: Record) -> str:
-    return f"{record.image} ({record.split}, {record.label})"
-
-
-def _is_of_one_class(group: list[Record]) -> bool:
-    return len({record.label for record in group}) == 1
-
-
-def _is_on_one_side(group: list[Record]) -> bool:
-    return len({record.split for record in group}) == 1
+def _differ(records: Sequence[Record], field: str) -> bool:
+    return len({getattr(record, field) for record in records}) > 1
 
 
 def _known(manifest: Manifest) -> dict[str, dict[str, int]]:
     """How many kept images have each value of each attribute that has few values, the most frequent first."""
     kept = [record.attributes for record in manifest.records if record.kept]
-    values = {name: Counter(filter(None, (told.get(name) for told in kept))) for name in SHOWN}
-    tones = [told["skin_tone"] for told in kept if "skin_tone" in told]
+    values = {name: Counter(filter(None, (attributes.get(name) for attributes in kept))) for name in SHOWN}
+    tones = [attributes["skin_tone"] for attributes in kept if "skin_tone" in attributes]
     values["skin tone"] = Counter(tone.get("group", "uncertain") for tone in tones)
     return {name: dict(counts.most_common(VALUES)) for name, counts in values.items() if counts}
 
@@ -106,13 +102,9 @@ def _artefacts(manifest: Manifest) -> dict[str, list[float]]:
     return {name: [float(np.mean([each[name] for each in scores])) for scores in of_class.values()] for name in names}
 
 
-def _counts(manifest: Manifest, split: str) -> list[int]:
-    held = [record.label for record in manifest.split(split)]
-    return [held.count(label) for label in manifest.labels]
-
-
-def _samples(manifest: Manifest, label: str, split: str) -> list[dict]:
-    """Pictures spread evenly over the records of a class and split."""
-    held = [record for record in manifest.split(split) if record.label == label]
-    chosen = np.unique(np.linspace(0, len(held) - 1, min(SAMPLES, len(held))).round().astype(int))
-    return [thumbnail(manifest, held[row], held[row].attributes.get("caption", held[row].image)) for row in chosen]
+def _samples(manifest: Manifest, label: str, split: str) -> list[Thumbnail]:
+    """Thumbnails spread evenly over the records of a class and split."""
+    records = [record for record in manifest.split(split) if record.label == label]
+    rows = np.unique(np.linspace(0, len(records) - 1, min(SAMPLES, len(records))).round().astype(int))
+    chosen = [records[row] for row in rows]
+    return [thumbnail(manifest, each, each.attributes.get("caption", each.image)) for each in chosen]

@@ -66,7 +66,7 @@ def prepare_phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findi
     """Paints phantoms into the workdir."""
     count = config.phantoms_per_class * 2
     progress.cost("prepare", phantoms=count, seconds=count / PHANTOMS_A_SECOND * (config.size / 128) ** 2)
-    manifest, looks = phantoms.paint(
+    manifest, prints = phantoms.paint(
         workdir,
         per_class=config.phantoms_per_class,
         size=config.size,
@@ -74,8 +74,8 @@ def prepare_phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findi
         validation=config.ratios.validation,
         test=config.ratios.test,
     )
-    write_atomically(workdir / fingerprints.FILE, b"".join(look.line() for look in looks))
-    return manifest, Findings(skipped=(), ignored=(), near=fingerprints.near_duplicates(looks))
+    write_atomically(workdir / fingerprints.FILE, b"".join(each.line() for each in prints))
+    return manifest, Findings(skipped=(), ignored=(), near=fingerprints.near_duplicates(prints))
 
 
 def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
