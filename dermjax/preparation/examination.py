@@ -35,7 +35,8 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
     """
     outdated = fingerprints.discard_outdated(folder)
     if outdated:
-        progress.say(f"prepare: fingerprints of another version in {folder / fingerprints.FILE}, taken again: {outdated}")
+        path = folder / fingerprints.FILE
+        progress.say(f"prepare: fingerprints of another version in {path}, taken again: {outdated}")
     known = fingerprints.read(folder)
     known = {digest: each for digest, each in known.items() if (each.measured is not None) == measured}
 
