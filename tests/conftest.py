@@ -99,10 +99,10 @@ def no_transfers():
 
     from dermjax.training import loop
 
-    compiled = loop.compiled
+    compile_step = loop.compile_step
 
     def guarded(*given):
-        step = compiled(*given)
+        step = compile_step(*given)
 
         def call(*arrays):
             with jax.transfer_guard("disallow"):
@@ -111,7 +111,7 @@ def no_transfers():
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "compiled", guarded)
+        patch.setattr(loop, "compile_step", guarded)
         yield
 
 

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
 from dermjax.training import optimizers
-from dermjax.training.loop import Loss
 from dermjax.training.optimizers import pick
+from dermjax.training.step import Loss
 from dermjax.weights.torch_layout import flatten, unflatten
 
 HEAD = "classifier"

@@ -39,7 +39,7 @@ from dermjax.models.stable_diffusion import count
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
-from dermjax.training.loop import fit
+from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State, create
 from dermjax.weights import classifiers
 
@@ -183,14 +183,16 @@ def train(
         return found | {"validation_error": 1 - found["validation_auroc"]}
 
     optimizer = recipes.optimizer(config, params)
-    state = fit(
-        recipes.loss(classifier, recipe, config.label_smoothing),
-        create(trained, variables, optimizer, ema=config.ema_decay > 0), {"frozen": frozen} if frozen else {},
-        source.training(), optimizer=optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
-        accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="classify",
-        save_every=config.save_every, log_every=config.log_every, evaluate=evaluate,
-        evaluate_every=config.evaluate_every, minimise="validation_error" if config.patience else "",
+    task = Task("classify", recipes.loss(classifier, recipe, config.label_smoothing), optimizer, evaluate,
+                minimise="validation_error" if config.patience else "")  # fmt: skip
+    loop_config = LoopConfig(
+        seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
+        ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.evaluate_every,
         patience=config.patience,
+    )  # fmt: skip
+    state = fit(
+        task, create(trained, variables, optimizer, ema=config.ema_decay > 0), {"frozen": frozen} if frozen else {},
+        source.training(), loop_config, mesh=grid, workdir=workdir,
     )  # fmt: skip
 
     logits = [say_of(state, frozen, real, images) for images in (validation, test)]

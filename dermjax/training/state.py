@@ -31,11 +31,32 @@ class State:
 
 
 def create(params: Tree, variables: Tree, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
-    """Returns the state before the first step; the optimiser's part and the average are float32 over any params.
+    """Returns the state before the first step; the optimiser's state and the average are float32 over any params.
 
-    It is made in the host's memory: one device of a mesh need not hold it whole. Its parts may share arrays.
+    It is made in the host's memory: no device of a mesh needs to hold it whole. Its trees may share arrays.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
         average = jax.tree.map(jnp.copy, wide) if ema else {}
         return State(jnp.zeros((), jnp.int32), params, variables, optimizer.init(wide), average)
+
+
+def place(state: State, shardings: State) -> State:
+    """Returns the state on its devices, every array in memory of its own.
+
+    A step takes the old state's memory for the new one, each piece once. Arrays that are the same, as zeros of an
+    optimiser or the parameters that it remembers, and arrays that lie where they belong already are not copied by
+    `device_put`.
+    """
+    taken: set[int] = set()
+
+    def pointers(leaf: jax.Array) -> set[int]:
+        return {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards if shard.data.size}
+
+    def separate(leaf: jax.Array, home: jax.sharding.NamedSharding) -> jax.Array:
+        leaf = jax.device_put(leaf, home)
+        leaf = leaf.copy() if pointers(leaf) & taken else leaf
+        taken.update(pointers(leaf))
+        return leaf
+
+    return jax.tree.map(separate, state, shardings)

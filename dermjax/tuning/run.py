@@ -22,7 +22,7 @@ from dermjax.models import clip_text, unet, vae
 from dermjax.models.unet import REMAT
 from dermjax.progress import say
 from dermjax.training import optimizers
-from dermjax.training.loop import fit
+from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
 from dermjax.tuning import card, concepts, costs, outputs, report, trainable, work
 from dermjax.tuning import inputs as latents
@@ -99,18 +99,20 @@ def run(config: ConfigDict, workdir: Path, heard: Callable[[int, float], None] =
         return found | painted
 
     trained, frozen = todo.divided(todo.params)
-    learnt = fit(
-        todo.loss(**config.loss), todo.state(trained), frozen | said,
-        pipelines.array_batches(
-            trained_on, batch=config.batch, seed=config.seed, epoch=shown.epoch,
-            rows=sharding.local_rows(config.batch, grid),
-        ),
-        optimizer=todo.optimizer, seed=config.seed, steps=config.steps, ema_decay=config.ema_decay,
-        accumulate=config.accumulate, mesh=grid, rules=sharding.RULES, workdir=workdir, title="tune",
-        save_every=config.save_every, log_every=config.log_every, evaluate=watch,
-        evaluate_every=config.watch_every, minimise="validation_loss" if judged and config.validation_draws else "",
-        patience=config.patience, names=shown.names,
-    ).smooth  # fmt: skip
+    learning = Task(
+        "tune", todo.loss(**config.loss), todo.optimizer, watch,
+        minimise="validation_loss" if judged and config.validation_draws else "", names=shown.names,
+    )  # fmt: skip
+    loop_config = LoopConfig(
+        seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
+        ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
+        patience=config.patience,
+    )  # fmt: skip
+    batches = pipelines.array_batches(
+        trained_on, batch=config.batch, seed=config.seed, epoch=shown.epoch,
+        rows=sharding.local_rows(config.batch, grid),
+    )  # fmt: skip
+    learnt = fit(learning, todo.state(trained), frozen | said, batches, loop_config, mesh=grid, workdir=workdir).smooth
     outputs.write(
         workdir, sd, todo.params, learnt, todo.words,
         alpha=config.lora.alpha, model=config.save_model, dtype=outputs.DTYPES[config.save_dtype], grid=grid,

@@ -28,8 +28,8 @@ from dermjax.diffusion.denoiser import Guidance
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import say
 from dermjax.sampling.text_to_image import Pipeline, check_drawn, text_to_image
-from dermjax.training.loop import Loss
 from dermjax.training.state import State
+from dermjax.training.step import Loss
 from dermjax.tuning.inputs import Texts
 
 

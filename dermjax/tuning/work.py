@@ -15,8 +15,8 @@ from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.training import optimizers
-from dermjax.training.loop import Loss
 from dermjax.training.state import State, create
+from dermjax.training.step import Loss
 from dermjax.tuning import concepts, inputs, task, trainable
 from dermjax.tuning.concepts import Concepts
 from dermjax.tuning.inputs import Texts

@@ -60,8 +60,8 @@ def ours(name: str, size: int, batch: int):
     from dermjax.models import vit
     from dermjax.models.classifier import describe, fresh
     from dermjax.training import optimizers
-    from dermjax.training.loop import compiled
     from dermjax.training.state import create
+    from dermjax.training.step import compile_step
 
     machine.keep_freed_memory()
     kind, settings = CLASSIFIERS[name]
@@ -74,7 +74,7 @@ def ours(name: str, size: int, batch: int):
     state = create(*classifier.init(0), rule, ema=False)
     shardings = sharding.tree_shardings(state, sharding.RULES, grid)
     state = jax.device_put(state, shardings)
-    step = compiled(recipes.loss(classifier, Recipe(last=None), 0.0), rule, 0.0, 1, shardings, grid, False)
+    step = compile_step(recipes.loss(classifier, Recipe(last=None), 0.0), rule, 0.0, 1, shardings, grid, False)
     key = jax.device_put(jax.random.key(0), sharding.replicated(grid))
     image = np.random.default_rng(0).uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
     rows = sharding.place({"image": image, "label": np.arange(batch, dtype=np.int32) % 2}, grid)

@@ -8,7 +8,7 @@ import pytest
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.training import optimizers
-from dermjax.training.loop import fit
+from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import create
 
 
@@ -28,15 +28,14 @@ def trained(workdir, steps, *, devices=1, fsdp=1, rate=0.2, **changes):
     data = {"x": x, "y": (x @ np.arange(1, 5, dtype=np.float32))[:, None]}
     optimizer = optimizers.build("adamw", rate=rate, warmup=2, steps=20, schedule="cosine", weight_decay=0.1, clip=1.0)
     params = {"kernel": jnp.ones((4, 1)), "bias": jnp.zeros((1,))}
-    settings = {
-        "optimizer": optimizer, "seed": 3, "steps": steps, "ema_decay": 0.9, "accumulate": 1,
-        "mesh": mesh, "rules": sharding.RULES, "workdir": workdir, "title": "line",
-        "save_every": 5, "log_every": 3,
-    }  # fmt: skip
+    task = {"title": "line", "loss": loss, "optimizer": optimizer}
+    config = {"seed": 3, "steps": steps, "ema_decay": 0.9, "save_every": 5, "log_every": 3}
+    for name, value in changes.items():
+        (task if name in Task.__dataclass_fields__ else config)[name] = value
     state = create(params, {"seen": jnp.zeros((), jnp.int32)}, optimizer, ema=True)
     constants = {"scale": jnp.array(2.0)}
     batches = pipelines.array_batches(data, batch=8, seed=1, rows=sharding.local_rows(8, mesh))
-    return fit(loss, state, constants, batches, **(settings | changes))
+    return fit(Task(**task), state, constants, batches, LoopConfig(**config), mesh=mesh, workdir=workdir)
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from dermjax import sharding
-from dermjax.training import loop
+from dermjax.training import step
 
 
 def made():
     """A loss of twenty small arrays and a large one, and what it takes."""
     keys = jax.random.split(jax.random.key(0), 22)
     params = {f"bias{i}": jax.random.normal(keys[i], (4,)) for i in range(20)}
-    params["kernel"] = jax.random.normal(keys[20], (4, loop.SMALL // 4)) / 64
+    params["kernel"] = jax.random.normal(keys[20], (4, step.SMALL // 4)) / 64
     batch = {"x": np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)}
 
     def loss(params, variables, constants, batch, key):
@@ -67,7 +67,7 @@ def main() -> None:
     batch = sharding.place(batch, grid)
 
     def difference(accumulate: int) -> float:
-        ways = loop.gradient_of(loss, accumulate, grid), loop.summed(gradient, accumulate, grid)
+        ways = step.gradient_function(loss, accumulate, grid), step.accumulate_parts(gradient, accumulate, grid)
         found = [jax.tree.leaves(jax.jit(way)(params, {}, {}, batch, key)) for way in ways]
         return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(*found, strict=True))
 
@@ -80,10 +80,11 @@ def main() -> None:
         value, (_, scalars) = loss(params, variables, constants, batch, key)
         return value, ({"seen": jnp.float32(len(batch["x"]))}, scalars)
 
-    (_, (variables, _)), _ = jax.jit(loop.gradient_of(counting, 1, grid))(
+    (_, (variables, _)), _ = jax.jit(step.gradient_function(counting, 1, grid))(
         params, {"seen": jnp.float32(0)}, {}, batch, key
     )
-    told = {"met": {"joined": met(loop.gradient_of(loss, 1, grid)), "plain": met(loop.summed(gradient, 1, grid))},
+    ways = {"joined": step.gradient_function(loss, 1, grid), "plain": step.accumulate_parts(gradient, 1, grid)}
+    told = {"met": {name: met(way) for name, way in ways.items()},
             "differences": [difference(1), difference(2)], "seen": float(variables["seen"])}  # fmt: skip
     print(json.dumps(told))
 

@@ -9,9 +9,10 @@ import pytest
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.diffusion import objective
-from dermjax.training import loop, optimizers
+from dermjax.training import loop, optimizers, step
+from dermjax.training.loop import LoopConfig, Task
 from dermjax.training.optimizers import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
-from dermjax.training.state import create
+from dermjax.training.state import create, place
 
 RATES = {"adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.03, "prodigy": 1.0}
 
@@ -133,13 +134,13 @@ def test_every_optimizer_trains_on_one_device(tmp_path, name, ema_decay):
 
     start = {"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros((128,)), "scale": jnp.ones((128,))}
     state = loop.fit(
-        loss, create(start, {}, rule, ema=ema_decay > 0), {}, pipelines.array_batches(data, batch=1, seed=0),
-        optimizer=rule,
-        seed=0, steps=4, ema_decay=ema_decay, accumulate=1, mesh=sharding.mesh(1, 1), rules=sharding.RULES,
-        workdir=tmp_path, title="line", save_every=4, log_every=4,
+        Task("line", loss, rule), create(start, {}, rule, ema=ema_decay > 0), {},
+        pipelines.array_batches(data, batch=1, seed=0),
+        LoopConfig(seed=0, steps=4, ema_decay=ema_decay, save_every=4, log_every=4),
+        mesh=sharding.mesh(1, 1), workdir=tmp_path,
     )  # fmt: skip
     assert int(state.step) == 4 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.smooth))
-    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(loop.placed(state, sharding.tree_shardings(
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(place(state, sharding.tree_shardings(
         state, sharding.RULES, sharding.mesh(1, 1))))]  # fmt: skip
     assert len(set(pointers)) == len(pointers)
 
@@ -149,8 +150,10 @@ def test_eight_bit_moments_of_large_arrays_are_wide_one_after_the_other():
     shapes = {f"{i}": jax.ShapeDtypeStruct((1024, 1024), jnp.float32) for i in range(8)}
     adam = scale_by_quantised_adam(0.9, 0.999, 1e-8)
     state = jax.eval_shape(adam.init, shapes)
-    step = jax.jit(adam.update, donate_argnums=(0, 1)).lower(shapes, state).compile(compiler_options=loop.LEAST_MEMORY)
-    assert step.memory_analysis().temp_size_in_bytes < 1.5 * 8 * 2**22
+    update = (
+        jax.jit(adam.update, donate_argnums=(0, 1)).lower(shapes, state).compile(compiler_options=step.LEAST_MEMORY)
+    )
+    assert update.memory_analysis().temp_size_in_bytes < 1.5 * 8 * 2**22
 
 
 def test_a_large_array_is_moved_as_its_pieces_are(monkeypatch):

@@ -21,8 +21,9 @@ from dermjax.data import records, tokens
 from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
-from dermjax.training import loop, optimizers
+from dermjax.training import optimizers
 from dermjax.training.state import State, create
+from dermjax.training.step import compile_step
 from dermjax.tuning import task, trainable
 from dermjax.tuning.task import PLAIN
 from dermjax.weights import diffusers
@@ -70,7 +71,7 @@ def tuning_step():
         places = sharding.tree_shardings(state, sharding.RULES, grid)
         loss = task.dreambooth_loss(sd, partial(trainable.assembled, alpha=float(rank)), **PLAIN)
         large = sum(leaf.size for leaf in jax.tree.leaves(params)) > sharding.LARGE
-        step = loop.compiled(loss, rule, ema_decay, 1, places, grid, large)
+        step = compile_step(loss, rule, ema_decay, 1, places, grid, large)
         return TuningStep(step, state, frozen | {"contexts" if text == "frozen" else "tokens": said}, places)
 
     return made

@@ -1,55 +1,80 @@
-"""The autoencoder's loss, and the normalisation of its latents.
+"""The losses of the three parts of derm-tiny, and the normalisation of its latents.
 
-An adversarial or perceptual term is left out: what derm-tiny must keep is the colour, the border and the number of
-the lesions, and hairs and rulers, and for these plain distances on pixels, edges and patch means are enough, given
-that thin lines weigh more than their few pixels.
+The autoencoder's has no adversarial or perceptual term: what derm-tiny must keep is the colour, the border and the
+number of the lesions, and hairs and rulers, and for these plain distances on pixels, edges and patch means are enough,
+given that thin lines weigh more than their few pixels.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import reduce
 
+from dermjax.diffusion import objective, schedule
 from dermjax.diffusion.objective import example_keys, normal
 from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.training.step import Loss
 
 LINE = 9  # side in pixels of the window that a thin dark line does not fill: three times the widest hair
 
 
-def loss(sd: StableDiffusion, *, kl: float, **weights: float):
-    """Returns the loss of `training.loop` over {"vae"} and batches of "image" float32 [B, H, W, 3] in [-1, 1].
+def autoencoder_loss(sd: StableDiffusion, *, kl: float, **weights: float) -> Loss:
+    """Returns the loss over {"vae"} and batches of "image" float32 [B, H, W, 3] in [-1, 1].
 
     It is `distance` to the image with these weights + kl * the divergence of the latents from a standard normal, a mean
     over elements.
     """
 
-    def of(params: Params, variables, constants, batch, key):
+    def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
         moments = sd.encode(params, batch["image"])
         mean, log_variance = jnp.split(moments, 2, axis=-1)
-        again = sd.reconstruct(params, drawn(mean, log_variance, example_keys(key, batch["index"])))
+        again = sd.reconstruct(params, draw(mean, log_variance, example_keys(key, batch["index"])))
         total, scalars = distance(again, batch["image"], **weights)
         divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1.0 - log_variance).mean()
         return total + kl * divergence, (variables, scalars | {"kl": divergence})
 
-    return of
+    return loss
 
 
-def decoder_loss(sd: StableDiffusion, **weights: float):
+def decoder_loss(sd: StableDiffusion, **weights: float) -> Loss:
     """Returns the loss over {"vae"}, its decoder's half, and batches of "image" and "moments" [B, h, w, 2 Z].
 
     The encoder is in the constants: the latents stay as they are, so that a UNet that was trained on them stays right.
     """
 
-    def of(params: Params, variables, constants, batch, key):
-        whole = {"vae": constants["vae"] | params["vae"]}
+    def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
+        vae = {"vae": constants["vae"] | params["vae"]}
         mean, log_variance = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
-        again = sd.reconstruct(whole, drawn(mean, log_variance, example_keys(key, batch["index"])))
+        again = sd.reconstruct(vae, draw(mean, log_variance, example_keys(key, batch["index"])))
         total, scalars = distance(again, batch["image"], **weights)
         return total, (variables, scalars)
 
-    return of
+    return loss
 
 
-def drawn(mean: jax.Array, log_variance: jax.Array, keys: jax.Array) -> jax.Array:
+def diffusion_loss(sd: StableDiffusion, empty: np.ndarray, *, timestep_bias: float, caption_dropout: float) -> Loss:
+    """Returns the loss over {"text_encoder", "unet"} and batches of "moments" [B, h, w, 2 Z] and "tokens" [B, N].
+
+    `empty` int32 [1, N] are the tokens of no caption, which stand in place of some.
+    """
+    alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
+
+    def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
+        keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch["index"]))
+        shape = (*batch["moments"].shape[1:3], batch["moments"].shape[3] // 2)
+        draw, noise = normal(keys[:, 0], shape), normal(keys[:, 1], shape)
+        latents = sd.sample_latents(batch["moments"].astype(jnp.float32), draw)
+        t = objective.times(keys[:, 2], len(alpha_bar), timestep_bias)
+        dropped = jax.vmap(jax.random.uniform)(keys[:, 3]) < caption_dropout
+        context = sd.encode_text(params, jnp.where(dropped[:, None], empty, batch["tokens"]))
+        value = objective.denoising(lambda x, t: sd.unet(params, x, t, context), sd.prediction, alpha_bar,
+                                    latents, noise, t, jnp.ones(len(t)), snr_gamma=0.0, huber=0.0)  # fmt: skip
+        return value, (variables, {})
+
+    return loss
+
+
+def draw(mean: jax.Array, log_variance: jax.Array, keys: jax.Array) -> jax.Array:
     """Returns one draw of latents, [B, h, w, Z], from one key an example."""
     return mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
 
