@@ -9,10 +9,11 @@ import pytest
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.diffusion import objective
-from dermjax.training import loop, optimizers, step
+from dermjax.training import loop, optimizers
 from dermjax.training.loop import LoopConfig, Task
 from dermjax.training.optimizers import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
 from dermjax.training.state import create, place
+from dermjax.training.step import LEAST_MEMORY
 
 RATES = {"adamw": 0.03, "adamw8bit": 0.03, "adafactor": 0.03, "lion": 0.03, "prodigy": 1.0}
 
@@ -150,9 +151,7 @@ def test_eight_bit_moments_of_large_arrays_are_wide_one_after_the_other():
     shapes = {f"{i}": jax.ShapeDtypeStruct((1024, 1024), jnp.float32) for i in range(8)}
     adam = scale_by_quantised_adam(0.9, 0.999, 1e-8)
     state = jax.eval_shape(adam.init, shapes)
-    update = (
-        jax.jit(adam.update, donate_argnums=(0, 1)).lower(shapes, state).compile(compiler_options=step.LEAST_MEMORY)
-    )
+    update = jax.jit(adam.update, donate_argnums=(0, 1)).lower(shapes, state).compile(compiler_options=LEAST_MEMORY)
     assert update.memory_analysis().temp_size_in_bytes < 1.5 * 8 * 2**22
 
 
