@@ -1,6 +1,6 @@
 """The description of an exported data set that catalogues and loaders read: Croissant 1.0 (JSON-LD).
 
-It names every file with its digest and, for each split, the table of what is known of every image, column by column.
+It names every file with its digest and, for each split, the table of what is known of every image, by column.
 Croissant: Akhtar et al. 2024, arXiv 2403.19546; docs.mlcommons.org/croissant/docs/croissant-spec.html.
 """
 
@@ -38,17 +38,12 @@ RECORDS = "application/octet-stream"  # array_record has no type of its own
 
 
 def write(folder: Path, name: str, manifest: Manifest, splits: dict[str, list[Item]]) -> None:
-    """Writes FILE into a folder that one of the forms was written to."""
-    (folder / FILE).write_text(json.dumps(describe(folder, name, manifest, splits), indent=1) + "\n")
-
-
-def describe(folder: Path, name: str, manifest: Manifest, splits: dict[str, list[Item]]) -> dict:
-    """The description of what lies in a folder, ready for JSON."""
+    """Writes FILE into a folder that holds a data set in one of the forms, with its tables."""
     description, licences = items.describe(manifest)
     images = {item.name for of_split in splits.values() for item in of_split}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in images]
     sets = [_images(split, of_split) for split, of_split in splits.items() if (folder / split).is_dir()]
-    return {
+    described = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
@@ -56,50 +51,29 @@ def describe(folder: Path, name: str, manifest: Manifest, splits: dict[str, list
         "description": description,
         "license": licences or ["unknown"],
         "version": "1.0.0",
-        "distribution": [_file(folder, path) for path in files] + sets,
-        "recordSet": [_records(folder, split) for split in splits],
+        "distribution": [_file(path.relative_to(folder).as_posix(), path) for path in files] + sets,
+        "recordSet": [_records(split, items.table(folder, split).relative_to(folder).as_posix()) for split in splits],
     }
+    (folder / FILE).write_text(json.dumps(described, indent=1) + "\n")
 
 
-def _file(folder: Path, path: Path) -> dict:
-    where = path.relative_to(folder).as_posix()
-    return {
-        "@type": "cr:FileObject",
-        "@id": where,
-        "name": where,
-        "contentUrl": where,
-        "encodingFormat": KINDS.get(path.suffix, RECORDS),
-        "sha256": sha256(path),
-    }
+def _file(name: str, path: Path) -> dict:
+    kind = KINDS.get(path.suffix, RECORDS)
+    return _node("FileObject", name, contentUrl=name, encodingFormat=kind, sha256=sha256(path))
 
 
 def _images(split: str, of_split: list[Item]) -> dict:
-    suffixes = sorted({item.path.suffix.lower() for item in of_split})
-    return {
-        "@type": "cr:FileSet",
-        "@id": f"{split}-images",
-        "name": f"{split}-images",
-        "encodingFormat": "image/*",
-        "includes": [f"{split}/*{suffix}" for suffix in suffixes],
-    }
+    patterns = [f"{split}/*{suffix}" for suffix in sorted({item.path.suffix.lower() for item in of_split})]
+    return _node("FileSet", f"{split}-images", encodingFormat="image/*", includes=patterns)
 
 
-def _records(folder: Path, split: str) -> dict:
-    table = f"{split}/metadata.jsonl" if (folder / split).is_dir() else f"{split}.jsonl"
-    return {
-        "@type": "cr:RecordSet",
-        "@id": split,
-        "name": split,
-        "key": {"@id": f"{split}/file_name"},
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": f"{split}/{column}",
-                "name": f"{split}/{column}",
-                "description": meaning,
-                "dataType": "sc:Text",
-                "source": {"fileObject": {"@id": table}, "extract": {"column": column}},
-            }
-            for column, meaning in COLUMNS.items()
-        ],
-    }
+def _records(split: str, table: str) -> dict:
+    fields = []
+    for column, meaning in COLUMNS.items():
+        source = {"fileObject": {"@id": table}, "extract": {"column": column}}
+        fields.append(_node("Field", f"{split}/{column}", description=meaning, dataType="sc:Text", source=source))
+    return _node("RecordSet", split, key={"@id": f"{split}/file_name"}, field=fields)
+
+
+def _node(kind: str, name: str, **properties) -> dict:
+    return {"@type": f"cr:{kind}", "@id": name, "name": name, **properties}

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -28,7 +28,7 @@ A_SHARD = 1000  # images
 
 
 def export(manifest: str, *, to: str, form: str) -> None:
-    """Prints what was written; UserError for a form that is not there, a folder that is, or a changed image."""
+    """Writes a manifest in a form and prints that; UserError as `write`, and for an unknown form."""
     if form not in FORMS:
         raise UserError(f"--form={form}: give one of {', '.join(FORMS)}")
     folder = Path(to).expanduser().absolute()
@@ -37,7 +37,10 @@ def export(manifest: str, *, to: str, form: str) -> None:
 
 
 def write(manifest: Manifest, folder: Path, form: str, name: str, card: str) -> None:
-    """Writes a manifest in a form, its Croissant description and a card (unless "") beside it: all of it or nothing."""
+    """Writes a manifest in a form, with its tables, its Croissant description and a card (unless ""): all or nothing.
+
+    UserError for a folder that exists, a manifest without kept images, or a changed image.
+    """
     if folder.exists():
         raise UserError(f"{folder}: is there already; give another folder, or delete it")
     part = folder.with_name(f".{folder.name}.part")
@@ -48,37 +51,36 @@ def write(manifest: Manifest, folder: Path, form: str, name: str, card: str) -> 
         raise UserError("the manifest has no kept image to export")
     with progress.bar(sum(map(len, splits.values())), "export", "images", 0) as bar:
         FORMS[form](part, manifest, splits, bar.update)
+    for split, of_split in splits.items():
+        items.table(part, split).write_bytes(b"".join(json.dumps(item.row).encode() + b"\n" for item in of_split))
     croissant.write(part, name, manifest, splits)
     if card:
         (part / CARD).write_text(card)
     os.replace(part, folder)
 
 
-def imagefolder(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], done: Callable) -> None:
-    """Images and a metadata.jsonl in a folder a split."""
+def imagefolder(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], tick: Callable[[], None]) -> None:
+    """Images in a folder a split."""
     for split, of_split in splits.items():
         (folder / split).mkdir()
         for item in of_split:
             (folder / split / item.name).write_bytes(item.content())
-            done()
-        (folder / split / "metadata.jsonl").write_bytes(items.table(of_split))
+            tick()
 
 
-def webdataset(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], done: Callable) -> None:
+def webdataset(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], tick: Callable[[], None]) -> None:
     """Tar files of A_SHARD images; the same bytes whenever they are written."""
     for split, of_split in splits.items():
-        for number, shard in enumerate(items.chunks(of_split, A_SHARD)):
+        for number, shard in enumerate(_shards(of_split)):
             with tarfile.open(folder / f"{split}-{number:06d}.tar", "w") as tar:
                 for item in shard:
-                    label = str(manifest.labels.index(item.record.label)).encode()
                     _add(tar, item.name, item.content())
-                    _add(tar, f"{item.key}.cls", label)
+                    _add(tar, f"{item.key}.cls", str(manifest.labels.index(item.record.label)).encode())
                     _add(tar, f"{item.key}.json", json.dumps(item.row).encode())
-                    done()
-        (folder / f"{split}.jsonl").write_bytes(items.table(of_split))
+                    tick()
 
 
-def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], done: Callable) -> None:
+def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], tick: Callable[[], None]) -> None:
     """Record files with the metadata of tensorflow-datasets, written without TensorFlow."""
     import tensorflow_datasets as tfds  # here, as it takes seconds
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -91,8 +93,7 @@ def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]]
     serializer = ExampleSerializer(features.get_serialized_info())
     infos = []
     for split, of_split in splits.items():
-        lengths, size = [], 0
-        shards = list(items.chunks(of_split, A_SHARD))
+        size, shards = 0, list(_shards(of_split))
         for number, shard in enumerate(shards):
             name = f"{NAME}-{split}.array_record-{number:05d}-of-{len(shards):05d}"
             writer = ArrayRecordWriter(str(folder / name), "group_size:1")
@@ -103,15 +104,14 @@ def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]]
                 example = serializer.get_tf_example(row).SerializeToString(deterministic=True)
                 writer.write(example)
                 size += len(example)
-                done()
+                tick()
             writer.close()
-            lengths.append(len(shard))
         template = tfds.core.ShardedFileTemplate(
             dataset_name=NAME, data_dir=folder, split=split, filetype_suffix="array_record",
             template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         )  # fmt: skip
+        lengths = list(map(len, shards))
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
-        (folder / f"{split}.jsonl").write_bytes(items.table(of_split))
     description, licences = items.describe(manifest)
     tfds.folder_dataset.write_metadata(
         data_dir=folder, features=features, split_infos=infos, description=description,
@@ -119,10 +119,14 @@ def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]]
     )  # fmt: skip
 
 
+FORMS = {"imagefolder": imagefolder, "webdataset": webdataset, "array_record": array_record}
+
+
+def _shards(of_split: list[Item]) -> Iterator[list[Item]]:
+    return (of_split[first : first + A_SHARD] for first in range(0, len(of_split), A_SHARD))
+
+
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # without owner and time
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
-
-
-FORMS = {"imagefolder": imagefolder, "webdataset": webdataset, "array_record": array_record}

@@ -1,7 +1,6 @@
 """What is exported of each image, alike in every form: its bytes, and a flat row of text that says where it is from."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,30 +25,25 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Item:
-    """An image to export: its place among those of its split, its file, and its record."""
+    """An image to export: its key among those of its split, its file, and its record."""
 
-    place: int
+    key: str
     path: Path
     record: Record
 
     @property
-    def key(self) -> str:
-        """The name of the image in its split, without a suffix."""
-        return f"{self.place:06d}"
-
-    @property
     def name(self) -> str:
-        """The name of the image in its split."""
+        """The file name of the image in its split."""
         return self.key + self.path.suffix.lower()
 
     @property
     def row(self) -> dict[str, str]:
         """COLUMNS of the image."""
-        told = {"file_name": self.name}
-        for column in list(COLUMNS)[1:]:
-            value = getattr(self.record, column)
-            told[column] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        return told
+        values = {"file_name": self.name} | {column: getattr(self.record, column) for column in list(COLUMNS)[1:]}
+        return {
+            column: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            for column, value in values.items()
+        }
 
     def content(self) -> bytes:
         """The bytes of the file; UserError where they are not those that the manifest names."""
@@ -58,32 +52,24 @@ class Item:
 
 def splits(manifest: Manifest) -> dict[str, list[Item]]:
     """The kept images of each split that has any, in the manifest's order."""
-    found = {name: manifest.split(name) for name in SPLITS}
     return {
-        name: [Item(place, manifest.place(record), record) for place, record in enumerate(records)]
-        for name, records in found.items()
-        if records
+        name: [Item(f"{number:06d}", manifest.place(record), record) for number, record in enumerate(records)]
+        for name in SPLITS
+        if (records := manifest.split(name))
     }
 
 
-def table(items: list[Item]) -> bytes:
-    """The rows of a split as JSON lines."""
-    return b"".join(json.dumps(item.row).encode() + b"\n" for item in items)
+def table(folder: Path, split: str) -> Path:
+    """Where the rows of a split stand, as JSON lines: beside its images, where these are files in a folder."""
+    return folder / split / "metadata.jsonl" if (folder / split).is_dir() else folder / f"{split}.jsonl"
 
 
 def describe(manifest: Manifest) -> tuple[str, list[str]]:
-    """What a data set is, in two sentences that say how many of its images are synthetic; the licences in it."""
+    """What a data set is, in sentences that say how many of its images are synthetic; the licences in it."""
     kept = [record for record in manifest.records if record.kept]
-    made = sum(record.synthetic for record in kept)
-    kind = (
-        f"SYNTHETIC: {made} of {len(kept)} images were made by a model and show no patient."
-        if made
-        else (f"{len(kept)} photographs.")
-    )
+    synthetic = sum(record.synthetic for record in kept)
+    kind = f"{len(kept)} photographs."
+    if synthetic:
+        kind = f"SYNTHETIC: {synthetic} of {len(kept)} images were made by a model and show no patient."
     licences = sorted({record.licence for record in kept if record.licence})
     return f"Skin lesions ({', '.join(manifest.labels)}). {kind} For research only; not a medical device.", licences
-
-
-def chunks(items: list[Item], size: int) -> Iterator[list[Item]]:
-    """The items in order, at most `size` at a time."""
-    yield from (items[first : first + size] for first in range(0, len(items), size))
