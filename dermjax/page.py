@@ -1,4 +1,4 @@
-"""Pages for people: one HTML file from one jinja template, the same way for every report."""
+"""Pages for people: one HTML or Markdown file from one jinja template, the same way for every report and card."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,10 @@ import jinja2
 
 
 def fill(template: Path, filters: dict[str, Callable], /, **values) -> str:
-    """Returns the HTML of a template whose every name is one of `values`; text is escaped, a missing name raises."""
+    """Returns the text of a template whose every name is one of `values`; HTML is escaped, a missing name raises."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

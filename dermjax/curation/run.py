@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.phantoms:
         calibration.run(config.phantoms, config.size, thresholds, workdir)
         return
-    manifest, real = _read(config.manifest, "manifest"), _read(config.training, "training")
+    manifest, real = records.read_named(config.manifest, "manifest"), records.read_named(config.training, "training")
     if not manifest.records or not real.split("train"):
         empty = config.manifest if not manifest.records else config.training
         raise UserError(f"curate: {empty} has no images to judge by or of")
@@ -81,12 +81,6 @@ def _tell(curated: Manifest, said: dict[str, Verdict], workdir: Path) -> None:
     if strangers:
         told += f"; {strangers} verdicts are on images that are not in this manifest"
     progress.say(f"{told}; see {workdir / 'report.html'}")
-
-
-def _read(path: str, key: str) -> Manifest:
-    if not path:
-        raise UserError(f"config.{key}: no manifest; give one, as --config.{key}=DIR/{FILE}")
-    return records.read(Path(path))
 
 
 def _causes(

@@ -127,6 +127,13 @@ def read_unaudited(path: Path) -> Manifest:
     return Manifest(labels=labels, root=root, records=records, home=path.parent)
 
 
+def read_named(path: str, key: str) -> Manifest:
+    """The manifest that config.KEY names; UserError for "", else as `read`."""
+    if not path:
+        raise UserError(f"config.{key}: no manifest; give one, as --config.{key}=DIR/{FILE}")
+    return read(Path(path))
+
+
 def write(path: Path, manifest: Manifest) -> None:
     """Writes a manifest so that either all of it or nothing is there; refuses what `read` would refuse."""
     path = Path(path)

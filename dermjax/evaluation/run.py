@@ -24,9 +24,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     It is cheap and writes the same for the same input, so a second call does it again rather than trust old files.
     """
-    prepared = _manifest(config.prepared, "prepared")
-    generated = _manifest(config.generated, "generated") if config.generated else None
-    curated = _manifest(config.curated, "curated") if config.curated else None
+    prepared = records.read_named(config.prepared, "prepared")
+    generated = records.read_named(config.generated, "generated") if config.generated else None
+    curated = records.read_named(config.curated, "curated") if config.curated else None
     _refuse_other_classes(prepared, {"generated": generated, "curated": curated})
     audit.refuse([manifest for manifest in (prepared, curated) if manifest])
     runs = findings.read_runs(config.runs.to_dict(), prepared)
@@ -51,12 +51,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for verdict, numbers in wording.summary(found):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
-
-
-def _manifest(path: str, key: str) -> Manifest:
-    if not path:
-        raise UserError(f"config.{key}: no manifest; give one, as --config.{key}=DIR/manifest.jsonl")
-    return records.read(Path(path))
 
 
 def _refuse_other_classes(prepared: Manifest, others: dict[str, Manifest | None]) -> None:

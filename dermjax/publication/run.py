@@ -1,15 +1,15 @@
-"""That published images were made by a model and show no patient: each file says so itself, and none is a photograph.
+"""`publish`: a curated manifest -> its kept images in the forms that loaders read, and the card of the data set.
 
-A manifest may be mistaken or forged. So the file's own text must say that it is synthetic, and the file must not be a
-near-duplicate of a photograph of the training manifest, also mirrored, turned or cropped.
+Each form is there in full or not at all, and the card comes last: killed, the same command goes on. The card beside the
+forms shows some of the images; those within them do not, as loaders take every image there for one of the set.
 
-`publish`: a curated manifest -> its kept images in the forms that loaders read, and the card of the data set.
-
-Each form is there as a whole or not at all, and the card comes last: killed, the same command goes on. The card beside
-the forms shows some of the images; those within them do not, as loaders take every picture there for one of the set.
+What is published was made by a model and shows no patient. A manifest may be mistaken or forged, so each file's own
+text must say that it is synthetic, and the file must not be a near-duplicate of a photograph of the training manifest,
+also mirrored, turned or cropped.
 """
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +25,44 @@ from dermjax.data.leaks import fingerprints
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.publication import card
-from dermjax.publication.card import Facts, Judgement
 from dermjax.run_folder import write_atomically
 from dermjax.sampling import provenance
+
+FIGURES = "results.json"  # as `evaluate` leaves it
+SHOWN = 6  # images of each class on the card
+SECONDS_AN_IMAGE = 0.003  # and form, measured on one core at 128 px
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Writes a folder a form, the manifest and the card; what is there of the same manifest is left as it is."""
+    unknown = sorted(set(config.forms) - set(forms.FORMS))
+    if unknown or not config.forms:
+        raise UserError(f"config.forms: {unknown or 'none'}; give some of {', '.join(forms.FORMS)}")
+    curated = records.read_named(config.manifest, "manifest")
+    training = records.read_named(config.training, "training")
+    _refuse_uncurated(curated, config.manifest)
+    text = card.text(
+        curated, training, _fidelity(config.evaluation), name=config.name, licence=config.licence,
+        contact=config.contact, digest=sha256(curated.home / records.FILE),
+    )  # fmt: skip
+    cards = {workdir / form / forms.CARD: text for form in config.forms}
+    cards[workdir / forms.CARD] = card.with_samples(text)
+    if any(path.exists() and path.read_text() != content for path, content in cards.items()):
+        raise UserError(f"workdir {workdir}: another data set was published here; give another --workdir or delete it")
+    refuse_photographs(curated, training, config.manifest)
+
+    kept = [record for record in curated.records if record.kept]
+    missing = [form for form in config.forms if not (workdir / form).exists()]
+    size = sum(curated.place(record).stat().st_size for record in kept) * len(missing)
+    machine.check_disk(workdir, size, f"{len(kept)} images in {len(missing)} forms")
+    progress.cost("publish", images=len(kept), forms=len(missing), disk=machine.format_bytes(size),
+                  seconds=len(kept) * len(missing) * SECONDS_AN_IMAGE)  # fmt: skip
+    for form in missing:
+        forms.write(curated, workdir / form, form, config.name, text)
+    records.write(workdir / records.FILE, replace(curated, home=None))
+    write_atomically(workdir / card.SAMPLES, _samples(curated))
+    write_atomically(workdir / forms.CARD, card.with_samples(text))
+    progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / forms.CARD}")
 
 
 def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None:
@@ -36,8 +71,8 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
     kept = [record for record in curated.records if record.kept]
     photographs = [record for record in training.records if not record.synthetic]
     with ThreadPoolExecutor(machine.cores()) as pool:
-        said = list(pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept))
-        silent = [record for record, told in zip(kept, said, strict=True) if told.get("synthetic") is not True]
+        origins = pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept)
+        silent = [record for record, own in zip(kept, origins, strict=True) if own.get("synthetic") is not True]
         if silent:
             raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
                             f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
@@ -48,62 +83,15 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
             for each in pool.map(lambda pair: fingerprints.from_record(*pair, known), both):
                 prints.append(each)
                 bar.update()
-    near = fingerprints.near_duplicates(prints)
-    copies = [(kept[one], photographs[other - len(kept)]) for one, other in near[:, :2].tolist()
-              if one < len(kept) <= other]  # fmt: skip
+    near = fingerprints.near_duplicates(prints)[:, :2].tolist()
+    copies = [(kept[one], photographs[other - len(kept)]) for one, other in near if one < len(kept) <= other]
     if copies:
         copy, photograph = copies[0]
         raise UserError(f"manifest {name}: {copy.image} is nearly equal to the training photograph {photograph.image} "
                         f"(one of {len(copies)} such pairs); put a verdict against each and curate again")  # fmt: skip
 
 
-FIGURES = "results.json"  # as `evaluate` leaves it
-SHOWN = 6  # images of each class on the card
-SECONDS_AN_IMAGE = 0.003  # and form, measured on one core at 128 px
-
-
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Writes a folder a form, the manifest and the card; what is there of the same manifest is left as it is."""
-    strangers = sorted(set(config.forms) - set(forms.FORMS))
-    if strangers or not config.forms:
-        raise UserError(f"config.forms: {strangers or 'none'}; give some of {', '.join(forms.FORMS)}")
-    curated, training = _read(config.manifest, "manifest"), _read(config.training, "training")
-    _refuse(curated, config.manifest)
-    told = card.text(
-        Facts(
-            curated=curated,
-            training=training,
-            judged=_judged(config.evaluation),
-            name=config.name,
-            licence=config.licence,
-            contact=config.contact,
-            digest=sha256(curated.home / records.FILE),
-        )
-    )
-    cards = {workdir / form / forms.CARD: told for form in config.forms} | {workdir / forms.CARD: card.pictured(told)}
-    _refuse_another(cards, workdir)
-    refuse_photographs(curated, training, config.manifest)
-    kept = [record for record in curated.records if record.kept]
-    todo = [form for form in config.forms if not (workdir / form).exists()]
-    size = sum(curated.place(record).stat().st_size for record in kept)
-    machine.check_disk(workdir, size * len(todo), f"{len(kept)} images in {len(todo)} forms")
-    progress.cost("publish", images=len(kept), forms=len(todo), disk=machine.format_bytes(size * len(todo)),
-                  seconds=len(kept) * len(todo) * SECONDS_AN_IMAGE)  # fmt: skip
-    for form in todo:
-        forms.write(curated, workdir / form, form, config.name, told)
-    records.write(workdir / records.FILE, replace(curated, home=None))
-    write_atomically(workdir / card.SAMPLES, _samples(curated))
-    write_atomically(workdir / forms.CARD, card.pictured(told))
-    progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / forms.CARD}")
-
-
-def _read(path: str, key: str) -> Manifest:
-    if not path:
-        raise UserError(f"config.{key}: no manifest; give one, as --config.{key}=DIR/{records.FILE}")
-    return records.read(Path(path))
-
-
-def _refuse(curated: Manifest, path: str) -> None:
+def _refuse_uncurated(curated: Manifest, path: str) -> None:
     """Raises UserError for photographs, for what was not curated, and for a manifest of which nothing was kept."""
     photographs = sum(not record.synthetic for record in curated.records)
     if photographs:
@@ -117,32 +105,21 @@ def _refuse(curated: Manifest, path: str) -> None:
         )
 
 
-def _judged(folder: str) -> list[Judgement]:
-    """Returns what an `evaluate` run found of the images, [] for ""."""
+def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
+    """Returns each classifier of an `evaluate` run with its agreement with the labels and its accuracy, [] for ""."""
     if not folder:
         return []
     path = Path(folder) / FIGURES
     if not path.is_file():
         raise UserError(f"config.evaluation {folder}: no {FIGURES}; give the workdir of `evaluate`, or leave it empty")
-    found = json.loads(path.read_text())
-    accuracies = {name: each["figures"]["accuracy"] for name, each in found["runs"].items()}
-    return [Judgement(name, figure, accuracies[name]) for name, figure in found["label_fidelity"].items()]
+    results = json.loads(path.read_text())
+    runs, fidelity = results["runs"], results["label_fidelity"]
+    return [(name, figure, runs[name]["figures"]["accuracy"]) for name, figure in fidelity.items()]
 
 
 def _samples(curated: Manifest) -> bytes:
     """Returns a PNG file: a row of kept images a class, evenly spaced through the set, each marked as synthetic."""
     kept = [[record for record in curated.records if record.kept and record.label == label] for label in curated.labels]
-    rows = [
-        np.stack(
-            [images.load(curated.path(record), thumbnails.SIDE) for record in thumbnails.evenly_spaced(group, SHOWN)]
-        )
-        for group in kept
-        if group
-    ]
+    chosen = [thumbnails.evenly_spaced(group, SHOWN) for group in kept if group]
+    rows = [np.stack([images.load(curated.path(record), thumbnails.SIDE) for record in group]) for group in chosen]
     return images.encode_png(np.asarray(thumbnails.grid(rows)))
-
-
-def _refuse_another(cards: dict[Path, str], workdir: Path) -> None:
-    """Raises UserError where a card that is there tells of another data set."""
-    if any(path.exists() and path.read_text() != told for path, told in cards.items()):
-        raise UserError(f"workdir {workdir}: another data set was published here; give another --workdir or delete it")
