@@ -1,7 +1,8 @@
-"""Prompts with gaps: `dermoscopy of a {label} mole[ on {skin_tone.group} skin][, {site}]`.
+"""Prompt templates: `dermoscopy of a {label} mole[ on {skin_tone.group} skin][, {site}]`.
 
-A gap is filled with what is known by its name. A clause in brackets is left out where one of its gaps has nothing to be
-filled with.
+A gap is filled with what is known by its name: the label, the source or an attribute of a record (a dot goes into it),
+or a word that is requested. A clause in brackets is left out where nothing fills one of its gaps. Captions for tuning
+and prompts for sampling are read here, and nowhere else.
 """
 
 import re
@@ -12,6 +13,31 @@ from dermjax.data.records import Record
 from dermjax.errors import UserError
 
 GAP, CLAUSE = re.compile(r"\{([\w.]*)\}"), re.compile(r"\[([^\[\]]*)\]")
+LABEL = "label"
+ONE = ("one", "a", "single", "1")  # numbers that need no plural
+
+
+@dataclass(frozen=True)
+class PromptWords:
+    """The words for an image to be generated: its label, words by gap ("" for none), and a record to be like."""
+
+    label: str
+    words: Mapping[str, str]
+    like: Record | None
+
+    def word(self, gap: str) -> str | None:
+        """Returns what fills a gap, None for nothing."""
+        if gap == LABEL:
+            return self.label.replace("_", " ")
+        if gap in self.words:
+            return self.words[gap] or None
+        value = _value(self.like, gap) if self.like else None
+        return None if value is None else str(value)
+
+    def used(self, template: str) -> tuple[tuple[str, str], ...]:
+        """Returns (gap, word) of every gap of a template that is filled, besides the label."""
+        others = sorted(set(gaps(template)) - {LABEL})
+        return tuple((gap, word) for gap in others if (word := self.word(gap)))
 
 
 def gaps(template: str) -> list[str]:
@@ -19,76 +45,62 @@ def gaps(template: str) -> list[str]:
     return GAP.findall(template)
 
 
-def filled(template: str, known: Callable[[str], object]) -> str:
-    """Returns a template filled with `known(name)`, None for what is not known: a KeyError outside of a clause."""
-
-    def clause(match: re.Match) -> str:
-        return match[1] if all(known(name) is not None for name in gaps(match[1])) else ""
-
-    def word(match: re.Match) -> str:
-        found = known(match[1])
-        if found is None:
-            raise KeyError(match[1])
-        return str(found)
-
-    return GAP.sub(word, CLAUSE.sub(clause, template))
+def fill(template: str, words: PromptWords) -> str:
+    """Returns a template filled, `(s)` in it by its {number}; a gap outside of brackets that nothing fills is a
+    UserError."""
+    return _fill_prompt(template, words, template)
 
 
-def value(record: Record, name: str) -> object:
-    """Returns the label, the source or an attribute of a record, a dot going into it; None where it knows none."""
-    found = {**record.attributes, "label": record.label, "source": record.source}
-    for key in name.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return None if found == "" else found
-
-
-LABEL = "label"
-ONE = ("one", "a", "single", "1")  # numbers that need no plural
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of an image to be made: its label, its words (gap -> word, "" for none), a record to be like."""
-
-    label: str
-    words: Mapping[str, str]
-    like: Record | None
-
-    def value(self, gap: str) -> str | None:
-        """Returns what fills a gap, None for nothing."""
-        if gap == LABEL:
-            return self.label.replace("_", " ")
-        if gap in self.words:
-            return self.words[gap] or None
-        like = value(self.like, gap) if self.like else None
-        return None if like is None else str(like)
-
-    def said(self, template: str) -> tuple[tuple[str, str], ...]:
-        """Returns (gap, word) of every gap of a template that is filled, besides the label."""
-        others = sorted(set(gaps(template)) - {LABEL})
-        return tuple((gap, word) for gap in others if (word := self.value(gap)))
-
-
-def prompt(template: str, known: Known) -> str:
-    """Returns a template filled; a gap outside of brackets that nothing fills is a UserError."""
-    return _filled(template, known.value, template, known)
-
-
-def contrast(template: str, known: Known) -> str:
-    """Returns the template of another class without the clauses that tell images of a class apart.
+def fill_contrast(template: str, words: PromptWords) -> str:
+    """Returns the template of another class without the clauses that set images of a class apart.
 
     Guidance away from it leads to the words of these clauses and to the class.
     """
     bare = CLAUSE.sub(lambda match: "" if set(gaps(match[1])) - {LABEL} else match[0], template)
-    return _filled(bare, known.value, template, known)
+    return _fill_prompt(bare, words, template)
 
 
-def _filled(text: str, known_value: Callable[[str], str | None], template: str, known: Known) -> str:
-    number = known_value("number") if "number" in gaps(text) else None
+def fill_from_record(template: str, record: Record) -> str:
+    """Returns a template filled with what is known of a record; a UserError names what it does not have."""
+    if template.count("{") != template.count("}") or template.count("[") != template.count("]"):
+        raise UserError(f"prompt {template!r}: a bracket is open; close it, or leave it out")
     try:
-        words = filled(text, known_value)
+        return _fill(template, lambda gap: _value(record, gap))
     except KeyError as error:
-        gap = error.args[0]
-        of = f"; {known.like.image} has none" if known.like else ""
-        raise UserError(f"prompt {template!r}: nothing fills {{{gap}}}{of}; put its clause in brackets") from error
-    return words.replace("(s)", "s" if number and number not in ONE else "")
+        raise UserError(
+            f"prompt {template!r}: {record.image} has no {error.args[0]!r}; put the clause in brackets, or fill it in"
+        ) from error
+
+
+def _fill_prompt(text: str, words: PromptWords, template: str) -> str:
+    number = words.word("number") if "number" in gaps(text) else None
+    try:
+        filled = _fill(text, words.word)
+    except KeyError as error:
+        hint = f"; {words.like.image} has none" if words.like else ""
+        message = f"prompt {template!r}: nothing fills {{{error.args[0]}}}{hint}; put its clause in brackets"
+        raise UserError(message) from error
+    return filled.replace("(s)", "s" if number and number not in ONE else "")
+
+
+def _fill(template: str, value_of: Callable[[str], object]) -> str:
+    """Returns a template filled with values by gap, None for what is not known: a KeyError outside of a clause."""
+
+    def clause(match: re.Match) -> str:
+        return "" if any(value_of(gap) is None for gap in gaps(match[1])) else match[1]
+
+    def word(match: re.Match) -> str:
+        value = value_of(match[1])
+        if value is None:
+            raise KeyError(match[1])
+        return str(value)
+
+    return GAP.sub(word, CLAUSE.sub(clause, template))
+
+
+def _value(record: Record, name: str) -> object:
+    """Returns the label, the source or an attribute of a record, a dot going into it; None where there is none."""
+    value = {**record.attributes, "label": record.label, "source": record.source}
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value == "" else value

@@ -20,7 +20,7 @@ import numpy as np
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import records, templates
 from dermjax.data.records import Record
-from dermjax.data.templates import LABEL, Known
+from dermjax.data.templates import LABEL, PromptWords
 from dermjax.diffusion.samplers import named
 from dermjax.errors import UserError
 from dermjax.generation.quotas import Choices, Quota, deal
@@ -152,15 +152,15 @@ def requests(
         choices = {SAMPLER: turns, PROMPT: Counter(prompts[label]), **words}
         others = [(other, each) for other in sorted(prompts) if other != label for each in prompts[other]]
         for n, dealt in enumerate(deal(choices, _reserved(quotas, label), counts[label])):
-            known = Known(label, dealt, like[label][n % len(like[label])] if match else None)
+            known = PromptWords(label, dealt, like[label][n % len(like[label])] if match else None)
             other, against = others[n // len(turns) % len(others)] if contrast else (label, negative_prompt)
             of_others = replace(known, label=other)
-            negative = templates.contrast(against, of_others) if contrast else templates.prompt(against, known)
+            negative = templates.fill_contrast(against, of_others) if contrast else templates.fill(against, known)
             made.append(
                 Request(
                     image=f"images/{label}/{n:05d}.png",
                     label=label,
-                    prompt=templates.prompt(dealt[PROMPT], known),
+                    prompt=templates.fill(dealt[PROMPT], known),
                     negative=negative,
                     seed=seed + n * len(prompts) + place,
                     sampler=dealt[SAMPLER],
@@ -170,7 +170,7 @@ def requests(
                     guidance_rescale=float(guidance_rescale),
                     guidance_interval=tuple(map(float, guidance_interval)),
                     deep_cache=deep_cache,
-                    words=known.said(dealt[PROMPT]),
+                    words=known.used(dealt[PROMPT]),
                 )
             )
     return made

@@ -18,7 +18,7 @@ from dermjax.data.imaging.segmentation import Segmentation, measure_mask, segmen
 from dermjax.data.phantoms.appearance import SIZES
 from dermjax.data.phantoms.captions import NUMBER_WORDS
 from dermjax.data.records import Manifest, Record
-from dermjax.data.templates import Known
+from dermjax.data.templates import PromptWords
 from dermjax.errors import UserError
 from dermjax.sampling.requests import Request
 from dermjax.transformation import measures
@@ -89,7 +89,7 @@ def job(
     words = measures.measured(segment(sketch.image)).words()
     if asked.endswith(" skin"):
         words["tone"] = asked.removesuffix(" skin")
-    prompt = templates.prompt(template, Known(subject.record.label, words, None))
+    prompt = templates.fill(template, PromptWords(subject.record.label, words, None))
     return Job(subject, asked, way, replace(request, prompt=prompt), sketch, strength)
 
 

@@ -11,7 +11,6 @@ not know its field.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,21 +101,9 @@ def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str
     silent = sorted({record.label for record in chosen} - set(prompts))
     if silent:
         raise UserError(f"config.prompts has no prompt for {', '.join(silent)}; add config.prompts.{silent[0]}")
-    said = [prompt(prompts[record.label], record) for record in chosen]
+    said = [templates.fill_from_record(prompts[record.label], record) for record in chosen]
     sources = [(manifest, record) for record in chosen]
     return Concepts(sources, said, np.ones(len(said), np.float32), np.arange(len(said), dtype=np.int32))
-
-
-def prompt(template: str, record: Record) -> str:
-    """Returns a template filled with what is known of a record; a UserError names a field that it does not know."""
-    if template.count("{") != template.count("}") or template.count("[") != template.count("]"):
-        raise UserError(f"prompt {template!r}: a bracket is open; close it, or leave it out")
-    try:
-        return templates.filled(template, partial(templates.value, record))
-    except KeyError as error:
-        raise UserError(
-            f"prompt {template!r}: {record.image} has no {error.args[0]!r}; put the clause in brackets, or fill it in"
-        ) from error
 
 
 def weight(record: Record) -> float:

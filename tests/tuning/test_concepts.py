@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.data import records
+from dermjax.data import records, templates
 from dermjax.data.records import Manifest, Record
 from dermjax.diffusion import objective
 from dermjax.errors import UserError
@@ -40,12 +40,12 @@ def manifest(root, benign=3, malignant=1, **more):
     ],
 )
 def test_a_template_says_what_is_known_of_a_record(template, attributes, said):
-    assert concepts.prompt(template, record(0, "benign", attributes=attributes)) == said
+    assert templates.fill_from_record(template, record(0, "benign", attributes=attributes)) == said
 
 
 def test_an_unknown_field_outside_brackets_is_named():
     with pytest.raises(UserError, match=r"benign0.png has no 'sit'; put the clause in brackets"):
-        concepts.prompt("a mole on {sit}", record(0, "benign"))
+        templates.fill_from_record("a mole on {sit}", record(0, "benign"))
 
 
 def test_an_epoch_repeats_and_balances_classes_with_weights_of_mean_one(tmp_path):
