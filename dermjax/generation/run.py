@@ -1,37 +1,134 @@
-"""Where images go: whether they can be written, and whether there is room, before the first of them is made.
+"""`generate`: from a tuned model and a plan to a folder of synthetic lesions with their manifest.
 
-`generate`: from a tuned model and a plan to a folder of synthetic lesions with their manifest.
-
-An image follows from its request and the model alone, so the stage resumes by looking: an image file that is whole and
-says that it was made for its request is kept, the rest is made, and the manifest is written last and at once. Processes
-divide the batches among themselves and meet only in the folder.
+An image follows from its request and the model alone, so the stage resumes from what is there: an image file that is
+complete and says that it was made for its request is kept, the rest is made, and the manifest is written last and at
+once. Processes divide the batches among themselves and meet only in the folder.
 """
 
+import hashlib
 import os
 import tempfile
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dermjax import machine, sharding
+from dermjax import config_file, machine, sharding
 from dermjax.data import records
 from dermjax.data.leaks import training_images
-from dermjax.data.records import Manifest
+from dermjax.data.records import Manifest, Record
+from dermjax.diffusion import samplers
 from dermjax.errors import UserError
-from dermjax.generation import plan, work
-from dermjax.generation.work import Work
+from dermjax.generation import card
+from dermjax.generation.plan import Plan, table
 from dermjax.models.stable_diffusion import count
 from dermjax.progress import bar, cost, duration, say
 from dermjax.run_folder import write_atomically
-from dermjax.sampling import credentials, previews, provenance, render
-from dermjax.sampling.render import Accounts, Batches, processor_seconds, produce, renderer, rounds
-from dermjax.sampling.requests import Request
+from dermjax.sampling import credentials, init_images, previews, provenance, render
+from dermjax.sampling.init_images import InitImages
+from dermjax.sampling.model import Model, load_model
+from dermjax.sampling.render import Accounts, Renderer, produce
+from dermjax.sampling.requests import Request, batches, rounds
+from dermjax.weights import model_files
 
 TEXTS = 4096  # bytes of a file besides its pixels, and of its record
+PIXELS = 2**17  # that a CPU makes of a large model at a time: more take memory and are no quicker
+SECONDS_BETWEEN_CHECKS = 1.0  # of what the other processes have made
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The images that are requested, how they are divided into batches, what makes them, and their side in pixels."""
+
+    requests: list[Request]
+    batches: list[list[Request]]
+    model: Model
+    init: InitImages
+    size: int
+    batch: int
+
+    def origin(self, request: Request) -> dict:
+        """Returns what the file and the record of an image say of how it was made."""
+        return provenance.generation(request, self.size, self.model.digests | self.init.provenance(request))
+
+    def missing(self, workdir: Path, requests: Collection[Request]) -> tuple[set[Request], str]:
+        """Returns the requests whose image is not there, damaged or made otherwise, and how (`provenance.missing`)."""
+        return provenance.missing(workdir, {request: self.origin(request) for request in requests})
+
+    def record(self, request: Request, workdir: Path) -> Record:
+        """Returns the record of a finished image: synthetic, for training only."""
+        return Record(
+            image=request.image,
+            sha256=hashlib.sha256((workdir / request.image).read_bytes()).hexdigest(),
+            label=request.label,
+            split="train",
+            source="dermjax",
+            image_manipulation="synthetic",
+            licence=provenance.USE,
+            generation=self.origin(request),
+        )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for options that no prompts and no model would make right."""
+    config_file.check(config)
+    Plan(**{key: value for key, value in config.plan.to_dict().items() if key != "batch"}).settings()
+
+
+def load(config: ConfigDict) -> Generation:
+    """Returns what a config requests, loaded; what cannot be done is a UserError, before anything is computed."""
+    check(config)
+    settings = config.plan.to_dict()
+    batch = settings.pop("batch")
+    requests = Plan(**settings).requests()
+    init = init_images.read(config.init.images, config.init.mask, config.init.strength, requests)
+    model = load_model(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts,
+                       config.precision)  # fmt: skip
+    size = model.size(config.size)
+    for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in requests}:
+        samplers.named(sampler).ladder(model.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here
+    if sharding.is_large(count(model.params)):
+        batch = min(batch, max(1, PIXELS // size**2))
+    divided = batches(requests, batch, model.kind)  # a prompt too long fails here
+    for warning in card.tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
+        say(f"generate: {warning}")
+    return Generation(requests, divided, model, init, size, max(map(len, divided)))
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Makes the images that config.plan asks config.model for, and workdir/manifest.jsonl with a record of each."""
+    generation = load(config)
+    process, processes = sharding.process()
+    mine = generation.batches[process::processes]
+    own = {request for batch in mine for request in batch}
+    missing, differing = generation.missing(workdir, own)
+    if differing:
+        say(f"generate: {differing}")
+    if missing:
+        sign = credentials.signer(**config.credentials.to_dict())
+        check_storage(workdir, missing, generation.size)
+        _make(generation, mine, missing, sign, config.preview_every, workdir)
+    left = set(generation.requests) - own
+    while left := generation.missing(workdir, left)[0]:  # other processes are at them
+        time.sleep(SECONDS_BETWEEN_CHECKS)
+    if process == 0:
+        entries = tuple(generation.record(request, workdir) for request in generation.requests)
+        labels = tuple(sorted(config.plan.prompts))
+        sources = [Path(each) for each in (config.model, config.lora, *config.embeddings) if each]
+        training_images.pass_on(sources, workdir)
+        records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
+        say(f"generate: {len(entries)} images in {workdir / records.FILE}")
+
+
+def dry_run(config: ConfigDict) -> None:
+    """Prints what `run` would make, and how long it would take."""
+    generation = load(config)
+    say(table(generation.requests, generation.size, generation.batch, generation.model.grid.size))
+    _report_cost(generation, generation.requests)
 
 
 def needed_disk(images: int, size: int) -> int:
@@ -52,82 +149,57 @@ def check_storage(workdir: Path, missing: Collection[Request], size: int) -> Non
             raise UserError(f"folder {folder}: cannot be written ({error.strerror}); give another --workdir") from error
 
 
-SECONDS_BETWEEN_LOOKS = 1.0  # at what the other processes have made
-
-
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Makes the images that config.plan asks config.model for, and workdir/manifest.jsonl with a record of each."""
-    todo = work.read(config)
-    process, processes = sharding.process()
-    mine = todo.batches[process::processes]
-    own = {request for batch in mine for request in batch}
-    missing, otherwise = todo.missing(workdir, own)
-    if otherwise:
-        say(f"generate: {otherwise}")
-    if missing:
-        sign = credentials.signer(**config.credentials.to_dict())
-        check_storage(workdir, missing, todo.size)
-        _make(todo, mine, missing, sign, config.preview_every, workdir)
-    left = set(todo.asked) - own
-    while left := todo.missing(workdir, left)[0]:  # other processes are at them
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if process == 0:
-        entries = tuple(todo.record(request, workdir) for request in todo.asked)
-        labels = tuple(sorted(config.plan.prompts))
-        training_images.pass_on(
-            [Path(each) for each in (config.model, config.lora, *config.embeddings) if each], workdir
-        )
-        records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
-        say(f"generate: {len(todo.asked)} images in {workdir / records.FILE}")
-
-
-def dry_run(config: ConfigDict) -> None:
-    """Prints what `run` would make, and how long it would take."""
-    todo = work.read(config)
-    grid = todo.maker.grid
-    say(plan.table(todo.asked, todo.size, todo.batch, grid.size))
-    _tell_cost(todo, todo.asked, grid)
-
-
-def _make(todo: Work, mine: Batches, missing: set[Request], sign: Callable, preview_every: int, workdir: Path) -> None:
-    """Makes the missing images of this process; what is whole stays, though its batch is computed again."""
-    maker, grid = todo.maker, todo.maker.grid
-    batches = [batch for batch in mine if not missing.isdisjoint(batch)]
+def _make(
+    generation: Generation,
+    mine: list[list[Request]],
+    missing: set[Request],
+    sign: Callable[[bytes, dict], bytes],
+    preview_every: int,
+    workdir: Path,
+) -> None:
+    """Makes the missing images of this process; what is complete stays, though its batch is computed again."""
+    model = generation.model
     total = sum(map(len, mine))
-    _tell_cost(todo, missing, grid)
+    _report_cost(generation, missing)
 
     def write(request: Request, image: np.ndarray) -> None:
-        generation = todo.generation(request)
-        write_atomically(workdir / request.image, sign(provenance.png(image, generation), generation))
+        origin = generation.origin(request)
+        write_atomically(workdir / request.image, sign(provenance.png(image, origin), origin))
 
     with bar(total, "generate", "images", total - len(missing)) as progress:
-        params = maker.placed()
-        watch = previews.watching(maker.sd, params, preview_every, workdir / previews.FILE, progress)
-        begin = renderer(maker.sd, params, maker.tokens, todo.start, watch, todo.size, todo.batch, grid)
-        accounts = produce(rounds(batches, grid.size, todo.kind), begin, missing, write, progress.update)
-    say(f"generate: {_told(accounts, grid)}")
+        placed = model.placed()
+        watch = previews.watching(placed.sd, placed.params, preview_every, workdir / previews.FILE, progress)
+        renderer = Renderer(placed, watch)
+        begin = partial(renderer.begin, init=generation.init, size=generation.size, batch=generation.batch)
+        incomplete = [batch for batch in mine if not missing.isdisjoint(batch)]
+        work = rounds(incomplete, renderer.grid.size, model.kind)
+        accounts = produce(work, begin, missing, write, progress.update)
+    say(f"generate: {_summary(accounts, renderer.grid.size)}")
 
 
-def _tell_cost(todo: Work, missing: Collection[Request], grid: Mesh) -> None:
+def _report_cost(generation: Generation, missing: Collection[Request]) -> None:
     """Says what it will cost; how long, where that has been measured: on a CPU."""
-    maker, seconds = todo.maker, {}
-    if grid.devices.flat[0].platform == "cpu":
-        # strength is the share of the steps that are taken from a picture
-        seconds["seconds"] = todo.start.strength * processor_seconds(maker.sd, maker.params, missing, todo.size)
-    need, have = render.memory(maker.sd, maker.params, todo.size, grid), sharding.free_memory(grid)
-    room = f"up to {machine.format_bytes(needed_disk(len(missing), todo.size))} of disk"
-    cost("generate", devices=grid.size, parameters=count(maker.params), images=len(missing), steps=todo.asked[0].steps,
-         memory=f"about {machine.format_bytes(need(todo.batch))} of memory", room=room, **seconds)  # fmt: skip
-    if need(todo.batch) > have:
-        fitting = next((n for n in range(todo.batch - 1, 0, -1) if need(n) < have), None)
+    model, size, batch = generation.model, generation.size, generation.batch
+    grid, seconds = model.grid, {}
+    if sharding.platform(grid) == "cpu":
+        # strength is the share of the steps that are taken from an init image
+        work = render.processor_seconds(model.sd, model.params, missing, size)
+        seconds["seconds"] = generation.init.strength * work
+    need, have = render.memory(model.sd, model.params, size, grid), sharding.free_memory(grid)
+    room = f"up to {machine.format_bytes(needed_disk(len(missing), size))} of disk"
+    cost("generate", devices=grid.size, parameters=count(model.params), images=len(missing),
+         steps=generation.requests[0].steps, memory=f"about {machine.format_bytes(need(batch))} of memory", room=room,
+         **seconds)  # fmt: skip
+    if need(batch) > have:
+        fitting = next((n for n in range(batch - 1, 0, -1) if need(n) < have), None)
         other = f"config.plan.batch = {fitting}" if fitting else "a smaller config.size"
         say(f"generate: warning: {machine.format_bytes(have)} of memory are free; give {other}")
 
 
-def _told(accounts: Accounts, grid: Mesh) -> str:
+def _summary(accounts: Accounts, devices: int) -> str:
     """Returns the accounts in words."""
     rate, share = accounts.images / accounts.seconds, accounts.device_seconds / accounts.seconds
-    worked = "the device was" if grid.size == 1 else f"the {grid.size} devices were"
+    worked = "the device was" if devices == 1 else f"the {devices} devices were"
     return (
         f"{rate:.3g} images a second since the first batch began, {duration(accounts.seconds)} in all, "
         f"in {share:.1%} of which {worked} at work"

@@ -1,4 +1,4 @@
-"""C2PA content credentials: a signed manifest inside of the file, which says that a model made it (c2pa.org, 2.x).
+"""C2PA content credentials: a signed manifest inside the file, which says that a model made it (c2pa.org, 2.x).
 
 The extra `c2pa` brings the library. A signature holds a random name, so that signed files of two equal runs differ in
 bytes, never in pixels.
@@ -10,7 +10,10 @@ import json
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from PIL import Image
 
 from dermjax.errors import UserError
 
@@ -40,8 +43,10 @@ def signer(certificate: str, key: str) -> Callable[[bytes, dict], bytes]:
             builder.sign(by, "image/png", io.BytesIO(file), signed)
         return signed.getvalue()
 
+    smallest = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(smallest, "PNG")
     try:
-        sign(_smallest(), {})
+        sign(smallest.getvalue(), {})
     except c2pa.C2paError as error:
         raise UserError(f"config.credentials.certificate {certificate}: cannot sign with it ({error})") from error
     return sign
@@ -67,12 +72,12 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     with reader:
         active, state = reader.get_active_manifest() or {}, reader.get_validation_state()
-        told = json.loads(reader.json())
+        report = json.loads(reader.json())
     assertions = {each["label"]: each["data"] for each in active.get("assertions", [])}
     return {
         "state": state,
         "issuer": active.get("signature_info", {}).get("issuer", "unknown"),
-        "faults": [each["explanation"] for each in told.get("validation_status", [])],
+        "faults": [each["explanation"] for each in report.get("validation_status", [])],
         "generation": json.loads(assertions[GENERATION]["json"]) if GENERATION in assertions else {},
     }
 
@@ -87,12 +92,12 @@ def _claim(generation: dict) -> str:
         "title": "synthetic skin lesion",
         "assertions": [
             {"label": "c2pa.actions", "data": {"actions": [created]}},
-            {"label": GENERATION, "data": {"json": json.dumps(generation)}},  # whole: C2PA's JSON loses lists
+            {"label": GENERATION, "data": {"json": json.dumps(generation)}},  # as text: C2PA's JSON loses lists
         ],
     })  # fmt: skip
 
 
-def _library():
+def _library() -> ModuleType:
     try:
         import c2pa
     except ImportError as error:
@@ -118,14 +123,6 @@ def _read(path: str, key: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        told = f"{path}: cannot be read ({error.strerror})" if path else "is missing; give certificate and key, or none"
-        raise UserError(f"config.credentials.{key} {told}") from error
-
-
-def _smallest() -> bytes:
-    """Returns a PNG file to try a certificate on."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    return file.getvalue()
+        missing = "is missing; give certificate and key, or none"
+        fault = f"{path}: cannot be read ({error.strerror})" if path else missing
+        raise UserError(f"config.credentials.{key} {fault}") from error

@@ -1,11 +1,10 @@
-"""The model that makes the images: its files, a LoRA merged into it, words taught by textual inversion, its tokens."""
+"""The model that makes images: its files, a LoRA merged into it, the words of textual inversions, its tokens."""
 
-import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +19,6 @@ from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.sampling import text_to_image
 from dermjax.sampling.requests import Request
 from dermjax.weights import lora, lora_files, model_files, textual_inversion
-from dermjax.weights.textual_inversion import Embedding
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
 
 LONG_PROMPTS = ("refuse", "chunk")
 NUMERIC_VERSIONS = {  # of all that images are made by
@@ -36,30 +31,47 @@ NUMERIC_VERSIONS = {  # of all that images are made by
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}  # of the arithmetic
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Model:
-    """A model with all that was added to it; `digests` is what the records of its images say of its weights,
-    of the arithmetic and of the code."""
+    """A model with all that was added to it.
+
+    tokens(request) are int32 [2, N]: prompt and negative prompt in equally many chunks; without guidance [1, N].
+    digests: what the records of its images say of its weights, of the arithmetic and of the code.
+    """
 
     sd: StableDiffusion
-    params: Params  # lazy
-    tokens: Callable[[Request], np.ndarray]  # int32 [2, C N]: prompt and negative prompt; without guidance [1, C N]
-    digests: dict[str, Any]
+    params: Params  # lazy, until `placed`
+    tokens: Callable[[Request], np.ndarray]
+    digests: dict[str, object]
 
     @property
     def grid(self) -> Mesh:
         """The devices of this process that make its images."""
         return sharding.local_mesh(count(self.params))
 
-    def placed(self) -> Params:
-        """Returns the parameters as every device of the grid has them."""
-        return model_files.place(self.params, sharding.replicated(self.grid))
+    def placed(self) -> "Model":
+        """Returns the model with its parameters on every device of the grid."""
+        return replace(self, params=model_files.place(self.params, sharding.replicated(self.grid)))
+
+    def kind(self, request: Request) -> tuple:
+        """Returns what requests have in common that one compiled function makes: settings and number of tokens."""
+        return request.settings, self.tokens(request).shape[1]
+
+    def size(self, size: int) -> int:
+        """Returns the side of images in pixels, the model's own for 0; a part of a latent cell is a UserError."""
+        cell = self.sd.factor
+        if size < 0 or size % cell:
+            near = max(1, round(size / cell)) * cell
+            raise UserError(f"size = {size}: this model makes multiples of {cell} px; give {near}, or 0 for its own")
+        return size or self.sd.size
 
 
-def read(
+def load_model(
     name: str, adapter: str, adapter_weight: float, embeddings: Sequence[str], long_prompts: str, precision: str
 ) -> Model:
     """Returns a model by name or path, with the LoRA and the embeddings in the files of these names; "" is no LoRA.
+
+    precision is a key of PRECISIONS, or "" for the quickest here.
 
     Raises:
       UserError: one of the files is missing, broken, something else, or does not belong to the model.
@@ -72,7 +84,7 @@ def read(
     if precision not in PRECISIONS:
         raise UserError(f"config.precision = {precision!r} is unknown; give {', '.join(PRECISIONS)}")
     path = model_files.locate(name)
-    words = {file: textual_inversion.read(Path(file)) for file in embeddings}
+    words = {Path(file): textual_inversion.read(Path(file)) for file in embeddings}
     sd, params = model_files.read(path, dtype=PRECISIONS[precision], lazy=True)
     digests = {
         "model": model_files.digest(path),
@@ -83,31 +95,20 @@ def read(
         params = lora.merge(params, lora_files.read(Path(adapter), sd.shapes), adapter_weight)
         digests |= {"lora": lora_files.digest(Path(adapter)), "lora_weight": adapter_weight}
     if words:
-        digests["embeddings"] = {
-            each.token: model_files.digest(Path(file)) for file, found in words.items() for each in found
-        }
-    known = [each for found in words.values() for each in found]
-    sd, params, spelling = taught(sd, params, known)
-    return Model(sd, params, speaker(spelling, known, long_prompts), digests)
-
-
-def taught(
-    sd: StableDiffusion, params: Params, embeddings: list[Embedding]
-) -> tuple[StableDiffusion, Params, "CLIPTokenizer"]:
-    """Returns the model, its parameters and its tokenizer with the embeddings' words."""
+        digests["embeddings"] = {each.token: model_files.digest(file) for file, read in words.items() for each in read}
+    known = [each for read in words.values() for each in read]
     with tempfile.TemporaryDirectory() as folder:
-        for n, embedding in enumerate(embeddings):
-            more = Path(folder) / str(n)
-            configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, more)
-            sd = dataclasses.replace(sd, configs=configs, tokenizer=more)
-        return sd, params, load_tokenizer(sd.tokenizer, *sd.text_limits)
-
-
-def speaker(words: "CLIPTokenizer", embeddings: list[Embedding], long_prompts: str) -> Callable[[Request], np.ndarray]:
-    """Returns the function from a request to its tokens; prompt and negative prompt get equally many chunks."""
+        for number, embedding in enumerate(known):
+            extended = Path(folder) / str(number)
+            configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, extended)
+            sd = replace(sd, configs=configs, tokenizer=extended)
+        tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
 
     @functools.cache
-    def said(*texts: str) -> np.ndarray:
-        return tokenize(words, [textual_inversion.spelt_out(text, embeddings) for text in texts], long_prompts)
+    def tokens_of(*texts: str) -> np.ndarray:
+        return tokenize(tokenizer, [textual_inversion.spelt_out(text, known) for text in texts], long_prompts)
 
-    return lambda request: said(request.prompt, *([request.negative] if request.guidance > 1 else []))
+    def tokens(request: Request) -> np.ndarray:
+        return tokens_of(request.prompt, *([request.negative] if request.guidance > 1 else []))
+
+    return Model(sd, params, tokens, digests)

@@ -1,10 +1,8 @@
-"""Previews: what the latents look like so far, every few steps, from within the scan.
+"""Previews: a batch while it is made, every few steps from within the scan, as a small PNG file in the run folder.
 
-The pictures are a linear map of the denoised latents, a pixel a latent cell: no decoder runs while the sampler does.
+Its images are a linear map of the denoised latents, a pixel a latent cell: no decoder runs while the sampler does.
 
 B batch, h w latent, C channels.
-
-Previews: a batch while it is made, as a small picture in the run folder, and its step on the bar.
 """
 
 import math
@@ -21,17 +19,34 @@ from einops import rearrange, reduce, repeat
 from dermjax.data import images
 from dermjax.diffusion.denoiser import Denoiser
 from dermjax.diffusion.ladders import Ladder
-from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import PlainLines, TerminalBar
 from dermjax.run_folder import write_atomically
 
 Array = jax.Array
-Show = Callable[[np.ndarray, np.ndarray], None]  # the number of the step, from 1, and pictures uint8 [B, h, w, 3]
+Show = Callable[[np.ndarray, np.ndarray], None]  # the number of the step, from 1, and images uint8 [B, h, w, 3]
+FILE = "preview.png"
+PIXELS = 4  # a latent cell's side
+
+
+def watching(
+    model: StableDiffusion, params: Params, every: int, path: Path, progress: TerminalBar | PlainLines
+) -> Callable[[Denoiser, Ladder], Denoiser] | None:
+    """Returns what makes a denoiser one whose batch is written to a PNG file every `every` steps; None for 0: never."""
+    if not every:
+        return None
+
+    def show(step: np.ndarray, pixels: np.ndarray) -> None:
+        write_atomically(path, images.encode_png(image_grid(np.asarray(pixels))))
+        progress.update(0, step=int(step))
+
+    channels = model.configs["vae"]["latent_channels"]
+    colours = colours_of(lambda latents: model.decode(params, latents), channels)
+    return partial(watched, every=every, colours=colours, show=show)
 
 
 def watched(denoise: Denoiser, ladder: Ladder, every: int, colours: np.ndarray, show: Show) -> Denoiser:
-    """Returns the denoiser that calls show(step, pictures) once in every `every` steps, as the scan runs.
+    """Returns the denoiser that calls show(step, images) once in every `every` steps, as the scan runs.
 
     colours [C + 1, 3] make RGB in [-1, 1] of latents, the last row being what is added; see `colours_of`.
     """
@@ -46,8 +61,8 @@ def watched(denoise: Denoiser, ladder: Ladder, every: int, colours: np.ndarray, 
 
         def call() -> None:
             latents = denoise.denoised(prediction, x, sigma)
-            picture = jnp.einsum("bhwc,cd->bhwd", latents, colours[:-1]) + colours[-1][None, None, None]
-            jax.debug.callback(show, step, jnp.clip(jnp.round((picture + 1) * 127.5), 0, 255).astype(jnp.uint8))
+            rgb = jnp.einsum("bhwc,cd->bhwd", latents, colours[:-1]) + colours[-1][None, None, None]
+            jax.debug.callback(show, step, jnp.clip(jnp.round((rgb + 1) * 127.5), 0, 255).astype(jnp.uint8))
 
         jax.lax.cond(due, call, lambda: None)
         return prediction
@@ -66,42 +81,13 @@ def colours_of(decode: Callable[[Array], Array], channels: int) -> np.ndarray:
     cell = image.shape[0] // 32
     inner = rearrange(image, "(h a) (w b) d -> h w a b d", h=8, w=8)[:, :, cell:-cell, cell:-cell]
     colours = reduce(inner, "h w a b d -> (h w) d", "mean")
-    known = np.concatenate([rearrange(drawn, "h w c -> (h w) c"), np.ones((64, 1), np.float32)], axis=1)
-    return np.linalg.lstsq(known, colours, rcond=None)[0].astype(np.float32)
+    latents = np.concatenate([rearrange(drawn, "h w c -> (h w) c"), np.ones((64, 1), np.float32)], axis=1)
+    return np.linalg.lstsq(latents, colours, rcond=None)[0].astype(np.float32)
 
 
-FILE = "preview.png"
-PIXELS = 4  # a latent cell's side
-
-
-def check(every: int) -> None:
-    """Raises UserError for a number of steps between two previews below 0."""
-    if every < 0:
-        raise UserError(f"preview_every = {every}: give the steps between two previews, or 0 for none")
-
-
-def watching(
-    model: StableDiffusion, params: Params, every: int, path: Path, progress: TerminalBar | PlainLines
-) -> Callable[[Denoiser, Ladder], Denoiser] | None:
-    """Returns what makes a denoiser one whose batch is written to a PNG file every `every` steps; None for 0: never.
-
-    The images stand in rows, as square as they can.
-    """
-    if not every:
-        return None
-
-    def show(step: np.ndarray, pictures: np.ndarray) -> None:
-        write_atomically(path, images.encode_png(sheet(np.asarray(pictures))))
-        progress.update(0, step=int(step))
-
-    channels = model.configs["vae"]["latent_channels"]
-    colours = colours_of(lambda latents: model.decode(params, latents), channels)
-    return partial(watched, every=every, colours=colours, show=show)
-
-
-def sheet(pictures: np.ndarray) -> np.ndarray:
-    """Returns pictures uint8 [B, h, w, 3] in rows on black, enlarged."""
-    columns = math.ceil(len(pictures) ** 0.5)
-    black = np.zeros((-len(pictures) % columns, *pictures.shape[1:]), np.uint8)
-    rows = rearrange(np.concatenate([pictures, black]), "(R c) h w C -> (R h) (c w) C", c=columns)
+def image_grid(pixels: np.ndarray) -> np.ndarray:
+    """Returns images uint8 [B, h, w, 3] enlarged in rows on black, as square as they can stand."""
+    columns = math.ceil(len(pixels) ** 0.5)
+    black = np.zeros((-len(pixels) % columns, *pixels.shape[1:]), np.uint8)
+    rows = rearrange(np.concatenate([pixels, black]), "(R c) h w C -> (R h) (c w) C", c=columns)
     return repeat(rows, "H W C -> (H a) (W b) C", a=PIXELS, b=PIXELS)

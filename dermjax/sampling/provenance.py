@@ -1,18 +1,13 @@
-"""What an image file says of its own origin: the text that `generate` and `transform` write into every PNG.
+"""What a synthetic image says of itself, in its file and in its record: that it is synthetic, and how it was made.
 
-What a synthetic image says of itself, in its file and in its record: that it is synthetic, and how it was made.
-
-Two texts in the PNG: `parameters` in the form that A1111's tools read and show, and `dermjax`, the same as JSON. A
-signed manifest can come on top (`credentials`).
-
-`dermjax provenance FILE`: what an image says of how it was made, in every place where it can say so.
-
-These are dermjax's text, A1111's `parameters`, C2PA's manifest, and the record in the manifest.jsonl that lists it.
+A PNG file carries two texts: `parameters`, in the form that A1111's tools read and show, and `dermjax`, the same as
+JSON. A signed manifest can come on top (`credentials`). `dermjax provenance FILE` shows what an image says in every
+place where it can say so: these three, and the record in the manifest.jsonl that lists it.
 """
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,24 +24,9 @@ from dermjax.run_folder import differences
 from dermjax.sampling import credentials
 from dermjax.sampling.requests import Request
 
-KEY = "dermjax"  # of the text
-
-
-def origin(path: Path) -> dict | None:
-    """The generation that a whole image file of ours carries; None for what is absent, damaged or not ours."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.verify()  # the checksum of every chunk
-        with Image.open(path, formats=["PNG"]) as image:
-            told = json.loads(image.text[KEY])
-            return told if isinstance(told, dict) else None
-    except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
-        return None
-
-
 USE = "research use only"
-PARAMETERS = "parameters"  # of the text as A1111 writes it
-UNUSUAL = {  # what is only named where it is asked for, and how `parameters` calls it
+KEY, PARAMETERS = "dermjax", "parameters"  # of the texts
+UNUSUAL = {  # what is only named where it is requested, and how `parameters` calls it
     "spacing": "Schedule type",
     "guidance_rescale": "CFG rescale",
     "guidance_interval": "CFG interval",
@@ -61,15 +41,23 @@ UNUSUAL = {  # what is only named where it is asked for, and how `parameters` ca
     "strength": "Denoising strength",
     "words": "Words",
 }
+FOLDERS = 4  # above a file in which its manifest is looked for
 
 
 def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:
     """Returns all that the image follows from: the request, the side in pixels and the digests of the weights.
 
-    `digests` has those of the `model` and, where they were asked for, of a `lora`, with its `lora_weight`, and of the
+    `digests` has those of the `model` and, where they were requested, of a `lora`, with its `lora_weight`, and of the
     words of `embeddings`; the `precision` of the arithmetic; and the `numeric_versions` of the code. Older images
     say no versions, and a precision only where it is not float32.
     """
+    unusual = {
+        "spacing": request.spacing,
+        "guidance_rescale": request.guidance_rescale,
+        "guidance_interval": list(request.guidance_interval),  # as JSON gives it back
+        "deep_cache": request.deep_cache if request.deep_cache > 1 else None,
+        "words": dict(request.words),
+    }
     return {
         "synthetic": True,
         "use": USE,
@@ -81,34 +69,26 @@ def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:
         "guidance": request.guidance,
         "size": size,
         **digests,
-        **_unusual(request),
+        **{name: value for name, value in unusual.items() if value},
     }
-
-
-def _unusual(request: Request) -> dict:
-    """Returns what the request asks for beyond the usual: only that is named."""
-    settings = {
-        "spacing": request.spacing,
-        "guidance_rescale": request.guidance_rescale,
-        "guidance_interval": list(request.guidance_interval),  # as JSON gives it back
-        "deep_cache": request.deep_cache if request.deep_cache > 1 else None,
-        "words": dict(request.words),
-    }
-    return {name: value for name, value in settings.items() if value}
 
 
 def png(image: np.ndarray, generation: dict) -> bytes:
     """Returns the bytes of a PNG file of uint8 [H, W, 3] that carries its generation; the same for the same input."""
-    texts = PngInfo()
-    texts.add_text(PARAMETERS, parameters(generation))
-    texts.add_itxt(KEY, json.dumps(generation, ensure_ascii=False))
+    info = PngInfo()
+    info.add_text(PARAMETERS, parameters(generation))
+    info.add_itxt(KEY, json.dumps(generation, ensure_ascii=False))
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", pnginfo=texts)
+    Image.fromarray(image).save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
 def parameters(generation: dict) -> str:
     """Returns the generation as A1111 writes it: the prompt, the negative prompt, then `Steps: 20, Sampler: …`."""
+
+    def shown(value: Any) -> Any:  # names with their digests stand in quotation marks
+        return f'"{", ".join(f"{name}: {each}" for name, each in value.items())}"' if isinstance(value, dict) else value
+
     size = generation["size"]
     settings = {
         "Steps": generation["steps"],
@@ -117,43 +97,51 @@ def parameters(generation: dict) -> str:
         "Seed": generation["seed"],
         "Size": f"{size}x{size}",
         "Model hash": generation["model"],
-        **{shown: _shown(generation[name]) for name, shown in UNUSUAL.items() if name in generation},
+        **{title: shown(generation[name]) for name, title in UNUSUAL.items() if name in generation},
         "Synthetic": f"true ({USE})",
     }
     negative = [f"Negative prompt: {generation['negative_prompt']}"] if generation["negative_prompt"] else []
     return "\n".join([generation["prompt"], *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
 
 
-def _shown(value: Any) -> Any:
-    """Returns a value as A1111 writes it: names with their digests stand in quotation marks."""
-    return f'"{", ".join(f"{name}: {each}" for name, each in value.items())}"' if isinstance(value, dict) else value
+def origin(path: Path) -> dict | None:
+    """Returns the generation that a complete image file of ours carries; None for one that is damaged or of others."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # the checksum of every chunk
+        with Image.open(path, formats=["PNG"]) as image:
+            generation = json.loads(image.text[KEY])
+            return generation if isinstance(generation, dict) else None
+    except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
+        return None
 
 
 def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request], str]:
     """Returns the requests whose image is not there, damaged or of another generation than is wanted, and how the
     generations that are there differ, on one line, "" where none does."""
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda request: origin(workdir / request.image), wanted))
-    others = {request: made for request, made in zip(wanted, found, strict=True) if made != wanted[request]}
-    differing = [request for request, made in others.items() if made is not None]
+        origins = dict(zip(wanted, pool.map(lambda request: origin(workdir / request.image), wanted), strict=True))
+    others = {request for request in wanted if origins[request] != wanted[request]}
+    differing = [request for request in wanted if request in others and origins[request] is not None]
     if not differing:
-        return set(others), ""
+        return others, ""
     first = differing[0]
-    changed = differences(others[first], wanted[first])
-    return set(others), f"images that are there and made again: {len(differing)}, such as {first.image} ({changed})"
-
-
-FOLDERS = 4  # above a file in which its manifest is looked for
+    changed = differences(origins[first], wanted[first])
+    return others, f"images that are there and made again: {len(differing)}, such as {first.image} ({changed})"
 
 
 def show(file: str) -> None:
     """Prints what a file says; one that is no image, or says nothing, is a UserError."""
     path = Path(file).expanduser()
-    texts = _texts(path)
-    lines = _ours(path, texts) + _a1111(texts) + _credentials(path)
-    recorded = _record(path)
-    if recorded:
-        lines += _compared(path, *recorded, origin(path))
+    try:
+        with images.open_image(path) as image:
+            image.load()
+            found = {name: text for name, text in getattr(image, "text", {}).items() if isinstance(text, str)}
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        reason = getattr(error, "strerror", None) or "not a whole image"
+        raise UserError(f"{path}: cannot be read ({reason})") from error
+    generation = origin(path)
+    lines = _ours(generation, found) + _a1111(found) + _credentials(path) + _record(path, generation)
     if not lines:
         raise UserError(
             f"{file}: says nothing of how it was made: no dermjax or A1111 text, no C2PA manifest, no manifest.jsonl "
@@ -162,26 +150,15 @@ def show(file: str) -> None:
     print("\n".join([str(path), *lines]))
 
 
-def _texts(path: Path) -> dict[str, str]:
-    """Returns the texts in an image file, those of a PNG; one that is no whole image is a UserError."""
-    try:
-        with images.open_image(path) as image:
-            image.load()
-            return {name: text for name, text in getattr(image, "text", {}).items() if isinstance(text, str)}
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        told = getattr(error, "strerror", None) or "not a whole image"
-        raise UserError(f"{path}: cannot be read ({told})") from error
-
-
-def _ours(path: Path, texts: dict[str, str]) -> list[str]:
-    generation = origin(path)
+def _ours(generation: dict | None, texts: Collection[str]) -> list[str]:
     if generation is None:
         return ["dermjax: its text is there but damaged"] if KEY in texts else []
     kind = "synthetic" if generation.get("synthetic") else "not marked as synthetic"
-    return [f"dermjax: {kind}", *(f"  {name}: {_value(value)}" for name, value in generation.items())]
+    shown = {name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for name, v in generation.items()}
+    return [f"dermjax: {kind}", *(f"  {name}: {value}" for name, value in shown.items())]
 
 
-def _a1111(texts: dict[str, str]) -> list[str]:
+def _a1111(texts: Mapping[str, str]) -> list[str]:
     if PARAMETERS not in texts:
         return []
     return ["parameters, as A1111 writes them:", *(f"  {line}" for line in texts[PARAMETERS].splitlines())]
@@ -190,22 +167,22 @@ def _a1111(texts: dict[str, str]) -> list[str]:
 def _credentials(path: Path) -> list[str]:
     if not credentials.installed():
         return ["C2PA: not looked for; install dermjax[c2pa]"] if b"caBX" in path.read_bytes() else []
-    told = credentials.read(path)
-    if told is None:
+    signed = credentials.read(path)
+    if signed is None:
         return []
-    faults = "".join(f"; {fault}" for fault in told["faults"])
-    return [f"C2PA: {told['state'].lower()}, signed by {told['issuer']}{faults}"]
+    faults = "".join(f"; {fault}" for fault in signed["faults"])
+    return [f"C2PA: {signed['state'].lower()}, signed by {signed['issuer']}{faults}"]
 
 
-def _record(path: Path) -> tuple[Path, Record] | None:
-    """Returns the nearest manifest above a file that lists it, and its record there."""
+def _record(path: Path, generation: dict | None) -> list[str]:
+    """Returns what the nearest manifest above a file says that lists it, and whether the file is the one it means."""
     for folder in list(path.absolute().parents)[:FOLDERS]:
         if (folder / records.FILE).is_file():
             manifest = records.read(folder)
             for record in manifest.records:
                 if manifest.place(record).resolve() == path.resolve():
-                    return folder / records.FILE, record
-    return None
+                    return _compared(path, folder / records.FILE, record, generation)
+    return []
 
 
 def _compared(path: Path, manifest: Path, record: Record, generation: dict | None) -> list[str]:
@@ -225,7 +202,3 @@ def _compared(path: Path, manifest: Path, record: Record, generation: dict | Non
     else:
         lines.append("  the bytes are those of the record" + (", and it says the same" if generation else ""))
     return lines
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,77 +1,88 @@
-"""Requests: one image that is asked for, what a sampler can be asked for, and how requests are divided into batches."""
+"""What a sampler can be asked for: the settings of a sampler, a request for one image, and batches of requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import inf
 
-from dermjax.diffusion.samplers import named
+import numpy as np
+
+from dermjax.diffusion import samplers
+from dermjax.diffusion.denoiser import Guidance
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import StableDiffusion
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class SamplerSettings:
+    """How an image is sampled; images of equal settings and equally many tokens are made by one compiled function.
+
+    spacing "" is the sampler's and the model's own. guidance 1 is none, guidance_rescale 0 too; guidance_interval: two
+    rising sigmas, or () for everywhere (see `Guidance`). deep_cache: evaluations that share the UNet's depths, 1 exact.
+    """
+
+    sampler: str
+    steps: int
+    spacing: str = ""
+    guidance: float
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, ...] = ()
+    deep_cache: int = 1
+
+    @property
+    def settings(self) -> "SamplerSettings":
+        """These settings alone, which requests are grouped by."""
+        return SamplerSettings(**{name: getattr(self, name) for name in SamplerSettings.__dataclass_fields__})
+
+    def check(self, prefix: str) -> None:
+        """Raises UserError, with the prefix before an option's name, for what no sampler can work with."""
+        samplers.named(self.sampler).check(self.spacing)
+        low_high = self.guidance_interval
+        faults = {
+            "steps": (self.steps < 1, "a sampler takes at least 1 step"),
+            "guidance": (not 1 <= self.guidance < inf, "give 1 (none) or more"),
+            "guidance_rescale": (not 0 <= self.guidance_rescale <= 1, "give 0 (none) to 1"),
+            "guidance_interval": (
+                bool(low_high) and (len(low_high) != 2 or not 0 <= low_high[0] < low_high[1]),
+                "give two rising sigmas, or () for everywhere",
+            ),
+            "deep_cache": (self.deep_cache < 1, "give 1 (none) or the evaluations that share their depths"),
+        }
+        for name, (wrong, message) in faults.items():
+            if wrong:
+                raise UserError(f"{prefix}{name} = {getattr(self, name)}: {message}")
+
+    def weights(self) -> Guidance:
+        """Returns guidance as the compiled functions take it."""
+        return Guidance(
+            scale=np.float32(self.guidance),
+            rescale=np.float32(self.guidance_rescale) if self.guidance_rescale else None,
+            interval=tuple(map(np.float32, self.guidance_interval)) or None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One image that is asked for; `image` is its path under the stage's folder, `words` (gap, word) of its prompt."""
+class Request(SamplerSettings):
+    """A request for one image; `image` is its path under the stage's folder, `words` (gap, word) of its prompt."""
 
     image: str
     label: str
     prompt: str
     negative: str
     seed: int
-    sampler: str
-    steps: int
-    spacing: str
-    guidance: float
-    guidance_rescale: float
-    guidance_interval: tuple[float, ...]
-    deep_cache: int
     words: tuple[tuple[str, str], ...] = ()
 
 
-def check_settings(
-    names: Sequence[str],
-    steps: int,
-    spacing: str,
-    guidance: float,
-    rescale: float,
-    interval: Sequence[float],
-    deep_cache: int,
-) -> None:
-    """Refuses settings that no sampler can work with."""
-    for name in names:
-        named(name).check(spacing)
-    if steps < 1:
-        raise UserError(f"plan.steps = {steps}: a sampler takes at least 1 step")
-    if not 1 <= guidance < inf:
-        raise UserError(f"plan.guidance = {guidance}: give 1 (none) or more")
-    if not 0 <= rescale <= 1:
-        raise UserError(f"plan.guidance_rescale = {rescale}: give 0 (none) to 1")
-    if interval and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
-        raise UserError(f"plan.guidance_interval = {tuple(interval)}: give two rising sigmas, or () for everywhere")
-    if deep_cache < 1:
-        raise UserError(f"plan.deep_cache = {deep_cache}: give 1 (none) or the evaluations that share their depths")
+def batches(requests: Collection[Request], size: int, kind: Callable[[Request], tuple]) -> list[list[Request]]:
+    """Returns the batches, of at most `size` requests that are of one kind: what one compiled function can make.
 
-
-def side(size: int, sd: StableDiffusion) -> int:
-    """Returns the side in pixels of the images, the model's own for 0; a part of a latent cell is a UserError."""
-    if size < 0 or size % sd.factor:
-        near = max(1, round(size / sd.factor)) * sd.factor
-        raise UserError(f"size = {size}: this model makes multiples of {sd.factor} px; give {near}, or 0 for its own")
-    return size or sd.size
-
-
-def batches(asked: Sequence[Request], size: int, lengths: Mapping[Request, int]) -> list[list[Request]]:
-    """Returns the batches, of at most `size` requests that one compiled function can make together.
-
-    `lengths` is the number of tokens of each request: a short prompt is not lengthened by a long one beside it. How
-    requests are divided follows from the plan alone, never from what is missing or who makes it: a resumed run, and one
-    on other devices, computes the same batches as an uninterrupted one.
+    How requests are divided follows from the plan alone, never from what is missing or who makes it: a resumed run, and
+    one on other devices, computes the same batches as an uninterrupted one.
     """
-
-    def together(request: Request) -> tuple:
-        # what else shapes a compiled function is the same all over a plan
-        return request.sampler, request.steps, request.guidance, lengths[request]
-
-    groups = [list(group) for _, group in groupby(sorted(asked, key=together), key=together)]
+    groups = [list(group) for _, group in groupby(sorted(requests, key=kind), key=kind)]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+
+def rounds(batches: Sequence[Sequence[Request]], devices: int, kind: Callable[[Request], tuple]) -> list[list]:
+    """Returns the batches in order, as many at a time as there are devices, and each time of one kind."""
+    groups = [list(group) for _, group in groupby(batches, key=lambda batch: kind(batch[0]))]
+    return [group[start : start + devices] for group in groups for start in range(0, len(group), devices)]

@@ -1,15 +1,7 @@
-"""DeepCache: the depths of the UNet change slowly along a ladder, so most evaluations borrow them (arXiv 2312.00858).
+"""From text, or text and an image, to images: context, start noise, sampler, decoder, pixels, compiled as one function.
 
-A declared approximation: off unless asked for, and named in the record of every image that it made.
-
-B batch, h w latent, C channels.
-
-From text, or text and an image, to images: context, start noise, sampler, decoder, pixels, compiled as a whole.
-
-Each function returns a compiled one. Its `params` are the model's; `tokens` and `negative` are int [B, N], negative
-None means no guidance and half the arithmetic; `seeds` are integers [B]: an image depends on its own seed and prompt,
-not on its batch; `guidance` is a `denoiser.Guidance`, and other numbers in it compile nothing. Images are uint8
-[B, H, W, 3].
+Place in the flow: `render` gives it batches, `tuning` its samples. An image depends on its own seed and prompt, not on
+its batch. `deep_cache` is an approximation: off unless asked for, and named in the record of every image made so.
 
 B batch, H W image, h w latent, C latent channels, N tokens.
 """
@@ -22,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import (
     Ask,
     Context,
@@ -37,9 +30,14 @@ from dermjax.diffusion.denoiser import (
 from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.samplers import Sampler, normal
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import StableDiffusion
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.progress import say
+from dermjax.sampling.requests import SamplerSettings
 
 Array = jax.Array
+# Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
+NUMERIC_VERSION = 2
+GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 
 class Deep(Protocol):
@@ -55,8 +53,9 @@ class Deep(Protocol):
 def deep_cache(unet: Deep, interval: int, x: jax.ShapeDtypeStruct, words: Context) -> Network:
     """Returns the network that makes its depths anew where they are `interval` evaluations old; 1 is always: exact.
 
-    x [B, h, w, C] and words are what one pass of a batch takes; a guided pass, of twice the batch, has depths of its
-    own. The memory is in references, which the sampler's scan carries along unseen.
+    The depths change slowly along a ladder, so most evaluations borrow them (Ma et al. 2023, arXiv 2312.00858). x
+    [B, h, w, C] and words are what one pass of a batch takes; a guided pass, of twice the batch, has depths of its own.
+    The memory is in references, which the sampler's scan carries along unseen.
     """
     if interval == 1:
         return lambda x, t, words: unet.whole(x, t, words)[0]
@@ -87,14 +86,9 @@ def deep_cache(unet: Deep, interval: int, x: jax.ShapeDtypeStruct, words: Contex
     return network
 
 
-# Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
-NUMERIC_VERSION = 2
-GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
-
-
 @dataclass(frozen=True)
-class Pipeline:
-    """A model and how it is sampled.
+class LatentDiffusion:
+    """A model with its sampler and the ladder that it walks.
 
     interval is DeepCache's, 1 for none; watch, or None, makes a denoiser for a ladder one that is watched (`previews`).
     """
@@ -106,7 +100,7 @@ class Pipeline:
     watch: Callable[[Denoiser, Ladder], Denoiser] | None
 
     def ask(
-        self, params: dict, tokens: Array, negative: Array | None, guidance: Guidance, shape: tuple[int, ...]
+        self, params: Params, tokens: Array, negative: Array | None, guidance: Guidance, shape: tuple[int, ...]
     ) -> Ask:
         """Returns the network for the words of a batch, guided away from the negative ones unless they are None.
 
@@ -132,81 +126,74 @@ class Pipeline:
         return self.sampler.sample(denoise, x, self.ladder, keys) * (1 + self.ladder.sigmas[-1] ** 2) ** -0.5
 
 
-def text_to_image(pipeline: Pipeline, size: int) -> Callable[..., Array]:
-    """Returns the compiled images(params, tokens, negative, seeds, guidance) -> uint8 [B, size, size, 3].
-
-    A size that the model cannot halve is a UserError.
-    """
-    model, ladder = pipeline.model, pipeline.ladder
-    check_sides(model, size, size)
-    side = size // model.factor
-
-    @jax.jit
-    def images(params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance) -> Array:
-        shape = (len(seeds), side, side, model.configs["vae"]["latent_channels"])
-        ask = pipeline.ask(params, tokens, negative, guidance, shape)
-        to_start, to_walk = keys_of(seeds)
-        x = ladder.start * normal(to_start, shape[1:])
-        return pixels(model.decode(params, pipeline.latents(pipeline.denoiser(ask), x, to_walk)))
-
-    return images
+def latent_diffusion(
+    model: StableDiffusion, settings: SamplerSettings, watch: Callable[[Denoiser, Ladder], Denoiser] | None
+) -> LatentDiffusion:
+    """Returns a model with the sampler of some settings; says what of the model's scheduler file it does not heed."""
+    sampler, scheduler = samplers.named(settings.sampler), model.configs["scheduler"]
+    for warning in sampler.unheeded(scheduler):
+        say(warning)
+    ladder = sampler.ladder(scheduler, settings.steps, settings.spacing)
+    return LatentDiffusion(model, sampler, ladder, settings.deep_cache, watch)
 
 
-def image_to_image(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
-    """Returns the compiled images(params, tokens, negative, seeds, guidance, image) -> uint8 [B, H, W, 3].
-
-    The image is taken through the lower part of the ladder, int(steps * strength) rungs (SDEdit, Meng et al. 2021,
-    arXiv 2108.01073): 1 leaves little of it. A strength outside (0, 1] and sides that the model cannot halve are a
-    UserError.
-    """
-    pipeline = replace(pipeline, ladder=pipeline.ladder.below(strength))
-    model = pipeline.model
-
-    @jax.jit
-    def images(
-        params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance, image: Array
-    ) -> Array:
-        latents = latents_of(model, params, image)
-        ask = pipeline.ask(params, tokens, negative, guidance, latents.shape)
-        to_start, to_walk = keys_of(seeds)
-        x = latents + pipeline.ladder.sigmas[0] * normal(to_start, latents.shape[1:])
-        return pixels(model.decode(params, pipeline.latents(pipeline.denoiser(ask), x, to_walk)))
-
-    return images
-
-
-def inpaint(pipeline: Pipeline, strength: float) -> Callable[..., Array]:
+def text_to_image(process: LatentDiffusion, size: int, strength: float = 1.0) -> Callable[..., Array]:
     """Returns the compiled images(params, tokens, negative, seeds, guidance, image, mask) -> uint8 [B, H, W, 3].
 
-    mask is [B, H, W], not 0 where to paint; strength 1 starts from noise alone. A model whose UNet takes 9
-    channels is shown the mask and the rest of the image; of any other the rest is blended in at every evaluation. The
-    rest has been through the autoencoder: paste the original over it where its pixels count. Sides that do not fit are
-    a UserError.
+    tokens and negative are int [B, N]; negative None means no guidance and half the arithmetic. seeds are integers [B].
+    Other numbers in `guidance` compile nothing. Without an image, sides are `size`.
+
+    image [B, H, W, 3], in 0..255, is taken through the lower part of the ladder, int(steps * strength) rungs (SDEdit,
+    Meng et al. 2021, arXiv 2108.01073): strength 1 leaves little of it. mask [B, H, W] is not 0 where to paint; then
+    strength 1 starts from noise alone. A model whose UNet takes 9 channels is shown the mask and the rest of the image;
+    of any other the rest is blended in at every evaluation. The rest has been through the autoencoder: paste the
+    original over it where its pixels count.
+
+    Raises:
+      UserError: strength is not in (0, 1], a side is no multiple of the model's cell, a mask is of another size, or a
+        model of 9 channels gets none.
     """
-    pipeline = replace(pipeline, ladder=pipeline.ladder.below(strength))
-    model = pipeline.model
-    shown = model.configs["unet"]["in_channels"] == 9
+    process = replace(process, ladder=process.ladder.below(strength))
+    model, ladder = process.model, process.ladder
+    check_sides(model, size, size)
+    paints = model.configs["unet"]["in_channels"] == 9
 
     @jax.jit
     def images(
-        params: dict, tokens: Array, negative: Array | None, seeds: Array, guidance: Guidance, image: Array, mask: Array
+        params: Params,
+        tokens: Array,
+        negative: Array | None,
+        seeds: Array,
+        guidance: Guidance,
+        image: Array | None = None,
+        mask: Array | None = None,
     ) -> Array:
-        if mask.shape != image.shape[:3]:
+        if paints and mask is None:
+            raise UserError("this model paints into pictures: give config.init.images and config.init.mask")
+        if mask is not None and mask.shape != image.shape[:3]:
             raise UserError(f"mask {_sides(mask)}: the image is {_sides(image)}; give a mask of its size")
-        latents = latents_of(model, params, image)
-        paint = (mask[:, :: model.factor, :: model.factor, None] > 0).astype(jnp.float32)  # nearest, as in diffusers
-        ask = pipeline.ask(params, tokens, negative, guidance, latents.shape)
-        to_start, to_walk = keys_of(seeds)
-        noise = normal(to_start, latents.shape[1:])
-        first = np.float32(pipeline.ladder.sigmas[0])
-        if shown:
-            rest = latents_of(model, params, jnp.where(mask[..., None] > 0, GREY, image))
-            denoise = pipeline.denoiser(beside(ask, jnp.concatenate([paint, rest], axis=-1)))
+        if image is None:
+            shape = (len(seeds), size // model.factor, size // model.factor, model.configs["vae"]["latent_channels"])
         else:
-            denoise = keeping(pipeline.denoiser(ask), latents, noise, paint, first)
-        x = pipeline.ladder.start * noise if strength == 1 else latents + first * noise
-        painted = pipeline.latents(denoise, x, to_walk)
-        return pixels(model.decode(params, painted if shown else jnp.where(paint > 0, painted, latents)))
+            latents = latents_of(model, params, image)
+            shape = latents.shape
+        ask = process.ask(params, tokens, negative, guidance, shape)
+        to_start, to_walk = keys_of(seeds)
+        noise, first = normal(to_start, shape[1:]), np.float32(ladder.sigmas[0])
+        if mask is not None:
+            paint = (mask[:, :: model.factor, :: model.factor, None] > 0).astype(jnp.float32)  # nearest: as diffusers
+        if paints:
+            rest = latents_of(model, params, jnp.where(mask[..., None] > 0, GREY, image))
+            ask = beside(ask, jnp.concatenate([paint, rest], axis=-1))
+        denoise = process.denoiser(ask)
+        if mask is not None and not paints:
+            denoise = keeping(denoise, latents, noise, paint, first)
+        from_noise = image is None or (mask is not None and strength == 1)
+        x = ladder.start * noise if from_noise else latents + first * noise
+        denoised = process.latents(denoise, x, to_walk)
+        if mask is not None and not paints:
+            denoised = jnp.where(paint > 0, denoised, latents)
+        return pixels(model.decode(params, denoised))
 
     return images
 
