@@ -19,7 +19,6 @@ from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.evaluation import run as evaluation
 from dermjax.generation import run as generation
-from dermjax.generation import work
 from dermjax.preparation import run as preparation
 from dermjax.preparation import run as settings
 from dermjax.progress import say
@@ -62,7 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def check_stages(config: ConfigDict) -> None:
     """Raises UserError for an option of tune, generate or curate that would fail when the stage's turn comes."""
-    for name, of_stage in (("tune", tuning.check), ("generate", work.check), ("curate", curation.check)):
+    for name, of_stage in (("tune", tuning.check), ("generate", generation.check), ("curate", curation.check)):
         check({name: config[name]}, of_stage)
 
 

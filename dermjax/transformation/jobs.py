@@ -1,4 +1,4 @@
-"""What a transformation comes to: a source image, what is asked of it, in which way, and the request to the model.
+"""What a transformation comes to: a source image, what is to change on it, in which way, and the request to the model.
 
 Ways:
   prompt          the words of a generated image are changed, its seed stays: as in the paper
@@ -26,8 +26,8 @@ from dermjax.transformation.measures import MOST, Measure
 from dermjax.transformation.sketches import SKETCHES, Sketch
 
 WAYS = ("prompt", "image_to_image", "inpaint")
-SAID = ("seed", "sampler", "steps", "guidance")  # of what a record says, what a request takes as it is
-UNUSUAL = ("spacing", "guidance_rescale", "guidance_interval", "deep_cache")  # where it says so
+RECORDED = ("seed", "sampler", "steps", "guidance")  # of a generated image, what a request takes as it is
+UNUSUAL = ("spacing", "guidance_rescale", "guidance_interval", "deep_cache")  # where the record has them
 SIZE_WORDS = {"larger": "large", "smaller": "tiny"}
 SIZE = re.compile(rf"\b({'|'.join(SIZES)})\b")
 NOUN = re.compile(r"\b(mole|lesion|nevus|melanoma)s?\b")
@@ -39,7 +39,7 @@ class Subject:
 
     record: Record
     pixels: np.ndarray
-    seen: Segmentation
+    lesions: Segmentation
     measure: Measure
 
 
@@ -51,7 +51,7 @@ class Job:
     """
 
     subject: Subject
-    asked: str
+    transformation: str
     way: str
     request: Request
     sketch: Sketch | None
@@ -59,68 +59,70 @@ class Job:
 
 
 def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: int) -> Iterator[Subject]:
-    """The sources that show a lesion; masks: a folder with a mask for each, NAME.png white on lesions;
-    "" takes those that `prepare` found beside images, else `segment`."""
+    """Yields the sources that show a lesion; masks: a folder with a mask for each, NAME.png white on lesions; "" takes
+    those that `prepare` found beside images, else `segment`."""
     for record in records:
         pixels = images.load(manifest.path(record), size)
-        beside = Path(masks) / f"{Path(record.image).stem}.png" if masks else manifest.mask(record)
-        seen = measure_mask(pixels, _mask(beside, record, manifest, size)) if beside else segment(pixels)
-        if seen.count:
-            yield Subject(record, pixels, seen, measures.measured(seen))
+        mask = Path(masks) / f"{Path(record.image).stem}.png" if masks else manifest.mask(record)
+        lesions = measure_mask(pixels, _mask(mask, record, manifest, size)) if mask else segment(pixels)
+        if lesions.count:
+            yield Subject(record, pixels, lesions, measures.measure(lesions))
 
 
-def job(
-    subject: Subject, asked: str, way: str, template: str, factor: float, strength: float, settings: Request
+def plan_job(
+    subject: Subject, transformation: str, way: str, template: str, factor: float, strength: float, request: Request
 ) -> Job:
-    """The transformation; UserError where it cannot be done on this image."""
-    name = f"{way}/{asked.replace(' ', '_')}/{subject.record.label}/{Path(subject.record.image).stem}"
-    request = replace(settings, image=f"images/{name}.png", label=subject.record.label)
+    """Returns the job of a transformation, its request with the settings of `request` and a prompt by the template.
+
+    Raises:
+      UserError: it cannot be done on this image.
+    """
+    record = subject.record
+    name = f"{way}/{transformation.replace(' ', '_')}/{record.label}/{Path(record.image).stem}"
+    request = replace(request, image=f"images/{name}.png", label=record.label)
     if way == "prompt":
-        made = subject.record.generation
-        if not {"prompt", "negative_prompt", *SAID} <= made.keys():
+        generation = record.generation
+        if not {"prompt", "negative_prompt", *RECORDED} <= generation.keys():
             raise UserError("its record does not say what it was generated with")
-        same = {name: made[name] for name in (*SAID, *UNUSUAL) if name in made}
+        same = {name: generation[name] for name in (*RECORDED, *UNUSUAL) if name in generation}
         if "guidance_interval" in same:
             same["guidance_interval"] = tuple(same["guidance_interval"])
-        words = exchanged(made["prompt"], asked)
-        request = replace(request, prompt=words, negative=made["negative_prompt"], **same)
-        return Job(subject, asked, way, request, None, 1.0)
-    sketch = SKETCHES[asked](subject.pixels, subject.seen, factor)
-    words = measures.measured(segment(sketch.image)).words()
-    if asked.endswith(" skin"):
-        words["tone"] = asked.removesuffix(" skin")
-    prompt = templates.fill(template, PromptWords(subject.record.label, words, None))
-    return Job(subject, asked, way, replace(request, prompt=prompt), sketch, strength)
+        prompt = change_prompt(generation["prompt"], transformation)
+        request = replace(request, prompt=prompt, negative=generation["negative_prompt"], **same)
+        return Job(subject, transformation, way, request, None, 1.0)
+    sketch = SKETCHES[transformation](subject.pixels, subject.lesions, factor)
+    words = measures.measure(segment(sketch.image)).words()
+    if transformation.endswith(" skin"):
+        words["tone"] = transformation.removesuffix(" skin")
+    prompt = templates.fill(template, PromptWords(record.label, words, None))
+    return Job(subject, transformation, way, replace(request, prompt=prompt), sketch, strength)
 
 
-def exchanged(prompt: str, asked: str) -> str:
-    """A prompt with the word for size, number or skin tone that is asked for; UserError where it says so already."""
-    if asked.endswith(" skin"):
-        words = re.sub(r"\b(very light|\w+) skin\b", asked, prompt)
-        changed = words if "skin" in prompt else f"{prompt}, {asked}"
-    elif asked == "more":
+def change_prompt(prompt: str, transformation: str) -> str:
+    """Returns a prompt with the word for another size, number or skin tone; UserError where it says so already."""
+    if transformation.endswith(" skin"):
+        changed = re.sub(r"\b(very light|\w+) skin\b", transformation, prompt)
+        changed = changed if "skin" in prompt else f"{prompt}, {transformation}"
+    elif transformation == "more":
         numbers = {word: number for number, word in NUMBER_WORDS.items()}
-        found = [word for word in prompt.split() if word in numbers]
-        number = min(numbers[found[0]] + 1, MOST) if found else 2
-        bare = re.sub(rf"\b({'|'.join(found) or 'a'}) ", "", prompt, count=1)
-        changed = NOUN.sub(lambda noun: f"{noun[1]}s", _before_the_kind(bare, NUMBER_WORDS[number]))
+        present = [word for word in prompt.split() if word in numbers]
+        number = NUMBER_WORDS[min(numbers[present[0]] + 1, MOST) if present else 2]
+        bare = re.sub(rf"\b({'|'.join(present) or 'a'}) ", "", prompt, count=1)
+        # the number stands where "of" ends, else at the front
+        counted = bare.replace("of ", f"of {number} ", 1) if "of " in bare else f"{number} {bare}"
+        changed = NOUN.sub(lambda noun: f"{noun[1]}s", counted)
     else:
-        wanted = SIZE_WORDS[asked]
-        changed = SIZE.sub(wanted, prompt) if SIZE.search(prompt) else NOUN.sub(rf"{wanted} \g<0>", prompt, count=1)
+        size = SIZE_WORDS[transformation]
+        changed = SIZE.sub(size, prompt) if SIZE.search(prompt) else NOUN.sub(rf"{size} \g<0>", prompt, count=1)
     if changed == prompt:
         raise UserError(f"its prompt says so already: {prompt}")
     return changed
 
 
-def _before_the_kind(prompt: str, number: str) -> str:
-    """The prompt with a number where "of" ends, else at its front."""
-    return prompt.replace("of ", f"of {number} ", 1) if "of " in prompt else f"{number} {prompt}"
-
-
 def _mask(path: Path, record: Record, manifest: Manifest, size: int) -> np.ndarray:
-    """The mask of a record at the size of its image, bool [S, S]: what is brighter than half of its brightest."""
+    """Returns the mask of a record at the size of its image, bool [S, S]: brighter than half of its brightest."""
     image, mask = images.decode(manifest.path(record)), images.decode(path)
     if image.shape != mask.shape:
-        told = " and ".join(f"{each.shape[1]}x{each.shape[0]} px" for each in (mask, image))
-        raise UserError(f"mask {path} and its image are {told}; give a mask of its size")
+        sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]} px" for each in (mask, image))
+        raise UserError(f"mask {path} and its image are {sizes}; give a mask of its size")
     return images.load(path, size).mean(-1) > mask.max() / 2

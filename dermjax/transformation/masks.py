@@ -1,24 +1,17 @@
-"""Where a UNet's cross-attention looks for each word: the attention weights of its transformers in one pass.
-
-Place in the flow: noisy latents and words -> `cross_attention` -> generation.attention_masks. The weights are recorded
-while one pass of the network is traced; the network itself knows nothing of it (as in DAAM, Tang et al. 2022, arXiv
-2210.04885, but on the finished image).
-
-Shapes: B batch, h w latent, Z latent channels, n the pixels of a transformer, N tokens, D context width, K heads.
-
-Where a model sees the lesion: cross-attention to the word for it, on a finished image, as a mask.
-
-The image is encoded, a little noise laid on it, and the network asked once with the image's own prompt: no matter which
-sampler made it. A UNet attends at half the latents' resolution or less, so the latents are also shifted by the cells in
-between. Where the weight of the word stands out of the rest of the image, there is the lesion.
-
-Shapes: B batch, S side, h w latent, N tokens.
-
-`mask`: a segmentation set out of generated images: a mask by classical means and one by the model's attention.
+"""`mask`: a segmentation set of generated images: masks by classical segmentation and by the model's attention.
 
 Place in the flow: a manifest of generated or curated images -> masks/ and attention/ with a PNG for each kept image,
 white on lesions, and a manifest whose records name them (`masks`, relative to the manifest's folder), with the overlap
 of the two.
+
+By attention: cross-attention to the word for the lesion, on a finished image (as in DAAM, Tang et al. 2022, arXiv
+2210.04885, which records it while images are made). The image is encoded, a little noise laid on it, and the network
+evaluated once with the image's own prompt, no matter which sampler made it; the weights are recorded while that pass is
+traced, and the network knows nothing of it. A UNet attends at half the latents' resolution or less, so the latents are
+also shifted by the cells in between. Where the weight of the word stands out of the rest of the image, there is the
+lesion.
+
+Shapes: B batch, S side, h w latent, Z latent channels, n the pixels of a transformer, N tokens, D width, K heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,44 +35,43 @@ from dermjax.errors import UserError
 from dermjax.models.layers import Attention
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar, say
-from dermjax.sampling import model
+from dermjax.sampling.model import load_model
+from dermjax.transformation.measures import mask_png
 
 Array = jax.Array
+TIME = 0.05  # share of the training times: as much noise as needs the words and leaves the lesion visible
+SHARE = 0.48  # between the usual weight (0) and the highest (1), from which on a pixel is the lesion
+USUAL = 20  # percentile of the weights that is the skin's
 
 
-class Watched:
-    """A cross-attention that also records its weights [B, n, N], the mean of the heads."""
+class RecordingAttention:
+    """A cross-attention that also appends its weights [B, n, N], the mean of the heads, to a list."""
 
-    def __init__(self, attention: Attention, seen: list[Array]):
-        self.attention, self.seen = attention, seen
+    def __init__(self, attention: Attention, weights: list[Array]):
+        self.attention, self.weights = attention, weights
         self.keys_values = attention.keys_values
 
     def attend(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
-        """Attention of x [B, n, D] to keys and values."""
+        """Returns the attention of x [B, n, D] to keys and values."""
         q = rearrange(self.attention.to_q(x), "B n (K d) -> B n K d", K=self.attention.heads)
         logits = jnp.einsum("BnKd,BNKd->BKnN", q, keys_values[0], preferred_element_type=jnp.float32)
-        self.seen.append(jax.nn.softmax(logits / jnp.sqrt(q.shape[-1]), axis=-1).mean(1))
+        self.weights.append(jax.nn.softmax(logits / jnp.sqrt(q.shape[-1]), axis=-1).mean(1))
         return self.attention.attend(x, keys_values)
 
 
 def cross_attention(model: StableDiffusion, params: Params, x: Array, t: Array, context: Array) -> list[Array]:
     """Returns the weights [B, n, N] of every transformer for noisy latents x [B, h, w, Z] at timesteps t [B]."""
     unet = model.network(params)
-    seen: list[Array] = []
+    weights: list[Array] = []
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         for transformer in block.attentions:
             for each in transformer.transformer_blocks:
-                each.attn2 = Watched(each.attn2, seen)
+                each.attn2 = RecordingAttention(each.attn2, weights)
     unet(x, t, context)
-    return seen
+    return weights
 
 
-TIME = 0.05  # share of the training times: as much noise as lets the words be read and the lesion be seen
-SHARE = 0.48  # between the usual weight (0) and the highest (1), from which on a place is the lesion
-USUAL = 20  # percentile of the weights that is the skin's
-
-
-def mapper(
+def attention_mapper(
     model: StableDiffusion, params: Params, seed: int
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """Returns maps(images uint8 [B, S, S, 3], tokens int32 [B, N], words bool [B, N]) -> weights float32 [B, h, w].
@@ -99,7 +91,7 @@ def mapper(
         shares = words / words.sum(1, keepdims=True)
         side = latents.shape[1]
 
-        def seen(shift: tuple[int, int]) -> tuple[Array, int]:
+        def shifted(shift: tuple[int, int]) -> tuple[Array, int]:
             moved = jnp.roll(latents, shift, (1, 2))
             noisy = schedule.add_noise(alpha_bar, moved, noise, times)
             weights = cross_attention(model, params, noisy, times.astype(jnp.float32), context)
@@ -111,30 +103,30 @@ def mapper(
                           a=side // cells, b=side // cells)  # fmt: skip
             return jnp.roll(wide, (-shift[0], -shift[1]), (1, 2)), side // cells
 
-        first, between = seen((0, 0))
+        first, between = shifted((0, 0))
         shifts = [(down, across) for down in range(between) for across in range(between)][1:]
-        return (first + sum(seen(shift)[0] for shift in shifts)) / (1 + len(shifts))
+        return (first + sum(shifted(shift)[0] for shift in shifts)) / (1 + len(shifts))
 
     return lambda images, tokens, words: np.asarray(maps(params, images, tokens, words.astype(np.float32)))
 
 
 def attention_mask(weights: np.ndarray, size: int) -> np.ndarray:
-    """The mask bool [size, size] of weights [h, w]."""
+    """Returns the mask bool [size, size] of weights [h, w]."""
     wide = ndimage.zoom(weights, size // len(weights), order=3, mode="nearest", grid_mode=True)
     usual, most = np.percentile(wide, USUAL), wide.max()
     return wide > usual + SHARE * (most - usual)
 
 
-def places(tokens: np.ndarray, spelt: Sequence[Sequence[int]], prompt: str) -> np.ndarray:
-    """Which of the tokens int [N] spell one of some words, bool [N]; UserError where none does."""
-    found = np.zeros(len(tokens), bool)
-    for word in spelt:
+def locate_words(tokens: np.ndarray, words: Sequence[Sequence[int]], prompt: str) -> np.ndarray:
+    """Returns which of the tokens int [N] spell one of some words, bool [N]; UserError where none does."""
+    inside = np.zeros(len(tokens), bool)
+    for word in words:
         for start in range(len(tokens) - len(word) + 1):
             if list(tokens[start : start + len(word)]) == list(word):
-                found[start : start + len(word)] = True
-    if not found.any():
+                inside[start : start + len(word)] = True
+    if not inside.any():
         raise UserError(f"prompt {prompt!r}: none of config.words is in it; name the word for the lesion there")
-    return found
+    return inside
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -150,57 +142,52 @@ def run(config: ConfigDict, workdir: Path) -> None:
     silent = [record.image for record in kept if not record.generation.get("prompt")]
     if config.attention and silent:
         raise UserError(f"{silent[0]}: no prompt on its record; give config.attention=False for classical masks alone")
-    told = []
-    looked = _attended(config, manifest, kept) if config.attention else [None] * len(kept)
+    entries = []
+    attention = _attention_masks(config, manifest, kept) if config.attention else [None] * len(kept)
     with bar(len(kept), "mask", "images", 0) as progress:
-        for record, attended in zip(kept, looked, strict=True):
-            told.append(_masked(record, manifest, attended, workdir))
+        for record, mask in zip(kept, attention, strict=True):
+            entries.append(_write_masks(record, manifest, mask, workdir))
             progress.update()
-    records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=manifest.root, records=tuple(told)))
-    overlaps = [record.attributes["masks"]["overlap"] for record in told if config.attention]
-    seen = f", mean overlap (IoU) of the two {np.mean(overlaps):.3f}" if overlaps else ""
-    say(f"mask: {len(told)} images in {workdir / records.FILE}{seen}")
+    records.write(workdir / records.FILE, replace(manifest, records=tuple(entries)))
+    overlaps = [record.attributes["masks"]["overlap"] for record in entries if config.attention]
+    mean = f", mean overlap (IoU) of the two {np.mean(overlaps):.3f}" if overlaps else ""
+    say(f"mask: {len(entries)} images in {workdir / records.FILE}{mean}")
 
 
-def _attended(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
-    """The masks by attention of the kept images, bool [S, S] each at the model's size."""
-    maker = model.read(config.model, config.lora, config.lora_weight, (), "refuse", "float32")
-    words = load_tokenizer(maker.sd.tokenizer, *maker.sd.text_limits)
-    spelt = [words(word).input_ids[1:-1] for word in config.words]
-    said = tokenize(words, [record.generation["prompt"] for record in kept], "refuse")
-    where = np.stack([
-        places(row, spelt, record.generation["prompt"]) for row, record in zip(said, kept, strict=True)
-    ])  # fmt: skip
-    maps = mapper(maker.sd, jax.tree.map(jnp.asarray, maker.params), config.seed)
-    found = []
+def _attention_masks(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
+    """Returns the masks by attention of the kept images, bool [S, S] each at the model's size."""
+    model = load_model(config.model, config.lora, config.lora_weight, (), "refuse", "float32")
+    tokenizer = load_tokenizer(model.sd.tokenizer, *model.sd.text_limits)
+    words = [tokenizer(word).input_ids[1:-1] for word in config.words]
+    prompts = [record.generation["prompt"] for record in kept]
+    tokens = tokenize(tokenizer, prompts, "refuse")
+    inside = np.stack([locate_words(row, words, prompt) for row, prompt in zip(tokens, prompts, strict=True)])
+    maps = attention_mapper(model.sd, jax.tree.map(jnp.asarray, model.params), config.seed)
+    masks = []
     with bar(len(kept), "attention", "images", 0) as progress:
         for first in range(0, len(kept), config.batch):
             chosen = slice(first, first + config.batch)
-            seen = np.stack([images.load(manifest.path(record), maker.sd.size) for record in kept[chosen]])
-            rows = np.resize(np.arange(len(seen)), config.batch)  # a short batch is filled, so that nothing compiles
-            weights = maps(seen[rows], said[chosen][rows], where[chosen][rows])[: len(seen)]
-            found += [attention_mask(each, maker.sd.size) for each in weights]
-            progress.update(len(seen))
-    return found
+            pixels = np.stack([images.load(manifest.path(record), model.sd.size) for record in kept[chosen]])
+            rows = np.resize(np.arange(len(pixels)), config.batch)  # a short batch is filled, so that nothing compiles
+            weights = maps(pixels[rows], tokens[chosen][rows], inside[chosen][rows])[: len(pixels)]
+            masks += [attention_mask(each, model.sd.size) for each in weights]
+            progress.update(len(pixels))
+    return masks
 
 
-def _masked(record: Record, manifest: Manifest, attended: np.ndarray | None, workdir: Path) -> Record:
-    """The record with its masks, which are written at the size of its image."""
+def _write_masks(record: Record, manifest: Manifest, attention: np.ndarray | None, workdir: Path) -> Record:
+    """Returns the record with its masks, which are written at the size of its image."""
     pixels = images.decode(manifest.path(record))
     if pixels.shape[0] != pixels.shape[1]:
         raise UserError(f"{record.image}: {pixels.shape[1]}x{pixels.shape[0]} px; generated images are square")
-    seen = segment(pixels)
+    lesions = segment(pixels)
     path = Path(record.image).with_suffix(".png").as_posix()
-    told = {"lesions": f"masks/{path}", "count": int(seen.count), "area": round(float(seen.areas.sum()), 6)}
-    _keep(workdir / told["lesions"], seen.mask)
-    if attended is not None:
-        own = np.asarray(Image.fromarray(attended).resize(seen.mask.shape, Image.Resampling.NEAREST))
-        told["attention"] = f"attention/{path}"
-        _keep(workdir / told["attention"], own)
-        both = (own & seen.mask).sum() / max((own | seen.mask).sum(), 1)
-        told["overlap"] = round(float(both), 4)
-    return replace(record, attributes=record.attributes | {"masks": told})
-
-
-def _keep(path: Path, mask: np.ndarray) -> None:
-    images.write_if_changed(path, images.encode_png(np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1)))
+    masks = {"lesions": f"masks/{path}", "count": int(lesions.count), "area": round(float(lesions.areas.sum()), 6)}
+    images.write_if_changed(workdir / masks["lesions"], mask_png(lesions.mask))
+    if attention is not None:
+        resized = np.asarray(Image.fromarray(attention).resize(lesions.mask.shape, Image.Resampling.NEAREST))
+        masks["attention"] = f"attention/{path}"
+        images.write_if_changed(workdir / masks["attention"], mask_png(resized))
+        overlap = (resized & lesions.mask).sum() / max((resized | lesions.mask).sum(), 1)
+        masks["overlap"] = round(float(overlap), 4)
+    return replace(record, attributes=record.attributes | {"masks": masks})

@@ -1,12 +1,13 @@
-"""What is measured on a lesion before and after a transformation, against what was asked.
+"""What is measured on lesions before and after a transformation, and whether the change is the one requested.
 
 Area is a share of the field, all lesions together; ITA the individual typology angle of the skin, in degrees.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
+from dermjax.data import images
 from dermjax.data.imaging.segmentation import Segmentation
 from dermjax.data.phantoms.appearance import SIZES, TONES
 from dermjax.data.phantoms.captions import NUMBER_WORDS, parse_prompt
@@ -17,14 +18,14 @@ MOST = max(NUMBER_WORDS)
 
 @dataclass(frozen=True)
 class Measure:
-    """Lesions, their area, and the ITA of the skin, None where no skin is seen."""
+    """The number of lesions, their area, and the ITA of the skin, None where there is no skin."""
 
     count: int
     area: float
     ita: float | None
 
     def words(self) -> dict[str, str]:
-        """What a prompt would call it: number, size and tone, "" where there is no word."""
+        """Returns what a prompt would call it: number, size and tone, "" where there is no word."""
         across = 2 * np.sqrt(self.area / max(self.count, 1) / np.pi)
         sizes = {name: abs(across - np.mean(bounds)) for name, bounds in SIZES.items()}
         tones = (
@@ -36,34 +37,35 @@ class Measure:
             "tone": min(tones, key=tones.get) if tones else "",
         }
 
-    def told(self) -> dict:
-        """The measure ready for JSON."""
-        return asdict(self)
+
+def measure(lesions: Segmentation) -> Measure:
+    """Returns the measure of a segmented image."""
+    ita = round(lesions.ita, 2) if np.isfinite(lesions.ita) else None
+    return Measure(int(lesions.count), round(float(lesions.areas.sum()), 6), ita)
 
 
-def measured(seen: Segmentation) -> Measure:
-    """The measure of a segmented image."""
-    ita = round(seen.ita, 2) if np.isfinite(seen.ita) else None
-    return Measure(int(seen.count), round(float(seen.areas.sum()), 6), ita)
+def met(transformation: str, before: Measure, after: Measure, tolerance: float) -> bool:
+    """Returns whether the requested change was reached; where a lesion is lost it was not.
 
-
-def met(asked: str, before: Measure, after: Measure, tolerance: float) -> bool:
-    """Whether a transformation went where it was asked to; a lesion that is lost went nowhere.
-
-    asked: a key of `sketches.SKETCHES`; tolerance: degrees that skin may be outside of what its word stands for.
+    transformation: a key of `sketches.SKETCHES`; tolerance: degrees that skin may be outside its word's.
     """
     if after.count == 0:
         return False
-    if asked == "larger":
+    if transformation == "larger":
         return after.area > before.area
-    if asked == "smaller":  # enlarged lesions may join, smaller ones have no reason to
+    if transformation == "smaller":  # enlarged lesions may join, smaller ones have no reason to
         return after.area < before.area and after.count >= before.count
-    if asked == "more":
+    if transformation == "more":
         return after.count > before.count
-    return after.ita is not None and parse_prompt(asked).tone_off(after.ita) <= tolerance
+    return after.ita is not None and parse_prompt(transformation).tone_off(after.ita) <= tolerance
 
 
 def decibels(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:
-    """The peak signal-to-noise ratio of two images uint8 [S, S, 3] over some pixels, UNCHANGED where they are equal."""
+    """Returns the peak signal-to-noise ratio of images uint8 [S, S, 3] over some pixels, UNCHANGED for equal ones."""
     error = np.mean((before[where].astype(float) - after[where]) ** 2) if where.any() else 0.0
     return round(min(UNCHANGED, 10 * np.log10(255**2 / error)), 2) if error else UNCHANGED
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Returns the PNG file of a mask, bool [S, S], white where it is."""
+    return images.encode_png(np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1))

@@ -1,6 +1,6 @@
-"""A wished change drawn roughly on an image by classical means: what the model then starts from and makes real.
+"""A requested change drawn roughly on an image by classical means: what the model then starts from and makes real.
 
-Lambert and Beer (see data/phantom.py): a lesion is a layer that absorbs, so log image = log skin - layer. The layer is
+Lambert and Beer (see data/phantoms): a lesion is a layer that absorbs, so log image = log skin - layer. The layer is
 taken off the skin, which is filled in smoothly below it, and laid on again: larger, smaller, or in more places. Another
 skin tone is another skin below the same layers. The sketch says where things are; noise and the model do the rest
 (SDEdit, Meng et al. 2021, arXiv 2108.01073). All lengths are fractions of the field.
@@ -36,67 +36,69 @@ class Sketch:
     region: np.ndarray
 
 
-def larger(image: np.ndarray, seen: Segmentation, factor: float) -> Sketch:
-    """Every lesion `factor` times as wide, or as wide as the field allows."""
-    return _resized(image, seen, [max(1.0, min(factor, LARGEST / radius)) for radius in _radii(seen)])
+def larger(image: np.ndarray, lesions: Segmentation, factor: float) -> Sketch:
+    """Returns every lesion `factor` times as wide, or as wide as the field allows."""
+    return _resize(image, lesions, [max(1.0, min(factor, LARGEST / radius)) for radius in _radii(lesions)])
 
 
-def smaller(image: np.ndarray, seen: Segmentation, factor: float) -> Sketch:
-    """Every lesion as wide as one over `factor`, or as can still be told from a speck."""
-    return _resized(image, seen, [min(1.0, max(1 / factor, SMALLEST / radius)) for radius in _radii(seen)])
+def smaller(image: np.ndarray, lesions: Segmentation, factor: float) -> Sketch:
+    """Returns every lesion as wide as one over `factor`, or as is still no speck."""
+    return _resize(image, lesions, [min(1.0, max(1 / factor, SMALLEST / radius)) for radius in _radii(lesions)])
 
 
-def more(image: np.ndarray, seen: Segmentation) -> Sketch:
-    """A further lesion, a mirrored copy of the smallest, where there is most room; made smaller until it fits."""
-    layer, skin = _parted(image, seen.mask)
-    which = int(np.argmin(seen.areas)) + 1
-    free = ndimage.distance_transform_edt(np.pad(~seen.mask, 1))[1:-1, 1:-1]
+def more(image: np.ndarray, lesions: Segmentation) -> Sketch:
+    """Returns one more lesion: a mirrored copy of the smallest where there is most room, made smaller until it fits."""
+    layer, skin = _split_layers(image, lesions.mask)
+    which = int(np.argmin(lesions.areas)) + 1
+    free = ndimage.distance_transform_edt(np.pad(~lesions.mask, 1))[1:-1, 1:-1]
     inner = np.zeros_like(free)
     edge = max(round(APART * len(image)), 1)
     inner[edge:-edge, edge:-edge] = free[edge:-edge, edge:-edge]
     to = np.array(np.unravel_index(np.argmax(inner), inner.shape), float)
     room = inner.max() - APART * len(image)
-    radius = float(_radii(seen)[which - 1]) * len(image)
+    radius = float(_radii(lesions)[which - 1]) * len(image)
     scale = float(np.clip(room / (1.2 * radius), 0.0, 1.0))
     if scale * radius < SMALLEST * len(image):
         raise UserError("there is no room for a further lesion")
-    own = np.where(_grown(seen.labels == which, RIM)[..., None], layer, 0)
-    copy = _moved(own[:, ::-1], _centre((seen.labels == which)[:, ::-1]), to, scale)
-    place = _moved((seen.labels == which)[:, ::-1, None].astype(np.float32), _centre((seen.labels == which)[:, ::-1]),
-                   to, scale)[..., 0] > 0.5  # fmt: skip
-    return Sketch(_laid(skin, np.maximum(layer, copy)), _grown(place, MARGIN))
+    mirrored = (lesions.labels == which)[:, ::-1]
+    layer_mirrored = np.where(_grow(mirrored, RIM)[..., None], layer[:, ::-1], 0)
+    copy = _move(layer_mirrored, _centre(mirrored), to, scale)
+    place = _move(mirrored[..., None], _centre(mirrored), to, scale)[..., 0] > 0.5
+    return Sketch(_pixels(skin - np.maximum(layer, copy)), _grow(place, MARGIN))
 
 
-def toned(image: np.ndarray, seen: Segmentation, tone: str) -> Sketch:
-    """The same lesions on skin of a tone, in the middle of what the word stands for; all but the lesions is painted."""
+def toned(image: np.ndarray, lesions: Segmentation, tone: str) -> Sketch:
+    """Returns the same lesions on skin of a tone, the middle of what its word stands for; the skin alone is painted."""
     yellow, red = np.mean(YELLOWNESS[tone]), np.mean(REDNESS[tone])
     lightness = 50 + yellow * np.tan(np.radians(np.mean(TONES[tone])))
-    wanted = lab_to_rgb(np.array([lightness, red, yellow]))
-    bare = ~_grown(seen.mask, RIM)
+    target = lab_to_rgb(np.array([lightness, red, yellow]))
+    bare = ~_grow(lesions.mask, RIM)
     if not bare.any():
         raise UserError("there is no skin that could have another tone")
     now = lab_to_rgb(np.median(rgb_to_lab(image[bare]), 0))
-    light = np.log(image / 255 + FLOOR) + np.log(wanted + FLOOR) - np.log(now + FLOOR)
-    return Sketch(_pixels(light), ~seen.mask)
+    light = np.log(image / 255 + FLOOR) + np.log(target + FLOOR) - np.log(now + FLOOR)
+    return Sketch(_pixels(light), ~lesions.mask)
 
 
-def _resized(image: np.ndarray, seen: Segmentation, scales: list[float]) -> Sketch:
-    layer, skin = _parted(image, seen.mask)
-    rest = np.where(_grown(seen.mask, RIM)[..., None], 0, layer)
-    places = seen.mask.copy()
+def _resize(image: np.ndarray, lesions: Segmentation, scales: list[float]) -> Sketch:
+    layer, skin = _split_layers(image, lesions.mask)
+    rest = np.where(_grow(lesions.mask, RIM)[..., None], 0, layer)
+    places = lesions.mask.copy()
+    rows, columns = ndimage.distance_transform_edt(~lesions.mask, return_distances=False, return_indices=True)
+    nearest = lesions.labels[rows, columns]
     for which, scale in enumerate(scales, start=1):
-        own = seen.labels == which
-        centre = _centre(own)
-        near = _nearest(seen, which)
-        rest = np.maximum(rest, _moved(np.where(near[..., None], layer, 0), centre, centre, scale))
-        places |= _moved(own[..., None].astype(np.float32), centre, centre, scale)[..., 0] > 0.5
-    return Sketch(_laid(skin, rest), _grown(places, MARGIN))
+        lesion = lesions.labels == which
+        centre = _centre(lesion)
+        near = (nearest == which) & _grow(lesion, RIM)  # with its rim, but nothing of another lesion
+        rest = np.maximum(rest, _move(np.where(near[..., None], layer, 0), centre, centre, scale))
+        places |= _move(lesion[..., None], centre, centre, scale)[..., 0] > 0.5
+    return Sketch(_pixels(skin - rest), _grow(places, MARGIN))
 
 
-def _parted(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What lesions absorb, float [S, S, 3] and 0 on skin, and the logarithm of the skin as if there were none."""
+def _split_layers(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what lesions absorb, float [S, S, 3], 0 on skin, and the logarithm of the skin as if there were none."""
     light = np.log(image / 255 + FLOOR)
-    hidden = _grown(mask, RIM)
+    hidden = _grow(mask, RIM)
     filled = light.copy()
     for spread in (4 * SPREAD, SPREAD):  # first from far, then from near, where there is skin
         sigma = (spread * len(image),) * 2
@@ -108,8 +110,8 @@ def _parted(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.where(hidden[..., None], np.maximum(filled - light, 0), 0), filled
 
 
-def _moved(field: np.ndarray, centre: np.ndarray, to: np.ndarray, scale: float) -> np.ndarray:
-    """A field [S, S, C] scaled around a centre that comes to lie elsewhere; what enters from outside is 0."""
+def _move(field: np.ndarray, centre: np.ndarray, to: np.ndarray, scale: float) -> np.ndarray:
+    """Returns a field [S, S, C] scaled around a centre that comes to lie elsewhere; what enters from outside is 0."""
     offset = centre - to / scale
     planes = [
         ndimage.affine_transform(field[..., c].astype(float), np.eye(2) / scale, offset, order=1)
@@ -118,37 +120,27 @@ def _moved(field: np.ndarray, centre: np.ndarray, to: np.ndarray, scale: float) 
     return np.stack(planes, -1)
 
 
-def _nearest(seen: Segmentation, which: int) -> np.ndarray:
-    """The pixels of a lesion and its rim that are nearer to it than to another lesion."""
-    rows, columns = ndimage.distance_transform_edt(~seen.mask, return_distances=False, return_indices=True)
-    return (seen.labels[rows, columns] == which) & _grown(seen.labels == which, RIM)
-
-
-def _laid(skin: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    return _pixels(skin - layer)
-
-
 def _pixels(light: np.ndarray) -> np.ndarray:
     return (np.clip(np.exp(light) - FLOOR, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _radii(seen: Segmentation) -> np.ndarray:
-    """The radius of the disc of each lesion's area."""
-    return np.sqrt(seen.areas / np.pi)
+def _radii(lesions: Segmentation) -> np.ndarray:
+    """Returns the radius of the disc of each lesion's area."""
+    return np.sqrt(lesions.areas / np.pi)
 
 
 def _centre(mask: np.ndarray) -> np.ndarray:
     return np.array(ndimage.center_of_mass(mask))
 
 
-def _grown(mask: np.ndarray, share: float) -> np.ndarray:
-    """Everything within a share of the field's side of the mask."""
+def _grow(mask: np.ndarray, share: float) -> np.ndarray:
+    """Returns everything within a share of the field's side of the mask."""
     return ndimage.distance_transform_edt(~mask) <= share * len(mask) if mask.any() else mask
 
 
 SKETCHES: dict[str, Callable[..., Sketch]] = {
     "larger": larger,
     "smaller": smaller,
-    "more": lambda image, seen, factor: more(image, seen),
-    **{f"{tone} skin": lambda image, seen, factor, tone=tone: toned(image, seen, tone) for tone in TONES},
+    "more": lambda image, lesions, factor: more(image, lesions),
+    **{f"{tone} skin": lambda image, lesions, factor, tone=tone: toned(image, lesions, tone) for tone in TONES},
 }

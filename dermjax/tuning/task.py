@@ -23,11 +23,10 @@ from jax.sharding import Mesh
 
 from dermjax import machine, sharding
 from dermjax.data import thumbnails
-from dermjax.diffusion import objective, samplers, schedule
-from dermjax.diffusion.denoiser import Guidance
+from dermjax.diffusion import objective, schedule
 from dermjax.models.stable_diffusion import Params, StableDiffusion
-from dermjax.progress import say
-from dermjax.sampling.text_to_image import Pipeline, check_drawn, text_to_image
+from dermjax.sampling.requests import SamplerSettings
+from dermjax.sampling.text_to_image import check_drawn, latent_diffusion, text_to_image
 from dermjax.training.state import State
 from dermjax.training.step import Loss
 from dermjax.tuning.inputs import Texts
@@ -135,14 +134,12 @@ def painter(
     """
     if not images:
         return lambda state, constants: {}
-    chosen = samplers.named(sampler)
-    for warning in chosen.unheeded(sd.configs["scheduler"]):
-        say(warning)
-    make = text_to_image(Pipeline(sd, chosen, chosen.ladder(sd.configs["scheduler"], steps, ""), 1, None), size)
+    settings = SamplerSettings(sampler=sampler, steps=steps, guidance=guidance)
+    make = text_to_image(latent_diffusion(sd, settings, None), size)
     seeds = np.arange(images * len(prompts), dtype=np.uint32)
     said = np.repeat(texts.tokens[texts.rows(prompts)], images, axis=0)
     away = np.broadcast_to(texts.tokens[-1], said.shape) if guidance > 1 else None
-    scale = Guidance(scale=np.float32(guidance), rescale=None, interval=None)
+    scale = settings.weights()
     everywhere = jax.jit(lambda made: made, out_shardings=sharding.replicated(grid))
 
     def paint(state: State, constants: dict) -> dict[str, np.ndarray]:

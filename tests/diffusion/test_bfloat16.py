@@ -9,7 +9,7 @@ import pytest
 from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.sampling.text_to_image import Pipeline, text_to_image
+from dermjax.sampling.text_to_image import LatentDiffusion, text_to_image
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def made(tiny, dtype, name, steps):
     model, params, said = tiny
     sampler = samplers.named(name)
     ladder = sampler.ladder(model.configs["scheduler"], steps, "")
-    render = text_to_image(Pipeline(replace(model, dtype=dtype), sampler, ladder, 1, None), SIZE)
+    render = text_to_image(LatentDiffusion(replace(model, dtype=dtype), sampler, ladder, 1, None), SIZE)
     return np.int32(render(params, *said, SEEDS, Guidance(jnp.float32(3.5), None, None)))
 
 

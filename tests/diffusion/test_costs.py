@@ -14,7 +14,7 @@ from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
 from dermjax.sampling.previews import colours_of, watched
-from dermjax.sampling.text_to_image import Pipeline, keys_of, pixels, text_to_image
+from dermjax.sampling.text_to_image import LatentDiffusion, keys_of, pixels, text_to_image
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def tiny():
 
 def pipeline(model, steps=STEPS, interval=1, name="Euler"):
     sampler = samplers.named(name)
-    return Pipeline(model, sampler, sampler.ladder(model.configs["scheduler"], steps, ""), interval, None)
+    return LatentDiffusion(model, sampler, sampler.ladder(model.configs["scheduler"], steps, ""), interval, None)
 
 
 def medians(functions, asked):

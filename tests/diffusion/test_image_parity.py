@@ -12,7 +12,7 @@ from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
-from dermjax.sampling.text_to_image import Pipeline, image_to_image, inpaint, keys_of
+from dermjax.sampling.text_to_image import LatentDiffusion, keys_of, text_to_image
 from dermjax.weights import diffusers as ours
 
 torch = pytest.importorskip("torch")
@@ -69,14 +69,14 @@ def draws(monkeypatch):
     monkeypatch.setattr(vae, "randn_tensor", lambda shape, *_, **__: torch.zeros(shape))
 
 
-def same(function, kind, twin, name, strength, given, theirs):
+def same(kind, twin, name, strength, given, theirs):
     """Both ways to the pixels; given and theirs are the picture and the mask as each takes them."""
     pipeline, folder = twin
     model, params = ours.read(folder)
     words = load_tokenizer(model.tokenizer)
     sampler = samplers.named(name)
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
-    render = function(Pipeline(model, sampler, ladder, 1, None), strength)
+    render = text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), 64, strength)
     said = tokenize(words, PROMPTS), tokenize(words, ["", ""])
     mine = np.asarray(render(params, *said, SEEDS, Guidance(jnp.float32(3), None, None), *given))
 
@@ -108,7 +108,7 @@ def shares(pictures):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_image_to_image(name, strength, twins, draws):
     kind = diffusers.StableDiffusionImg2ImgPipeline
-    same(image_to_image, kind, twins[4], name, strength, (PICTURES,), {"image": shares(PICTURES)})
+    same(kind, twins[4], name, strength, (PICTURES,), {"image": shares(PICTURES)})
 
 
 def painted():
@@ -120,11 +120,11 @@ def painted():
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_inpainting_by_blending(name, strength, twins, draws):
     kind = diffusers.StableDiffusionInpaintPipeline
-    same(inpaint, kind, twins[4], name, strength, (PICTURES, MASK), painted())
+    same(kind, twins[4], name, strength, (PICTURES, MASK), painted())
 
 
 @pytest.mark.parametrize("strength", [0.75, 1.0])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_inpainting_by_a_model_that_is_shown_the_mask(name, strength, twins, draws):
     kind = diffusers.StableDiffusionInpaintPipeline
-    same(inpaint, kind, twins[9], name, strength, (PICTURES, MASK), painted())
+    same(kind, twins[9], name, strength, (PICTURES, MASK), painted())

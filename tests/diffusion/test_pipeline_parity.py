@@ -14,7 +14,7 @@ from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
-from dermjax.sampling.text_to_image import Pipeline, text_to_image
+from dermjax.sampling.text_to_image import LatentDiffusion, text_to_image
 from dermjax.weights import diffusers as ours
 from dermjax.weights import single_file
 
@@ -121,7 +121,7 @@ def test_pixels_are_those_of_diffusers(name, twin, forms, monkeypatch):
     asked, negative = tokenize(words, PROMPTS), tokenize(words, ["", ""])
     sampler = samplers.named(name)
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
-    render = text_to_image(Pipeline(model, sampler, ladder, 1, None), SIZE)
+    render = text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), SIZE)
     mine = np.asarray(render(params, asked, negative, seeds, Guidance(jnp.float32(3), None, None)))
     assert mine.std() > 20, "a picture, not a grey field"
 

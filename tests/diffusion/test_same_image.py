@@ -14,7 +14,7 @@ from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.sampling import text_to_image
-from dermjax.sampling.text_to_image import Pipeline
+from dermjax.sampling.text_to_image import LatentDiffusion
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def images(path, batches):
         sampler = samplers.named(name)
         ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
         with mock.patch.object(text_to_image, "pixels", lambda image: image):
-            render = text_to_image.text_to_image(Pipeline(model, sampler, ladder, 1, None), SIZE)
+            render = text_to_image.text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), SIZE)
             for batch in batches:
                 placed = sharding.place({key: row[PARTS[batch]] for key, row in rows.items()}, grid)
                 made[f"{name}/{batch}"] = render(params, **placed, guidance=Guidance(np.float32(3.5), None, None))

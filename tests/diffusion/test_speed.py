@@ -11,7 +11,7 @@ import pytest
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
-from dermjax.sampling.text_to_image import Pipeline, text_to_image
+from dermjax.sampling.text_to_image import LatentDiffusion, text_to_image
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +30,7 @@ def ours(sd: StableDiffusion, tokens):
     keys = jax.random.split(jax.random.key(0), len(leaves))
     params = jax.tree.unflatten(form, [drawn(*each) for each in zip(keys, leaves, strict=True)])
     sampler = samplers.named("Euler")
-    render = text_to_image(Pipeline(sd, sampler, sampler.ladder(SD15["scheduler"], STEPS, ""), 1, None), SIZE)
+    render = text_to_image(LatentDiffusion(sd, sampler, sampler.ladder(SD15["scheduler"], STEPS, ""), 1, None), SIZE)
     seeds = np.arange(len(tokens), dtype=np.int32)
     return lambda: np.asarray(render(params, tokens, tokens, seeds, Guidance(jnp.float32(GUIDANCE), None, None)))
 

@@ -9,7 +9,7 @@ import pytest
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.generation import plan
+from dermjax.generation.plan import Plan
 from dermjax.sampling import requests
 
 PLAN = {
@@ -34,7 +34,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "generate.py"
 
 
 def test_samplers_and_prompts_take_turns():
-    asked = plan.requests(**PLAN)
+    asked = Plan(**PLAN).requests()
     assert len(asked) == 24 and [r.label for r in asked] == 12 * ["benign"] + 12 * ["malignant"]
     assert [r.sampler for r in asked[:4]] == ["Euler", "Euler a", "PLMS", "Euler"]
     every = {(r.prompt, r.sampler) for r in asked if r.label == "benign"}
@@ -43,12 +43,12 @@ def test_samplers_and_prompts_take_turns():
 
 
 def test_samplers_are_named_as_in_the_table():
-    asked = plan.requests(**PLAN | {"samplers": ("EulerAncestralDiscreteScheduler", "dpmpp_2m karras")})
+    asked = Plan(**PLAN | {"samplers": ("EulerAncestralDiscreteScheduler", "dpmpp_2m karras")}).requests()
     assert {r.sampler for r in asked} == {"Euler a", "DPM++ 2M Karras"}
 
 
 def test_with_contrast_each_class_is_led_away_from_the_prompts_of_the_others_in_turns():
-    asked = plan.requests(**PLAN | {"contrast": True, "negative_prompt": ""})
+    asked = Plan(**PLAN | {"contrast": True, "negative_prompt": ""}).requests()
     assert {r.negative for r in asked if r.label == "benign"} == {"a malignant mole"}
     of_malignant = [r.negative for r in asked if r.label == "malignant"]
     assert of_malignant == 2 * (3 * ["a benign mole"] + 3 * ["a benign nevus"])
@@ -63,40 +63,40 @@ WORDED = PLAN | {"prompts": GAPS, "words": WORDS, "samplers": ("Euler",), "image
 
 
 def test_words_fill_the_gaps_of_prompts_and_are_noted():
-    asked = plan.requests(**WORDED)
+    asked = Plan(**WORDED).requests()
     by_prompt = {r.prompt: dict(r.words) for r in asked if r.label == "malignant_b"}
     assert len(by_prompt) == 8
     assert by_prompt["two large malignant b moles, dark skin"] == {"number": "two", "size": "large", "tone": "dark"}
     assert by_prompt["one malignant b mole, pale skin"] == {"number": "one", "tone": "pale"}
     assert Counter(dict(r.words)["tone"] for r in asked) == {"pale": 20, "dark": 60}
-    assert set(asked) < set(plan.requests(**WORDED | {"images_per_class": 90}))
+    assert set(asked) < set(Plan(**WORDED | {"images_per_class": 90}).requests())
 
 
 def test_classes_have_the_numbers_that_they_are_asked_for_and_the_same_words():
-    asked = plan.requests(**WORDED | {"images_of": {"malignant_b": 7}})
+    asked = Plan(**WORDED | {"images_of": {"malignant_b": 7}}).requests()
     assert Counter(r.label for r in asked) == {"benign": 40, "malignant_b": 7}
     benign, malignant = ([r.words for r in asked if r.label == label] for label in GAPS)
     assert benign[:7] == malignant
-    assert plan.requests(**WORDED | {"images_of": {"malignant_b": 0}}) == [r for r in asked if r.label == "benign"]
+    assert Plan(**WORDED | {"images_of": {"malignant_b": 0}}).requests() == [r for r in asked if r.label == "benign"]
 
 
 def test_contrast_leads_to_the_words_as_well_as_to_the_class():
-    asked = plan.requests(**WORDED | {"contrast": True, "negative_prompt": ""})
+    asked = Plan(**WORDED | {"contrast": True, "negative_prompt": ""}).requests()
     assert {r.negative for r in asked if r.label == "benign"} == {"malignant b mole"}
 
 
 def test_a_negative_prompt_has_gaps_too():
-    asked = plan.requests(**WORDED | {"negative_prompt": "hair[, not {size}]"})
+    asked = Plan(**WORDED | {"negative_prompt": "hair[, not {size}]"}).requests()
     assert {r.negative for r in asked} == {"hair", "hair, not large"}
 
 
 def test_quotas_are_met_in_the_class_that_they_name():
     quotas = {"rare": {"images": 15, "label": "malignant_b", "tone": "pale", "size": "large"}}
-    asked = plan.requests(**WORDED | {"quotas": quotas})
+    asked = Plan(**WORDED | {"quotas": quotas}).requests()
     of = Counter(r.label for r in asked if {("tone", "pale"), ("size", "large")} <= set(r.words))
     assert of["malignant_b"] == 15 and abs(of["benign"] - 5) <= 1
     everywhere = {"rare": {"images": 15, "tone": "pale"}}
-    of = Counter(r.label for r in plan.requests(**WORDED | {"quotas": everywhere}) if ("tone", "pale") in r.words)
+    of = Counter(r.label for r in Plan(**WORDED | {"quotas": everywhere}).requests() if ("tone", "pale") in r.words)
     assert of == {"benign": 15, "malignant_b": 15}
 
 
@@ -123,15 +123,15 @@ def real(tmp_path):
 def test_a_match_asks_for_what_real_images_have(real):
     prompts = {label: ("{label} mole[, {site}], {skin_tone.group} skin[, {size}]",) for label in GAPS}
     settings = WORDED | {"prompts": prompts, "words": {"size": WORDS["size"]}, "match": real, "images_per_class": 60}
-    asked = plan.requests(**settings)
+    asked = Plan(**settings).requests()
     assert all(("skin_tone.group", "tan") in r.words and "tan skin" in r.prompt for r in asked)
     of = Counter((r.label, dict(r.words).get("site")) for r in asked)
     assert of == {("benign", "back"): 40, ("benign", "arm"): 20, ("malignant_b", "face"): 30, ("malignant_b", None): 30}
     assert Counter(dict(r.words).get("size") for r in asked) == {"large": 60, None: 60}
     with pytest.raises(UserError, match=r"nothing fills \{site\}; 3\d\.png has none; put its clause in brackets"):
-        plan.requests(**settings | {"prompts": {label: ("{label}, {site}[{size}]",) for label in GAPS}})
+        Plan(**settings | {"prompts": {label: ("{label}, {site}[{size}]",) for label in GAPS}}).requests()
     with pytest.raises(UserError, match="no training image is labelled 'nevus'"):
-        plan.requests(**settings | {"prompts": {"nevus": ("{site}[{size}]",)}})
+        Plan(**settings | {"prompts": {"nevus": ("{site}[{size}]",)}}).requests()
 
 
 @pytest.mark.parametrize(
@@ -164,26 +164,27 @@ def test_a_match_asks_for_what_real_images_have(real):
 )
 def test_words_refused(change, message):
     with pytest.raises(UserError, match=message):
-        plan.requests(**WORDED | change)
+        Plan(**WORDED | change).requests()
 
 
 def test_every_image_has_its_seed_also_in_a_larger_plan():
-    asked = plan.requests(**PLAN)
+    asked = Plan(**PLAN).requests()
     assert sorted(r.seed for r in asked) == list(range(7, 31))
-    assert set(asked) < set(plan.requests(**PLAN | {"images_per_class": 40}))
+    assert set(asked) < set(Plan(**PLAN | {"images_per_class": 40}).requests())
 
 
 def test_batches_are_divided_by_the_plan_alone():
-    asked = plan.requests(**PLAN | {"images_per_class": 7})
-    whole = requests.batches(asked, 4, dict.fromkeys(asked, 77))
+    asked = Plan(**PLAN | {"images_per_class": 7}).requests()
+    whole = requests.batches(asked, 4, lambda request: request.settings)
     assert sorted(r.image for batch in whole for r in batch) == sorted(r.image for r in asked)
     assert all(len(batch) <= 4 and len({(r.sampler, r.steps, r.guidance) for r in batch}) == 1 for batch in whole)
 
 
 def test_long_prompts_have_batches_of_their_own():
-    asked = plan.requests(**PLAN)
+    asked = Plan(**PLAN).requests()
     lengths = {request: 154 if request.label == "malignant" else 77 for request in asked}
-    assert all(len({lengths[r] for r in batch}) == 1 for batch in requests.batches(asked, 24, lengths))
+    divided = requests.batches(asked, 24, lambda request: (request.settings, lengths[request]))
+    assert all(len({lengths[r] for r in batch}) == 1 for batch in divided)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_long_prompts_have_batches_of_their_own():
         ({"samplers": ("Euler", "PLMS"), "spacing": "karras"}, "spacing 'karras' is not for this sampler, which walks"),
         ({"spacing": "zigzag"}, "spacing 'zigzag' is not one of leading"),
         ({"guidance_rescale": 1.5}, r"plan\.guidance_rescale = 1\.5: give 0"),
-        ({"guidance_interval": (5, 1)}, r"plan\.guidance_interval = \(5, 1\): give two rising sigmas"),
+        ({"guidance_interval": (5, 1)}, r"plan\.guidance_interval = \(5\.0, 1\.0\): give two rising sigmas"),
         ({"deep_cache": 0}, r"plan\.deep_cache = 0: give 1"),
         ({"contrast": True}, r"plan\.contrast takes the other classes' prompts: leave negative_prompt empty"),
         ({"contrast": True, "negative_prompt": "", "prompts": {"benign": ("a mole",)}}, "name two classes"),
@@ -211,14 +212,14 @@ def test_long_prompts_have_batches_of_their_own():
 )
 def test_refused(change, message):
     with pytest.raises(UserError, match=message):
-        plan.requests(**PLAN | change)
+        Plan(**PLAN | change).requests()
 
 
 def preset(variant):
     """The requests of a variant of the config."""
     settings = runpy.run_path(str(CONFIG))["get_config"](variant).plan.to_dict()
     assert settings.pop("batch") >= 8
-    return plan.requests(**settings)
+    return Plan(**settings).requests()
 
 
 @pytest.mark.parametrize(

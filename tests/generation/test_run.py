@@ -370,7 +370,7 @@ def test_without_guidance(folder, tmp_path):
         ({"images": "none.png"}, r"none\.png: cannot be decoded \(No such file"),
         ({"images": "none.png", "strength": 1.5}, r"strength 1\.5: give more than 0 and at most 1"),
         ({"mask": "none.png"}, r"config\.init\.mask needs config\.init\.images"),
-        ({"preview_every": -1}, "preview_every = -1: give the steps between"),
+        ({"preview_every": -1}, "preview_every = -1: give 0 or more"),
         ({"words": {"size": {"large": 1}}}, r"plan\.words\.size: no prompt has \{size\}"),
         ({"certificate": "gone.pem", "key": "gone.pem"}, r"certificate gone\.pem: cannot be read"),
     ],

@@ -3,8 +3,8 @@
 import pytest
 from ml_collections import ConfigDict
 
-from dermjax.generation import work
-from dermjax.tuning import card
+from dermjax.generation import card
+from dermjax.tuning import card as tuning_card
 
 PROMPTS = {"benign": "a benign mole", "malignant": "a malignant mole"}
 
@@ -14,18 +14,18 @@ def folder(tmp_path):
     """A model folder with a card as `tune` fills it in."""
     words = ("model", "title", "origin", "data", "digest", "licences", "verdict", "curves", "sheet", "prompts", "use")
     config = ConfigDict({"prompts": PROMPTS, "rate": 1e-4}).to_json(indent=2)
-    (tmp_path / work.CARD).write_text(card.TEXT.format(**dict.fromkeys(words, "…"), config=config))
+    (tmp_path / card.CARD).write_text(tuning_card.TEXT.format(**dict.fromkeys(words, "…"), config=config))
     return tmp_path
 
 
 def test_the_card_tells_the_classes(folder):
-    assert work.tuned_prompts(folder) == PROMPTS
-    assert work.tuned_prompts(folder / "lora.safetensors") == PROMPTS, "beside a file"
-    assert work.tuned_warnings(folder, PROMPTS) == []
+    assert card.tuned_prompts(folder) == PROMPTS
+    assert card.tuned_prompts(folder / "lora.safetensors") == PROMPTS, "beside a file"
+    assert card.tuned_warnings(folder, PROMPTS) == []
 
 
 def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
-    [warning] = work.tuned_warnings(folder / "lora.safetensors", ("benign", "nevus"))
+    [warning] = card.tuned_warnings(folder / "lora.safetensors", ("benign", "nevus"))
     assert "was not tuned for the class 'nevus', only for benign, malignant" in warning and "\n" not in warning
 
 
@@ -34,6 +34,6 @@ def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
 )
 def test_a_model_whose_card_does_not_tell_is_warned_of(tmp_path, text):
     if text is not None:
-        (tmp_path / work.CARD).write_text(text)
-    [warning] = work.tuned_warnings(tmp_path, PROMPTS)
+        (tmp_path / card.CARD).write_text(text)
+    [warning] = card.tuned_warnings(tmp_path, PROMPTS)
     assert "nothing beside" in warning and "images of benign and malignant may not show their class" in warning

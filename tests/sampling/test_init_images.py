@@ -1,7 +1,6 @@
 """Initial pictures and masks: whose turn it is, what the batch gets, and what is refused before any work."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,12 +64,12 @@ def manifest(tmp_path):
 
 def test_without_pictures_images_start_from_noise():
     none = init_images.read("", "", 0.5, ASKED)
-    assert none.rows(ASKED, 16) == {} and none.named(FIRST) == {}
+    assert none.arrays(ASKED, 16) == {} and none.provenance(FIRST) == {}
 
 
 def test_training_images_of_a_class_take_turns(manifest):
     for path in (manifest, manifest.parent):
-        found = init_images.read(str(path), "", 0.5, ASKED).pictures
+        found = init_images.read(str(path), "", 0.5, ASKED).images
         assert [found[request].image.name for request in ASKED] == [
             *("benign0.png", "benign2.png", "benign0.png"),
             *("malignant0.png", "malignant2.png", "malignant0.png"),
@@ -80,7 +79,7 @@ def test_training_images_of_a_class_take_turns(manifest):
 def test_rows_of_a_batch(tmp_path):
     """The picture as training sees it, centre-cropped to the square; the mask is cropped with it."""
     read = init_images.read(picture(tmp_path / "mole.png"), mask(tmp_path / "mask.png"), 0.5, ASKED)
-    rows = read.rows(ASKED, 16)
+    rows = read.arrays(ASKED, 16)
     assert rows["image"].shape == (6, 16, 16, 3) and rows["image"].dtype == np.uint8
     with Image.open(tmp_path / "mole.png") as whole:
         np.testing.assert_array_equal(rows["image"][5], np.asarray(whole)[:, 4:20])
@@ -92,25 +91,21 @@ def test_a_folder_of_masks(tmp_path, manifest):
     folder.mkdir()
     for name in ("benign0", "benign2", "malignant0", "malignant2"):
         mask(folder / f"{name}.png")
-    found = init_images.read(str(manifest), str(folder), 0.5, ASKED).pictures
+    found = init_images.read(str(manifest), str(folder), 0.5, ASKED).images
     assert all(picture.mask == folder / picture.image.name for picture in found.values())
 
 
 def test_records_tell_the_start_by_its_content(tmp_path):
     read = init_images.read(picture(tmp_path / "a.png"), mask(tmp_path / "m.png"), 0.5, ASKED)
-    named = read.named(FIRST)
+    named = read.provenance(FIRST)
     assert named["strength"] == 0.5 and len(named["init_image"]) == len(named["init_mask"]) == 64
     (tmp_path / "a.png").rename(tmp_path / "b.png")
-    assert init_images.read(str(tmp_path / "b.png"), str(tmp_path / "m.png"), 0.5, ASKED).named(FIRST) == named
+    moved = init_images.read(str(tmp_path / "b.png"), str(tmp_path / "m.png"), 0.5, ASKED)
+    assert moved.provenance(FIRST) == named
     picture(tmp_path / "b.png", seed=1)
-    assert init_images.read(str(tmp_path / "b.png"), "", 0.5, ASKED).named(FIRST)["init_image"] != named["init_image"]
-
-
-def test_a_model_that_paints_needs_a_mask(tmp_path):
-    painting = SimpleNamespace(model=SimpleNamespace(configs={"unet": {"in_channels": 9}}))
-    for pictures in ("", picture(tmp_path / "a.png")):
-        with pytest.raises(UserError, match=r"this model paints into pictures: give config\.init\.images and"):
-            init_images.read(pictures, "", 0.5, ASKED).function(painting, 16)
+    assert (
+        init_images.read(str(tmp_path / "b.png"), "", 0.5, ASKED).provenance(FIRST)["init_image"] != named["init_image"]
+    )
 
 
 @pytest.mark.parametrize(

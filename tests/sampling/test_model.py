@@ -42,7 +42,7 @@ def test_a_lora_is_merged_at_its_weight_and_named(small_model, files, form):
     _, params, path = small_model
     folder, made, _ = files
     adapter = folder / f"{form}.safetensors"
-    read = model.read(str(path), str(adapter), 0.5, (), "refuse", "float32")
+    read = model.load_model(str(path), str(adapter), 0.5, (), "refuse", "float32")
     jax.tree.map(np.testing.assert_array_equal, read.params, lora.merge(params, made, 0.5))
     digests = {"model": model_files.digest(path), "lora": model_files.digest(adapter), "lora_weight": 0.5}
     assert read.digests == digests | SAID
@@ -51,7 +51,7 @@ def test_a_lora_is_merged_at_its_weight_and_named(small_model, files, form):
 @pytest.mark.parametrize("name", ["model", "model.safetensors", "derm-tiny"])
 def test_folders_single_files_and_shipped_models_are_read(small_model, files, name):
     path = {"model": small_model[2], "derm-tiny": "derm-tiny"}.get(name, files[0] / name)
-    read = model.read(str(path), "", 0.8, (), "refuse", "float32")
+    read = model.load_model(str(path), "", 0.8, (), "refuse", "float32")
     assert read.digests == {"model": model_files.digest(model_files.locate(str(path)))} | SAID
     assert len(read.digests["model"]) == 16
     if name != "derm-tiny":
@@ -61,7 +61,7 @@ def test_folders_single_files_and_shipped_models_are_read(small_model, files, na
 def test_words_are_tokens_with_their_vectors(small_model, files):
     folder, _, vectors = files
     word = folder / "mole.safetensors"
-    read = model.read(str(small_model[2]), "", 0.8, (str(word),), "refuse", "float32")
+    read = model.load_model(str(small_model[2]), "", 0.8, (str(word),), "refuse", "float32")
     table = read.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
     said = read.tokens(REQUEST)
     assert said.shape == (2, 77) and read.sd.configs["text_encoder"]["vocab_size"] == len(table) == 49410
@@ -70,7 +70,7 @@ def test_words_are_tokens_with_their_vectors(small_model, files):
 
 
 def test_prompt_and_negative_prompt_have_equally_many_chunks(small_model):
-    said = model.read(str(small_model[2]), "", 0.8, (), "chunk", "float32").tokens
+    said = model.load_model(str(small_model[2]), "", 0.8, (), "chunk", "float32").tokens
     for prompt, negative, guidance, shape in (
         ("mole " * 100, "hair", 2.0, (2, 154)),
         ("mole", "hair " * 160, 2.0, (2, 231)),

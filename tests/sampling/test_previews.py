@@ -11,7 +11,7 @@ from PIL import Image
 from dermjax.diffusion.denoiser import DENOISED, Denoiser
 from dermjax.diffusion.samplers import named
 from dermjax.models.stable_diffusion import SCHEDULER
-from dermjax.sampling.previews import sheet, watching
+from dermjax.sampling.previews import image_grid, watching
 
 MODEL = SimpleNamespace(
     configs={"vae": {"latent_channels": 4}},
@@ -44,4 +44,4 @@ def test_a_sheet_is_written_and_the_bar_told(tmp_path):
 
 def test_images_stand_in_rows():
     pictures = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    assert sheet(pictures)[::8, ::8, 0].tolist() == [[0, 1, 2], [3, 4, 0]]
+    assert image_grid(pictures)[::8, ::8, 0].tolist() == [[0, 1, 2], [3, 4, 0]]

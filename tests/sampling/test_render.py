@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from dermjax.sampling.render import Started, produce, rounds
+from dermjax.sampling.render import Started, produce
+from dermjax.sampling.requests import rounds
 
 
 class Asked(str):

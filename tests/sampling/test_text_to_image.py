@@ -19,7 +19,7 @@ from dermjax.diffusion.denoiser import Guidance
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD21
 from dermjax.sampling.previews import colours_of, watched
-from dermjax.sampling.text_to_image import Pipeline, image_to_image, inpaint, pixels, text_to_image
+from dermjax.sampling.text_to_image import LatentDiffusion, pixels, text_to_image
 
 SCHEDULER = SD21["scheduler"]  # predicts v
 PARAMS = {"unet": jnp.float32(0.5)}
@@ -54,7 +54,7 @@ def fake(passes, channels=4):
 
 def pipeline(passes, name, steps=20, channels=4):
     sampler = samplers.named(name)
-    return Pipeline(fake(passes, channels), sampler, sampler.ladder(SCHEDULER, steps, ""), 1, None)
+    return LatentDiffusion(fake(passes, channels), sampler, sampler.ladder(SCHEDULER, steps, ""), 1, None)
 
 
 def rendering(passes, name, steps=20):
@@ -137,7 +137,7 @@ def test_strength_is_how_far_an_image_goes(name):
     """At 1 of 20 steps it stays near, at all of them the noise has most of it."""
     far = []
     for strength in (0.05, 0.5, 1.0):
-        render = image_to_image(pipeline([], name), strength)
+        render = text_to_image(pipeline([], name), 32, strength)
         made = render(PARAMS, *ASKED, guidance(2), PHOTOGRAPHS)
         assert made.shape == PHOTOGRAPHS.shape and made.dtype == jnp.uint8
         far.append(np.abs(np.int32(made) - kept(PHOTOGRAPHS)).mean())
@@ -151,7 +151,7 @@ def test_strength_is_how_far_an_image_goes(name):
 def test_inpainting_leaves_the_rest(name, channels, strength):
     mask = np.zeros((2, 32, 48), bool)
     mask[0, 8:24, 16:32] = True
-    render = inpaint(pipeline([], name, channels=channels), strength)
+    render = text_to_image(pipeline([], name, channels=channels), 32, strength)
     made = np.int32(render(PARAMS, *ASKED, guidance(2), PHOTOGRAPHS, mask))
     changed = np.abs(made - kept(PHOTOGRAPHS)).max(-1) > 1
     assert not changed[~mask].any() and changed[0, 8:24, 16:32].mean() > 0.9
@@ -174,12 +174,19 @@ def test_a_model_of_nine_channels_is_shown_the_mask_and_the_rest():
     taken.model.network = watching
     mask = np.zeros((2, 32, 48), np.uint8)
     mask[:, 8:16, :8] = 255
-    inpaint(taken, 0.5)(PARAMS, ASKED[0], None, ASKED[2], guidance(1), PHOTOGRAPHS, mask).block_until_ready()
+    text_to_image(taken, 32, 0.5)(PARAMS, ASKED[0], None, ASKED[2], guidance(1), PHOTOGRAPHS, mask).block_until_ready()
     jax.effects_barrier()
     assert len(seen) == 10 and seen[0].shape == (2, 4, 6, 9)
     assert seen[0][..., 4].sum() == 2 and (seen[0][:, 1, 0, 4] == 1).all(), "one cell is to be painted"
     np.testing.assert_allclose(seen[0][:, 1, 0, 5:8], 0, atol=1e-6)
     np.testing.assert_allclose(seen[9][0, 0, 0, 5:8], PHOTOGRAPHS[0, 0, 0, 0] / 127.5 - 1, atol=1e-6)
+
+
+def test_a_model_of_nine_channels_needs_a_mask():
+    render = text_to_image(pipeline([], "Euler", channels=9), 32, 0.5)
+    for image in ((), (PHOTOGRAPHS,)):
+        with pytest.raises(UserError, match=r"this model paints into pictures: give config\.init\.images and"):
+            render(PARAMS, *ASKED, guidance(1), *image)
 
 
 @pytest.mark.parametrize("name", ["Euler a", pytest.param("Heun", marks=pytest.mark.slow)])
@@ -211,15 +218,15 @@ def test_colours_are_those_of_the_decoder():
 
 
 def test_sides_that_do_not_fit_are_named():
-    render = inpaint(pipeline([], "Euler"), 0.5)
+    render = text_to_image(pipeline([], "Euler"), 32, 0.5)
     with pytest.raises(UserError, match="mask 48x16 px: the image is 48x32 px; give a mask of its size"):
         render(PARAMS, *ASKED, guidance(1), PHOTOGRAPHS, np.zeros((2, 16, 48), bool))
     with pytest.raises(UserError, match="image 47x31 px: this model takes sides that are multiples of 8 px"):
-        image_to_image(pipeline([], "Euler"), 0.5)(PARAMS, *ASKED, guidance(1), PHOTOGRAPHS[:, :31, :47])
+        text_to_image(pipeline([], "Euler"), 32, 0.5)(PARAMS, *ASKED, guidance(1), PHOTOGRAPHS[:, :31, :47])
     with pytest.raises(UserError, match="image 36x36 px: this model takes sides that are multiples of 8 px"):
         text_to_image(pipeline([], "Euler"), 36)
     with pytest.raises(UserError, match="strength 2: give more than 0 and at most 1"):
-        image_to_image(pipeline([], "Euler"), 2)
+        text_to_image(pipeline([], "Euler"), 32, 2)
 
 
 def test_pixels_are_those_of_the_image_files():

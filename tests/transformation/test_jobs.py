@@ -48,35 +48,35 @@ def subject(manifest, masks=""):
     ],
 )
 def test_words_are_exchanged(prompt, asked, changed):
-    assert jobs.exchanged(prompt, asked) == changed
+    assert jobs.change_prompt(prompt, asked) == changed
 
 
 def test_a_prompt_that_says_so_already_is_named():
     for prompt, asked in (("one large mole", "larger"), ("four moles", "more"), ("a mole on dark skin", "dark skin")):
         with pytest.raises(UserError, match="says so already"):
-            jobs.exchanged(prompt, asked)
+            jobs.change_prompt(prompt, asked)
 
 
 def test_by_prompt_seed_and_sampler_stay(manifest):
-    job = jobs.job(subject(manifest), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS)
+    job = jobs.plan_job(subject(manifest), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS)
     assert job.request.prompt == "dermoscopy of one large benign mole, pale skin"
     assert (job.request.seed, job.request.sampler, job.request.steps, job.request.guidance) == (77, "Euler a", 12, 3.0)
     assert job.sketch is None and job.request.deep_cache == 1
     unusual = replace(manifest.records[0], generation=MADE | {"deep_cache": 3, "guidance_interval": [0.3, 5.0]})
-    again = jobs.job(
+    again = jobs.plan_job(
         replace(subject(manifest), record=unusual), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS
     ).request
     assert (again.deep_cache, again.guidance_interval) == (3, (0.3, 5.0))
     unknown = replace(subject(manifest), record=replace(manifest.records[0], generation={}))
     with pytest.raises(UserError, match="does not say what it was generated with"):
-        jobs.job(unknown, "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS)
+        jobs.plan_job(unknown, "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS)
 
 
 def test_a_sketch_is_asked_for_in_words_of_what_it_shows(manifest):
-    job = jobs.job(subject(manifest), "more", "inpaint", TEMPLATE, 1.5, 0.5, SETTINGS)
+    job = jobs.plan_job(subject(manifest), "more", "inpaint", TEMPLATE, 1.5, 0.5, SETTINGS)
     assert job.request.prompt == "dermoscopy of two medium benign moles, pale skin"
     assert job.request.image == "images/inpaint/more/benign/x.png" and job.request.seed == 5
-    dark = jobs.job(subject(manifest), "dark skin", "image_to_image", TEMPLATE, 1.5, 0.5, SETTINGS)
+    dark = jobs.plan_job(subject(manifest), "dark skin", "image_to_image", TEMPLATE, 1.5, 0.5, SETTINGS)
     assert dark.request.prompt == "dermoscopy of one medium benign mole, dark skin"
 
 

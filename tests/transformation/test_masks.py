@@ -15,8 +15,7 @@ from dermjax.data.phantoms.appearance import ARTEFACTS
 from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.transformation import masks as attention_masks
-from dermjax.transformation import masks as mask
+from dermjax.transformation import masks
 from dermjax.transformation.masks import cross_attention
 from dermjax.weights import model_files
 
@@ -61,23 +60,23 @@ def overlap(a, b):
 
 
 def test_both_masks_of_every_kept_image_lie_on_its_lesions(made, phantoms, tmp_path):
-    mask.run(config(made), tmp_path)
+    masks.run(config(made), tmp_path)
     told = {record.image: record.attributes["masks"] for record in records.read(tmp_path).records}
     assert told.keys() == {f"images/{number}.png" for number in range(16) if number != 3}
     by_kind = {"lesions": [], "attention": []}
-    for image, masks in told.items():
+    for image, described in told.items():
         truth = phantoms[int(Path(image).stem)].mask
         for kind, found in by_kind.items():
-            seen = images.decode(tmp_path / masks[kind])
+            seen = images.decode(tmp_path / described[kind])
             assert seen.shape == (128, 128, 3) and set(np.unique(seen)) <= {0, 255}
             found.append(overlap(seen[..., 0] > 0, truth))
-        assert masks["count"] >= 1 and 0 <= masks["overlap"] <= 1
+        assert described["count"] >= 1 and 0 <= described["overlap"] <= 1
     assert np.mean(by_kind["lesions"]) > 0.83
     assert np.mean(by_kind["attention"]) > 0.5  # cells of 8 pixels; a mask of all of the image has 0.1
 
 
 def test_classical_masks_need_no_model(made, tmp_path):
-    mask.run(config(made, model="", attention=False), tmp_path)
+    masks.run(config(made, model="", attention=False), tmp_path)
     assert "attention" not in records.read(tmp_path).records[0].attributes["masks"]
     assert not (tmp_path / "attention").exists()
 
@@ -93,17 +92,17 @@ def test_weights_of_a_pixel_are_shares():
 
 
 def test_words_of_several_tokens_are_found_wherever_they_stand():
-    found = attention_masks.places(np.array([0, 5, 6, 7, 5, 6, 2]), [[5, 6], [9]], "")
+    found = masks.locate_words(np.array([0, 5, 6, 7, 5, 6, 2]), [[5, 6], [9]], "")
     assert found.tolist() == [False, True, True, False, True, True, False]
 
 
 def test_what_cannot_be_masked_is_named(made, tmp_path):
     with pytest.raises(UserError, match=r"none of config\.words is in it"):
-        mask.run(config(made, words=("freckle",)), tmp_path)
+        masks.run(config(made, words=("freckle",)), tmp_path)
     with pytest.raises(UserError, match=r"config\.manifest"):
-        mask.run(config(""), tmp_path)
+        masks.run(config(""), tmp_path)
     manifest = records.read(made)
     wordless = tuple(replace(record, generation={}) for record in manifest.records)
     records.write(tmp_path / records.FILE, replace(manifest, records=wordless))
     with pytest.raises(UserError, match="no prompt on its record"):
-        mask.run(config(tmp_path), tmp_path / "out")
+        masks.run(config(tmp_path), tmp_path / "out")

@@ -111,7 +111,7 @@ def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, 
     def reached(*_):
         raise Reached
 
-    monkeypatch.setattr(run, "Studio", reached)
+    monkeypatch.setattr(run, "JobRenderer", reached)
     monkeypatch.setattr(run, "NUMERIC_VERSION", 2)
     with pytest.raises(Reached):
         run.run(config(photographs), finished)

@@ -32,7 +32,7 @@ def test_the_change_is_there_and_nothing_else(seen, asked):
     for image, before in seen:
         made = SKETCHES[asked](image, before, 1.5)
         after = segment(made.image)
-        assert measures.met(asked, measures.measured(before), measures.measured(after), 5.0)
+        assert measures.met(asked, measures.measure(before), measures.measure(after), 5.0)
         assert measures.decibels(image, made.image, ~made.region) > 35 or asked.endswith("skin")
         if asked not in ("more", "larger"):  # enlarged ones may touch
             assert after.count == before.count

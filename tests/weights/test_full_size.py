@@ -12,7 +12,7 @@ from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.diffusion.samplers import normal
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion, count
-from dermjax.sampling.text_to_image import Pipeline, text_to_image
+from dermjax.sampling.text_to_image import LatentDiffusion, text_to_image
 from dermjax.weights import diffusers as folders
 from dermjax.weights import torch_layout
 from dermjax.weights.stored import in_memory
@@ -104,7 +104,7 @@ def test_pixels_of_the_whole_pipeline(drawn, capsys):
     for name, theirs in images.items():
         sampler = samplers.named(name)
         ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
-        render = text_to_image(Pipeline(model, sampler, ladder, 1, None), SIZE)
+        render = text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), SIZE)
         ours = np.asarray(
             render(params, requested, negative, jnp.array([5]), Guidance(jnp.float32(GUIDANCE), None, None))
         )
