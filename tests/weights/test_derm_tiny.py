@@ -6,6 +6,7 @@ expected failure with what they reach; the mark is strict, so better weights mak
 
 import json
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,16 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from dermjax import sharding
-from dermjax.data import tokens
 from dermjax.data.images import from_model, to_model
 from dermjax.data.imaging import artefacts
 from dermjax.data.imaging.segmentation import segment
 from dermjax.data.phantoms import appearance, captions, painting
 from dermjax.data.phantoms.painting import phantom
 from dermjax.sampling.init_images import NOISE
-from dermjax.sampling.model import speaker
-from dermjax.sampling.render import renderer
+from dermjax.sampling.model import load_model
+from dermjax.sampling.render import Renderer
 from dermjax.sampling.requests import Request
 from dermjax.weights import diffusers
 
@@ -39,19 +38,17 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def draw(model):
+def draw():
     """A function from parameters to images: each asks with the caption of a phantom that has them."""
-    sd, params = model
-    speak = speaker(tokens.load_tokenizer(sd.tokenizer), [], "refuse")
-    begin = renderer(sd, params, speak, NOISE, None, sd.size, BATCH, sharding.mesh(1, 1))
+    renderer = Renderer(load_model("derm-tiny", "", 1.0, (), "refuse", "float32").placed(), None)
+    begin = partial(renderer.begin, init=NOISE, size=renderer.model.sd.size, batch=BATCH)
 
     def images(asked: list[dict], first_seed: int) -> list[np.ndarray]:
         requests = []
         for seed, wanted in enumerate(asked, first_seed):
             prompt = captions.caption(appearance.draw(seed, ABSENT | wanted), None)
             requests.append(Request(image="", label="", prompt=prompt, negative="", seed=seed, sampler=SAMPLER,
-                                    steps=STEPS, spacing="", guidance=GUIDANCE, guidance_rescale=0.0,
-                                    guidance_interval=(), deep_cache=1))  # fmt: skip
+                                    steps=STEPS, guidance=GUIDANCE))  # fmt: skip
         chunks = [requests[at : at + BATCH] for at in range(0, len(requests), BATCH)]
         return [image for chunk in chunks for image in np.asarray(begin([chunk]).images)[: len(chunk)]]
 
