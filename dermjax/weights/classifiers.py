@@ -34,8 +34,8 @@ from dermjax.models.vit import grid
 from dermjax.progress import say
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.diffusers import write_json
-from dermjax.weights.stored import Stored, Tensors, in_memory
-from dermjax.weights.tensor_files import opened, read_json
+from dermjax.weights.safetensors import LazyTensor, Tensors, from_array
+from dermjax.weights.tensor_files import open_file, read_json
 
 HEAD_WIDTH = 64  # of every ViT from Ti to L
 EPSILON = {"vit": 1e-6, "mobilenet_v2": 1e-5}  # of timm's LayerNorm, and of PyTorch's BatchNorm
@@ -160,7 +160,7 @@ def _read_vit(file: Tensors) -> tuple[Tensors, dict, tuple]:
         if rest.startswith("attn.qkv."):
             leaf = rest.rpartition(".")[2]
             for place, part in enumerate(PARTS):
-                tensors[f"{at}.attention.attention.{part}.{leaf}"] = tensor.changed(
+                tensors[f"{at}.attention.attention.{part}.{leaf}"] = tensor.transform(
                     (width, *tensor.shape[1:]), _third(place, width)
                 )
         else:
@@ -188,7 +188,7 @@ def _write_vit(tensors: Tensors, config: dict) -> Tensors:
         elif block[2].startswith("attention.attention.query."):
             leaf = name.rpartition(".")[2]
             parts = [tensors[name.replace(".query.", f".{part}.")] for part in PARTS]
-            file[f"blocks.{block[1]}.attn.qkv.{leaf}"] = tensor.changed(
+            file[f"blocks.{block[1]}.attn.qkv.{leaf}"] = tensor.transform(
                 (3 * tensor.shape[0], *tensor.shape[1:]), _stacked(parts)
             )
         elif not block[2].startswith("attention.attention."):
@@ -200,7 +200,7 @@ def _third(place: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda whole: whole[place * width : (place + 1) * width]
 
 
-def _stacked(parts: list[Stored]) -> Callable[[np.ndarray], np.ndarray]:
+def _stacked(parts: list[LazyTensor]) -> Callable[[np.ndarray], np.ndarray]:
     return lambda _: np.concatenate([part.read() for part in parts])
 
 
@@ -307,8 +307,8 @@ def contents(path: Path) -> tuple[dict, Tensors, Path, tuple]:
     found = {} if path.is_file() else read_json(path / "config.json")
     file = path if path.is_file() else path / "model.safetensors"
     if not path.is_file() and not ("architecture" in found and "model_type" not in found):
-        return found, opened(file)[0], file, ()
-    tensors, told = opened(file)  # a state dict alone, or in timm's own folder
+        return found, open_file(file)[0], file, ()
+    tensors, told = open_file(file)  # a state dict alone, or in timm's own folder
     tensors, config, pixels = read_names(tensors, str(file))
     said = found.get("pretrained_cfg", {})
     pixels = tuple(tuple(said.get(key, value)) for key, value in zip(("mean", "std"), pixels, strict=True))
@@ -322,7 +322,7 @@ def convert(from_: str, to: str, form: str) -> None:
     if found.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{folder}/config.json: not a classifier folder of dermjax or transformers")
     config = ARCHITECTURES[found["model_type"]].defaults | found
-    tensors = write_names(opened(folder / "model.safetensors")[0], config, form)
+    tensors = write_names(open_file(folder / "model.safetensors")[0], config, form)
     safetensors.write(Path(to), tensors, {"id2label": json.dumps(found.get("id2label", {}))})
     say(f"{to}: {len(tensors)} tensors under the names of {form}")
 
@@ -334,7 +334,7 @@ def write(folder: Path, classifier: Classifier, params: dict, variables: dict) -
     part.mkdir(parents=True)
     write_json(part / "config.json", classifier.config)
     write_json(part / "preprocessor_config.json", preprocessor(classifier))
-    tensors = torch_layout.stored(params, np.float32) | torch_layout.stored(variables, np.float32)
+    tensors = torch_layout.to_file(params, np.float32) | torch_layout.to_file(variables, np.float32)
     safetensors.write(part / "model.safetensors", theirs(tensors), {})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
@@ -354,7 +354,7 @@ def theirs(tensors: Tensors) -> Tensors:
     back = {ours: theirs for theirs, ours in STATISTICS.items()}
     file = {renamed(name, back): tensor for name, tensor in tensors.items()}
     counters = [name.replace("running_mean", COUNTER) for name in file if name.endswith("running_mean")]
-    return file | {name: in_memory(np.zeros((), np.int64)) for name in counters}
+    return file | {name: from_array(np.zeros((), np.int64)) for name in counters}
 
 
 def renamed(name: str, leaves: dict[str, str]) -> str:
@@ -371,12 +371,12 @@ def same_labels(config: dict, labels: tuple[str, ...]) -> bool:
 def with_new_head(file: Tensors, classifier: Classifier) -> Tensors:
     """Returns the tensors with a head of zeros in place of theirs."""
     head = {f"{HEAD}.{leaf}": np.zeros(shape.shape) for leaf, shape in classifier.shapes[0][HEAD].items()}
-    return file | torch_layout.stored(head, np.float32)
+    return file | torch_layout.to_file(head, np.float32)
 
 
 def resized(file: Tensors, name: str, side: int) -> Tensors:
     """Returns the tensors with the position embeddings resampled to side x side patches."""
-    return file | {name: in_memory(resize_positions(np.asarray(file[name].read(), np.float32), side))}
+    return file | {name: from_array(resize_positions(np.asarray(file[name].read(), np.float32), side))}
 
 
 def preprocessing(folder: Path, architecture: Architecture) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,14 +8,14 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.progress import say
-from dermjax.weights import diffusers, families, lora_files, model_files, single_file
+from dermjax.weights import diffusers, lora_files, model_files, single_file, tensor_files
 from dermjax.weights.lora import merge
-from dermjax.weights.tensor_files import opened
+from dermjax.weights.tensor_files import open_file
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 NONE = "none"  # for `lora`: merge nothing
 FOUND = "found"  # for `variant` and `prediction`: what the model's files say or have
-PREDICTIONS = (FOUND, *families.PREDICTIONS.values())
+PREDICTIONS = (FOUND, *tensor_files.PREDICTIONS.values())
 
 
 def convert(
@@ -40,7 +40,7 @@ def convert(
         raise UserError(f"prediction {prediction!r} is unknown; there are {', '.join(PREDICTIONS)}")
     if target.exists():
         raise UserError(f"{target}: is there already; remove it or give another name")
-    if source.is_file() and families.kind(opened(source)[0]) == families.LORA:
+    if source.is_file() and tensor_files.kind(open_file(source)[0]) == tensor_files.LORA:
         if lora != NONE:
             raise UserError(f"{source}: is a LoRA; merge {lora} into a model instead")
         other_form(source, target, DTYPES[dtype])
@@ -66,8 +66,8 @@ def chosen(source: Path, variant: str, ema: bool, prediction: str) -> tuple[Stab
 
 def other_form(source: Path, target: Path, dtype) -> None:
     """Writes a LoRA in kohya's form where it is in PEFT's, else in PEFT's."""
-    tensors, _ = opened(source)
-    width = families.context_width(tensors)
+    tensors, _ = open_file(source)
+    width = tensor_files.context_width(tensors)
     preset = {768: SD15, 1024: SD21}.get(width)
     if preset is None:
         raise UserError(f"{source}: made for a model with a context {width} wide, whose layers are not known here")

@@ -20,8 +20,8 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import safetensors, torch_layout
-from dermjax.weights.stored import Tensors
-from dermjax.weights.tensor_files import SHIPPED, opened, read_json, weight_files
+from dermjax.weights.safetensors import Tensors
+from dermjax.weights.tensor_files import SHIPPED, open_file, read_json, weight_files
 
 Params = dict[str, Any]
 
@@ -97,7 +97,7 @@ def parameters(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtyp
     wanted = {name: torch_layout.expected(sd.shapes[name]) for name in FILES}
     torch_layout.check(together(wanted), together(found), source)
 
-    params = {name: torch_layout.lazy(sd.shapes[name], found[name], dtype) for name in FILES}
+    params = {name: torch_layout.from_file(sd.shapes[name], found[name], dtype) for name in FILES}
     return params if lazy else jax.tree.map(lambda leaf: leaf.read(), params)
 
 
@@ -115,7 +115,7 @@ def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
             (part / name).mkdir()
             write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
         for name, file in FILES.items():
-            safetensors.write(part / name / file, torch_layout.stored(params[name], dtype), {})
+            safetensors.write(part / name / file, torch_layout.to_file(params[name], dtype), {})
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(part, folder)
@@ -145,7 +145,7 @@ def component(folder: Path, variant: str) -> Tensors:
     transformers 5 saves CLIP's text model without the prefix `text_model.` that every older file has, and older files
     carry a buffer of positions that is no weight.
     """
-    found = {name: each for file in weight_files(folder, variant) for name, each in opened(file)[0].items()}
+    found = {name: each for file in weight_files(folder, variant) for name, each in open_file(file)[0].items()}
     if "embeddings.token_embedding.weight" in found:
         found = {f"text_model.{name}": tensor for name, tensor in found.items()}
     found.pop("text_model.embeddings.position_ids", None)

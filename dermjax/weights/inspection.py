@@ -7,9 +7,9 @@ import collections
 from pathlib import Path
 
 from dermjax.errors import UserError
-from dermjax.weights import families, lora_files, textual_inversion
-from dermjax.weights.stored import Tensors
-from dermjax.weights.tensor_files import SHIPPED, opened, read_json, weight_files
+from dermjax.weights import lora_files, tensor_files, textual_inversion
+from dermjax.weights.safetensors import Tensors
+from dermjax.weights.tensor_files import SHIPPED, open_file, read_json, weight_files
 
 NETWORKS = {  # the beginnings of names in a single file
     "unet": ("model.diffusion_model.",),
@@ -49,28 +49,28 @@ def described(path: Path) -> tuple[str, Rows]:
 
 def a_file(path: Path) -> tuple[str, Rows]:
     """Returns what a file is."""
-    tensors, texts = opened(path)
-    kind, family = families.kind(tensors), families.family(tensors)
+    tensors, texts = open_file(path)
+    kind, family = tensor_files.kind(tensors), tensor_files.family(tensors)
     form = "safetensors" if path.suffix == ".safetensors" else "PyTorch"
-    if kind == families.LORA:
+    if kind == tensor_files.LORA:
         return f"LoRA, {family or 'family unknown'}", lora_rows(path, tensors, texts)
-    if kind == families.EMBEDDING:
+    if kind == tensor_files.EMBEDDING:
         return f"embedding, {family or 'family unknown'}", [
             row
             for each in textual_inversion.read(path)
             for row in (("token", each.token), ("vectors", " x ".join(map(str, each.vectors.shape))))
         ]
-    if kind == families.SINGLE_FILE:
+    if kind == tensor_files.SINGLE_FILE:
         rows = []
         for network, prefixes in NETWORKS.items():
             part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
             if part:
                 rows.append((network, size(part)))
-        rows.append(("scheduler", f"not in such files; the UNet predicts {families.prediction(tensors, texts)}"))
+        rows.append(("scheduler", f"not in such files; the UNet predicts {tensor_files.prediction(tensors, texts)}"))
         if "global_step" in texts:
             rows.append(("trained", f"{texts['global_step']} steps"))
         return f"single-file model, {family or 'family unknown'}, {form}", rows
-    if kind == families.COMPONENT:
+    if kind == tensor_files.COMPONENT:
         return f"one network of a model, {form}", [("tensors", size(tensors))]
     return f"{form} file of unknown contents", [("tensors", size(tensors))]
 
@@ -84,7 +84,7 @@ def a_pipeline(path: Path) -> tuple[str, Rows]:
             rows.append((name, "missing"))
             continue
         files = weight_files(path / name, "")
-        tensors = {key: each for file in files for key, each in opened(file)[0].items()}
+        tensors = {key: each for file in files for key, each in open_file(file)[0].items()}
         rows.append((name, f"{size(tensors)}, {files[0].name}" + (f" and {len(files) - 1} more" if files[1:] else "")))
         width = read_json(path / name / "config.json").get("cross_attention_dim", width)
     scheduler = path / "scheduler" / "scheduler_config.json"
@@ -95,14 +95,14 @@ def a_pipeline(path: Path) -> tuple[str, Rows]:
         unet, levels = read_json(path / "unet" / "config.json"), read_json(path / "vae" / "config.json")
         side = unet.get("sample_size", 0) * 2 ** (len(levels.get("block_out_channels", [0])) - 1)
         rows.append(("image", f"{side} x {side}" + (", inpainting" if unet.get("in_channels") == 9 else "")))
-    return f"model folder, {families.WIDTHS.get(width, families.architecture(width))}", rows
+    return f"model folder, {tensor_files.WIDTHS.get(width, tensor_files.architecture(width))}", rows
 
 
 def a_network(path: Path) -> tuple[str, Rows]:
     """Returns what a folder with one network is: a classifier, or a part of a model."""
     config = read_json(path / "config.json")
     files = weight_files(path, "")
-    tensors = {key: each for file in files for key, each in opened(file)[0].items()}
+    tensors = {key: each for file in files for key, each in open_file(file)[0].items()}
     rows = [("tensors", size(tensors))]
     if isinstance(config.get("id2label"), dict):
         rows.append(("labels", ", ".join(str(label) for label in config["id2label"].values())))

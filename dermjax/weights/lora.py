@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dermjax.weights.stored import Stored
+from dermjax.weights.safetensors import LazyTensor
 from dermjax.weights.torch_layout import flatten, unflatten
 
 Tree = dict[str, Any]
@@ -80,6 +80,6 @@ def merge(params: Tree, lora: Lora, weight: float) -> Tree:
 
 def adapted(kernel: Any, down: jax.Array, up: jax.Array, share: float) -> Any:
     """Returns kernel [..., in, out] + share * down @ up."""
-    if isinstance(kernel, Stored):
-        return kernel.changed(kernel.shape, lambda array: np.asarray(adapted(array, down, up, share)))
+    if isinstance(kernel, LazyTensor):
+        return kernel.transform(kernel.shape, lambda array: np.asarray(adapted(array, down, up, share)))
     return kernel + share * jnp.einsum("...ir,ro->...io", down, up)

@@ -22,10 +22,10 @@ import numpy as np
 
 from dermjax.errors import UserError
 from dermjax.progress import say
-from dermjax.weights import families, ldm_names, safetensors, tensor_files, torch_layout
+from dermjax.weights import ldm_names, safetensors, tensor_files, torch_layout
 from dermjax.weights.lora import Lora
-from dermjax.weights.stored import Stored, Tensors
-from dermjax.weights.tensor_files import opened, read_json
+from dermjax.weights.safetensors import LazyTensor, Tensors
+from dermjax.weights.tensor_files import open_file, read_json
 
 NETWORKS = ("unet", "text_encoder")
 KEY = "lora_adapter_metadata"  # diffusers' JSON in the file: {"unet.lora_alpha": …}
@@ -171,8 +171,8 @@ def read(path: Path, shapes: Tree) -> Lora:
       UserError: the file is broken, no LoRA, of a kind that dermjax does not do, or does not fit the model.
     """
     path = locate_metadata(path)
-    tensors, texts = opened(path)
-    families.require(families.LORA, tensors, str(path))
+    tensors, texts = open_file(path)
+    tensor_files.require(tensor_files.LORA, tensors, str(path))
     for word, kind in UNKNOWN.items():
         if any(word in name for name in tensors):
             raise UserError(f"{path}: is {kind}, not plain LoRA; dermjax does not do that")
@@ -262,7 +262,7 @@ def write_kohya(path: Path, lora: Lora, *, dtype) -> None:
         tensors |= {
             f"{name}.lora_down.weight": first,
             f"{name}.lora_up.weight": second,
-            f"{name}.alpha": Stored((), alpha.dtype, lambda alpha=alpha: alpha),
+            f"{name}.alpha": LazyTensor((), alpha.dtype, lambda alpha=alpha: alpha),
         }
     rank, alpha = most(lora.ranks), most(lora.alphas)
     said = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
@@ -295,7 +295,7 @@ def spellings(shapes: Tree) -> dict[str, str]:
     return found
 
 
-def sorted_out(tensors: Tensors, spelt: dict[str, str]) -> tuple[dict[str, dict[str, Stored]], list[str]]:
+def sorted_out(tensors: Tensors, spelt: dict[str, str]) -> tuple[dict[str, dict[str, LazyTensor]], list[str]]:
     """Returns {our module: its parts}, and what belongs to none."""
     found, wrong = collections.defaultdict(dict), []
     for name, tensor in tensors.items():
@@ -313,31 +313,31 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if shape[2:] == (1, 1) else tuple(shape)
 
 
-def down(tensor: Stored, kernel: tuple[int, ...]) -> Stored:
+def down(tensor: LazyTensor, kernel: tuple[int, ...]) -> LazyTensor:
     """Returns [r, in] or [r, in, h, w] of a file as [in, r] or [h, w, in, r], as the kernel has axes."""
     rank = tensor.shape[0]
     shape = (*kernel[:-1], rank)
     if len(tensor.shape) == 4:
-        return tensor.changed(shape, lambda array: array.transpose(2, 3, 1, 0).reshape(shape))
-    return tensor.changed(shape, lambda array: array.T.reshape(shape))
+        return tensor.transform(shape, lambda array: array.transpose(2, 3, 1, 0).reshape(shape))
+    return tensor.transform(shape, lambda array: array.T.reshape(shape))
 
 
-def up(tensor: Stored) -> Stored:
+def up(tensor: LazyTensor) -> LazyTensor:
     """Returns [out, r] or [out, r, 1, 1] of a file as [r, out]."""
     out, rank = tensor.shape[:2]
-    return tensor.changed((rank, out), lambda array: array.reshape(out, rank).T)
+    return tensor.transform((rank, out), lambda array: array.reshape(out, rank).T)
 
 
-def as_torch(lora: Lora, dtype) -> dict[str, tuple[Stored, Stored]]:
+def as_torch(lora: Lora, dtype) -> dict[str, tuple[LazyTensor, LazyTensor]]:
     """Returns {module: (down, up)} in the file's layout: up is a 1x1 convolution where the kernel is one."""
     flat = torch_layout.flatten(lora.adapters)
 
-    def pair(module: str) -> tuple[Stored, Stored]:
+    def pair(module: str) -> tuple[LazyTensor, LazyTensor]:
         kernels = {"down.kernel": flat[f"{module}.down"], "up.kernel": flat[f"{module}.up"]}
-        first, second = torch_layout.stored(kernels, dtype).values()
+        first, second = torch_layout.to_file(kernels, dtype).values()
         if len(first.shape) == 4:
             shape = (*second.shape, 1, 1)
-            second = second.changed(shape, lambda array: array.reshape(shape))
+            second = second.transform(shape, lambda array: array.reshape(shape))
         return first, second
 
     return {module: pair(module) for module in lora.alphas}

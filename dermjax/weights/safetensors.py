@@ -1,23 +1,25 @@
-"""safetensors files, in and out, one tensor in memory at a time.
+"""Tensors that stay in their file until they are read, and safetensors files of them.
 
-The format: eight bytes with the length of the header, the header (JSON: name -> dtype, shape, first and last byte, and
-texts under `__metadata__`), then the elements of all tensors. The package of that name would map the whole file or take
-all tensors of a model at once, and knows no bfloat16 without PyTorch. What it refuses is refused here: bytes that two
-tensors share or none has, a name that is there twice, texts that are no UTF-8.
+Everything that renames, splits or transposes tensors on their way works on `LazyTensor`s, known by shape and type and
+read one at a time, so that a whole model takes the memory of its largest tensor on its way in or out.
+
+The package `safetensors` checks a file when it is opened. The elements are mapped here, and written here: the package
+copies what it reads, takes all tensors of a file at once to write them, and has no bfloat16 without PyTorch.
 """
 
-import collections
+import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from dermjax.errors import UserError
-from dermjax.weights.stored import Tensors, check_shape, in_file, short, unreadable
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -39,11 +41,56 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}  # an element, of the format's types that are not read here
-BITS |= {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT = 8  # the header is padded with spaces to a multiple of it
-LONGEST = 100_000_000  # bytes of a header, as the package has it
+MOST_AXES, MOST_ELEMENTS = 32, 2**40  # of a tensor; the largest of a Stable Diffusion has 2**26
+SHOWN = 200  # characters of what a file says in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that `read` fetches, each time anew."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """Reads it where numpy or JAX needs an array, so that a tree of such tensors is one of parameters."""
+        return np.asarray(self.read(), dtype)
+
+    def transform(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> "LazyTensor":
+        """Returns the tensor of this shape that `function` makes of this one when it is read."""
+        return LazyTensor(shape, self.dtype, lambda: function(self.read()))
+
+
+Tensors = dict[str, LazyTensor]
+
+
+def from_file(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> LazyTensor:
+    """Returns the tensor whose little-endian elements, last axis fastest, start at this byte of the file.
+
+    What it reads are pages of the file, mapped: they take memory when they are touched, and writing to the array
+    leaves the file as it is.
+    """
+
+    def read() -> np.ndarray:
+        size = math.prod(shape) * dtype.itemsize
+        # bytes first: numpy maps files of its own types only, and bfloat16 is none of them; nor does it map nothing
+        content = np.asarray(np.memmap(path, np.uint8, "c", offset, size)) if size else np.empty(0, np.uint8)
+        return content.view(dtype).reshape(shape)
+
+    return LazyTensor(shape, dtype, read)
+
+
+def from_array(array: np.ndarray) -> LazyTensor:
+    """Returns an array in the place of a tensor of a file."""
+    return LazyTensor(array.shape, array.dtype, lambda: array)
 
 
 def read(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -52,64 +99,39 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
     A tensor of a type that is not one of DTYPES, such as one of four bits, is an error when it is read, not before.
 
     Raises:
-      UserError: the file ends early, or its header is damaged.
+      UserError: the file ends early, or the package or `check_shape` refuses its header.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start = 8 + length
-        if start > size:
-            raise UserError(f"{path}: ends early, within its header; fetch the file again")
-        if length > LONGEST:
-            raise UserError(f"{path}: a header of {length:,} bytes is none of a model; fetch the file again")
-        header = file.read(length)
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=once)
-        metadata = entries.pop("__metadata__", None) or {}
-        if not all(isinstance(text, str) for text in metadata.values()):
-            raise ValueError("__metadata__ holds more than texts")
-        spans = {name: span(name, entry) for name, entry in entries.items()}
-        end = 0
-        for name, (first, last) in sorted(spans.items(), key=lambda each: each[1]):
-            if first != end:
-                raise ValueError(f"{name} begins at byte {first:,}, where the tensor before it ends at {end:,}")
-            end = last
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: its header is damaged ({short(error)}); fetch the file again") from error
-    if start + end != size:
-        raise UserError(f"{path}: {size:,} bytes where its header promises {start + end:,}; fetch the file again")
-    tensors = {}
-    for name, entry in entries.items():
-        dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-        if dtype is None:
-            tensors[name] = unreadable(f"{path}: {name} is of the type {entry['dtype']}", shape)
-        else:
-            tensors[name] = in_file(path, start + spans[name][0], dtype, shape)
-    return tensors, metadata
+        with safe_open(path, "np"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", None) or {}
+        for name, entry in header.items():
+            check_shape(name, entry["shape"])
+    except (SafetensorError, ValueError) as error:
+        damage = f"its header is damaged ({summarize(error)})"
+        if "invalid header length" in str(error):
+            damage = "ends early, within its header"
+        elif "not fully covered" in str(error):
+            damage = f"has {path.stat().st_size:,} bytes where its header promises another number"
+        raise UserError(f"{path}: {damage}; fetch the file again") from error
 
+    def tensor(name: str, entry: dict[str, Any]) -> LazyTensor:
+        shape, kind = tuple(entry["shape"]), entry["dtype"]
+        if kind in DTYPES:
+            return from_file(path, 8 + length + entry["data_offsets"][0], DTYPES[kind], shape)
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object of its pairs; a name that is there twice, or is no text, is a ValueError."""
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        (name, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{name} is there twice")
-    "".join(content).encode("utf-8")  # halves of a surrogate pair are a UnicodeEncodeError
-    return content
+        def refuse() -> np.ndarray:
+            raise UserError(
+                f"{path}: {name} is of the type {kind}, which dermjax does not read; give the file in float16, "
+                "bfloat16 or float32"
+            )
 
+        return LazyTensor(shape, np.dtype(np.void), refuse)
 
-def span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
-    """Returns the first and the last byte of a tensor, which are as far apart as its shape and its type ask for."""
-    (first, last), shape = entry["data_offsets"], entry["shape"]
-    check_shape(name, shape)
-    if any(type(number) is not int or number < 0 for number in (first, last)):
-        raise ValueError(f"{name} has the bytes {first} to {last}")
-    bits = BITS.get(entry["dtype"])
-    if bits is not None and 8 * (last - first) != math.prod(shape) * bits:
-        raise ValueError(f"{name} has {last - first} bytes for {shape} {entry['dtype']}")
-    if last < first:
-        raise ValueError(f"{name} ends before it begins")
-    return first, last
+    return {name: tensor(name, entry) for name, entry in header.items()}, metadata
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
@@ -135,3 +157,17 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_shape(name: str, shape: Any) -> None:
+    """Raises ValueError where what a file gives as a shape is none, or none that arrays have."""
+    if not isinstance(shape, list | tuple) or any(type(n) is not int or n < 0 for n in shape[:MOST_AXES]):
+        raise ValueError(f"{name} has the shape {ascii(shape)[:80]}")
+    if len(shape) > MOST_AXES or math.prod(max(n, 1) for n in shape) > MOST_ELEMENTS:
+        raise ValueError(f"{name} has {len(shape)} axes or more elements than a tensor can have")
+
+
+def summarize(error: Exception) -> str:
+    """Returns an error over a file in a piece of one line, whatever the file has put into it."""
+    text = str(error) if all(isinstance(each, str | bytes | int) for each in error.args) else ""
+    return f"{type(error).__name__}: {ascii(text[:SHOWN])[1:-1]}".removesuffix(": ")

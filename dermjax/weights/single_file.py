@@ -18,10 +18,10 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SCHEDULER, SD15, SD21, StableDiffusion
 from dermjax.progress import say
-from dermjax.weights import diffusers, families, ldm_names, safetensors, torch_layout
+from dermjax.weights import diffusers, ldm_names, safetensors, tensor_files, torch_layout
 from dermjax.weights.diffusers import Params
-from dermjax.weights.stored import Stored, Tensors
-from dermjax.weights.tensor_files import opened
+from dermjax.weights.safetensors import LazyTensor, Tensors
+from dermjax.weights.tensor_files import open_file
 
 PRESETS = {768: (SD15, "clip_tokenizer"), 1024: (SD21, "clip_tokenizer_2")}  # by the width of the context
 CONFIGS = "dermjax.configs"  # where our own files say their configs
@@ -68,8 +68,8 @@ def read(
     Raises:
       UserError: the file is broken, not a Stable Diffusion 1.x or 2.x, or its tensors do not fit.
     """
-    tensors, texts = opened(path)
-    families.require(families.SINGLE_FILE, tensors, str(path))
+    tensors, texts = open_file(path)
+    tensor_files.require(tensor_files.SINGLE_FILE, tensors, str(path))
     tensors = renewed(tensors)
     if ema:
         tensors = averaged(tensors, str(path))
@@ -98,14 +98,14 @@ def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
         raise UserError(f"{path}: a single file holds no tokenizer, and this model has its own; give a folder's name")
     tensors: Tensors = {}
     for network, each in layout(sd, text["hidden_act"] == "gelu").items():
-        named = torch_layout.stored(params[network], dtype)
+        named = torch_layout.to_file(params[network], dtype)
         tensors |= {name: joined(entry, named, np.dtype(dtype)) for name, entry in each.items()}
     safetensors.write(path, tensors, metadata(sd))
 
 
 def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, source: str) -> StableDiffusion:
     """Returns the model that a file's metadata describes, or the published one that its tensors look like."""
-    width = families.context_width(tensors)
+    width = tensor_files.context_width(tensors)
     preset, tokenizer = PRESETS.get(width, (None, "clip_tokenizer"))
     if CONFIGS in texts:
         try:
@@ -120,12 +120,12 @@ def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, so
         raise UserError(f"{source}: its context is {width} wide; Stable Diffusion 1.x has 768 and 2.x 1024")
     else:
         configs = copy.deepcopy(preset)
-        first = tensors.get(families.FIRST)
+        first = tensors.get(tensor_files.FIRST)
         if first and len(first.shape) == 4:
             configs["unet"]["in_channels"] = first.shape[1]
-        kind = prediction or families.prediction(tensors, texts)
+        kind = prediction or tensor_files.prediction(tensors, texts)
         configs["scheduler"]["prediction_type"] = kind
-        if families.PURE_NOISE in tensors or families.PURE_NOISE in texts:
+        if tensor_files.PURE_NOISE in tensors or tensor_files.PURE_NOISE in texts:
             configs["scheduler"] = SCHEDULER | PURE_NOISE | {"prediction_type": kind}
         if preset is SD21 and kind == "epsilon":
             configs["unet"]["sample_size"], configs["vae"]["sample_size"] = 64, 512
@@ -134,7 +134,7 @@ def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, so
 
 def metadata(sd: StableDiffusion) -> dict[str, str]:
     """Returns what a file of ours says of itself, in Stability's ModelSpec 1.0 and as our own configs."""
-    said = {theirs: ours for ours, theirs in families.PREDICTIONS.items()}.get(sd.prediction, sd.prediction)
+    said = {theirs: ours for ours, theirs in tensor_files.PREDICTIONS.items()}.get(sd.prediction, sd.prediction)
     second = f"stable-diffusion-v2-{'768-v' if said == 'v' else '512'}"
     return {
         "modelspec.sai_model_spec": "1.0.0",
@@ -185,7 +185,7 @@ def fused(wanted: dict[str, tuple[int, ...]], prefix: str) -> dict[str, Entry]:
     return entries
 
 
-def fitting(entry: Entry, tensor: Stored | None) -> tuple[int, ...]:
+def fitting(entry: Entry, tensor: LazyTensor | None) -> tuple[int, ...]:
     """Returns the shape that an entry should have; a 1x1 convolution is as good without its two axes."""
     flat = entry.shape[:2] if entry.shape[2:] == (1, 1) else entry.shape
     return flat if tensor is not None and tensor.shape == flat else entry.shape
@@ -201,20 +201,20 @@ def ours(entries: dict[str, Entry], tensors: Tensors, shapes: dict) -> Tensors:
             def part(array: np.ndarray, i=i, shape=shape) -> np.ndarray:
                 return array[i * shape[0] : (i + 1) * shape[0]].reshape(shape)
 
-            found[our] = tensors[name].changed(shape, part)
+            found[our] = tensors[name].transform(shape, part)
     return found
 
 
-def joined(entry: Entry, named: Tensors, dtype: np.dtype) -> Stored:
+def joined(entry: Entry, named: Tensors, dtype: np.dtype) -> LazyTensor:
     """Returns the LDM tensor of an entry, made of ours when it is read."""
-    return Stored(
+    return LazyTensor(
         entry.shape, dtype, lambda: np.concatenate([named[our].read() for our in entry.ours]).reshape(entry.shape)
     )
 
 
-def unread(name: str, tensor: Stored, sd: StableDiffusion) -> bool:
+def unread(name: str, tensor: LazyTensor, sd: StableDiffusion) -> bool:
     """Returns whether a tensor is one that such files carry and no network reads, such as OpenCLIP's last layer."""
-    if tensor.dtype not in WEIGHTS or name in (families.VELOCITY, families.PURE_NOISE):
+    if tensor.dtype not in WEIGHTS or name in (tensor_files.VELOCITY, tensor_files.PURE_NOISE):
         return True
     block = re.match(rf"{re.escape(ldm_names.OPEN_CLIP)}transformer\.resblocks\.(\d+)\.", name)
     beyond = block is not None and int(block[1]) >= sd.configs["text_encoder"]["num_hidden_layers"]

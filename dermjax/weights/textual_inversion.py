@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights import families, safetensors
-from dermjax.weights.stored import in_memory
-from dermjax.weights.tensor_files import opened
+from dermjax.weights import safetensors, tensor_files
+from dermjax.weights.safetensors import from_array
+from dermjax.weights.tensor_files import open_file
 
 ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
 PARAMS = "string_to_param."  # what AUTOMATIC1111's names begin with, once joined
@@ -47,8 +47,8 @@ def read(path: Path) -> list[Embedding]:
     Raises:
       UserError: the file is broken, holds something else, or an embedding for SDXL.
     """
-    tensors, texts = opened(path)
-    families.require(families.EMBEDDING, tensors, str(path))
+    tensors, texts = open_file(path)
+    tensor_files.require(tensor_files.EMBEDDING, tensors, str(path))
     found = []
     for name, tensor in tensors.items():
         token = name.removeprefix(PARAMS)
@@ -67,7 +67,7 @@ def read(path: Path) -> list[Embedding]:
 
 def write(path: Path, embedding: Embedding) -> None:
     """Writes the .safetensors file that diffusers' `load_textual_inversion`, ComfyUI and AUTOMATIC1111 read."""
-    safetensors.write(path, {embedding.token: in_memory(embedding.vectors)}, {})
+    safetensors.write(path, {embedding.token: from_array(embedding.vectors)}, {})
 
 
 def add(configs: dict[str, dict], params: dict[str, Any], embedding: Embedding, tokenizer: Path, folder: Path):

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.weights.stored import SHOWN, Stored, Tensors, check_shape, in_file, short
+from dermjax.weights.safetensors import SHOWN, LazyTensor, Tensors, check_shape, from_file, summarize
 
 LONGEST = 2**24  # bytes of a pickle; Stable Diffusion's with its optimizer's state has 2**20
 STEPS = 2**20  # reads of a pickle, one an instruction and one for what it takes
@@ -50,7 +50,7 @@ class Storage(NamedTuple):
     key: str
     dtype: np.dtype
     size: int  # in elements
-    at: Callable[[str, int, np.dtype, tuple[int, ...]], Stored]  # (key, first element, dtype, shape)
+    at: Callable[[str, int, np.dtype, tuple[int, ...]], LazyTensor]  # (key, first element, dtype, shape)
 
 
 class Ignored:
@@ -81,7 +81,7 @@ class ParameterDict(dict):
 
     def __setstate__(self, state: dict):
         found = state | (state.get("_parameters") or {})
-        self.update({name: value for name, value in found.items() if isinstance(value, Stored)})
+        self.update({name: value for name, value in found.items() if isinstance(value, LazyTensor)})
 
 
 def named(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
@@ -92,7 +92,7 @@ def named(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
     return {key: value for key, value in pairs if type(key) is str or (type(key) is int and abs(key) < KEY)}
 
 
-def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> Stored:
+def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> LazyTensor:
     """Stands for torch._utils._rebuild_tensor_v2: a strided view of a storage, in elements."""
     check_shape("a tensor", shape)
     if not isinstance(storage, Storage) or any(type(n) is not int for n in (first, *strides)):
@@ -104,7 +104,7 @@ def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> Stored:
         raise pickle.UnpicklingError(f"a tensor {shape} does not fit into its storage of {storage.size}")
     run = storage.at(storage.key, first, storage.dtype, (span,))
     steps = tuple(step * storage.dtype.itemsize for step in strides)
-    return run.changed(shape, lambda array: np.lib.stride_tricks.as_strided(array, shape, steps, writeable=False))
+    return run.transform(shape, lambda array: np.lib.stride_tricks.as_strided(array, shape, steps, writeable=False))
 
 
 ALLOWED: dict[tuple[str, str], Any] = {
@@ -167,7 +167,7 @@ class Reader(pickle._Unpickler):
     Of Python's two implementations it is the one in Python: the other makes room for whatever number a file names.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, at: Callable[..., Stored]):
+    def __init__(self, file: BinaryIO, path: Path, at: Callable[..., LazyTensor]):
         super().__init__(Bounded(file))
         self.path, self.at = path, at
         self.sizes: dict[str, int] = {}  # bytes of the storages that were met, by key
@@ -279,11 +279,11 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
         try:
             found = list(leaves(form(file, path)))
         except DAMAGE as error:
-            said = f"damaged, or not a file of PyTorch ({short(error)})"
+            said = f"damaged, or not a file of PyTorch ({summarize(error)})"
             raise UserError(f"{path}: {said}; fetch the file again") from error
     tensors, texts = {}, {}
     for name, value in found:
-        if isinstance(value, Stored):
+        if isinstance(value, LazyTensor):
             tensors[name] = value
         elif isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
             texts[name] = str(value)
@@ -323,13 +323,13 @@ def zipped(file: BinaryIO, path: Path) -> Any:
                 if order.read(8) != b"little":
                     raise ValueError("big-endian")
 
-        def at(key: str, first: int, dtype: np.dtype, shape: tuple[int, ...]) -> Stored:
+        def at(key: str, first: int, dtype: np.dtype, shape: tuple[int, ...]) -> LazyTensor:
             member = archive.getinfo(f"{folder}data/{key}")
             start, needed = start_of(file, member), (first + shape[0]) * dtype.itemsize
             whole = needed <= member.file_size and start + needed <= os.fstat(file.fileno()).st_size
             if member.compress_type != zipfile.ZIP_STORED or not whole:
                 raise ValueError(f"storage {key} is compressed or short")
-            return in_file(path, start + first * dtype.itemsize, dtype, shape)
+            return from_file(path, start + first * dtype.itemsize, dtype, shape)
 
         with plain(archive, pickled) as content:
             return Reader(content, path, at).load()
@@ -353,11 +353,11 @@ def legacy(file: BinaryIO, path: Path) -> Any:
     """Returns the content of the older form: magic number, version, machine, content, keys; then the storages."""
     starts: dict[str, int] = {}
 
-    def at(key: str, first: int, dtype: np.dtype, shape: tuple[int, ...]) -> Stored:
+    def at(key: str, first: int, dtype: np.dtype, shape: tuple[int, ...]) -> LazyTensor:
         def read_later() -> np.ndarray:  # where storages are is known after the pickle
-            return in_file(path, starts[key] + first * dtype.itemsize, dtype, shape).read()
+            return from_file(path, starts[key] + first * dtype.itemsize, dtype, shape).read()
 
-        return Stored(shape, dtype, read_later)
+        return LazyTensor(shape, dtype, read_later)
 
     if Reader(file, path, at).load() != MAGIC:
         raise ValueError("no magic number")

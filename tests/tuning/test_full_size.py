@@ -25,7 +25,7 @@ from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.weights import diffusers, torch_layout
-from dermjax.weights.stored import Stored
+from dermjax.weights.safetensors import LazyTensor
 
 # diffusers' code meets numpy 2 through torch
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
@@ -53,7 +53,7 @@ def written(folder: Path, changes: dict) -> Path:
     sd = StableDiffusion(configs, tokenizer, np.float32)
     rng = np.random.default_rng(0)
 
-    def leaf(path: str, shape: tuple[int, ...]) -> Stored:
+    def leaf(path: str, shape: tuple[int, ...]) -> LazyTensor:
         def read():
             kind = path.rpartition(".")[2]
             if kind not in ("kernel", "embedding"):
@@ -61,7 +61,7 @@ def written(folder: Path, changes: dict) -> Path:
             spread = 0.02 if kind == "embedding" else np.prod(shape[:-1]) ** -0.5
             return (rng.standard_normal(shape, np.float32) * np.float32(spread)).astype(np.float16)
 
-        return Stored(shape, np.dtype(np.float16), read)
+        return LazyTensor(shape, np.dtype(np.float16), read)
 
     params = {
         name: torch_layout.unflatten(

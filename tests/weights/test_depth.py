@@ -18,7 +18,7 @@ from dermjax.models.classifier import describe, fresh
 from dermjax.models.stable_diffusion import SD15, SD21
 from dermjax.weights import classifiers, lora, lora_files
 from dermjax.weights import diffusers as folders
-from dermjax.weights.stored import in_memory
+from dermjax.weights.safetensors import from_array
 from dermjax.weights.torch_layout import flatten
 from dermjax.weights.torch_layout import from_torch as from_torch_tree
 
@@ -124,7 +124,7 @@ def reader(sd, name: str):
     """A function from a network of PyTorch to our tree of it."""
 
     def read(network):
-        tensors = {key: in_memory(tensor.numpy()) for key, tensor in network.state_dict().items()}
+        tensors = {key: from_array(tensor.numpy()) for key, tensor in network.state_dict().items()}
         if name == "text_encoder":  # as published files have it, which transformers 5 leaves out
             tensors = {f"text_model.{key}": tensor for key, tensor in tensors.items()}
         return from_torch_tree(sd.shapes[name], tensors, name, dtype=np.float32)

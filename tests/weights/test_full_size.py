@@ -15,7 +15,7 @@ from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion, count
 from dermjax.sampling.text_to_image import LatentDiffusion, text_to_image
 from dermjax.weights import diffusers as folders
 from dermjax.weights import torch_layout
-from dermjax.weights.stored import in_memory
+from dermjax.weights.safetensors import from_array
 
 torch = pytest.importorskip("torch")
 diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
@@ -33,7 +33,7 @@ def options(config: dict) -> dict:
 
 def read(sd, name: str, network, prefix: str = ""):
     """Our parameters of a network of PyTorch: the arrays themselves, not copies."""
-    tensors = {prefix + key: in_memory(tensor.numpy()) for key, tensor in network.state_dict().items()}
+    tensors = {prefix + key: from_array(tensor.numpy()) for key, tensor in network.state_dict().items()}
     return torch_layout.from_torch(sd.shapes[name], tensors, name, dtype=np.float32)
 
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from dermjax.errors import UserError
 from dermjax.weights import torch_pickle
-from dermjax.weights.stored import MOST_ELEMENTS
-from dermjax.weights.tensor_files import opened, weight_files
+from dermjax.weights.safetensors import MOST_ELEMENTS
+from dermjax.weights.tensor_files import open_file, weight_files
 
 MIB = 2**20
 SECONDS = 2.0  # of a core; under one on a free one
@@ -105,7 +105,7 @@ def at_once(path) -> str:
     """What is said of a file that is refused within SECONDS, with little memory and in one line."""
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(UserError) as error:
-        opened(path)
+        open_file(path)
     assert time.process_time() - began < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
     said = str(error.value)
@@ -126,7 +126,7 @@ def test_a_hostile_pickle_is_refused_at_once(tmp_path, kind, form):
 def test_what_is_left_out_takes_no_time(tmp_path, kind, form):
     form(tmp_path / "x.pt", HARMLESS[kind])
     began = time.process_time()
-    tensors, texts = opened(tmp_path / "x.pt")
+    tensors, texts = open_file(tmp_path / "x.pt")
     assert not tensors and texts in ({}, {"a": "True"}) and time.process_time() - began < SECONDS
 
 
@@ -151,7 +151,7 @@ def test_a_stand_in_is_as_it_was_after_all_of_them(tmp_path):
     """No state that a file gives reaches what the next file is read with."""
     values = np.arange(2, dtype="<f4")
     archive(tmp_path / "x.pt", tensor(b"I2\n", b"I1\n"), **{"data/0": values.tobytes()})
-    np.testing.assert_array_equal(opened(tmp_path / "x.pt")[0]["a"].read(), values)
+    np.testing.assert_array_equal(open_file(tmp_path / "x.pt")[0]["a"].read(), values)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -160,7 +160,7 @@ def test_every_protocol_of_pytorch_is_read(tmp_path, protocol):
     content = {"state_dict": {f"layer.{n}": torch.full((2, 3), float(n)) for n in range(300)}, "step": 3}
     content["state_dict"]["expanded"] = torch.arange(77).expand((1, -1))
     torch.save(content, tmp_path / "x.pt", pickle_protocol=protocol)
-    tensors, texts = opened(tmp_path / "x.pt")
+    tensors, texts = open_file(tmp_path / "x.pt")
     assert len(tensors) == 301 and texts == {"step": "3"}
     np.testing.assert_array_equal(tensors["layer.7"].read(), np.full((2, 3), 7, np.float32))
 
@@ -173,19 +173,19 @@ def spelt(first: int, last: int, shape=(1,), dtype="F32") -> str:
 
 
 HEADERS = {
-    "twice": (f'{{"a":{ONE},"a":{spelt(4, 8)}}}', 8, "a is there twice"),
-    "twice over the same bytes": (f'{{"a":{ONE},"a":{ONE}}}', 4, "a is there twice"),
-    "metadata twice": (f'{{"__metadata__":{{}},"__metadata__":{{}},"a":{ONE}}}', 4, "__metadata__ is there twice"),
-    "a field twice": (f'{{"a":{{"dtype":"F16",{ONE[1:]}}}', 4, "dtype is there twice"),
-    "shared bytes": (f'{{"a":{ONE},"b":{ONE}}}', 4, "b begins at byte 0, where the tensor before it ends at 4"),
-    "half shared": (f'{{"a":{spelt(0, 8, (2,))},"b":{spelt(4, 12, (2,))}}}', 12, "b begins at byte 4"),
-    "a hole": (f'{{"a":{ONE},"b":{spelt(8, 12)}}}', 12, "b begins at byte 8, where the tensor before it ends at 4"),
-    "a hole at the start": (f'{{"a":{spelt(4, 8)}}}', 8, "a begins at byte 4"),
-    "nothing within another": (f'{{"a":{ONE},"e":{spelt(2, 2, (0,))}}}', 4, "e begins at byte 2"),
+    "twice": (f'{{"a":{ONE},"a":{spelt(4, 8)}}}', 8, "invalid offset for tensor `a`"),
+    "metadata twice": (f'{{"__metadata__":{{}},"__metadata__":{{}},"a":{ONE}}}', 4, "duplicate field `__metadata__`"),
+    "a field twice": (f'{{"a":{{"dtype":"F16",{ONE[1:]}}}', 4, "duplicate field `dtype`"),
+    "shared bytes": (f'{{"a":{ONE},"b":{ONE}}}', 4, "invalid offset for tensor"),
+    "half shared": (f'{{"a":{spelt(0, 8, (2,))},"b":{spelt(4, 12, (2,))}}}', 12, "invalid offset for tensor `b`"),
+    "a hole": (f'{{"a":{ONE},"b":{spelt(8, 12)}}}', 12, "invalid offset for tensor `b`"),
+    "a hole at the start": (f'{{"a":{spelt(4, 8)}}}', 8, "invalid offset for tensor `a`"),
+    "nothing within another": (f'{{"a":{ONE},"e":{spelt(2, 2, (0,))}}}', 4, "invalid offset for tensor `e`"),
     "bytes behind": (f'{{"a":{ONE}}}', 8, "bytes where its header promises"),
-    "half a surrogate pair": (f'{{"\\ud800":{ONE}}}', 4, "surrogates not allowed"),
-    "no UTF-8": ('{"\udce9":' + ONE + "}", 4, "can't decode"),
-    "three ends": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}}', 4, "too many values"),
+    "half a surrogate pair": (f'{{"\\ud800":{ONE}}}', 4, "unexpected end of hex escape"),
+    "no UTF-8": ('{"\udce9":' + ONE + "}", 4, "invalid UTF-8 in header"),
+    "three ends": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}}', 4, "invalid length 3"),
+    "an unknown type": (f'{{"a":{spelt(0, 5, (2,), "X7")}}}', 5, "unknown variant `X7`"),
 }  # fmt: skip
 
 
@@ -198,16 +198,9 @@ def headed(path, text: str, size: int):
 def test_a_header_that_safetensors_refuses_is_refused(tmp_path, kind):
     text, size, said = HEADERS[kind]
     headed(tmp_path / "x.safetensors", text, size)
-    if kind != "twice over the same bytes":  # which the package takes, the last one
-        with pytest.raises(SafetensorError):
-            safe_open(tmp_path / "x.safetensors", "np").__enter__()
+    with pytest.raises(SafetensorError):
+        safe_open(tmp_path / "x.safetensors", "np").__enter__()
     assert said in at_once(tmp_path / "x.safetensors")
-
-
-def test_thousands_of_names_with_one_twice_take_no_time(tmp_path):
-    entries = ",".join(f'"{n}":{spelt(0, 0, (0,))}' for n in [*range(20_000), 19_999])
-    headed(tmp_path / "x.safetensors", f"{{{entries}}}", 0)
-    assert "19999 is there twice" in at_once(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +210,8 @@ def test_a_shape_that_no_array_has_is_refused(tmp_path, shape):
     known = isinstance(shape, list) and all(type(n) is int for n in shape)
     entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, math.prod(shape) if known else 1]}
     headed(tmp_path / "x.safetensors", json.dumps({"a": entry}), 1)
-    assert "its header is damaged" in at_once(tmp_path / "x.safetensors")
+    said = "bytes where its header promises" if shape == [MOST_ELEMENTS, 2] else "its header is damaged"
+    assert said in at_once(tmp_path / "x.safetensors")
 
 
 def test_order_and_empty_tensors_are_free(tmp_path):
@@ -225,15 +219,15 @@ def test_order_and_empty_tensors_are_free(tmp_path):
     text = f'{{"__metadata__":null,"e":{spelt(4, 4, (0, 3))},"b":{spelt(4, 8)},"a":{ONE}}}'
     headed(tmp_path / "x.safetensors", text, 8)
     with safe_open(tmp_path / "x.safetensors", "np") as theirs:
-        assert set(theirs.keys()) == opened(tmp_path / "x.safetensors")[0].keys() == {"a", "b", "e"}
+        assert set(theirs.keys()) == open_file(tmp_path / "x.safetensors")[0].keys() == {"a", "b", "e"}
 
 
-@pytest.mark.parametrize("dtype, size", [("F4", 1), ("F6_E2M3", 3), ("C64", 16), ("X7", 5)])
+@pytest.mark.parametrize("dtype, size", [("F4", 1), ("F6_E2M3", 3), ("C64", 16)])
 def test_a_type_that_is_not_known_is_refused_when_it_is_read(tmp_path, dtype, size):
     shape = (4,) if dtype == "F6_E2M3" else (2,)
     text = f'{{"a":{spelt(0, size, shape, dtype)},"b":{spelt(size, size + 4)}}}'
     headed(tmp_path / "x.safetensors", text, size + 4)
-    tensors, _ = opened(tmp_path / "x.safetensors")
+    tensors, _ = open_file(tmp_path / "x.safetensors")
     assert tensors["b"].read() == [0] and tensors["a"].shape == shape
     with pytest.raises(UserError, match=rf"x\.safetensors: a is of the type {dtype}, which dermjax does not read"):
         tensors["a"].read()
@@ -243,7 +237,7 @@ def test_a_type_that_is_not_known_is_refused_when_it_is_read(tmp_path, dtype, si
 def test_types_that_only_others_have(tmp_path, dtype):
     size = {"U16": 2, "U32": 4, "U64": 8}.get(dtype, 1)
     headed(tmp_path / "x.safetensors", f'{{"a":{spelt(0, size, (1,), dtype)}}}', size)
-    assert np.isfinite(opened(tmp_path / "x.safetensors")[0]["a"].read().astype(np.float32)).all()
+    assert np.isfinite(open_file(tmp_path / "x.safetensors")[0]["a"].read().astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("name", ["model\x00.safetensors", "model\ud800.safetensors", "", "..", "a/..", ".", 7, None])

@@ -17,16 +17,16 @@ from dermjax.models.stable_diffusion import SD15, TINY, StableDiffusion
 from dermjax.weights import (
     conversion,
     diffusers,
-    families,
     inspection,
     ldm_names,
     lora,
     lora_files,
     model_files,
     single_file,
+    tensor_files,
     torch_layout,
 )
-from dermjax.weights.stored import in_memory
+from dermjax.weights.safetensors import from_array
 
 AS_FOUND = ("found", False, "found")  # variant, running averages, prediction
 COMMAND = (
@@ -110,7 +110,7 @@ def test_what_a_single_file_predicts(tmp_path, width, spread, said):
     """By a bias, which alone is read, where the file does not say it."""
     bias = np.array([-spread, spread], np.float32)
     words = f"{ldm_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    tensors = {families.TELLING: bias, words: np.zeros((2, width), np.float32)}
+    tensors = {tensor_files.TELLING: bias, words: np.zeros((2, width), np.float32)}
     save_file(tensors, tmp_path / "x.safetensors")
     assert rows(tmp_path / "x.safetensors")[1]["scheduler"].startswith(f"not in such files; the UNet predicts {said}")
     save_file(tensors, tmp_path / "y.safetensors", metadata={"modelspec.prediction_type": "v"})
@@ -282,5 +282,5 @@ def test_a_config_without_a_key_or_with_an_unknown_one_is_named(tiny, tmp_path):
 
 
 def test_in_memory_tensors_count_as_stored():
-    tensor = in_memory(np.zeros((2, 3), np.float16))
+    tensor = from_array(np.zeros((2, 3), np.float16))
     assert inspection.size({"a": tensor, "b": tensor}) == "12 parameters, float16"

@@ -16,7 +16,7 @@ import pytest
 import dermjax.weights
 from dermjax.models.stable_diffusion import SD15, StableDiffusion, count
 from dermjax.weights import diffusers, safetensors
-from dermjax.weights.stored import Stored
+from dermjax.weights.safetensors import LazyTensor
 from dermjax.weights.torch_layout import expected
 
 MEASURE = """
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
         def read():
             return rng.integers(0, 2**14, shape, np.uint16).view(np.float16)
 
-        return Stored(shape, np.dtype(np.float16), read)
+        return LazyTensor(shape, np.dtype(np.float16), read)
 
     folder.mkdir()
     shutil.copytree(sd.tokenizer, folder / "tokenizer")
@@ -78,13 +78,13 @@ def measured(imports: str, load: str) -> dict:
 def test_tensors_stream_one_by_one(tmp_path):
     """Twelve kernels of 8 MiB, transposed and cast on their way: beside the parameters there is never more than one."""
     shape, mebibyte = (1024, 512, 2, 4), 2**20
-    kernel = Stored(shape, np.dtype(np.float16), lambda: np.ones(shape, np.float16))
+    kernel = LazyTensor(shape, np.dtype(np.float16), lambda: np.ones(shape, np.float16))
     safetensors.write(tmp_path / "x.safetensors", {f"conv{i}.weight": kernel for i in range(12)}, {})
     found = measured(
         "import numpy as np; from types import SimpleNamespace as Shape; from dermjax.weights import torch_layout; "
-        "from dermjax.weights.tensor_files import opened",
+        "from dermjax.weights.tensor_files import open_file",
         f"torch_layout.from_torch({{f'conv{{i}}': {{'kernel': Shape(shape=(2, 4, 512, 1024))}} for i in range(12)}}, "
-        f"opened(Path({str(tmp_path / 'x.safetensors')!r}))[0], 'x', dtype=np.float32)",
+        f"open_file(Path({str(tmp_path / 'x.safetensors')!r}))[0], 'x', dtype=np.float32)",
     )
     parameters = 12 * 16 * mebibyte
     assert parameters <= found["peak"] <= parameters + 8 * mebibyte + 4 * mebibyte  # and the interpreter's own
@@ -93,16 +93,16 @@ def test_tensors_stream_one_by_one(tmp_path):
 def test_tensors_stream_to_their_type_and_sharding(tmp_path):
     """The same to half of each kernel on either of two devices, in bfloat16; the runtime has its own 24 MiB."""
     shape, mebibyte = (1024, 512, 2, 4), 2**20
-    kernel = Stored(shape, np.dtype(np.float16), lambda: np.ones(shape, np.float16))
+    kernel = LazyTensor(shape, np.dtype(np.float16), lambda: np.ones(shape, np.float16))
     safetensors.write(tmp_path / "x.safetensors", {f"conv{i}.weight": kernel for i in range(12)}, {})
     found = measured(
         "import jax, jax.numpy as jnp; from types import SimpleNamespace as Shape; "
-        "from dermjax.weights import torch_layout; from dermjax.weights.tensor_files import opened; "
+        "from dermjax.weights import torch_layout; from dermjax.weights.tensor_files import open_file; "
         "jax.config.update('jax_num_cpu_devices', 2); mesh = jax.make_mesh((2,), ('fsdp',)); "
         "home = jax.NamedSharding(mesh, jax.P(None, None, None, 'fsdp')); "
         "place = lambda path, array: jax.block_until_ready(jax.device_put(array, home))",
         f"torch_layout.from_torch({{f'conv{{i}}': {{'kernel': Shape(shape=(2, 4, 512, 1024))}} for i in range(12)}}, "
-        f"opened(Path({str(tmp_path / 'x.safetensors')!r}))[0], 'x', dtype=jnp.bfloat16, place=place)",
+        f"open_file(Path({str(tmp_path / 'x.safetensors')!r}))[0], 'x', dtype=jnp.bfloat16, place=place)",
     )
     parameters = 12 * 8 * mebibyte
     assert parameters <= found["peak"] <= parameters + 2 * 8 * mebibyte + 24 * mebibyte

@@ -13,7 +13,7 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
 from dermjax.weights import diffusers as folders
 from dermjax.weights import lora, lora_files
-from dermjax.weights.stored import Stored
+from dermjax.weights.safetensors import LazyTensor
 from dermjax.weights.torch_layout import flatten, unflatten
 
 EVERYTHING = tuple(lora.TARGETS)
@@ -76,7 +76,7 @@ def test_a_kernel_that_is_still_in_its_file_is_changed_when_it_is_read():
 
     pair = {"down": rng.normal(size=(3, 3, 4, 2)), "up": rng.normal(size=(2, 5))}
     adapters = lora.Lora({"conv": jax.tree.map(np.float32, pair)}, {"conv": 1.0})
-    merged = lora.merge({"conv": {"kernel": Stored(kernel.shape, kernel.dtype, read)}}, adapters, 0.5)
+    merged = lora.merge({"conv": {"kernel": LazyTensor(kernel.shape, kernel.dtype, read)}}, adapters, 0.5)
     assert not reads
     np.testing.assert_array_equal(
         merged["conv"]["kernel"], lora.merge({"conv": {"kernel": kernel}}, adapters, 0.5)["conv"]["kernel"]

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from dermjax.errors import UserError
 from dermjax.weights import safetensors
-from dermjax.weights.stored import Stored, in_memory
-from dermjax.weights.tensor_files import opened, weight_files
+from dermjax.weights.safetensors import LazyTensor, from_array
+from dermjax.weights.tensor_files import open_file, weight_files
 
 ARRAYS = {
     "half": np.arange(6, dtype=np.float16).reshape(2, 3),
@@ -22,7 +22,7 @@ ARRAYS = {
 
 
 def test_the_package_reads_what_we_write(tmp_path):
-    safetensors.write(tmp_path / "x.safetensors", {name: in_memory(each) for name, each in ARRAYS.items()}, {"a": "b"})
+    safetensors.write(tmp_path / "x.safetensors", {name: from_array(each) for name, each in ARRAYS.items()}, {"a": "b"})
     theirs = load_file(tmp_path / "x.safetensors")
     assert theirs.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -33,7 +33,7 @@ def test_the_package_reads_what_we_write(tmp_path):
 
 def test_we_read_what_the_package_writes(tmp_path):
     save_file(ARRAYS, tmp_path / "x.safetensors", metadata={"a": "b"})
-    tensors, texts = opened(tmp_path / "x.safetensors")
+    tensors, texts = open_file(tmp_path / "x.safetensors")
     assert texts == {"a": "b"} and tensors.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert (tensors[name].shape, tensors[name].dtype) == (array.shape, array.dtype)
@@ -42,7 +42,7 @@ def test_we_read_what_the_package_writes(tmp_path):
 
 def test_bfloat16_and_views_that_are_not_contiguous(tmp_path):
     array = np.arange(12).reshape(3, 4).astype(ml_dtypes.bfloat16).T
-    safetensors.write(tmp_path / "x.safetensors", {"a": in_memory(array)}, {})
+    safetensors.write(tmp_path / "x.safetensors", {"a": from_array(array)}, {})
     read = safetensors.read(tmp_path / "x.safetensors")[0]["a"]
     assert read.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(read.read(), array)
@@ -53,7 +53,7 @@ def test_tensors_are_fetched_one_by_one(tmp_path):
     order = []
 
     def tensor(name):
-        return Stored((2,), np.dtype(np.float32), lambda: order.append(name) or np.zeros(2, np.float32))
+        return LazyTensor((2,), np.dtype(np.float32), lambda: order.append(name) or np.zeros(2, np.float32))
 
     safetensors.write(tmp_path / "x.safetensors", {name: tensor(name) for name in "abc"}, {})
     assert order == ["a", "b", "c"]
@@ -88,13 +88,13 @@ def test_a_broken_file_is_one_line(tmp_path, content, said):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
-        opened(path)
+        open_file(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.ckpt: cannot be read \(No such file"):
-        opened(tmp_path / "x.ckpt")
+        open_file(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("names, variant, taken", [

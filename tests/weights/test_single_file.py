@@ -14,17 +14,17 @@ from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.weights import diffusers as folders
-from dermjax.weights import families, ldm_names, single_file, torch_layout
-from dermjax.weights.stored import Stored
+from dermjax.weights import ldm_names, single_file, tensor_files, torch_layout
+from dermjax.weights.safetensors import LazyTensor
 
 
 def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def shapes_only(names: dict[str, tuple]) -> dict[str, Stored]:
+def shapes_only(names: dict[str, tuple]) -> dict[str, LazyTensor]:
     """Tensors of which only names and shapes are asked."""
-    return {name: Stored(shape, np.dtype(np.float16), lambda: pytest.fail("read")) for name, shape in names.items()}
+    return {name: LazyTensor(shape, np.dtype(np.float16), lambda: pytest.fail("read")) for name, shape in names.items()}
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,10 @@ def test_a_published_model_is_recognised(width, channels, spread, texts, said):
         f"{ldm_names.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, width),
     })  # fmt: skip
     bias = np.array([-spread, spread], np.float16)
-    tensors[families.TELLING] = Stored((2,), bias.dtype, lambda: bias)
+    tensors[tensor_files.TELLING] = LazyTensor((2,), bias.dtype, lambda: bias)
     sd = single_file.describe(tensors, texts, "", np.float32, "model.ckpt")
     assert (sd.prediction, sd.size, sd.configs["unet"]["in_channels"]) == (*said, channels)
-    assert families.family(tensors) == f"Stable Diffusion {'2' if width == 1024 else '1'}.x"
+    assert tensor_files.family(tensors) == f"Stable Diffusion {'2' if width == 1024 else '1'}.x"
 
 
 @pytest.mark.parametrize("names, said", [
@@ -247,14 +247,14 @@ def test_the_scheduler_of_marked_files(marks, prediction, pure, where):
     assert forced.prediction == "epsilon"
 
 
-@pytest.mark.parametrize("key", families.SAYING)
+@pytest.mark.parametrize("key", tensor_files.PREDICTION_KEYS)
 @pytest.mark.parametrize("word, prediction", [
     ("v", "v_prediction"), ("epsilon", "epsilon"), ("V", "v_prediction"), ("v_prediction", "v_prediction"),
     ("v-prediction", "v_prediction"), ("eps", "epsilon"), (" v ", "v_prediction"), ("", "epsilon"), ("edm", "edm"),
 ])  # fmt: skip
 def test_words_for_the_prediction(key, word, prediction):
-    assert families.prediction(shapes_only(NAMES), {key: word}) == prediction
-    marked = families.prediction(shapes_only(NAMES | {"v_pred": (0,)}), {key: word})
+    assert tensor_files.prediction(shapes_only(NAMES), {key: word}) == prediction
+    marked = tensor_files.prediction(shapes_only(NAMES | {"v_pred": (0,)}), {key: word})
     assert marked == "v_prediction"
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from dermjax.errors import UserError
 from dermjax.weights import torch_pickle
-from dermjax.weights.tensor_files import opened
+from dermjax.weights.tensor_files import open_file
 
 
 class Payload:
@@ -54,7 +54,7 @@ def test_a_payload_is_refused_and_not_run(tmp_path, form):
     path = tmp_path / "model.ckpt"
     form(path, pickle.dumps({"state_dict": {"a": Payload(tmp_path)}}, 2))
     with pytest.raises(UserError, match=r"asks for (posix|nt)\.system, which no file of weights needs") as error:
-        opened(path)
+        open_file(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
@@ -66,23 +66,23 @@ def test_a_payload_is_refused_and_not_run(tmp_path, form):
 def test_no_other_name_is_known(tmp_path, name):
     zipped(tmp_path / "x.pt", f"c{name}\n(S'1'\ntR.".encode())
     with pytest.raises(UserError, match="asks for"):
-        opened(tmp_path / "x.pt")
+        open_file(tmp_path / "x.pt")
 
 
 def test_nothing_is_imported_for_what_is_allowed(tmp_path):
     """A callback that training leaves is passed over without its package being there."""
     callback = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
     zipped(tmp_path / "x.ckpt", b"(dS'callbacks'\n(d" + callback + b"I1\nss.")
-    assert opened(tmp_path / "x.ckpt")[0] == {}
+    assert open_file(tmp_path / "x.ckpt")[0] == {}
 
 
 def test_views_of_a_storage(tmp_path):
     values = np.arange(12, dtype="<f4")
     zipped(tmp_path / "x.pt", reference((2, 3), (1, 2), 4, 12), {"0": values.tobytes()})
-    tensors, _ = opened(tmp_path / "x.pt")
+    tensors, _ = open_file(tmp_path / "x.pt")
     np.testing.assert_array_equal(tensors["a"].read(), [[4, 6, 8], [5, 7, 9]])
     zipped(tmp_path / "y.pt", reference((0, 3), (3, 1), 0, 12), {"0": values.tobytes()})
-    assert opened(tmp_path / "y.pt")[0]["a"].read().shape == (0, 3)
+    assert open_file(tmp_path / "y.pt")[0]["a"].read().shape == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_views_of_a_storage(tmp_path):
 def test_a_view_beyond_its_storage_is_refused(tmp_path, shape, strides, first):
     zipped(tmp_path / "x.pt", reference(shape, strides, first, 12), {"0": bytes(48)})
     with pytest.raises(UserError, match="does not fit into its storage"):
-        opened(tmp_path / "x.pt")
+        open_file(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("damage, said", [
@@ -107,7 +107,7 @@ def test_damage_is_one_line(tmp_path, damage, said):
     path = tmp_path / "x.ckpt"
     damage(path)
     with pytest.raises(UserError, match=said) as error:
-        opened(path)
+        open_file(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -123,7 +123,7 @@ def test_what_pytorch_saves(tmp_path, form):
     content |= {"step": 7, "name": "mole"}
     path = tmp_path / "x.pt"
     torch.save(content, path, _use_new_zipfile_serialization=form)
-    tensors, texts = opened(path)
+    tensors, texts = open_file(path)
     assert texts == {"step": "7", "name": "mole"}
     expected = {name: each for name, each in content.items() if isinstance(each, torch.Tensor)}
     expected["ordered.a.b"] = base * 2
@@ -140,7 +140,7 @@ def test_a_legacy_file_that_ends_early_is_refused(tmp_path):
     content = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(content[:-8])
     with pytest.raises(UserError, match="it ends early"):
-        opened(tmp_path / "x.pt")
+        open_file(tmp_path / "x.pt")
     assert struct.unpack("<q", content[-408:-400]) == (100,)
 
 
@@ -161,7 +161,7 @@ def test_flipped_bytes_are_a_tensor_or_one_line(tmp_path, form):
             content[rng.randrange(len(content))] = rng.randrange(256)
         path.write_bytes(content)
         try:
-            for tensor in opened(path)[0].values():
+            for tensor in open_file(path)[0].values():
                 if tensor.size < 1000:
                     tensor.read()
         except UserError as error:
