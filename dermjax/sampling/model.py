@@ -18,7 +18,7 @@ from dermjax.models import clip_text, unet, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.sampling import text_to_image
 from dermjax.sampling.requests import Request
-from dermjax.weights import lora, lora_files, model_files, textual_inversion
+from dermjax.weights import lora, model_files, textual_inversion
 
 LONG_PROMPTS = ("refuse", "chunk")
 NUMERIC_VERSIONS = {  # of all that images are made by
@@ -92,8 +92,8 @@ def load_model(
         run_folder.NUMERIC_VERSIONS: NUMERIC_VERSIONS,
     }
     if adapter:
-        params = lora.merge(params, lora_files.read(Path(adapter), sd.shapes), adapter_weight)
-        digests |= {"lora": lora_files.digest(Path(adapter)), "lora_weight": adapter_weight}
+        params = lora.merge(params, lora.read(Path(adapter), sd.shapes), adapter_weight)
+        digests |= {"lora": lora.digest(Path(adapter)), "lora_weight": adapter_weight}
     if words:
         digests["embeddings"] = {each.token: model_files.digest(file) for file, read in words.items() for each in read}
     known = [each for read in words.values() for each in read]
@@ -106,7 +106,7 @@ def load_model(
 
     @functools.cache
     def tokens_of(*texts: str) -> np.ndarray:
-        return tokenize(tokenizer, [textual_inversion.spelt_out(text, known) for text in texts], long_prompts)
+        return tokenize(tokenizer, [textual_inversion.spell_out(text, known) for text in texts], long_prompts)
 
     def tokens(request: Request) -> np.ndarray:
         return tokens_of(request.prompt, *([request.negative] if request.guidance > 1 else []))

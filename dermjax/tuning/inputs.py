@@ -38,7 +38,7 @@ from dermjax.progress import bar
 from dermjax.tuning.concepts import digested
 from dermjax.tuning.trainable import table
 from dermjax.weights import model_files, textual_inversion
-from dermjax.weights.textual_inversion import Embedding, spelt_out
+from dermjax.weights.textual_inversion import Embedding, spell_out
 
 
 def fingerprint(params: Params, config: Mapping) -> str:
@@ -137,7 +137,7 @@ class Texts:
     def rows(self, prompts: list[str]) -> np.ndarray:
         """Returns the place of each prompt, int32."""
         place = {prompt: number for number, prompt in enumerate(self.prompts)}
-        return np.array([place[spelt_out(prompt, self.words)] for prompt in prompts], np.int32)
+        return np.array([place[spell_out(prompt, self.words)] for prompt in prompts], np.int32)
 
     def contexts(self, sd: StableDiffusion, params: Params, batch: int, folder: Path, grid: Mesh) -> np.ndarray:
         """Returns what a frozen text encoder makes of them, once: float32 [P + 1, N, D], kept in the `cache`."""
@@ -156,7 +156,7 @@ def read_texts(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) 
     for word in words:
         if not any(word.token in prompt for prompt in prompts):
             raise UserError(f"config.words.{word.token}: no prompt says it, so it would not be learnt; put it in one")
-    asked = sorted({spelt_out(prompt, words) for prompt in prompts})
+    asked = sorted({spell_out(prompt, words) for prompt in prompts})
     return Texts(asked, tokenize(load_tokenizer(sd.tokenizer, *sd.text_limits), [*asked, ""]), words)
 
 

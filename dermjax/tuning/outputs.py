@@ -16,7 +16,7 @@ from dermjax.data.records import Manifest, Record
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.run_folder import write_atomically
 from dermjax.tuning import trainable
-from dermjax.weights import diffusers, lora, lora_files, model_files, textual_inversion
+from dermjax.weights import diffusers, lora, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CARD = "README.md"
@@ -67,8 +67,8 @@ def write(
         trained = jax.tree.map(np.asarray, gathered)
         if "lora" in trained:
             adapters = lora.uniform(trained["lora"], alpha)
-            lora_files.write_peft(workdir / LORA, adapters, dtype=np.float32)
-            lora_files.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
+            lora.write_peft(workdir / LORA, adapters, dtype=np.float32)
+            lora.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             whole = params | trainable.assembled(trained, {"networks": params}, alpha)
             rows = np.asarray(trainable.table(whole))[-sum(len(word.vectors) for word in words) :]

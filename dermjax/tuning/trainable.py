@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params
 from dermjax.weights import lora
-from dermjax.weights.textual_inversion import TABLE, replaced
+from dermjax.weights.textual_inversion import TABLE, with_leaf
 
 Tree = dict[str, Any]
 
@@ -77,7 +77,7 @@ def assembled(trained: Tree, frozen: Tree, alpha: float) -> Params:
     params = frozen["networks"] | trained.get("full", {})
     if "words" in trained:
         known = jnp.asarray(table(params), jnp.float32)[: -len(trained["words"])]
-        params = replaced(params, TABLE, jnp.concatenate([known, trained["words"]]))
+        params = with_leaf(params, TABLE, jnp.concatenate([known, trained["words"]]))
     return lora.merge(params, lora.uniform(trained["lora"], alpha), 1.0) if "lora" in trained else params
 
 

@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
+from dermjax.models.bundle import Params
+from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.progress import say
-from dermjax.weights import diffusers, lora_files, model_files, single_file, tensor_files
-from dermjax.weights.lora import merge
+from dermjax.weights import diffusers, model_files, single_file, tensor_files
+from dermjax.weights.lora import KOHYA, NUMBERED, locate, merge, read, write_kohya, write_peft
 from dermjax.weights.tensor_files import open_file
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -33,7 +34,7 @@ def convert(
     """
     source, target = Path(from_), Path(to)
     if not (source / "model_index.json").is_file() and not (source / "config.json").is_file():
-        source = lora_files.locate_metadata(source)  # a folder of PEFT's
+        source = locate(source)  # a folder of PEFT's
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; there are {', '.join(DTYPES)}")
     if prediction not in PREDICTIONS:
@@ -43,18 +44,18 @@ def convert(
     if source.is_file() and tensor_files.kind(open_file(source)[0]) == tensor_files.LORA:
         if lora != NONE:
             raise UserError(f"{source}: is a LoRA; merge {lora} into a model instead")
-        other_form(source, target, DTYPES[dtype])
+        convert_lora(source, target, DTYPES[dtype])
     else:
-        sd, params = chosen(model_files.locate(from_), variant, ema, prediction)
+        sd, params = read_model(model_files.locate(from_), variant, ema, prediction)
         if lora != NONE:
-            params = merge(params, lora_files.read(Path(lora), sd.shapes), lora_weight)
+            params = merge(params, read(Path(lora), sd.shapes), lora_weight)
         target.parent.mkdir(parents=True, exist_ok=True)
         model_files.write(target, sd, params, dtype=DTYPES[dtype])
     say(f"convert: {target}")
 
 
-def chosen(source: Path, variant: str, ema: bool, prediction: str) -> tuple[StableDiffusion, dict]:
-    """Returns the model at `source`, of its files those that were asked for."""
+def read_model(source: Path, variant: str, ema: bool, prediction: str) -> tuple[StableDiffusion, Params]:
+    """Returns the model at `source` from those of its files and tensors that are requested."""
     if source.is_file():
         if variant != FOUND:
             raise UserError(f"{source}: is a single file; variants are of folders")
@@ -64,14 +65,13 @@ def chosen(source: Path, variant: str, ema: bool, prediction: str) -> tuple[Stab
     return diffusers.read(source, variant="" if variant == FOUND else variant)
 
 
-def other_form(source: Path, target: Path, dtype) -> None:
+def convert_lora(source: Path, target: Path, dtype) -> None:
     """Writes a LoRA in kohya's form where it is in PEFT's, else in PEFT's."""
     tensors, _ = open_file(source)
     width = tensor_files.context_width(tensors)
-    preset = {768: SD15, 1024: SD21}.get(width)
-    if preset is None:
+    if width not in single_file.PRESETS:
         raise UserError(f"{source}: made for a model with a context {width} wide, whose layers are not known here")
-    adapters = lora_files.read(source, StableDiffusion(preset, Path(), np.float32).shapes)
-    kohya = any(name.startswith((*lora_files.KOHYA.values(), lora_files.NUMBERED)) for name in tensors)
+    adapters = read(source, StableDiffusion(single_file.PRESETS[width][0], Path(), np.float32).shapes)
+    kohya = any(name.startswith((*KOHYA.values(), NUMBERED)) for name in tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
-    (lora_files.write_peft if kohya else lora_files.write_kohya)(target, adapters, dtype=dtype)
+    (write_peft if kohya else write_kohya)(target, adapters, dtype=dtype)

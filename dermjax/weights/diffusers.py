@@ -7,23 +7,23 @@ unet/, vae/    config.json  diffusion_pytorch_model.safetensors
 Also read: variants (`model.fp16.safetensors`), shards with an index, PyTorch's .bin, and the names of older files.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.models.bundle import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.safetensors import Tensors
-from dermjax.weights.tensor_files import SHIPPED, open_file, read_json, weight_files
-
-Params = dict[str, Any]
+from dermjax.weights.tensor_files import SHIPPED, read_folder, read_json, weight_files
 
 FILES = {
     "text_encoder": "model.safetensors",
@@ -82,86 +82,90 @@ def read(
     configs = {name: read_json(folder / name / "config.json") for name in FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     varied = [name for name in FILES if variant and any((folder / name).glob(f"*.{variant}.*"))] or FILES
-    found = {name: component(folder / name, variant if name in varied else "") for name in FILES}
+    networks = {name: read_network(folder / name, variant if name in varied else "") for name in FILES}
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)
     sd.check()
-    return sd, parameters(sd, found, str(folder), params_dtype, lazy)
+    return sd, parameters(sd, networks, str(folder), params_dtype, lazy)
 
 
-def parameters(sd: StableDiffusion, found: dict[str, Tensors], source: str, dtype, lazy: bool) -> Params:
-    """Returns the parameters of a model from the tensors of its networks, all checked before the first one is read."""
-
-    def together(networks: dict[str, dict]) -> dict:
-        return {f"{name}/{key}": each for name in FILES for key, each in networks[name].items()}
-
-    wanted = {name: torch_layout.expected(sd.shapes[name]) for name in FILES}
-    torch_layout.check(together(wanted), together(found), source)
-
-    params = {name: torch_layout.from_file(sd.shapes[name], found[name], dtype) for name in FILES}
-    return params if lazy else jax.tree.map(lambda leaf: leaf.read(), params)
-
-
-def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
-    """Writes the model folder whole: under a temporary name first, then in place of what was there.
-
-    Where it fails, on a full disk or on values beyond the type, nothing is left behind.
-    """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        shutil.copytree(sd.tokenizer, part / "tokenizer")
-        write_json(part / "model_index.json", index(sd))
-        for name, config in (sd.configs | {"text_encoder": computing(sd.configs["text_encoder"])}).items():
-            (part / name).mkdir()
-            write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
-        for name, file in FILES.items():
-            safetensors.write(part / name / file, torch_layout.to_file(params[name], dtype), {})
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def index(sd: StableDiffusion) -> dict:
-    """Returns the model_index.json of a model: its classes in diffusers and transformers."""
-    kind = "StableDiffusionInpaintPipeline" if sd.configs["unet"]["in_channels"] == INPAINTING else INDEX["_class_name"]
-    scheduler = sd.configs["scheduler"].get("_class_name", INDEX["scheduler"][1])
-    return INDEX | {"_class_name": kind, "scheduler": ["diffusers", scheduler]}
-
-
-def computing(config: dict) -> dict:
-    """Returns a text encoder's config that says float32, whatever its file holds.
-
-    transformers 5 would compute in the file's type, while diffusers takes the UNet's halves to float32 unless it is
-    asked for a type: the two could not be multiplied.
-    """
-    return {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "float32"}
-
-
-def component(folder: Path, variant: str) -> Tensors:
-    """Returns the tensors of a component's folder, unread, under the names of published files.
+def read_network(folder: Path, variant: str) -> Tensors:
+    """Returns the tensors of a network's folder, unread, under the names of published files.
 
     transformers 5 saves CLIP's text model without the prefix `text_model.` that every older file has, and older files
     carry a buffer of positions that is no weight.
     """
-    found = {name: each for file in weight_files(folder, variant) for name, each in open_file(file)[0].items()}
-    if "embeddings.token_embedding.weight" in found:
-        found = {f"text_model.{name}": tensor for name, tensor in found.items()}
-    found.pop("text_model.embeddings.position_ids", None)
-    return {".".join(OLDER.get(word, word) for word in name.split(".")): each for name, each in found.items()}
+    tensors = read_folder(folder, variant)
+    if "embeddings.token_embedding.weight" in tensors:
+        tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    tensors.pop("text_model.embeddings.position_ids", None)
+    return {".".join(OLDER.get(word, word) for word in name.split(".")): each for name, each in tensors.items()}
+
+
+def parameters(sd: StableDiffusion, networks: dict[str, Tensors], source: str, dtype, lazy: bool) -> Params:
+    """Returns the parameters of a model from the tensors of its networks, all checked before the first one is read."""
+
+    def all_of(tensors: dict[str, dict]) -> dict:
+        return {f"{name}/{key}": each for name in FILES for key, each in tensors[name].items()}
+
+    wanted = {name: torch_layout.expected(sd.shapes[name]) for name in FILES}
+    torch_layout.check(all_of(wanted), all_of(networks), source)
+    params = {name: torch_layout.from_file(sd.shapes[name], networks[name], dtype) for name in FILES}
+    return params if lazy else jax.tree.map(lambda leaf: leaf.read(), params)
+
+
+def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
+    """Writes the model folder as `replaced` does, a tensor after the other."""
+    # transformers 5 would compute in the type of the text encoder's file, while diffusers takes the UNet's halves to
+    # float32 unless a type is requested: the two could not be multiplied
+    text = {key: value for key, value in sd.configs["text_encoder"].items() if key != "torch_dtype"}
+    with replaced(folder) as part:
+        shutil.copytree(sd.tokenizer, part / "tokenizer")
+        write_json(part / "model_index.json", index(sd))
+        for name, config in (sd.configs | {"text_encoder": text | {"dtype": "float32"}}).items():
+            (part / name).mkdir()
+            write_json(part / name / ("scheduler_config.json" if name == "scheduler" else "config.json"), config)
+        for name, file in FILES.items():
+            safetensors.write(part / name / file, torch_layout.to_file(params[name], dtype), {})
+
+
+def index(sd: StableDiffusion) -> dict:
+    """Returns the model_index.json of a model: its classes in diffusers and transformers."""
+    pipeline = INDEX["_class_name"]
+    if sd.configs["unet"]["in_channels"] == INPAINTING:
+        pipeline = "StableDiffusionInpaintPipeline"
+    scheduler = sd.configs["scheduler"].get("_class_name", INDEX["scheduler"][1])
+    return INDEX | {"_class_name": pipeline, "scheduler": ["diffusers", scheduler]}
 
 
 def files(folder: Path) -> dict[str, Path]:
     """Returns every file of a model folder that images follow from, by its name within the folder.
 
-    These are the weights that `read` takes, the configs, the scheduler's too, and the tokenizer; no card, no picture.
+    These are the weights that `read` takes, the configs, the scheduler's too, and the tokenizer; no model card and no
+    image.
     """
-    found = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
+    paths = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"]
     for name in FILES:
-        found += [folder / name / "config.json", *weight_files(folder / name, "")]
-    found += [path for path in (folder / "tokenizer").rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path for path in found}
+        paths += [folder / name / "config.json", *weight_files(folder / name, "")]
+    paths += [path for path in (folder / "tokenizer").rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yields a new folder that takes the place of `folder` at the end.
+
+    Where the writing fails, on a full disk or on values beyond a type, nothing is left behind.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -7,7 +7,7 @@ so that they are right for any widths and any number of layers. Sources: the cla
 
 from collections.abc import Iterable
 
-from dermjax.weights.torch_layout import Tree
+from dermjax.weights.torch_layout import Tree, flatten
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -41,7 +41,7 @@ OPEN_CLIP_LAYERS = {
 
 def unet(tree: Tree) -> dict[str, str]:
     """Returns {our module: its name in LDM, without the prefix} of a UNet's tree; modules are paths without leaf."""
-    places = {
+    names = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -52,30 +52,30 @@ def unet(tree: Tree) -> dict[str, str]:
         "conv_out": "out.2",
     }
     n = 1
-    for i, block in enumerate(listed(tree["down_blocks"])):
+    for i, block in enumerate(in_order(tree["down_blocks"])):
         for j in range(len(block["resnets"])):
-            places[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{n}.0"
-            places[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{n}.1"
+            names[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{n}.0"
+            names[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{n}.1"
             n += 1
         if block.get("downsamplers"):
-            places[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{n}.0.op"
+            names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{n}.0.op"
             n += 1
     n = 0
-    for i, block in enumerate(listed(tree["up_blocks"])):
+    for i, block in enumerate(in_order(tree["up_blocks"])):
         for j in range(len(block["resnets"])):
-            places[f"up_blocks.{i}.resnets.{j}"] = f"output_blocks.{n}.0"
-            places[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{n}.1"
+            names[f"up_blocks.{i}.resnets.{j}"] = f"output_blocks.{n}.0"
+            names[f"up_blocks.{i}.attentions.{j}"] = f"output_blocks.{n}.1"
             n += 1
         after = 2 if block.get("attentions") else 1  # the last layer's doubling follows what else is in it
-        places[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{n - 1}.{after}.conv"
-    return renamed(modules(tree), places, RESNET)
+        names[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{n - 1}.{after}.conv"
+    return renamed(modules(tree), names, RESNET)
 
 
 def vae(tree: Tree) -> dict[str, str]:
     """Returns {our module: its name in LDM, without the prefix} of an autoencoder's tree."""
-    places = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half, ours, theirs in (("encoder", "down_blocks", "down"), ("decoder", "up_blocks", "up")):
-        places |= {
+        names |= {
             f"{half}.conv_in": f"{half}.conv_in",
             f"{half}.mid_block.resnets.0": f"{half}.mid.block_1",
             f"{half}.mid_block.attentions.0": f"{half}.mid.attn_1",
@@ -83,13 +83,13 @@ def vae(tree: Tree) -> dict[str, str]:
             f"{half}.conv_norm_out": f"{half}.norm_out",
             f"{half}.conv_out": f"{half}.conv_out",
         }
-        blocks = listed(tree[half][ours])
+        blocks = in_order(tree[half][ours])
         for i, block in enumerate(blocks):
             level = i if half == "encoder" else len(blocks) - 1 - i  # LDM counts from the largest image
             for j in range(len(block["resnets"])):
-                places[f"{half}.{ours}.{i}.resnets.{j}"] = f"{half}.{theirs}.{level}.block.{j}"
-            places[f"{half}.{ours}.{i}.{theirs}samplers.0"] = f"{half}.{theirs}.{level}.{theirs}sample"
-    return renamed(modules(tree), places, VAE_LAYERS)
+                names[f"{half}.{ours}.{i}.resnets.{j}"] = f"{half}.{theirs}.{level}.block.{j}"
+            names[f"{half}.{ours}.{i}.{theirs}samplers.0"] = f"{half}.{theirs}.{level}.{theirs}sample"
+    return renamed(modules(tree), names, VAE_LAYERS)
 
 
 def clip(tree: Tree) -> dict[str, str]:
@@ -100,36 +100,31 @@ def clip(tree: Tree) -> dict[str, str]:
 def open_clip(tree: Tree) -> dict[str, str]:
     """Returns {our module: its name in OpenCLIP}; q, k, v, which are one tensor there, and the positions left out."""
     layers = tree["text_model"]["encoder"]["layers"]
-    places = {
+    names = {
         "text_model.embeddings.token_embedding": "token_embedding",
         "text_model.final_layer_norm": "ln_final",
         **{f"text_model.encoder.layers.{i}": f"transformer.resblocks.{i}" for i in layers},
     }
     special = ("position_embedding", "q_proj", "k_proj", "v_proj")
-    return renamed((path for path in modules(tree) if not path.endswith(special)), places, OPEN_CLIP_LAYERS)
+    return renamed((path for path in modules(tree) if not path.endswith(special)), names, OPEN_CLIP_LAYERS)
 
 
-def modules(tree: Tree, prefix: str = "") -> list[str]:
+def modules(tree: Tree) -> list[str]:
     """Returns the dotted paths of the modules that hold parameters."""
-    found = [] if all(isinstance(value, dict) for value in tree.values()) else [prefix.removesuffix(".")]
-    below = ((key, value) for key, value in tree.items() if isinstance(value, dict))
-    return found + [path for key, value in below for path in modules(value, f"{prefix}{key}.")]
+    return list(dict.fromkeys(path.rpartition(".")[0] for path in flatten(tree)))
 
 
-def listed(tree: Tree) -> list[Tree]:
-    """Returns the members of a list in our trees, whose keys are "0", "1", …, in order."""
+def in_order(tree: Tree) -> list[Tree]:
+    """Returns the members of a list in our trees, whose keys are "0", "1", …"""
     return [tree[str(i)] for i in range(len(tree))]
 
 
-def renamed(paths: Iterable[str], places: dict[str, str], layers: dict[str, str]) -> dict[str, str]:
-    """Returns each path with its beginning replaced by its place and the rest, where `layers` knows it, by that."""
-    return {path: rename(path, places, layers) for path in paths}
-
-
-def rename(path: str, places: dict[str, str], layers: dict[str, str]) -> str:
-    words = path.split(".")
-    for n in range(len(words), 0, -1):
-        place, rest = places.get(".".join(words[:n])), ".".join(words[n:])
-        if place is not None:
-            return ".".join(filter(None, (place, layers.get(rest, rest))))
-    raise KeyError(path)
+def renamed(paths: Iterable[str], names: dict[str, str], layers: dict[str, str]) -> dict[str, str]:
+    """Returns each path with its longest beginning in `names` renamed, and the rest where `layers` has it."""
+    result = {}
+    for path in paths:
+        words = path.split(".")
+        n = next(n for n in range(len(words), 0, -1) if ".".join(words[:n]) in names)
+        name, rest = names[".".join(words[:n])], ".".join(words[n:])
+        result[path] = ".".join(filter(None, (name, layers.get(rest, rest))))
+    return result

@@ -1,24 +1,41 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): their tree and how they change a model.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): their tree, how they change a model, and their files.
 
 An adapter tree has, for every adapted kernel, its path with {"down": [..., in, r], "up": [r, out]} in place of the
 kernel. The change to a kernel is weight * alpha / r * down @ up; with `up` at zero the model starts as it was. The
 paths may be those of one network or of a whole model, {"unet": …, "text_encoder": …}.
+
+Files are read and written in the two forms that are in use; rank and alpha of every module are kept.
+
+    PEFT, diffusers   unet.down_blocks.0.….to_q.lora_A.weight       alpha in the metadata, else equal to the rank
+                      base_model.model.….to_q.lora_A.weight         alpha in adapter_config.json beside the file
+    kohya             lora_unet_down_blocks_0_…_to_q.lora_down.weight    alpha as a tensor beside it
+
+Kohya's names cannot be taken apart at their underscores without guessing, so that nothing here takes a name apart: the
+modules of our own trees are spelt in every form that files have, and a file's names are looked up.
+
+JAX is imported where arithmetic needs it: `dermjax inspect` reads files without it.
 """
 
+import collections
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dermjax.weights.safetensors import LazyTensor
-from dermjax.weights.torch_layout import flatten, unflatten
+from dermjax.errors import UserError
+from dermjax.progress import say
+from dermjax.weights import ldm_names, safetensors, tensor_files, torch_layout
+from dermjax.weights.safetensors import LazyTensor, Tensors
+from dermjax.weights.tensor_files import open_file, read_json
+from dermjax.weights.torch_layout import Tree, flatten, unflatten
 
-Tree = dict[str, Any]
+if TYPE_CHECKING:
+    import jax
 
 # The paper's tool adapts the projections of both attentions and nothing else; kohya's names for the rest.
 TARGETS = {
@@ -26,6 +43,43 @@ TARGETS = {
     "feed_forward": r"(ff\.net\.(0\.proj|2)|mlp\.fc[12])\.kernel$",
     "convolution": r"(conv\w*|proj_in|proj_out)\.kernel$",
     "time": r"(time_emb_proj|time_embedding\.linear_[12])\.kernel$",
+}
+METADATA = "lora_adapter_metadata"  # diffusers' JSON in the file: {"unet.lora_alpha": …}
+CONFIG = "adapter_config.json"  # PEFT's, of one network, beside its file
+FILES = (  # in a folder: PEFT's own, diffusers' own, ours
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+    "lora.safetensors",
+)
+PEFT_ALPHA = 8  # where a config of PEFT's says none
+# ways to start that change the model's own weights as well, so that the adapters are not for the model as it is
+STARTS = ("pissa", "olora", "corda", "loftq")
+KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+NUMBERED = "lora_te1_"  # how tools that also know SDXL name the first of its text encoders, and the only one here
+PARTS = {  # how a name ends, in files of PEFT, kohya and diffusers' earlier forms
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+UNSUPPORTED = {  # by a word in the name
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "a Tucker decomposition (LyCORIS)",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "oft_": "OFT",
 }
 
 
@@ -48,6 +102,9 @@ class Lora:
 
 def init(params: Tree, rank: int, seed: int, targets: Collection[str] = ("attention",)) -> Tree:
     """Returns the tree of fresh adapters, float32, for the kernels of the given `TARGETS`."""
+    import jax
+    import jax.numpy as jnp
+
     pattern, adapters = "|".join(TARGETS[target] for target in targets), {}
     for index, (path, kernel) in enumerate(sorted(flatten(params).items())):
         if re.search(pattern, path):
@@ -62,8 +119,7 @@ def init(params: Tree, rank: int, seed: int, targets: Collection[str] = ("attent
 
 def uniform(adapters: Tree, alpha: float) -> Lora:
     """Returns the adapters with one alpha for all of them."""
-    paths = flatten(adapters)
-    return Lora(adapters, {path.removesuffix(".down"): alpha for path in paths if path.endswith(".down")})
+    return Lora(adapters, dict.fromkeys(Lora(adapters, {}).ranks, alpha))
 
 
 def merge(params: Tree, lora: Lora, weight: float) -> Tree:
@@ -78,8 +134,282 @@ def merge(params: Tree, lora: Lora, weight: float) -> Tree:
     return unflatten(flat)
 
 
-def adapted(kernel: Any, down: jax.Array, up: jax.Array, share: float) -> Any:
-    """Returns kernel [..., in, out] + share * down @ up."""
+def adapted(kernel: Any, down: "jax.Array", up: "jax.Array", scale: float) -> Any:
+    """Returns kernel [..., in, out] + scale * down @ up."""
+    import jax.numpy as jnp
+
     if isinstance(kernel, LazyTensor):
-        return kernel.transform(kernel.shape, lambda array: np.asarray(adapted(array, down, up, share)))
-    return kernel + share * jnp.einsum("...ir,ro->...io", down, up)
+        return kernel.transform(kernel.shape, lambda array: np.asarray(adapted(array, down, up, scale)))
+    return kernel + scale * jnp.einsum("...ir,ro->...io", down, up)
+
+
+def locate(path: Path) -> Path:
+    """Returns the file of a LoRA that is given as a file or as a folder.
+
+    Raises:
+      UserError: the folder has none, or several of which none is named as PEFT or diffusers do.
+    """
+    if not path.is_dir():
+        return path
+    named = [path / name for name in FILES if (path / name).is_file()]
+    files = named or sorted(path.glob("*.safetensors"))
+    if not files or (len(files) > 1 and not named):
+        count = f"{len(files)} files of tensors" if files else "no file of tensors"
+        raise UserError(f"{path}: {count}, none named as PEFT or diffusers do ({FILES[0]}, {FILES[2]}); name the file")
+    return files[0]
+
+
+def digest(path: Path) -> str:
+    """Returns the name of a LoRA in records: 16 hex digits of its file and of PEFT's config beside it."""
+    file = locate(path)
+    files = (file, file.with_name(CONFIG))
+    return tensor_files.digest({each.name: each for each in files if each.is_file()})
+
+
+def read(path: Path, shapes: Tree) -> Lora:
+    """Returns a file's adapters for a model of these shapes ({"unet": …, "text_encoder": …}), float32.
+
+    A folder of PEFT's or diffusers' stands for the file in it. Where nothing says an alpha it is the rank, with a
+    message.
+
+    Raises:
+      UserError: the file is broken, no LoRA, of a kind that dermjax does not do, or does not fit the model.
+    """
+    path = locate(path)
+    tensors, texts = open_file(path)
+    tensor_files.require(tensor_files.LORA, tensors, str(path))
+    for word, method in UNSUPPORTED.items():
+        if any(word in name for name in tensors):
+            raise UserError(f"{path}: is {method}, not plain LoRA; dermjax does not do that")
+    settings = by_network(read_settings(path, texts, tensors), path)
+    kernels = {name: leaf.shape for name, leaf in flatten(shapes).items() if name.endswith(".kernel")}
+    modules, wrong = by_module(tensors, spellings(shapes))
+    adapters, alphas, assumed = {}, {}, 0
+    for module, part in modules.items():
+        kernel = kernels[f"{module}.kernel"]
+        problems = misfits(module, part, kernel)
+        wrong += problems
+        if problems:
+            continue
+        rank = part["down"].shape[0]
+        alpha = float(part["alpha"].read().reshape(())) if "alpha" in part else None
+        if alpha is not None and not math.isfinite(alpha):
+            wrong.append(f"{module}'s alpha is {alpha}")
+        alpha = alpha if alpha is not None else alpha_in_settings(settings, module, rank, path)
+        assumed += alpha is None
+        alphas[module] = float(rank) if alpha is None else alpha
+        adapters[f"{module}.down"] = down(part["down"], kernel)
+        adapters[f"{module}.up"] = up(part["up"])
+    if wrong:
+        shown = "; ".join(wrong[: torch_layout.SHOWN]) + ("; …" if len(wrong) > torch_layout.SHOWN else "")
+        raise UserError(f"{path}: {len(wrong)} of {len(tensors)} tensors do not fit the model: {shown}")
+    if assumed:
+        say(
+            f"{path}: nothing says the alpha of {assumed} of its {len(alphas)} layers; taken as their rank, which is "
+            f"full strength. PEFT has it in {CONFIG} beside the file"
+        )
+    arrays = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
+    return Lora(unflatten(arrays), alphas)
+
+
+def read_settings(path: Path, texts: dict[str, str], names: Collection[str]) -> dict[str, Any]:
+    """Returns PEFT's settings by "network.setting": of a file's texts, or of PEFT's config beside a file of PEFT's.
+
+    Raises:
+      UserError: they are no JSON object.
+    """
+    beside = path.with_name(CONFIG)
+    if METADATA not in texts and beside.is_file() and any(".lora_A." in name for name in names):
+        return {f"{network}.{key}": value for network in KOHYA for key, value in read_json(beside).items()}
+    try:
+        settings = json.loads(texts.get(METADATA, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its {METADATA} is no JSON ({error}); fetch the file again") from error
+    if not isinstance(settings, dict):
+        kind = type(settings).__name__
+        raise UserError(f"{path}: its {METADATA} holds {kind}, not names with values; fetch the file again")
+    return settings
+
+
+def by_network(settings: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """Returns {network: its settings}; a UserError where they are of another method than LoRA."""
+    networks = {
+        network: {
+            key.removeprefix(f"{network}."): value for key, value in settings.items() if key.startswith(f"{network}.")
+        }
+        for network in KOHYA
+    }
+    for each in networks.values():
+        start = str(each.get("init_lora_weights", "")).lower()
+        method = f"started as {start}" if start.startswith(STARTS) else each.get("peft_type", "LORA")
+        method = "DoRA" if each.get("use_dora") else method
+        if method != "LORA":
+            raise UserError(f"{path}: its settings are those of {method}, not plain LoRA; dermjax does not do that")
+    return networks
+
+
+def alpha_in_settings(settings: dict[str, dict[str, Any]], module: str, rank: int, path: Path) -> float | None:
+    """Returns the alpha of a module by PEFT's rules, None where nothing is said of its network.
+
+    Raises:
+      UserError: the settings cannot be read, or are of another file.
+    """
+    network, _, rest = module.partition(".")
+    given = settings[network]
+    if not given:
+        return None
+    try:
+        ranks = {given.get("r", rank), *(given.get("rank_pattern") or {}).values()}
+        alpha = float(match(given.get("alpha_pattern") or {}, rest, given.get("lora_alpha", PEFT_ALPHA)))
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise UserError(f"{path}: what it says of {module}'s alpha cannot be read ({error})") from error
+    if not math.isfinite(alpha):
+        raise UserError(f"{path}: what it says of {module}'s alpha is {alpha}; fetch the file again")
+    if rank not in ranks:
+        raise UserError(
+            f"{path}: {module} has rank {rank}, its settings say {' or '.join(map(str, ranks))}; the file and "
+            f"{CONFIG} beside it do not belong together"
+        )
+    return alpha * rank**0.5 if given.get("use_rslora") else alpha  # arXiv 2312.03732: alpha / sqrt(r)
+
+
+def match(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """Returns the value of the first pattern that fits the end of a module's name, as PEFT looks it up.
+
+    A text encoder's names begin with text_model. or not, by the version of transformers.
+    """
+    for pattern, value in patterns.items():
+        if re.search(r"\)[*+?{]", pattern) or sum(pattern.count(each) for each in "*+{") > 4:
+            raise ValueError(f"the pattern {pattern[:40]!r} could take for ever")
+        if any(re.match(rf"(.*\.)?({pattern})$", each) for each in (name, name.removeprefix("text_model."))):
+            return value
+    return default
+
+
+def spellings(shapes: Tree) -> dict[str, str]:
+    """Returns {a module's name in some form of file: our module} for every kernel of UNet and text encoder."""
+    modules = {}
+    for network, prefix in KOHYA.items():
+        text = network == "text_encoder"
+        for rest in (path.removesuffix(".kernel") for path in flatten(shapes[network]) if path.endswith(".kernel")):
+            bare = {rest, rest.removeprefix("text_model.")}  # transformers 5 names its modules without the prefix
+            flat = [each + form.replace(".", "_") for each in (prefix, *[NUMBERED] * text) for form in bare]
+            # diffusers until 2023: the UNet's attention in its "processor", the text's by the names of the UNet's
+            parent, _, last = rest.removesuffix(".0").rpartition(".")
+            bare.add(f"{parent}.to_{last.removesuffix('_proj')}" if text else f"{parent}.processor.{last}")
+            # files of one network leave its name out
+            dotted = [*bare, *(f"{network}.{form}" for form in bare)]
+            names = [*flat, *dotted, *(f"base_model.model.{name}" for name in dotted)]
+            modules |= dict.fromkeys(names, f"{network}.{rest}")
+    for rest, theirs in ldm_names.unet(shapes["unet"]).items():  # kohya's form over LDM's names
+        modules.setdefault(KOHYA["unet"] + theirs.replace(".", "_"), f"unet.{rest}")
+    return modules
+
+
+def by_module(tensors: Tensors, modules: dict[str, str]) -> tuple[dict[str, Tensors], list[str]]:
+    """Returns {our module: its "down", "up" and "alpha"}, and what belongs to none."""
+    found, wrong = collections.defaultdict(dict), []
+    for name, tensor in tensors.items():
+        ending = next((ending for ending in PARTS if name.endswith(ending)), "")
+        module = modules.get(name.removesuffix(ending))
+        if not ending or module is None:
+            wrong.append(f"{name} belongs to no layer of it")
+        else:
+            found[module][PARTS[ending]] = tensor
+    return found, wrong
+
+
+def misfits(module: str, part: Tensors, kernel: tuple[int, ...]) -> list[str]:
+    """Returns what is wrong with the tensors of a module for a kernel of this shape."""
+    if not {"down", "up"} <= part.keys():
+        return [f"{module} has only {' and '.join(part)}"]
+    rank = (part["down"].shape or (0,))[0]
+    wrong = [f"{module}'s alpha is {part['alpha'].shape}"] if "alpha" in part and part["alpha"].size != 1 else []
+    return wrong + [
+        f"{module}'s {name} is {part[name].shape}, the model asks for {shape}"
+        for name, shape in (("down", (rank, kernel[-2], *kernel[:-2])), ("up", (kernel[-1], rank)))
+        if squeezed(part[name].shape) != squeezed(shape)
+    ]
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a shape without the two axes of a 1x1 convolution."""
+    return shape[:2] if shape[2:] == (1, 1) else tuple(shape)
+
+
+def down(tensor: LazyTensor, kernel: tuple[int, ...]) -> LazyTensor:
+    """Returns [r, in] or [r, in, h, w] of a file as [in, r] or [h, w, in, r], as the kernel has axes."""
+    shape, axes = (*kernel[:-1], tensor.shape[0]), (2, 3, 1, 0) if len(tensor.shape) == 4 else (1, 0)
+    return tensor.transform(shape, lambda array: array.transpose(axes).reshape(shape))
+
+
+def up(tensor: LazyTensor) -> LazyTensor:
+    """Returns [out, r] or [out, r, 1, 1] of a file as [r, out]."""
+    out, rank = tensor.shape[:2]
+    return tensor.transform((rank, out), lambda array: array.reshape(out, rank).T)
+
+
+def write_peft(path: Path, lora: Lora, *, dtype) -> None:
+    """Writes the file that diffusers' `load_lora_weights` and PEFT read."""
+    tensors = {
+        f"{module}.{name}.weight": tensor
+        for module, pair in to_torch(lora, dtype).items()
+        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    # diffusers reads ranks and alphas from this; without it, it takes alpha for the rank
+    config, ranks_of_all = {}, lora.ranks
+    for network in KOHYA:
+        # PEFT looks for the ends of names: without text_model., which transformers 5 has not, they fit any version
+        names = {
+            module: module.removeprefix(f"{network}.").removeprefix("text_model.")
+            for module in lora.alphas
+            if module.startswith(f"{network}.")
+        }
+        if names:
+            ranks = {name: ranks_of_all[module] for module, name in names.items()}
+            alphas = {name: lora.alphas[module] for module, name in names.items()}
+            rank, alpha = most_frequent(ranks), most_frequent(alphas)
+            config |= {
+                f"{network}.r": rank,
+                f"{network}.lora_alpha": alpha,
+                f"{network}.rank_pattern": {name: each for name, each in ranks.items() if each != rank},
+                f"{network}.alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
+                f"{network}.target_modules": sorted(ranks),
+            }
+    safetensors.write(path, tensors, {METADATA: json.dumps(config)})
+
+
+def write_kohya(path: Path, lora: Lora, *, dtype) -> None:
+    """Writes the file that AUTOMATIC1111, ComfyUI and kohya's scripts read; diffusers does as well."""
+    tensors: Tensors = {}
+    for module, (first, second) in to_torch(lora, dtype).items():
+        network, _, rest = module.partition(".")
+        name = KOHYA[network] + rest.replace(".", "_")
+        tensors |= {
+            f"{name}.lora_down.weight": first,
+            f"{name}.lora_up.weight": second,
+            f"{name}.alpha": safetensors.from_array(np.array(lora.alphas[module], np.float32)),
+        }
+    rank, alpha = (str(most_frequent(values)) for values in (lora.ranks, lora.alphas))
+    metadata = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": alpha}
+    safetensors.write(path, tensors, metadata)
+
+
+def to_torch(lora: Lora, dtype) -> dict[str, tuple[LazyTensor, LazyTensor]]:
+    """Returns {module: (down, up)} in the file's layout: up is a 1x1 convolution where the kernel is one."""
+    flat = flatten(lora.adapters)
+
+    def pair(module: str) -> tuple[LazyTensor, LazyTensor]:
+        kernels = {"down.kernel": flat[f"{module}.down"], "up.kernel": flat[f"{module}.up"]}
+        first, second = torch_layout.to_file(kernels, dtype).values()
+        if len(first.shape) == 4:
+            shape = (*second.shape, 1, 1)
+            second = second.transform(shape, lambda array: array.reshape(shape))
+        return first, second
+
+    return {module: pair(module) for module in lora.alphas}
+
+
+def most_frequent(values: dict[str, Any]) -> Any:
+    """Returns the value that occurs most."""
+    return collections.Counter(values.values()).most_common(1)[0][0]

@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Sharding
 
 from dermjax.errors import UserError
+from dermjax.models.bundle import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import diffusers, single_file, tensor_files
-from dermjax.weights.diffusers import Params
 
 
 def locate(model: str) -> Path:

@@ -1,4 +1,4 @@
-"""Single LDM files: a whole Stable Diffusion 1.x or 2.x in one `.safetensors` or `.ckpt`, as most users have them.
+"""Single LDM files: a complete Stable Diffusion 1.x or 2.x in one `.safetensors` or `.ckpt`, as most users have them.
 
 The names come from ldm_names; here is the rest of what differs: OpenCLIP holds q, k and v as one tensor, the VAE's
 attention is made of 1x1 convolutions, and no config comes along, so that the file's own tensors have to tell. What we
@@ -16,31 +16,24 @@ import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.models.bundle import Params
 from dermjax.models.stable_diffusion import SCHEDULER, SD15, SD21, StableDiffusion
 from dermjax.progress import say
 from dermjax.weights import diffusers, ldm_names, safetensors, tensor_files, torch_layout
-from dermjax.weights.diffusers import Params
 from dermjax.weights.safetensors import LazyTensor, Tensors
 from dermjax.weights.tensor_files import open_file
 
 PRESETS = {768: (SD15, "clip_tokenizer"), 1024: (SD21, "clip_tokenizer_2")}  # by the width of the context
-CONFIGS = "dermjax.configs"  # where our own files say their configs
-FUSED = "in_proj_"
+CONFIGS = "dermjax.configs"  # the metadata in which our files hold their configs
 # What training leaves in these files and no network of ours has: buffers of the noise schedule, losses, OpenCLIP's ends
 UNREAD = re.compile(
     r"^(betas|logvar|lvlb_weights|scale_factor|posterior_\w+|(log_|sqrt_)?\w*alphas_cumprod(_prev)?)$"
     r"|^model_ema\.|^first_stage_model\.(loss|model_ema)\.|\.position_ids$|^cond_stage_model\.(model\.)?(attn_mask|"
     r"logit_scale|text_projection)(\.weight)?$"
 )
-WEIGHTS = (
-    np.float64,
-    np.float32,
-    np.float16,
-    ml_dtypes.bfloat16,
-)  # an extra tensor of another type is none of a network
-
-
-# Lin et al. 2023, arXiv 2305.08891: the last time is noise alone, and a walk begins there
+# a tensor of another type is none of a network
+WEIGHTS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+# Lin et al. 2023, arXiv 2305.08891: the last time is noise alone, and sampling begins there
 PURE_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
@@ -70,25 +63,25 @@ def read(
     """
     tensors, texts = open_file(path)
     tensor_files.require(tensor_files.SINGLE_FILE, tensors, str(path))
-    tensors = renewed(tensors)
+    tensors = current_names(tensors)
     if ema:
         tensors = averaged(tensors, str(path))
     sd = describe(tensors, texts, prediction, dtype, str(path))
     sd.check()
     layouts = layout(sd, f"{ldm_names.OPEN_CLIP}positional_embedding" in tensors)
-    entries = {name: entry for each in layouts.values() for name, entry in each.items()}
-    read_not = {name for name, each in tensors.items() if name not in entries and unread(name, each, sd)}
-    for network, each in layouts.items():
-        if not each.keys() & tensors.keys():
+    for network, entries in layouts.items():
+        if not entries.keys() & tensors.keys():
             raise UserError(f"{path}: holds no {network}; give a file with the whole model")
-    left = {name: tensor for name, tensor in tensors.items() if name not in read_not}
-    torch_layout.check({name: fitting(entry, left.get(name)) for name, entry in entries.items()}, left, str(path))
-    if read_not:
-        some = [ascii(name)[1:-1] for name in sorted(read_not)[: torch_layout.SHOWN]]
-        some += ["…"] * (len(read_not) > len(some))
-        say(f"{path}: {len(entries)} tensors read, {len(read_not)} left out ({', '.join(some)})")
-    found = {network: ours(each, tensors, sd.shapes[network]) for network, each in layouts.items()}
-    return sd, diffusers.parameters(sd, found, str(path), params_dtype, lazy)
+    entries = {name: entry for each in layouts.values() for name, entry in each.items()}
+    unread = sorted(name for name, each in tensors.items() if name not in entries and is_unread(name, each, sd))
+    taken = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    torch_layout.check({name: fitting(entry, taken.get(name)) for name, entry in entries.items()}, taken, str(path))
+    if unread:
+        shown = [ascii(name)[1:-1] for name in unread[: torch_layout.SHOWN]]
+        shown += ["…"] * (len(unread) > len(shown))
+        say(f"{path}: {len(entries)} tensors read, {len(unread)} left out ({', '.join(shown)})")
+    networks = {network: to_ours(each, tensors, sd.shapes[network]) for network, each in layouts.items()}
+    return sd, diffusers.parameters(sd, networks, str(path), params_dtype, lazy)
 
 
 def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
@@ -97,28 +90,28 @@ def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
     if text["vocab_size"] != SD15["text_encoder"]["vocab_size"]:
         raise UserError(f"{path}: a single file holds no tokenizer, and this model has its own; give a folder's name")
     tensors: Tensors = {}
-    for network, each in layout(sd, text["hidden_act"] == "gelu").items():
-        named = torch_layout.to_file(params[network], dtype)
-        tensors |= {name: joined(entry, named, np.dtype(dtype)) for name, entry in each.items()}
+    for network, entries in layout(sd, text["hidden_act"] == "gelu").items():
+        ours = torch_layout.to_file(params[network], dtype)
+        tensors |= {name: to_theirs(entry, ours, np.dtype(dtype)) for name, entry in entries.items()}
     safetensors.write(path, tensors, metadata(sd))
 
 
 def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, source: str) -> StableDiffusion:
     """Returns the model that a file's metadata describes, or the published one that its tensors look like."""
     width = tensor_files.context_width(tensors)
-    preset, tokenizer = PRESETS.get(width, (None, "clip_tokenizer"))
     if CONFIGS in texts:
         try:
             configs = json.loads(texts[CONFIGS])
-            second = configs["text_encoder"]["hidden_act"] == "gelu"
+            open_clip = configs["text_encoder"]["hidden_act"] == "gelu"
             configs = {name: dict(configs[name]) for name in (*diffusers.FILES, "scheduler")}
             configs["scheduler"] |= {"prediction_type": prediction} if prediction else {}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{source}: its {CONFIGS} cannot be read ({error}); write the file again") from error
-        tokenizer = PRESETS[1024 if second else 768][1]
-    elif preset is None:
+        _, tokenizer = PRESETS[1024 if open_clip else 768]
+    elif width not in PRESETS:
         raise UserError(f"{source}: its context is {width} wide; Stable Diffusion 1.x has 768 and 2.x 1024")
     else:
+        preset, tokenizer = PRESETS[width]
         configs = copy.deepcopy(preset)
         first = tensors.get(tensor_files.FIRST)
         if first and len(first.shape) == 4:
@@ -134,54 +127,54 @@ def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, so
 
 def metadata(sd: StableDiffusion) -> dict[str, str]:
     """Returns what a file of ours says of itself, in Stability's ModelSpec 1.0 and as our own configs."""
-    said = {theirs: ours for ours, theirs in tensor_files.PREDICTIONS.items()}.get(sd.prediction, sd.prediction)
-    second = f"stable-diffusion-v2-{'768-v' if said == 'v' else '512'}"
+    words = {theirs: word for word, theirs in tensor_files.PREDICTIONS.items()}
+    prediction = words.get(sd.prediction, sd.prediction)
+    architecture = "stable-diffusion-v1"
+    if sd.configs["text_encoder"]["hidden_act"] == "gelu":
+        architecture = f"stable-diffusion-v2-{'768-v' if prediction == 'v' else '512'}"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": second
-        if sd.configs["text_encoder"]["hidden_act"] == "gelu"
-        else "stable-diffusion-v1",
-        "modelspec.prediction_type": said,
+        "modelspec.architecture": architecture,
+        "modelspec.prediction_type": prediction,
         "modelspec.resolution": f"{sd.size}x{sd.size}",
         CONFIGS: json.dumps(sd.configs, sort_keys=True),
     }
 
 
 def layout(sd: StableDiffusion, open_clip: bool) -> dict[str, dict[str, Entry]]:
-    """Returns for each network the tensors of its LDM file."""
-    text = ldm_names.open_clip if open_clip else ldm_names.clip
+    """Returns for each network the tensors of its LDM file, by name."""
+    clip = (ldm_names.OPEN_CLIP, ldm_names.open_clip) if open_clip else (ldm_names.CLIP, ldm_names.clip)
     tables = {
-        "text_encoder": (ldm_names.OPEN_CLIP if open_clip else ldm_names.CLIP, text),
+        "text_encoder": clip,
         "unet": (ldm_names.UNET, ldm_names.unet),
         "vae": (ldm_names.VAE, ldm_names.vae),
     }
-    found = {}
+    layouts = {}
     for network, (prefix, names) in tables.items():
-        wanted = torch_layout.expected(sd.shapes[network])
-        modules = names(sd.shapes[network])
+        shapes, modules = torch_layout.expected(sd.shapes[network]), names(sd.shapes[network])
         entries = {}
-        for name, shape in wanted.items():
+        for name, shape in shapes.items():
             module, _, leaf = name.rpartition(".")
             if module in modules:
-                flat = network == "vae" and len(shape) == 2  # there a 1x1 convolution
-                entries[f"{prefix}{modules[module]}.{leaf}"] = Entry((*shape, 1, 1) if flat else shape, (name,))
+                linear = network == "vae" and len(shape) == 2  # in LDM a 1x1 convolution
+                entries[f"{prefix}{modules[module]}.{leaf}"] = Entry((*shape, 1, 1) if linear else shape, (name,))
         if open_clip and network == "text_encoder":
-            entries |= fused(wanted, prefix)
-        found[network] = entries
-    return found
+            entries |= fused(shapes, prefix)
+        layouts[network] = entries
+    return layouts
 
 
-def fused(wanted: dict[str, tuple[int, ...]], prefix: str) -> dict[str, Entry]:
+def fused(shapes: dict[str, tuple[int, ...]], prefix: str) -> dict[str, Entry]:
     """Returns the tensors that OpenCLIP names by themselves: positions, and q, k and v of each layer in one."""
     position = "text_model.embeddings.position_embedding.weight"
-    entries = {f"{prefix}positional_embedding": Entry(wanted[position], (position,))}
-    for name, shape in wanted.items():
-        found = re.fullmatch(r"(text_model\.encoder\.layers\.(\d+)\.self_attn)\.q_proj\.(weight|bias)", name)
-        if found:
-            parent, layer, leaf = found.groups()
+    entries = {f"{prefix}positional_embedding": Entry(shapes[position], (position,))}
+    for name, shape in shapes.items():
+        query = re.fullmatch(r"(text_model\.encoder\.layers\.(\d+)\.self_attn)\.q_proj\.(weight|bias)", name)
+        if query:
+            parent, layer, leaf = query.groups()
             three = tuple(f"{parent}.{each}_proj.{leaf}" for each in "qkv")
-            place = f"{prefix}transformer.resblocks.{layer}.attn.{FUSED}{leaf}"
-            entries[place] = Entry((3 * shape[0], *shape[1:]), three)
+            theirs = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{leaf}"
+            entries[theirs] = Entry((3 * shape[0], *shape[1:]), three)
     return entries
 
 
@@ -191,28 +184,30 @@ def fitting(entry: Entry, tensor: LazyTensor | None) -> tuple[int, ...]:
     return flat if tensor is not None and tensor.shape == flat else entry.shape
 
 
-def ours(entries: dict[str, Entry], tensors: Tensors, shapes: dict) -> Tensors:
+def to_ours(entries: dict[str, Entry], tensors: Tensors, tree: Params) -> Tensors:
     """Returns a network's tensors under our names: parts of a file's tensors along their first axis, unread."""
-    wanted, found = torch_layout.expected(shapes), {}
+    shapes, ours = torch_layout.expected(tree), {}
     for name, entry in entries.items():
         for i, our in enumerate(entry.ours):
-            shape = wanted[our]
+            shape = shapes[our]
 
             def part(array: np.ndarray, i=i, shape=shape) -> np.ndarray:
                 return array[i * shape[0] : (i + 1) * shape[0]].reshape(shape)
 
-            found[our] = tensors[name].transform(shape, part)
-    return found
+            ours[our] = tensors[name].transform(shape, part)
+    return ours
 
 
-def joined(entry: Entry, named: Tensors, dtype: np.dtype) -> LazyTensor:
+def to_theirs(entry: Entry, ours: Tensors, dtype: np.dtype) -> LazyTensor:
     """Returns the LDM tensor of an entry, made of ours when it is read."""
-    return LazyTensor(
-        entry.shape, dtype, lambda: np.concatenate([named[our].read() for our in entry.ours]).reshape(entry.shape)
-    )
+
+    def read() -> np.ndarray:
+        return np.concatenate([ours[name].read() for name in entry.ours]).reshape(entry.shape)
+
+    return LazyTensor(entry.shape, dtype, read)
 
 
-def unread(name: str, tensor: LazyTensor, sd: StableDiffusion) -> bool:
+def is_unread(name: str, tensor: LazyTensor, sd: StableDiffusion) -> bool:
     """Returns whether a tensor is one that such files carry and no network reads, such as OpenCLIP's last layer."""
     if tensor.dtype not in WEIGHTS or name in (tensor_files.VELOCITY, tensor_files.PURE_NOISE):
         return True
@@ -221,7 +216,7 @@ def unread(name: str, tensor: LazyTensor, sd: StableDiffusion) -> bool:
     return beyond or UNREAD.search(name) is not None
 
 
-def renewed(tensors: Tensors) -> Tensors:
+def current_names(tensors: Tensors) -> Tensors:
     """Returns the tensors with the text encoder's names of early files, without `text_model.`, as they are now."""
     bare = tuple(f"{ldm_names.CLIP}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
     return {

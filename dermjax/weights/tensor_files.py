@@ -1,4 +1,4 @@
-"""Files of tensors: which ones a folder has, how they are opened, and what one is: model, LoRA, embedding, which family.
+"""Files of tensors: which ones a folder has, how they are opened, and what each is: a model, a LoRA, an embedding.
 
 A file is known by its first bytes, what it holds by the names and shapes of its tensors. No JAX here, so that `dermjax
 inspect` answers at once.

@@ -9,19 +9,22 @@ A file with several words holds an embedding of each. An embedding of several ve
 """
 
 import dataclasses
+import functools
 import json
+import operator
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dermjax.errors import UserError
 from dermjax.weights import safetensors, tensor_files
 from dermjax.weights.safetensors import from_array
-from dermjax.weights.tensor_files import open_file
+from dermjax.weights.tensor_files import open_file, read_json
+from dermjax.weights.torch_layout import Tree
 
+TOKENIZER = "tokenizer.json"  # all of a tokenizer, as transformers 5 writes it
 ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
 PARAMS = "string_to_param."  # what AUTOMATIC1111's names begin with, once joined
 MOST = 75  # vectors of a word: a prompt has no more tokens
@@ -49,7 +52,7 @@ def read(path: Path) -> list[Embedding]:
     """
     tensors, texts = open_file(path)
     tensor_files.require(tensor_files.EMBEDDING, tensors, str(path))
-    found = []
+    embeddings = []
     for name, tensor in tensors.items():
         token = name.removeprefix(PARAMS)
         if name == "emb_params" or (token != name and token == "*"):
@@ -61,8 +64,8 @@ def read(path: Path) -> list[Embedding]:
             )
         if not token.strip() or not token.isprintable():
             raise UserError(f"{path}: {token!a} is no word; rename it")
-        found.append(Embedding(token, vectors))
-    return found
+        embeddings.append(Embedding(token, vectors))
+    return embeddings
 
 
 def write(path: Path, embedding: Embedding) -> None:
@@ -70,16 +73,13 @@ def write(path: Path, embedding: Embedding) -> None:
     safetensors.write(path, {embedding.token: from_array(embedding.vectors)}, {})
 
 
-def add(configs: dict[str, dict], params: dict[str, Any], embedding: Embedding, tokenizer: Path, folder: Path):
+def add(configs: dict[str, dict], params: Tree, embedding: Embedding, tokenizer: Path, folder: Path):
     """Returns (configs, params) with the vectors as new rows of the token table; `folder` gets the tokenizer with them.
 
     Raises:
       UserError: the vectors are not as wide as the text encoder, or the word is taken.
     """
-    node = params
-    for key in TABLE:
-        node = node[key]
-    table = np.asarray(node)
+    table = np.asarray(functools.reduce(operator.getitem, TABLE, params))
     if embedding.vectors.shape[1] != table.shape[1]:
         raise UserError(
             f"embedding {embedding.token}: {embedding.vectors.shape[1]} wide, the text encoder {table.shape[1]}; it "
@@ -92,42 +92,43 @@ def add(configs: dict[str, dict], params: dict[str, Any], embedding: Embedding, 
     enlarge(folder, {token: len(table) + i for i, token in enumerate(embedding.tokens)})
     rows = np.concatenate([table, embedding.vectors.astype(table.dtype)])
     text = configs["text_encoder"] | {"vocab_size": len(rows)}
-    return configs | {"text_encoder": text}, replaced(params, TABLE, rows)
+    return configs | {"text_encoder": text}, with_leaf(params, TABLE, rows)
 
 
 def vocabulary(folder: Path) -> set[str]:
     """Returns the words and pieces of words of a tokenizer's folder, in CLIP's own form or in transformers 5's."""
-    whole, found = folder / "tokenizer.json", set()
-    if whole.is_file():
-        content = json.loads(whole.read_text(encoding="utf-8"))
-        found |= content["model"]["vocab"].keys() | {each["content"] for each in content["added_tokens"]}
+    words = set()
+    if (folder / TOKENIZER).is_file():
+        content = read_json(folder / TOKENIZER)
+        words |= content["model"]["vocab"].keys() | {each["content"] for each in content["added_tokens"]}
     for name in ("vocab.json", ADDED):
         if (folder / name).is_file():
-            found |= json.loads((folder / name).read_text(encoding="utf-8")).keys()
-    return found
+            words |= read_json(folder / name).keys()
+    return words
 
 
 def enlarge(folder: Path, words: dict[str, int]) -> None:
     """Adds words with their numbers to the files of a tokenizer."""
-    whole, added = folder / "tokenizer.json", folder / ADDED
-    if whole.is_file():
-        content = json.loads(whole.read_text(encoding="utf-8"))
+    file = folder / TOKENIZER
+    if file.is_file():
+        content = read_json(file)
         usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
         content["added_tokens"] += [{"id": number, "content": word, **usual} for word, number in words.items()]
-        whole.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+        file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
     else:
-        known = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
-        added.write_text(json.dumps(known | words, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        file = folder / ADDED
+        known = read_json(file) if file.is_file() else {}
+        file.write_text(json.dumps(known | words, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def replaced(tree: dict[str, Any], path: tuple[str, ...], leaf: np.ndarray) -> dict[str, Any]:
+def with_leaf(tree: Tree, path: tuple[str, ...], leaf: np.ndarray) -> Tree:
     """Returns the tree with another leaf at the path."""
     if not path:
         return leaf
-    return tree | {path[0]: replaced(tree[path[0]], path[1:], leaf)}
+    return tree | {path[0]: with_leaf(tree[path[0]], path[1:], leaf)}
 
 
-def spelt_out(prompt: str, embeddings: list[Embedding]) -> str:
+def spell_out(prompt: str, embeddings: list[Embedding]) -> str:
     """Returns the prompt with the word of each embedding, in any case, followed by those of its further vectors."""
     for embedding in embeddings:
         word = rf"(?<!\w){re.escape(embedding.token)}(?!\w)"

@@ -1,12 +1,11 @@
-"""Pickles without running what is in them: names of files of weights have stand-ins, every other name is refused.
-
-A pickle is a program that may call any function of any module. Here it calls nothing but the stand-ins: nothing is
-imported. Nor may it be long, ask for memory beyond its own length, or hold what takes for ever to unfold.
-
-PyTorch's own files (`.ckpt`, `.pt`, `.bin`) without PyTorch and without running what is in them (`pickle_reader`).
+"""PyTorch's own files (`.ckpt`, `.pt`, `.bin`) without PyTorch and without running what is in them.
 
 Two forms are read: the zip archive that torch.save writes since 1.6 (`data.pkl`, and one member a storage), and the
 older one (five pickles, then the storages one after the other).
+
+A pickle is a program that may call any function of any module. Here the names that files of weights have are given
+stand-ins, every other name is refused, and nothing is imported. Nor may a pickle be long, ask for memory beyond its own
+length, or hold what takes for ever to unfold.
 """
 
 import io
@@ -26,10 +25,18 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.weights.safetensors import SHOWN, LazyTensor, Tensors, check_shape, from_file, summarize
 
+ZIP = b"PK\x03\x04"
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # that pickle as bytes
+LEAVES, DEPTH, NAME = 2**17, 32, 512  # of nested dictionaries: values, levels, characters of a joined name
+DAMAGE = (  # what a broken archive or pickle raises
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, KeyError, TypeError,
+    AttributeError, IndexError, ArithmeticError, MemoryError, RuntimeError, zlib.error,
+)  # fmt: skip
 LONGEST = 2**24  # bytes of a pickle; Stable Diffusion's with its optimizer's state has 2**20
 STEPS = 2**20  # reads of a pickle, one an instruction and one for what it takes
 LINE = 1024  # bytes of the lines in a pickle, which hold names and numbers
-KEY = 2**31  # of dictionaries: whole numbers below it; larger ones could be chosen to collide
+KEY = 2**31  # numbers below it are keys of dictionaries; larger ones could be chosen to collide
 STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -54,7 +61,7 @@ class Storage(NamedTuple):
 
 
 class Ignored:
-    """Stands for what training leaves beside the weights: numpy scalars, callbacks, data types, sets."""
+    """Stand-in of what training leaves beside the weights: numpy scalars, callbacks, data types, sets."""
 
     def __init__(self, *arguments):
         pass
@@ -63,28 +70,28 @@ class Ignored:
         pass
 
 
-class Names(dict):
-    """Stands for OrderedDict; what torch.nn.Module hangs on it, versions of modules, is left out."""
+class OrderedDict(dict):
+    """Stand-in of OrderedDict; what torch.nn.Module hangs on it, versions of modules, is left out."""
 
     def __init__(self, pairs=()):
-        super().__init__(named(pairs))
+        super().__init__(plain_keys(pairs))
 
     def __setstate__(self, state):
         pass
 
 
 class ParameterDict(dict):
-    """Stands for torch.nn.ParameterDict, which older textual inversions hold."""
+    """Stand-in of torch.nn.ParameterDict, which older textual inversions hold."""
 
     def __init__(self):
         super().__init__()
 
     def __setstate__(self, state: dict):
-        found = state | (state.get("_parameters") or {})
-        self.update({name: value for name, value in found.items() if isinstance(value, LazyTensor)})
+        values = state | (state.get("_parameters") or {})
+        self.update({name: value for name, value in values.items() if isinstance(value, LazyTensor)})
 
 
-def named(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
+def plain_keys(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
     """Returns a dictionary of those pairs whose key is a text or a small number, as the names of weights are.
 
     Others are left out unread: keys could be chosen to collide, or be tuples that take for ever to compare.
@@ -92,8 +99,8 @@ def named(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
     return {key: value for key, value in pairs if type(key) is str or (type(key) is int and abs(key) < KEY)}
 
 
-def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> LazyTensor:
-    """Stands for torch._utils._rebuild_tensor_v2: a strided view of a storage, in elements."""
+def rebuild_tensor(storage: Storage, first: int, shape, strides, *_: Any) -> LazyTensor:
+    """Stand-in of torch._utils._rebuild_tensor_v2: a strided view of a storage, in elements."""
     check_shape("a tensor", shape)
     if not isinstance(storage, Storage) or any(type(n) is not int for n in (first, *strides)):
         raise pickle.UnpicklingError("a tensor of something other than a storage and whole numbers")
@@ -108,11 +115,11 @@ def tensor(storage: Storage, first: int, shape, strides, *_: Any) -> LazyTensor:
 
 
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): Names,
+    ("collections", "OrderedDict"): OrderedDict,
     ("__builtin__", "set"): Ignored,
     ("builtins", "set"): Ignored,
     ("torch", "Size"): lambda *sizes: None,
-    ("torch._utils", "_rebuild_tensor_v2"): tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch.nn.modules.container", "ParameterDict"): ParameterDict,
     ("_codecs", "encode"): Ignored,
@@ -139,7 +146,7 @@ BARRED = {
 }  # fmt: skip
 
 
-class Bounded:
+class BoundedFile:
     """A file that a pickle is read from, up to LONGEST bytes in STEPS reads."""
 
     def __init__(self, file: BinaryIO):
@@ -161,14 +168,14 @@ class Bounded:
         return content
 
 
-class Reader(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Unpickles with the stand-ins; `at` finds the elements of a storage.
 
     Of Python's two implementations it is the one in Python: the other makes room for whatever number a file names.
     """
 
     def __init__(self, file: BinaryIO, path: Path, at: Callable[..., LazyTensor]):
-        super().__init__(Bounded(file))
+        super().__init__(BoundedFile(file))
         self.path, self.at = path, at
         self.sizes: dict[str, int] = {}  # bytes of the storages that were met, by key
         self.taken = 0  # members of what stand-ins were called with: a file can give one list a thousand times
@@ -226,7 +233,7 @@ class Reader(pickle._Unpickler):
     def load_build(self) -> None:
         """Gives a stand-in its state; of anything else nothing is changed."""
         (state,) = self._given((self.stack.pop(),))
-        if not isinstance(self.stack[-1], Ignored | Names | ParameterDict):
+        if not isinstance(self.stack[-1], Ignored | OrderedDict | ParameterDict):
             raise pickle.UnpicklingError(f"a state for a {type(self.stack[-1]).__name__}")
         self.stack[-1].__setstate__(state)
 
@@ -234,7 +241,7 @@ class Reader(pickle._Unpickler):
         if not isinstance(self.stack[-1], dict | Ignored):
             raise pickle.UnpicklingError("a key for something other than a dictionary")
         if isinstance(self.stack[-1], dict):
-            self.stack[-1].update(named(zip(items[::2], items[1::2], strict=True)))
+            self.stack[-1].update(plain_keys(zip(items[::2], items[1::2], strict=True)))
 
     def _given(self, arguments: tuple) -> tuple:
         sizes = (len(each) for each in (arguments, *arguments) if isinstance(each, tuple | list | dict))
@@ -255,16 +262,6 @@ class Reader(pickle._Unpickler):
     }
 
 
-ZIP = b"PK\x03\x04"
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
-LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # that pickle as bytes
-LEAVES, DEPTH, NAME = 2**17, 32, 512  # of nested dictionaries: values, levels, characters of a joined name
-DAMAGE = (  # what a broken archive or pickle raises
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, KeyError, TypeError,
-    AttributeError, IndexError, ArithmeticError, MemoryError, RuntimeError, zlib.error,
-)  # fmt: skip
-
-
 def read(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Returns a file's tensors, unread, and the numbers and texts beside them; nested names are joined by dots.
 
@@ -274,15 +271,15 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
       UserError: the file is damaged, or its pickle asks for anything but tensors in dictionaries.
     """
     with path.open("rb") as file:
-        form = zipped if file.read(len(ZIP)) == ZIP else legacy
+        form = read_zip if file.read(len(ZIP)) == ZIP else read_legacy
         file.seek(0)
         try:
-            found = list(leaves(form(file, path)))
+            values = list(leaves(form(file, path)))
         except DAMAGE as error:
-            said = f"damaged, or not a file of PyTorch ({summarize(error)})"
-            raise UserError(f"{path}: {said}; fetch the file again") from error
+            problem = f"damaged, or not a file of PyTorch ({summarize(error)})"
+            raise UserError(f"{path}: {problem}; fetch the file again") from error
     tensors, texts = {}, {}
-    for name, value in found:
+    for name, value in values:
         if isinstance(value, LazyTensor):
             tensors[name] = value
         elif isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
@@ -298,11 +295,11 @@ def leaves(content: Any) -> Iterator[tuple[str, Any]]:
 
     A file can name one dictionary many times within others, so that few bytes unfold to more than any memory holds.
     """
-    waiting, met = [("", content, 0)], 0
+    waiting, count = [("", content, 0)], 0
     while waiting:
         name, value, depth = waiting.pop()
-        met += 1
-        if met > LEAVES or depth > DEPTH or len(name) > NAME:
+        count += 1
+        if count > LEAVES or depth > DEPTH or len(name) > NAME:
             raise ValueError("dictionaries within dictionaries without end")
         if isinstance(value, dict):
             if len(waiting) + len(value) > LEAVES:
@@ -313,29 +310,29 @@ def leaves(content: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def zipped(file: BinaryIO, path: Path) -> Any:
+def read_zip(file: BinaryIO, path: Path) -> Any:
     """Returns the content of an archive `NAME/data.pkl` with its storages in `NAME/data/KEY`, uncompressed."""
     with zipfile.ZipFile(file) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist():
-            with plain(archive, f"{folder}byteorder") as order:
+            with open_member(archive, f"{folder}byteorder") as order:
                 if order.read(8) != b"little":
                     raise ValueError("big-endian")
 
         def at(key: str, first: int, dtype: np.dtype, shape: tuple[int, ...]) -> LazyTensor:
             member = archive.getinfo(f"{folder}data/{key}")
             start, needed = start_of(file, member), (first + shape[0]) * dtype.itemsize
-            whole = needed <= member.file_size and start + needed <= os.fstat(file.fileno()).st_size
-            if member.compress_type != zipfile.ZIP_STORED or not whole:
+            complete = needed <= member.file_size and start + needed <= os.fstat(file.fileno()).st_size
+            if member.compress_type != zipfile.ZIP_STORED or not complete:
                 raise ValueError(f"storage {key} is compressed or short")
             return from_file(path, start + first * dtype.itemsize, dtype, shape)
 
-        with plain(archive, pickled) as content:
-            return Reader(content, path, at).load()
+        with open_member(archive, pickled) as content:
+            return Unpickler(content, path, at).load()
 
 
-def plain(archive: zipfile.ZipFile, name: str) -> BinaryIO:
+def open_member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
     """Returns a member to read; one that is compressed, as PyTorch's never are, could be a thousand times the file."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
@@ -349,7 +346,7 @@ def start_of(file: BinaryIO, member: zipfile.ZipInfo) -> int:
     return member.header_offset + 30 + name + extra
 
 
-def legacy(file: BinaryIO, path: Path) -> Any:
+def read_legacy(file: BinaryIO, path: Path) -> Any:
     """Returns the content of the older form: magic number, version, machine, content, keys; then the storages."""
     starts: dict[str, int] = {}
 
@@ -359,21 +356,21 @@ def legacy(file: BinaryIO, path: Path) -> Any:
 
         return LazyTensor(shape, dtype, read_later)
 
-    if Reader(file, path, at).load() != MAGIC:
+    if Unpickler(file, path, at).load() != MAGIC:
         raise ValueError("no magic number")
     for _ in ("version", "machine"):
-        Reader(file, path, at).load()
-    reader = Reader(file, path, at)
-    content = reader.load()
-    keys = Reader(file, path, at).load()
-    place, end = file.tell(), path.stat().st_size
+        Unpickler(file, path, at).load()
+    unpickler = Unpickler(file, path, at)
+    content = unpickler.load()
+    keys = Unpickler(file, path, at).load()
+    offset = file.tell()
     if not isinstance(keys, list) or not all(type(key) in (str, int) for key in keys):
         raise ValueError("no list of storages")
     for key in keys:
-        starts[str(key)] = place + 8  # eight bytes with the number of elements
-        place += 8 + reader.sizes[str(key)]
-    if place > end:
+        starts[str(key)] = offset + 8  # eight bytes with the number of elements
+        offset += 8 + unpickler.sizes[str(key)]
+    if offset > path.stat().st_size:
         raise ValueError("it ends early")
-    if not reader.sizes.keys() <= starts.keys():
+    if not unpickler.sizes.keys() <= starts.keys():
         raise ValueError("a storage that is not listed")
     return content

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from dermjax.errors import UserError
 from dermjax.sampling.text_to_image import check_drawn, pixels
-from dermjax.weights import lora, lora_files, textual_inversion
+from dermjax.weights import lora, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 FEW = {
@@ -57,7 +57,7 @@ def test_a_damaged_model_makes_no_images(command, copied, tmp_path, network, nam
 def test_a_lora_that_overflows_makes_no_images(command, small_model, tmp_path):
     _, params, folder = small_model
     fresh = lora.init({"unet": params["unet"]}, 2, seed=0)
-    lora_files.write_kohya(tmp_path / "x.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
+    lora.write_kohya(tmp_path / "x.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
     tensors = {name: np.full_like(each, 1e30) if "lora_up" in name else each
                for name, each in load_file(tmp_path / "x.safetensors").items()}  # fmt: skip
     save_file(tensors, tmp_path / "x.safetensors")
@@ -81,7 +81,7 @@ def test_two_words_of_one_file_are_both_known(command, small_model, tmp_path):
     _, params, folder = small_model
     fresh = lora.init({"unet": params["unet"]}, 2, seed=0)
     (tmp_path / "peft").mkdir()
-    lora_files.write_peft(tmp_path / "peft" / "adapter_model.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
+    lora.write_peft(tmp_path / "peft" / "adapter_model.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
     words = {"embeddings": f"('{tmp_path}/words.safetensors',)"}
     words |= {"plan.prompts.benign": "('a <mole>',)", "plan.prompts.malignant": "('a <nevus>',)"}
     code, _, error = generate(command, tmp_path / "run", model=folder, lora=tmp_path / "peft", **words)

@@ -105,6 +105,6 @@ def test_training_takes_the_batch_s_statistics_and_pytorch_s_gradients(tmp_path)
     expected = load_file(tmp_path / "gradients" / "model.safetensors")
     # one scale for all: a bias that the next batch normalisation takes away has a gradient of rounding errors only
     scale = max(np.abs(gradient).max() for gradient in expected.values())
-    for name, ours in classifiers.theirs(torch_layout.to_file(gradients, np.float32)).items():
+    for name, ours in classifiers.to_hugging_face(torch_layout.to_file(gradients, np.float32)).items():
         if "num_batches" not in name:
             np.testing.assert_allclose(ours.read() / scale, expected[name] / scale, rtol=0, atol=1e-4, err_msg=name)

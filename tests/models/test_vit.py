@@ -62,7 +62,7 @@ def test_logits_and_every_gradient_equal_pytorch(pair, tmp_path):
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     model.save_pretrained(tmp_path / "gradients")
     expected = load_file(tmp_path / "gradients" / "model.safetensors")
-    for name, ours in classifiers.theirs(torch_layout.to_file(gradients, np.float32)).items():
+    for name, ours in classifiers.to_hugging_face(torch_layout.to_file(gradients, np.float32)).items():
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(ours.read(), expected[name], rtol=0, atol=1e-5 * scale + 1e-5, err_msg=name)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dermjax.data import records
 from dermjax.sampling import model
 from dermjax.sampling.requests import Request
-from dermjax.weights import lora, lora_files, model_files, single_file, textual_inversion
+from dermjax.weights import lora, model_files, single_file, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CONFIG = Path(__file__).parents[2] / "configs" / "generate.py"
@@ -30,8 +30,8 @@ def files(small_model, tmp_path_factory):
     single_file.write(folder / "model.safetensors", sd, params, dtype=np.float32)
     made = lora.init({"unet": params["unet"], "text_encoder": params["text_encoder"]}, 2, seed=0)
     made = lora.uniform(jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3, np.float32), made), 4.0)
-    lora_files.write_peft(folder / "peft.safetensors", made, dtype=np.float32)
-    lora_files.write_kohya(folder / "kohya.safetensors", made, dtype=np.float32)
+    lora.write_peft(folder / "peft.safetensors", made, dtype=np.float32)
+    lora.write_kohya(folder / "kohya.safetensors", made, dtype=np.float32)
     vectors = np.arange(32, dtype=np.float32).reshape(2, 16)
     textual_inversion.write(folder / "mole.safetensors", Embedding("<mole>", vectors))
     return folder, made, vectors

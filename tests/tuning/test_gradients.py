@@ -15,7 +15,7 @@ from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.tuning import inputs, task, trainable
 from dermjax.tuning.task import PLAIN
 from dermjax.weights import diffusers as folders
-from dermjax.weights import lora, lora_files
+from dermjax.weights import lora
 from dermjax.weights.torch_layout import flatten, to_torch
 
 TOLERANCE = 1e-4
@@ -112,8 +112,8 @@ def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
     expected = {}
     if "lora" in trained:
         file, slopes = tmp_path / "lora.safetensors", tmp_path / "gradient.safetensors"
-        lora_files.write_peft(file, lora.uniform(trained["lora"], ALPHA), dtype=np.float32)
-        lora_files.write_peft(slopes, lora.uniform(gradient["lora"], ALPHA), dtype=np.float32)
+        lora.write_peft(file, lora.uniform(trained["lora"], ALPHA), dtype=np.float32)
+        lora.write_peft(slopes, lora.uniform(gradient["lora"], ALPHA), dtype=np.float32)
         expected |= load_file(slopes)
         tensors = load_file(file)
         for name in trained["lora"]:

@@ -25,7 +25,7 @@ from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
 from dermjax.training import writers
 from dermjax.tuning import run as tuning
-from dermjax.weights import diffusers, lora_files, torch_layout
+from dermjax.weights import diffusers, lora, torch_layout
 
 pytestmark = pytest.mark.usefixtures("no_transfers")
 
@@ -144,7 +144,7 @@ def test_lora_leaves_a_file_whose_merge_is_the_model(base, adapted):
 
 def test_both_forms_of_the_lora_say_the_same(base, adapted):
     sd, _ = diffusers.read(base)
-    forms = [lora_files.read(adapted / name, sd.shapes) for name in ("lora.safetensors", "lora_kohya.safetensors")]
+    forms = [lora.read(adapted / name, sd.shapes) for name in ("lora.safetensors", "lora_kohya.safetensors")]
     assert forms[0].alphas == forms[1].alphas
     ours, theirs = (torch_layout.flatten(each.adapters) for each in forms)
     assert ours.keys() == theirs.keys() and all((ours[path] == theirs[path]).all() for path in ours)

@@ -8,7 +8,7 @@ import pytest
 import dermjax.weights
 from dermjax.data import tokens
 from dermjax.weights import diffusers as folders
-from dermjax.weights import lora, lora_files
+from dermjax.weights import lora
 from dermjax.weights.torch_layout import flatten, to_torch
 
 CLIP = Path(dermjax.weights.__file__).parent / "clip_tokenizer"
@@ -104,7 +104,7 @@ def fused():
         theirs.fuse_lora(lora_scale=0.8)
         theirs.unload_lora_weights()
         sd, params = folders.read(folder)
-        merged = lora.merge(params, lora_files.read(file, sd.shapes), 0.8)
+        merged = lora.merge(params, lora.read(file, sd.shapes), 0.8)
         for name in ("unet", "text_encoder"):
             state = {key.removeprefix("text_model."): each for key, each in getattr(theirs, name).state_dict().items()}
             for path, array in flatten(merged[name]).items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dermjax.weights import lora, lora_files, single_file, textual_inversion
+from dermjax.weights import lora, single_file, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 GENERATE = Path(__file__).parents[2] / "configs" / "generate.py"
@@ -67,7 +67,7 @@ def adapters(small_model, tmp_path_factory):
     """A LoRA for it."""
     _, params, _ = small_model
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
-    lora_files.write_kohya(path, lora.uniform(lora.init({"unet": params["unet"]}, 2, seed=0), 2.0), dtype=np.float16)
+    lora.write_kohya(path, lora.uniform(lora.init({"unet": params["unet"]}, 2, seed=0), 2.0), dtype=np.float16)
     return path
 
 

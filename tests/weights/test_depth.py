@@ -16,7 +16,7 @@ import pytest
 
 from dermjax.models.classifier import describe, fresh
 from dermjax.models.stable_diffusion import SD15, SD21
-from dermjax.weights import classifiers, lora, lora_files
+from dermjax.weights import classifiers, lora
 from dermjax.weights import diffusers as folders
 from dermjax.weights.safetensors import from_array
 from dermjax.weights.torch_layout import flatten
@@ -180,7 +180,7 @@ def test_the_autoencoder(bundle):
     )
 
 
-@pytest.mark.parametrize("write", [lora_files.write_peft, lora_files.write_kohya])
+@pytest.mark.parametrize("write", [lora.write_peft, lora.write_kohya])
 def test_lora_on_all_layers(bundle, fused, tmp_path, write):
     """Adapters on every attention and feed-forward layer of both networks: diffusers fuses what we merge, and the text
     encoders then say the same."""

@@ -20,7 +20,6 @@ from dermjax.weights import (
     inspection,
     ldm_names,
     lora,
-    lora_files,
     model_files,
     single_file,
     tensor_files,
@@ -40,7 +39,7 @@ def zeros(shapes, dtype):
 
 
 def rows(path):
-    title, found = inspection.described(path)
+    title, found = inspection.describe(path)
     return title, dict(found)
 
 
@@ -67,7 +66,7 @@ def adapters(tiny, tmp_path_factory):
     made = lora.init({"unet": params["unet"], "text_encoder": params["text_encoder"]}, 3, seed=0)
     made = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), made)
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
-    lora_files.write_peft(path, lora.uniform(made, 6.0), dtype=np.float16)
+    lora.write_peft(path, lora.uniform(made, 6.0), dtype=np.float16)
     return path
 
 
@@ -223,7 +222,7 @@ def test_convert_turns_a_lora_into_the_other_form(tmp_path):
         str(tmp_path / "kohya.safetensors"), str(tmp_path / "again.safetensors"), "none", 0.8, "float32", *AS_FOUND
     )
     assert rows(tmp_path / "again.safetensors")[1]["form"] == "PEFT"
-    one, other = (lora_files.read(tmp_path / f"{name}.safetensors", sd.shapes) for name in ("peft", "again"))
+    one, other = (lora.read(tmp_path / f"{name}.safetensors", sd.shapes) for name in ("peft", "again"))
     assert one.alphas == other.alphas == {module: 4.0}
 
 

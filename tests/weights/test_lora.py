@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
 from dermjax.weights import diffusers as folders
-from dermjax.weights import lora, lora_files
+from dermjax.weights import lora
 from dermjax.weights.safetensors import LazyTensor
 from dermjax.weights.torch_layout import flatten, unflatten
 
@@ -98,22 +98,22 @@ def test_a_merge_is_the_convolution_of_convolutions():
     np.testing.assert_allclose(conv(x, merged), apart, rtol=0, atol=2e-5 * np.abs(apart).max())
 
 
-@pytest.mark.parametrize("write", [lora_files.write_peft, lora_files.write_kohya])
+@pytest.mark.parametrize("write", [lora.write_peft, lora.write_kohya])
 def test_read_of_write_is_bit_equal(shapes, tmp_path, write):
     made = filled(shapes)
     write(tmp_path / "lora.safetensors", made, dtype=np.float32)
-    same(lora_files.read(tmp_path / "lora.safetensors", shapes), made)
+    same(lora.read(tmp_path / "lora.safetensors", shapes), made)
 
 
 @pytest.mark.parametrize("preset", [SD15, SD21], ids=["SD 1.5", "SD 2.1"])
 def test_no_two_layers_share_a_name(preset):
     """Flattened names are ambiguous in general; the table says that those of these models are not."""
     shapes = StableDiffusion(preset, None, jnp.float32).shapes
-    for network, prefix in lora_files.KOHYA.items():
+    for network, prefix in lora.KOHYA.items():
         modules = [path.removesuffix(".kernel") for path in flatten(shapes[network]) if path.endswith(".kernel")]
         names = {prefix + module.replace(".", "_"): f"{network}.{module}" for module in modules}
         assert len(names) == len(modules)
-        table = lora_files.spellings(shapes)
+        table = lora.spellings(shapes)
         assert all(table[name] == module for name, module in names.items())
     assert table["lora_unet_input_blocks_1_1_proj_in"] == "unet.down_blocks.0.attentions.0.proj_in"
     assert table["lora_unet_output_blocks_11_0_skip_connection"] == "unet.up_blocks.3.resnets.2.conv_shortcut"
@@ -146,11 +146,11 @@ RENAMED = {
 def test_earlier_names_are_read(shapes, tmp_path, form):
     rename, seen = RENAMED[form]
     made = filled(shapes, targets=("attention",))
-    lora_files.write_peft(tmp_path / "now.safetensors", made, dtype=np.float32)
+    lora.write_peft(tmp_path / "now.safetensors", made, dtype=np.float32)
     tensors = {rename(name): tensor for name, tensor in load_file(tmp_path / "now.safetensors").items()}
     assert any(seen in name for name in tensors)
     save_file(tensors, tmp_path / "then.safetensors")
-    read = lora_files.read(tmp_path / "then.safetensors", shapes)
+    read = lora.read(tmp_path / "then.safetensors", shapes)
     assert read.alphas == made.ranks  # no metadata: alpha is the rank
     jax.tree.map(np.testing.assert_array_equal, read.adapters, made.adapters)
 
@@ -158,22 +158,22 @@ def test_earlier_names_are_read(shapes, tmp_path, form):
 def test_linear_adapters_for_1x1_convolutions_and_back(shapes, tmp_path):
     """SD 1.x projects by 1x1 convolutions and 2.x by linear layers; files mix the two forms up."""
     made = filled(shapes)
-    lora_files.write_kohya(tmp_path / "now.safetensors", made, dtype=np.float32)
+    lora.write_kohya(tmp_path / "now.safetensors", made, dtype=np.float32)
     tensors = load_file(tmp_path / "now.safetensors")
     flat = {name: each.reshape(each.shape[:2]) if each.shape[2:] == (1, 1) else each for name, each in tensors.items()}
     save_file(flat, tmp_path / "flat.safetensors")
-    same(lora_files.read(tmp_path / "flat.safetensors", shapes), made)
+    same(lora.read(tmp_path / "flat.safetensors", shapes), made)
     tall = {name: each[..., None, None] if each.ndim == 2 else each for name, each in tensors.items()}
     save_file({name: np.ascontiguousarray(each) for name, each in tall.items()}, tmp_path / "tall.safetensors")
-    same(lora_files.read(tmp_path / "tall.safetensors", shapes), made)
+    same(lora.read(tmp_path / "tall.safetensors", shapes), made)
 
 
 def test_rank_stabilised_alpha(shapes, tmp_path):
     made = filled(shapes, rank=4, targets=("attention",))
-    lora_files.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
-    said = {lora_files.KEY: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
+    lora.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
+    said = {lora.METADATA: json.dumps({"unet.lora_alpha": 8, "unet.use_rslora": True})}
     save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=said)
-    read = lora_files.read(tmp_path / "y.safetensors", shapes)
+    read = lora.read(tmp_path / "y.safetensors", shapes)
     module = next(name for name in list(read.alphas)[::-1] if name.startswith("unet."))
     assert read.alphas[module] / read.ranks[module] == 8 / read.ranks[module] ** 0.5
 
@@ -182,7 +182,7 @@ def test_what_peft_itself_saves_of_one_network(shapes, tmp_path):
     """Its alphas are in a config beside the file."""
     made = filled(shapes, targets=("attention",))
     made = lora.Lora({"unet": made.adapters["unet"]}, {k: v for k, v in made.alphas.items() if k.startswith("unet.")})
-    lora_files.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
+    lora.write_peft(tmp_path / "x.safetensors", made, dtype=np.float32)
     tensors = load_file(tmp_path / "x.safetensors")
     bare = {f"base_model.model.{name.removeprefix('unet.')}": tensor for name, tensor in tensors.items()}
     save_file(bare, tmp_path / "adapter_model.safetensors")
@@ -194,26 +194,26 @@ def test_what_peft_itself_saves_of_one_network(shapes, tmp_path):
         "alpha_pattern": twos | {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k": 5},
     }
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    read = lora_files.read(tmp_path / "adapter_model.safetensors", shapes)
+    read = lora.read(tmp_path / "adapter_model.safetensors", shapes)
     jax.tree.map(np.testing.assert_array_equal, read.adapters, made.adapters)
     assert all(
         read.alphas[path] == 2 for path, alpha in made.alphas.items() if alpha == 2 and "1.attentions" not in path
     )
     assert read.alphas["unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"] == 5
-    named = lora_files.digest(tmp_path / "adapter_model.safetensors")
+    named = lora.digest(tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text("[]")
-    assert lora_files.digest(tmp_path / "adapter_model.safetensors") != named, "the config is part of the LoRA"
+    assert lora.digest(tmp_path / "adapter_model.safetensors") != named, "the config is part of the LoRA"
     with pytest.raises(UserError, match=r"adapter_config\.json: holds list where an object"):
-        lora_files.read(tmp_path / "adapter_model.safetensors", shapes)
+        lora.read(tmp_path / "adapter_model.safetensors", shapes)
 
 
 @pytest.mark.parametrize("said", ["[", "[]", json.dumps({"unet.lora_alpha": None}),
                                   json.dumps({"unet.alpha_pattern": {"(": 1}})])  # fmt: skip
 def test_metadata_that_cannot_be_read_is_one_line(shapes, tmp_path, said):
-    lora_files.write_peft(tmp_path / "x.safetensors", filled(shapes, targets=("attention",)), dtype=np.float32)
-    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata={lora_files.KEY: said})
+    lora.write_peft(tmp_path / "x.safetensors", filled(shapes, targets=("attention",)), dtype=np.float32)
+    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata={lora.METADATA: said})
     with pytest.raises(UserError, match=r"y\.safetensors: (its lora_adapter_metadata|what it says of)") as error:
-        lora_files.read(tmp_path / "y.safetensors", shapes)
+        lora.read(tmp_path / "y.safetensors", shapes)
     assert "\n" not in str(error.value)
 
 
@@ -241,20 +241,20 @@ FIRST = "unet.conv_in"
     (lambda t: t.clear() or t.update({"model.diffusion_model.out.2.bias": np.zeros(4, np.float32)}), "not a LoRA"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(shapes, tmp_path, change, said):
-    lora_files.write_peft(tmp_path / "good.safetensors", filled(shapes), dtype=np.float32)
+    lora.write_peft(tmp_path / "good.safetensors", filled(shapes), dtype=np.float32)
     save_file(wrong(load_file(tmp_path / "good.safetensors"), change), tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=said) as error:
-        lora_files.read(tmp_path / "bad.safetensors", shapes)
+        lora.read(tmp_path / "bad.safetensors", shapes)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("write", [lora_files.write_peft, lora_files.write_kohya])
+@pytest.mark.parametrize("write", [lora.write_peft, lora.write_kohya])
 def test_diffusers_computes_with_our_file_what_we_merge(twin, fused, tmp_path, write):
     """diffusers with PEFT loads the file into a twin, fuses it at 0.8, and has our merged weights."""
     pytest.importorskip("peft")
     _, folder = twin
     sd, _ = folders.read(folder)
-    if write is lora_files.write_kohya:  # diffusers' converter guesses names, and loses alphas that differ
+    if write is lora.write_kohya:  # diffusers' converter guesses names, and loses alphas that differ
         made = lora.uniform(filled(sd.shapes, targets=("attention", "feed_forward")).adapters, 2.0)
     else:
         made = filled(sd.shapes)

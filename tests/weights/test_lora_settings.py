@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dermjax.errors import UserError
-from dermjax.weights import conversion, inspection, lora, lora_files
+from dermjax.weights import conversion, inspection, lora
 from dermjax.weights import diffusers as folders
 from dermjax.weights.torch_layout import flatten, to_torch
 
@@ -62,7 +62,7 @@ def trained(twin, settings, seed=0):
 
 def same(params, path, sd, adapted):
     """Whether our merge of the file is PEFT's."""
-    ours = lora.merge(params, lora_files.read(path, sd.shapes), 1.0)["unet"]
+    ours = lora.merge(params, lora.read(path, sd.shapes), 1.0)["unet"]
     theirs = adapted.merge_and_unload().state_dict()
     changed = 0
     for name, array in flatten(ours).items():
@@ -112,7 +112,7 @@ def test_a_folder_of_diffusers_is_its_file(twin, model, tmp_path):
 def test_an_alpha_that_nothing_says_is_said(twin, model, tmp_path, capsys):
     trained(twin, {"lora_alpha": 16}).save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
-    read = lora_files.read(tmp_path, model[0].shapes)
+    read = lora.read(tmp_path, model[0].shapes)
     assert read.alphas == read.ranks
     assert f"nothing says the alpha of {len(read.alphas)} of its {len(read.alphas)} layers" in capsys.readouterr().out
 
@@ -121,14 +121,12 @@ def test_what_the_file_says_goes_before_what_lies_beside(twin, model, tmp_path):
     """kohya's tensors of alpha, and diffusers' metadata, are of the file; a config may be another one's."""
     trained(twin, {"lora_alpha": 16}).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    adapters = lora_files.read(tmp_path, model[0].shapes)
-    lora_files.write_kohya(
-        tmp_path / "kohya.safetensors", lora.Lora(adapters.adapters, adapters.ranks), dtype=np.float32
-    )
-    assert set(lora_files.read(tmp_path / "kohya.safetensors", model[0].shapes).alphas.values()) == {4.0}
-    said = {lora_files.KEY: json.dumps({"unet.lora_alpha": 2, "unet.r": 4})}
+    adapters = lora.read(tmp_path, model[0].shapes)
+    lora.write_kohya(tmp_path / "kohya.safetensors", lora.Lora(adapters.adapters, adapters.ranks), dtype=np.float32)
+    assert set(lora.read(tmp_path / "kohya.safetensors", model[0].shapes).alphas.values()) == {4.0}
+    said = {lora.METADATA: json.dumps({"unet.lora_alpha": 2, "unet.r": 4})}
     save_file(tensors, tmp_path / "diffusers.safetensors", metadata=said)
-    assert set(lora_files.read(tmp_path / "diffusers.safetensors", model[0].shapes).alphas.values()) == {2.0}
+    assert set(lora.read(tmp_path / "diffusers.safetensors", model[0].shapes).alphas.values()) == {2.0}
 
 
 def edited(folder, **changes):
@@ -155,7 +153,7 @@ def test_settings_that_cannot_be_are_one_line(twin, model, tmp_path, changes, sa
     trained(twin, {"lora_alpha": 16}).save_pretrained(tmp_path)
     edited(tmp_path, **changes)
     with pytest.raises(UserError, match=said) as error:
-        lora_files.read(tmp_path, model[0].shapes)
+        lora.read(tmp_path, model[0].shapes)
     assert "adapter_model.safetensors: " in str(error.value) and "\n" not in str(error.value)
 
 
@@ -167,27 +165,27 @@ def test_a_folder_without_one_lora_is_one_line(model, tmp_path, names, said):
     for name in names:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=said):
-        lora_files.read(tmp_path, model[0].shapes)
+        lora.read(tmp_path, model[0].shapes)
 
 
 def test_an_alpha_tensor_of_nan_is_refused(model, tmp_path):
     sd, params = model
     fresh = lora.init({"unet": params["unet"]}, 2, seed=0)
-    lora_files.write_kohya(tmp_path / "x.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
+    lora.write_kohya(tmp_path / "x.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
     tensors = load_file(tmp_path / "x.safetensors")
     key = next(name for name in tensors if name.endswith(".alpha"))
     save_file(tensors | {key: np.array(np.nan, np.float32)}, tmp_path / "y.safetensors")
     with pytest.raises(UserError, match=r"1 of .* tensors do not fit the model: .*'s alpha is nan"):
-        lora_files.read(tmp_path / "y.safetensors", sd.shapes)
+        lora.read(tmp_path / "y.safetensors", sd.shapes)
 
 
 def test_the_digest_knows_the_settings(twin, tmp_path):
     """Images are made again where a config beside the same file says another strength."""
     trained(twin, {"lora_alpha": 16}).save_pretrained(tmp_path)
-    before = lora_files.digest(tmp_path)
-    assert before == lora_files.digest(tmp_path / "adapter_model.safetensors")
+    before = lora.digest(tmp_path)
+    assert before == lora.digest(tmp_path / "adapter_model.safetensors")
     edited(tmp_path, lora_alpha=8)
-    assert lora_files.digest(tmp_path) != before
+    assert lora.digest(tmp_path) != before
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["text_model", "bare"])
@@ -195,14 +193,14 @@ def test_the_numbered_text_encoder_of_sd_1(twin, model, tmp_path, bare):
     sd, params = model
     targets = ("attention", "feed_forward")
     fresh = lora.init({name: params[name] for name in ("unet", "text_encoder")}, 2, seed=0, targets=targets)
-    lora_files.write_kohya(tmp_path / "x.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
+    lora.write_kohya(tmp_path / "x.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
     tensors = load_file(tmp_path / "x.safetensors")
     theirs = {name.replace("lora_te_", "lora_te1_"): each for name, each in tensors.items()}
     if bare:
         theirs = {name.replace("text_model_", ""): each for name, each in theirs.items()}
     assert theirs.keys() != tensors.keys()
     save_file(theirs, tmp_path / "y.safetensors")
-    one, other = (lora_files.read(tmp_path / f"{name}.safetensors", sd.shapes) for name in "xy")
+    one, other = (lora.read(tmp_path / f"{name}.safetensors", sd.shapes) for name in "xy")
     assert one.alphas == other.alphas and flatten(one.adapters).keys() == flatten(other.adapters).keys()
     for name, each in flatten(one.adapters).items():
         np.testing.assert_array_equal(each, flatten(other.adapters)[name])
@@ -210,7 +208,7 @@ def test_the_numbered_text_encoder_of_sd_1(twin, model, tmp_path, bare):
 
 def test_a_folder_is_inspected_and_converted(twin, tmp_path):
     trained(twin, {"lora_alpha": 16}).save_pretrained(tmp_path / "lora")
-    title, rows = inspection.described(tmp_path / "lora")
+    title, rows = inspection.describe(tmp_path / "lora")
     assert title.startswith("LoRA") and dict(rows)["alpha"] == "16"
     to = str(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="made for a model with a context 48 wide"):

@@ -68,7 +68,7 @@ def test_a_training_checkpoint_is_read(ours, tmp_path, zipped):
     torch.save({"state_dict": state | averages | extras, "global_step": 470000, "epoch": 3,
                 "optimizer_states": [{"state": torch.ones(3)}], "callbacks": {}}, tmp_path / "model.ckpt",
                _use_new_zipfile_serialization=zipped)  # fmt: skip
-    tensors, texts = single_file.opened(tmp_path / "model.ckpt")
+    tensors, texts = single_file.open_file(tmp_path / "model.ckpt")
     assert texts["global_step"] == "470000"
     assert tensors.keys() == (state | averages | extras).keys()
     for name, tensor in (state | averages).items():

@@ -70,7 +70,7 @@ def test_its_words_are_tokens_with_its_vectors(model, tmp_path):
     embedding = Embedding("<mole>", VECTORS)
     configs, params = textual_inversion.add(configs, params, embedding, words, tmp_path / "more")
     table = params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
-    prompt = textual_inversion.spelt_out("a photo, <mole>", [embedding])
+    prompt = textual_inversion.spell_out("a photo, <mole>", [embedding])
     assert prompt == "a photo, <mole> <mole>_1"
     row = tokens.tokenize(tokens.load_tokenizer(tmp_path / "more"), [prompt])[0]
     assert configs["text_encoder"]["vocab_size"] == len(table) == row.max() + 1
@@ -167,6 +167,6 @@ def test_words_in_any_case_are_the_tokens_of_transformers(tmp_path, word, form):
         for prompt in PROMPTS[: None if count == 1 else 4]:
             given = theirs(prompt, add_special_tokens=False)["input_ids"]
             expected = [each for token in given for each in ([token, rows + 1][:count] if token == rows else [token])]
-            found = tokens.tokenize(ours, [textual_inversion.spelt_out(prompt, [embedding])])[0].tolist()
+            found = tokens.tokenize(ours, [textual_inversion.spell_out(prompt, [embedding])])[0].tolist()
             assert found[1 : len(expected) + 1] == expected and found[len(expected) + 1] == ours.eos_token_id, prompt
             assert (rows in found) == (word.lower() in prompt.lower())
