@@ -1,7 +1,7 @@
-"""What a classifier is trained and judged on, batch by batch: images, or features of its frozen part.
+"""What a classifier is trained and evaluated on, batch by batch: images, or features of its frozen part.
 
-Both sides have `training()`, endless batches {"image", "label"} for the loop, and `evaluation(manifest, records)`, each
-record once. Real and synthetic ones alternate exactly, and classes take turns (data/pipelines.py).
+Both kinds have `training()`, endless batches {"image", "label"} for the loop, and `evaluation(manifest, records)`, each
+record once. Real and synthetic ones alternate exactly, and so do the classes (data/pipelines.py).
 
 Shapes: n images, V views, B batch over all processes, K classes; ... the shape of one image's features.
 """
@@ -9,7 +9,7 @@ Shapes: n images, V views, B batch over all processes, K classes; ... the shape 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -36,16 +36,26 @@ class Plan:
     seed: int
     mixing: str
 
+    @property
+    def share(self) -> Fraction:
+        """The share of synthetic images in a batch."""
+        return Fraction(self.synthetic_fraction if self.synthetic else 0).limit_denominator(FINEST_MIXTURE)
+
+    @property
+    def sides(self) -> list[Manifest]:
+        """The manifests of which anything is drawn, real ones first."""
+        return [self.real] * (self.share < 1) + [self.synthetic] * (self.share > 0)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class ImageBatches:
     """Images, decoded and augmented anew each time."""
 
     plan: Plan
     size: int
     augment: str
 
-    def training(self):
+    def training(self) -> Iterator[dict[str, np.ndarray]]:
         """Returns endless batches of images."""
         plan = self.plan
         return pipelines.training_batches(
@@ -60,60 +70,48 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cached:
-    """Features out of the folder; where they are pooled, less their mean and by their deviation in training."""
+class FeatureBatches:
+    """Features out of their folder; pooled ones less the mean and by the deviation of the training images' first views.
+
+    views: of each training image; evaluation is on the first.
+    """
 
     plan: Plan
     features: Features
-    views: int  # of each training image; judged is the first
-    mean: np.ndarray
-    deviation: np.ndarray
+    views: int
+
+    @cached_property
+    def scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """The (mean, deviation) that features are standardised by; tokens of a deeper cut stay as they are."""
+        if self.features.last:
+            return np.zeros(1), np.ones(1)
+        values = [self.features.read(manifest, manifest.split("train"), 1)[:, 0] for manifest in self.plan.sides]
+        values = np.concatenate(values)
+        return values.mean(0), np.maximum(values.std(0), FLOOR)
 
     def training(self) -> "Mixture":
         """Returns endless batches of features."""
-        plan, share = self.plan, self._share
-        sides = [(plan.real, 1 - share), (plan.synthetic, share)]
+        plan, share = self.plan, self.plan.share
         sources = [
-            self._scaled(self.features.of(manifest, records, self.views))
-            for manifest, part in sides
-            if part > 0
-            for records in by_class(manifest)
+            self._standardised(manifest, [each for each in manifest.split("train") if each.label == label], self.views)
+            for manifest in plan.sides
+            for label in manifest.labels
         ]
         turns = Alternation(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
         return Mixture(sources, turns, batch=plan.batch, rows=plan.rows, seed=plan.seed, mixing=plan.mixing)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the first views of some records once, in order."""
-        values, batch = self._scaled(self.features.of(manifest, records, 1)), self.plan.batch
+        values, batch = self._standardised(manifest, records, 1), self.plan.batch
         for first in range(0, len(values), batch):
             chosen = values[first : first + batch, 0]
             padded = np.zeros((batch, *chosen.shape[1:]), np.float32)
             padded[: len(chosen)] = chosen
             yield {"image": padded[self.plan.rows], "valid": np.arange(batch) < len(chosen)}
 
-    def _scaled(self, values: np.ndarray) -> np.ndarray:
-        return values if self.features.last else (values - self.mean) / self.deviation
-
-    @property
-    def _share(self) -> Fraction:
-        return Fraction(self.plan.synthetic_fraction if self.plan.synthetic else 0).limit_denominator(FINEST_MIXTURE)
-
-
-def cached(plan: Plan, features: Features, views: int) -> Cached:
-    """Returns the cached side of a plan, scaled by what it trains on; tokens of a deeper cut stay as they are."""
-    mean, deviation = np.zeros(1), np.ones(1)
-    if not features.last:
-        whole = [plan.real] if plan.synthetic_fraction < 1 or not plan.synthetic else []
-        whole += [plan.synthetic] if plan.synthetic and plan.synthetic_fraction > 0 else []
-        values = np.concatenate([features.of(manifest, manifest.split("train"), 1)[:, 0] for manifest in whole])
-        mean, deviation = values.mean(0), np.maximum(values.std(0), FLOOR)
-    return Cached(plan=plan, features=features, views=views, mean=mean, deviation=deviation)
-
-
-def by_class(manifest: Manifest) -> list[list[Record]]:
-    """Returns the kept training records of each class."""
-    training = manifest.split("train")
-    return [[record for record in training if record.label == label] for label in manifest.labels]
+    def _standardised(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
+        values, (mean, deviation) = self.features.read(manifest, records, views), self.scale
+        return values if self.features.last else (values - mean) / deviation
 
 
 class Mixture:
@@ -127,31 +125,31 @@ class Mixture:
         self, sources: list[np.ndarray], turns: Alternation, *, batch: int, rows: np.ndarray, seed: int, mixing: str
     ):
         self._sources, self._turns, self._seed, self._next = sources, turns, seed, 0
-        self._made = partial(
+        self._batch = partial(
             mix_rows, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=turns.classes
         )
-        self._order = lru_cache(maxsize=4 * len(sources))(self._drawn)
+        self._order = lru_cache(maxsize=4 * len(sources))(self._shuffled)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = self._made(self._next)
+        batch = self._batch(self._next)
         self._next += 1
         return batch
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, int]:
         """Returns the state for a checkpoint."""
         return {"next": self._next}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, int]) -> None:
         """Goes on from a state."""
         self._next = state["next"]
 
-    def _example(self, position: int) -> dict:
-        place, turn = self._turns[position]
-        source = self._sources[place]
+    def _example(self, position: int) -> dict[str, np.ndarray]:
+        number, turn = self._turns[position]
+        source = self._sources[number]
         epoch, row = divmod(turn, len(source))
         view = np.random.default_rng((self._seed, position)).integers(source.shape[1]) if source.shape[1] > 1 else 0
-        image = source[self._order(place, epoch)[row], view].astype(np.float32)
-        return {"image": image, "label": np.int32(place % self._turns.classes)}
+        image = source[self._order(number, epoch)[row], view].astype(np.float32)
+        return {"image": image, "label": np.int32(number % self._turns.classes)}
 
-    def _drawn(self, place: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, place, epoch)).permutation(len(self._sources[place]))
+    def _shuffled(self, number: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, number, epoch)).permutation(len(self._sources[number]))

@@ -23,7 +23,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
-from dermjax.classification.recipes import Recipe, divided
+from dermjax.classification.recipes import Recipe, divide
 from dermjax.data import augmentation, images
 from dermjax.data.augmentation import POLICIES
 from dermjax.data.records import Manifest, Record
@@ -44,7 +44,7 @@ LABELS = ("id2label", "label2id")  # of a config: what no feature follows from
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """The frozen part of one classifier, and the folder of what it made of images."""
+    """The frozen part of one classifier, and the folder of what it makes of images."""
 
     classifier: Classifier
     params: Params
@@ -58,24 +58,23 @@ class Features:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of what this network made."""
+        """The folder of this network's features."""
         return run_folder.derived(self.within, "features", self.causes)
-
-    def of(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
-        """Returns the features [n, V, ...] of some images; those that are not in the folder are computed first."""
-        wanted = [(record, view) for record in records for view in range(views)]
-        self._fill(manifest, wanted)
-        with ThreadPoolExecutor(READERS) as pool:
-            return rearrange(np.stack(list(pool.map(self._read, wanted))), "(n V) ... -> n V ...", V=views)
 
     def path(self, record: Record, view: int) -> Path:
         """The file of a view of one image."""
         return self.folder / f"{record.sha256}{f'-{self.policy}-{view}' if view else ''}.npy"
 
-    def _fill(self, manifest: Manifest, wanted: list[tuple[Record, int]]) -> None:
-        missing = list({self.path(*each): each for each in wanted if not self.path(*each).is_file()}.values())
-        if not missing:
-            return
+    def read(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
+        """Returns the features [n, V, ...] of some images; those that are not in the folder are computed first."""
+        pairs = [(record, view) for record in records for view in range(views)]
+        missing = list({self.path(*pair): pair for pair in pairs if not self.path(*pair).is_file()}.values())
+        if missing:
+            self._compute(manifest, missing)
+        with ThreadPoolExecutor(READERS) as pool:
+            return rearrange(np.stack(list(pool.map(self._load, pairs))), "(n V) ... -> n V ...", V=views)
+
+    def _compute(self, manifest: Manifest, missing: list[tuple[Record, int]]) -> None:
         if not self.folder.is_dir():
             run_folder.report_stale(self.folder, self.causes)
             run_folder.write_causes(self.folder, self.causes)
@@ -86,42 +85,40 @@ class Features:
         side, rows = self.classifier.config["image_size"], sharding.local_rows(self.batch, self.grid)
         with ThreadPoolExecutor(READERS) as pool, bar(len(missing), "features", "images", 0) as progress:
             for first in range(0, len(missing), self.batch):
-                chosen = missing[first : first + self.batch]
-                seen = pool.map(partial(self._seen, manifest), [chosen[row] for row in rows if row < len(chosen)])
-                filled = np.zeros((len(rows), side, side, 3), np.float32)  # the last batch is as large as the others
-                for row, image in enumerate(seen):
-                    filled[row] = image
-                made = np.asarray(lower(*trees, sharding.place(filled, self.grid)), kind)
-                list(pool.map(self._write, chosen, made[: len(chosen)]))
-                progress.update(len(chosen))
+                pairs = missing[first : first + self.batch]
+                views = pool.map(partial(self._view, manifest), [pairs[row] for row in rows if row < len(pairs)])
+                padded = np.zeros((len(rows), side, side, 3), np.float32)  # the last batch is as large as the others
+                for row, view in enumerate(views):
+                    padded[row] = view
+                values = np.asarray(lower(*trees, sharding.place(padded, self.grid)), kind)
+                list(pool.map(self._save, pairs, values[: len(pairs)]))
+                progress.update(len(pairs))
 
-    def _seen(self, manifest: Manifest, wanted: tuple[Record, int]) -> np.ndarray:
-        """A view [S, S, 3] of one image, drawn by its digest."""
-        record, view = wanted
+    def _view(self, manifest: Manifest, pair: tuple[Record, int]) -> np.ndarray:
+        """Returns a view [S, S, 3] of one image, augmented as its digest draws it."""
+        record, view = pair
         image = images.load(manifest.path(record), self.classifier.config["image_size"])
         rng = np.random.default_rng((int(record.sha256[:16], 16), view))
         return POLICIES[self.policy](image, rng) if view else images.to_model(image)
 
-    def _write(self, wanted: tuple[Record, int], value: np.ndarray) -> None:
+    def _save(self, pair: tuple[Record, int], value: np.ndarray) -> None:
         if not np.isfinite(value).all():
-            raise UserError(
-                f"features of {wanted[0].image} are not finite numbers; the weights or the file are damaged"
-            )
+            raise UserError(f"features of {pair[0].image} are not finite numbers; the weights or the file are damaged")
         file = io.BytesIO()
         np.save(file, value)
-        write_atomically(self.path(*wanted), file.getvalue())
+        write_atomically(self.path(*pair), file.getvalue())
 
-    def _read(self, wanted: tuple[Record, int]) -> np.ndarray:
+    def _load(self, pair: tuple[Record, int]) -> np.ndarray:
         try:
-            return np.load(self.path(*wanted))
+            return np.load(self.path(*pair))
         except (OSError, ValueError) as error:
-            raise UserError(f"features {self.path(*wanted)}: damaged ({error}); delete the file") from error
+            raise UserError(f"features {self.path(*pair)}: damaged ({error}); delete the file") from error
 
 
 def causes(classifier: Classifier, params: Params, variables: Params, chosen: Recipe, grid: Mesh) -> dict:
     """Returns what the features of an image follow from: the frozen part, how images are shown to it, arithmetic."""
     digest = hashlib.sha256()
-    frozen = [flatten(divided(tree, chosen)[1]) for tree in (params, variables) if tree]
+    frozen = [flatten(divide(tree, chosen)[1]) for tree in (params, variables) if tree]
     for path, leaf in sorted((path, leaf) for flat in frozen for path, leaf in flat.items()):
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(leaf))

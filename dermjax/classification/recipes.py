@@ -1,4 +1,4 @@
-"""Which part of a classifier is trained, how fast each layer, and on what loss.
+"""Which part of a classifier is trained, how fast each layer, on what loss, and how much arithmetic that is.
 
 A recipe cuts the network below its `last` last blocks: `full` trains everything, on images; `last` trains what is above
 the cut and `frozen` the head alone, both on what the frozen part makes of the images, which is computed once an image
@@ -8,14 +8,16 @@ Depths: 0 embeddings or stem, i + 1 block i, n + 1 what is above the n blocks.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
+import numpy as np
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
+from dermjax import machine
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
 from dermjax.training import optimizers
@@ -27,6 +29,10 @@ HEAD = "classifier"
 CUTS = {"full": lambda blocks: None, "last": lambda blocks: blocks, "frozen": lambda blocks: 0}
 ABOVE = re.compile(r"\.(layernorm|conv_1x1)\.")
 BLOCK = re.compile(r"\.layer\.(\d+)\.")
+# operations that a core does in a second of training, measured in float32 on one with AVX2; depthwise convolutions wait
+# for memory
+A_CORE_A_SECOND = {"vit": 27e9, "dinov2": 27e9, "mobilenet_v2": 8e9}
+GRADIENT = 3  # passes that one with gradients counts for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +41,8 @@ class Recipe:
 
     last: int | None
 
-    @property
-    def cached(self) -> bool:
-        """Whether training sees features of the frozen part instead of images."""
-        return self.last is not None
-
     def logits(self, classifier: Classifier, params: Params, variables: Params, x: Array, *, train: bool):
-        """Returns (logits [B, L], variables) of what training sees."""
+        """Returns (logits [B, L], variables) of images, or of the frozen part's features where there is a cut."""
         if self.last is None:
             return classifier.logits(params, variables, x, train=train)
         return classifier.upper(params, variables, x, self.last, train=train)
@@ -49,23 +50,10 @@ class Recipe:
 
 def recipe(name: str, blocks: int, params: Params) -> Recipe:
     """Returns the named recipe; UserError for another name or more blocks than there are."""
-    there = depth_of_top(params) - 1
-    if name == "last" and not 0 < blocks <= there:
-        raise UserError(f"config.last_blocks = {blocks}: the classifier has {there} blocks; give 1 to {there}")
+    most = depth_of_top(params) - 1
+    if name == "last" and not 0 < blocks <= most:
+        raise UserError(f"config.last_blocks = {blocks}: the classifier has {most} blocks; give 1 to {most}")
     return Recipe(last=pick("config.recipe", CUTS, name)(blocks))
-
-
-def check_mixing(name: str, recipe: str) -> None:
-    """Raises UserError where a mixture cannot be made of what a recipe trains on.
-
-    A mean of two images' features is as good as one of images (manifold mixup, arXiv 1806.05236), a window of features
-    shows no part of an image.
-    """
-    if name == "cutmix" and recipe != "full":
-        raise UserError(
-            f"config.mixing = cutmix cuts windows out of images, and config.recipe = {recipe} trains on features; "
-            "take mixup or none, or the recipe full"
-        )
 
 
 def depth(path: str, top: int) -> int:
@@ -78,39 +66,25 @@ def depth(path: str, top: int) -> int:
 
 def depth_of_top(params: Params) -> int:
     """Returns n + 1 for a classifier of n blocks."""
-    return 2 + max(int(found[1]) for path in flatten(params) if (found := BLOCK.search(path)))
+    return 2 + max(int(block[1]) for path in flatten(params) if (block := BLOCK.search(path)))
 
 
-def divided(params: Params, chosen: Recipe) -> tuple[Params, Params]:
-    """Returns the (trained, frozen) part of a tree of parameters."""
+def divide(params: Params, chosen: Recipe) -> tuple[Params, Params]:
+    """Returns the (trainable, frozen) part of a tree of parameters."""
     if chosen.last is None:
         return params, {}
     flat, top = flatten(params), depth_of_top(params)
 
-    def trained(path: str) -> bool:
+    def trainable(path: str) -> bool:
         return path.startswith(f"{HEAD}.") or (chosen.last > 0 and depth(path, top) >= top - chosen.last)
 
-    parts = ({path: leaf for path, leaf in flat.items() if trained(path) == wanted} for wanted in (True, False))
+    parts = ({path: leaf for path, leaf in flat.items() if trainable(path) == wanted} for wanted in (True, False))
     return tuple(unflatten(part) for part in parts)
 
 
-def joined(trained: Params, frozen: Params) -> Params:
-    """Returns the whole tree of its two parts."""
-    return unflatten(flatten(trained) | flatten(frozen)) if frozen else trained
-
-
-def layerwise(decay: float, params: Params) -> optax.GradientTransformation:
-    """Returns the transformation that slows every layer by `decay` for each layer above it (arXiv 2106.08254, 3.2).
-
-    It goes after the optimiser, so that weight decay slows as well. params: the whole classifier's.
-    """
-    top = depth_of_top(params)
-
-    def slowed(updates: Params, _) -> Params:
-        factors = {path: decay ** (top - depth(path, top)) * update for path, update in flatten(updates).items()}
-        return unflatten(factors)
-
-    return optax.stateless(slowed)
+def join(trainable: Params, frozen: Params) -> Params:
+    """Returns the complete tree of its two parts."""
+    return unflatten(flatten(trainable) | flatten(frozen)) if frozen else trainable
 
 
 def loss(classifier: Classifier, chosen: Recipe, smoothing: float) -> Loss:
@@ -120,8 +94,8 @@ def loss(classifier: Classifier, chosen: Recipe, smoothing: float) -> Loss:
     """
 
     def cross_entropy(params, variables, constants, batch, key):
-        whole = joined(params, constants.get("frozen", {}))
-        logits, variables = chosen.logits(classifier, whole, variables, batch["image"], train=True)
+        params = join(params, constants.get("frozen", {}))
+        logits, variables = chosen.logits(classifier, params, variables, batch["image"], train=True)
         targets = batch.get("targets", jax.nn.one_hot(batch["label"], logits.shape[-1]))
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
         value = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing)).mean()
@@ -130,15 +104,42 @@ def loss(classifier: Classifier, chosen: Recipe, smoothing: float) -> Loss:
     return cross_entropy
 
 
-Forward = Callable[[Params, Params, Array], Array]
-
-
 def optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:
-    """The update rule of a config for a classifier with these parameters."""
+    """Returns the update rule of a config for a classifier with these parameters."""
     rule = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip,
     )  # fmt: skip
-    if config.layer_decay == 1.0:
-        return rule
-    return optax.chain(rule, layerwise(config.layer_decay, params))
+    return rule if config.layer_decay == 1.0 else optax.chain(rule, layerwise(config.layer_decay, params))
+
+
+def layerwise(decay: float, params: Params) -> optax.GradientTransformation:
+    """Returns the transformation that slows every layer by `decay` for each layer above it (arXiv 2106.08254, 3.2).
+
+    It goes after the optimiser, so that weight decay slows as well. params: the whole classifier's.
+    """
+    top = depth_of_top(params)
+
+    def slow(updates: Params, _) -> Params:
+        return unflatten({path: decay ** (top - depth(path, top)) * each for path, each in flatten(updates).items()})
+
+    return optax.stateless(slow)
+
+
+def operations(classifier: Classifier, chosen: Recipe, size: int) -> tuple[float, float]:
+    """Returns XLA's count of the arithmetic of one image below the cut, once an image, and above it, every time."""
+
+    def count(function, *arguments) -> float:
+        return float(jax.jit(function).lower(*classifier.shapes, *arguments).cost_analysis()["flops"])
+
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    if chosen.last is None:
+        return 0.0, count(partial(classifier.logits, train=False), image)
+    lower = partial(classifier.lower, last=chosen.last)
+    cut = jax.eval_shape(lower, *classifier.shapes, image)
+    return count(lower, image), count(partial(classifier.upper, last=chosen.last, train=False), cut)
+
+
+def processor_seconds(classifier: Classifier, work: float) -> float:
+    """Returns about how long all cores of this machine take for so many operations of a classifier."""
+    return work / A_CORE_A_SECOND[classifier.config["model_type"]] / machine.cores()

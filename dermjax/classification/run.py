@@ -1,4 +1,4 @@
-"""`dermjax classify`: a manifest of real images, perhaps one of synthetic ones -> a classifier and what it says.
+"""`dermjax classify`: a manifest of real images, perhaps one of synthetic ones -> a classifier and its predictions.
 
 manifests -> exact mixture -> the one loop -> classifier/ (Hugging Face folder), predictions.csv, metrics.json
 """
@@ -20,18 +20,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains one classifier and leaves workdir/classifier, predictions.csv and metrics.json."""
     if (workdir / DONE).exists():
         say(f"classify: {workdir / DONE} is there, nothing to do")
-        _tell_other_causes(workdir, {})
+        report_other_causes(workdir, {})
         return
     check(config)  # before images are read
     real, synthetic = inputs.read(config.manifest, config.synthetic)
-    shown = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
-    _tell_other_causes(workdir, {"images": hashlib.sha256(repr(shown).encode()).hexdigest()[:16]})
+    training = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
+    report_other_causes(workdir, {"images": hashlib.sha256(repr(training).encode()).hexdigest()[:16]})
     train(config, workdir, real, synthetic, inputs.read_judged(config.judged, real), {})
 
 
-def _tell_other_causes(workdir: Path, inputs: dict) -> None:
+def report_other_causes(workdir: Path, causes: dict[str, str]) -> None:
     """Says where the folder was begun by code that gives other numbers, or on images of other digests."""
-    causes = inputs | {run_folder.NUMERIC_VERSIONS: VERSIONS}
+    causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
     others = run_folder.changed_since_start(workdir, causes, LEFT) if jax.process_index() == 0 else ""
     if others:
         say(f"classify: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")

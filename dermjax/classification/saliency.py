@@ -19,17 +19,17 @@ from dermjax.data.thumbnails import Thumbnail
 from dermjax.models.classifier import Classifier, Params
 
 Array = jax.Array
-SIDE = 176  # pixels of a picture on a page
+SIDE = 176  # pixels of a thumbnail on a page
 HOT = np.array([255, 196, 60], np.float32)  # the colour of what counted; the rest is dark
 
 
 def heat(classifier: Classifier, params: Params, variables: Params, image: np.ndarray) -> np.ndarray:
     """Returns [B, h, w] from 0 to 1, for images [B, S, S, 3] in [-1, 1] and the class that each is called."""
-    way = grad_cam if classifier.config["model_type"] == "mobilenet_v2" else rollout
-    found = jax.jit(lambda p, v, x: way(classifier, p, v, x))(params, variables, jnp.asarray(image))
-    found = np.asarray(found, np.float64)
-    low, high = (reduce(found, axis=(1, 2), keepdims=True) for reduce in (np.min, np.max))
-    return (found - low) / np.maximum(high - low, 1e-12)
+    method = grad_cam if classifier.config["model_type"] == "mobilenet_v2" else rollout
+    maps = jax.jit(lambda p, v, x: method(classifier, p, v, x))(params, variables, jnp.asarray(image))
+    maps = np.asarray(maps, np.float64)
+    low, high = (reduce(maps, axis=(1, 2), keepdims=True) for reduce in (np.min, np.max))
+    return (maps - low) / np.maximum(high - low, 1e-12)
 
 
 def grad_cam(classifier: Classifier, params: Params, variables: Params, image: Array) -> Array:
@@ -54,10 +54,10 @@ def rollout(classifier: Classifier, params: Params, variables: Params, image: Ar
     return rearrange(reached[:, 0, 1:], "B (h w) -> B h w", h=side)
 
 
-def picture(image: np.ndarray, warmth: np.ndarray, words: str, caption: str) -> Thumbnail:
-    """Returns the picture of an image, uint8 [S, S, 3], darkened where `warmth` [h, w] is low, lit where it is high."""
+def overlay(image: np.ndarray, heat: np.ndarray, words: str, caption: str) -> Thumbnail:
+    """Returns the thumbnail of an image, uint8 [S, S, 3], darkened where `heat` [h, w] is low, lit where it is high."""
     shown = np.asarray(Image.fromarray(image).resize((SIDE, SIDE)), np.float32)
-    scale = Image.fromarray(np.float32(warmth), mode="F").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    scale = Image.fromarray(np.float32(heat), mode="F").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(scale), 0, 1)[..., None]
     lit = shown * (0.35 + 0.65 * share) + HOT * 0.35 * share**2
     source = "data:image/png;base64," + base64.b64encode(images.encode_png(np.uint8(np.clip(lit, 0, 255)))).decode()

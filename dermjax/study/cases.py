@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax.classification import saliency
-from dermjax.classification.networks import restored
+from dermjax.classification import networks, saliency
 from dermjax.data import images
 from dermjax.data.thumbnails import Thumbnail
 from dermjax.evaluation import wording
@@ -38,7 +37,7 @@ def chosen(said: Predictions, right: bool, count: int) -> np.ndarray:
 def _pictures(folder: Path, said: Predictions, material: Material, rows: np.ndarray) -> list[Thumbnail]:
     if not len(rows):
         return []
-    classifier, (params, variables) = restored(folder)
+    classifier, (params, variables) = networks.load(folder)
     names = [said.images[row] for row in rows]
     of = {record.image: record for record in material.real.records}
     paths = [material.real.path(of[name]) for name in names]
@@ -48,6 +47,6 @@ def _pictures(folder: Path, said: Predictions, material: Material, rows: np.ndar
     captions = [f"{labels[said.labels[row]]}, called {labels[said.called[row]]} at {said.confidence[row]:.0%}"
                 for row in rows]  # fmt: skip
     return [
-        saliency.picture(image, each, f"real {labels[said.labels[row]]}, {name}", caption)
+        saliency.overlay(image, each, f"real {labels[said.labels[row]]}, {name}", caption)
         for image, each, name, caption, row in zip(shown, warmth, names, captions, rows, strict=True)
     ]

@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 
 from dermjax import progress
 from dermjax.classification import networks, recipes
-from dermjax.classification import training as costs
-from dermjax.classification.recipes import Recipe
+from dermjax.classification.recipes import GRADIENT, Recipe
 from dermjax.data.records import Manifest
 from dermjax.models.classifier import Classifier
 from dermjax.study import arms, cells
@@ -48,17 +47,17 @@ def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest
     for name in {cell.classifier for cell in todo}:
         settings, mine = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
         classifier, recipe = started(settings, reals[0].labels)
-        below, above = costs.operations(classifier, recipe, settings.size)
+        below, above = recipes.operations(classifier, recipe, settings.size)
         seen = settings.batch * sum(steps_of(config, cell) for cell in mine)
         images = sum(shown(reals[fold], config) + synthetic for fold in {cell.fold for cell in mine})
-        work = images * below + costs.GRADIENT * seen * above
+        work = images * below + GRADIENT * seen * above
         if settings.recipe == "full":  # every cell looks at all that it judges, validation several times
             looks = 1 + settings.steps // settings.evaluate_every
             judged = sum(
                 looks * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test")) for cell in mine
             )
-            work = (costs.GRADIENT * seen + judged) * above
-        seconds += costs.processor_seconds(classifier, work)
+            work = (GRADIENT * seen + judged) * above
+        seconds += recipes.processor_seconds(classifier, work)
     return seconds
 
 
@@ -72,8 +71,5 @@ def shown(real: Manifest, config: ConfigDict) -> int:
 
 def started(settings: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Recipe]:
     """Returns the classifier of a config and what of it is trained."""
-    classifier, params, _ = networks.start(
-        settings.classifier, settings.init, settings.architecture.to_dict(), labels,
-        size=settings.size, seed=settings.seed, precision=settings.precision,
-    )  # fmt: skip
+    classifier, params, _ = networks.build(settings, labels)
     return classifier, recipes.recipe(settings.recipe, settings.last_blocks, params)

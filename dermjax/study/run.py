@@ -13,7 +13,6 @@ from dermjax import run_folder
 from dermjax.classification import inputs, training
 from dermjax.classification.features import VERSIONS
 from dermjax.data import records
-from dermjax.data.leaks import audit
 from dermjax.data.records import Manifest
 from dermjax.demo import check, check_stages
 from dermjax.errors import UserError
@@ -128,20 +127,15 @@ def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real
         synthetic = records.read(Path(config.synthetic))
         seen.append(records.read(Path(config.training)))
     else:  # the generator sees the training split of `real` and nothing else; a leak is said before it is tuned
-        _refuse_leaks(seen)
+        inputs.refuse_leaks(seen)
         synthetic = generator.made(config, workdir, fold, prepared)
     inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
-    _refuse_leaks([*seen, synthetic])
+    inputs.refuse_leaks([*seen, synthetic])
     say(
         f"study: fold {fold}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
         f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
     )
     return Material(real=real, synthetic=synthetic, tests=tests)
-
-
-def _refuse_leaks(manifests: list[Manifest]) -> None:
-    inputs.refuse_leaks(manifests)
-    audit.refuse(manifests)
 
 
 def _check_test(manifest: Manifest, name: str, real: Manifest) -> None:

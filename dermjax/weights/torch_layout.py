@@ -10,12 +10,12 @@ A parameter's path in our tree, joined by dots, is its name in the file up to th
 """
 
 import ctypes
-import functools
 import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from dermjax import machine
@@ -164,35 +164,31 @@ def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         advise(copy.ctypes.data + first * dtype.itemsize, (last - first) * dtype.itemsize, POPULATE_WRITE)
         for start in range(first, last, PIECE):
             piece = slice(start, min(start + PIECE, last))
-            if array.dtype == np.float16 and dtype == np.float32:
+            if dtype == np.float32 and array.dtype in (np.float16, ml_dtypes.bfloat16):
                 widen(flat[piece], copy[piece])
-            elif array.itemsize == 2:
-                np.take(counterparts(array.dtype, dtype), flat[piece].view(np.uint16), out=copy[piece], mode="clip")
             else:
-                copy[piece] = flat[piece]
+                with np.errstate(invalid="ignore"):  # NaN of every kind
+                    copy[piece] = flat[piece]
 
     list(THREADS.map(share, range(0, array.size, SHARE)))
     return copy.reshape(array.shape)
 
 
 def widen(halves: np.ndarray, singles: np.ndarray) -> None:
-    """Writes float16 numbers as float32, four times as fast as numpy's cast.
+    """Writes float16 or bfloat16 numbers as float32, four times as fast as numpy's cast.
 
-    The bits of a half, at their places in a float32, are a number 2**112 too small. Infinity and NaN are left to numpy,
-    and everything in a thread in which a library has numbers below the normal ones flushed to zero.
+    A bfloat16 is the first half of a float32. The bits of a float16, at their places in a float32, are a number 2**112
+    too small; infinity and NaN are left to numpy, and everything in a thread in which a library has numbers below the
+    normal ones flushed to zero.
     """
     bits = singles.view(np.int32)
     np.copyto(bits, halves.view(np.int16))
+    if halves.dtype != np.float16:
+        np.left_shift(bits, 16, out=bits)
+        return
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, SIGN_AND_REST, out=bits)
     np.multiply(singles, np.float32(2.0**112), out=singles)
     flushed = np.float32(2.0**-140) * np.float32(2.0**112) != np.float32(2.0**-28)
     if flushed or singles.max() >= 2**16 or singles.min() <= -(2**16):
         singles[:] = halves
-
-
-@functools.cache
-def counterparts(given: np.dtype, wanted: np.dtype) -> np.ndarray:
-    """Returns what each of the 65,536 numbers of a type of two bytes is in another type, which is quick to look up."""
-    with np.errstate(invalid="ignore"):  # NaN of every kind are among them
-        return np.arange(2**16, dtype=np.uint16).view(given).astype(wanted)

@@ -1,16 +1,18 @@
 """What training is said to take: operations as the papers have them, each part of a network once."""
 
 import pytest
+from ml_collections import ConfigDict
 
-from dermjax.classification import networks, recipes, training
+from dermjax.classification import networks, recipes
 
 LABELS = ("benign", "malignant")
 NETWORKS = {"vit": {"name": "Ti/16"}, "mobilenetv2": {"depth_multiplier": 1.0}}
 
 
 def operations(name, size, recipe):
-    classifier, params, _ = networks.start(name, "", NETWORKS, LABELS, size=size, seed=0, precision="float32")
-    return training.operations(classifier, recipes.recipe(recipe, 2, params), size)
+    config = dict(classifier=name, init="", architecture=NETWORKS, size=size, seed=0, precision="float32")
+    classifier, params, _ = networks.build(ConfigDict(config), LABELS)
+    return recipes.operations(classifier, recipes.recipe(recipe, 2, params), size)
 
 
 @pytest.mark.parametrize(

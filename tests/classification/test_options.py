@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from dermjax.classification import inputs, networks, run, training
 from dermjax.data.augmentation import MIXTURES
@@ -79,7 +80,8 @@ def test_images_are_cut_into_whole_patches(real, tmp_path):
 def test_an_architecture_that_cannot_be_built_is_one_line(changed, told):
     shape = {"patch_size": 16, "hidden_size": 16, "num_attention_heads": 2} | changed
     with pytest.raises(UserError, match=told):
-        networks.start("vit", "", {"vit": shape}, ("a", "b"), size=32, seed=0, precision="float32")
+        config = dict(classifier="vit", init="", architecture={"vit": shape}, size=32, seed=0, precision="float32")
+        networks.build(ConfigDict(config), ("a", "b"))
 
 
 @pytest.mark.parametrize(("recipe", "mixing"), [("frozen", "mixup"), ("last", "mixup")])

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dermjax.classification import predictions, run, saliency
-from dermjax.classification.networks import restored
+from dermjax.classification import networks, predictions, run, saliency
 from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
@@ -58,9 +57,9 @@ def test_a_checkpoint_alone_says_the_same_up_to_its_temperature(trained, tmp_pat
     workdir, _ = trained
     bare = tmp_path / "bare"
     shutil.copytree(workdir, bare, ignore=shutil.ignore_patterns("classifier"))
-    classifier, (params, variables) = restored(bare)
+    classifier, (params, variables) = networks.load(bare)
     image = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
-    calibrated, trees = restored(workdir)
+    calibrated, trees = networks.load(workdir)
     ours, theirs = (
         np.asarray(jax.jit(lambda p, v, c=c: c.logits(p, v, image, train=False)[0])(*t))
         for c, t in ((classifier, (params, variables)), (calibrated, trees))
@@ -120,7 +119,7 @@ def test_heat_maps_are_maps_of_the_image(kind):
     heat = saliency.heat(classifier, *classifier.init(0), image)
     assert heat.shape == ((2, 4, 4) if kind == "vit" else (2, 3, 3))
     assert heat.min() >= 0 and heat.max() <= 1
-    shown = saliency.picture(np.zeros((size, size, 3), np.uint8), heat[0], "words", "caption")
+    shown = saliency.overlay(np.zeros((size, size, 3), np.uint8), heat[0], "words", "caption")
     assert shown.source.startswith("data:image/png;base64,")
 
 

@@ -48,7 +48,7 @@ def test_a_probe_on_all_photographs_gives_pytorch_s_auroc(name, photographs, tmp
     )  # fmt: skip
     train, test = photographs.split("train"), photographs.split("test")
     assert (len(train), len(test)) == (1950, 488)
-    seen, judged = (features.of(photographs, records, 1)[:, 0, :width] for records in (train, test))
+    seen, judged = (features.read(photographs, records, 1)[:, 0, :width] for records in (train, test))
     theirs = pytorch_features(folder, photographs, test[:CHECKED], classifier, size)
     scale = np.abs(theirs).max()
     print(f"{name}: features differ by {np.abs(judged[:CHECKED] - theirs).max() / scale:.1e} of the largest")

@@ -63,14 +63,14 @@ def test_a_recipe_parts_the_parameters_and_rates_fall_with_depth():
     _, params, _ = vit()
     flat = flatten(params)
     for name, blocks, trained in (("frozen", 1, {"head"}), ("last", 2, {"head", "norm", "1", "2"})):
-        parts = recipes.divided(params, recipes.recipe(name, blocks, params))
+        parts = recipes.divide(params, recipes.recipe(name, blocks, params))
         assert flatten(parts[0]).keys() | flatten(parts[1]).keys() == flat.keys()
         kinds = {
             "head" if path.startswith("classifier") else "norm" if ".layernorm." in path else path.split(".")[3]
             for path in flatten(parts[0])
         }
         assert kinds == trained
-        jax.tree.map(np.testing.assert_array_equal, recipes.joined(*parts), params)
+        jax.tree.map(np.testing.assert_array_equal, recipes.join(*parts), params)
     slowed, _ = recipes.layerwise(0.5, params).update(jax.tree.map(np.ones_like, params), None)
     slowed = {path: float(leaf.flat[0]) for path, leaf in flatten(slowed).items()}
     assert slowed["classifier.kernel"] == slowed["vit.layernorm.scale"] == 1
@@ -96,16 +96,16 @@ def features(folder, last=0, change=0.0):
 def test_features_are_computed_once_by_digest(real, tmp_path, monkeypatch):
     manifest = records.read(real)
     chosen = manifest.split("test")[:6]
-    found = features(tmp_path).of(manifest, chosen, 2)
+    found = features(tmp_path).read(manifest, chosen, 2)
     assert found.shape == (6, 2, 16) and found.dtype == np.float32
     assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-4  # the second view is augmented
-    monkeypatch.setattr(Features, "_seen", lambda *_: pytest.fail("computed again"))
-    np.testing.assert_array_equal(features(tmp_path).of(manifest, chosen[::-1], 1)[::-1, 0], found[:, 0])
+    monkeypatch.setattr(Features, "_view", lambda *_: pytest.fail("computed again"))
+    np.testing.assert_array_equal(features(tmp_path).read(manifest, chosen[::-1], 1)[::-1, 0], found[:, 0])
     assert features(tmp_path, change=0.1).folder != features(tmp_path).folder
     assert features(tmp_path, last=1).folder != features(tmp_path).folder
     features(tmp_path).path(chosen[0], 0).write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match="damaged"):
-        features(tmp_path).of(manifest, chosen, 1)
+        features(tmp_path).read(manifest, chosen, 1)
 
 
 def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path, monkeypatch, capsys):
@@ -114,24 +114,24 @@ def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path,
     (tmp_path / "0123456789abcdef").mkdir()  # as the first versions named it
     (tmp_path / "0123456789abcdef" / "of_an_image.npy").write_bytes(b"")
     first = features(tmp_path)
-    first.of(manifest, chosen, 1)
+    first.read(manifest, chosen, 1)
     said = capsys.readouterr().out
     assert f"features in {tmp_path} are computed again (made by an older version" in said and "removed" in said
     assert {path.name for path in tmp_path.iterdir()} == {first.folder.name, f"{first.folder.name}.json"}
 
     coarse = replace(first, causes=first.causes | {"arithmetic": "bfloat16"})
-    coarse.of(manifest, chosen, 1)
+    coarse.read(manifest, chosen, 1)
     assert '(arithmetic: "float32" -> "bfloat16")' in capsys.readouterr().out
     assert first.folder.is_dir() and coarse.folder.is_dir()
 
     changed = "dermjax.classification.features.VERSIONS"
     monkeypatch.setattr(changed, VERSIONS | {"classifier": VERSIONS["classifier"] + 1})
     later = features(tmp_path)
-    later.of(manifest, chosen, 1)
+    later.read(manifest, chosen, 1)
     said = capsys.readouterr().out
     assert "(numeric_versions.classifier: 1 -> 2); 2 of an older version removed" in said
     assert {path.name for path in tmp_path.iterdir()} == {later.folder.name, f"{later.folder.name}.json"}
-    later.of(manifest, chosen, 1)
+    later.read(manifest, chosen, 1)
     assert "again" not in capsys.readouterr().out
 
 

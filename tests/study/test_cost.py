@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dermjax.classification import training
+from dermjax.classification import recipes
 from dermjax.data.records import Manifest, Record
 from dermjax.study import cost
 from dermjax.study.cells import Cell
@@ -35,7 +35,7 @@ def test_steps_of_an_arm_are_those_of_its_phases():
 
 
 def test_what_is_done_costs_nothing_and_the_line_counts_the_grid(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "operations", lambda *_: (10e9, 1e5))
+    monkeypatch.setattr(recipes, "operations", lambda *_: (10e9, 1e5))
     config, real = settings(), manifest({"train": 100, "validation": 20, "test": 40})
     cells = [Cell(0, "vit", 50, arm, seed) for arm in ("real_equal_steps", "hybrid_3") for seed in (0, 1)]
     folders = {cell: tmp_path / cell.name for cell in cells}
