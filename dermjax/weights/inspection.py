@@ -114,8 +114,8 @@ def lora_rows(path: Path, tensors: Tensors, texts: dict[str, str]) -> Rows:
     alphas = [each.read() for name, each in tensors.items() if name.endswith(".alpha") and each.size == 1]
     if not alphas:
         settings = lora.read_settings(path, texts, tensors)
-        alphas = [value for key, value in settings.items() if key.endswith(".lora_alpha")]
-        alphas = [value for value in alphas if isinstance(value, int | float)]
+        alphas = [given.get("lora_alpha") for given in settings.values()]
+        alphas = [alpha for alpha in alphas if isinstance(alpha, int | float)]
     text = sum("self_attn" in name or "mlp" in name for name in down)  # the UNet has none of them
     return [
         ("form", "kohya" if any(name.startswith("lora_") for name in tensors) else "PEFT"),

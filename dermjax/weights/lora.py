@@ -58,17 +58,10 @@ PEFT_ALPHA = 8  # where a config of PEFT's says none
 STARTS = ("pissa", "olora", "corda", "loftq")
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 NUMBERED = "lora_te1_"  # how tools that also know SDXL name the first of its text encoders, and the only one here
-PARTS = {  # how a name ends, in files of PEFT, kohya and diffusers' earlier forms
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
+DOWN = ("lora_A", "lora_A.default", "lora_down", "lora.down", "lora_linear_layer.down")  # in PEFT, kohya, diffusers
+UP = ("lora_B", "lora_B.default", "lora_up", "lora.up", "lora_linear_layer.up")
+PARTS = {  # how a name ends
+    **{f".{name}.weight": part for part, names in (("down", DOWN), ("up", UP)) for name in names},
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
     ".alpha": "alpha",
@@ -178,10 +171,8 @@ def read(path: Path, shapes: Tree) -> Lora:
     path = locate(path)
     tensors, texts = open_file(path)
     tensor_files.require(tensor_files.LORA, tensors, str(path))
-    for word, method in UNSUPPORTED.items():
-        if any(word in name for name in tensors):
-            raise UserError(f"{path}: is {method}, not plain LoRA; dermjax does not do that")
-    settings = by_network(read_settings(path, texts, tensors), path)
+    settings = read_settings(path, texts, tensors)
+    check_method(path, tensors, settings)
     kernels = {name: leaf.shape for name, leaf in flatten(shapes).items() if name.endswith(".kernel")}
     modules, wrong = by_module(tensors, spellings(shapes))
     adapters, alphas, assumed = {}, {}, 0
@@ -192,11 +183,12 @@ def read(path: Path, shapes: Tree) -> Lora:
         if problems:
             continue
         rank = part["down"].shape[0]
-        alpha = float(part["alpha"].read().reshape(())) if "alpha" in part else None
-        if alpha is not None and not math.isfinite(alpha):
-            wrong.append(f"{module}'s alpha is {alpha}")
-        alpha = alpha if alpha is not None else alpha_in_settings(settings, module, rank, path)
-        assumed += alpha is None
+        if "alpha" in part:
+            alpha = float(part["alpha"].read().reshape(()))
+            wrong += [] if math.isfinite(alpha) else [f"{module}'s alpha is {alpha}"]
+        else:
+            alpha = alpha_in_settings(settings, module, rank, path)
+            assumed += alpha is None
         alphas[module] = float(rank) if alpha is None else alpha
         adapters[f"{module}.down"] = down(part["down"], kernel)
         adapters[f"{module}.up"] = up(part["up"])
@@ -212,40 +204,40 @@ def read(path: Path, shapes: Tree) -> Lora:
     return Lora(unflatten(arrays), alphas)
 
 
-def read_settings(path: Path, texts: dict[str, str], names: Collection[str]) -> dict[str, Any]:
-    """Returns PEFT's settings by "network.setting": of a file's texts, or of PEFT's config beside a file of PEFT's.
+def read_settings(path: Path, texts: dict[str, str], names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Returns PEFT's settings of each network: of a file's texts, or of PEFT's config beside a file of PEFT's.
 
     Raises:
       UserError: they are no JSON object.
     """
     beside = path.with_name(CONFIG)
     if METADATA not in texts and beside.is_file() and any(".lora_A." in name for name in names):
-        return {f"{network}.{key}": value for network in KOHYA for key, value in read_json(beside).items()}
+        return dict.fromkeys(KOHYA, read_json(beside))
     try:
-        settings = json.loads(texts.get(METADATA, "{}"))
+        content = json.loads(texts.get(METADATA, "{}"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its {METADATA} is no JSON ({error}); fetch the file again") from error
-    if not isinstance(settings, dict):
-        kind = type(settings).__name__
+    if not isinstance(content, dict):
+        kind = type(content).__name__
         raise UserError(f"{path}: its {METADATA} holds {kind}, not names with values; fetch the file again")
+    settings = collections.defaultdict(dict)
+    for key, value in content.items():
+        network, _, name = key.partition(".")
+        settings[network][name] = value
     return settings
 
 
-def by_network(settings: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """Returns {network: its settings}; a UserError where they are of another method than LoRA."""
-    networks = {
-        network: {
-            key.removeprefix(f"{network}."): value for key, value in settings.items() if key.startswith(f"{network}.")
-        }
-        for network in KOHYA
-    }
-    for each in networks.values():
-        start = str(each.get("init_lora_weights", "")).lower()
-        method = f"started as {start}" if start.startswith(STARTS) else each.get("peft_type", "LORA")
-        method = "DoRA" if each.get("use_dora") else method
+def check_method(path: Path, names: Collection[str], settings: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError where a file or its settings are of another method than LoRA."""
+    for word, method in UNSUPPORTED.items():
+        if any(word in name for name in names):
+            raise UserError(f"{path}: is {method}, not plain LoRA; dermjax does not do that")
+    for given in (settings[network] for network in KOHYA if network in settings):
+        start = str(given.get("init_lora_weights", "")).lower()
+        method = f"started as {start}" if start.startswith(STARTS) else given.get("peft_type", "LORA")
+        method = "DoRA" if given.get("use_dora") else method
         if method != "LORA":
             raise UserError(f"{path}: its settings are those of {method}, not plain LoRA; dermjax does not do that")
-    return networks
 
 
 def alpha_in_settings(settings: dict[str, dict[str, Any]], module: str, rank: int, path: Path) -> float | None:
@@ -255,7 +247,7 @@ def alpha_in_settings(settings: dict[str, dict[str, Any]], module: str, rank: in
       UserError: the settings cannot be read, or are of another file.
     """
     network, _, rest = module.partition(".")
-    given = settings[network]
+    given = settings.get(network)
     if not given:
         return None
     try:

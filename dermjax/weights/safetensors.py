@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT = 8  # the header is padded with spaces to a multiple of it
 MOST_AXES, MOST_ELEMENTS = 32, 2**40  # of a tensor; the largest of a Stable Diffusion has 2**26
+UNREAD = "which dermjax does not read; give the file in float16, bfloat16 or float32"
 SHOWN = 200  # characters of what a file says in an error
 
 
@@ -112,6 +114,9 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
             check_shape(name, entry["shape"])
     except (SafetensorError, ValueError) as error:
         damage = f"its header is damaged ({summarize(error)})"
+        unknown = re.search(r"unknown variant `(\w{1,20})`", str(error))
+        if unknown:
+            raise UserError(f"{path}: a tensor is of the type {ascii(unknown[1])[1:-1]}, {UNREAD}") from error
         if "invalid header length" in str(error):
             damage = "ends early, within its header"
         elif "not fully covered" in str(error):
@@ -124,10 +129,7 @@ def read(path: Path) -> tuple[Tensors, dict[str, str]]:
             return from_file(path, 8 + length + entry["data_offsets"][0], DTYPES[kind], shape)
 
         def refuse() -> np.ndarray:
-            raise UserError(
-                f"{path}: {name} is of the type {kind}, which dermjax does not read; give the file in float16, "
-                "bfloat16 or float32"
-            )
+            raise UserError(f"{path}: {name} is of the type {kind}, {UNREAD}")
 
         return LazyTensor(shape, np.dtype(np.void), refuse)
 

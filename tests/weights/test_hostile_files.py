@@ -185,7 +185,7 @@ HEADERS = {
     "half a surrogate pair": (f'{{"\\ud800":{ONE}}}', 4, "unexpected end of hex escape"),
     "no UTF-8": ('{"\udce9":' + ONE + "}", 4, "invalid UTF-8 in header"),
     "three ends": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}}', 4, "invalid length 3"),
-    "an unknown type": (f'{{"a":{spelt(0, 5, (2,), "X7")}}}', 5, "unknown variant `X7`"),
+    "an unknown type": (f'{{"a":{spelt(0, 5, (2,), "X7")}}}', 5, "a tensor is of the type X7"),
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Single LDM files: what diffusers makes of ours, what we make of ours and of checkpoints, and what is refused."""
 
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -258,7 +257,7 @@ def test_words_for_the_prediction(key, word, prediction):
     assert marked == "v_prediction"
 
 
-@pytest.mark.parametrize("dtype", ["U16", "U32", "F4", "I8", "X7", "F8_E4M3"])
+@pytest.mark.parametrize("dtype", ["U16", "U32", "F4", "I8", "F8_E4M3"])
 def test_an_extra_tensor_of_a_type_that_no_weight_has_is_left_out(ours, tmp_path, dtype, capsys):
     sd, params, path, _ = ours
     whole = path.read_bytes()
@@ -286,13 +285,12 @@ def test_weights_of_other_types_are_read(ours, tmp_path, dtype):
     equal(single_file.read(tmp_path / "x.safetensors")[1], jax.tree.map(lambda a: np.float32(a.astype(dtype)), params))
 
 
-def test_a_weight_of_a_type_that_is_not_read_is_named(ours, tmp_path):
+def test_a_weight_of_a_type_that_is_not_known_is_one_line(ours, tmp_path):
     whole = ours[2].read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8:start])
-    name = f"{ldm_names.UNET}out.2.bias"
-    header[name]["dtype"] = "X7"
+    header[f"{ldm_names.UNET}out.2.bias"]["dtype"] = "X7"
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
-    with pytest.raises(UserError, match=rf"{re.escape(name)} is of the type X7, which dermjax does not read; give the"):
+    with pytest.raises(UserError, match="a tensor is of the type X7, which dermjax does not read; give the"):
         single_file.read(tmp_path / "x.safetensors")
