@@ -97,8 +97,8 @@ class FeatureBatches:
             for manifest in plan.sides
             for label in manifest.labels
         ]
-        turns = Alternation(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
-        return Mixture(sources, turns, batch=plan.batch, rows=plan.rows, seed=plan.seed, mixing=plan.mixing)
+        alternation = Alternation(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
+        return Mixture(sources, alternation, batch=plan.batch, rows=plan.rows, seed=plan.seed, mixing=plan.mixing)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the first views of some records once, in order."""
@@ -122,11 +122,18 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: list[np.ndarray], turns: Alternation, *, batch: int, rows: np.ndarray, seed: int, mixing: str
+        self,
+        sources: list[np.ndarray],
+        alternation: Alternation,
+        *,
+        batch: int,
+        rows: np.ndarray,
+        seed: int,
+        mixing: str,
     ):
-        self._sources, self._turns, self._seed, self._next = sources, turns, seed, 0
+        self._sources, self._alternation, self._seed, self._next = sources, alternation, seed, 0
         self._batch = partial(
-            mix_rows, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=turns.classes
+            mix_rows, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=alternation.classes
         )
         self._order = lru_cache(maxsize=4 * len(sources))(self._shuffled)
 
@@ -144,12 +151,12 @@ class Mixture:
         self._next = state["next"]
 
     def _example(self, position: int) -> dict[str, np.ndarray]:
-        number, turn = self._turns[position]
+        number, index = self._alternation[position]
         source = self._sources[number]
-        epoch, row = divmod(turn, len(source))
+        epoch, row = divmod(index, len(source))
         view = np.random.default_rng((self._seed, position)).integers(source.shape[1]) if source.shape[1] > 1 else 0
         image = source[self._order(number, epoch)[row], view].astype(np.float32)
-        return {"image": image, "label": np.int32(number % self._turns.classes)}
+        return {"image": image, "label": np.int32(number % self._alternation.classes)}
 
     def _shuffled(self, number: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, number, epoch)).permutation(len(self._sources[number]))

@@ -43,7 +43,7 @@ def predictor(classifier: Classifier, recipe: Recipe, grid: Mesh) -> Predict:
     """Returns `predict(params, variables, batches) -> logits float64 [n, L]`, compiled once.
 
     `batches` are of what the recipe trains on, the `sharding.local_rows` rows of images or features, with the rows of
-    the whole batch that count as "valid"; they are divided over the mesh `grid`. Every process gets all logits, in the
+    the full batch that count as "valid"; they are divided over the mesh `grid`. Every process gets all logits, in the
     order of the rows. It raises UserError when a logit is not a finite number.
     """
 

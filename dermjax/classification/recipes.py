@@ -37,7 +37,7 @@ GRADIENT = 3  # passes that one with gradients counts for
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The cut: `last` blocks are trained besides the head, None for the whole network."""
+    """The cut: `last` blocks are trained besides the head, None for all of the network."""
 
     last: int | None
 
@@ -116,7 +116,7 @@ def optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformatio
 def layerwise(decay: float, params: Params) -> optax.GradientTransformation:
     """Returns the transformation that slows every layer by `decay` for each layer above it (arXiv 2106.08254, 3.2).
 
-    It goes after the optimiser, so that weight decay slows as well. params: the whole classifier's.
+    It goes after the optimiser, so that weight decay slows as well. params: the complete classifier's.
     """
     top = depth_of_top(params)
 

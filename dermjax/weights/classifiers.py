@@ -6,7 +6,7 @@ What we write transformers loads, what it writes we load. Files keep the older t
 (`attention.attention.query`) that transformers 5 renames in memory.
 
 State dicts are read as a file or in timm's own folder. They keep PyTorch's layouts too, so all there is to do is to
-rename; timm alone holds queries, keys and values in one matrix. A state dict says no config: sizes are read off its
+rename; timm alone holds queries, keys and values in one matrix. A state dict has no config: sizes are read off its
 shapes, the rest is what these libraries fix. Pixels are normalised as their weights expect: MobileNetV2 and DINOv2 as
 ImageNet's, timm's ViT in halves.
 """
@@ -194,7 +194,7 @@ def rename_leaf(name: str, leaves: dict[str, str]) -> str:
 
 
 def rename_layer(name: str, names: dict[str, str]) -> str:
-    """Returns the name replaced where `names` has it, whole or up to its last word."""
+    """Returns the name replaced where `names` has it, as it is or without its last word."""
     if name in names:
         return names[name]
     layer, _, leaf = name.rpartition(".")
@@ -237,7 +237,9 @@ def to_state_dict(tensors: Tensors, config: dict[str, Any], form: str) -> Tensor
     if form == "torchvision":
         raise UserError("torchvision names are written for MobileNetV2 only; take --form=timm")
     if kind == "dinov2":
-        raise UserError("timm's DINOv2 has a head on the class token, ours beside the patches' mean; it cannot be said")
+        raise UserError(
+            "timm's DINOv2 has a head on the class token, ours beside the patches' mean; there is no such state dict"
+        )
     if config["layer_norm_eps"] != EPSILON["vit"]:
         raise UserError(f"timm's LayerNorm has epsilon 1e-6, this ViT's is {config['layer_norm_eps']}")
     return to_timm_vit(tensors, config)

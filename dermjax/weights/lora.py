@@ -2,7 +2,7 @@
 
 An adapter tree has, for every adapted kernel, its path with {"down": [..., in, r], "up": [r, out]} in place of the
 kernel. The change to a kernel is weight * alpha / r * down @ up; with `up` at zero the model starts as it was. The
-paths may be those of one network or of a whole model, {"unet": …, "text_encoder": …}.
+paths may be those of one network or of a complete model, {"unet": …, "text_encoder": …}.
 
 Files are read and written in the two forms that are in use; rank and alpha of every module are kept.
 
@@ -162,7 +162,7 @@ def digest(path: Path) -> str:
 def read(path: Path, shapes: Tree) -> Lora:
     """Returns a file's adapters for a model of these shapes ({"unet": …, "text_encoder": …}), float32.
 
-    A folder of PEFT's or diffusers' stands for the file in it. Where nothing says an alpha it is the rank, with a
+    A folder of PEFT's or diffusers' stands for the file in it. An alpha that is stated nowhere is the rank, with a
     message.
 
     Raises:
@@ -300,15 +300,15 @@ def spellings(shapes: Tree) -> dict[str, str]:
 
 def by_module(tensors: Tensors, modules: dict[str, str]) -> tuple[dict[str, Tensors], list[str]]:
     """Returns {our module: its "down", "up" and "alpha"}, and what belongs to none."""
-    found, wrong = collections.defaultdict(dict), []
+    parts, wrong = collections.defaultdict(dict), []
     for name, tensor in tensors.items():
         ending = next((ending for ending in PARTS if name.endswith(ending)), "")
         module = modules.get(name.removesuffix(ending))
         if not ending or module is None:
             wrong.append(f"{name} belongs to no layer of it")
         else:
-            found[module][PARTS[ending]] = tensor
-    return found, wrong
+            parts[module][PARTS[ending]] = tensor
+    return parts, wrong
 
 
 def misfits(module: str, part: Tensors, kernel: tuple[int, ...]) -> list[str]:

@@ -1,7 +1,7 @@
 """Tensors that stay in their file until they are read, and safetensors files of them.
 
 Everything that renames, splits or transposes tensors on their way works on `LazyTensor`s, known by shape and type and
-read one at a time, so that a whole model takes the memory of its largest tensor on its way in or out.
+read one at a time, so that a complete model takes the memory of its largest tensor on its way in or out.
 
 The package `safetensors` checks a file when it is opened. The elements are mapped here, and written here: the package
 copies what it reads, takes all tensors of a file at once to write them, and has no bfloat16 without PyTorch.

@@ -71,7 +71,7 @@ def read(
     layouts = layout(sd, f"{ldm_names.OPEN_CLIP}positional_embedding" in tensors)
     for network, entries in layouts.items():
         if not entries.keys() & tensors.keys():
-            raise UserError(f"{path}: holds no {network}; give a file with the whole model")
+            raise UserError(f"{path}: holds no {network}; give a file with the complete model")
     entries = {name: entry for each in layouts.values() for name, entry in each.items()}
     unread = sorted(name for name, each in tensors.items() if name not in entries and is_unread(name, each, sd))
     taken = {name: tensor for name, tensor in tensors.items() if name not in unread}

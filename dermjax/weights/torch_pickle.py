@@ -201,37 +201,33 @@ class Unpickler(pickle._Unpickler):
         self.sizes[str(key)] = size * dtype.itemsize
         return Storage(str(key), dtype, size, self.at)
 
+    # pickle's instructions: what a frame holds is counted like the rest, dictionaries take plain keys, and what a
+    # stand-in is given is counted
+
     def load_frame(self) -> None:
-        """Goes on: what is in a frame follows, and is counted like the rest."""
         self.read(8)
 
     def load_dict(self) -> None:
-        """Makes a dictionary of keys and values in turn."""
         items = self.pop_mark()
         self.append({})
         self._put(items)
 
     def load_setitem(self) -> None:
-        """Puts a key with its value into a dictionary."""
         value, key = self.stack.pop(), self.stack.pop()
         self._put([key, value])
 
     def load_setitems(self) -> None:
-        """Puts keys and values in turn into a dictionary."""
         self._put(self.pop_mark())
 
     def load_reduce(self) -> None:
-        """Calls a stand-in."""
         arguments, call = self._given(self.stack.pop()), self.stack.pop()
         self.append(call(*arguments))
 
     def load_newobj(self) -> None:
-        """Makes a stand-in without calling its __init__."""
         arguments, kind = self._given(self.stack.pop()), self.stack.pop()
         self.append(kind.__new__(kind, *arguments))
 
     def load_build(self) -> None:
-        """Gives a stand-in its state; of anything else nothing is changed."""
         (state,) = self._given((self.stack.pop(),))
         if not isinstance(self.stack[-1], Ignored | OrderedDict | ParameterDict):
             raise pickle.UnpicklingError(f"a state for a {type(self.stack[-1]).__name__}")
