@@ -237,9 +237,7 @@ def to_state_dict(tensors: Tensors, config: dict[str, Any], form: str) -> Tensor
     if form == "torchvision":
         raise UserError("torchvision names are written for MobileNetV2 only; take --form=timm")
     if kind == "dinov2":
-        raise UserError(
-            "timm's DINOv2 has a head on the class token, ours beside the patches' mean; there is no such state dict"
-        )
+        raise UserError("timm's DINOv2 has a head on the class token alone; ours, which reads more, cannot be written")
     if config["layer_norm_eps"] != EPSILON["vit"]:
         raise UserError(f"timm's LayerNorm has epsilon 1e-6, this ViT's is {config['layer_norm_eps']}")
     return to_timm_vit(tensors, config)
