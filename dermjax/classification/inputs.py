@@ -74,8 +74,8 @@ def refuse_leaks(manifests: Sequence[Manifest]) -> None:
     first: dict[str, tuple[str, Path]] = {}
     for manifest in manifests:
         for record in filter(lambda record: record.kept, manifest.records):
-            split, path = first.setdefault(record.sha256, (record.split, manifest.place(record)))
+            split, path = first.setdefault(record.sha256, (record.split, manifest.unchecked_path(record)))
             if split != record.split:
-                twin = manifest.place(record)
+                twin = manifest.unchecked_path(record)
                 raise UserError(f"{path} ({split}) and {twin} ({record.split}) are one image; keep one of them")
     audit.refuse(manifests)

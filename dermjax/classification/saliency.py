@@ -61,4 +61,4 @@ def overlay(image: np.ndarray, heat: np.ndarray, words: str, caption: str) -> Th
     share = np.clip(np.asarray(scale), 0, 1)[..., None]
     lit = shown * (0.35 + 0.65 * share) + HOT * 0.35 * share**2
     source = "data:image/png;base64," + base64.b64encode(images.encode_png(np.uint8(np.clip(lit, 0, 255)))).decode()
-    return Thumbnail(source=source, words=words, caption=caption)
+    return Thumbnail(uri=source, alt=words, caption=caption)

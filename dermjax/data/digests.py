@@ -1,7 +1,7 @@
 """The SHA-256 of image files: the one check that a file still is what its manifest names.
 
-A digest is remembered by the file's size, times and place on the disk, so that a stage that reads an image often hashes
-it once. `Manifest.path` asks here whenever a stage is about to read an image.
+A digest is remembered by the file's size, times and inode, so that a stage that reads an image often hashes it once.
+`Manifest.path` asks here whenever a stage is about to read an image.
 """
 
 import hashlib
@@ -34,17 +34,15 @@ def cached_sha256(path: Path) -> str:
     """The SHA-256 of an image file, hashed again only where the file has changed; UserError where it cannot be read."""
     try:
         status = os.stat(path)
-        special = special_kind(status)
-        if special:
-            raise UserError(f"image {path}: {special} and no file; remove it")
-        seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        remembered = _known.get(str(path))
-        if remembered and remembered[0] == seen:
-            return remembered[1]
-        settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > RACE
-        digest = sha256(path)
-        if settled:
-            _known[str(path)] = seen, digest
+        if special_kind(status):
+            raise UserError(f"image {path}: {special_kind(status)} and no file; remove it")
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        known_state, digest = _known.get(str(path), (None, ""))
+        if known_state != state:
+            settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > RACE
+            digest = sha256(path)
+            if settled:
+                _known[str(path)] = state, digest
         return digest
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror}); mend or remove the file") from error

@@ -1,19 +1,18 @@
-"""Which files are images, and the opening of each: by Pillow itself, or by a package that may not be installed.
-
-The name says that a file is taken for an image, its first bytes say how it is read: phones give HEIC the name .jpg.
-HEIC is read by pillow-heif and DICOM by pydicom, both in the extra `formats`.
-
-Image files to square uint8 arrays and back, and the one place that knows the models' value range [-1, 1].
+"""Image files to square uint8 arrays and back, and the one place that knows the models' value range [-1, 1].
 
 Every stage that reads pixels reads them here, so that a photograph means the same to the generator and the classifier.
+A file's name says that it is taken for an image, its first bytes say how it is read: phones give HEIC the name .jpg.
+Pillow opens it, or pillow-heif (HEIC) or pydicom (DICOM), both in the extra `formats`.
+
 Shapes: S the side of the square, 3 the channels red, green, blue (sRGB).
 """
 
+import contextlib
 import importlib.util
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,8 @@ from dermjax.data import digests
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
+# Of decoded pixels, for whatever is kept of images: raise it where `load` gives others of the same bytes
+NUMERIC_VERSION = 1
 # Left out: formats that start another program (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF", "DIB")
 SUFFIXES = (
@@ -42,6 +43,72 @@ EXTRA = "pip install 'dermjax[formats]'"
 EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 # Where the head of the patient is in a DICOM image -> the EXIF orientation that turns it up: (row's, column's way).
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
+WHITE = (255, 255, 255, 255)
+
+# Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def load(path: Path, size: int) -> np.ndarray:
+    """The image as uint8 [size, size, 3]: fully decoded, upright, on white, scaled to cover the square, centre-cropped.
+
+    Raises UserError naming the path for whatever is no image or only a part of one (truncated, HTML, a bomb).
+    """
+    return np.asarray(ImageOps.fit(_decode(path, 2 * size), (size, size), Image.Resampling.LANCZOS))
+
+
+def decode(path: Path) -> np.ndarray:
+    """The full image as uint8 [H, W, 3], else as `load`."""
+    return np.asarray(_decode(path, 0))
+
+
+def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
+    """The images of many files as uint8 [N, size, size, 3], decoded in threads under a progress bar with this title."""
+    stacked = np.empty((len(paths), size, size, 3), np.uint8)
+    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(paths), title, "images", 0) as bar:
+        for row, image in enumerate(pool.map(lambda path: load(path, size), paths)):
+            stacked[row] = image
+            bar.update()
+    return stacked
+
+
+def read_header(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The camera that a file names, "" for none, and what `load` and `decode` do to its pixels beyond decoding them."""
+    with _open(path) as image:
+        tags = image.getexif()
+        camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (EXIF_MAKE, EXIF_MODEL)).strip()
+        changes = {
+            "turned upright": tags.get(EXIF_ORIENTATION, 1) in range(2, 9),
+            "16-bit grey scaled to 8": image.mode.startswith("I"),
+            "laid on white": image.has_transparency_data,
+            "CMYK made RGB": image.mode == "CMYK",
+            "first frame of several": getattr(image, "n_frames", 1) > 1,
+        }
+    return camera, tuple(change for change, applies in changes.items() if applies)
+
+
+def to_model(image: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] in 0..255 to float32 in [-1, 1]."""
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def from_model(image: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1], and clipped to it, to uint8 in 0..255: the inverse of to_model."""
+    return np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The bytes of a PNG file of uint8 [H, W, 3], the same for the same image."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_if_changed(path: Path, content: bytes) -> None:
+    """Writes an image file unless it is there with this content."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -72,6 +139,42 @@ def _is_there(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def _decode(path: Path, least: int) -> Image.Image:
+    """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
+    with _open(path) as image:
+        if least:
+            image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Opens an image; whatever its decoder raises becomes a UserError that names the file, in one line."""
+    try:
+        with open_image(path) as image:
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else reason
+        raise UserError(f"image {path}: cannot be decoded ({reason}); mend or remove the file") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels of unknown range; save as 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper, TIFF has
+        if image.getextrema()[1] > 65535:
+            raise ValueError("grey deeper than 16 bits; save as 8 or 16 bits")
+        image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
+
+
 def _heif(path: Path) -> Image.Image:
     try:
         _register()
@@ -97,23 +200,23 @@ def _dicom(path: Path) -> Image.Image:
     data = pydicom.dcmread(path)
     if data.Rows * data.Columns > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{data.Columns}x{data.Rows} px")
-    shown = data.PhotometricInterpretation
+    interpretation = data.PhotometricInterpretation
     frame = pixels.pixel_array(data, index=0)  # YBR_FULL is RGB by now, and so are the YBR of JPEG 2000
-    if shown == "PALETTE COLOR":
+    if interpretation == "PALETTE COLOR":
         frame = pixels.apply_color_lut(frame, data)
-        deepest = np.iinfo(frame.dtype).max
-    elif shown.startswith("MONOCHROME"):
-        deepest, frame = 255, _grey(frame, data)
-        frame = deepest - frame if shown == "MONOCHROME1" else frame
-    elif shown in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
-        deepest = 2**data.BitsStored - 1
+        white = np.iinfo(frame.dtype).max
+    elif interpretation.startswith("MONOCHROME"):
+        white, frame = 255, _grey(frame, data)
+        frame = white - frame if interpretation == "MONOCHROME1" else frame
+    elif interpretation in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
+        white = 2**data.BitsStored - 1
     else:
-        raise ValueError(f"DICOM of the photometric interpretation {shown}; save as RGB")
-    scaled = (frame.astype(np.float32) * (255 / deepest)).clip(0, 255).round().astype(np.uint8)
+        raise ValueError(f"DICOM of the photometric interpretation {interpretation}; save as RGB")
+    scaled = (frame.astype(np.float32) * (255 / white)).clip(0, 255).round().astype(np.uint8)
     image = Image.fromarray(scaled)
     tags = image.getexif()
     tags[EXIF_MAKE], tags[EXIF_MODEL] = data.get("Manufacturer") or "", data.get("ManufacturerModelName") or ""
-    tags[EXIF_ORIENTATION] = _turn([str(way) for way in data.get("PatientOrientation") or ("", "")])
+    tags[EXIF_ORIENTATION] = _orientation([str(way) for way in data.get("PatientOrientation") or ("", "")])
     return image
 
 
@@ -129,7 +232,7 @@ def _grey(frame: np.ndarray, data: Any) -> np.ndarray:
     return (((values - (float(centre) - 0.5)) / max(float(width) - 1, 1) + 0.5) * 255).clip(0, 255)
 
 
-def _turn(ways: list[str]) -> int:
+def _orientation(ways: list[str]) -> int:
     """The EXIF orientation that sets a patient upright whose head lies along the ways of rows and columns (PS3.3)."""
     row, column = (way[:1] if way[:1] in ("H", "F") else "" for way in (*ways, "", "")[:2])
     return UPRIGHT.get((row, column), 1)
@@ -137,116 +240,3 @@ def _turn(ways: list[str]) -> int:
 
 def _missing(path: Path, what: str, package: str) -> str:
     return f"image {path}: {what} is read by {package}, which is not installed; {EXTRA}, or leave the file out"
-
-
-# Of decoded pixels, for whatever is kept of images: raise it where `load` gives others of the same bytes
-NUMERIC_VERSION = 1
-WHITE = (255, 255, 255, 255)
-
-# Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
-
-
-def load(path: Path, size: int) -> np.ndarray:
-    """The image as uint8 [size, size, 3]: fully decoded, upright, on white, scaled to cover the square, centre-cropped.
-
-    Raises UserError naming the path for whatever is no image or only part of one (truncated, HTML, a bomb).
-    """
-    return np.asarray(ImageOps.fit(_decoded(path, 2 * size), (size, size), Image.Resampling.LANCZOS))
-
-
-def decode(path: Path) -> np.ndarray:
-    """The whole image as uint8 [H, W, 3], else as `load`."""
-    return np.asarray(_decoded(path, 0))
-
-
-def read_header(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The camera that a file names, "" for none, and what `load` and `whole` do to its pixels beyond decoding them."""
-    try:
-        with open_image(path) as image:
-            tags = image.getexif()
-            camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (EXIF_MAKE, EXIF_MODEL)).strip()
-            done = {
-                "turned upright": tags.get(EXIF_ORIENTATION, 1) in range(2, 9),
-                "16-bit grey scaled to 8": image.mode.startswith("I"),
-                "laid on white": image.has_transparency_data,
-                "CMYK made RGB": image.mode == "CMYK",
-                "first frame of several": getattr(image, "n_frames", 1) > 1,
-            }
-    except UserError:
-        raise
-    except Exception as error:
-        raise _undecodable(path, error) from error
-    return camera, tuple(name for name, is_done in done.items() if is_done)
-
-
-def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
-    """The images of many files as uint8 [N, size, size, 3], decoded in threads under a progress bar with this title."""
-    stacked = np.empty((len(paths), size, size, 3), np.uint8)
-    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(paths), title, "images", 0) as bar:
-        for row, image in enumerate(pool.map(lambda path: load(path, size), paths)):
-            stacked[row] = image
-            bar.update()
-    return stacked
-
-
-def to_model(image: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3] in 0..255 to float32 in [-1, 1]."""
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
-def from_model(image: np.ndarray) -> np.ndarray:
-    """Values in [-1, 1], and clipped to it, to uint8 in 0..255: the inverse of to_model."""
-    return np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """The bytes of a PNG file of uint8 [H, W, 3], the same for the same image."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def write_if_changed(path: Path, content: bytes) -> None:
-    """Writes an image file unless it is there with this content."""
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-
-
-def _decoded(path: Path, least: int) -> Image.Image:
-    """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
-    try:
-        with open_image(path) as image:
-            if least:
-                image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
-            return _rgb(ImageOps.exif_transpose(image))
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError and struct.error
-        raise _undecodable(path, error) from error
-
-
-def _undecodable(path: Path, error: Exception) -> UserError:
-    return UserError(f"image {path}: cannot be decoded ({_told(error)}); mend or remove the file")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on white."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels of unknown range; save as 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper, TIFF has
-        if image.getextrema()[1] > 65535:
-            raise ValueError("grey deeper than 16 bits; save as 8 or 16 bits")
-        image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-    return image.convert("RGB")
-
-
-def _told(error: Exception) -> str:
-    """What an exception says, in one line and without the path again."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,9 @@
 """Batches for training and evaluation, by grain: endless, reproducible by seed, resumable at any batch.
 
 The state of an iterator is the index of its next batch: everything else (order, mixture, augmentation) is a pure
-function of seed and index, so a resumed run sees what it would have seen. Of several processes each makes the rows of a
-batch that it is asked for, and together they make what one process would, whichever rows whose are: the state is the
-same for all of them.
+function of seed and index, so a resumed run gets the batches that it would have had. Of several processes each makes
+some rows of a batch, and all of them together what one process would, whichever rows whose are: the state is the same
+for all of them.
 
 Shapes: B batch over all processes, n rows of it that are made here, S side of the square images, K classes.
 """
@@ -26,7 +26,7 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
 CACHE_BYTES = 2 * 1024**3  # decoded training images up to this are kept in memory
-AHEAD = 2  # batches that are decoded while the devices judge one
+AHEAD = 2  # batches that are decoded while the devices work on one
 THREADS = 4  # batches in the making; the arithmetic and the decoding release Python's lock
 MEMORY_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # slicing arrays is faster than a thread
 FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at most this denominator
@@ -51,13 +51,13 @@ def array_batches(
         raise ValueError(f"arrays must have one common length above 0, not {lengths}")
     if epoch is None:
         epoch = np.arange(next(iter(lengths.values())))
-    entries, rows = _epochs(len(epoch), seed=(seed,)), np.arange(batch) if rows is None else rows
+    entries, rows = _shuffled(len(epoch), seed=(seed,)), np.arange(batch) if rows is None else rows
 
     def make(number: int) -> dict[str, np.ndarray]:
         chosen = epoch[[entries[number * batch + row] for row in rows.tolist()]]
         return {name: array[chosen] for name, array in data.items()}
 
-    return iter(_numbers().map(make).to_iter_dataset(MEMORY_READS))
+    return iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(MEMORY_READS))
 
 
 def training_batches(
@@ -80,28 +80,29 @@ def training_batches(
     [n], which rows of a batch to make, ascending; None is all. Raises UserError when a class has no image on a side
     that is drawn from, or the manifests do not belong together.
     """
-    policy = _chosen("augment", augment, POLICIES)
-    _chosen("mixing", mixing, MIXTURES)
+    for name, given, known in (("augment", augment, POLICIES), ("mixing", mixing, MIXTURES)):
+        if given not in known:
+            raise UserError(f"{name} {given!r}: there are {', '.join(known)}")
     fraction = Fraction(synthetic_fraction).limit_denominator(FINEST_MIXTURE) if synthetic else Fraction(0)
     if not 0 <= fraction <= 1:
         raise UserError(f"synthetic_fraction {synthetic_fraction}: give a share between 0 and 1")
+    _refuse_mismatch(real, synthetic)
     sides = [side for side, share in ((real, 1 - fraction), (synthetic, fraction)) if share > 0]
-    _refuse_strangers(real, synthetic)
     classes = [(side, records) for side in sides for records in _by_class(side)]
-    picture = _reader([(side, record) for side, records in classes for record in records], size)
+    read = _reader([(side, record) for side, records in classes for record in records], size)
 
     sources, first = [], 0
-    for place, (_, records) in enumerate(classes):
-        entries, label = _epochs(len(records), seed=(seed, place)), np.int32(place % len(real.labels))
-        sources.append(entries.map(partial(_example, picture=picture, first=first, label=label)))
+    for number, (_, records) in enumerate(classes):
+        entries, label = _shuffled(len(records), seed=(seed, number)), np.int32(number % len(real.labels))
+        sources.append(entries.map(partial(_example, read=read, first=first, label=label)))
         first += len(records)
-    turns = Alternation(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
-    alternating = grain.MapDataset.select_from_datasets(sources, turns)
-    examples = alternating.random_map(partial(_augmented, policy=policy), seed=seed)
+    alternation = Alternation(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
+    alternating = grain.MapDataset.select_from_datasets(sources, alternation)
+    examples = alternating.random_map(partial(_augmented, policy=POLICIES[augment]), seed=seed)
     make = partial(
         mix_rows, examples.__getitem__, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=len(real.labels)
     )
-    return iter(_numbers().map(make).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
+    return iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
 
 
 def evaluation_batches(
@@ -113,21 +114,18 @@ def evaluation_batches(
     used. The last is filled up to B with grey images that are not valid, so that a jitted step compiles once.
     """
     rows = np.arange(batch) if rows is None else rows
-
-    def picture(record: Record) -> np.ndarray:
-        return images.load(manifest.path(record), size)
+    batches = [records[first : first + batch] for first in range(0, len(records), batch)]
 
     with ThreadPoolExecutor(THREADS) as pool:
 
-        def decoding(chosen: list[Record]) -> list[Future]:
-            here = [chosen[row] for row in rows if row < len(chosen)]
-            return [pool.submit(picture, record) for record in here]
+        def submit(number: int) -> list[Future]:
+            here = [batches[number][row] for row in rows if row < len(batches[number])]
+            return [pool.submit(lambda record: images.load(manifest.path(record), size), record) for record in here]
 
-        parts = [records[first : first + batch] for first in range(0, len(records), batch)]
-        coming = deque(decoding(part) for part in parts[:AHEAD])
-        for place, chosen in enumerate(parts):
-            decoded = [each.result() for each in coming.popleft()]
-            coming.extend(decoding(part) for part in parts[place + AHEAD : place + AHEAD + 1])
+        ahead = deque(map(submit, range(len(batches[:AHEAD]))))
+        for number, chosen in enumerate(batches):
+            decoded = [future.result() for future in ahead.popleft()]
+            ahead.extend(map(submit, range(len(batches))[number + AHEAD : number + AHEAD + 1]))
             image = np.zeros((len(rows), size, size, 3), np.float32)
             if decoded:
                 image[: len(decoded)] = images.to_model(np.stack(decoded))
@@ -144,23 +142,26 @@ def mix_rows(
     mixing: str,
     classes: int,
 ) -> dict[str, np.ndarray]:
-    """The rows of the batch `number` out of endless examples by their position, mixed as MIXTURES[mixing].
+    """The rows of the batch `number` out of endless examples by their position, mixed by MIXTURES[mixing].
 
-    Which row is mixed with which, and how, is drawn for the whole batch, so rows are the same whoever makes them. The
-    partners of rows that others make are made here too.
+    Which row is mixed with which, and how, is drawn for the full batch, so rows are the same whoever makes them. The
+    partners of rows that other processes make are made here too.
     """
     rng = np.random.default_rng((seed, MIXING, number))
     rows = np.arange(batch) if rows is None else rows
     others = rows if mixing == "none" else rng.permutation(batch)[rows]
-    found = {row: example(number * batch + row) for row in map(int, dict.fromkeys((*rows, *others)))}
-    own = _stacked([found[row] for row in rows])
-    other = own if others is rows else _stacked([found[row] for row in others])
-    return MIXTURES[mixing](own, other, rng, classes)
+    examples = {row: example(number * batch + row) for row in map(int, dict.fromkeys((*rows, *others)))}
+
+    def stack(chosen: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.stack([examples[row][name] for row in chosen]) for name in examples[int(rows[0])]}
+
+    mine = stack(rows)
+    return MIXTURES[mixing](mine, mine if others is rows else stack(others), rng, classes)
 
 
 @dataclass(frozen=True)
 class Alternation(grain.transforms.DatasetSelectionMap):
-    """Whose turn it is at each position of an exact mixture: (source, index in it).
+    """The source at each position of an exact mixture, and the index in it.
 
     The sources are the K real classes, then the K synthetic ones. A synthetic image comes whenever floor(k · fraction)
     steps up. Written here because `MapDataset.mix` rounds its weights: 0.7 becomes 233/333 there.
@@ -179,22 +180,7 @@ class Alternation(grain.transforms.DatasetSelectionMap):
         return side + drawn % self.classes, drawn // self.classes
 
 
-def _numbers() -> grain.MapDataset:
-    """0, 1, 2 …: of the batches, without end."""
-    return grain.MapDataset.range(sys.maxsize)
-
-
-def _stacked(examples: list[dict]) -> dict[str, np.ndarray]:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-def _chosen(what: str, name: str, known: dict[str, Callable]) -> Callable:
-    if name not in known:
-        raise UserError(f"{what} {name!r}: there are {', '.join(known)}")
-    return known[name]
-
-
-def _epochs(length: int, *, seed: tuple[int, ...]) -> grain.MapDataset:
+def _shuffled(length: int, *, seed: tuple[int, ...]) -> grain.MapDataset:
     """Endless row numbers, in a new order every epoch.
 
     `MapDataset.shuffle` is not used: it walks a 16-bit cipher until it falls into the range, 12 ms an index for 4 rows.
@@ -207,8 +193,8 @@ def _epochs(length: int, *, seed: tuple[int, ...]) -> grain.MapDataset:
     return grain.MapDataset.range(length).repeat().map_with_index(lambda index, row: order(index // length)[row])
 
 
-def _example(row: int, picture: Callable[[int], np.ndarray], first: int, label: np.int32) -> dict:
-    return {"image": picture(first + row), "label": label}
+def _example(row: int, read: Callable[[int], np.ndarray], first: int, label: np.int32) -> dict:
+    return {"image": read(first + row), "label": label}
 
 
 def _by_class(manifest: Manifest) -> list[list[Record]]:
@@ -221,7 +207,7 @@ def _by_class(manifest: Manifest) -> list[list[Record]]:
     return classes
 
 
-def _refuse_strangers(real: Manifest, synthetic: Manifest | None) -> None:
+def _refuse_mismatch(real: Manifest, synthetic: Manifest | None) -> None:
     """A mixture is true only if each manifest is of one kind and both name the same classes."""
     if any(record.synthetic for record in real.split("train")):
         raise UserError(

@@ -9,8 +9,10 @@ import json
 import os
 import re
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dermjax.data import digests
 from dermjax.errors import UserError
@@ -23,7 +25,7 @@ VERSION = 1
 DIGEST = re.compile(r"[0-9a-f]{64}")
 AGES = (30, 45, 60, 75)  # where a new band begins, in years
 NUMBER, WORDS = int | float, str | int | float
-# What stages read out of the free fields of a record; whatever else stands there, nobody computes with.
+# What stages read out of the free fields of a record; nobody computes with anything else there.
 SHAPES = {
     "generation": {
         "prompt": str, "negative_prompt": str, "seed": int, "sampler": str, "steps": int, "guidance": NUMBER,
@@ -60,7 +62,7 @@ class Record:
 
     @property
     def kept(self) -> bool:
-        """Whether curation found no reason against the image."""
+        """Whether nothing speaks against the image."""
         return not self.rejected
 
     @property
@@ -73,7 +75,7 @@ class Record:
 class Manifest:
     """Records with the class names (index = position, the last is the positive class) and the absolute image root.
 
-    home: the folder of the file that it was read from, None for a manifest in the making.
+    home: the folder of the file that it was read from, None for one that is not written yet.
     """
 
     labels: tuple[str, ...]
@@ -86,10 +88,10 @@ class Manifest:
 
         They are hashed once, see `digests`.
         """
-        return digests.verify(self.place(record), record.sha256)
+        return digests.verify(self.unchecked_path(record), record.sha256)
 
-    def place(self, record: Record) -> Path:
-        """Where the image of a record lies, whatever lies there: for names, and for whoever hashes it."""
+    def unchecked_path(self, record: Record) -> Path:
+        """The image file of a record, whatever its bytes are: for names, and for whoever hashes it."""
         return self.root / record.image
 
     def mask(self, record: Record) -> Path | None:
@@ -106,8 +108,8 @@ def read(path: Path) -> Manifest:
     """The manifest in a file, or in the folder that holds it; UserError names the file and line of what is wrong."""
     manifest = read_unaudited(path)
     for number, record in enumerate(manifest.records, start=2):
-        if is_misplaced(record):
-            raise UserError(f"manifest {_file(path)} line {number}: {_misplaced(record)}")
+        if misplacement(record):
+            raise UserError(f"manifest {_file(path)} line {number}: {misplacement(record)}")
     return manifest
 
 
@@ -138,8 +140,7 @@ def write(path: Path, manifest: Manifest) -> None:
     """Writes a manifest so that either all of it or nothing is there; refuses what `read` would refuse."""
     path = Path(path)
     for record in manifest.records:
-        fault = _fault(record, manifest.labels, manifest.root.resolve())
-        fault = fault or (_misplaced(record) if is_misplaced(record) else "")
+        fault = _fault(record, manifest.labels, manifest.root.resolve()) or misplacement(record)
         if fault:
             raise UserError(f"manifest {path}: {fault}")
     _refuse_repeats(manifest.records, path)
@@ -150,23 +151,14 @@ def write(path: Path, manifest: Manifest) -> None:
 
 def age_band(years: float) -> str:
     """The band of an age, such as "45-59"."""
-    starts = [0, *AGES]
     band = bisect_right(AGES, years)
-    return f"{starts[band]}-{AGES[band] - 1}" if band < len(AGES) else f"{AGES[-1]}+"
+    return f"{(0, *AGES)[band]}-{AGES[band] - 1}" if band < len(AGES) else f"{AGES[-1]}+"
 
 
-def is_inside(root: Path, image: str) -> bool:
-    """Whether an image stays under its resolved root once symbolic links are followed; a link to itself does."""
-    return Path(os.path.realpath(root / image)).is_relative_to(root)
-
-
-def is_misplaced(record: Record) -> bool:
-    """Whether a synthetic image stands outside of the training split."""
-    return record.synthetic and record.split != "train"
-
-
-def _misplaced(record: Record) -> str:
-    return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train"
+def misplacement(record: Record) -> str:
+    """What a message says of a synthetic image outside of the training split, "" for any other."""
+    misplaced = record.synthetic and record.split != "train"
+    return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train" * misplaced
 
 
 def _file(path: Path) -> Path:
@@ -202,7 +194,7 @@ def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
     if line.get("dermjax_manifest") != VERSION:
         raise UserError(f'manifest {path} line 1: no header; it must begin with {{"dermjax_manifest": {VERSION}, …}}')
     labels, root = line.get("labels"), line.get("root")
-    if not (_is_words(labels) and labels and len(set(labels)) == len(labels)):
+    if not (_is(labels, [str]) and labels and len(set(labels)) == len(labels)):
         raise UserError(f"manifest {path} line 1: labels must be a list of distinct class names, not {labels!r}")
     if not isinstance(root, str) or not _can_name_a_file(root):
         raise UserError(f"manifest {path} line 1: root must be a folder, not {root!r}")
@@ -211,28 +203,17 @@ def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
 
 def _record(line: dict, number: int, path: Path) -> Record:
     """A Record from a JSON object, all its faults named at once."""
-    known = {each.name: each for each in fields(Record)}
-    unknown = sorted(line.keys() - known.keys())
-    missing = sorted(name for name in known.keys() - line.keys() if _required(known[name]))
-    misshapen = sorted(name for name in known.keys() & line.keys() if not _fits(known[name], line[name]))
-    faults = {"unknown": unknown, "missing": missing, "misshapen": misshapen}
+    types = {each.name: each.type for each in fields(Record)} | {"rejected": [str]}
+    required = {each.name for each in fields(Record) if each.default is MISSING and each.default_factory is MISSING}
+    faults = {
+        "unknown": line.keys() - types.keys(),
+        "missing": required - line.keys(),
+        "misshapen": {name for name in types.keys() & line.keys() if not _is(line[name], types[name])},
+    }
     if any(faults.values()):
-        told = ", ".join(f"{kind} {' '.join(names)}" for kind, names in faults.items() if names)
-        raise UserError(f"manifest {path} line {number}: fields do not fit a record: {told}")
+        kinds = ", ".join(f"{kind} {' '.join(sorted(names))}" for kind, names in faults.items() if names)
+        raise UserError(f"manifest {path} line {number}: fields do not fit a record: {kinds}")
     return Record(**{**line, "rejected": tuple(line.get("rejected", ()))})
-
-
-def _required(each) -> bool:
-    return each.default is MISSING and each.default_factory is MISSING
-
-
-def _fits(each, value) -> bool:
-    """Whether a JSON value has the type of a Record's field: tuples are lists of strings in JSON."""
-    return _is_words(value) if each.name == "rejected" else isinstance(value, each.type)
-
-
-def _is_words(value) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
 
 
 def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
@@ -254,16 +235,16 @@ def _fault(record: Record, labels: tuple[str, ...], root: Path) -> str:
 
 def _misshapen(record: Record) -> list[str]:
     """The names of what in a record's free fields is not of the type that stages take it for."""
-    found = [
+    misshapen = [
         f"{name}.{key}"
         for name, shapes in SHAPES.items()
         for key, shape in shapes.items()
         if key in getattr(record, name) and not _is(getattr(record, name)[key], shape)
     ]
-    return found + [f"scores.{key}" for key, score in record.scores.items() if not _is(score, NUMBER)]
+    return misshapen + [f"scores.{key}" for key, score in record.scores.items() if not _is(score, NUMBER)]
 
 
-def _is(value, shape) -> bool:
+def _is(value: Any, shape: Any) -> bool:
     """Whether a value is of a type, a list of values of one ([type]), or a dict whose keys are so ({key: type}, where a
     key whose type admits None may be absent); True and False are no numbers."""
     if isinstance(shape, dict):
@@ -278,7 +259,7 @@ def _stray(image: str, root: Path) -> str:
     path = PurePosixPath(image)
     if not path.parts or path.is_absolute() or ".." in path.parts or not _can_name_a_file(image):
         return f"{image!r}: not a path under the image root"
-    if not is_inside(root, image):
+    if not Path(os.path.realpath(root / image)).is_relative_to(root):
         return f"{image}: a link that leaves the image root {root}"
     return ""
 
@@ -292,11 +273,9 @@ def _can_name_a_file(text: str) -> bool:
 
 
 def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:
-    seen = set()
-    for record in records:
-        if record.image in seen:
-            raise UserError(f"manifest {path}: {record.image} stands there twice")
-        seen.add(record.image)
+    repeated = [image for image, times in Counter(record.image for record in records).items() if times > 1]
+    if repeated:
+        raise UserError(f"manifest {path}: {repeated[0]} stands there twice")
 
 
 def _written_root(path: Path, root: Path) -> str:

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 COMMA = 20  # AUTOMATIC1111's setting comma_padding_backtrack
 SHORTEST = 3  # tokens of a text: start, a word, end
-FREE = 10**9  # from here on it says that there is no limit
+UNLIMITED = 10**9  # a model_max_length from here on means that there is no limit
 FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and what transformers 5 saves
 
 
 def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = None) -> "CLIPTokenizer":
     """Returns the CLIP tokenizer of a model's `tokenizer` folder, for a text encoder of `length` positions and `rows`.
 
-    The text encoder's length holds where the tokenizer's own is missing or beyond it, as in files of transformers that
-    say 1e30; a shorter one is the tokenizer's. Without a text encoder the tokenizer has to say a length itself.
+    The text encoder's length holds where the tokenizer's is missing or beyond it, as in files of transformers with
+    1e30; else the tokenizer's, which is needed where there is no text encoder.
 
     Raises:
       UserError: a file is missing or broken, the length is none, or a token has no row in the text encoder.
@@ -42,13 +42,13 @@ def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = N
 
     if not any(all((folder / name).is_file() for name in form) for form in FORMS):
         raise UserError(f"tokenizer {folder}: neither {' nor '.join(' with '.join(form) for form in FORMS)} is there")
-    said = _said_length(folder / "tokenizer_config.json")
-    if length is None and (said is None or said >= FREE):
+    configured = _configured_length(folder / "tokenizer_config.json")
+    if length is None and (configured is None or configured >= UNLIMITED):
         raise UserError(f"tokenizer {folder}: no model_max_length in tokenizer_config.json; add it (77 for CLIP)")
     try:
-        found = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        numbers = found.get_vocab()
-    except Exception as error:  # whatever the libraries say of a file that they cannot read
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        numbers = tokenizer.get_vocab()
+    except Exception as error:  # the libraries raise anything for a file that they cannot read
         raise UserError(f"tokenizer {folder}: cannot be read ({' '.join(ascii(str(error))[1:200].split())})") from error
     beyond = sorted((number, word) for word, number in numbers.items() if rows is not None and number >= rows)
     if beyond:
@@ -57,25 +57,25 @@ def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = N
             f"tokenizer {folder}: {words} would be row {beyond[0][0]} of the text encoder, which has {rows}; give the "
             "text encoder that was trained with this tokenizer, or take the word out of it"
         )
-    if said and length and length < said < FREE:
-        say(f"tokenizer {folder}: model_max_length = {said}, the text encoder takes {length}; {length} it is")
-    found.model_max_length = min(each for each in (said, length) if each)
-    return found
+    if configured and length and length < configured < UNLIMITED:
+        say(f"tokenizer {folder}: model_max_length = {configured}, the text encoder takes {length}; {length} it is")
+    tokenizer.model_max_length = min(each for each in (configured, length) if each)
+    return tokenizer
 
 
-def _said_length(path: Path) -> int | None:
-    """Returns the model_max_length of a tokenizer's config, None where it says none; no length is a UserError."""
+def _configured_length(path: Path) -> int | None:
+    """Returns the model_max_length of a tokenizer's config, None where there is none; no length is a UserError."""
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    said = config.get("model_max_length") if isinstance(config, dict) else "no object"
-    if said is None:
+    length = config.get("model_max_length") if isinstance(config, dict) else "no object"
+    if length is None:
         return None
-    if type(said) not in (int, float) or not said >= SHORTEST or said != said // 1:
-        given = ascii(said)[:80]
+    if type(length) not in (int, float) or not length >= SHORTEST or length != length // 1:
+        given = ascii(length)[:80]
         raise UserError(f"{path}: model_max_length = {given} should be a whole number from {SHORTEST} (77 for CLIP)")
-    return int(said)
+    return int(length)
 
 
 def tokenize(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse") -> np.ndarray:
@@ -87,10 +87,10 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse
     where they must be equally long.
     """
     size = tokenizer.model_max_length - 2  # words in a chunk, beside start and end
-    parts = [re.split(r"\s*\bBREAK\b\s*", prompt) if long == "chunk" else [prompt] for prompt in prompts]
-    texts = [text for each in parts for text in each]
-    found = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    rows = [[next(found) for _ in each] for each in parts]
+    texts = [re.split(r"\s*\bBREAK\b\s*", prompt) if long == "chunk" else [prompt] for prompt in prompts]
+    flat = [text for each in texts for text in each]
+    numbers = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
+    rows = [[next(numbers) for _ in each] for each in texts]
     if long == "chunk":
         comma = tokenizer.convert_tokens_to_ids(",</w>")
         rows = [[chunk for words in row for chunk in split_chunks(words, size, comma)] for row in rows]
@@ -102,12 +102,9 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse
             )
     most = max(len(row) for row in rows)
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-
-    def whole(words: list[int]) -> list[int]:
-        return [start, *words, end, *[pad] * (size - len(words))]
-
-    even = ([*row, *[[]] * (most - len(row))] for row in rows)
-    return np.array([[token for words in row for token in whole(words)] for row in even], np.int32)
+    chunks = [[*row, *[[]] * (most - len(row))] for row in rows]
+    padded = [[[start, *words, end, *[pad] * (size - len(words))] for words in row] for row in chunks]
+    return np.array(padded, np.int32).reshape(len(prompts), -1)
 
 
 def split_chunks(words: list[int], size: int, comma: int) -> list[list[int]]:
@@ -135,17 +132,12 @@ def write_word_tokenizer(folder: Path, words: list[str], model_max_length: int) 
     names = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges), START, END]
     vocabulary = {name: number for number, name in enumerate(dict.fromkeys(names))}
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": model_max_length,
-        "do_lower_case": True,
-        **special,
-    }
-
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": model_max_length, "do_lower_case": True}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "vocab.json", vocabulary)
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", special)
+    files = {"vocab": vocabulary, "tokenizer_config": config | special, "special_tokens_map": special}
+    for name, content in files.items():
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -153,7 +145,7 @@ def write_word_tokenizer(folder: Path, words: list[str], model_max_length: int) 
 def word_merges(words: list[str]) -> list[tuple[str, str]]:
     """Returns merges that build each word into one symbol, from the left, sharing the beginnings of words.
 
-    A later merge is tried only where no earlier one applies, so a word that is whole stays whole as others are added.
+    A later merge is tried only where no earlier one applies, so a word that is one symbol stays so as others are added.
     """
     merges: dict[tuple[str, str], int] = {}
     for word in words:
@@ -177,12 +169,12 @@ def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     """Returns the pieces with every occurrence of the pair, from the left, as one."""
     joined: list[str] = []
     rest = iter(range(len(pieces)))
-    for place in rest:
-        if tuple(pieces[place : place + 2]) == pair:
-            joined.append(pair[0] + pair[1])
+    for i in rest:
+        if tuple(pieces[i : i + 2]) == pair:
+            joined.append("".join(pair))
             next(rest)
         else:
-            joined.append(pieces[place])
+            joined.append(pieces[i])
     return joined
 
 
@@ -191,7 +183,3 @@ def _byte_symbols() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     kept = [record for record in curated.records if record.kept]
     missing = [form for form in config.forms if not (workdir / form).exists()]
-    size = sum(curated.place(record).stat().st_size for record in kept) * len(missing)
+    size = sum(curated.unchecked_path(record).stat().st_size for record in kept) * len(missing)
     machine.check_disk(workdir, size, f"{len(kept)} images in {len(missing)} forms")
     progress.cost("publish", images=len(kept), forms=len(missing), disk=machine.format_bytes(size),
                   seconds=len(kept) * len(missing) * SECONDS_AN_IMAGE)  # fmt: skip

@@ -180,7 +180,7 @@ def _record(path: Path, generation: dict | None) -> list[str]:
         if (folder / records.FILE).is_file():
             manifest = records.read(folder)
             for record in manifest.records:
-                if manifest.place(record).resolve() == path.resolve():
+                if manifest.unchecked_path(record).resolve() == path.resolve():
                     return _compared(path, folder / records.FILE, record, generation)
     return []
 

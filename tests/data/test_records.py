@@ -68,7 +68,7 @@ def test_a_run_folder_can_be_moved_whole(tmp_path):
     records.write(tmp_path / "run" / "curate" / "manifest.jsonl", manifest(tmp_path / "run" / "generate", record()))
     (tmp_path / "run").rename(tmp_path / "moved")
     moved = records.read(tmp_path / "moved" / "curate")
-    assert moved.place(moved.records[0]) == tmp_path.resolve() / "moved/generate/images/benign/00001.png"
+    assert moved.unchecked_path(moved.records[0]) == tmp_path.resolve() / "moved/generate/images/benign/00001.png"
 
 
 def test_images_far_from_the_manifest_have_an_absolute_root(tmp_path):

@@ -53,7 +53,7 @@ class Item:
 def splits(manifest: Manifest) -> dict[str, list[Item]]:
     """The kept images of each split that has any, in the manifest's order."""
     return {
-        name: [Item(f"{number:06d}", manifest.place(record), record) for number, record in enumerate(records)]
+        name: [Item(f"{number:06d}", manifest.unchecked_path(record), record) for number, record in enumerate(records)]
         for name in SPLITS
         if (records := manifest.split(name))
     }

@@ -106,7 +106,7 @@ def _entries(manifests: Sequence[Manifest]) -> list[Entry]:
     for manifest in manifests:
         for record in manifest.records:
             if record.kept:
-                path = manifest.place(record)
+                path = manifest.unchecked_path(record)
                 entries.setdefault((os.path.realpath(path), record.split, record.sha256), Entry(record, path))
         for entry in _training_images(manifest):
             entries.setdefault((training_images.FILE, entry.record.image, entry.record.sha256), entry)
@@ -122,7 +122,7 @@ def _examine(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]
             prints.append(each)
             bar.update()
     findings = [Finding("file", (fault,)) for fault in prints if isinstance(fault, str)]
-    findings += [Finding("synthetic", (str(entry),)) for entry in entries if records.is_misplaced(entry.record)]
+    findings += [Finding("synthetic", (str(entry),)) for entry in entries if records.misplacement(entry.record)]
     holders = defaultdict(list)
     for entry in entries:
         for identity in entry.identities:
