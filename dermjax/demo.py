@@ -20,7 +20,6 @@ from dermjax.errors import UserError
 from dermjax.evaluation import run as evaluation
 from dermjax.generation import run as generation
 from dermjax.preparation import run as preparation
-from dermjax.preparation import run as settings
 from dermjax.progress import say
 from dermjax.tuning import run as tuning
 
@@ -31,47 +30,49 @@ ARMS = {"real": "judged", "hybrid": "synthetic"}
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs the stages, each on the folders that the ones before it left."""
-    prepare, tune, generate, curate = (workdir / name for name in ("prepare", "tune", "generate", "curate"))
-    evaluate = workdir / "evaluate"
-    prepared, generated, curated = (folder / "manifest.jsonl" for folder in (prepare, generate, curate))
-
-    check({"prepare": config.prepare}, settings.check)
+    prepared, generated, curated = (workdir / name / records.FILE for name in ("prepare", "generate", "curate"))
+    check("prepare", config.prepare, preparation.check)
     check_stages(config)
-    check({f"classify.{name}": config.classify[name] for name in CLASSIFIERS}, training.check)
-    stage(preparation.run, config.prepare, prepare, {})
-    prompts = prompts_of(config.prompt, records.read(prepared).labels)
-    turns = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
-    stage(tuning.run, config.tune, tune, {"manifest": prepared, "prompts": prompts})
-    stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": turns})
-    stage(curation.run, config.curate, curate, {"manifest": generated, "training": prepared})
+    for classifier in CLASSIFIERS:
+        check(f"classify.{classifier}", config.classify[classifier], training.check)
+    run_stage(preparation.run, config.prepare, workdir / "prepare", {})
+    synthesise(config, workdir, prepared, prompts_of(config.prompt, records.read(prepared).labels))
     runs = {}
     for classifier in CLASSIFIERS:
         for arm, key in ARMS.items():
             folder = workdir / f"{classifier}_{arm}"
-            stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, key: curated})
+            run_stage(classification.run, config.classify[classifier], folder, {"manifest": prepared, key: curated})
             runs[f"runs.{folder.name}"] = folder
     manifests = {"prepared": prepared, "generated": generated, "curated": curated}
-    stage(evaluation.run, config.evaluate, evaluate, manifests | {"tuning": tune} | runs)
+    run_stage(evaluation.run, config.evaluate, workdir / "evaluate", manifests | {"tuning": workdir / "tune"} | runs)
 
     # the page is self-contained, so a copy where people look first works as well
-    run_folder.write_atomically(workdir / "report.html", (evaluate / "report.html").read_bytes())
+    run_folder.write_atomically(workdir / "report.html", (workdir / "evaluate" / "report.html").read_bytes())
     say(f"\nThe report: {workdir / 'report.html'}")
     say("A demo of this size proves the machinery, not the medicine. For research use only.")
+
+
+def synthesise(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict) -> None:
+    """Runs tune, generate and curate in a folder: the synthetic images of a generator of real training images."""
+    requested = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
+    tune, generate, curate = (folder / name for name in ("tune", "generate", "curate"))
+    run_stage(tuning.run, config.tune, tune, {"manifest": real, "prompts": prompts})
+    run_stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": requested})
+    run_stage(curation.run, config.curate, curate, {"manifest": generate / records.FILE, "training": real})
 
 
 def check_stages(config: ConfigDict) -> None:
     """Raises UserError for an option of tune, generate or curate that would fail when the stage's turn comes."""
     for name, of_stage in (("tune", tuning.check), ("generate", generation.check), ("curate", curation.check)):
-        check({name: config[name]}, of_stage)
+        check(name, config[name], of_stage)
 
 
-def check(configs: Mapping[str, ConfigDict], of_stage: Callable[[ConfigDict], object]) -> None:
+def check(name: str, config: ConfigDict, of_stage: Callable[[ConfigDict], object]) -> None:
     """Raises what a stage's own check raises, with the name of its part of the config before it."""
-    for name, config in configs.items():
-        try:
-            of_stage(config)
-        except UserError as error:
-            raise UserError(f"config.{name}: {error}") from error
+    try:
+        of_stage(config)
+    except UserError as error:
+        raise UserError(f"config.{name}: {error}") from error
 
 
 def prompts_of(template: str, labels: tuple[str, ...]) -> ConfigDict:
@@ -84,7 +85,7 @@ def prompts_of(template: str, labels: tuple[str, ...]) -> ConfigDict:
     return ConfigDict({label: template.replace("{label}", label.replace("_", " ")) for label in labels}).lock()
 
 
-def stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping[str, Path | ConfigDict]) -> None:
+def run_stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping[str, Path | int | ConfigDict]) -> None:
     """Runs one stage in its folder; inputs are what the stages before it left, by config key."""
     config = ConfigDict(defaults.to_dict()).lock()
     for path, value in inputs.items():

@@ -1,37 +1,39 @@
-"""How far a figure can be trusted: 95 % percentile intervals of a bootstrap over lesions.
+"""How far a figure can be trusted: 95 % intervals from a bootstrap over lesions, of one run or of several seeds.
 
 A resample draws lesions with replacement within each class and is held as weights, one a test image, so that 2000
-resamples of a figure are one array expression (weighted.py). The same seed and the same lesions give the same
-resamples, which makes differences between two classifiers paired. (Efron & Tibshirani 1993, chapter 13.)
+resamples of a figure are one array expression. The same seed and the same lesions give the same resamples, which pairs
+the differences between two classifiers, and seeds with seeds.
 
-Shapes: R resamples, n images.
+The figure of one run lies between the percentiles of its resamples (Efron & Tibshirani 1993, chapter 13).
 
-One figure of several training seeds: its mean, and an interval for both chances, which images and which training.
+The mean over S seeds has an interval for both chances, which images and which training: it varies because other lesions
+could have been drawn (V, the bootstrap variance of the mean; every seed sees the same draws) and because other seeds
+could have been. The variance between the figures of the seeds on one test set holds, besides what seeds differ by on
+any test set, what seed and images differ by together; the bootstrap has that part too, so it is taken off before the
+rest, divided by S, is added to V (a two-way random-effects model, as in Obuchowski & Rockette 1995). Each of the two
+variances reaches as far as Student's quantile of its degrees of freedom, and the reaches add in squares (Howe 1974), so
+that three seeds are not taken for many: Satterthwaite's one quantile for both covers too little here. One seed leaves V
+alone, and the estimate says so.
 
-The mean over S seeds varies because other lesions could have been drawn (V, the bootstrap variance of the mean; every
-seed sees the same draws) and because other seeds could have been. The variance between the figures of the seeds on one
-test set holds, besides what seeds differ by on any test set, what seed and images differ by together; the bootstrap has
-that part too, so it is taken off before the rest, divided by S, is added to V (a two-way random-effects model, as in
-Obuchowski & Rockette 1995). Each of the two variances reaches as far as Student's quantile of its own degrees of
-freedom, and the reaches add in squares (Howe 1974), so that three seeds are not taken for many: Satterthwaite's one
-quantile for both covers too little here. One seed leaves V alone, and the estimate says so.
-
-Shapes: S seeds, R resamples.
+Shapes: S seeds, R resamples, n images.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from dermjax.evaluation import metrics
+from dermjax.evaluation import metrics, predictions
 from dermjax.evaluation.predictions import Predictions
-from dermjax.evaluation.weighted import WEIGHTED
 
 LEVEL = 0.95
 BLOCK = 200  # resamples at once, so that memory does not grow with their number
+SMALLEST = 1e-12  # p-values below it are not told apart
+CONSTANT = "no interval: the resamples do not differ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,112 +54,27 @@ class Bootstrap:
     lesions: tuple[str, ...]
     resamples: int
     seed: int
-    smallest: int
+    smallest: int  # fewer lesions of a class give no interval
 
-    def weights(self, labels: np.ndarray):
+    def weights(self, labels: np.ndarray) -> Iterator[np.ndarray]:
         """Yields float64 [BLOCK, n]: how often each image is drawn in each of a block of resamples.
 
         Strata are classes; a lesion whose images carry several labels is of a stratum of its own kind, so that every
         class stands in every resample.
         """
         units, unit_of = np.unique(self.lesions, return_inverse=True)
-        strata = _strata(labels, unit_of, len(units))
+        labels_of = [set() for _ in units]
+        for unit, label in zip(unit_of.tolist(), labels.tolist(), strict=True):
+            labels_of[unit].add(label)
+        kinds = [tuple(sorted(each)) for each in labels_of]
+        strata = [[unit for unit, each in enumerate(kinds) if each == kind] for kind in sorted(set(kinds))]
         generator = np.random.default_rng(self.seed)
         for start in range(0, self.resamples, BLOCK):
             drawn = np.zeros((min(BLOCK, self.resamples - start), len(units)))
             for stratum in strata:
-                drawn[:, stratum] = generator.multinomial(
-                    len(stratum), np.full(len(stratum), 1 / len(stratum)), len(drawn)
-                )
+                size = len(stratum)
+                drawn[:, stratum] = generator.multinomial(size, np.full(size, 1 / size), len(drawn))
             yield drawn[:, unit_of]
-
-    def too_few(self, labels: np.ndarray, classes: tuple[str, ...]) -> str:
-        """Why there are too few units for an interval, or nothing."""
-        units = {name: len({self.lesions[i] for i in np.flatnonzero(labels == c)}) for c, name in enumerate(classes)}
-        short = [f"{name} has {count}" for name, count in units.items() if count < self.smallest]
-        return f"no interval: {', '.join(short)} lesions, fewer than {self.smallest}" if short else ""
-
-
-def figures(said: Predictions, classes: tuple[str, ...], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Every figure that exists for these predictions, by name."""
-    values = {name: metrics.METRICS[name](said) for name in metrics.names(said)}
-    spread = spreads(bootstrap, said.labels, lambda name, weights: WEIGHTED[name](said, weights), values)
-    few = bootstrap.too_few(said.labels, classes)
-    return {name: _estimate(name, value, said.labels, spread[name], few) for name, value in values.items()}
-
-
-def differences(
-    before: Predictions, after: Predictions, classes: tuple[str, ...], bootstrap: Bootstrap
-) -> dict[str, Estimate]:
-    """after - before in every figure, resampled together: both must be of the same images."""
-
-    def difference(name: str, weights: np.ndarray) -> np.ndarray:
-        return WEIGHTED[name](after, weights) - WEIGHTED[name](before, weights)
-
-    figure_of = metrics.METRICS
-    values = {name: figure_of[name](after) - figure_of[name](before) for name in metrics.names(after)}
-    spread = spreads(bootstrap, before.labels, difference, values)
-    few = bootstrap.too_few(before.labels, classes)
-    return {
-        name: Estimate(value=value, n=metrics.counted(name, before.labels), **_percentiles(spread[name], few))
-        for name, value in values.items()
-    }
-
-
-def share(count: int, n: int) -> Estimate:
-    """count of n with the exact interval of Clopper and Pearson, which also stands where all or none count."""
-    exact = binomtest(count, n).proportion_ci(LEVEL, method="exact")
-    return Estimate(value=count / n, n=n, low=float(exact.low), high=float(exact.high), note="exact interval")
-
-
-def mcnemar(before: Predictions, after: Predictions) -> dict[str, float]:
-    """McNemar's exact test on the images that only one of the two got right; it takes images as independent."""
-    only_before, only_after = int((before.right & ~after.right).sum()), int((after.right & ~before.right).sum())
-    return mcnemar_of(only_before, only_after)
-
-
-def mcnemar_of(only_before: int, only_after: int) -> dict[str, float]:
-    """McNemar's exact test of two counts: images that only the one, and only the other, got right."""
-    changed = only_before + only_after
-    p = binomtest(only_after, changed, 0.5).pvalue if changed else 1.0
-    return {"only_before_right": only_before, "only_after_right": only_after, "p": float(p)}
-
-
-def spreads(bootstrap: Bootstrap, labels: np.ndarray, figure, wanted) -> dict[str, np.ndarray]:
-    """Each wanted figure, figure(name, weights) -> [R], over all resamples; all figures see the same draws."""
-    blocks = [{name: figure(name, weights) for name in wanted} for weights in bootstrap.weights(labels)]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in wanted}
-
-
-def _strata(labels: np.ndarray, unit_of: np.ndarray, units: int) -> list[np.ndarray]:
-    """The units of each class, as index arrays."""
-    seen = [set() for _ in range(units)]
-    for unit, label in zip(unit_of.tolist(), labels.tolist(), strict=True):
-        seen[unit].add(label)
-    kinds = sorted({tuple(sorted(each)) for each in seen})
-    return [np.array([u for u in range(units) if tuple(sorted(seen[u])) == kind]) for kind in kinds]
-
-
-def _estimate(name: str, value: float, labels: np.ndarray, spread: np.ndarray, few: str) -> Estimate:
-    """The figure with its bootstrap interval; where all or none are right, with Clopper and Pearson's exact one."""
-    n = metrics.counted(name, labels)
-    if not few and name in metrics.PROPORTIONS and value in (0.0, 1.0):
-        return share(round(value * n), n)
-    if name == "ece":  # drawing again adds noise to every bin, which only ever lifts the error: the lift is taken off
-        spread = np.maximum(spread - spread.mean() + value, 0.0)
-    return Estimate(value=value, n=n, **_percentiles(spread, few))
-
-
-def _percentiles(spread: np.ndarray, few: str) -> dict:
-    low, high = (float(bound) for bound in np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    if few:
-        return {"low": None, "high": None, "note": few}
-    if low == high:
-        return {"low": None, "high": None, "note": "no interval: the resamples do not differ"}
-    return {"low": low, "high": high, "note": ""}
-
-
-SMALLEST = 1e-12  # p-values below it are not told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +87,101 @@ class Spread:
     units: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fold:
+    """The predictions of one test set by a training of each seed, the figures of interest, and how lesions are drawn.
+
+    One run is a fold of one seed.
+    """
+
+    seeds: list[Predictions]
+    bootstrap: Bootstrap
+    names: tuple[str, ...]
+
+    @cached_property
+    def spreads(self) -> dict[str, Spread]:
+        """The figures of every seed with their resamples; all figures, seeds and arms see the same draws."""
+        labels = self.seeds[0].labels
+        blocks = [
+            [[metrics.METRICS[name].weighted(each, weights) for each in self.seeds] for name in self.names]
+            for weights in self.bootstrap.weights(labels)
+        ]
+        return {
+            name: Spread(
+                values=np.array([metrics.METRICS[name].value(each) for each in self.seeds]),
+                resampled=np.concatenate(resampled, axis=-1),
+                n=int(metrics.counted(name, labels).sum()),
+                units=len(set(self.bootstrap.lesions)),
+            )
+            for name, *resampled in zip(self.names, *blocks, strict=True)
+        }
+
+    @cached_property
+    def mean(self) -> Predictions:
+        """The mean probability over the seeds."""
+        return predictions.mean(self.seeds)
+
+    def too_few(self, classes: tuple[str, ...]) -> str:
+        """Why there are too few lesions for an interval, or nothing."""
+        lesions, labels = np.array(self.bootstrap.lesions), self.seeds[0].labels
+        counts = {name: len(set(lesions[labels == c])) for c, name in enumerate(classes)}
+        short = [f"{name} has {count}" for name, count in counts.items() if count < self.bootstrap.smallest]
+        return f"no interval: {', '.join(short)} lesions, fewer than {self.bootstrap.smallest}" if short else ""
+
+    def only(self, images: set[str], names: tuple[str, ...]) -> "Fold":
+        """Some figures on some of the images."""
+        lesions = tuple(
+            lesion
+            for image, lesion in zip(self.seeds[0].images, self.bootstrap.lesions, strict=True)
+            if image in images
+        )
+        seeds = [each.only(images) for each in self.seeds]
+        return Fold(seeds=seeds, bootstrap=replace(self.bootstrap, lesions=lesions), names=names)
+
+
+def figures(folds: list[Fold], classes: tuple[str, ...], *, pooled: bool) -> dict[str, Estimate]:
+    """Every figure: the mean over folds and seeds if `pooled`, else that of one run."""
+    few, found = _too_few(folds, classes), {}
+    for name in folds[0].names:
+        spreads = [fold.spreads[name] for fold in folds]
+        if not pooled:
+            found[name] = _figure_of_run(name, spreads[0], few)
+            continue
+        estimate, _ = combined(spreads, few)
+        if estimate.low is not None:  # shares and areas lie between 0 and 1 whatever Student's quantile says
+            estimate = replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
+        found[name] = estimate
+    return found
+
+
+def differences(
+    before: list[Fold], after: list[Fold], classes: tuple[str, ...], *, pooled: bool
+) -> dict[str, tuple[Estimate, float | None]]:
+    """after - before in every figure and its p-value (of one run there is none), seeds and resamples paired."""
+    few, found = _too_few(before, classes), {}
+    for name in after[0].names:
+        pairs = [(a.spreads[name], b.spreads[name]) for b, a in zip(before, after, strict=True)]
+        spreads = [replace(a, values=a.values - b.values, resampled=a.resampled - b.resampled) for a, b in pairs]
+        found[name] = combined(spreads, few) if pooled else (_percentiles(spreads[0], few), None)
+    return found
+
+
+def share(count: int, n: int) -> Estimate:
+    """count of n with the exact interval of Clopper and Pearson, which also stands where all or none count."""
+    exact = binomtest(count, n).proportion_ci(LEVEL, method="exact")
+    return Estimate(value=count / n, n=n, low=float(exact.low), high=float(exact.high), note="exact interval")
+
+
+def mcnemar(before: list[Predictions], after: list[Predictions]) -> dict[str, float]:
+    """McNemar's exact test on the images, of all folds, that only one of the two got right; it takes images as
+    independent."""
+    only_before = sum(int((b.right & ~a.right).sum()) for b, a in zip(before, after, strict=True))
+    only_after = sum(int((a.right & ~b.right).sum()) for b, a in zip(before, after, strict=True))
+    changed = only_before + only_after
+    p = binomtest(only_after, changed, 0.5).pvalue if changed else 1.0
+    return {"only_before_right": only_before, "only_after_right": only_after, "p": float(p)}
+
+
 def combined(spreads: list[Spread], few: str) -> tuple[Estimate, float]:
     """The mean over folds of the mean over seeds, with its interval, and the p-value of its being zero.
 
@@ -179,26 +191,53 @@ def combined(spreads: list[Spread], few: str) -> tuple[Estimate, float]:
     n = sum(each.n for each in spreads)
     if few:
         return Estimate(value=value, n=n, low=None, high=None, note=few), float("nan")
-    parts = [part for each in spreads for part in _variances(each)]
-    variance = sum(v for v, _ in parts) / len(spreads) ** 2
-    if not variance:
-        return Estimate(value=value, n=n, low=None, high=None, note="no interval: the resamples do not differ"), 1.0
-    reach = _reach(1 - LEVEL, parts) / len(spreads)
-    seeds = {len(each.values) for each in spreads}
-    note = "" if seeds != {1} else "one seed: the interval does not cover the chance in training"
-    return Estimate(value=value, n=n, low=value - reach, high=value + reach, note=note), _p(value * len(spreads), parts)
+    variances = [each for spread in spreads for each in _variances(spread)]
+    if not sum(variance for variance, _ in variances):
+        return Estimate(value=value, n=n, low=None, high=None, note=CONSTANT), 1.0
+    reach = _reach(1 - LEVEL, variances) / len(spreads)
+    one = all(len(each.values) == 1 for each in spreads)
+    note = "one seed: the interval does not cover the chance in training" if one else ""
+    estimate = Estimate(value=value, n=n, low=value - reach, high=value + reach, note=note)
+    distance = abs(value * len(spreads))
+    if distance >= _reach(SMALLEST, variances):
+        return estimate, SMALLEST
+    # the level whose interval ends at zero
+    return estimate, float(brentq(lambda alpha: _reach(alpha, variances) - distance, SMALLEST, 1.0))
 
 
-def _reach(alpha: float, parts: list[tuple[float, float]]) -> float:
+def holm(p: list[float]) -> list[float]:
+    """The p-values of several tests, adjusted by Holm's method (1979); nan stays and does not count."""
+    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
+    adjusted, highest = list(p), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _too_few(folds: list[Fold], classes: tuple[str, ...]) -> str:
+    return next((reason for fold in folds if (reason := fold.too_few(classes))), "")
+
+
+def _figure_of_run(name: str, spread: Spread, few: str) -> Estimate:
+    value = float(spread.values[0])
+    if not few and name in metrics.PROPORTIONS and value in (0.0, 1.0):  # the resamples cannot differ
+        return share(round(value * spread.n), spread.n)
+    if name == "ece":  # drawing again adds noise to every bin, which only ever lifts the error: the lift is taken off
+        spread = replace(spread, resampled=np.maximum(spread.resampled - spread.resampled.mean() + value, 0.0))
+    return _percentiles(spread, few)
+
+
+def _percentiles(spread: Spread, few: str) -> Estimate:
+    low, high = (float(bound) for bound in np.quantile(spread.resampled[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    note = few or (CONSTANT if low == high else "")
+    bounds = {"low": None, "high": None} if note else {"low": low, "high": high}
+    return Estimate(value=float(spread.values[0]), n=spread.n, **bounds, note=note)
+
+
+def _reach(alpha: float, variances: list[tuple[float, float]]) -> float:
     """How far the interval of level 1 - alpha reaches, for variances and their degrees of freedom."""
-    return sum(float(student.ppf(1 - alpha / 2, freedom)) ** 2 * variance for variance, freedom in parts) ** 0.5
-
-
-def _p(value: float, parts: list[tuple[float, float]]) -> float:
-    """The alpha whose interval ends at zero."""
-    if abs(value) >= _reach(SMALLEST, parts):
-        return SMALLEST
-    return float(brentq(lambda alpha: _reach(alpha, parts) - abs(value), SMALLEST, 1.0))
+    return sum(float(student.ppf(1 - alpha / 2, freedom)) ** 2 * variance for variance, freedom in variances) ** 0.5
 
 
 def _variances(spread: Spread) -> list[tuple[float, float]]:
@@ -211,13 +250,3 @@ def _variances(spread: Spread) -> list[tuple[float, float]]:
     together = float((spread.resampled - mean).var(axis=1, ddof=1).mean()) * S / (S - 1)
     between = float(spread.values.var(ddof=1))
     return [by_images, (max(between - together, 0.0) / S, S - 1)]
-
-
-def holm(p: list[float]) -> list[float]:
-    """The p-values of several tests, adjusted by Holm's method (1979); nan stays and does not count."""
-    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
-    adjusted, highest = list(p), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
-        adjusted[i] = highest
-    return adjusted

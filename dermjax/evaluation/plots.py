@@ -1,49 +1,30 @@
-"""Training curves: what a run folder's metrics.jsonl holds, as series of (step, value).
-
-Plots as self-contained SVG pictures, one panel each: ROC curves, differences between arms, training curves.
+"""Plots as self-contained SVG images, one panel each: ROC curves, differences, training curves, dose, calibration.
 
 Text is drawn as outlines and nothing depends on time or chance, so a page looks the same everywhere and twice.
 """
 
 import base64
 import io
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dermjax.errors import UserError
-from dermjax.evaluation import metrics, wording
-from dermjax.evaluation.findings import BASELINE, Comparison, Run
 from dermjax.evaluation.intervals import Estimate
-from dermjax.training import writers
+from dermjax.evaluation.predictions import Predictions
 
-Series = tuple[np.ndarray, np.ndarray]
-FILE = "metrics.jsonl"
-
-
-def logged(folder: Path) -> bool:
-    """Whether a folder is that of a training, or holds predictions alone."""
-    return (folder / FILE).is_file()
-
-
-def read_curves(folder: Path, name: str) -> Series:
-    """Steps and values [points] of one scalar; empty where the run has not logged it."""
-    path = folder / FILE
-    if not path.is_file():
-        raise UserError(f"metrics {path}: no such file; give the workdir of a finished run")
-    logged = [record for record in writers.read(path) if name in record]
-    return np.array([record["step"] for record in logged], int), np.array([record[name] for record in logged], float)
-
-
+Series = tuple[np.ndarray, np.ndarray]  # x and y, [points]
 INK, FAINT = "#23262b", "#b9b4aa"
 BASELINE_COLOUR = "#3d5a80"
 ARM_COLOURS = ("#c8623b", "#7a8b3c", "#8b5a9e", "#b08a2e")  # told apart by people with any colour vision
+SIZE_COLOURS = (BASELINE_COLOUR, *ARM_COLOURS[:3])  # of few-shot sizes
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))  # of classifiers
 PLAIN = {"color": BASELINE_COLOUR, "linestyle": "-"}
+DIAGONAL = {"color": FAINT, "linewidth": 1, "linestyle": (0, (2, 3))}
 WIDTH = 4.6  # inches; the page scales it
+CALIBRATION_BINS = 8  # of equal numbers of images
 STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "dermjax",
@@ -66,37 +47,37 @@ STYLE = {
 }
 
 
-def roc(title: str, runs: list[Run]) -> str:
-    """The ROC curves of the arms of one classifier."""
+def roc(title: str, curves: dict[str, tuple[Series, str]], linewidth: float, legend: dict) -> str:
+    """ROC curves and their colours by name."""
 
     def draw(panel: Axes) -> None:
-        panel.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 3)))
-        for run in runs:
-            name = f"{run.arm}, AUROC {metrics.auroc(run.predictions):.3f}"
-            panel.plot(*metrics.roc(run.predictions), label=name, linewidth=2, color=_colour(run.arm, runs))
+        panel.plot([0, 1], [0, 1], **DIAGONAL)
+        for name, (curve, colour) in curves.items():
+            panel.plot(*curve, label=name, linewidth=linewidth, color=colour)
         panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title=title)
         panel.set(xlabel="1 − specificity", ylabel="sensitivity")
-        panel.legend(loc="lower right")
+        panel.legend(loc="lower right", **legend)
 
     return svg(draw, WIDTH)
 
 
-def difference(title: str, comparison: Comparison, reach: float) -> str:
-    """Arm - baseline in every figure with its interval, in percentage points from -reach to reach."""
-    names, estimates = list(comparison.differences), list(comparison.differences.values())
+def forest(
+    title: str, rows: list[tuple[str, Estimate, str]], unit: str, reach: float, markersize: float, height: float
+) -> str:
+    """Differences by (name, estimate, colour) with their intervals, from -reach to reach."""
 
     def draw(panel: Axes) -> None:
         panel.axvline(0, color=INK, linewidth=1)
-        for row, estimate in enumerate(estimates):
-            panel.plot([100 * end for end in ends(estimate)], [row, row], color=ARM_COLOURS[0], linewidth=2.5)
-            panel.plot([100 * estimate.value], [row], "o", color=ARM_COLOURS[0], markersize=8)
-        panel.set(yticks=range(len(names)), yticklabels=[wording.label(name) for name in names], xlim=(-reach, reach))
-        panel.set(ylim=(len(names) - 0.5, -0.5), xlabel="percentage points, with 95 % interval", title=title)
+        for row, (_, estimate, colour) in enumerate(rows):
+            panel.plot(ends(estimate), [row, row], color=colour, linewidth=2.5)
+            panel.plot([estimate.value], [row], "o", color=colour, markersize=markersize)
+        panel.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], xlim=(-reach, reach))
+        panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel=unit, title=title)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)
         panel.tick_params(axis="y", length=0)
 
-    return svg(draw, 1.0 + 0.3 * len(names))
+    return svg(draw, height)
 
 
 def curves(title: str, unit: str, series: list[tuple[str, Series, dict]]) -> str:
@@ -104,10 +85,14 @@ def curves(title: str, unit: str, series: list[tuple[str, Series, dict]]) -> str
 
     def draw(panel: Axes) -> None:
         for name, (steps, values), line in series:
-            smooth_steps, smooth = _smoothed(steps, values)
-            if len(smooth) < len(values):
+            window = len(values) // 20
+            smooth_steps, smooth = steps, values
+            if window > 1:
                 panel.plot(steps, values, color=line["color"], linewidth=0.8, alpha=0.25)
-            panel.plot(smooth_steps, smooth, linewidth=1.8, label=name, marker=_marker(steps), markersize=4, **line)
+                smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+                smooth_steps = steps[window - 1 :]
+            marker = "o" if len(steps) < 12 else ""  # points are shown where they are few
+            panel.plot(smooth_steps, smooth, linewidth=1.8, label=name, marker=marker, markersize=4, **line)
         panel.set(title=title, xlabel="step", ylabel=unit)
         if len(series) > 1:
             panel.legend(fontsize=8, handlelength=2.8)
@@ -115,22 +100,43 @@ def curves(title: str, unit: str, series: list[tuple[str, Series, dict]]) -> str
     return svg(draw, 3.2)
 
 
-def lines(runs: list[Run]) -> dict[str, dict]:
-    """The line of each run by its name: an arm has its colour, a classifier its dashes."""
-    classifiers = list(dict.fromkeys(run.classifier for run in runs))
-    return {
-        run.name: {
-            "color": _colour(run.arm, runs),
-            "linestyle": DASHES[classifiers.index(run.classifier) % len(DASHES)],
-        }
-        for run in runs
-    }
+def dose(title: str, lines: dict[str, list[tuple[float, Estimate, list[float]]]]) -> str:
+    """AUROC over the synthetic images to each real one: (ratio, mean with interval, each seed alone), by line."""
+
+    def draw(panel: Axes) -> None:
+        for number, (name, points) in enumerate(lines.items()):
+            colour, shift = SIZE_COLOURS[number % len(SIZE_COLOURS)], 0.03 * (number - (len(lines) - 1) / 2)
+            x = np.array([np.sqrt(ratio) + shift for ratio, *_ in points])
+            panel.plot(x, [estimate.value for _, estimate, _ in points], "o-", color=colour, label=name)
+            for each, (_, estimate, alone) in zip(x, points, strict=True):
+                panel.plot([each, each], ends(estimate), color=colour, linewidth=1.5)
+                panel.plot([each] * len(alone), alone, ".", color=colour, alpha=0.4)
+        ratios = sorted({ratio for points in lines.values() for ratio, *_ in points})
+        panel.set(xticks=np.sqrt(ratios), xticklabels=[f"{ratio:g}" for ratio in ratios], title=title)
+        panel.set(xlabel="synthetic images to each real one", ylabel="AUROC")
+        panel.legend(fontsize=8)
+
+    return svg(draw, 3.4)
 
 
-def reach(comparisons: list[Comparison]) -> float:
-    """Half the width of an axis that holds every difference, at least 5 percentage points."""
-    far = [100 * abs(end) for each in comparisons for estimate in each.differences.values() for end in ends(estimate)]
-    return 1.1 * max(5.0, *far)
+def calibration(title: str, arms: dict[str, tuple[list[Predictions], str]]) -> str:
+    """How many images of a confidence are right, in bins of equal numbers: the folds of each arm, and its colour."""
+
+    def draw(panel: Axes) -> None:
+        panel.plot([0, 1], [0, 1], **DIAGONAL)
+        lowest = 1.0
+        for name, (folds, colour) in arms.items():
+            confidence = np.concatenate([each.confidence for each in folds])
+            right = np.concatenate([each.right for each in folds])
+            bins = np.array_split(np.argsort(confidence), CALIBRATION_BINS)
+            points = np.array([[confidence[rows].mean(), right[rows].mean()] for rows in bins])
+            panel.plot(*points.T, "o-", label=name, color=colour, markersize=4, linewidth=1.5)
+            lowest = min(lowest, points.min())
+        panel.set(xlim=(lowest - 0.03, 1.01), ylim=(lowest - 0.03, 1.01), aspect="equal", title=title)
+        panel.set(xlabel="confidence", ylabel="share that is right")
+        panel.legend(loc="upper left", fontsize=8)
+
+    return svg(draw, WIDTH)
 
 
 def ends(estimate: Estimate) -> tuple[float, float]:
@@ -138,26 +144,12 @@ def ends(estimate: Estimate) -> tuple[float, float]:
     return (estimate.value, estimate.value) if estimate.low is None else (estimate.low, estimate.high)
 
 
-def _colour(arm: str, runs: list[Run]) -> str:
-    others = [name for name in dict.fromkeys(run.arm for run in runs) if name != BASELINE]
-    return BASELINE_COLOUR if arm == BASELINE else ARM_COLOURS[others.index(arm) % len(ARM_COLOURS)]
+def reach(differences: Iterable[Estimate], margin: float, least: float) -> float:
+    """Half the width of an axis that holds every difference with its interval."""
+    return margin * max([least, *(abs(end) for each in differences for end in ends(each))])
 
 
-def _smoothed(steps: np.ndarray, values: np.ndarray) -> Series:
-    """The moving mean over a twentieth of a long series; a short one as it is."""
-    window = len(values) // 20
-    if window < 2:
-        return steps, values
-    mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
-    return steps[window - 1 :], mean
-
-
-def _marker(steps: np.ndarray) -> str:
-    """Points are shown where they are few."""
-    return "o" if len(steps) < 12 else ""
-
-
-def svg(draw, height: float) -> str:
+def svg(draw: Callable[[Axes], None], height: float) -> str:
     """What `draw` puts on a panel, as a data URI."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -1,26 +1,33 @@
-"""What a classifier said: predictions.csv as arrays, checked before any number is made of it.
+"""The predictions of a classifier: predictions.csv as arrays, checked before any number is made of it.
 
-The columns are image, label, split and one p_<label> a class; `classify` writes the file.
+The columns are image, label, split and one p_<label> a class; `classify` writes the file. The ISIC challenge takes a
+table of image and one confidence a class, and scores it at 0.5.
 
-Predictions as the ISIC challenge takes them: a CSV of `image` and one confidence a class, scored at 0.5 by it.
+Shapes: n images.
 """
 
 import csv
 import io
+import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dermjax.data.records import Manifest
 from dermjax.errors import UserError
+
+# the specificity that the threshold of a figure is chosen for, on validation images
+SPECIFICITIES = {"sensitivity_at_90": 0.90, "sensitivity_at_95": 0.95}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
     """Images in alphabetical order, their class indices int [n] and probabilities float64 [n, classes].
 
-    `thresholds` are scores of the positive class by figure, chosen on other images, see metrics.thresholds.
+    `thresholds` are scores of the positive class by figure, chosen on validation images.
     """
 
     images: tuple[str, ...]
@@ -33,24 +40,20 @@ class Predictions:
         """How many classes there are."""
         return self.probabilities.shape[-1]
 
-    @property
+    @cached_property
     def called(self) -> np.ndarray:
         """The most probable class of each image, int [n]."""
         return self.probabilities.argmax(-1)
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         """Whether each decision is right, bool [n]."""
         return self.called == self.labels
 
-    @property
+    @cached_property
     def confidence(self) -> np.ndarray:
         """The probability of the class that each image is called, [n]."""
         return self.probabilities.max(-1)
-
-    def above(self, name: str) -> np.ndarray:
-        """Whether each image's positive score is above the threshold of a figure, bool [n]."""
-        return self.probabilities[:, 1] > self.thresholds[name]
 
     def only(self, images: set[str]) -> "Predictions":
         """The predictions of some images, in the same order."""
@@ -71,43 +74,89 @@ def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
         )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        wanted = {"image", "label", "split", *(f"p_{name}" for name in classes)}
-        columns = set(reader.fieldnames or ())
-        if columns != wanted:
+        expected, columns = {"image", "label", "split", *(f"p_{c}" for c in classes)}, set(reader.fieldnames or ())
+        if columns != expected:
             raise UserError(
-                f"predictions {path}: columns {sorted(columns)} are not {sorted(wanted)}; other class names?"
+                f"predictions {path}: columns {sorted(columns)} are not {sorted(expected)}; other class names?"
             )
         rows = [(reader.line_num, row) for row in reader if row["split"] == split]
     if not rows:
         raise UserError(f"predictions {path}: no row of the {split} split; run classify again with that split")
     rows.sort(key=lambda numbered: numbered[1]["image"])
-    _refuse_repeats(rows, path)
+    for (_, before), (line, row) in pairwise(rows):
+        if before["image"] == row["image"]:
+            raise UserError(f"predictions {path} line {line}: {row['image']} stands there twice")
+    for line, row in rows:
+        if row["label"] not in classes:
+            listed = ", ".join(classes)
+            raise UserError(f"predictions {path} line {line}: label {row['label']!r} is not one of {listed}")
     return Predictions(
         images=tuple(row["image"] for _, row in rows),
-        labels=np.array([_label(row, classes, path, line) for line, row in rows]),
+        labels=np.array([classes.index(row["label"]) for _, row in rows]),
         probabilities=np.array([[_probability(row[f"p_{c}"], path, line) for c in classes] for line, row in rows]),
     )
 
 
-def refuse_absent_class(predictions: Predictions, classes: tuple[str, ...], path: Path) -> None:
-    """UserError when a class has no image: no AUROC, and no sensitivity or specificity, exists then."""
-    absent = [name for index, name in enumerate(classes) if not (predictions.labels == index).any()]
-    if absent:
+def read_test(path: Path, manifest: Manifest) -> Predictions:
+    """The predictions of exactly the manifest's test split, with thresholds from the file's validation rows.
+
+    Raises:
+      UserError: a class or an image is missing, or the rows are of other images than the manifest's: figures could not
+        be compared.
+    """
+    predictions = read(path, manifest.labels, "test")
+    absent = [name for index, name in enumerate(manifest.labels) if not (predictions.labels == index).any()]
+    if absent:  # no AUROC, and no sensitivity or specificity, exists then
         raise UserError(
             f"predictions {path}: no test image of {', '.join(absent)}; prepare a test split with all classes"
         )
+    expected = {record.image: record.label for record in manifest.split("test")}
+    missing, strange = expected.keys() - set(predictions.images), set(predictions.images) - expected.keys()
+    if missing or strange:
+        raise UserError(
+            f"predictions {path}: {len(missing)} images of the test split are missing, {len(strange)} are not of it; "
+            "classify with the manifest that evaluate is given"
+        )
+    for image, label in zip(predictions.images, predictions.labels, strict=True):
+        if expected[image] != manifest.labels[label]:
+            raise UserError(f"predictions {path}: {image} has another label than in the manifest; classify again")
+    return replace(predictions, thresholds=thresholds(read(path, manifest.labels, "validation")))
 
 
-def _refuse_repeats(rows: list, path: Path) -> None:
-    for (_, before), (line, row) in pairwise(rows):
-        if before["image"] == row["image"]:
-            raise UserError(f"predictions {path} line {line}: {row['image']} stands there twice")
+def mean(seeds: list[Predictions]) -> Predictions:
+    """The mean probability over several trainings, for the same images."""
+    return replace(seeds[0], probabilities=np.mean([each.probabilities for each in seeds], axis=0))
 
 
-def _label(row: dict, classes: tuple[str, ...], path: Path, line: int) -> int:
-    if row["label"] not in classes:
-        raise UserError(f"predictions {path} line {line}: label {row['label']!r} is not one of {', '.join(classes)}")
-    return classes.index(row["label"])
+def thresholds(validation: Predictions) -> dict[str, float]:
+    """The score above which an image is called positive, for each of SPECIFICITIES, chosen on validation images.
+
+    It is the lowest that leaves at least that share of the negative images at or below it. Empty for more classes
+    than two, or without a negative image.
+    """
+    scores = np.sort(validation.probabilities[validation.labels == 0, 1])
+    if validation.classes != 2 or not len(scores):
+        return {}
+    return {name: float(scores[math.ceil(share * len(scores)) - 1]) for name, share in SPECIFICITIES.items()}
+
+
+def isic_table(predictions: Predictions, classes: tuple[str, ...]) -> str:
+    """The CSV for the ISIC challenge; images go by the stem of their file, such as ISIC_0024306.
+
+    Raises:
+      UserError: two images have one stem.
+    """
+    stems = [PurePosixPath(image).stem for image in predictions.images]
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"ISIC export: two images are named {twice}; the challenge knows images by their name")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *classes])
+    writer.writerows(
+        [stem, *(f"{p:.9f}" for p in row)] for stem, row in zip(stems, predictions.probabilities, strict=True)
+    )
+    return text.getvalue()
 
 
 def _probability(text: str | None, path: Path, line: int) -> float:
@@ -118,21 +167,3 @@ def _probability(text: str | None, path: Path, line: int) -> float:
     if not 0 <= value <= 1:  # nan is neither
         raise UserError(f"predictions {path} line {line}: probability {text} is not in 0..1; did the training diverge?")
     return value
-
-
-def isic_table(said: Predictions, classes: tuple[str, ...]) -> str:
-    """Returns the CSV; images go by the stem of their file, such as ISIC_0024306.
-
-    Raises:
-      UserError: two images have one stem.
-    """
-    stems = [PurePosixPath(image).stem for image in said.images]
-    if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"ISIC export: two images are named {twice}; the challenge knows images by their name")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *classes])
-    for stem, row in zip(stems, said.probabilities, strict=True):
-        writer.writerow([stem, *(f"{p:.9f}" for p in row)])
-    return text.getvalue()

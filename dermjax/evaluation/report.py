@@ -1,198 +1,242 @@
-"""How many images there are of each kind, and how many of them each reason rejected, by class.
+"""The page of `evaluate`, and what every page of results has: counts of images, galleries, the paper's figures.
 
-The page that people look at: sections of pictures, tables and plots, filled into report.html.jinja.
-
-The page is one file that loads nothing from outside. It says what was found in words as careful as the numbers.
+A page is one file that loads nothing from outside, and says what the numbers show in words as careful as they are.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
-from dermjax.evaluation import findings as paper
+from dermjax.errors import UserError
 from dermjax.evaluation import metrics, plots, wording
-from dermjax.evaluation.findings import BASELINE, Findings
-from dermjax.evaluation.plots import Series
+from dermjax.evaluation.findings import GAIN, LOSS, PRIMARY, Comparison, Findings, Group
+from dermjax.evaluation.intervals import Estimate
+from dermjax.evaluation.plots import ARM_COLOURS, BASELINE_COLOUR, DASHES, Series
 from dermjax.page import fill
+from dermjax.training import writers
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SCALARS = "metrics.jsonl"  # of a training's folder
+BASELINE = "real"
+# Farooq et al., EMBC 2024: test accuracies in percent, trained on real images only -> on real and synthetic ones (about
+# 75 % synthetic). Test sizes are read off its confusion matrices.
+PAPER = {
+    "title": "Derm-T2IM (arXiv 2401.05159)",
+    "sizes": {"ISIC": 659, "HAM10000": 227},
+    "accuracies": {
+        "vit": {"ISIC": (90.74, 93.03), "HAM10000": (81.50, 85.02)},
+        "mobilenetv2": {"ISIC": (78.89, 81.35), "HAM10000": (70.33, 73.58)},
+    },
+    "notes": (
+        "One run, an unpublished split, no AUROC and no intervals; none of its four gains is statistically significant "
+        "at these test sizes.",
+        "On HAM10000 the sensitivity of its ViT fell, from 0.949 to 0.923.",
+        "HAM10000 is part of the ISIC archive, which its generator was tuned on, so this test set may overlap the seed "
+        "images.",
+    ),
+}
 
 
-def counted_by_class(records: Iterable[Record], classes: tuple[str, ...]) -> dict[str, int]:
-    """The number of records of each class."""
-    labels = [record.label for record in records]
-    return {name: labels.count(name) for name in classes}
+class Manifests(NamedTuple):
+    """What the stages before `evaluate` left: real images, synthetic ones as they came, and after curation."""
+
+    prepared: Manifest
+    generated: Manifest | None
+    curated: Manifest | None
 
 
 def image_counts(prepared: Manifest, generated: Manifest | None, curated: Manifest | None) -> dict[str, dict[str, int]]:
     """By kind and class: the real images of each split, the synthetic ones that were made and that were kept."""
-    found = {f"real, {split}": counted_by_class(prepared.split(split), prepared.labels) for split in SPLITS}
-    for kind, records in (
-        ("synthetic, made", generated and generated.records),
-        ("synthetic, kept", curated and curated.split("train")),
-    ):
-        if records is not None:
-            found[kind] = counted_by_class((record for record in records if record.synthetic), prepared.labels)
-    return found
+    counts = {f"real, {split}": _by_class(prepared.split(split), prepared.labels) for split in SPLITS}
+    if generated:
+        counts["synthetic, made"] = _by_class((r for r in generated.records if r.synthetic), prepared.labels)
+    if curated:
+        counts["synthetic, kept"] = _by_class((r for r in curated.split("train") if r.synthetic), prepared.labels)
+    return counts
 
 
-def rejection_counts(curated: Manifest) -> dict[str, dict[str, int]]:
+def rejection_counts(curated: Manifest | None) -> dict[str, dict[str, int]]:
     """By reason and class; an image with two reasons counts under both."""
-    rejected = [record for record in curated.records if not record.kept]
+    rejected = [record for record in curated.records if not record.kept] if curated else []
     reasons = sorted({reason for record in rejected for reason in record.rejected})
     return {
-        reason: counted_by_class((record for record in rejected if reason in record.rejected), curated.labels)
+        reason: _by_class((record for record in rejected if reason in record.rejected), curated.labels)
         for reason in reasons
     }
 
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+def training_images(manifest: Manifest, label: str) -> list[Record]:
+    """The training images of a class."""
+    return [record for record in manifest.split("train") if record.label == label]
 
 
-def page(title: str, sections: dict) -> str:
-    """The HTML of the page; `sections` are the values that the template names."""
-    filters = {
-        "shown": wording.shown,
-        "label": wording.label,
-        "figure": wording.figure,
-        "interval": wording.interval,
-        "difference": wording.difference,
-        "difference_interval": wording.difference_interval,
-    }
-    return fill(TEMPLATE, filters, title=title, **sections)
+def thumbnails(manifest: Manifest, records: list[Record], count: int) -> list[Thumbnail]:
+    """Up to `count` of the images, evenly spaced: nobody picked them."""
+    return [thumbnail(manifest, record, "") for record in evenly_spaced(records, count)]
 
 
-def tiles(images: dict[str, dict[str, int]]) -> list[tuple[int, str, str]]:
-    """The sizes at the head of the page as (number, kind, detail)."""
-    return [
-        (sum(each.values()), kind, ", ".join(f"{count} {name}" for name, count in each.items()))
-        for kind, each in images.items()
+def page(
+    title: str, manifests: Manifests, findings: Findings, folders: dict[Group, Path], tuning: Path | None, count: int
+) -> str:
+    """The HTML of the page of `evaluate`; a section whose input was not given is left out. count: pictures a row."""
+    prepared, generated, curated = manifests
+    labels, fold = prepared.labels, next(iter(findings.folds.values()))[0]
+    beside = [
+        (
+            label,
+            thumbnails(prepared, training_images(prepared, label)[::-1], count),  # others than in the first gallery
+            thumbnails(curated, [r for r in training_images(curated, label) if r.synthetic], count),
+        )
+        for label in (labels if curated else ())
     ]
+    return fill(
+        TEMPLATE,
+        wording.FILTERS,
+        title=title,
+        findings=findings,
+        summary=summary(findings),
+        images=image_counts(*manifests),
+        sources=sorted({(record.source, record.licence) for record in prepared.records}),
+        phantoms=any(record.source == "phantom" for record in prepared.records),
+        real=[(label, thumbnails(prepared, training_images(prepared, label), count)) for label in labels],
+        samplers=_samplers(generated, count) if generated else [],
+        beside=beside,
+        curation=_curation(curated, 2 * count) if curated else None,
+        training=_training(list(findings.figures), folders, tuning),
+        plots=_plots(findings),
+        paper=PAPER,
+        test_images=len(fold.seeds[0].images),
+        bootstrap=fold.bootstrap,
+    )
 
 
-def sources(prepared: Manifest) -> list[str]:
-    """Where the real images are from, with their licence where the manifest has one."""
-    named = {(record.source, record.licence) for record in prepared.records}
-    return [f"{source} ({licence})" if licence else source for source, licence in sorted(named)]
+def summary(findings: Findings) -> list[tuple[str, str]]:
+    """(verdict, numbers) of each comparison: what the primary figure says, and nothing more."""
+
+    def change_in(name: str, each: Comparison) -> str:
+        groups, change = (each.group._replace(arm=each.baseline), each.group), each.differences[name]
+        before, after = (wording.figure(findings.figures[group][name], name) for group in groups)
+        return (
+            f"{wording.shown(name)} {before} → {after}, difference {wording.difference(change, name)} "
+            f"({'' if change.low is None else '95 % interval '}{wording.difference_interval(change, name)})"
+        )
+
+    verdicts = {GAIN: "a gain in AUROC was shown", LOSS: "a loss of AUROC was shown"}
+    sentences = [
+        (
+            f"{wording.shown(group.classifier)}, {each.baseline} → {group.arm}: "
+            f"{verdicts.get(each.verdict, each.verdict)}.",
+            f"{change_in(PRIMARY, each)}; {change_in('accuracy', each)}.",
+        )
+        for group, each in findings.comparisons.items()
+    ]
+    return sentences or [("No arm was compared.", "It takes a real and a hybrid run of the same classifier.")]
 
 
-def real_gallery(prepared: Manifest, count: int) -> list[tuple[str, list[Thumbnail]]]:
-    """Training images by class."""
-    train = prepared.split("train")
-    return [(name, _pictures(prepared, [r for r in train if r.label == name], count)) for name in prepared.labels]
-
-
-def sampler_gallery(generated: Manifest, count: int) -> list[tuple[str, str, str, list[Thumbnail]]]:
-    """(sampler, class, the prompts it was asked with, pictures): as they came, before curation."""
-    groups = {}
+def _samplers(generated: Manifest, count: int) -> list[tuple[str, str, str, list[Thumbnail]]]:
+    """(sampler, class, its prompts, pictures): as they came, before curation."""
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in generated.records:
         groups.setdefault((record.generation.get("sampler", "sampler not recorded"), record.label), []).append(record)
-    return [
-        (sampler, name, _prompts(records), _pictures(generated, records, count))
-        for (sampler, name), records in sorted(groups.items())
-    ]
-
-
-def side_by_side(
-    prepared: Manifest, curated: Manifest, count: int
-) -> list[tuple[str, list[Thumbnail], list[Thumbnail]]]:
-    """(class, real training images, kept synthetic ones); other real images than in the first gallery."""
     rows = []
-    for name in prepared.labels:
-        real = [record for record in prepared.split("train") if record.label == name]
-        kept = [record for record in curated.split("train") if record.label == name and record.synthetic]
-        rows.append((name, _pictures(prepared, real[::-1], count), _pictures(curated, kept, count)))
+    for (sampler, label), records in sorted(groups.items()):
+        prompts = list(dict.fromkeys(record.generation.get("prompt", "") for record in records))
+        shown = "; ".join(prompt for prompt in prompts[:4] if prompt) + (" …" if len(prompts) > 4 else "")
+        rows.append((sampler, label, shown, thumbnails(generated, records, count)))
     return rows
 
 
-def curation(curated: Manifest, count: int) -> dict:
-    """How many images of each class each reason rejected, and the rejected pictures with their reasons."""
+def _curation(curated: Manifest, count: int) -> dict:
+    """How many images of each class each reason rejected, and the rejected images with their reasons."""
     rejected = [record for record in curated.records if not record.kept]
-    made = counted_by_class(curated.records, curated.labels)
-    rows = {_words(reason): each for reason, each in rejection_counts(curated).items()}
-    rows["rejected for any reason"] = counted_by_class(rejected, curated.labels)
-    # an image has one class, so the sum over classes is the number of images
     return {
-        "made": made,
-        "total": sum(made.values()),
-        "rows": [(reason, each, sum(each.values())) for reason, each in rows.items()],
+        "generated": _by_class(curated.records, curated.labels),
+        "rejections": rejection_counts(curated) | {"rejected for any reason": _by_class(rejected, curated.labels)},
         "pictures": [
-            thumbnail(curated, record, ", ".join(_words(reason) for reason in record.rejected))
+            thumbnail(curated, record, ", ".join(record.rejected).replace("_", " "))
             for record in evenly_spaced(rejected, count)
         ],
     }
 
 
-def tables(findings: Findings) -> list[dict]:
-    """One table a classifier: a row a figure, a column an arm, then a column a difference from the baseline."""
-    built = []
-    for classifier in dict.fromkeys(run.classifier for run in findings.runs):
-        runs = [run for run in findings.runs if run.classifier == classifier]
-        compared = [c for c in findings.comparisons if c.arm.classifier == classifier]
-        built.append(
-            {
-                "classifier": classifier,
-                "arms": [run.arm for run in runs],
-                "compared": [f"{c.arm.arm} {wording.MINUS} {c.baseline.arm}" for c in compared],
-                "rows": [
-                    (name, [findings.figures[run.name][name] for run in runs], [c.differences[name] for c in compared])
-                    for name in metrics.names(runs[0].predictions)
-                ],
-                "mcnemar": [(c.arm.arm, c.mcnemar) for c in compared],
-            }
-        )
-    return built
-
-
-def paper_table(findings: Findings) -> dict:
-    """Our accuracies beside the paper's, for the classifiers that both have."""
-    ours = {run.name: findings.figures[run.name]["accuracy"] for run in findings.runs}
-    return {
-        "title": paper.TITLE,
-        "sizes": paper.TEST_SIZES,
-        "notes": paper.NOTES,
-        "rows": [
-            (name, printed, ours.get(f"{name} {BASELINE}"), ours.get(f"{name} hybrid"))
-            for name, printed in paper.ACCURACIES.items()
-        ],
+def _plots(findings: Findings) -> dict[str, list[str]]:
+    """ROC curves of each classifier, and the differences of each comparison."""
+    rocs, forests = [], []
+    for (classifier, _), groups in findings.settings.items():
+        colours = _colours(groups)
+        curves = {
+            f"{group.arm}, AUROC {findings.figures[group][PRIMARY].value:.3f}": (
+                metrics.roc(findings.mean(group)[0]),
+                colours[group.arm],
+            )
+            for group in groups
+        }
+        rocs.append(plots.roc(wording.shown(classifier), curves, 2, {}))
+    rows = {
+        group: [
+            (wording.shown(name), _in_points(difference), ARM_COLOURS[0])
+            for name, difference in each.differences.items()
+        ]
+        for group, each in findings.comparisons.items()
     }
+    reach = plots.reach((estimate for each in rows.values() for _, estimate, _ in each), 1.1, 5.0)
+    for group, each in rows.items():
+        title = f"{wording.shown(group.classifier)}: {group.arm} {wording.MINUS} {BASELINE}"
+        unit = "percentage points, with 95 % interval"
+        forests.append(plots.forest(title, each, unit, reach, 8, 1.0 + 0.3 * len(each)))
+    return {"roc": rocs, "differences": forests}
 
 
-def result_plots(findings: Findings) -> dict[str, list[str]]:
-    """ROC curves a classifier, and the differences a comparison."""
-    classifiers = dict.fromkeys(run.classifier for run in findings.runs)
-    arms = {name: [run for run in findings.runs if run.classifier == name] for name in classifiers}
-    reach = plots.reach(findings.comparisons) if findings.comparisons else 0.0
-    return {
-        "roc": [plots.roc(wording.shown(name), runs) for name, runs in arms.items()],
-        "differences": [plots.difference(wording.compared(each), each, reach) for each in findings.comparisons],
-    }
-
-
-def training_plots(
-    findings: Findings, tuning: Series | None, losses: dict[str, Series], aurocs: dict[str, Series]
-) -> list[str]:
-    """The generator's loss, the classifiers' losses and their validation AUROC by run name, where they were logged."""
-    lines = plots.lines(findings.runs)
-    named = {run.name: f"{wording.shown(run.classifier)} {run.arm}" for run in findings.runs}
-    drawn = [plots.curves("Tuning the generator", "loss", [("", tuning, plots.PLAIN)])] if tuning else []
-    for title, unit, series in (
-        ("Training the classifiers", "loss", losses),
-        ("Validation, real images", "AUROC", aurocs),
+def _training(groups: list[Group], folders: dict[Group, Path], tuning: Path | None) -> list[str]:
+    """The generator's loss, the classifiers' losses and their validation AUROC, where they were logged."""
+    colours, classifiers = _colours(groups), list(dict.fromkeys(group.classifier for group in groups))
+    drawn = []
+    if tuning:
+        drawn.append(plots.curves("Tuning the generator", "loss", [("", _curve(tuning, "loss"), plots.PLAIN)]))
+    trained = [
+        group for group in groups if (folders[group] / SCALARS).is_file()
+    ]  # of others there are predictions alone
+    for title, unit, name in (
+        ("Training the classifiers", "loss", "loss"),
+        ("Validation, real images", "AUROC", "validation_auroc"),
     ):
-        logged = [(named[name], each, lines[name]) for name, each in series.items() if len(each[0])]
-        drawn += [plots.curves(title, unit, logged)] if logged else []
+        series = []
+        for group in trained:
+            dashes = DASHES[classifiers.index(group.classifier) % len(DASHES)]
+            line = {"color": colours[group.arm], "linestyle": dashes}
+            series.append((f"{wording.shown(group.classifier)} {group.arm}", _curve(folders[group], name), line))
+        series = [each for each in series if len(each[1][0])]
+        drawn += [plots.curves(title, unit, series)] if series else []
     return drawn
 
 
-def _pictures(manifest: Manifest, records: list, count: int) -> list[Thumbnail]:
-    return [thumbnail(manifest, record, "") for record in evenly_spaced(records, count)]
+def _curve(folder: Path, name: str) -> Series:
+    """Steps and values [points] of one scalar of a training; empty where it was not logged."""
+    path = folder / SCALARS
+    if not path.is_file():
+        raise UserError(f"metrics {path}: no such file; give the workdir of a finished run")
+    logged = [line for line in writers.read(path) if name in line]
+    return np.array([line["step"] for line in logged], int), np.array([line[name] for line in logged], float)
 
 
-def _prompts(records: list) -> str:
-    """The distinct prompts of some records, the first few."""
-    prompts = list(dict.fromkeys(record.generation.get("prompt", "") for record in records))
-    return "; ".join(prompt for prompt in prompts[:4] if prompt) + (" …" if len(prompts) > 4 else "")
+def _colours(groups: list[Group]) -> dict[str, str]:
+    """The colour of each arm."""
+    others = [arm for arm in dict.fromkeys(group.arm for group in groups) if arm != BASELINE]
+    return {BASELINE: BASELINE_COLOUR} | {arm: ARM_COLOURS[i % len(ARM_COLOURS)] for i, arm in enumerate(others)}
 
 
-def _words(reason: str) -> str:
-    return reason.replace("_", " ")
+def _in_points(estimate: Estimate) -> Estimate:
+    """A difference in percentage points."""
+    low, high = plots.ends(estimate)
+    return replace(estimate, value=100 * estimate.value, low=100 * low, high=100 * high)
+
+
+def _by_class(records: Iterable[Record], labels: tuple[str, ...]) -> dict[str, int]:
+    """The number of records of each class."""
+    counted = [record.label for record in records]
+    return {label: counted.count(label) for label in labels}

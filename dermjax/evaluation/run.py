@@ -1,5 +1,8 @@
 """`evaluate`: the predictions of finished classify runs -> results.json and report.html."""
 
+import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,84 +12,137 @@ from dermjax.data import records
 from dermjax.data.leaks import audit
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
-from dermjax.evaluation import findings, plots, predictions, report, wording
-from dermjax.evaluation.findings import Findings
+from dermjax.evaluation import findings, metrics, predictions, report
+from dermjax.evaluation.findings import Findings, Group
+from dermjax.evaluation.predictions import Predictions
+from dermjax.evaluation.report import BASELINE, PAPER, Manifests
 from dermjax.run_folder import write_atomically
 
-# what the training loop calls them in metrics.jsonl
-LOSS, VALIDATION_AUROC = "loss", "validation_auroc"
 # measured on one core: the page, and a classifier's 2000 resamples of a test image
 SECONDS_OF_PAGE, SECONDS_OF_RESAMPLES = 4, 0.001
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Reads what the stages left, judges it on the real test split, and writes every number and the page.
+    """Reads what the stages left, compares the runs on the real test split, and writes every number and the page.
 
     It is cheap and writes the same for the same input, so a second call does it again rather than trust old files.
     """
-    prepared = records.read_named(config.prepared, "prepared")
-    generated = records.read_named(config.generated, "generated") if config.generated else None
-    curated = records.read_named(config.curated, "curated") if config.curated else None
-    _refuse_other_classes(prepared, {"generated": generated, "curated": curated})
+    manifests = _manifests(config)
+    prepared, _, curated = manifests
     audit.refuse([manifest for manifest in (prepared, curated) if manifest])
-    runs = findings.read_runs(config.runs.to_dict(), prepared)
-    bootstrap = config.bootstrap
-    tested = len(runs[0].predictions.images)
-    seconds = SECONDS_OF_PAGE + SECONDS_OF_RESAMPLES * tested * len(runs) * bootstrap.resamples / 2000
-    progress.cost("evaluate", classifiers=len(runs), test_images=tested, resamples=bootstrap.resamples, seconds=seconds)
+    folders = _folders(config.runs.to_dict())
+    runs = {group: predictions.read_test(folder / "predictions.csv", prepared) for group, folder in folders.items()}
+    bootstrap = config.bootstrap.to_dict()
+    test_images = len(prepared.split("test"))
+    seconds = SECONDS_OF_PAGE + SECONDS_OF_RESAMPLES * test_images * len(runs) * bootstrap["resamples"] / 2000
+    progress.cost(
+        "evaluate", classifiers=len(runs), test_images=test_images, resamples=bootstrap["resamples"], seconds=seconds
+    )
     with progress.bar(total=2, title="evaluate", unit="steps", done=0) as steps:
-        found = findings.find(runs, prepared, curated, bootstrap.resamples, bootstrap.seed, bootstrap.smallest)
-        steps.update()
-        page = report.page(config.title, _sections(found, prepared, generated, curated, config))
-        steps.update()
-    images = report.image_counts(prepared, generated, curated)
-    rejections = report.rejection_counts(curated) if curated else {}
-    write_atomically(workdir / "results.json", findings.as_json(found, bootstrap.to_dict(), images, rejections))
-    write_atomically(workdir / "report.html", page)
-    for each in runs if config.isic else []:
-        (workdir / "isic").mkdir(exist_ok=True)
-        write_atomically(
-            workdir / "isic" / f"{each.folder.name}.csv", predictions.isic_table(each.predictions, prepared.labels)
+        found = findings.find(
+            prepared.labels,
+            {group: [findings.fold([each], prepared, bootstrap)] for group, each in runs.items()},
+            BASELINE,
+            _synthetic(folders, curated) if curated else {},
+            pooled=False,
         )
-    for verdict, numbers in wording.summary(found):
+        steps.update()
+        tuning = Path(config.tuning) if config.tuning else None
+        page = report.page(config.title, manifests, found, folders, tuning, config.gallery)
+        steps.update()
+    write_atomically(workdir / "results.json", _results(found, manifests, bootstrap))
+    write_atomically(workdir / "report.html", page)
+    for group, each in runs.items() if config.isic else ():
+        (workdir / "isic").mkdir(exist_ok=True)
+        table = predictions.isic_table(each, prepared.labels)
+        write_atomically(workdir / "isic" / f"{folders[group].name}.csv", table)
+    for verdict, numbers in report.summary(found):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
 
 
-def _refuse_other_classes(prepared: Manifest, others: dict[str, Manifest | None]) -> None:
+def _manifests(config: ConfigDict) -> Manifests:
+    prepared = records.read_named(config.prepared, "prepared")
+    others = {key: records.read_named(config[key], key) for key in ("generated", "curated") if config[key]}
     for key, manifest in others.items():
-        if manifest and manifest.labels != prepared.labels:
+        if manifest.labels != prepared.labels:
             raise UserError(f"config.{key}: classes {manifest.labels} are not the prepared ones, {prepared.labels}")
+    return Manifests(prepared, others.get("generated"), others.get("curated"))
 
 
-def _sections(
-    found: Findings, prepared: Manifest, generated: Manifest | None, curated: Manifest | None, config: ConfigDict
-) -> dict:
-    """What the template shows; a section whose input was not given is None."""
-    count = config.gallery
-    trained = [run for run in found.runs if plots.logged(run.folder)]  # of others there are predictions alone
-    losses = {run.name: plots.read_curves(run.folder, LOSS) for run in trained}
-    aurocs = {run.name: plots.read_curves(run.folder, VALIDATION_AUROC) for run in trained}
-    tuning = plots.read_curves(Path(config.tuning), LOSS) if config.tuning else None
-    return {
-        "summary": wording.summary(found),
-        "tiles": report.tiles(report.image_counts(prepared, generated, curated)),
-        "sources": report.sources(prepared),
-        "phantoms": any(record.source == "phantom" for record in prepared.records),
-        "real": report.real_gallery(prepared, count),
-        "samplers": report.sampler_gallery(generated, count) if generated else None,
-        "beside": report.side_by_side(prepared, curated, count) if curated else None,
-        "curation": report.curation(curated, 2 * count) if curated else None,
-        "training": report.training_plots(found, tuning, losses, aurocs),
-        "plots": report.result_plots(found),
-        "tables": report.tables(found),
-        "fidelity": [
-            (run, found.fidelity[run.name], found.figures[run.name]["accuracy"])
-            for run in found.runs
-            if run.name in found.fidelity
-        ],
-        "paper": report.paper_table(found),
+def _folders(runs: dict[str, str]) -> dict[Group, Path]:
+    """The folders of finished classify runs: classifiers as in the paper, then others, each one's baseline first.
+
+    A name is `<classifier>_<arm>` (or with a space), and an empty folder leaves its run out.
+    """
+    folders = {}
+    for name, folder in runs.items():
+        words = re.split(r"[ _]", name, maxsplit=1)
+        if folder and len(words) != 2:
+            raise UserError(f"config.runs: the name {name!r} is not of the form <classifier>_<arm>, as vit_real")
+        if folder:
+            folders[Group(words[0], 0, words[1])] = Path(folder)
+    if not folders:
+        raise UserError("config.runs: no classify workdir; give at least one, as --config.runs.vit_real=DIR")
+
+    def position(group: Group) -> tuple:
+        order = [*PAPER["accuracies"], group.classifier]
+        return order.index(group.classifier), group.classifier, group.arm != BASELINE, group.arm
+
+    return {group: folders[group] for group in sorted(folders, key=position)}
+
+
+def _synthetic(folders: dict[Group, Path], curated: Manifest) -> dict[Group, list[Predictions]]:
+    """The predictions of the kept synthetic images by classifiers of real images only, where there are any."""
+    kept, synthetic = {record.image for record in curated.split("train")}, {}
+    for group, folder in folders.items():
+        path = folder / "synthetic_predictions.csv"
+        if group.arm == BASELINE and path.is_file():
+            each = predictions.read(path, curated.labels, "train").only(kept)
+            if not each.images:
+                raise UserError(
+                    f"predictions {path}: none of its images is kept in the curated manifest; of another run?"
+                )
+            synthetic[group] = [each]
+    return synthetic
+
+
+def _results(found: Findings, manifests: Manifests, bootstrap: dict[str, int]) -> str:
+    """Every number as JSON text; an interval that does not exist is null, with its reason in the note."""
+    results = {
         "classes": found.classes,
-        "test_images": len(found.runs[0].predictions.images),
-        "bootstrap": config.bootstrap,
+        "images": report.image_counts(*manifests),
+        "rejections": report.rejection_counts(manifests.curated),
+        "bootstrap": bootstrap,
+        "runs": {f"{group.classifier} {group.arm}": _run(found, group) for group in found.figures},
+        "comparisons": [
+            {
+                "classifier": group.classifier,
+                "arm": group.arm,
+                "baseline": each.baseline,
+                "differences": each.differences,
+                "mcnemar": each.mcnemar,
+                "verdict": each.verdict,
+            }
+            for group, each in found.comparisons.items()
+        ],
+        "label_fidelity": {f"{group.classifier} {group.arm}": share for group, share in found.fidelity.items()},
+        "paper_accuracies_percent": PAPER["accuracies"],
+    }
+    return json.dumps(results, indent=2, allow_nan=False, default=asdict)
+
+
+def _run(found: Findings, group: Group) -> dict:
+    (run,) = found.mean(group)
+    false_positive_rate, true_positive_rate = metrics.roc(run)
+    return {
+        "classifier": group.classifier,
+        "arm": group.arm,
+        "test_images": len(run.images),
+        "figures": found.figures[group],
+        "confusion": metrics.confusion(run).tolist(),
+        "roc": {
+            "false_positive_rate": false_positive_rate.tolist(),
+            "true_positive_rate": true_positive_rate.tolist(),
+        },
     }

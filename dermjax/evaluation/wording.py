@@ -1,16 +1,13 @@
-"""How numbers and verdicts are written: as careful as the numbers themselves."""
+"""How numbers and names are written: as careful as the numbers themselves."""
 
-from dermjax.evaluation.findings import GAIN, LOSS, PRIMARY, Comparison, Findings
 from dermjax.evaluation.intervals import Estimate
 
-SHOWN = {
+NAMES = {
     "vit": "ViT",
     "mobilenetv2": "MobileNetV2",
     "euler": "Euler",
     "euler_a": "Euler a",
     "plms": "PLMS",
-}
-LABELS = {
     "auroc": "AUROC",
     "average_precision": "average precision",
     "balanced_accuracy": "balanced accuracy",
@@ -20,25 +17,32 @@ LABELS = {
     "ece": "calibration error (ECE)",
     "brier": "Brier score",
 }
+ARMS = {  # of a study
+    "real": "real, fewer steps",
+    "real_equal_steps": "real, equal steps",
+    "real_augmented": "real, strongly augmented",
+    "synthetic": "synthetic only",
+    "synthetic_then_real": "synthetic, then real",
+    "real_tested_on_synthetic": "real, tested on synthetic",
+}
 TO_THREE_PLACES = ("auroc", "average_precision", "ece", "brier")  # areas and errors; what else there is, is a share
 MINUS = "\N{MINUS SIGN}"
 
 
-def summary(findings: Findings) -> list[tuple[str, str]]:
-    """(verdict, numbers) of each comparison: what the primary figure says, and nothing more."""
-    if not findings.comparisons:
-        return [("No arm was compared.", "It takes a real and a hybrid run of the same classifier.")]
-    return [_told(comparison, findings) for comparison in findings.comparisons]
-
-
 def shown(name: str) -> str:
-    """The printed name of a classifier or sampler."""
-    return SHOWN.get(name, name)
+    """The printed name of a classifier, sampler or figure."""
+    return NAMES.get(name, name)
 
 
-def label(figure: str) -> str:
-    """How the name of a figure is written."""
-    return LABELS.get(figure, figure)
+def arm(name: str) -> str:
+    """The printed name of an arm of a study: `hybrid 3 : 1`, `real, equal steps`."""
+    kind, _, ratio = name.partition("_")
+    return f"hybrid {ratio} : 1" if kind == "hybrid" else ARMS.get(name, name)
+
+
+def shots(size: int) -> str:
+    """A few-shot size in words."""
+    return f"{size} real images a class" if size else "all real images"
 
 
 def figure(estimate: Estimate, name: str) -> str:
@@ -56,7 +60,7 @@ def interval(estimate: Estimate, name: str) -> str:
 
 
 def difference(estimate: Estimate, name: str) -> str:
-    """A difference with its sign: percentage points, or AUROC to three places."""
+    """A difference with its sign: percentage points, or an area or an error to three places."""
     return _signed(estimate.value, name) + ("" if name in TO_THREE_PLACES else " points")
 
 
@@ -67,30 +71,11 @@ def difference_interval(estimate: Estimate, name: str) -> str:
     return f"{_signed(estimate.low, name)} to {_signed(estimate.high, name)}"
 
 
-def compared(comparison: Comparison) -> str:
-    """The heading of a comparison."""
-    return f"{shown(comparison.arm.classifier)}: {comparison.arm.arm} {MINUS} {comparison.baseline.arm}"
-
-
-def _told(comparison: Comparison, findings: Findings) -> tuple[str, str]:
-    def change_in(name: str) -> str:
-        before, after = (
-            figure(findings.figures[run.name][name], name) for run in (comparison.baseline, comparison.arm)
-        )
-        change = comparison.differences[name]
-        return (
-            f"{label(name)} {before} → {after}, difference {difference(change, name)} "
-            f"({'' if change.low is None else '95 % interval '}{difference_interval(change, name)})"
-        )
-
-    verdict = {GAIN: "a gain in AUROC was shown", LOSS: "a loss of AUROC was shown"}
-    return (
-        f"{shown(comparison.arm.classifier)}, {comparison.baseline.arm} → {comparison.arm.arm}: "
-        f"{verdict.get(comparison.verdict, comparison.verdict)}.",
-        f"{change_in(PRIMARY)}; {change_in('accuracy')}.",
-    )
-
-
 def _signed(value: float, name: str) -> str:
     text = f"{value:+.3f}" if name in TO_THREE_PLACES else f"{100 * value:+.1f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+FILTERS = {
+    each.__name__: each for each in (shown, arm, shots, figure, interval, difference, difference_interval)
+}  # of templates

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from dermjax.classification import training
 from dermjax.classification.training import DONE
 from dermjax.data.records import Manifest
+from dermjax.evaluation.findings import Group
 from dermjax.study import arms
 
 CLAIM = "claim"
@@ -38,6 +39,11 @@ class Cell:
     shots: int
     arm: str
     seed: int
+
+    @property
+    def group(self) -> Group:
+        """What it shares with other seeds and folds."""
+        return Group(self.classifier, self.shots, self.arm)
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What a study is about to take, said before it tunes or trains anything."""
+"""What a study is about to take, announced before it tunes or trains anything."""
 
 from pathlib import Path
 
@@ -7,33 +7,36 @@ from ml_collections import ConfigDict
 
 from dermjax import progress
 from dermjax.classification import networks, recipes
-from dermjax.classification.recipes import GRADIENT, Recipe
+from dermjax.classification.recipes import GRADIENT
 from dermjax.data.records import Manifest
-from dermjax.models.classifier import Classifier
 from dermjax.study import arms, cells
 from dermjax.study.cells import Cell, finished
 
 SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
 
 
-def tell(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], synthetic: int) -> None:
+def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], synthetic: int) -> None:
     """Prints the grid, what of it is left, and about how long that takes where it has been measured: on a CPU.
 
-    reals: of each fold. synthetic: how many synthetic images a fold has, or is going to have; their generator's own
-    time is told by `tune` and `generate`, whose cost depends on the model.
+    reals: of each fold. synthetic: how many synthetic images a fold has, or is going to have; `tune` and `generate`
+    announce what their generator takes.
     """
     todo = [cell for cell, folder in folders.items() if not finished(folder)]
-    of_kind = {
-        "classifiers": len(config.classifiers), "arms": len({cell.arm for cell in folders}),
-        "seeds": len(config.seeds), "few_shot_sizes": len(config.shots), "folds": len(reals),
-    }  # fmt: skip
     generators = {} if config.synthetic else {"generators": len(reals), "synthetic_images": synthetic * len(reals)}
     on_cpu = jax.devices()[0].platform == "cpu"
-    seconds = {"seconds": processor_seconds(config, todo, reals, synthetic)} if on_cpu else {}
     progress.cost(
-        "study", **of_kind, cells=len(folders), done=len(folders) - len(todo),
-        steps_to_do=sum(steps_of(config, cell) for cell in todo), **generators, **seconds,
-    )  # fmt: skip
+        "study",
+        classifiers=len(config.classifiers),
+        arms=len({cell.arm for cell in folders}),
+        seeds=len(config.seeds),
+        few_shot_sizes=len(config.shots),
+        folds=len(reals),
+        cells=len(folders),
+        done=len(folders) - len(todo),
+        steps_to_do=sum(steps_of(config, cell) for cell in todo),
+        **generators,
+        **({"seconds": processor_seconds(config, todo, reals, synthetic)} if on_cpu else {}),
+    )
 
 
 def steps_of(config: ConfigDict, cell: Cell) -> int:
@@ -45,31 +48,27 @@ def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest
     """Returns about how long the cells take all cores of this machine, without their generators."""
     seconds = SECONDS_OF_A_CELL * len(todo)
     for name in {cell.classifier for cell in todo}:
-        settings, mine = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
-        classifier, recipe = started(settings, reals[0].labels)
+        settings, its_cells = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
+        classifier, params, _ = networks.build(settings, reals[0].labels)
+        recipe = recipes.recipe(settings.recipe, settings.last_blocks, params)
         below, above = recipes.operations(classifier, recipe, settings.size)
-        seen = settings.batch * sum(steps_of(config, cell) for cell in mine)
-        images = sum(shown(reals[fold], config) + synthetic for fold in {cell.fold for cell in mine})
-        work = images * below + GRADIENT * seen * above
-        if settings.recipe == "full":  # every cell looks at all that it judges, validation several times
-            looks = 1 + settings.steps // settings.evaluate_every
-            judged = sum(
-                looks * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test")) for cell in mine
+        trained = settings.batch * sum(steps_of(config, cell) for cell in its_cells)
+        images = sum(real_images(reals[fold], config) + synthetic for fold in {cell.fold for cell in its_cells})
+        work = images * below + GRADIENT * trained * above
+        if settings.recipe == "full":  # every cell predicts all validation and test images, validation several times
+            times = 1 + settings.steps // settings.evaluate_every
+            predicted = sum(
+                times * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test"))
+                for cell in its_cells
             )
-            work = (GRADIENT * seen + judged) * above
+            work = (GRADIENT * trained + predicted) * above
         seconds += recipes.processor_seconds(classifier, work)
     return seconds
 
 
-def shown(real: Manifest, config: ConfigDict) -> int:
-    """Returns how many real images a fold's cells look at: few-shot ones are others for each seed."""
-    training = len(real.split("train"))
+def real_images(real: Manifest, config: ConfigDict) -> int:
+    """Returns how many real images the cells of a fold use: few-shot ones are others for each seed."""
+    count = len(real.split("train"))
     if 0 not in config.shots:
-        training = min(training, max(config.shots) * len(real.labels) * len(config.seeds))
-    return training + len(real.split("validation")) + len(real.split("test"))
-
-
-def started(settings: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Recipe]:
-    """Returns the classifier of a config and what of it is trained."""
-    classifier, params, _ = networks.build(settings, labels)
-    return classifier, recipes.recipe(settings.recipe, settings.last_blocks, params)
+        count = min(count, max(config.shots) * len(real.labels) * len(config.seeds))
+    return count + len(real.split("validation")) + len(real.split("test"))

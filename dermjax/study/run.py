@@ -1,4 +1,4 @@
-"""`dermjax study`: do synthetic images help? Every arm, classifier, seed and few-shot size, judged together.
+"""`dermjax study`: do synthetic images help? Every arm, classifier, seed and few-shot size, compared in one place.
 
     manifests (or images, and a generator tuned on each fold's training split) -> audit -> cells -> report.html
 
@@ -19,59 +19,44 @@ from dermjax.errors import UserError
 from dermjax.evaluation import wording
 from dermjax.progress import say
 from dermjax.run_folder import write_atomically
-from dermjax.study import arms, cases, cost, findings, generator, plots, report
-from dermjax.study import cells as trial
+from dermjax.study import arms, cases, cells, cost, generator, report, results
 from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
-from dermjax.study.findings import find
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains every cell that nobody has trained, then writes results.json and report.html."""
-    cells = plan(config)
-    folders = {cell: workdir / "cells" / cell.name for cell in cells}
+    folders = {cell: workdir / "cells" / cell.name for cell in plan(config)}
     prepared = [generator.prepared(config, workdir, fold) for fold in range(max(1, config.folds))]
     reals = [_real(path) for path in prepared]
-    for cell in cells:  # a few-shot size that a class cannot give is said before anything is tuned or trained
-        arms.few(reals[cell.fold], cell.shots, trial.ranks(reals[cell.fold], cell.seed))
+    for cell in folders:  # a few-shot size that a class cannot give is refused before anything is tuned or trained
+        arms.few(reals[cell.fold], cell.shots, cells.ranks(reals[cell.fold], cell.seed))
     given = records.read(Path(config.synthetic)) if config.synthetic else None
-    asked = config.generate.plan.images_per_class * len(reals[0].labels)
-    cost.tell(config, folders, reals, len(given.split("train")) if given else asked)
+    requested = config.generate.plan.images_per_class * len(reals[0].labels)
+    cost.announce(config, folders, reals, len(given.split("train")) if given else requested)
     materials = [_material(config, workdir, fold, *each) for fold, each in enumerate(zip(prepared, reals, strict=True))]
-    _tell_other_causes(folders, materials)
+    _report_other_causes(folders, materials)
     for number, (cell, folder) in enumerate(folders.items(), start=1):
         if finished(folder):
             continue
         with claimed(folder) as ours:
-            if ours and not finished(folder):  # another host may have done it between the two looks
-                say(f"\nstudy: cell {number} of {len(cells)}, {cell.name}")
+            if ours and not finished(folder):  # another host may have finished it between the two checks
+                say(f"\nstudy: cell {number} of {len(folders)}, {cell.name}")
                 settings = config.classifiers[cell.classifier]
-                trial.train(cell, settings, materials[cell.fold], workdir / "features", folder)
+                cells.train(cell, settings, materials[cell.fold], workdir / "features", folder)
     left = [cell.name for cell, folder in folders.items() if not finished(folder)]
     if left:
         say(f"study: {len(left)} cells are being trained elsewhere, such as {left[0]}; the same command again reports")
         return
-    found = find(folders, materials, config.baseline, **config.bootstrap.to_dict())
-    pictures = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
-    write_atomically(workdir / "results.json", findings.as_json(found))
-    write_atomically(workdir / "report.html", report.page(config, found, materials, pictures))
-    for each in report.ordered(found):
-        classifier, size, _ = each.group
-        say(f"study: {wording.shown(classifier)}, {plots.shots(size)}, {report.sentence(each)}")
+    found = results.find(folders, materials, config.baseline, config.bootstrap.to_dict())
+    explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
+    frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
+    page = report.page(config.title, found, materials, config.baseline, explained, frozen, config.gallery)
+    write_atomically(workdir / "results.json", results.as_json(found))
+    write_atomically(workdir / "report.html", page)
+    for (classifier, size), groups in report.by_setting(found).items():
+        for each in (found.comparisons[group] for group in groups if group in found.comparisons):
+            say(f"study: {wording.shown(classifier)}, {wording.shots(size)}, {report.sentence(each)}")
     say(f"study: the report is {workdir / 'report.html'}")
-
-
-def _tell_other_causes(folders: dict[Cell, Path], materials: list[Material]) -> None:
-    """Says where cells were begun on other images, or by code that gives other numbers."""
-    of_folds = [{run_folder.NUMERIC_VERSIONS: VERSIONS, "images": each.digest} for each in materials]
-    others = {}
-    for cell, folder in folders.items():
-        changed = run_folder.changed_since_start(folder, of_folds[cell.fold], LEFT)
-        others |= {folder: changed} if changed else {}
-    for folder, changed in list(others.items())[:1]:
-        say(
-            f"study: cells begun from others: {len(others)}, such as {folder.name} ({changed}); what they learnt "
-            f"stays, delete their folders in {folder.parent} to train them again"
-        )
 
 
 def plan(config: ConfigDict) -> list[Cell]:
@@ -86,7 +71,10 @@ def plan(config: ConfigDict) -> list[Cell]:
         raise UserError(f"config.arms: {arms.JUDGED} is judged by {arms.BASELINE}; add that")
     if not config.classifiers:
         raise UserError("config.classifiers: none; add at least one")
-    _check_options(config)
+    for name, classifier in config.classifiers.items():
+        check(f"classifiers.{name}", classifier, training.check)
+    if not config.synthetic:
+        check_stages(config)
     if config.synthetic and not config.manifest:
         raise UserError("config.manifest: no manifest of real images; give it beside config.synthetic")
     if config.synthetic and config.folds:
@@ -104,13 +92,6 @@ def plan(config: ConfigDict) -> list[Cell]:
     ]
 
 
-def _check_options(config: ConfigDict) -> None:
-    """Raises UserError for an option of a stage that it calls later that cannot be meant."""
-    check({f"classifiers.{name}": each for name, each in config.classifiers.items()}, training.check)
-    if not config.synthetic:
-        check_stages(config)
-
-
 def _real(path: Path) -> Manifest:
     manifest = records.read(path)
     inputs.check(manifest, str(path))
@@ -122,15 +103,15 @@ def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real
     tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
     for name, manifest in tests.items():
         _check_test(manifest, name, real)
-    seen = [real, *tests.values()]
+    used = [real, *tests.values()]
     if config.synthetic:
         synthetic = records.read(Path(config.synthetic))
-        seen.append(records.read(Path(config.training)))
-    else:  # the generator sees the training split of `real` and nothing else; a leak is said before it is tuned
-        inputs.refuse_leaks(seen)
+        used.append(records.read(Path(config.training)))
+    else:  # the generator gets the training split of `real` and nothing else; a leak is refused before it is tuned
+        inputs.refuse_leaks(used)
         synthetic = generator.made(config, workdir, fold, prepared)
     inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
-    inputs.refuse_leaks([*seen, synthetic])
+    inputs.refuse_leaks([*used, synthetic])
     say(
         f"study: fold {fold}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
         f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
@@ -145,3 +126,17 @@ def _check_test(manifest: Manifest, name: str, real: Manifest) -> None:
     absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
     if absent:
         raise UserError(f"config.tests.{name}: no test image of {', '.join(absent)}; give a test split of every class")
+
+
+def _report_other_causes(folders: dict[Cell, Path], materials: list[Material]) -> None:
+    """Says where cells were begun on other images, or by code that gives other numbers."""
+    of_folds = [{run_folder.NUMERIC_VERSIONS: VERSIONS, "images": each.digest} for each in materials]
+    changes = {
+        folder: run_folder.changed_since_start(folder, of_folds[cell.fold], LEFT) for cell, folder in folders.items()
+    }
+    changes = {folder: change for folder, change in changes.items() if change}
+    for folder, change in list(changes.items())[:1]:
+        say(
+            f"study: cells begun from others: {len(changes)}, such as {folder.name} ({change}); what they learnt "
+            f"stays, delete their folders in {folder.parent} to train them again"
+        )

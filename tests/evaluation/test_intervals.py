@@ -14,9 +14,8 @@ from sklearn.metrics import (
 )
 
 from dermjax.evaluation import intervals, metrics
-from dermjax.evaluation.intervals import Bootstrap
+from dermjax.evaluation.intervals import Bootstrap, Fold
 from dermjax.evaluation.predictions import Predictions
-from dermjax.evaluation.weighted import WEIGHTED
 
 CLASSES = ("benign", "malignant")
 
@@ -38,6 +37,15 @@ def made(seed, n, separation, classes=2):
 
 def over_images(predictions, resamples=2000, smallest=10):
     return Bootstrap(lesions=predictions.images, resamples=resamples, seed=0, smallest=smallest)
+
+
+def run(predictions, bootstrap):
+    """A fold of one seed."""
+    return [Fold(seeds=[predictions], bootstrap=bootstrap, names=metrics.names(predictions))]
+
+
+def figures(predictions, bootstrap):
+    return intervals.figures(run(predictions, bootstrap), CLASSES, pooled=False)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -66,7 +74,7 @@ def test_weighted_figures_equal_scikit_learns(classes):
         else:
             each = [roc_auc_score(labels[repeated] == c, probabilities[repeated, c]) for c in range(3)]
             expected["auroc"] = np.mean(each)
-        found = {name: WEIGHTED[name](judged, weights)[row] for name in expected}
+        found = {name: metrics.METRICS[name].weighted(judged, weights)[row] for name in expected}
         assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -97,16 +105,14 @@ def test_repeated_images_of_a_lesion_do_not_narrow_the_interval():
         probabilities=np.repeat(once.probabilities, 3, axis=0),
     )
     lesions = tuple(name for name in once.images for _ in range(3))
-    by_lesion = intervals.figures(thrice, CLASSES, Bootstrap(lesions=lesions, resamples=2000, seed=0, smallest=10))
-    alone = intervals.figures(once, CLASSES, over_images(once))
+    by_lesion = figures(thrice, Bootstrap(lesions=lesions, resamples=2000, seed=0, smallest=10))
+    alone = figures(once, over_images(once))
     assert (by_lesion["auroc"].low, by_lesion["auroc"].high) == pytest.approx((alone["auroc"].low, alone["auroc"].high))
 
 
 def test_the_same_seed_gives_the_same_interval():
     judged = made(4, 50, 0.5)
-    assert intervals.figures(judged, CLASSES, over_images(judged)) == intervals.figures(
-        judged, CLASSES, over_images(judged)
-    )
+    assert figures(judged, over_images(judged)) == figures(judged, over_images(judged))
 
 
 def test_differences_are_paired():
@@ -114,7 +120,9 @@ def test_differences_are_paired():
     shifted = before.probabilities.copy()
     shifted[:, 1] += 0.001  # the same ranks: not a resample in which the AUROC differs
     after = Predictions(images=before.images, labels=before.labels, probabilities=shifted)
-    difference = intervals.differences(before, after, CLASSES, over_images(before))["auroc"]
+    bootstrap = over_images(before)
+    difference, p = intervals.differences(run(before, bootstrap), run(after, bootstrap), CLASSES, pooled=False)["auroc"]
+    assert p is None
     assert (difference.value, difference.low) == (0.0, None)
     assert "do not differ" in difference.note
 
@@ -126,13 +134,13 @@ def test_mcnemar_counts_who_alone_is_right():
     before = Predictions(images=images, labels=labels, probabilities=np.array([right] * 4 + [wrong] * 8))
     after = Predictions(images=images, labels=labels, probabilities=np.array([wrong] + [right] * 11))
     # 1 against 8 discordant: two-sided binomial, 2 * (1 + 9) / 512
-    assert intervals.mcnemar(before, after) == {"only_before_right": 1, "only_after_right": 8, "p": 20 / 512}
-    assert intervals.mcnemar(before, before)["p"] == 1.0
+    assert intervals.mcnemar([before], [after]) == {"only_before_right": 1, "only_after_right": 8, "p": 20 / 512}
+    assert intervals.mcnemar([before], [before])["p"] == 1.0
 
 
 def test_too_few_images_are_said_not_hidden():
     judged = made(6, 18, 1.0)
-    found = intervals.figures(judged, CLASSES, over_images(judged))["accuracy"]
+    found = figures(judged, over_images(judged))["accuracy"]
     assert (found.low, found.high, found.n) == (None, None, 18)
     assert found.note == "no interval: benign has 9, malignant has 9 lesions, fewer than 10"
 
@@ -140,7 +148,7 @@ def test_too_few_images_are_said_not_hidden():
 def test_all_right_has_an_exact_interval_and_a_perfect_area_none():
     labels = np.arange(40) % 2
     judged = Predictions(images=tuple(map(str, range(40))), labels=labels, probabilities=np.eye(2)[labels])
-    found = intervals.figures(judged, CLASSES, over_images(judged))
+    found = figures(judged, over_images(judged))
     assert found["sensitivity"].low == pytest.approx(0.025 ** (1 / 20))  # Clopper and Pearson where all count
     assert found["sensitivity"].high == 1.0
     assert found["auroc"].low is None
@@ -161,7 +169,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
             probabilities=np.stack([1 - score, score], axis=-1),
         )
         bootstrap = over_images(judged, resamples=1000)
-        spread = intervals.spreads(bootstrap, labels, lambda name, w, j=judged: WEIGHTED[name](j, w), ["auroc"])
-        low, high = np.quantile(spread["auroc"], [0.025, 0.975])
+        fold = Fold(seeds=[judged], bootstrap=bootstrap, names=("auroc",))
+        low, high = np.quantile(fold.spreads["auroc"].resampled[0], [0.025, 0.975])
         hits += low <= truth <= high
     assert 0.93 <= hits / 1000 <= 0.97

@@ -57,5 +57,5 @@ def test_subgroups_are_of_what_records_tell():
         record("a", sex="male", age=44, skin_tone={"group": "tan"}), record("b", sex="female", age_band="45-59"),
         record("c", site="back"),
     )  # fmt: skip
-    found = findings.split(Manifest(labels=CLASSES, root=".", records=records))
+    found = findings.subgroups(Manifest(labels=CLASSES, root=".", records=records))
     assert found == {("age", "30-44"): {"a"}, ("age", "45-59"): {"b"}, ("sex", "female"): {"b"}, ("sex", "male"): {"a"}}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.evaluation import predictions
 
@@ -49,4 +50,4 @@ def test_a_missing_file_and_a_missing_class_are_named(tmp_path):
         predictions.read(tmp_path / "predictions.csv", CLASSES, "test")
     path = written(tmp_path, HEADER + "a.png,benign,test,1,0\n")
     with pytest.raises(UserError, match="no test image of malignant"):
-        predictions.refuse_absent_class(predictions.read(path, CLASSES, "test"), CLASSES, path)
+        predictions.read_test(path, Manifest(labels=CLASSES, root=tmp_path, records=()))

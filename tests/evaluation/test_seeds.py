@@ -5,10 +5,9 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from dermjax.evaluation import intervals
-from dermjax.evaluation.intervals import Bootstrap, Spread
+from dermjax.evaluation import intervals, metrics
+from dermjax.evaluation.intervals import Bootstrap, Fold, Spread
 from dermjax.evaluation.predictions import Predictions
-from dermjax.evaluation.weighted import WEIGHTED
 
 
 def spread(values, resampled, units=101):
@@ -63,9 +62,9 @@ def study(seed, labels, bootstrap, wander):
     for separation in separations:
         score = norm.cdf(separation * labels + images + np.sqrt(0.3) * rng.normal(size=len(labels)))
         said = Predictions(images=bootstrap.lesions, labels=labels, probabilities=np.stack([1 - score, score], -1))
-        found = intervals.spreads(bootstrap, labels, lambda name, w, p=said: WEIGHTED[name](p, w), ["auroc"])
-        resampled.append(found["auroc"])
-        values.append(float(WEIGHTED["auroc"](said, np.ones((1, len(labels))))[0]))
+        fold = Fold(seeds=[said], bootstrap=bootstrap, names=("auroc",))
+        resampled.append(fold.spreads["auroc"].resampled[0])
+        values.append(float(metrics.weighted_auroc(said, np.ones((1, len(labels))))[0]))
     return intervals.combined([spread(values, resampled, units=len(labels))], "")[0]
 
 

@@ -39,12 +39,12 @@ def test_what_is_done_costs_nothing_and_the_line_counts_the_grid(tmp_path, capsy
     config, real = settings(), manifest({"train": 100, "validation": 20, "test": 40})
     cells = [Cell(0, "vit", 50, arm, seed) for arm in ("real_equal_steps", "hybrid_3") for seed in (0, 1)]
     folders = {cell: tmp_path / cell.name for cell in cells}
-    cost.tell(config, folders, [real], 1200)
+    cost.announce(config, folders, [real], 1200)
     told = capsys.readouterr().out
     assert "4 cells, 0 done, 1200 steps to do, 1 generators, 1200 synthetic images, about " in told
-    assert cost.shown(real, config) == 160
+    assert cost.real_images(real, config) == 160
     config.shots = (3,)
-    assert cost.shown(real, config) == 3 * 2 * 3 + 60
+    assert cost.real_images(real, config) == 3 * 2 * 3 + 60
     whole = cost.processor_seconds(config, cells, [real], 1200)
     assert cost.processor_seconds(config, [], [real], 1200) == 0
     assert whole - cost.processor_seconds(config, cells[:2], [real], 1200) == pytest.approx(
@@ -53,5 +53,5 @@ def test_what_is_done_costs_nothing_and_the_line_counts_the_grid(tmp_path, capsy
     for folder in folders.values():
         folder.mkdir()
         (folder / "metrics.json").write_text("{}")
-    cost.tell(config, folders, [real], 1200)
+    cost.announce(config, folders, [real], 1200)
     assert "4 cells, 4 done, 0 steps to do" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dermjax import demo
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -48,7 +49,7 @@ def stages(monkeypatch):
         "curation": lambda folder: write(folder, "synthetic", MADE),
     }
     for name, leave in leaves.items():
-        monkeypatch.setattr(getattr(generator, name), "run", fake(name, leave))
+        monkeypatch.setattr(getattr(demo, name), "run", fake(name, leave))
     return asked
 
 

@@ -1,0 +1,119 @@
+"""The predictions of all cells -> findings -> results.json, which has every number of a study for programs.
+
+An arm is the mean over its seeds. It is compared with the baseline of the same classifier and few-shot size, seed by
+seed and on the same resamples of the same lesions. p-values are adjusted by Holm's method over all comparisons.
+"""
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dermjax.data.records import Manifest
+from dermjax.evaluation import findings, intervals, predictions
+from dermjax.evaluation.findings import PRIMARY, Findings, Group
+from dermjax.evaluation.intervals import Fold
+from dermjax.evaluation.predictions import Predictions
+from dermjax.evaluation.report import PAPER
+from dermjax.study.arms import BASELINE, JUDGED
+from dermjax.study.cells import Cell, Material
+
+
+def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bootstrap: dict[str, int]) -> Findings:
+    """Compares the arms on the real test images, on their subgroups (of one fold) and on every further test set.
+
+    bootstrap: the resamples, seed and smallest of `Bootstrap`.
+    """
+    classes = materials[0].real.labels
+    groups: dict[Group, dict[int, list[Path]]] = {}
+    for cell, folder in folders.items():
+        groups.setdefault(cell.group, {}).setdefault(cell.fold, []).append(folder)
+
+    def folds(test: str) -> dict[Group, list[Fold]]:
+        manifests = [material.tests[test] if test else material.real for material in materials]
+        return {
+            group: [
+                findings.fold([_read(seed, test, manifests[k]) for seed in seeds], manifests[k], bootstrap)
+                for k, seeds in by_fold.items()
+            ]
+            for group, by_fold in groups.items()
+        }
+
+    here, synthetic = folds(""), {}
+    for group, by_fold in groups.items():
+        paths = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in by_fold.values()]
+        paths = [each for seeds in paths if (each := [path for path in seeds if path.is_file()])]
+        if group.arm == BASELINE and paths:
+            synthetic[group._replace(arm=JUDGED)] = [
+                predictions.mean([predictions.read(path, classes, "train") for path in seeds]) for seeds in paths
+            ]
+    subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
+    return replace(
+        findings.find(classes, here, baseline, synthetic, pooled=True),
+        subgroups={key: findings.in_subgroup(here, images, classes) for key, images in subgroups.items()},
+        elsewhere={test: _elsewhere(folds(test), baseline, classes) for test in materials[0].tests},
+    )
+
+
+def as_json(found: Findings) -> str:
+    """The findings as JSON text; a number that does not exist is null, with its reason in the note."""
+    results = {
+        "classes": found.classes,
+        "groups": [
+            {
+                **group._asdict(),
+                "figures": figures,
+                "auroc_of_each_seed": found.seeds(group),
+                "confusion_of_the_mean": found.confusion(group).tolist(),
+            }
+            for group, figures in found.figures.items()
+        ],
+        "comparisons": [
+            {
+                **group._asdict(),
+                "differences": each.differences,
+                "p": None if math.isnan(each.p) else each.p,
+                "p_adjusted": None if math.isnan(each.adjusted) else each.adjusted,
+                "mcnemar": each.mcnemar,
+                "verdict": each.verdict,
+            }
+            for group, each in found.comparisons.items()
+        ],
+        "subgroups": [
+            {"kind": kind, "group": name, **group._asdict(), PRIMARY: estimate}
+            for (kind, name), estimates in found.subgroups.items()
+            for group, estimate in estimates.items()
+        ],
+        "elsewhere": [
+            {
+                "test": test,
+                **group._asdict(),
+                "figures": {name: value for name, (value, _) in figures.items()},
+                "differences": {name: difference for name, (_, difference) in figures.items()},
+            }
+            for test, groups in found.elsewhere.items()
+            for group, figures in groups.items()
+        ],
+        "label_fidelity": [{**group._asdict(), **asdict(share)} for group, share in found.fidelity.items()],
+        "paper_accuracies_percent": PAPER["accuracies"],
+    }
+    return json.dumps(results, indent=2, allow_nan=False, default=asdict)
+
+
+def _read(folder: Path, test: str, manifest: Manifest) -> Predictions:
+    """A cell's predictions of the test split, or of a further test set; thresholds are of the validation images."""
+    if not test:
+        return predictions.read_test(folder / "predictions.csv", manifest)
+    validation = predictions.read(folder / "predictions.csv", manifest.labels, "validation")
+    further = predictions.read(folder / f"predictions_{test}.csv", manifest.labels, "test")
+    return replace(further, thresholds=predictions.thresholds(validation))
+
+
+def _elsewhere(folds: dict[Group, list[Fold]], baseline: str, classes: tuple[str, ...]) -> dict:
+    """{group: {figure: (estimate, difference from the baseline)}} on a further test set."""
+    found = {}
+    for group, after in folds.items():
+        figures = intervals.figures(after, classes, pooled=True)
+        differences = intervals.differences(folds[group._replace(arm=baseline)], after, classes, pooled=True)
+        found[group] = {name: (figures[name], difference) for name, (difference, _) in differences.items()}
+    return found
