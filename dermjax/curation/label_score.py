@@ -1,4 +1,4 @@
-"""What a classifier that was trained on real images only thinks of images: the probability of each one's own label."""
+"""The probability of each image's own label, by a classifier that was trained on real images only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dermjax.weights import classifiers
 from dermjax.weights.tensor_files import digest, read_json
 
 BATCH = 64
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that an opinion follows from
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that probabilities follow from
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,17 @@ class LabelScorer:
     trees: tuple[Params, Params]
     digest: str
 
-    def of(self, manifest: Manifest, records: Sequence[Record]) -> np.ndarray:
-        """The probabilities [n] that it gives the labels of records."""
+    def probabilities(self, manifest: Manifest, records: Sequence[Record]) -> np.ndarray:
+        """The probabilities [n] of the labels of records."""
         size, labels = self.classifier.config["image_size"], self.classifier.labels
         logits = jax.jit(lambda trees, image: self.classifier.logits(*trees, image, train=False)[0])
-        said = [np.empty((0, len(labels)), np.float32)]
+        batches = [np.empty((0, len(labels)), np.float32)]
         for first in range(0, len(records), BATCH):
             paths = [manifest.path(record) for record in records[first : first + BATCH]]
-            seen = np.stack([images.to_model(images.load(path, size)) for path in paths])
-            full = np.concatenate([seen, np.zeros((BATCH - len(seen), *seen.shape[1:]), np.float32)])
-            said.append(np.asarray(jax.nn.softmax(logits(self.trees, full), axis=-1))[: len(seen)])
-        own = [labels.index(record.label) for record in records]
-        return np.concatenate(said)[np.arange(len(records)), own]
+            pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
+            full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
+            batches.append(np.asarray(jax.nn.softmax(logits(self.trees, full), axis=-1))[: len(pixels)])
+        return np.concatenate(batches)[np.arange(len(records)), [labels.index(record.label) for record in records]]
 
 
 def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
@@ -50,10 +49,10 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
         return None
     path = Path(folder) / "classifier" if (Path(folder) / "classifier").is_dir() else Path(folder)
     config = read_json(path / "config.json")
-    theirs = tuple(config.get("id2label", {}).values())
-    if set(theirs) != set(labels):
+    known = tuple(config.get("id2label", {}).values())
+    if set(known) != set(labels):
         raise UserError(
-            f"config.classifier {folder}: it knows {', '.join(theirs) or 'no classes'}, not {', '.join(labels)}"
+            f"config.classifier {folder}: it knows {', '.join(known) or 'no classes'}, not {', '.join(labels)}"
         )
     files = {name: path / name for name in FILES if (path / name).is_file()}
-    return LabelScorer(*classifiers.read(path, theirs, config["image_size"]), digest=digest(files))
+    return LabelScorer(*classifiers.read(path, known, config["image_size"]), digest=digest(files))

@@ -1,4 +1,4 @@
-"""What a person said of images that they looked at: it overrides every rule and stands on the record.
+"""Verdicts of people on images: they override every rule and stand on the record.
 
 A verdicts file has one JSON object a line, {"sha256": …, "keep": true or false, "by": who, "why": words}. Whoever shows
 images to people appends to it; of several lines on one image the last counts, and "keep": null takes them back.
@@ -35,16 +35,13 @@ def read(path: str) -> dict[str, Verdict]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config.verdicts {path}: cannot be read ({error}); give a verdicts file") from error
-    found = {}
+    verdicts = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        told = _line(line, f"config.verdicts {path} line {number}")
-        digest, keep = told.pop("sha256"), told.pop("keep")
-        found.pop(digest, None)
-        if keep is not None:
-            found[digest] = Verdict(keep=keep, **told)
-    return found
+        if line.strip():
+            fields = _parse(line, f"config.verdicts {path} line {number}")
+            digest = fields.pop("sha256")
+            verdicts[digest] = Verdict(**fields)
+    return {digest: verdict for digest, verdict in verdicts.items() if verdict.keep is not None}
 
 
 def verdict_on(record: Record, verdicts: dict[str, Verdict]) -> Verdict | None:
@@ -59,20 +56,19 @@ def apply(record: Record, verdict: Verdict | None) -> Record:
     if verdict is None:
         return record
     overruled = list(record.rejected) if verdict.keep else []
-    told = {**asdict(verdict), "overrules": overruled}
-    rejected = () if verdict.keep else (*record.rejected, REASON)
-    return replace(record, attributes=record.attributes | {"verdict": told}, rejected=rejected)
+    attributes = record.attributes | {"verdict": {**asdict(verdict), "overrules": overruled}}
+    return replace(record, attributes=attributes, rejected=() if verdict.keep else (*record.rejected, REASON))
 
 
-def _line(line: str, place: str) -> dict:
+def _parse(line: str, place: str) -> dict:
     try:
-        told = json.loads(line)
+        fields = json.loads(line)
     except ValueError as error:
         raise UserError(f"{place}: not JSON ({error})") from error
-    if not isinstance(told, dict) or told.keys() != FIELDS.keys():
+    if not isinstance(fields, dict) or fields.keys() != FIELDS.keys():
         raise UserError(f"{place}: a verdict has {', '.join(FIELDS)}, no more and no less")
-    misshapen = [name for name, kind in FIELDS.items() if not isinstance(told[name], kind)]
-    if misshapen or not DIGEST.fullmatch(told["sha256"]):
-        named = misshapen or ["sha256"]
-        raise UserError(f"{place}: {named[0]} = {told[named[0]]!r} does not fit a verdict")
-    return told
+    misshapen = [name for name, kind in FIELDS.items() if not isinstance(fields[name], kind)]
+    misshapen = misshapen or ([] if DIGEST.fullmatch(fields["sha256"]) else ["sha256"])
+    if misshapen:
+        raise UserError(f"{place}: {misshapen[0]} = {fields[misshapen[0]]!r} does not fit a verdict")
+    return fields

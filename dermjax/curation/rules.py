@@ -1,17 +1,19 @@
 """Which scores speak against an image: one limit a score, the same for every class.
 
+Place in the flow: real images' scores and the config's thresholds -> `calibrate` -> rules -> `scoring`.
+
 Artefacts go with labels in real data, so a rule that knew the class could make the classes differ by curation alone.
-Limits of artefacts are the config's own, measured on phantoms and looked at on photographs (calibration.json). Limits
-of what is usual (contrast, structure, colour, distance of copies) come from the generator's own real images, so that
-phantoms and photographs are each judged by their like.
+Limits of artefacts are the config's own, measured on phantoms and checked by eye on photographs (calibration.json).
+Limits of what is usual (contrast, structure, colour, distance of copies) come from the generator's own real images, so
+that phantoms and photographs are each measured by their like.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Of limits and reasons, for curated manifests: raise it where the same scores are judged otherwise
+# Of limits and reasons, for curated manifests: raise it where the same scores have other reasons
 NUMERIC_VERSION = 1
 MEANINGS = {
     "blank": "nothing in the field has a border",
@@ -45,7 +47,7 @@ class Rule:
     high: bool
     rejects: bool
 
-    def speaks_against(self, scores: dict[str, float]) -> bool:
+    def speaks_against(self, scores: Mapping[str, float]) -> bool:
         """Whether the score is on the wrong side."""
         if self.score not in scores:
             return False
@@ -87,13 +89,13 @@ class Palette:
     centre: np.ndarray
     precision: np.ndarray
 
-    def cast(self, scores: dict[str, float]) -> float:
+    def cast(self, scores: Mapping[str, float]) -> float:
         """The Mahalanobis distance of an image's mean colour from the centre: 1 is usual, 3 is rare."""
         offset = _chroma([scores])[0] - self.centre
         return float(np.sqrt(offset @ self.precision @ offset))
 
 
-def palette(training: list[dict[str, float]]) -> Palette:
+def palette(training: Sequence[Mapping[str, float]]) -> Palette:
     """The palette of the training images' scores."""
     chroma = _chroma(training)
     # one unit of L*a*b* cannot be seen: it is the least spread that counts, and makes two images enough
@@ -103,52 +105,47 @@ def palette(training: list[dict[str, float]]) -> Palette:
 
 def fixed(thresholds: Thresholds, noted: Collection[str]) -> tuple[Rule, ...]:
     """The rules whose limits no image decides; reasons that are `noted` do not reject."""
-    limits = (
-        ("blur", "sharpness", thresholds.sharpness, False),
-        ("hairs", "hairs", thresholds.hairs, True),
-        ("ruler", "ruler", thresholds.ruler, True),
-        ("dark_corners", "dark_corners", thresholds.dark_corners, True),
-        ("ink", "ink", thresholds.ink, True),
-        ("gel", "gel", thresholds.gel, True),
-        ("wrong_number", "number_off", thresholds.number, True),
-        ("wrong_tone", "tone_off", thresholds.tone, True),
+    artefacts = ("hairs", "ruler", "dark_corners", "ink", "gel")
+    return (
+        _rule("blur", "sharpness", thresholds.sharpness, False, noted),
+        *(_rule(name, name, getattr(thresholds, name), True, noted) for name in artefacts),
+        _rule("wrong_number", "number_off", thresholds.number, True, noted),
+        _rule("wrong_tone", "tone_off", thresholds.tone, True, noted),
     )
-    return _rules(limits, noted)
 
 
 def calibrate(
     thresholds: Thresholds,
     noted: Collection[str],
-    training: list[dict[str, float]],
-    apart: np.ndarray,
-    opinions: np.ndarray,
+    training: Sequence[Mapping[str, float]],
+    distances: np.ndarray,
+    probabilities: np.ndarray,
     colours: Palette,
 ) -> tuple[Rule, ...]:
-    """All rules. apart: how far in bits held-out images are from training images; opinions: what the classifier gives
-    held-out images of their own class, empty where no classifier is asked."""
+    """All rules, by the scores of training images.
+
+    distances: how far in bits held-out images are from training images. probabilities: what the classifier gives
+    held-out images' own classes, empty where there is no classifier.
+    """
     tail = thresholds.tail
     contrast, structure = (np.quantile([each[name] for each in training], tail) for name in ("contrast", "structure"))
     cast = np.quantile([colours.cast(each) for each in training], 1 - tail)
-    copy = max(0, min(thresholds.bits, np.quantile(apart, tail) - 1))
-    limits = (
-        ("blank", "contrast", thresholds.contrast * contrast, False),
-        ("noise", "structure", thresholds.structure * structure, False),
-        ("colour_cast", "colour_cast", thresholds.cast * cast, True),
-    )
-    last = (
-        *((("other_class", "label", np.quantile(opinions, thresholds.label), False),) if len(opinions) else ()),
-        ("near_duplicate", "near_duplicate", copy, False),
-        ("training_copy", "training_copy", copy, False),
-    )
-    return _rules(limits, noted) + fixed(thresholds, noted) + _rules(last, noted)
-
-
-def _rules(limits: tuple, noted: Collection[str]) -> tuple[Rule, ...]:
-    return tuple(
-        Rule(reason=reason, score=score, limit=float(at), high=high, rejects=reason not in noted)
-        for reason, score, at, high in limits
+    copy = max(0, min(thresholds.bits, np.quantile(distances, tail) - 1))
+    label = np.quantile(probabilities, thresholds.label) if len(probabilities) else None
+    return (
+        _rule("blank", "contrast", thresholds.contrast * contrast, False, noted),
+        _rule("noise", "structure", thresholds.structure * structure, False, noted),
+        _rule("colour_cast", "colour_cast", thresholds.cast * cast, True, noted),
+        *fixed(thresholds, noted),
+        *([] if label is None else [_rule("other_class", "label", label, False, noted)]),
+        _rule("near_duplicate", "near_duplicate", copy, False, noted),
+        _rule("training_copy", "training_copy", copy, False, noted),
     )
 
 
-def _chroma(scores: list[dict[str, float]]) -> np.ndarray:
+def _rule(reason: str, score: str, limit: float, high: bool, noted: Collection[str]) -> Rule:
+    return Rule(reason=reason, score=score, limit=float(limit), high=high, rejects=reason not in noted)
+
+
+def _chroma(scores: Sequence[Mapping[str, float]]) -> np.ndarray:
     return np.array([[each["chroma_a"], each["chroma_b"]] for each in scores])

@@ -32,10 +32,10 @@ def check(config: ConfigDict) -> None:
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Judges every image of a manifest by what is usual among the generator's real images.
+    """Scores every image of a manifest against what is usual among the generator's real images.
 
     A finished folder is left as it is while all that it follows from is the same; nothing here depends on chance. With
-    config.phantoms nothing is judged: the detectors are measured on so many phantoms.
+    config.phantoms no image is scored: the rules are measured on so many phantoms.
     """
     check(config)
     thresholds = Thresholds(**config.thresholds.to_dict())
@@ -43,63 +43,59 @@ def run(config: ConfigDict, workdir: Path) -> None:
         calibration.run(config.phantoms, config.size, thresholds, workdir)
         return
     manifest, real = records.read_named(config.manifest, "manifest"), records.read_named(config.training, "training")
-    if not manifest.records or not real.split("train"):
-        empty = config.manifest if not manifest.records else config.training
+    training = real.split("train")
+    if not manifest.records or not training:
+        empty = config.training if manifest.records else config.manifest
         raise UserError(f"curate: {empty} has no images to judge by or of")
-    strange = set(config.noted) - set(MEANINGS)
-    if strange:
-        raise UserError(f"config.noted: {min(strange)!r} is no reason; there are: {', '.join(MEANINGS)}")
-    said = reviews.read(config.verdicts)
+    unknown = set(config.noted) - set(MEANINGS)
+    if unknown:
+        raise UserError(f"config.noted: {min(unknown)!r} is no reason; there are: {', '.join(MEANINGS)}")
+    verdicts = reviews.read(config.verdicts)
     classifier = label_score.read(config.classifier, manifest.labels)
-    causes = _causes(config, manifest, real, classifier, said)
+    causes = _causes(config, manifest, real, classifier, verdicts)
     if run_folder.is_finished(workdir, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
-    training, held = len(real.split("train")), min(len(scoring.held_out(real)), config.sample)
-    images = training + held + len(manifest.records)
-    seconds = (training + held) * SECONDS_A_REAL_ONE + len(manifest.records) * SECONDS_AN_IMAGE
-    progress.cost("curate", images=images, seconds=seconds)
-    with progress.bar(total=images, title="curate", unit="images", done=0) as bar:
-        by = scoring.measure_reference(
-            real, config.size, config.sample, thresholds, config.noted, classifier, bar.update
+    size, count = config.size, len(manifest.records)
+    reals = len(training) + min(len(real.split(scoring.HELD_OUT)), config.sample)
+    progress.cost("curate", images=reals + count, seconds=reals * SECONDS_A_REAL_ONE + count * SECONDS_AN_IMAGE)
+    with progress.bar(total=reals + count, title="curate", unit="images", done=0) as bar:
+        reference = scoring.measure_reference(
+            real, size, config.sample, thresholds, config.noted, classifier, bar.update
         )
-        judged = scoring.score(manifest, config.size, by, classifier, said, workdir, bar.update)
-    curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
-    page = report.page(curated, by.rules, training, config.gallery, config.hits)
+        scored = scoring.score(manifest, size, reference, classifier, verdicts, workdir, bar.update)
+    curated = Manifest(labels=manifest.labels, root=manifest.root, records=scored)
+    page = report.page(curated, reference.rules, len(training), config.gallery, config.hits)
     write_atomically(workdir / "report.html", page)
-    training_images.write(workdir, [(real, record) for record in real.split("train")], [Path(config.manifest)])
+    training_images.write(workdir, [(real, record) for record in training], [Path(config.manifest)])
     records.write(workdir / FILE, curated)
     run_folder.mark_finished(workdir, causes)
-    _tell(curated, said, workdir)
 
-
-def _tell(curated: Manifest, said: dict[str, Verdict], workdir: Path) -> None:
-    kept = sum(record.kept for record in curated.records)
-    told = f"curate: {kept} of {len(curated.records)} images kept, {report.count_reasons(curated.records)}"
-    strangers = len(said.keys() - {record.sha256 for record in curated.records})
-    if strangers:
-        told += f"; {strangers} verdicts are on images that are not in this manifest"
-    progress.say(f"{told}; see {workdir / 'report.html'}")
+    kept = sum(record.kept for record in scored)
+    without = len(verdicts.keys() - {record.sha256 for record in scored})
+    stray = f"; {without} verdicts are on images that are not in this manifest" if without else ""
+    reasons = report.count_reasons(scored)
+    progress.say(f"curate: {kept} of {count} images kept, {reasons}{stray}; see {workdir / 'report.html'}")
 
 
 def _causes(
-    config: ConfigDict, manifest: Manifest, real: Manifest, classifier: LabelScorer | None, said: dict[str, Verdict]
+    config: ConfigDict, manifest: Manifest, real: Manifest, classifier: LabelScorer | None, verdicts: dict[str, Verdict]
 ) -> dict:
     """What the curated manifest follows from."""
 
-    def digest(what: object) -> str:
-        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    def digest(value: object) -> str:
+        return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
-    causes = measurements.causes(config.size)
+    causes = measurements.causes(config.size) | {
+        "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
+        "manifest": digest(manifest.records),
+        "training": digest(real.records),
+        "verdicts": digest(sorted(verdicts.items())),
+    }
     causes[run_folder.NUMERIC_VERSIONS]["rules"] = rules.NUMERIC_VERSION
     if classifier:
         causes["classifier"] = classifier.digest
         causes["arithmetic"] = sharding.arithmetic(classifier.classifier.dtype, sharding.local_mesh())
         causes[run_folder.NUMERIC_VERSIONS]["classifier"] = network.NUMERIC_VERSION
-    return causes | {
-        "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
-        "manifest": digest(manifest.records),
-        "training": digest(real.records),
-        "verdicts": digest(sorted(said.items())),
-    }
+    return causes

@@ -36,28 +36,11 @@ ARTEFACT_WORDS = {
     "gel_bubbles": "gel bubbles",
 }
 # Words of prompts that no caption uses, or not always.
-PROMPT_WORDS = [
-    "benign",
-    "malignant",
-    "melanoma",
-    "nevus",
-    "lesion",
-    "photo",
-    "image",
-    "a",
-    "an",
-    "the",
-    "of",
-    "on",
-    "with",
-    "and",
-    "without",
-    "no",
-]
+PROMPT_WORDS = "benign malignant melanoma nevus lesion photo image a an the of on with and without no"
 PHRASES = (
     "dermoscopy of mole moles with borders , a blue veil skin blurred",
     *(*NUMBER_WORDS.values(), *SIZES, *COLOURS, *SECOND_COLOURS, *BORDERS, *TEXTURE_WORDS.values(), *TONES),
-    *(*ARTEFACT_WORDS.values(), *PROMPT_WORDS),
+    *(*ARTEFACT_WORDS.values(), PROMPT_WORDS),
 )
 # Every word that a caption can use, the comma, and the words that DreamBooth's prompts need.
 VOCABULARY = tuple(sorted({word for phrase in PHRASES for word in phrase.split()}))

@@ -329,8 +329,8 @@ def _gel_bubbles(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     return blend(image, glow, np.array([1.0, 0.98, 0.96], np.float32)), mask
 
 
-# In the order in which they lie on the image. A painter takes a float image [S, S, C] and gives the painted one and what
-# it covers, bool [S, S].
+# In the order in which they lie on the image. A painter takes a float image [S, S, C] and returns the painted one and
+# the mask of what it covers, bool [S, S].
 PAINTERS = {
     "pen_ring": _pen_ring,
     "hairs": _hairs,

@@ -140,7 +140,7 @@ def test_captions_keep_to_the_vocabulary_and_never_name_the_label():
     assert not seen & {"benign", "malignant", "melanoma", "nevus"}
     assert list(VOCABULARY) == sorted(set(VOCABULARY))
     assert {"benign", "malignant", "with", "without", "photo", ","} <= set(VOCABULARY)
-    spoken_only = set(captions.PROMPT_WORDS)
+    spoken_only = set(captions.PROMPT_WORDS.split())
     assert set(VOCABULARY) - seen <= spoken_only  # every other word is really taught
 
 
