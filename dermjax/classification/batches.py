@@ -8,60 +8,29 @@ Shapes: n images, V views, B batch over all processes, K classes; ... the shape 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
 from dermjax.classification.features import Features
 from dermjax.data import pipelines
-from dermjax.data.pipelines import FINEST_MIXTURE, Alternation, mix_rows
+from dermjax.data.pipelines import MixturePlan, mix_rows
 from dermjax.data.records import Manifest, Record
 
 FLOOR = 1e-6  # of a feature's deviation: one that never changes is left alone
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The manifests that training draws from, and how.
-
-    mixing: a name of data/augmentation.py's MIXTURES. rows: int [n], those of a batch that this process makes.
-    """
-
-    real: Manifest
-    synthetic: Manifest | None
-    synthetic_fraction: float
-    batch: int
-    rows: np.ndarray
-    seed: int
-    mixing: str
-
-    @property
-    def share(self) -> Fraction:
-        """The share of synthetic images in a batch."""
-        return Fraction(self.synthetic_fraction if self.synthetic else 0).limit_denominator(FINEST_MIXTURE)
-
-    @property
-    def sides(self) -> list[Manifest]:
-        """The manifests of which anything is drawn, real ones first."""
-        return [self.real] * (self.share < 1) + [self.synthetic] * (self.share > 0)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageBatches:
     """Images, decoded and augmented anew each time."""
 
-    plan: Plan
+    plan: MixturePlan
     size: int
     augment: str
 
     def training(self) -> Iterator[dict[str, np.ndarray]]:
         """Returns endless batches of images."""
-        plan = self.plan
-        return pipelines.training_batches(
-            plan.real, plan.synthetic, size=self.size, batch=plan.batch, seed=plan.seed,
-            synthetic_fraction=plan.synthetic_fraction, augment=self.augment, mixing=plan.mixing, rows=plan.rows,
-        )  # fmt: skip
+        return pipelines.training_batches(self.plan, size=self.size, augment=self.augment)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Returns the images of some records once, in order."""
@@ -76,7 +45,7 @@ class FeatureBatches:
     views: of each training image; evaluation is on the first.
     """
 
-    plan: Plan
+    plan: MixturePlan
     features: Features
     views: int
 
@@ -91,14 +60,12 @@ class FeatureBatches:
 
     def training(self) -> "Mixture":
         """Returns endless batches of features."""
-        plan, share = self.plan, self.plan.share
         sources = [
             self._standardised(manifest, [each for each in manifest.split("train") if each.label == label], self.views)
-            for manifest in plan.sides
+            for manifest in self.plan.sides
             for label in manifest.labels
         ]
-        alternation = Alternation(fraction=share if share < 1 else Fraction(0), classes=len(plan.real.labels))
-        return Mixture(sources, alternation, batch=plan.batch, rows=plan.rows, seed=plan.seed, mixing=plan.mixing)
+        return Mixture(sources, self.plan)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the first views of some records once, in order."""
@@ -121,20 +88,9 @@ class Mixture:
     of the next batch; order, mixture and view are a pure function of seed and position.
     """
 
-    def __init__(
-        self,
-        sources: list[np.ndarray],
-        alternation: Alternation,
-        *,
-        batch: int,
-        rows: np.ndarray,
-        seed: int,
-        mixing: str,
-    ):
-        self._sources, self._alternation, self._seed, self._next = sources, alternation, seed, 0
-        self._batch = partial(
-            mix_rows, self._example, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=alternation.classes
-        )
+    def __init__(self, sources: list[np.ndarray], plan: MixturePlan):
+        self._sources, self._alternation, self._seed, self._next = sources, plan.alternation, plan.seed, 0
+        self._batch = partial(mix_rows, self._example, plan=plan)
         self._order = lru_cache(maxsize=4 * len(sources))(self._shuffled)
 
     def __next__(self) -> dict[str, np.ndarray]:

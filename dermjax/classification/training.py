@@ -21,11 +21,12 @@ from scipy.special import log_softmax
 
 from dermjax import config_file, sharding
 from dermjax.classification import networks, recipes
-from dermjax.classification.batches import FeatureBatches, ImageBatches, Plan
+from dermjax.classification.batches import FeatureBatches, ImageBatches
 from dermjax.classification.features import Features, causes
 from dermjax.classification.predictions import figures, label_indices, manifest_table, predictor, probabilities
 from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
 from dermjax.data.augmentation import MIXTURES, POLICIES
+from dermjax.data.pipelines import MixturePlan
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
@@ -90,7 +91,7 @@ def train(
     if config.ema_decay and variables:
         raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
     recipe = recipes.recipe(config.recipe, config.last_blocks, params)
-    plan = Plan(
+    plan = MixturePlan(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
         rows=sharding.local_rows(config.batch, grid), seed=config.seed, mixing=config.mixing,
     )  # fmt: skip
@@ -161,7 +162,7 @@ def train(
 
 
 def report_cost(
-    config: ConfigDict, plan: Plan, recipe: Recipe, classifier: Classifier, params: Params, grid: Mesh
+    config: ConfigDict, plan: MixturePlan, recipe: Recipe, classifier: Classifier, params: Params, grid: Mesh
 ) -> None:
     """Says what the training will cost; how long, where that has been measured: on a CPU."""
     real, seconds = plan.real, {}

@@ -33,6 +33,61 @@ FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at 
 MIXING = 2**31  # apart from the seeds of the examples
 
 
+@dataclass(frozen=True)
+class Alternation(grain.transforms.DatasetSelectionMap):
+    """The source at each position of an exact mixture, and the index in it.
+
+    The sources are the K real classes, then the K synthetic ones. A synthetic image comes whenever floor(k · fraction)
+    steps up, and within each side the classes take turns, so every prefix is balanced to within one image. Written here
+    because `MapDataset.mix` rounds its weights: 0.7 becomes 233/333 there.
+    """
+
+    fraction: Fraction
+    classes: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        before, after = int(position * self.fraction), int((position + 1) * self.fraction)
+        drawn = before if after > before else position - before
+        side = self.classes if after > before else 0
+        return side + drawn % self.classes, drawn // self.classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePlan:
+    """The manifests that training draws from, and how.
+
+    synthetic_fraction: the share of synthetic images in every prefix, to within one image. mixing: a name of MIXTURES.
+    rows: int [n], the rows of a batch of B that this process makes, ascending.
+    """
+
+    real: Manifest
+    synthetic: Manifest | None
+    synthetic_fraction: float
+    batch: int
+    rows: np.ndarray
+    seed: int
+    mixing: str
+
+    @property
+    def share(self) -> Fraction:
+        """The share of synthetic images in a batch, 0 when there is no synthetic manifest."""
+        return Fraction(self.synthetic_fraction if self.synthetic else 0).limit_denominator(FINEST_MIXTURE)
+
+    @property
+    def sides(self) -> list[Manifest]:
+        """The manifests of which anything is drawn, real ones first."""
+        return [self.real] * (self.share < 1) + [self.synthetic] * (self.share > 0)
+
+    @property
+    def alternation(self) -> Alternation:
+        """The order in which the classes of the sides come."""
+        fraction = self.share if len(self.sides) == 2 else Fraction(0)
+        return Alternation(fraction=fraction, classes=len(self.real.labels))
+
+
 def array_batches(
     data: dict[str, np.ndarray],
     *,
@@ -60,48 +115,29 @@ def array_batches(
     return iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(MEMORY_READS))
 
 
-def training_batches(
-    real: Manifest,
-    synthetic: Manifest | None,
-    *,
-    size: int,
-    batch: int,
-    seed: int,
-    synthetic_fraction: float,
-    augment: str,
-    mixing: str = "none",
-    rows: np.ndarray | None = None,
-) -> grain.DatasetIterator:
-    """Endless training batches {"image": float32 [n, S, S, 3] in [-1, 1], "label": int32 [n]}.
+def training_batches(plan: MixturePlan, *, size: int, augment: str) -> grain.DatasetIterator:
+    """Endless training batches {"image": float32 [n, S, S, 3] in [-1, 1], "label": int32 [n]}, see `Alternation`.
 
-    Real and synthetic images alternate at exactly `synthetic_fraction` (0 when there is no synthetic manifest), and
-    within each the classes take turns, so every prefix is balanced to within one image. augment: a name of POLICIES.
-    mixing: a name of MIXTURES; "mixup" and "cutmix" mix within a batch and add "targets", float32 [n, K]. rows: int
-    [n], which rows of a batch to make, ascending; None is all. Raises UserError when a class has no image on a side
-    that is drawn from, or the manifests do not belong together.
+    augment: a name of POLICIES. With "mixup" and "cutmix" a batch has "targets" besides, float32 [n, K]. Raises
+    UserError when a class has no image on a side that is drawn from, or the manifests do not belong together.
     """
-    for name, given, known in (("augment", augment, POLICIES), ("mixing", mixing, MIXTURES)):
+    for name, given, known in (("augment", augment, POLICIES), ("mixing", plan.mixing, MIXTURES)):
         if given not in known:
             raise UserError(f"{name} {given!r}: there are {', '.join(known)}")
-    fraction = Fraction(synthetic_fraction).limit_denominator(FINEST_MIXTURE) if synthetic else Fraction(0)
-    if not 0 <= fraction <= 1:
-        raise UserError(f"synthetic_fraction {synthetic_fraction}: give a share between 0 and 1")
-    _refuse_mismatch(real, synthetic)
-    sides = [side for side, share in ((real, 1 - fraction), (synthetic, fraction)) if share > 0]
-    classes = [(side, records) for side in sides for records in _by_class(side)]
+    if not 0 <= plan.share <= 1:
+        raise UserError(f"synthetic_fraction {plan.synthetic_fraction}: give a share between 0 and 1")
+    _refuse_mismatch(plan.real, plan.synthetic)
+    classes = [(side, records) for side in plan.sides for records in _by_class(side)]
     read = _reader([(side, record) for side, records in classes for record in records], size)
 
-    sources, first = [], 0
+    sources, first, seed = [], 0, plan.seed
     for number, (_, records) in enumerate(classes):
-        entries, label = _shuffled(len(records), seed=(seed, number)), np.int32(number % len(real.labels))
+        entries, label = _shuffled(len(records), seed=(seed, number)), np.int32(number % len(plan.real.labels))
         sources.append(entries.map(partial(_example, read=read, first=first, label=label)))
         first += len(records)
-    alternation = Alternation(fraction=fraction if len(sides) == 2 else Fraction(0), classes=len(real.labels))
-    alternating = grain.MapDataset.select_from_datasets(sources, alternation)
+    alternating = grain.MapDataset.select_from_datasets(sources, plan.alternation)
     examples = alternating.random_map(partial(_augmented, policy=POLICIES[augment]), seed=seed)
-    make = partial(
-        mix_rows, examples.__getitem__, batch=batch, rows=rows, seed=seed, mixing=mixing, classes=len(real.labels)
-    )
+    make = partial(mix_rows, examples.__getitem__, plan=plan)
     return iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(grain.ReadOptions(THREADS, THREADS)))
 
 
@@ -132,52 +168,21 @@ def evaluation_batches(
             yield {"image": image, "valid": np.arange(batch) < len(chosen)}
 
 
-def mix_rows(
-    example: Callable[[int], dict],
-    number: int,
-    *,
-    batch: int,
-    rows: np.ndarray | None,
-    seed: int,
-    mixing: str,
-    classes: int,
-) -> dict[str, np.ndarray]:
-    """The rows of the batch `number` out of endless examples by their position, mixed by MIXTURES[mixing].
+def mix_rows(example: Callable[[int], dict], number: int, *, plan: MixturePlan) -> dict[str, np.ndarray]:
+    """The rows of the batch `number` out of endless examples by their position, mixed by MIXTURES[plan.mixing].
 
     Which row is mixed with which, and how, is drawn for the full batch, so rows are the same whoever makes them. The
     partners of rows that other processes make are made here too.
     """
-    rng = np.random.default_rng((seed, MIXING, number))
-    rows = np.arange(batch) if rows is None else rows
-    others = rows if mixing == "none" else rng.permutation(batch)[rows]
-    examples = {row: example(number * batch + row) for row in map(int, dict.fromkeys((*rows, *others)))}
+    rng = np.random.default_rng((plan.seed, MIXING, number))
+    others = plan.rows if plan.mixing == "none" else rng.permutation(plan.batch)[plan.rows]
+    made = {row: example(number * plan.batch + row) for row in map(int, dict.fromkeys((*plan.rows, *others)))}
 
-    def stack(chosen: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.stack([examples[row][name] for row in chosen]) for name in examples[int(rows[0])]}
+    def stack(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.stack([made[row][name] for row in rows]) for name in made[rows[0]]}
 
-    mine = stack(rows)
-    return MIXTURES[mixing](mine, mine if others is rows else stack(others), rng, classes)
-
-
-@dataclass(frozen=True)
-class Alternation(grain.transforms.DatasetSelectionMap):
-    """The source at each position of an exact mixture, and the index in it.
-
-    The sources are the K real classes, then the K synthetic ones. A synthetic image comes whenever floor(k · fraction)
-    steps up. Written here because `MapDataset.mix` rounds its weights: 0.7 becomes 233/333 there.
-    """
-
-    fraction: Fraction
-    classes: int
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, position: int) -> tuple[int, int]:
-        before, after = int(position * self.fraction), int((position + 1) * self.fraction)
-        drawn = before if after > before else position - before
-        side = self.classes if after > before else 0
-        return side + drawn % self.classes, drawn // self.classes
+    mine = stack(plan.rows)
+    return MIXTURES[plan.mixing](mine, mine if others is plan.rows else stack(others), rng, len(plan.real.labels))
 
 
 def _shuffled(length: int, *, seed: tuple[int, ...]) -> grain.MapDataset:

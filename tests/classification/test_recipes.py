@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -19,7 +18,8 @@ from dermjax.classification.batches import Mixture
 from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import records
-from dermjax.data.pipelines import Alternation
+from dermjax.data.pipelines import MixturePlan
+from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
 from dermjax.training import writers
@@ -137,10 +137,13 @@ def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path,
 
 def test_mixtures_of_features_are_exact_resumable_and_in_turns():
     sources = [np.full((n, 1, 3), value, np.float32) for value, n in enumerate((5, 4, 7, 3))]
-    turns = Alternation(fraction=Fraction(3, 4), classes=2)
+    nothing = Manifest(labels=("a", "b"), root=Path(), records=())
+    plan = MixturePlan(
+        real=nothing, synthetic=nothing, synthetic_fraction=0.75, batch=8, rows=np.arange(8), seed=1, mixing="none"
+    )
 
-    def mixture():
-        return Mixture(sources, turns, batch=8, rows=np.arange(8), seed=1, mixing="none")
+    def mixture(**changes):
+        return Mixture(sources, replace(plan, **changes))
 
     one = mixture()
     batches = [next(one) for _ in range(6)]
@@ -150,9 +153,9 @@ def test_mixtures_of_features_are_exact_resumable_and_in_turns():
     again = mixture()
     again.set_state({"next": 4})
     np.testing.assert_array_equal(next(again)["image"], batches[4]["image"])
-    mixed = next(Mixture(sources, turns, batch=8, rows=np.arange(8), seed=1, mixing="mixup"))
+    mixed = next(mixture(mixing="mixup"))
     np.testing.assert_allclose(mixed["targets"].sum(-1), 1, atol=1e-6)
-    part = next(Mixture(sources, turns, batch=8, rows=np.array([1, 4, 7]), seed=1, mixing="mixup"))
+    part = next(mixture(mixing="mixup", rows=np.array([1, 4, 7])))
     for name in mixed:
         np.testing.assert_array_equal(part[name], mixed[name][[1, 4, 7]])
 

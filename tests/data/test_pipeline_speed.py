@@ -17,6 +17,7 @@ SIDE, IMAGES, ROUNDS = 224, 1600, 3
 OURS = """
 import sys, time
 from pathlib import Path
+import numpy as np
 from dermjax.data import pipelines
 from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
@@ -27,10 +28,11 @@ records = tuple(
     Record(image=name, sha256=sha256(folder / name), label="ab"[row % 2], **kind) for row, name in enumerate(names)
 )
 pipelines.CACHE_BYTES = 0
-batches = pipelines.training_batches(
-    Manifest(labels=("a", "b"), root=folder, records=records), None, size=224, batch=32, seed=0,
-    synthetic_fraction=0.0, augment=augment,
+plan = pipelines.MixturePlan(
+    real=Manifest(labels=("a", "b"), root=folder, records=records), synthetic=None, synthetic_fraction=0.0, batch=32,
+    rows=np.arange(32), seed=0, mixing="none",
 )
+batches = pipelines.training_batches(plan, size=224, augment=augment)
 for _ in range(8):
     next(batches)
 began, spent = time.perf_counter(), time.process_time()
@@ -105,6 +107,7 @@ print(count / seconds, count / (spent + (workers.ru_utime + workers.ru_stime) * 
 FLAT = """
 import sys
 from pathlib import Path
+import numpy as np
 from dermjax.data import pipelines
 from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
@@ -117,10 +120,11 @@ records = tuple(
     for row in range(count)
 )
 pipelines.CACHE_BYTES = 0
-batches = pipelines.training_batches(
-    Manifest(labels=("a", "b"), root=folder, records=records), None, size=32, batch=100, seed=0,
-    synthetic_fraction=0.0, augment="mild",
+plan = pipelines.MixturePlan(
+    real=Manifest(labels=("a", "b"), root=folder, records=records), synthetic=None, synthetic_fraction=0.0, batch=100,
+    rows=np.arange(100), seed=0, mixing="none",
 )
+batches = pipelines.training_batches(plan, size=32, augment="mild")
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 for number in range(count // 100):

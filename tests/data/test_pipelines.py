@@ -40,9 +40,12 @@ def synthetic(tmp_path):
     return folder(tmp_path / "synthetic", "synthetic", (4, 7), 100)
 
 
-def mixture(real, synthetic, *, fraction=0.75, augment="none", batch=8, seed=3, **more):
-    asked = {"size": SIZE, "batch": batch, "seed": seed, "synthetic_fraction": fraction, "augment": augment}
-    return pipelines.training_batches(real, synthetic, **asked, **more)
+def mixture(real, synthetic, *, fraction=0.75, augment="none", batch=8, seed=3, mixing="none", rows=None):
+    rows = np.arange(batch) if rows is None else rows
+    plan = pipelines.MixturePlan(
+        real=real, synthetic=synthetic, synthetic_fraction=fraction, batch=batch, rows=rows, seed=seed, mixing=mixing
+    )
+    return pipelines.training_batches(plan, size=SIZE, augment=augment)
 
 
 def seen(batches, count):
@@ -226,8 +229,11 @@ def test_a_process_decodes_its_own_rows_only(real, monkeypatch):
     decoded.clear()
     made = pipelines.mix_rows(
         lambda position: {"label": np.int32(decoded.append(position) or 0), "image": np.zeros((4, 4, 3))},
-        3, batch=8, rows=rows, seed=0, mixing="none", classes=2,
-    )  # fmt: skip
+        3,
+        plan=pipelines.MixturePlan(
+            real=real, synthetic=None, synthetic_fraction=0, batch=8, rows=rows, seed=0, mixing="none"
+        ),
+    )
     assert len(made["label"]) == 2 and decoded == [25, 28]
 
 
