@@ -2,7 +2,7 @@
 
 Place in the flow: `images.load` -> a policy of POLICIES -> float32 in the model range -> a mixture of MIXTURES over the
 batch. All turns, shears, shifts and crops of an image are one affine map of the square, so that it is resampled once;
-all changes of light, contrast, saturation and hue are one affine map of its colours. What comes into the picture from
+all changes of light, contrast, saturation and hue are one affine map of its colours. What comes into an image from
 beyond its edge is its mirror image: a black corner would look like a dermatoscope's.
 
 Shapes: S side of the square image, B batch, K classes, 3 colours.
@@ -51,22 +51,22 @@ def mild(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def strong(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A part of the image at any angle, sheared and mirrored, with its light, contrast, saturation and hue changed."""
-    picture = resampled(Image.fromarray(image), crop_map(rng) @ turn_map(rng))
+    moved = resample(Image.fromarray(image), crop_map(rng) @ turn_map(rng))
     saturation = _about_one(rng, SATURATION)
     colours = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
     colours = _about_one(rng, STRONG_CONTRAST) * hue_map(np.deg2rad(rng.uniform(-HUE, HUE))) @ colours
     mean = np.full(3, image.mean(dtype=np.float32))
     offset = mean * _about_one(rng, STRONG_BRIGHTNESS) - colours @ mean
     terms = np.concatenate([colours, offset[:, None]], axis=1)
-    return images.to_model(np.asarray(picture.convert("RGB", tuple(terms.ravel()))))
+    return images.to_model(np.asarray(moved.convert("RGB", tuple(terms.ravel()))))
 
 
 def randaugment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One of the eight symmetries, then OPERATIONS_EACH of OPERATIONS at MAGNITUDE, up or down at random."""
-    picture = Image.fromarray(symmetric(image, rng))
+    changed = Image.fromarray(symmetric(image, rng))
     for name in rng.choice(list(OPERATIONS), OPERATIONS_EACH):
-        picture = OPERATIONS[name](picture, MAGNITUDE / 30 * rng.choice((-1, 1)))
-    return images.to_model(np.asarray(picture))
+        changed = OPERATIONS[name](changed, MAGNITUDE / 30 * rng.choice((-1, 1)))
+    return images.to_model(np.asarray(changed))
 
 
 def symmetric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -80,13 +80,13 @@ def crop_map(rng: np.random.Generator) -> np.ndarray:
     side, aspect = np.sqrt(rng.uniform(*AREA)), np.exp(rng.uniform(*np.log(ASPECT)) / 2)
     wide, high = min(side * aspect, 1.0), min(side / aspect, 1.0)
     x, y = rng.uniform(wide - 1, 1 - wide), rng.uniform(high - 1, 1 - high)
-    return np.array([[wide, 0, x], [0, high, y], [0, 0, 1]])
+    return _affine(wide, 0, 0, high, x, y)
 
 
 def turn_map(rng: np.random.Generator) -> np.ndarray:
     """Any turn about the middle, a little shear, mirrored half of the time: an affine map, float [3, 3]."""
     angle, shear = rng.uniform(0, 2 * np.pi), np.tan(np.deg2rad(rng.uniform(-SHEAR, SHEAR)))
-    return _turn(angle) @ _linear(rng.choice((-1.0, 1.0)), shear, 0, 1)
+    return _turn(angle) @ _affine(rng.choice((-1.0, 1.0)), shear, 0, 1)
 
 
 def hue_map(angle: float) -> np.ndarray:
@@ -96,16 +96,15 @@ def hue_map(angle: float) -> np.ndarray:
     return c * np.eye(3) + s * across + (1 - c) / 3
 
 
-def resampled(picture: Image.Image, to_source: np.ndarray) -> Image.Image:
+def resample(image: Image.Image, to_source: np.ndarray) -> Image.Image:
     """What stands at `to_source` (x, y) for each (x, y) of the square [-1, 1]^2, bilinear; mirrored beyond."""
-    side, edge = picture.width, round(BEYOND * picture.width)
-    mirrored = np.pad(np.asarray(picture), ((edge, edge), (edge, edge), (0, 0)), "reflect")
-    half = side / 2
-    to_square = np.array([[1 / half, 0, -1], [0, 1 / half, -1], [0, 0, 1]])
-    to_pixels = np.array([[half, 0, half + edge], [0, half, half + edge], [0, 0, 1]])
+    edge, half = round(BEYOND * image.width), image.width / 2
+    mirrored = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), "reflect")
+    to_square = _affine(1 / half, 0, 0, 1 / half, -1, -1)
+    to_pixels = _affine(half, 0, 0, half, half + edge, half + edge)
     terms = tuple((to_pixels @ to_source @ to_square)[:2].ravel())
     return Image.fromarray(mirrored).transform(
-        (side, side), Image.Transform.AFFINE, terms, resample=Image.Resampling.BILINEAR
+        image.size, Image.Transform.AFFINE, terms, resample=Image.Resampling.BILINEAR
     )
 
 
@@ -142,42 +141,38 @@ def _about_one(rng: np.random.Generator, share: float) -> float:
     return rng.uniform(1 - share, 1 + share)
 
 
-def _linear(a: float, b: float, c: float, d: float) -> np.ndarray:
-    return np.array([[a, b, 0], [c, d, 0], [0, 0, 1]])
-
-
-def _shift(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
+def _affine(a: float, b: float, c: float, d: float, x: float = 0, y: float = 0) -> np.ndarray:
+    return np.array([[a, b, x], [c, d, y], [0, 0, 1]])
 
 
 def _turn(angle: float) -> np.ndarray:
-    return _linear(np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle))
+    return _affine(np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle))
 
 
 def _moved(to_source: Callable[[float], np.ndarray]) -> Callable[[Image.Image, float], Image.Image]:
-    return lambda picture, strength: resampled(picture, to_source(strength))
+    return lambda image, strength: resample(image, to_source(strength))
 
 
 def _enhanced(enhance: type) -> Callable[[Image.Image, float], Image.Image]:
-    return lambda picture, strength: enhance(picture).enhance(1 + 0.9 * strength)
+    return lambda image, strength: enhance(image).enhance(1 + 0.9 * strength)
 
 
 # The fourteen operations of the paper, each of (image, strength in [-1, 1]).
 OPERATIONS = {
-    "identity": lambda picture, _: picture,
-    "autocontrast": lambda picture, _: ImageOps.autocontrast(picture),
-    "equalize": lambda picture, _: ImageOps.equalize(picture),
-    "solarize": lambda picture, strength: ImageOps.solarize(picture, round(256 * (1 - abs(strength)))),
-    "posterize": lambda picture, strength: ImageOps.posterize(picture, 8 - round(4 * abs(strength))),
+    "identity": lambda image, _: image,
+    "autocontrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalize": lambda image, _: ImageOps.equalize(image),
+    "solarize": lambda image, strength: ImageOps.solarize(image, round(256 * (1 - abs(strength)))),
+    "posterize": lambda image, strength: ImageOps.posterize(image, 8 - round(4 * abs(strength))),
     "color": _enhanced(ImageEnhance.Color),
     "contrast": _enhanced(ImageEnhance.Contrast),
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
     "rotate": _moved(lambda strength: _turn(np.deg2rad(30 * strength))),
-    "shear_x": _moved(lambda strength: _linear(1, 0.3 * strength, 0, 1)),
-    "shear_y": _moved(lambda strength: _linear(1, 0, 0.3 * strength, 1)),
-    "translate_x": _moved(lambda strength: _shift(0.66 * strength, 0)),
-    "translate_y": _moved(lambda strength: _shift(0, 0.66 * strength)),
+    "shear_x": _moved(lambda strength: _affine(1, 0.3 * strength, 0, 1)),
+    "shear_y": _moved(lambda strength: _affine(1, 0, 0.3 * strength, 1)),
+    "translate_x": _moved(lambda strength: _affine(1, 0, 0, 1, 0.66 * strength, 0)),
+    "translate_y": _moved(lambda strength: _affine(1, 0, 0, 1, 0, 0.66 * strength)),
 }
 POLICIES = {"none": plain, "mild": mild, "strong": strong, "randaugment": randaugment}
 MIXTURES = {"none": unmixed, "mixup": mixup, "cutmix": cutmix}

@@ -1,17 +1,17 @@
-"""Which image is for training, validation or test, without leaks: what shows one lesion stays on one side.
+"""Which image is for training, validation or test, without leaks: what shows one lesion stays in one split.
 
 One member decides for its group of images: of those with the widest known identity, patient before lesion before bytes,
-the first in order. A hash of that identity and the seed is the group's lot in [0, 1), which says its side. So a group
-keeps its side when other groups come and go, when images are renamed or listed in another order, and when it is joined
-by more photographs of the patient or lesion that decides, or by copies whose identity is narrower or later. Who joins
-with an identity that comes first decides from then on, and takes the group to the side where it would be alone; an
-image that joins two groups takes both to the side of one. No rule that knows only the images can do better: if one more
-member never moved a group, {a}, {a, b} and {b} would be on one side, for any a and b. What remembers is an earlier
-manifest: what it placed stays there, whoever joins.
+the first in order. A hash of that identity and the seed is the group's lot in [0, 1), which gives its split. So a group
+keeps its split when other groups come and go, when images are renamed or listed in another order, and when it is joined
+by more photographs of the patient or lesion that decides, or by copies whose identity is narrower or later. An image
+with an identity that comes first decides from then on, and takes the group to where it would be alone; an image that
+joins two groups takes both to the split of one. No rule that knows only the images can do better: if one more member
+never moved a group, {a}, {a, b} and {b} would be in one split, for any a and b. An earlier manifest remembers: what it
+placed stays there, whatever joins.
 
 The same thresholds hold for every class, hence the classes are divided alike up to chance; a split that chance leaves
 without a class is given one of its groups. Stratified, a group's lot is its rank within its class and source, so that
-shares are exact; then an image keeps its side only because an earlier manifest says so.
+shares are exact; then an image keeps its split only because an earlier manifest has it there.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ def identities(record: Record) -> list[tuple[str, str]]:
     """What ties a record to others: its bytes, its lesion, its patient, its number in the ISIC archive, as known,
     and the publisher's list of duplicates that it stands in."""
     known = [(name, getattr(record, name)) for name in IDENTITIES if getattr(record, name)]
-    listed, name = record.attributes.get("duplicates"), record.attributes.get("linked_as", record.image)
-    known += [("duplicates", listed)] if listed else []
+    duplicates, name = record.attributes.get("duplicates"), record.attributes.get("linked_as", record.image)
+    known += [("duplicates", duplicates)] if duplicates else []
     return known + [("isic_id", number) for number in ISIC_ID.findall(name)[-1:]]
 
 
@@ -123,28 +123,25 @@ def _is_open(record: Record) -> bool:
     return record.kept and record.split in ("", "train")
 
 
-def _widest(record: Record) -> str:
-    """The name of a record's widest known identity: patient, else lesion, else bytes."""
-    for name in reversed(IDENTITIES):
-        if getattr(record, name):
-            return name
-    raise ValueError(f"{record.image}: a record without sha256 cannot be assigned to a split")
+def _widest(record: Record) -> tuple[str, str]:
+    """A record's widest known identity and its name: patient, else lesion, else bytes."""
+    return next((name, getattr(record, name)) for name in reversed(IDENTITIES) if getattr(record, name))
 
 
 def _deciding(members: Sequence[Record]) -> Record:
     """The member that decides for its group, whatever the order of the records."""
 
     def order(member: Record) -> tuple:
-        name = _widest(member)
-        return -IDENTITIES.index(name), getattr(member, name), member.source, member.sha256
+        name, identity = _widest(member)
+        return -IDENTITIES.index(name), identity, member.source, member.sha256
 
     return min(members, key=order)
 
 
 def _lot(member: Record, seed: int) -> float:
     """The random number in [0, 1) of the group that a member decides for."""
-    name = _widest(member)
-    digest = hashlib.sha256(f"{seed}/{name}/{getattr(member, name)}".encode()).digest()
+    name, identity = _widest(member)
+    digest = hashlib.sha256(f"{seed}/{name}/{identity}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -154,8 +151,10 @@ def _previous_side(members: Sequence[Record], previous: Mapping[tuple[str, str],
         previous[identity]: member for member in members for identity in identities(member) if identity in previous
     }
     if len(sides) > 1:
-        told = " and ".join(f"{member.image} ({side})" for side, member in sorted(sides.items()))
-        raise UserError(f"{told} were on two sides in the earlier manifest and show the same; leave out what ties them")
+        names = " and ".join(f"{member.image} ({side})" for side, member in sorted(sides.items()))
+        raise UserError(
+            f"{names} were on two sides in the earlier manifest and show the same; leave out what ties them"
+        )
     return next(iter(sides), "")
 
 

@@ -41,15 +41,15 @@ def test_mild_shows_all_eight_symmetries_and_little_else(image):
 
 
 def test_the_identity_resamples_to_itself(image):
-    out = np.asarray(augmentation.resampled(Image.fromarray(image), np.eye(3)))
+    out = np.asarray(augmentation.resample(Image.fromarray(image), np.eye(3)))
     np.testing.assert_array_equal(out, image)
 
 
 def test_a_quarter_turn_and_a_mirror_are_exact(image):
     quarter = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
-    out = np.asarray(augmentation.resampled(Image.fromarray(image), quarter))
+    out = np.asarray(augmentation.resample(Image.fromarray(image), quarter))
     assert any(abs(out.astype(int) - np.rot90(image, k)).max() <= 1 for k in (1, 3))
-    out = np.asarray(augmentation.resampled(Image.fromarray(image), np.diag([-1.0, 1, 1])))
+    out = np.asarray(augmentation.resample(Image.fromarray(image), np.diag([-1.0, 1, 1])))
     np.testing.assert_array_equal(out, image[:, ::-1])
 
 
