@@ -39,7 +39,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.image_kind = "dermoscopic"  # of MILK10k and Derm7pt, which have both: or "clinical", "both"
     config.own_splits = False  # True: Derm7pt's own, by its meta/*_indexes.csv
     # Columns of a table, in place of those of its layout. What `label` says is then the class, empty ones left out;
-    # what `diagnosis` says, such as melanoma or mel, is benign or malignant by the rules of data/layouts.py.
+    # what `diagnosis` says, such as melanoma or mel, is benign or malignant by the rules of data/archives/layouts.py.
     config.columns = ConfigDict(
         dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", *ATTRIBUTES), "")
     )

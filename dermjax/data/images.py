@@ -1,7 +1,7 @@
-"""Image files to square uint8 arrays and back, and the one place that knows the models' value range [-1, 1].
+"""Image files to square uint8 arrays and back, and the models' value range [-1, 1].
 
 Every stage that reads pixels reads them here, so that a photograph means the same to the generator and the classifier.
-A file's name says that it is taken for an image, its first bytes say how it is read: phones give HEIC the name .jpg.
+The name of a file makes it an image, its first bytes decide how it is read: phones give HEIC the name .jpg.
 Pillow opens it, or pillow-heif (HEIC) or pydicom (DICOM), both in the extra `formats`.
 
 Shapes: S the side of the square, 3 the channels red, green, blue (sRGB).
@@ -222,11 +222,11 @@ def _dicom(path: Path) -> Image.Image:
 
 def _grey(frame: np.ndarray, data: Any) -> np.ndarray:
     """The grey levels 0 to 255 of a frame as the file wants them shown, by its window where it has one."""
-    slope, start = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
-    values = frame * slope + start
+    slope, offset = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
+    values = frame * slope + offset
     if data.get("WindowWidth") is None:
         least = -(2 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0
-        return (values - (least * slope + start)) / ((2**data.BitsStored - 1) * slope) * 255
+        return (values - (least * slope + offset)) / ((2**data.BitsStored - 1) * slope) * 255
     centre, width = (np.ravel(data[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
     # PS3.3 C.11.2.1.2, the linear function
     return (((values - (float(centre) - 0.5)) / max(float(width) - 1, 1) + 0.5) * 255).clip(0, 255)

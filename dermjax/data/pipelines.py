@@ -176,10 +176,10 @@ def mix_rows(example: Callable[[int], dict], number: int, *, plan: MixturePlan) 
     """
     rng = np.random.default_rng((plan.seed, MIXING, number))
     others = plan.rows if plan.mixing == "none" else rng.permutation(plan.batch)[plan.rows]
-    made = {row: example(number * plan.batch + row) for row in map(int, dict.fromkeys((*plan.rows, *others)))}
+    examples = {row: example(number * plan.batch + row) for row in map(int, dict.fromkeys((*plan.rows, *others)))}
 
     def stack(rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.stack([made[row][name] for row in rows]) for name in made[rows[0]]}
+        return {name: np.stack([examples[row][name] for row in rows]) for name in examples[rows[0]]}
 
     mine = stack(plan.rows)
     return MIXTURES[plan.mixing](mine, mine if others is plan.rows else stack(others), rng, len(plan.real.labels))

@@ -1,8 +1,8 @@
 """The manifest: one JSON line an image, the only thing that stages hand to each other.
 
 A manifest is a header line (labels, and the root that image paths are relative to) and one Record a line. Every stage
-reads one and writes a new one; the images stay where they are. What would make a result untrue is refused at the
-door: a synthetic image outside the training split, a path that leaves the root, a field nobody has defined.
+reads one and writes a new one; the images stay where they are. What would make a result untrue is refused when
+read: a synthetic image outside the training split, a path that leaves the root, an undefined field.
 """
 
 import json
@@ -84,14 +84,14 @@ class Manifest:
     home: Path | None = field(default=None, compare=False)
 
     def path(self, record: Record) -> Path:
-        """The image file of a record, for whoever reads it: its bytes are those that the manifest names, or UserError.
+        """The image file of a record, to read: its bytes are those that the manifest names, or UserError.
 
         They are hashed once, see `digests`.
         """
         return digests.verify(self.unchecked_path(record), record.sha256)
 
     def unchecked_path(self, record: Record) -> Path:
-        """The image file of a record, whatever its bytes are: for names, and for whoever hashes it."""
+        """The image file of a record, whatever its bytes are: for its name, or to be hashed."""
         return self.root / record.image
 
     def mask(self, record: Record) -> Path | None:
@@ -156,7 +156,7 @@ def age_band(years: float) -> str:
 
 
 def misplacement(record: Record) -> str:
-    """What a message says of a synthetic image outside of the training split, "" for any other."""
+    """The message about a synthetic image outside of the training split, "" for any other."""
     misplaced = record.synthetic and record.split != "train"
     return f"{record.image}: a synthetic image in the {record.split} split; it may only be in train" * misplaced
 

@@ -2,12 +2,10 @@
 
 One member decides for its group of images: of those with the widest known identity, patient before lesion before bytes,
 the first in order. A hash of that identity and the seed is the group's lot in [0, 1), which gives its split. So a group
-keeps its split when other groups come and go, when images are renamed or listed in another order, and when it is joined
-by more photographs of the patient or lesion that decides, or by copies whose identity is narrower or later. An image
-with an identity that comes first decides from then on, and takes the group to where it would be alone; an image that
-joins two groups takes both to the split of one. No rule that knows only the images can do better: if one more member
-never moved a group, {a}, {a, b} and {b} would be in one split, for any a and b. An earlier manifest remembers: what it
-placed stays there, whatever joins.
+keeps its split when other groups come and go, when images are renamed or reordered, and when more photographs of the
+patient or lesion that decides join it. An image with an identity that comes first decides from then on, and takes the
+group to where it would be alone. No rule that knows only the images can do better: if one more member never moved a
+group, {a}, {a, b} and {b} would be in one split, for any a and b. What an earlier manifest placed stays there.
 
 The same thresholds hold for every class, hence the classes are divided alike up to chance; a split that chance leaves
 without a class is given one of its groups. Stratified, a group's lot is its rank within its class and source, so that
@@ -73,8 +71,8 @@ def assign(
     given = {(record.source, record.split) for record in records}
     sources = sorted({record.source for record in records})
     wanted = [(name, share) for name, share in (("test", settings.test), ("validation", settings.validation)) if share]
-    shares = {of: {name: share for name, share in wanted if (of, name) not in given} for of in sources}
-    carved = [name for name, _ in wanted if all(name in of_source for of_source in shares.values())]
+    shares = {source: {name: share for name, share in wanted if (source, name) not in given} for source in sources}
+    carved = [name for name, _ in wanted if all(name in open_shares for open_shares in shares.values())]
     open_groups = defaultdict(list)
     for record, group in zip(records, groups.tolist(), strict=True):
         if _is_open(record):
@@ -159,7 +157,7 @@ def _previous_side(members: Sequence[Record], previous: Mapping[tuple[str, str],
 
 
 def _ranks(lots: Mapping[int, float], deciding: Mapping[int, Record], images: Mapping[int, int]) -> dict[int, float]:
-    """Each group's place among its class and source, counted in images and in order of the lots, in [0, 1)."""
+    """Each group's rank among its class and source, counted in images and in order of the lots, in [0, 1)."""
     strata = defaultdict(list)
     for group in sorted(lots, key=lots.get):
         strata[deciding[group].label, deciding[group].source].append(group)

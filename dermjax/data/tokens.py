@@ -1,4 +1,4 @@
-"""Prompts as the token numbers of CLIP's byte-pair encoding, and small tokenizers in CLIP's own file form.
+"""Prompts as the token numbers of CLIP's byte-pair encoding, and small tokenizers in CLIP's file form.
 
 CLIP (Radford et al. 2021) spells a word in byte symbols, the last one marked `</w>`, and merges neighbours in the order
 of merges.txt until none is left to merge. In vocab.json the 256 byte symbols come first, their `</w>` forms next, then
@@ -24,7 +24,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 COMMA = 20  # AUTOMATIC1111's setting comma_padding_backtrack
 SHORTEST = 3  # tokens of a text: start, a word, end
 UNLIMITED = 10**9  # a model_max_length from here on means that there is no limit
-FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's own, and what transformers 5 saves
+FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's, and what transformers 5 saves
 
 
 def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = None) -> "CLIPTokenizer":

@@ -27,7 +27,7 @@ def divide(
 ) -> tuple[Manifest, np.ndarray]:
     """The manifest of sound images, see `splits.assign`, and their near-duplicates int [P, 3].
 
-    UserError where one image has two classes, the folder's own splits share a lesion, a split lacks a class, or there
+    UserError where one image has two classes, the splits of a folder share a lesion, a split lacks a class, or there
     are more folds than lesions of a class.
     """
     records = tuple(
@@ -51,8 +51,8 @@ def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[R
     latest = np.zeros(groups.max(initial=-1) + 1, int)
     np.maximum.at(latest, groups, order)
     return tuple(
-        replace(record, rejected=(LEAK,)) if record.kept and own < latest[group] else record
-        for record, own, group in zip(assigned, order, groups.tolist(), strict=True)
+        replace(record, rejected=(LEAK,)) if record.kept and split < latest[group] else record
+        for record, split, group in zip(assigned, order, groups.tolist(), strict=True)
     )
 
 

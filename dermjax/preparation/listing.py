@@ -46,12 +46,10 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
     that are no files yet. Detected are, in this order: a data set of tfds, train/class/*, tables of a known layout,
     other tables by their columns, and class folders, with what tables beside them hold about each image.
     """
-    if layout not in CHOICES:
-        raise UserError(f"config.layout {layout!r}: give one of {', '.join(CHOICES)}")
-    if options.classes not in CLASSES:
-        raise UserError(f"config.classes {options.classes!r}: give one of {', '.join(CLASSES)}")
-    if options.kind not in KINDS:
-        raise UserError(f"config.image_kind {options.kind!r}: give one of {', '.join(KINDS)}")
+    choices = {"layout": (layout, CHOICES), "classes": (options.classes, CLASSES), "image_kind": (options.kind, KINDS)}
+    for key, (given, known) in choices.items():
+        if given not in known:
+            raise UserError(f"config.{key} {given!r}: give one of {', '.join(known)}")
     if layout == "tfds" or (layout == "detect" and tfds.is_builder(folder)):
         return "tfds", tfds.scan(folder, options.into)
     if layout == "folders" or not folder.is_dir():

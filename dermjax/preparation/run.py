@@ -138,24 +138,24 @@ def remove_hairs(manifest: Manifest, workdir: Path) -> Manifest:
 def summarise(manifest: Manifest, findings: Findings) -> None:
     """Prints in plain lines how many images there are, and what was left out, changed or set aside."""
 
-    def listed(counts: Counter) -> str:
+    def join(counts: Counter) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items())
 
     for name in SPLITS:
         labels = Counter(record.label for record in manifest.split(name))
         if labels:
-            progress.say(f"prepare: {name}: {listed(Counter({each: labels[each] for each in manifest.labels}))}")
+            progress.say(f"prepare: {name}: {join(Counter({each: labels[each] for each in manifest.labels}))}")
     ignored = Counter(reason for _, reason in findings.ignored)
     changes = Counter(sorted(change for each in manifest.records for change in each.attributes.get("decoded", ())))
     rejected = Counter(reason for record in manifest.records for reason in record.rejected)
     doubtful = len(report.contradictions(manifest, findings.near))
     for count, line in (
         (len(findings.skipped), "bad images skipped: {}, each with its reason in report.html"),
-        (listed(ignored), "left out: {}, listed in report.html"),
-        (listed(changes), "done to images wherever they are decoded: {}; each says so in its attributes"),
+        (join(ignored), "left out: {}, listed in report.html"),
+        (join(changes), "changed wherever they are decoded: {}; recorded in the attributes of each"),
         (rejected[SYNTHETIC], "set aside, as a model made them: {}"),
         (doubtful, "near-duplicates under two classes, shown in report.html: {} pairs; mend a label"),
-        (rejected[LEAK], "set aside, as they share an image, a lesion or a patient with what is judged: {}; "
+        (rejected[LEAK], "set aside, as they share an image, a lesion or a patient with validation or test images: {}; "
                          "near-duplicates are shown in report.html"),
     ):  # fmt: skip
         if count:

@@ -204,7 +204,7 @@ def test_isic_2024_out_of_its_hdf5_file(put, picture, tmp_path, prepare):
     ]
     assert manifest.path(manifest.records[1]).read_bytes() == picture(1)
     (root / "train-image.hdf5").write_bytes(b"no hdf5")
-    with pytest.raises(UserError, match=r"train-image.hdf5: no whole HDF5 file"):
+    with pytest.raises(UserError, match=r"train-image.hdf5: not a complete HDF5 file"):
         read(root)
 
 

@@ -63,7 +63,7 @@ def test_near_copies_in_two_given_splits_are_set_aside_said_and_shown(divided, t
     (divided / "test/benign/copy.png").write_bytes(images.encode_png(np.clip(pixels, 0, 240) + np.uint8(9)))
     manifest = prepare(divided, tmp_path / "run")
     assert [record.image for record in manifest.records if not record.kept] == ["train/benign/3.png"]
-    assert "share an image, a lesion or a patient with what is judged: 1" in capsys.readouterr().out
+    assert "share an image, a lesion or a patient with validation or test images: 1" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Groups of near-duplicates in two splits: 1" in page and "test/benign/copy.png (test, benign)" in page
 

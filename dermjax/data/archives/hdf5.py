@@ -67,7 +67,7 @@ def _open(file: Path) -> AbstractContextManager:
     try:
         return h5py.File(file, "r")
     except OSError as error:
-        raise UserError(f"{file}: no whole HDF5 file ({error}); download it again") from error
+        raise UserError(f"{file}: not a complete HDF5 file ({error}); download it again") from error
 
 
 def _bytes(value: Any, file: Path) -> bytes:

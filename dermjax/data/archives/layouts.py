@@ -1,7 +1,7 @@
 """The layouts of public archives: which columns of their tables hold what, and what each diagnosis counts as.
 
 The rules for labels are RULES, and only they: melanoma, basal and squamous cell carcinoma are malignant, and so is
-HAM10000's akiec, which holds intraepithelial carcinoma; an actinic keratosis on its own is indeterminate, as in the
+HAM10000's akiec, which holds intraepithelial carcinoma; an actinic keratosis alone is indeterminate, as in the
 ISIC archive. In the binary task what is indeterminate or unknown is left out and counted; with diagnoses as classes
 only what is unknown is.
 """
@@ -46,7 +46,7 @@ class Layout:
       by        the labelled tables name no image, and tables of images are joined to them by this column
       kind      the column that says how an image was taken: "dermoscopic", or anything else
       images    the columns of images, by how they were taken, where a row names several
-      numbered  the archive's own splits are tables of row numbers (NAME_indexes.csv), taken where they are asked for
+      numbered  the archive's own splits are tables of row numbers (NAME_indexes.csv), taken with config.own_splits
     """
 
     image: str

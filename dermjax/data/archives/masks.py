@@ -1,4 +1,4 @@
-"""Masks and other annotations that lie beside images: told from photographs by their names and their two levels.
+"""Masks and other annotations that lie beside images, known from photographs by their names and their two levels.
 
 `ISIC_0000000_segmentation.png` belongs to `ISIC_0000000.jpg`, and so does `masks/ISIC_0000000.png`. What is named so
 is never a photograph; a mask of two levels is kept with its image. Endings that photographs may have too (`_lesion`)
@@ -69,7 +69,7 @@ def has_two_levels(path: Path) -> bool:
 
 
 def _annotations(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """{annotation: (its image, kind)} as far as names tell; kind is other, sure or unsure."""
+    """{annotation: (its image, kind)} as far as names show; kind is other, sure or unsure."""
     by_stem: dict[str, list[str]] = {}
     for name in names:
         by_stem.setdefault(_stem(name).casefold(), []).append(name)

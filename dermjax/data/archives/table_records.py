@@ -125,7 +125,7 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
         layout = Layout(image=image, known={field: column for field, column in known.items() if field != "split"})
         for line, values in tables.read_rows(table) if image and layout.known else ():
             paths = folder.references.find(values.get(image, ""), table)
-            if len(paths) == 1:  # of several, nobody knows whose patient it is
+            if len(paths) == 1:  # of several, it is not known whose patient it is
                 row = Row(table, line, paths[0], values, "")
                 record = _record(paths[0], "", row, layout, table.stem, "", {})
                 described[os.path.realpath(folder.root / paths[0])] = record
@@ -169,10 +169,10 @@ def _rows(
                 yield Row(table, line, values.get(column, ""), label | values, split), unwanted
 
 
-def _unwanted_kind(taken: str, wanted: str) -> str:
-    """Why an image that was taken so is not wanted, "" where it is."""
+def _unwanted_kind(taken: str, requested: str) -> str:
+    """Why an image that was taken so is not one of the requested kind, "" where it is."""
     kind = "dermoscopic" if taken.lower().startswith("dermoscop") else "clinical"
-    return "" if not taken or wanted in (kind, "both") else f"{kind}, as config.image_kind is {wanted}"
+    return "" if not taken or requested in (kind, "both") else f"{kind}, as config.image_kind is {requested}"
 
 
 def _numbered_splits(folder: TableFolder) -> dict[int, str]:
@@ -258,7 +258,7 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
     if value.lower() not in layout.meanings:
         raise UserError(f"{row.where}: {layout.label[0]} is {value!r}; known are {', '.join(layout.meanings)}")
     if classes == "diagnoses" and set(layout.meanings.values()) <= set(layouts.UNDIAGNOSED):
-        raise UserError(f"{row.where}: this archive tells no diagnosis in {layout.label[0]}; give config.classes="
+        raise UserError(f"{row.where}: this archive has no diagnosis in {layout.label[0]}; give config.classes="
                         "binary, or a column of diagnoses as config.columns.label")  # fmt: skip
     return layout.meanings[value.lower()]
 

@@ -1,9 +1,10 @@
 """Tables in a folder of images: CSV of any land and encoding, and JSON lines, to rows {column: text}.
 
-Here is found which file a table means by what it calls an image, and which of its columns hold what: by a known layout,
-or by what they hold. A folder may hold several tables of its layout, one a split of a challenge, and others that only
-add something about the images. A table of no known layout is read by the column that names images below and by one of
-`layouts.CLASS_COLUMNS` or `layouts.DIAGNOSIS_COLUMNS`. `table_records` makes Records of them.
+`References` finds the file that a table means by what it calls an image. `detect`, `detect_columns` and `choose_layout`
+find which columns hold what: by a known layout, by what they hold, or as given. A folder may hold several tables of its
+layout, one a split of a challenge, and others that only add something about the images. A table of no known layout is
+read by the column that names images below and by one of `layouts.CLASS_COLUMNS` or `layouts.DIAGNOSIS_COLUMNS`.
+`table_records` makes Records of them.
 """
 
 import csv
@@ -274,7 +275,7 @@ def known_columns(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str
 
 
 def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) -> Layout:
-    """The layout of a name, given columns in place of its own; the column of images may be left to `image_column`.
+    """The layout of a name, with given columns in place of its columns; that of images may be left to `image_column`.
 
     What a given `label` holds is the class; what a given `diagnosis` holds goes by `layouts.RULES`.
     """
@@ -307,7 +308,7 @@ def describe_unread(folder: TableFolder) -> str:
 
 
 def describe_columns(folder: TableFolder) -> str:
-    """What a message says of tables whose columns nobody could read, "" where there is none."""
+    """What a message says of tables whose columns are of no known layout, "" where there is none."""
     if not folder.tables:
         return "; ".join(folder.tree.unread)
     tables = "; ".join(

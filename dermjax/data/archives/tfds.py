@@ -17,7 +17,7 @@ from dermjax.data.records import Record
 from dermjax.errors import UserError
 
 FIELDS = ("lesion_id", "patient_id", "licence", "image_manipulation")
-FOLDER = "data_set_images"  # where images of data sets are written, below the run's folder; nobody else writes there
+FOLDER = "data_set_images"  # where images of data sets are written, below the run's folder, and nothing else
 LONGEST = 160  # characters of a message of tfds, which may be pages
 SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png"}  # by the first bytes of a file
 

@@ -100,7 +100,7 @@ def test_what_is_indeterminate_is_left_out_by_that_name(tmp_path):
 
 
 def test_an_archive_without_diagnoses_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"line 2: this archive tells no diagnosis in target"):
+    with pytest.raises(UserError, match=r"line 2: this archive has no diagnosis in target"):
         scan(folder(tmp_path, TABLES["isic-2020"]), classes="diagnoses")
 
 
