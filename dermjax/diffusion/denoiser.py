@@ -2,7 +2,7 @@
 
 x = latents + sigma noise is the sampler's variable. The network was trained on x_t = x / sqrt(1 + sigma^2), which has
 unit variance at every t, and predicts the noise, the velocity or the latents. In between stands `ask(x_t, t)`: the
-network with its words, plain or guided. Everything here is float32, whatever the network computes in.
+network with its context, plain or guided. Everything here is float32, whatever the network computes in.
 
 B batch, h w latent, C channels, N tokens, D context width; sigma and t are scalars.
 """
@@ -28,9 +28,9 @@ Ask = Callable[[Array, Array], Array]  # x_t [B, h, w, C], t -> prediction [B, h
 class Denoiser:
     """The best guess at the latents behind x at noise level sigma.
 
-    predict(x, sigma) asks the network; denoised(prediction, x, sigma) makes latents of its answer. A multistep method,
-    which averages predictions before it makes latents of them, takes the two halves apart; every other calls the whole.
-    bound(latents), or None, holds them within the bounds that a model's scheduler file asks for.
+    predict(x, sigma) is the network's prediction; denoised(prediction, x, sigma) the latents in it. A multistep method
+    that averages predictions calls the two, every other the denoiser itself. bound(latents), or None, holds them within
+    the bounds of a model's scheduler file.
     """
 
     predict: Ask
@@ -52,7 +52,7 @@ DENOISED = {
 
 
 def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
-    """Returns the denoiser of a network that is asked at the times of a ladder; an unknown prediction: UserError."""
+    """Returns the denoiser of a network at the times of a ladder; an unknown prediction is a UserError."""
     check_prediction(prediction)
 
     def predict(x: Array, sigma: Array) -> Array:
@@ -66,10 +66,8 @@ def bound(scheduler: dict, known: tuple[str, ...]) -> Callable[[Array], Array] |
 
     clip_sample: they are cut off at -clip_sample_range and clip_sample_range. thresholding goes before it: those of an
     image are cut off where only a share of them, 1 - dynamic_thresholding_ratio, is further from 0, and brought back to
-    [-1, 1] (Saharia et al. 2022, arXiv 2205.11487, section 2.3). As in diffusers, whose DDIM and DDPM clip where their
-    own file says nothing.
+    [-1, 1] (Saharia et al. 2022, arXiv 2205.11487, section 2.3). All as in diffusers.
     """
-    own = scheduler.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")
     if "thresholding" in known and scheduler.get("thresholding", False):
         share = scheduler.get("dynamic_thresholding_ratio", 0.995)
         most = scheduler.get("sample_max_value", 1.0)
@@ -80,14 +78,15 @@ def bound(scheduler: dict, known: tuple[str, ...]) -> Callable[[Array], Array] |
             return jnp.clip(latents, -far, far) / far
 
         return thresholded
-    if "clip_sample" in known and scheduler.get("clip_sample", own):
+    clips = scheduler.get("_class_name") in ("DDIMScheduler", "DDPMScheduler")  # where the file says nothing
+    if "clip_sample" in known and scheduler.get("clip_sample", clips):
         end = scheduler.get("clip_sample_range", 1.0)
         return lambda latents: jnp.clip(latents, -end, end)
     return None
 
 
 def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first: float) -> Denoiser:
-    """Returns the denoiser that is sure of the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
+    """Returns the denoiser that gives back the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
 
     There the network sees the latents under their own noise [B, h, w, C] whatever the sampler adds: inpainting by
     blending, as diffusers' pipeline does it between the steps. At the sigma `first`, where a walk begins, it sees x.
@@ -107,7 +106,7 @@ def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first:
 
 
 def beside(ask: Ask, channels: Array) -> Ask:
-    """Returns the network asked with more channels [B, h, w, c] behind those of x_t: inpainting models take nine."""
+    """Returns the network given more channels [B, h, w, c] behind those of x_t: inpainting models take nine."""
     return lambda x, t: ask(jnp.concatenate([x, channels], axis=-1), t)
 
 
@@ -119,7 +118,7 @@ def plain(network: Network, context: Context) -> Ask:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Guidance:
-    """How the words steer: numbers that a compiled function takes, so that changing them compiles nothing.
+    """How the prompt steers: numbers that a compiled function takes, so that changing them compiles nothing.
 
     scale: 1 is not at all. rescale: the share, 0 to 1, by which the spread of the unguided prediction is restored (Lin
     et al. 2023, arXiv 2305.08891, section 3.4, for v-prediction), or None. interval: guide only at sigmas above the

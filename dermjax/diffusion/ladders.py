@@ -1,8 +1,8 @@
-"""Ladders: the decreasing sigmas that a sampler walks down, and the times that the network is told there.
+"""Ladders: the decreasing sigmas that a sampler walks down, and the times that the network gets there.
 
-A ladder is laid through training times (leading, linspace, trailing: Lin et al. 2023, arXiv 2305.08891, table 2, as
-diffusers computes them), or bent between two sigmas (Karras et al. 2022, arXiv 2206.00364, eq. 5; exponential), or
-given as an explicit list of sigmas. Everything here is made on the host in float64.
+A ladder goes through training times (leading, linspace, trailing: Lin et al. 2023, arXiv 2305.08891, table 2, as
+diffusers computes them), or is bent between two sigmas (Karras et al. 2022, arXiv 2206.00364, eq. 5; exponential), or
+is a list of sigmas that the user gives. Everything here is made on the host in float64.
 
 T training times.
 """
@@ -22,10 +22,10 @@ from dermjax.errors import UserError
 class Ladder:
     """The sigmas that a sampler walks down and the standard deviation of the noise it starts from.
 
-    sigmas: float64 [steps + 1], decreasing; the network is asked at all of them but the last, where the image is.
-    times: float64 [steps], what the network is told at the sigmas.
+    sigmas: float64 [steps + 1], decreasing; the network is evaluated at all of them but the last, where the image is.
+    times: float64 [steps], those of the sigmas.
     table: float64 [T], the schedule's sigmas, which give a time to what lies between the rungs.
-    above: how many rungs were laid above these and are not walked.
+    above: how many rungs of the complete ladder are above these and are not walked.
     """
 
     sigmas: np.ndarray
@@ -35,8 +35,8 @@ class Ladder:
     above: int
 
     @property
-    def laid(self) -> int:
-        """How many rungs were laid, those above included: some methods go by it, as diffusers' do."""
+    def requested(self) -> int:
+        """The steps of the complete ladder, those above included: some methods depend on it, as in diffusers."""
         return self.above + len(self.times)
 
     @property
@@ -45,7 +45,7 @@ class Ladder:
         return self.sigmas[:-1], self.sigmas[1:]
 
     def time(self, sigma: jax.Array) -> jax.Array:
-        """Returns what the network is told at sigma: the time of a rung, to one ulp, or one between training times."""
+        """Returns the time of sigma: that of a rung, to one ulp, or one between training times."""
         # straight lines in sigma, each 0.1 % of it long or less, to follow those in log sigma: `times_of`
         low, high = np.log(self.table[[0, -1]])
         fine = np.exp(np.linspace(low, high, 1 + int((high - low) / 1e-3)))
@@ -63,11 +63,11 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a method lays its ladder; where the model's scheduler file has a say, that goes first, as in diffusers.
+    """How a method spaces its ladder; where the model's scheduler file has an option for it, that goes first.
 
     spacing: the method's own spacing; fixed: the file cannot name another (`timestep_spacing`).
     whole: the method is written in alpha_bar at whole training times and starts from noise of unit variance.
-    spare: one rung more than steps is laid and the lowest left out; Karras ladders reach both ends of the schedule.
+    spare: one rung more than steps is spaced and the lowest left out; Karras ladders reach both ends of the schedule.
     bends: whether Karras and exponential ladders are for this method.
     to_zero: the last step goes to sigma 0, not to the first training time (0.0292 for Stable Diffusion 1.x).
     ending: the key of the file that may say otherwise, "" for none.
@@ -89,27 +89,34 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
 
     spacing is one of SPACINGS or of BENDS, or the sigmas themselves, "14.6 3.1 0.4 0", one more than steps; "" is the
     model's choice, then the method's. A number of steps or a spacing that cannot be is a UserError; so is an option of
-    the scheduler file that lays ladders which are not known here.
+    the scheduler file for ladders that are not known here.
     """
     check(layout, spacing)
-    _check_options(scheduler)
+    for option in FOREIGN:
+        if scheduler.get(option):
+            raise UserError(f"scheduler: {option} is not known here; set it to false and choose another spacing")
+    ending = scheduler.get("final_sigmas_type", ENDINGS[0])
+    if ending not in ENDINGS:
+        raise UserError(f"scheduler: final_sigmas_type {ending!r} is not one of {', '.join(ENDINGS)}")
     table = schedule.sigmas(scheduler)
     if layout.endless and scheduler.get("rescale_betas_zero_snr", False):
         table[-1] = ENDLESS
     most = scheduler.get("original_inference_steps", DISTILLED) if layout.spacing == "distilled" else len(table)
     if not 1 <= steps <= most:
         raise UserError(f"steps {steps}: this sampler takes 1 to {most} steps")
-    if given := listed(spacing):
+    if given := parse_sigmas(spacing):
         if len(given) != steps + 1:
             raise UserError(f"steps {steps}: the spacing's {len(given)} sigmas make {len(given) - 1} steps; say so")
         return explicit(scheduler, given)
-    bend = spacing if spacing in BENDS else _bend_of(scheduler) if layout.bends and not spacing else ""
-    laid = layout.spacing if layout.fixed else scheduler.get("timestep_spacing", layout.spacing)
-    laid = spacing if spacing in SPACINGS else laid
-    if laid not in SPACINGS:
-        raise UserError(f"scheduler: timestep_spacing {laid!r} is not one of {', '.join(SPACINGS)}")
+    bend = spacing if spacing in BENDS else ""
+    if layout.bends and not spacing:
+        bend = next((name for name in BENDS if scheduler.get(f"use_{name}_sigmas")), "")
+    if spacing not in SPACINGS:
+        spacing = layout.spacing if layout.fixed else scheduler.get("timestep_spacing", layout.spacing)
+    if spacing not in SPACINGS:
+        raise UserError(f"scheduler: timestep_spacing {spacing!r} is not one of {', '.join(SPACINGS)}")
 
-    times = SPACINGS[laid](scheduler, steps, steps + layout.spare)
+    times = SPACINGS[spacing](scheduler, steps, steps + layout.spare)
     times = np.round(times) if layout.whole else times
     times = times - max(0, times[0] - len(table) + 1)  # "leading" with an offset passes the end at 1000 steps
     rungs = np.interp(times, np.arange(len(table)), table)
@@ -121,7 +128,9 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
 
     ending = scheduler.get(layout.ending, layout.to_zero)
     end = 0.0 if ending in (True, "zero") else min(table[0], rungs[-1])
-    unit = layout.whole or laid == "leading"  # k-diffusion's samplers count the signal in when they start below the top
+    unit = (
+        layout.whole or spacing == "leading"
+    )  # k-diffusion's samplers count the signal in when they start below the top
     start = np.sqrt(rungs[0] ** 2 + 1) if unit else rungs[0]
     return Ladder(np.append(rungs, end), times, np.float32(start), table, above=0)
 
@@ -135,7 +144,7 @@ def explicit(scheduler: dict, sigmas: list[float]) -> Ladder:
     return Ladder(rungs, times_of(table, rungs[:-1]), np.float32(rungs[0]), table, above=0)
 
 
-def listed(spacing: str) -> list[float]:
+def parse_sigmas(spacing: str) -> list[float]:
     """Returns the sigmas of a spacing that is a list of them, with blanks or commas between; [] for a name."""
     try:
         return [float(each) for each in re.split(r"[\s,]+", spacing.strip())]
@@ -162,62 +171,42 @@ def times_of(table: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 
 def check(layout: Layout, spacing: str) -> None:
     """Raises UserError for a spacing that there is not, or that this method cannot walk."""
-    if spacing and spacing not in SPACINGS | BENDS and not listed(spacing):
+    if spacing and spacing not in SPACINGS | BENDS and not parse_sigmas(spacing):
         raise UserError(f"spacing {spacing!r} is not one of {', '.join([*SPACINGS, *BENDS])}, nor a list of sigmas")
     other = spacing in SPACINGS and layout.fixed and spacing != layout.spacing
     if other or (spacing in BENDS and not layout.bends):
         raise UserError(f"spacing {spacing!r} is not for this sampler, which walks {layout.spacing}")
 
 
-def _check_options(scheduler: dict) -> None:
-    """Raises UserError for what a scheduler file of diffusers may ask for and would be left out here in silence."""
-    for option in FOREIGN:
-        if scheduler.get(option):
-            raise UserError(f"scheduler: {option} is not known here; set it to false and choose another spacing")
-    ending = scheduler.get("final_sigmas_type", ENDINGS[0])
-    if ending not in ENDINGS:
-        raise UserError(f"scheduler: final_sigmas_type {ending!r} is not one of {', '.join(ENDINGS)}")
+def _leading(scheduler: dict, steps: int, rungs: int) -> np.ndarray:
+    stride = max(1, scheduler["num_train_timesteps"] // rungs)
+    return np.arange(rungs)[::-1][:steps] * stride + scheduler.get("steps_offset", 0)  # absent means 0, as in diffusers
 
 
-def _bend_of(scheduler: dict) -> str:
-    """Returns the bend that a scheduler file asks for, or ""."""
-    return next((bend for bend in BENDS if scheduler.get(f"use_{bend}_sigmas")), "")
+def _linspace(scheduler: dict, steps: int, rungs: int) -> np.ndarray:
+    return np.linspace(0, scheduler["num_train_timesteps"] - 1, rungs)[::-1][:steps]
 
 
-def _leading(scheduler: dict, steps: int, laid: int) -> np.ndarray:
-    stride = max(1, scheduler["num_train_timesteps"] // laid)
-    return np.arange(laid)[::-1][:steps] * stride + scheduler.get("steps_offset", 0)  # absent means 0, as in diffusers
-
-
-def _linspace(scheduler: dict, steps: int, laid: int) -> np.ndarray:
-    return np.linspace(0, scheduler["num_train_timesteps"] - 1, laid)[::-1][:steps]
-
-
-def _trailing(scheduler: dict, steps: int, laid: int) -> np.ndarray:
+def _trailing(scheduler: dict, steps: int, rungs: int) -> np.ndarray:
     count = scheduler["num_train_timesteps"]
     return np.round(count - np.arange(steps) * (count / steps)) - 1
 
 
-def _distilled(scheduler: dict, steps: int, laid: int) -> np.ndarray:
+def _distilled(scheduler: dict, steps: int, rungs: int) -> np.ndarray:
     """Every so many of the times that a consistency model was distilled at (LCMScheduler of diffusers)."""
     distilled = scheduler.get("original_inference_steps", DISTILLED)
     times = np.arange(distilled, 0, -1) * (scheduler["num_train_timesteps"] // distilled) - 1
     return times[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(int)]
 
 
-def _karras(high: float, low: float, steps: int) -> np.ndarray:
-    rho = 7.0  # of the paper
-    return np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho
-
-
-def _exponential(high: float, low: float, steps: int) -> np.ndarray:
-    return np.exp(np.linspace(np.log(high), np.log(low), steps))
-
-
+RHO = 7.0  # of Karras et al.
 ENDLESS = 2.0**24  # sigma without signal: what is left of it, 6e-8, is below float32
 DISTILLED = 50  # DDIM steps that latent consistency models are distilled from (arXiv 2310.04378)
 SPACINGS = {"leading": _leading, "linspace": _linspace, "trailing": _trailing, "distilled": _distilled}
-BENDS = {"karras": _karras, "exponential": _exponential}
+BENDS = {
+    "karras": lambda high, low, steps: np.linspace(high ** (1 / RHO), low ** (1 / RHO), steps) ** RHO,
+    "exponential": lambda high, low, steps: np.exp(np.linspace(np.log(high), np.log(low), steps)),
+}
 WHOLE = {"karras": np.round, "exponential": np.trunc}  # to whole times, as diffusers' DPM-Solver family does
 ENDINGS = ("zero", "sigma_min")  # of final_sigmas_type
 FOREIGN = ("use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")  # ladders of diffusers that are not here

@@ -15,7 +15,7 @@ Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns one key an example, by its place int32 [B] in the step's batch: the same however the batch is divided."""
+    """Returns one key an example, by its index int32 [B] in the step's batch: the same however the batch is divided."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
@@ -80,9 +80,8 @@ def denoising(
     """Returns the mean over the batch of weight times the distance of `predict(x_t, t)` to its target, float32 scalar.
 
     latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B]. Instance images and class images differ in weight
-    only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second branch; and as no batch is divided by
-    its own weights, a batch may be taken in parts. snr_gamma: see `min_snr`;
-    huber: see `distance`; 0 is off.
+    only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second branch; and as a batch is not divided
+    by its weights, it may be taken in micro-batches. snr_gamma: see `min_snr`; huber: see `distance`; 0 is off.
     """
     x = schedule.add_noise(alpha_bar, latents, noise, t)
     target = schedule.target(prediction, alpha_bar, latents, noise, t)

@@ -1,34 +1,13 @@
-"""The walk down a ladder, written once: one `lax.scan`, so the network is compiled once however many steps there are.
+"""Samplers: each is the update of its paper, the walk down a ladder is written once, the table SAMPLERS is at the foot.
 
-A sampler knows a model only as `denoised = denoise(x, sigma)` and works on x = latents + sigma noise, where the
-probability-flow ODE reads dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, arXiv 2206.00364, eq. 1 and 3).
-What a step knows beforehand, its sigmas and its coefficients, is a table made on the host in float64, a rung a row.
+A sampler is `sample(denoise, x, ladder, keys)`. It knows a model only as `denoised = denoise(x, sigma)` and works on
+x = latents + sigma noise, where the probability-flow ODE reads dx/dsigma = (x - denoised) / sigma (Karras et al. 2022,
+arXiv 2206.00364, eq. 1 and 3). What a step knows beforehand, its sigmas and its weights, is a table made on the host in
+float64, one row a rung. To add a sampler, write its step, walk it, and give it a row in the table.
 
 Step s of image i draws its noise from fold_in(key_i, s): an image does not depend on the batch it is made in.
 
 B batch, h w latent, C channels.
-
-Samplers that remember nothing: one evaluation, one step.
-
-B batch, h w latent, C channels; the contract is `sample(denoise, x, ladder, keys)`, see `walk`.
-
-Samplers of two evaluations a step: a look ahead, then the step itself from where it began.
-
-The scan goes over evaluations, so that it holds one network: `again` says that a rung returns to its step's origin. The
-step to sigma 0 is Euler's and takes one evaluation, as in k-diffusion and diffusers: N steps take 2 N - 1.
-
-B batch, h w latent, C channels; the contract is `sample(denoise, x, ladder, keys)`, see `walk`.
-
-Samplers that remember: one evaluation a step, and what the last few of them said.
-
-A step goes along a weighted mean of the newest and the older slopes, or towards one of denoised latents. The weights
-depend on the ladder alone: tables [steps, remembered + 1], the newest first, made on the host in float64.
-
-B batch, h w latent, C channels; the contract is `sample(denoise, x, ladder, keys)`, see `walk`.
-
-The table of samplers: their names, how each lays its ladder, its order, its cost and its paper.
-
-The formulas are in `one_step`, `two_stage` and `multistep`, all on the contract `sample(denoise, x, ladder, keys)`.
 """
 
 import difflib
@@ -70,8 +49,8 @@ def slope(denoised: Array, x: Array, sigma: Array) -> Array:
     return (x - denoised) / sigma
 
 
-def toward(latents: Array, x: Array, sigma: Array, sigma_next: Array) -> Array:
-    """Returns where the straight way from x at sigma to the latents at 0 is at sigma_next: Euler's step.
+def euler_step(latents: Array, x: Array, sigma: Array, sigma_next: Array) -> Array:
+    """Returns x at sigma_next on the straight line from x at sigma to the latents at 0.
 
     It is x + (sigma_next - sigma) slope, written so that float32 loses nothing where sigma is in the thousands.
     """
@@ -84,7 +63,7 @@ def normal(keys: Array, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-def renewed(sigma: np.ndarray, sigma_next: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
+def ancestral_sigmas(sigma: np.ndarray, sigma_next: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sigma to walk down to and the one of fresh noise that together make sigma_next.
 
     eta 1 is the posterior of DDPM (Ho et al. 2020, arXiv 2006.11239, eq. 7), 0 no fresh noise (Song et al. 2020, arXiv
@@ -101,7 +80,7 @@ def euler(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """
 
     def step(x, sigma, sigma_next, keys):
-        return toward(denoise(x, sigma), x, sigma, sigma_next)
+        return euler_step(denoise(x, sigma), x, sigma, sigma_next)
 
     return walk(step, x, ladder.rungs, keys)
 
@@ -114,9 +93,9 @@ def ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: flo
     """
 
     def step(x, sigma, down, up, keys):
-        return toward(denoise(x, sigma), x, sigma, down) + up * normal(keys, x.shape[1:])
+        return euler_step(denoise(x, sigma), x, sigma, down) + up * normal(keys, x.shape[1:])
 
-    return walk(step, x, (ladder.rungs[0], *renewed(*ladder.rungs, eta)), keys)
+    return walk(step, x, (ladder.rungs[0], *ancestral_sigmas(*ladder.rungs, eta)), keys)
 
 
 def ddim(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
@@ -133,7 +112,7 @@ def ddim(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -
         latents = denoise.denoised(denoise.predict(x, sigma), x, sigma)
         return denoise.bound(latents) + down * slope(latents, x, sigma) + up * normal(keys, x.shape[1:])
 
-    return walk(step, x, (ladder.rungs[0], *renewed(*ladder.rungs, eta)), keys)
+    return walk(step, x, (ladder.rungs[0], *ancestral_sigmas(*ladder.rungs, eta)), keys)
 
 
 def lcm(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -152,39 +131,34 @@ def lcm(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     return walk(step, x, (*ladder.rungs, skip), keys)
 
 
+# Two evaluations a step: a look ahead, then the step from where it began. The scan goes over evaluations, so that it
+# holds one network. The step to sigma 0 is Euler's, as in k-diffusion and diffusers: N steps take 2 N - 1 evaluations.
+
+
 def heun(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """Heun's method: along the mean of the slopes at both ends (Karras et al. 2022, arXiv 2206.00364). Order 2."""
     sigma, after = ladder.rungs
 
-    def step(state, asked, begin, end, again, keys):
-        x, origin, before = state
-        now = denoise(x, asked)
-        origin = jnp.where(again, origin, x)
-        latents = jnp.where(again, (before + seen_from(begin, asked, before, now)) / 2, now)
-        return toward(latents, origin, begin, end), origin, now
+    def update(origin, before, now, again, at, begin, end, keys):
+        latents = jnp.where(again, (before + latents_from(begin, at, before, now)) / 2, now)
+        return euler_step(latents, origin, begin, end)
 
-    return walk(step, (x, x, x), halves((sigma, sigma, after), (after, sigma, after)), keys)[0]
+    return walk_twice(update, denoise, x, pairs((sigma, sigma, after), (after, sigma, after)), keys)
 
 
 def dpm2(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
     """DPM-Solver-2: along the slope at the midpoint in log sigma (Lu et al. 2022, arXiv 2206.00927, alg. 1). Order 2.
 
     k-diffusion's `sample_dpm_2` with eta 0 and `sample_dpm_2_ancestral` with eta 1, where the step goes below the next
-    sigma and fresh noise fills up. On a Karras ladder too the network is told exact times, which diffusers rounds; an
-    ancestral midpoint is the next rung and is told its time, which in "linspace" is up to 0.003 from diffusers'.
+    sigma and fresh noise fills up. On a Karras ladder too the network gets exact times, which diffusers rounds; an
+    ancestral midpoint is the next rung and gets its time, which in "linspace" is up to 0.003 from diffusers'.
     """
-    sigma = ladder.rungs[0]
-    down, up = renewed(*ladder.rungs, eta)
-    middle, none = np.sqrt(sigma * down), np.zeros(len(sigma))
 
-    def step(state, asked, begin, end, up, again, keys):
-        x, origin, before = state
-        now = denoise(x, asked)
-        origin = jnp.where(again, origin, x)
-        x = toward(jnp.where(again, seen_from(begin, asked, before, now), now), origin, begin, end)
-        return x + up * normal(keys, x.shape[1:]), origin, now
+    def update(origin, before, now, again, at, begin, end, up, keys):
+        latents = jnp.where(again, latents_from(begin, at, before, now), now)
+        return euler_step(latents, origin, begin, end) + up * normal(keys, x.shape[1:])
 
-    return walk(step, (x, x, x), halves((sigma, sigma, middle, none), (middle, sigma, down, up)), keys)[0]
+    return walk_twice(update, denoise, x, midpoints(ladder, eta), keys)
 
 
 def dpmpp_2s_ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -193,17 +167,31 @@ def dpmpp_2s_ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array)
     Lu et al. 2022, arXiv 2211.01095, algorithm 1 with its midpoint in log sigma: towards the latents that the midpoint
     shows. diffusers has no such scheduler.
     """
-    sigma = ladder.rungs[0]
-    down, up = renewed(*ladder.rungs, 1.0)
-    middle, none = np.sqrt(sigma * down), np.zeros(len(sigma))
 
-    def step(state, asked, begin, end, up, again, keys):
-        x, origin = state
-        origin = jnp.where(again, origin, x)
-        x = toward(denoise(x, asked), origin, begin, end)
-        return x + up * normal(keys, x.shape[1:]), origin
+    def update(origin, before, now, again, at, begin, end, up, keys):
+        return euler_step(now, origin, begin, end) + up * normal(keys, x.shape[1:])
 
-    return walk(step, (x, x), halves((sigma, sigma, middle, none), (middle, sigma, down, up)), keys)[0]
+    return walk_twice(update, denoise, x, midpoints(ladder, 1.0), keys)
+
+
+def dpmpp_2s(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
+    """DPM-Solver++(2S) over pairs of rungs, so that N steps take N evaluations. Order 2.
+
+    Lu et al. 2022, arXiv 2211.01095, algorithm 1, as diffusers' DPMSolverSinglestepScheduler has it: the step to sigma
+    0 is of first order. The pairs are those of the complete ladder: down its lower part the first may stand alone.
+    """
+    sigma, after = ladder.rungs
+    second = (ladder.above + np.arange(len(sigma))) % 2 == 1
+    second &= (np.arange(len(sigma)) > 0) & (after > 0)
+    begin = np.where(second, np.roll(sigma, 1), sigma)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = 0.5 * np.log(begin / after) / np.log(begin / sigma)  # half a step over the look ahead, in log sigma
+    share = np.where(second, np.nan_to_num(ratio, nan=1.0, posinf=1.0), 1.0)
+
+    def update(origin, before, now, again, at, begin, end, share, keys):
+        return euler_step(jnp.where(again, before + share * (now - before), now), origin, begin, end)
+
+    return walk_twice(update, denoise, x, (second, sigma, begin, after, share), keys)
 
 
 def dpmpp_sde(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -216,60 +204,62 @@ def dpmpp_sde(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array
     middle, none = np.sqrt(sigma * after), np.zeros(len(sigma))
     fresh = np.sqrt((middle - after) / np.where(sigma > after, sigma - after, 1))
 
-    def step(state, asked, begin, down, up, fresh, again, keys):
+    def step(state, again, at, begin, down, up, fresh, keys):
         x, origin, noise = state
         origin = jnp.where(again, origin, x)
         noise = jnp.sqrt(1 - fresh**2) * noise + fresh * normal(keys, x.shape[1:])
-        return toward(denoise(x, asked), origin, begin, down) + up * noise, origin, noise
+        return euler_step(denoise(x, at), origin, begin, down) + up * noise, origin, noise
 
-    first = (sigma, sigma, *renewed(sigma, middle, 1.0), none + 1)
-    second = (middle, sigma, *renewed(sigma, after, 1.0), fresh)
-    return walk(step, (x, x, x), halves(first, second), keys)[0]
+    first = (sigma, sigma, *ancestral_sigmas(sigma, middle, 1.0), none + 1)
+    second = (middle, sigma, *ancestral_sigmas(sigma, after, 1.0), fresh)
+    return walk(step, (x, x, x), pairs(first, second), keys)[0]
 
 
-def dpmpp_2s(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
-    """DPM-Solver++(2S) over pairs of rungs, so that N steps take N evaluations. Order 2.
+def walk_twice(update: Callable, denoise: Denoiser, x: Array, rungs: tuple[np.ndarray, ...], keys: Array) -> Array:
+    """Returns x after rungs (again, at, begin, end, …), which evaluate at `at` and go from `begin` to `end`.
 
-    Lu et al. 2022, arXiv 2211.01095, algorithm 1, as diffusers' DPMSolverSinglestepScheduler has it: the step to sigma
-    0 is of first order. The pairs are those of the whole ladder: down its lower part the first rung may stand alone.
+    update(origin, before, now, *rung, keys) is x at the end: from the origin, which is where the rung before began if
+    `again` says that this is its second half, by the denoised latents of the evaluation before and of now.
     """
-    sigma, after = ladder.rungs
-    second = (ladder.above + np.arange(len(sigma))) % 2 == 1
-    second &= (np.arange(len(sigma)) > 0) & (after > 0)
-    begin = np.where(second, np.roll(sigma, 1), sigma)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = 0.5 * np.log(begin / after) / np.log(begin / sigma)  # half a step over the look ahead, in log sigma
-    share = np.where(second, np.nan_to_num(ratio, nan=1.0, posinf=1.0), 1.0)
 
-    def step(state, asked, begin, end, share, again, keys):
+    def step(state, again, at, *rung):
         x, origin, before = state
-        now = denoise(x, asked)
+        now = denoise(x, at)
         origin = jnp.where(again, origin, x)
-        latents = jnp.where(again, before + share * (now - before), now)
-        return toward(latents, origin, begin, end), origin, now
+        return update(origin, before, now, again, at, *rung), origin, now
 
-    return walk(step, (x, x, x), (sigma, begin, after, share, second), keys)[0]
-
-
-def seen_from(begin: Array, asked: Array, before: Array, now: Array) -> Array:
-    """Returns the latents that the slope after a look ahead points to where the step began.
-
-    The look ahead went from x at `begin` towards the latents `before` down to `asked`, where the network says `now`:
-    its slope there, (x' - now) / asked, is (x - these) / begin. Neither x is in it: where sigma is in the thousands
-    their difference would have no digits left in float32.
-    """
-    return before + begin / asked * (now - before)
+    return walk(step, (x, x, x), rungs, keys)[0]
 
 
-def halves(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Returns the rungs first, second, first, second, … and, as their last column, whether it is a second.
+def pairs(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Returns whether it is a second, then the columns (at, begin, end, …) of the rungs first, second, first, second, …
 
-    The first and the third column are where the network is asked and where the rung ends. A step to sigma 0 has no
-    second: its look ahead is there already.
+    A step to sigma 0 has no second: its look ahead is there already.
     """
     taken = np.stack([np.ones(len(first[0]), bool), second[0] > 0], 1)
     again = np.tile([False, True], (len(taken), 1))
-    return (*(np.stack(pair, 1)[taken] for pair in zip(first, second, strict=True)), again[taken])
+    return (again[taken], *(np.stack(pair, 1)[taken] for pair in zip(first, second, strict=True)))
+
+
+def midpoints(ladder: Ladder, eta: float) -> tuple[np.ndarray, ...]:
+    """Returns the rungs (again, at, begin, end, fresh noise) of steps that look ahead to the midpoint in log sigma."""
+    sigma, (down, up) = ladder.rungs[0], ancestral_sigmas(*ladder.rungs, eta)
+    middle = np.sqrt(sigma * down)
+    return pairs((sigma, sigma, middle, np.zeros(len(sigma))), (middle, sigma, down, up))
+
+
+def latents_from(begin: Array, at: Array, before: Array, now: Array) -> Array:
+    """Returns the latents that the slope after a look ahead points to from where the step began.
+
+    The look ahead went from x at `begin` towards the latents `before` down to `at`, where the network predicts `now`:
+    its slope there, (x' - now) / at, is (x - these) / begin. Neither x is in it: where sigma is in the thousands their
+    difference would have no digits left in float32.
+    """
+    return before + begin / at * (now - before)
+
+
+# One evaluation a step, and the memory of the last few: a step goes along a weighted mean of the newest and the older
+# slopes, or towards one of denoised latents. The weights [steps, remembered + 1], newest first, depend on the ladder.
 
 
 def plms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -281,19 +271,19 @@ def plms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     the lower part of a ladder ours starts the same way; diffusers' makes another step twice there and leaves one out.
     """
     sigma, sigma_next = ladder.rungs
-    asked = np.concatenate([sigma[:1], sigma_next[:1], sigma[1:]])
+    at = np.concatenate([sigma[:1], sigma_next[:1], sigma[1:]])
     begin, end = np.insert(sigma, 0, sigma[0]), np.insert(sigma_next, 0, sigma_next[0])
-    again = np.arange(len(asked)) == 1  # the step before is made once more
+    again = np.arange(len(at)) == 1  # the step before is made once more
 
-    def step(state, asked, begin, end, weights, again, keys):
+    def step(state, at, begin, end, weights, again, keys):
         x, origin, past = state
-        known = remembered(denoise.predict(x, asked), past)
+        known = remembered(denoise.predict(x, at), past)
         origin = jnp.where(again, origin, x)
-        x = toward(denoise.denoised(mean(weights, known), origin, begin), origin, begin, end)
+        x = euler_step(denoise.denoised(mean(weights, known), origin, begin), origin, begin, end)
         return x, origin, jnp.where(again, past, known[:-1])
 
-    weights = ADAMS_BASHFORTH[np.minimum(np.arange(len(asked)), len(ADAMS_BASHFORTH) - 1)]
-    return walk(step, (x, x, nothing(x, 3)), (asked, begin, end, weights, again), keys)[0]
+    weights = ADAMS_BASHFORTH[np.minimum(np.arange(len(at)), len(ADAMS_BASHFORTH) - 1)]
+    return walk(step, (x, x, blank(x, 3)), (at, begin, end, weights, again), keys)[0]
 
 
 def lms(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -314,7 +304,7 @@ def deis(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     of fewer than 15 steps Euler's.
     """
     weights = interpolating(ladder.sigmas, 2, np.log, np.exp)
-    if ladder.laid < 15:
+    if ladder.requested < 15:
         weights[-1] = [1, 0]
     return along_slopes(denoise, x, ladder, keys, weights)
 
@@ -331,9 +321,9 @@ def along_slopes(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, weigh
         x, past = state
         denoised = denoise(x, sigma)
         known = remembered(slope(denoised, x, sigma), past)
-        return toward(denoised, x, sigma, sigma_next) + (sigma_next - sigma) * mean(more, known), known[:-1]
+        return euler_step(denoised, x, sigma, sigma_next) + (sigma_next - sigma) * mean(more, known), known[:-1]
 
-    return walk(step, (x, nothing(x, weights.shape[1] - 1)), (*ladder.rungs, more), keys)[0]
+    return walk(step, (x, blank(x, weights.shape[1] - 1)), (*ladder.rungs, more), keys)[0]
 
 
 def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
@@ -343,16 +333,16 @@ def dpmpp_2m(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: floa
     adds fresh noise. The step to sigma 0 is of first order, as in diffusers and k-diffusion; so is, as in diffusers
     only, the last of fewer than 15 to any other sigma.
     """
-    ahead = extrapolating(ladder.sigmas, to_the_end=ladder.laid >= 15)
+    ahead = extrapolating(ladder.sigmas, to_the_end=ladder.requested >= 15)
 
     def step(state, sigma, down, up, weights, keys):
         x, past = state
         known = remembered(denoise(x, sigma), past)
-        x = toward(mean(weights, known), x, sigma, down)
+        x = euler_step(mean(weights, known), x, sigma, down)
         return x + up * normal(keys, x.shape[1:]), known[:-1]
 
-    rungs = (ladder.rungs[0], *renewed(*ladder.rungs, eta), ahead)
-    return walk(step, (x, nothing(x, 1)), rungs, keys)[0]
+    rungs = (ladder.rungs[0], *ancestral_sigmas(*ladder.rungs, eta), ahead)
+    return walk(step, (x, blank(x, 1)), rungs, keys)[0]
 
 
 def unipc(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
@@ -368,13 +358,13 @@ def unipc(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     def step(state, before, sigma, sigma_next, last, following, keys):
         x, origin, past = state
         known = remembered(denoise(x, sigma), past)
-        origin = toward(mean(last, known), origin, before, sigma)
-        x = toward(mean(following, known[:2]), origin, sigma, sigma_next)
+        origin = euler_step(mean(last, known), origin, before, sigma)
+        x = euler_step(mean(following, known[:2]), origin, sigma, sigma_next)
         return x, origin, known[:-1]
 
     ahead = extrapolating(ladder.sigmas, to_the_end=False)
     rungs = (before, sigma, sigma_next, correcting(ladder.sigmas), ahead)
-    return walk(step, (x, x, nothing(x, 2)), rungs, keys)[0]
+    return walk(step, (x, x, blank(x, 2)), rungs, keys)[0]
 
 
 def remembered(now: Array, past: Array) -> Array:
@@ -382,7 +372,7 @@ def remembered(now: Array, past: Array) -> Array:
     return jnp.concatenate([now[None], past])
 
 
-def nothing(x: Array, count: int) -> Array:
+def blank(x: Array, count: int) -> Array:
     """Returns a past of `count` evaluations that have not been made; their weights are 0."""
     return jnp.zeros((count, *x.shape), x.dtype)
 
@@ -488,17 +478,17 @@ class Sampler:
 
     def unheeded(self, scheduler: dict) -> list[str]:
         """Returns what to say of a scheduler file's bounds that this sampler does not know."""
-        asked = [option for option in BOUNDS if scheduler.get(option) and option not in self.bounds]
         return [
             f"warning: the model's scheduler_config.json asks for {option}, which {self.name} does not know; it is "
             "left out, as in diffusers"
-            for option in asked
+            for option in BOUNDS
+            if scheduler.get(option) and option not in self.bounds
         ]
 
     def count(self, steps: int) -> int:
         """Returns how often the network is evaluated in a number of steps."""
-        a_step, more = self.evaluations
-        return a_step * steps + more
+        each, more = self.evaluations
+        return each * steps + more
 
 
 def named(name: str) -> Sampler:
@@ -514,7 +504,7 @@ def named(name: str) -> Sampler:
         raise UserError(f"sampler {name!r} is not known; did you mean one of: {', '.join(dict.fromkeys(near))}?")
     sampler = known[plain]
     if eta:
-        sampler = _renewing(sampler, float(eta), name)
+        sampler = _with_eta(sampler, float(eta), name)
     if not bend:
         return sampler
     if not sampler.layout.bends:
@@ -522,7 +512,7 @@ def named(name: str) -> Sampler:
     return replace(sampler, name=f"{sampler.name} {bend.capitalize()}", spacing=bend)
 
 
-def _renewing(sampler: Sampler, eta: float, name: str) -> Sampler:
+def _with_eta(sampler: Sampler, eta: float, name: str) -> Sampler:
     """Returns a sampler with another share of fresh noise."""
     formula = getattr(sampler.sample, "func", None)
     if formula not in WITH_ETA:
@@ -602,7 +592,7 @@ def show() -> None:
     """Prints the table of samplers (`dermjax samplers`)."""
     header = ("sampler", "order", "evaluations", "noise", "also called", "paper")
     rows = [
-        (s.name, str(s.order), _counted(*s.evaluations), "yes" if s.noisy else "no", ", ".join(s.aliases), s.paper)
+        (s.name, str(s.order), _formula(*s.evaluations), "yes" if s.noisy else "no", ", ".join(s.aliases), s.paper)
         for s in SAMPLERS.values()
     ]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
@@ -613,5 +603,5 @@ def show() -> None:
     print("0 to 1 to DDIM, and to a sampler with an a, for that share of fresh noise, as in DDIM eta 0.4.")
 
 
-def _counted(a_step: int, more: int) -> str:
-    return f"{a_step if a_step > 1 else ''}N{f' {more:+d}'.replace('+', '+ ').replace('-', '- ') if more else ''}"
+def _formula(each: int, more: int) -> str:
+    return f"{each if each > 1 else ''}N{f' {more:+d}'.replace('+', '+ ').replace('-', '- ') if more else ''}"

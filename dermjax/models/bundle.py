@@ -1,13 +1,13 @@
-"""A network and its plain tree: the only place that splits NNX modules and merges them again.
+"""A network and its plain tree: the only place that splits NNX modules, merges them again and draws their parameters.
 
-Everything above holds parameters as nested dicts with string keys, whose joined path is the name that the parameter has
+Everything else holds parameters as nested dicts with string keys, whose joined path is the name that the parameter has
 in other people's files (`encoder.layers.10.mlp.fc1.kernel`). A `Network` remembers the keys that NNX itself uses, so
 that a tree comes back to the layers that it came from whatever the order of its keys: `nnx.merge` takes leaves in the
 order of their sorted keys, and as a string "10" comes before "2", which ran every text encoder of eleven or more layers
 in scrambled order.
 
-Where a network's parameters begin, drawn by numpy: Flax's own initialisers compile one program a shape, which
-takes thirteen seconds of processor time for MobileNetV2 and would be a sixth of the demo's training.
+Initial parameters are drawn by numpy: Flax's initialisers compile one program a shape, which takes thirteen seconds of
+processor time for MobileNetV2 and would be a sixth of the demo's training.
 """
 
 import dataclasses
@@ -84,24 +84,17 @@ def draw(shapes: dict, config: dict, rng: np.random.Generator) -> dict:
     }
 
 
-def lecun_normal(shape: tuple[int, ...], config: dict, rng: np.random.Generator) -> np.ndarray:
-    """Variance 1 / inputs, which keeps that of the signal (LeCun et al. 1998, Efficient BackProp)."""
-    return rng.normal(0.0, np.prod(shape[:-1]) ** -0.5, shape)
-
-
-def small_normal(shape: tuple[int, ...], config: dict, rng: np.random.Generator) -> np.ndarray:
-    """The config's deviation, 0.02 in every published ViT."""
-    return rng.normal(0.0, config["initializer_range"], shape)
-
-
+# the initial values of a leaf, float64, by its name
 LEAVES = {
-    "kernel": lecun_normal,
+    # variance 1 / inputs, which keeps that of the signal (LeCun et al. 1998, Efficient BackProp)
+    "kernel": lambda shape, config, rng: rng.normal(0.0, np.prod(shape[:-1]) ** -0.5, shape),
     "bias": lambda shape, config, rng: np.zeros(shape),
     "scale": lambda shape, config, rng: np.ones(shape),
     "mean": lambda shape, config, rng: np.zeros(shape),
     "var": lambda shape, config, rng: np.ones(shape),
-    "cls_token": small_normal,
-    "position_embeddings": small_normal,
-    "embedding": lambda shape, config, rng: rng.normal(0.0, 0.02, shape),  # CLIP's own, of tokens and of positions
+    # 0.02 in every published ViT
+    "cls_token": lambda shape, config, rng: rng.normal(0.0, config["initializer_range"], shape),
+    "position_embeddings": lambda shape, config, rng: rng.normal(0.0, config["initializer_range"], shape),
+    "embedding": lambda shape, config, rng: rng.normal(0.0, 0.02, shape),  # CLIP's, of tokens and of positions
     "lambda1": lambda shape, config, rng: np.full(shape, config["layerscale_value"]),
 }

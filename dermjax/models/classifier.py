@@ -8,12 +8,12 @@ Shapes: B batch, H W image, L labels.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dermjax.models import bundle
 from dermjax.models.bundle import Params
@@ -32,11 +32,11 @@ class Architecture:
     """One network by Hugging Face's model_type. `defaults` are what a config.json may leave out, as transformers fills
     it in; `preprocessing` is the (mean, std) of pixels in [0, 1] that its published weights expect."""
 
-    network: Any
+    network: type[nnx.Module]
     name: str  # transformers' class
     backbone: str  # the prefix of everything but the head in the files
     defaults: dict
-    preprocessing: tuple
+    preprocessing: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Classifier:
     config: dict
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    dtype: Any  # of the arithmetic; parameters are float32
+    dtype: DTypeLike  # of the arithmetic; parameters are float32
 
     @property
     def architecture(self) -> Architecture:
@@ -63,7 +63,7 @@ class Classifier:
     def network(self) -> bundle.Network:
         """The network without its arrays, divided into params and variables."""
         make = functools.partial(self.architecture.network, self.config, len(self.labels), dtype=self.dtype)
-        return bundle.split(lambda: make(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+        return bundle.split(make, nnx.Param, nnx.BatchStat)
 
     @property
     def shapes(self) -> tuple[Params, Params]:
@@ -100,7 +100,7 @@ class Classifier:
         """Returns what MobileNetV2's head reads before its mean is taken, [B, h, w, C], for images in [-1, 1]."""
         return self._merged(params, variables).maps(self._normalised(image))
 
-    def _merged(self, params: Params, variables: Params):
+    def _merged(self, params: Params, variables: Params) -> nnx.Module:
         # NNX would write new statistics into numpy arrays in place
         return self.network.merge(params, jax.tree.map(jnp.asarray, variables))
 
@@ -109,13 +109,13 @@ class Classifier:
         return (((image + 1) / 2 - mean) / std).astype(self.dtype)
 
 
-def fresh(config: dict, dtype) -> Classifier:
+def fresh(config: dict, dtype: DTypeLike) -> Classifier:
     """Returns the classifier of a config.json without published weights: preprocessing as its architecture's."""
     return Classifier(config, *ARCHITECTURES[config["model_type"]].preprocessing, dtype)
 
 
 def describe(model_type: str, settings: dict, labels: tuple[str, ...], size: int) -> dict:
-    """Returns a whole config.json for these settings of an architecture, for images of `size` pixels."""
+    """Returns a complete config.json for these settings of an architecture, for images of `size` pixels."""
     architecture = ARCHITECTURES[model_type]
     return {
         **architecture.defaults,

@@ -11,30 +11,25 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dermjax.models import configs
-from dermjax.models.layers import ZEROS, gelu, layer_norm, linear
+from dermjax.models.layers import NO_KEYS, ZEROS, gelu, layer_norm, linear
 
 Array = jax.Array
 
 # Of the contexts, for whatever is kept of them: raise it where they change by more than rounding.
 # 2: the layers of an encoder of eleven or more run in their order
 NUMERIC_VERSION = 2
-ACTIVATIONS = {
-    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
-    "gelu": gelu,
-}
+ACTIVATIONS = {"quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x), "gelu": gelu}
 
 
 class SelfAttention(nnx.Module):
     """Causal self-attention with biases everywhere."""
 
-    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike):
         self.heads = heads
-        self.q_proj = linear(width, width, dtype=dtype, rngs=rngs)
-        self.k_proj = linear(width, width, dtype=dtype, rngs=rngs)
-        self.v_proj = linear(width, width, dtype=dtype, rngs=rngs)
-        self.out_proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear(width, width, dtype=dtype) for _ in range(4))
 
     def __call__(self, x: Array) -> Array:
         q, k, v = (
@@ -47,10 +42,10 @@ class SelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, width: int, inner: int, activation: str, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, inner: int, activation: str, *, dtype: DTypeLike):
         self.activation = activation
-        self.fc1 = linear(width, inner, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(inner, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, inner, dtype=dtype)
+        self.fc2 = linear(inner, width, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         inner = self.fc1(x)
@@ -60,12 +55,12 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """Attention and MLP, each on a LayerNorm, each with a residual."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         width, epsilon = config["hidden_size"], config["layer_norm_eps"]
-        self.layer_norm1 = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.self_attn = SelfAttention(width, config["num_attention_heads"], dtype=dtype, rngs=rngs)
-        self.layer_norm2 = layer_norm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(width, config["intermediate_size"], config["hidden_act"], dtype=dtype, rngs=rngs)
+        self.layer_norm1 = layer_norm(width, epsilon=epsilon, dtype=dtype)
+        self.self_attn = SelfAttention(width, config["num_attention_heads"], dtype=dtype)
+        self.layer_norm2 = layer_norm(width, epsilon=epsilon, dtype=dtype)
+        self.mlp = MLP(width, config["intermediate_size"], config["hidden_act"], dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -75,9 +70,9 @@ class Layer(nnx.Module):
 class Embeddings(nnx.Module):
     """Token plus position."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         width = config["hidden_size"]
-        kinds = {"embedding_init": ZEROS, "dtype": dtype, "rngs": rngs}
+        kinds = {"embedding_init": ZEROS, "dtype": dtype, "rngs": NO_KEYS}
         self.token_embedding = nnx.Embed(config["vocab_size"], width, **kinds)
         self.position_embedding = nnx.Embed(config["max_position_embeddings"], width, **kinds)
 
@@ -89,8 +84,8 @@ class Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        self.layers = nnx.List(Layer(config, dtype=dtype, rngs=rngs) for _ in range(config["num_hidden_layers"]))
+    def __init__(self, config: dict, *, dtype: DTypeLike):
+        self.layers = nnx.List(Layer(config, dtype=dtype) for _ in range(config["num_hidden_layers"]))
 
     def __call__(self, x: Array) -> Array:
         for layer in self.layers:
@@ -101,12 +96,10 @@ class Encoder(nnx.Module):
 class TextModel(nnx.Module):
     """Embeddings, layers, final norm."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = layer_norm(
-            config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs
-        )
+    def __init__(self, config: dict, *, dtype: DTypeLike):
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.encoder = Encoder(config, dtype=dtype)
+        self.final_layer_norm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype)
 
     def __call__(self, tokens: Array) -> Array:
         return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
@@ -115,9 +108,9 @@ class TextModel(nnx.Module):
 class CLIPText(nnx.Module):
     """Tokens int32 [B, N] to context [B, N, D], float32."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         configs.check_text(config, ACTIVATIONS)
-        self.text_model = TextModel(config, dtype=dtype, rngs=rngs)
+        self.text_model = TextModel(config, dtype=dtype)
 
     def __call__(self, tokens: Array) -> Array:
         return self.text_model(tokens).astype(jnp.float32)

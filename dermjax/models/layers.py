@@ -1,7 +1,8 @@
-"""The layers that Stable Diffusion's networks share, under the names of diffusers.
+"""The layers that Stable Diffusion's networks share, under the names of diffusers; the classifiers share some of them.
 
 Every epsilon, padding and activation is passed explicitly: Flax's defaults differ from PyTorch's, and the places where
-Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` is the type of the arithmetic.
+Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` is the type of the arithmetic. Modules
+are built for their shapes alone (`bundle.split`): values come from files or from `bundle.draw`.
 
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
 """
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
-from dermjax.models.cpu.attention import attention
-from dermjax.models.cpu.convolution import convolution
-from dermjax.models.cpu.dense import product
+from dermjax.models.attention import attention
+from dermjax.models.convolution import convolution
 
 Array = jax.Array
+Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
-# Parameters come from files or from `start`: modules are built for their shapes alone; keys would cost seconds.
+# drawing initial values with Flax would cost seconds and nobody reads them
 ZEROS, NO_KEYS = nnx.initializers.zeros_init(), SimpleNamespace(params=lambda: None)
 KEPT = "kept"  # names what a layer's matrices and convolutions give, which costs more to compute again than to keep
 
@@ -30,15 +32,15 @@ def kept(x: Array) -> Array:
     return checkpoint_name(x, KEPT)
 
 
-def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding: int | Pads, dtype: DTypeLike) -> nnx.Conv:
     """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     kind = {(1, 1, 0): PixelLinear, (3, 1, 1): Conv3x3}.get((size, stride, padding), nnx.Conv)
-    return kind(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+    return kind(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=NO_KEYS)
 
 
 class Conv3x3(nnx.Conv):
-    """A 3x3 convolution of stride 1 and padding 1, with the gradient of `models/convolution.py`."""
+    """A 3x3 convolution of stride 1 and padding 1, whose gradient is fast on a CPU too."""
 
     def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
@@ -68,9 +70,25 @@ class Linear(nnx.Linear):
         return (rows if bias is None else rows + bias[None]).reshape(*x.shape[:-1], self.out_features)
 
 
-def linear(din: int, dout: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+@jax.custom_vjp
+def product(x: Array, kernel: Array) -> Array:  # [rows, D], [D, E] -> [rows, E]
+    """Returns x @ kernel, with the gradient of the kernel in the kernel's layout.
+
+    JAX derives it as [E, D] and transposes it, which XLA fuses into the product but for sums over devices on a CPU,
+    where it copies every kernel twice: a twentieth of derm-tiny's step on two devices.
+    """
+    return x @ kernel
+
+
+product.defvjp(
+    lambda x, kernel: (x @ kernel, (x, kernel)),
+    lambda saved, gradient: (gradient @ saved[1].T, saved[0].T @ gradient),
+)
+
+
+def linear(din: int, dout: int, *, bias: bool = True, dtype: DTypeLike) -> nnx.Linear:
     """A dense layer over the last axis."""
-    return Linear(din, dout, use_bias=bias, kernel_init=ZEROS, dtype=dtype, rngs=rngs)
+    return Linear(din, dout, use_bias=bias, kernel_init=ZEROS, dtype=dtype, rngs=NO_KEYS)
 
 
 def silu(x: Array) -> Array:
@@ -88,12 +106,12 @@ def gelu(x: Array) -> Array:
     return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
-def layer_norm(width: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, epsilon: float, dtype: DTypeLike) -> nnx.LayerNorm:
     """LayerNorm over the last axis, statistics in float32.
 
     Flax's fast variance, E[x^2] - E[x]^2, is 200 times less exact than PyTorch's where a mean is 100 deviations.
     """
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=NO_KEYS)
 
 
 class GroupNorm(nnx.Module):
@@ -103,7 +121,7 @@ class GroupNorm(nnx.Module):
     is the fast way on every backend, and the affine step becomes one multiply-add.
     """
 
-    def __init__(self, groups: int, channels: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+    def __init__(self, groups: int, channels: int, *, epsilon: float, dtype: DTypeLike):
         self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
         self.scale = nnx.Param(jnp.ones((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
@@ -124,15 +142,15 @@ class GroupNorm(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """diffusers' ResnetBlock2D: two 3x3 convolutions, an optional time embedding between them, a shortcut."""
+    """diffusers' ResnetBlock2D: two 3x3 convolutions, an embedding of the time between them unless `time` is 0."""
 
-    def __init__(self, cin: int, cout: int, *, time: int, groups: int, epsilon: float, dtype, rngs: nnx.Rngs):
-        self.norm1 = GroupNorm(groups, cin, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.conv1 = conv(cin, cout, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.time_emb_proj = linear(time, cout, dtype=dtype, rngs=rngs) if time else None
-        self.norm2 = GroupNorm(groups, cout, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.conv2 = conv(cout, cout, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.conv_shortcut = conv(cin, cout, 1, padding=0, dtype=dtype, rngs=rngs) if cin != cout else None
+    def __init__(self, cin: int, cout: int, *, time: int, groups: int, epsilon: float, dtype: DTypeLike):
+        self.norm1 = GroupNorm(groups, cin, epsilon=epsilon, dtype=dtype)
+        self.conv1 = conv(cin, cout, 3, padding=1, dtype=dtype)
+        self.time_emb_proj = linear(time, cout, dtype=dtype) if time else None
+        self.norm2 = GroupNorm(groups, cout, epsilon=epsilon, dtype=dtype)
+        self.conv2 = conv(cout, cout, 3, padding=1, dtype=dtype)
+        self.conv_shortcut = conv(cin, cout, 1, padding=0, dtype=dtype) if cin != cout else None
 
     def __call__(self, x: Array, temb: Array | None = None) -> Array:
         h = kept(self.conv1(silu(self.norm1(x))))
@@ -143,15 +161,14 @@ class ResnetBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """diffusers' Attention: queries from x, keys and values from `context`; no bias on q, k, v unless asked."""
+    """diffusers' Attention: queries from x, keys and values from `context`; `bias` is that of q, k and v."""
 
-    def __init__(self, width: int, context: int, heads: int, *, head_dim: int, bias: bool, dtype, rngs: nnx.Rngs):
-        inner = heads * head_dim
-        self.heads = heads
-        self.to_q = linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
-        self.to_k = linear(context, inner, bias=bias, dtype=dtype, rngs=rngs)
-        self.to_v = linear(context, inner, bias=bias, dtype=dtype, rngs=rngs)
-        self.to_out = nnx.List([linear(inner, width, dtype=dtype, rngs=rngs)])
+    def __init__(self, width: int, context: int, heads: int, *, head_dim: int, bias: bool, dtype: DTypeLike):
+        inner, self.heads = heads * head_dim, heads
+        self.to_q = linear(width, inner, bias=bias, dtype=dtype)
+        self.to_k = linear(context, inner, bias=bias, dtype=dtype)
+        self.to_v = linear(context, inner, bias=bias, dtype=dtype)
+        self.to_out = nnx.List([linear(inner, width, dtype=dtype)])
 
     def __call__(self, x: Array, context: Array) -> Array:  # [B, N, D], [B, M, E] -> [B, N, D]
         return self.attend(x, self.keys_values(context))
@@ -164,15 +181,14 @@ class Attention(nnx.Module):
     def attend(self, x: Array, keys_values: tuple[Array, Array]) -> Array:
         """Attention of x [B, N, D] to keys and values."""
         q = rearrange(kept(self.to_q(x)), "B N (K d) -> B N K d", K=self.heads)
-        out = attention(q, *keys_values)
-        return kept(self.to_out[0](rearrange(out, "B N K d -> B N (K d)")))
+        return kept(self.to_out[0](rearrange(attention(q, *keys_values), "B N K d -> B N (K d)")))
 
 
 class Downsample(nnx.Module):
     """Halves the image by a strided convolution. The UNet pads (1, 1), the VAE's encoder (0, 1)."""
 
-    def __init__(self, channels: int, *, padding, dtype, rngs: nnx.Rngs):
-        self.conv = conv(channels, channels, 3, stride=2, padding=padding, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, padding: int | Pads, dtype: DTypeLike):
+        self.conv = conv(channels, channels, 3, stride=2, padding=padding, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         return self.conv(x)
@@ -185,8 +201,8 @@ class Upsample(nnx.Module):
     width, C]: they are cut off before the convolution, which is diffusers' interpolation to that size.
     """
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = conv(channels, channels, 3, padding=1, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, dtype: DTypeLike):
+        self.conv = conv(channels, channels, 3, padding=1, dtype=dtype)
 
     def __call__(self, x: Array, height: int, width: int) -> Array:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
@@ -201,5 +217,5 @@ def timestep_embedding(t: Array, width: int, *, flip: bool, shift: float) -> Arr
     half = width // 2
     exponent = -jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - shift)
     angle = t.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
-    parts = (jnp.cos(angle), jnp.sin(angle)) if flip else (jnp.sin(angle), jnp.cos(angle))
-    return jnp.concatenate(parts, axis=-1)
+    waves = (jnp.cos(angle), jnp.sin(angle)) if flip else (jnp.sin(angle), jnp.cos(angle))
+    return jnp.concatenate(waves, axis=-1)

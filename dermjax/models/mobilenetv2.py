@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dermjax.errors import UserError
-from dermjax.models.cpu.batch_norm import BatchNorm
-from dermjax.models.cpu.depthwise import Geometry, depthwise
-from dermjax.models.layers import linear
+from dermjax.models.batch_norm import BatchNorm
+from dermjax.models.convolution import depthwise
+from dermjax.models.layers import NO_KEYS, ZEROS, linear
 
 Array = jax.Array
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)  # table 2 of the paper
@@ -47,7 +48,19 @@ def padding(shape: tuple[int, ...], size: int, stride: int, dilation: int, tf_pa
 class ConvLayer(nnx.Module):
     """Convolution, batch normalisation, ReLU6 unless it is a projection. `size` 1, 3, or 3 and one filter a channel."""
 
-    def __init__(self, cin, cout, size, config, *, stride=1, dilation=1, each=False, activate=True, dtype, rngs):
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        size: int,
+        config: dict,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        each: bool = False,
+        activate: bool = True,
+        dtype: DTypeLike,
+    ):
         self.size, self.stride, self.dilation = size, stride, dilation
         self.each, self.tf_padding, self.dtype = each, config["tf_padding"], dtype
         self.convolution = nnx.Conv(
@@ -58,11 +71,12 @@ class ConvLayer(nnx.Module):
             padding="VALID",
             feature_group_count=cin if each else 1,
             use_bias=False,
+            kernel_init=ZEROS,
             dtype=dtype,
-            rngs=rngs,
+            rngs=NO_KEYS,
         )
-        norm = {"momentum": STATISTICS_KEPT, "epsilon": config["layer_norm_eps"], "activate": activate}
-        self.normalization = BatchNorm(cout, **norm, dtype=dtype, rngs=rngs)
+        epsilon = config["layer_norm_eps"]
+        self.normalization = BatchNorm(cout, momentum=STATISTICS_KEPT, epsilon=epsilon, activate=activate, dtype=dtype)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         return self.normalization(self.convolve(x.astype(self.dtype)), train=train)
@@ -75,20 +89,19 @@ class ConvLayer(nnx.Module):
             return rearrange(rearrange(x, "B h w C -> (B h w) C") @ kernel[0, 0], "(B h w) D -> B h w D", B=B, h=h, w=w)
         pads = padding(x.shape, self.size, self.stride, self.dilation, self.tf_padding)
         if self.each:
-            return depthwise(x, kernel, Geometry(self.stride, self.dilation, pads))
+            return depthwise(x, kernel, self.stride, self.dilation, pads)
         return self.convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
 class InvertedResidual(nnx.Module):
     """Expand, filter each channel, project; a residual where the shapes allow."""
 
-    def __init__(self, cin: int, cout: int, config: dict, *, stride: int, dilation: int, dtype, rngs: nnx.Rngs):
-        kinds = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, cin: int, cout: int, config: dict, *, stride: int, dilation: int, dtype: DTypeLike):
         inner = divisible(round(cin * config["expand_ratio"]), config)
         self.residual = stride == 1 and cin == cout
-        self.expand_1x1 = ConvLayer(cin, inner, 1, config, **kinds)
-        self.conv_3x3 = ConvLayer(inner, inner, 3, config, stride=stride, dilation=dilation, each=True, **kinds)
-        self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, **kinds)
+        self.expand_1x1 = ConvLayer(cin, inner, 1, config, dtype=dtype)
+        self.conv_3x3 = ConvLayer(inner, inner, 3, config, stride=stride, dilation=dilation, each=True, dtype=dtype)
+        self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, dtype=dtype)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         y = self.reduce_1x1(self.conv_3x3(self.expand_1x1(x, train=train), train=train), train=train)
@@ -98,13 +111,12 @@ class InvertedResidual(nnx.Module):
 class Stem(nnx.Module):
     """The first convolution, which halves the image and expands, then filter and project."""
 
-    def __init__(self, inner: int, cout: int, config: dict, *, dtype, rngs: nnx.Rngs):
-        kinds = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, inner: int, cout: int, config: dict, *, dtype: DTypeLike):
         separate = not config["first_layer_is_expansion"]
-        self.first_conv = ConvLayer(config["num_channels"], inner, 3, config, stride=2, **kinds)
-        self.expand_1x1 = ConvLayer(inner, inner, 1, config, **kinds) if separate else None
-        self.conv_3x3 = ConvLayer(inner, inner, 3, config, each=True, **kinds)
-        self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, **kinds)
+        self.first_conv = ConvLayer(config["num_channels"], inner, 3, config, stride=2, dtype=dtype)
+        self.expand_1x1 = ConvLayer(inner, inner, 1, config, dtype=dtype) if separate else None
+        self.conv_3x3 = ConvLayer(inner, inner, 3, config, each=True, dtype=dtype)
+        self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, dtype=dtype)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         x = self.first_conv(x, train=train)
@@ -116,20 +128,19 @@ class Stem(nnx.Module):
 class Backbone(nnx.Module):
     """Images [B, H, W, 3] to features [B, H/32, W/32, C]; past `output_stride` blocks dilate instead of halving."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        kinds = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         widths = [scaled(channels, config) for channels in CHANNELS]
-        self.conv_stem = Stem(scaled(32, config), widths[0], config, **kinds)
+        self.conv_stem = Stem(scaled(32, config), widths[0], config, dtype=dtype)
         self.layer = nnx.List()
         reached, dilation = 2, 1
         for cin, cout, stride in zip(widths[:-1], widths[1:], STRIDES, strict=True):
             dilate = reached == config["output_stride"]
             geometry = {"stride": 1, "dilation": dilation} if dilate else {"stride": stride, "dilation": 1}
             reached, dilation = (reached, dilation * stride) if dilate else (reached * stride, dilation)
-            self.layer.append(InvertedResidual(cin, cout, config, **geometry, **kinds))
+            self.layer.append(InvertedResidual(cin, cout, config, **geometry, dtype=dtype))
         full = config["finegrained_output"] and config["depth_multiplier"] < 1.0
         self.width = 1280 if full else scaled(1280, config)
-        self.conv_1x1 = ConvLayer(widths[-1], self.width, 1, config, **kinds)
+        self.conv_1x1 = ConvLayer(widths[-1], self.width, 1, config, dtype=dtype)
 
     def __call__(self, image: Array, last: int, *, train: bool) -> Array:
         """Features below the `last` last blocks."""
@@ -146,11 +157,11 @@ class Backbone(nnx.Module):
 class MobileNetV2(nnx.Module):
     """A backbone and a linear head without dropout on the mean of its features; it can be cut below its last blocks."""
 
-    def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, labels: int, *, dtype: DTypeLike):
         if config["hidden_act"] != "relu6":
             raise UserError(f"config.json: hidden_act = {config['hidden_act']!r} is not MobileNetV2's relu6")
-        self.mobilenet_v2 = Backbone(config, dtype=dtype, rngs=rngs)
-        self.classifier = linear(self.mobilenet_v2.width, labels, dtype=dtype, rngs=rngs)
+        self.mobilenet_v2 = Backbone(config, dtype=dtype)
+        self.classifier = linear(self.mobilenet_v2.width, labels, dtype=dtype)
 
     def __call__(self, image: Array, *, train: bool) -> Array:
         """Logits [B, L], float32, of normalised images [B, H, W, 3]."""

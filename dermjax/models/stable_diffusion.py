@@ -18,11 +18,9 @@ import numpy as np
 from einops import rearrange
 
 from dermjax.errors import UserError
-from dermjax.models import bundle
-from dermjax.models import configs as options
+from dermjax.models import bundle, configs
 from dermjax.models.bundle import Params
 from dermjax.models.clip_text import CLIPText
-from dermjax.models.layers import NO_KEYS
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
 
@@ -81,10 +79,10 @@ class StableDiffusion:
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
-        options.check_scheduler(self.configs["scheduler"])
-        options.check_context(self.configs["text_encoder"], self.configs["unet"])
+        configs.check_scheduler(self.configs["scheduler"])
+        configs.check_context(self.configs["text_encoder"], self.configs["unet"])
         _ = self.shapes  # building the networks refuses options that they do not have
-        options.check_channels(self.configs["unet"], self.configs["vae"])
+        configs.check_channels(self.configs["unet"], self.configs["vae"])
 
     def encode_text(self, params: Params, tokens: Array) -> Array:
         """Returns the context [B, C N, D], float32, of tokens int32 [B, C N] in C chunks of N, each read by itself."""
@@ -119,7 +117,7 @@ class StableDiffusion:
         return jnp.clip(self.reconstruct(params, latents / self.scale), -1.0, 1.0)
 
     def _split(self, name: str) -> bundle.Network:
-        make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype, rngs=NO_KEYS)
+        make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
         if name == "unet":
             make = functools.partial(make, remat=self.remat)
         try:
@@ -153,40 +151,48 @@ SCHEDULER = {
     "timestep_spacing": "leading",
 }
 
+# what the presets' text encoders and UNets have in common
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "model_type": "clip_text_model",
+}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+}
+
 SD15 = {
-    "text_encoder": {
-        "architectures": ["CLIPTextModel"],
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "hidden_act": "quick_gelu",
+    "text_encoder": TEXT
+    | {
         "hidden_size": 768,
         "intermediate_size": 3072,
-        "layer_norm_eps": 1e-5,
         "max_position_embeddings": 77,
-        "model_type": "clip_text_model",
         "num_attention_heads": 12,
         "num_hidden_layers": 12,
         "pad_token_id": 1,
         "projection_dim": 768,
         "vocab_size": 49408,
     },
-    "unet": {
-        "_class_name": "UNet2DConditionModel",
-        "act_fn": "silu",
+    "unet": UNET
+    | {
         "attention_head_dim": 8,
         "block_out_channels": [320, 640, 1280, 1280],
         "center_input_sample": False,
         "cross_attention_dim": 768,
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "in_channels": 4,
         "layers_per_block": 2,
         "mid_block_scale_factor": 1,
-        "norm_eps": 1e-5,
-        "norm_num_groups": 32,
-        "out_channels": 4,
         "sample_size": 64,
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     },
@@ -229,55 +235,37 @@ SD21 = {
     "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
 }
 
-# derm-tiny: the same architecture at a size that a laptop trains, for images of 128 px (16 x 16 latents).
+# derm-tiny: the same architecture at a size that a laptop trains, for images of 128 px (16 x 16 latents). Pretraining
+# sets what follows its tokenizer (bos_token_id, eos_token_id, vocab_size) and its latents (scaling_factor).
 TINY = {
-    "text_encoder": {
-        "architectures": ["CLIPTextModel"],
-        "bos_token_id": 0,  # these three follow the tokenizer and are set by pretraining
-        "eos_token_id": 2,
-        "vocab_size": 0,
-        "hidden_act": "quick_gelu",
+    "text_encoder": TEXT
+    | {
         "hidden_size": 128,
         "intermediate_size": 512,
-        "layer_norm_eps": 1e-5,
         "max_position_embeddings": 40,
-        "model_type": "clip_text_model",
         "num_attention_heads": 4,
         "num_hidden_layers": 3,
         "projection_dim": 128,
+        "vocab_size": 0,
     },
-    "unet": {
-        "_class_name": "UNet2DConditionModel",
-        "act_fn": "silu",
+    "unet": UNET
+    | {
         "attention_head_dim": 4,
         "block_out_channels": [64, 128, 192],
         "cross_attention_dim": 128,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "downsample_padding": 1,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "in_channels": 4,
         "layers_per_block": 1,
-        "norm_eps": 1e-5,
-        "norm_num_groups": 32,
-        "out_channels": 4,
         "sample_size": 16,
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         "use_linear_projection": True,
     },
-    "vae": {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
+    "vae": SD15["vae"]
+    | {
         "block_out_channels": [16, 32, 64, 96],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "in_channels": 3,
-        "latent_channels": 4,
         "layers_per_block": 1,
         "norm_num_groups": 8,
-        "out_channels": 3,
         "sample_size": 128,
-        "scaling_factor": 1.0,  # pretraining measures the latents' spread and writes it here
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "scaling_factor": 1.0,
     },
     "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
 }

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dermjax.models import configs
 from dermjax.models.layers import (
@@ -38,22 +39,20 @@ REMAT = {
 
 
 class Block(nnx.Module):
-    """Resnets [(channels in, out)], each followed by a transformer where `heads` is not 0."""
+    """Resnets [(channels in, out)], each followed by a transformer where `heads` is not 0.
 
-    def __init__(self, widths: list[tuple[int, int]], heads: int, *, context, time, norm, flat, remat, dtype, rngs):
-        groups, epsilon = norm
+    `resnet` and `transformer` are the options that all resnets and all transformers of a UNet share.
+    """
+
+    def __init__(self, widths: list[tuple[int, int]], heads: int, *, resnet: dict, transformer: dict, remat: str):
         self.remat = remat
-        self.resnets = nnx.List(
-            ResnetBlock(cin, cout, time=time, groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
-            for cin, cout in widths
-        )
+        self.resnets = nnx.List(ResnetBlock(cin, cout, **resnet) for cin, cout in widths)
         self.attentions = nnx.List(
-            Transformer(cout, context, heads, groups=groups, flat=flat, dtype=dtype, rngs=rngs)
-            for _, cout in (widths if heads else ())
+            Transformer(cout, heads=heads, **transformer) for _, cout in (widths if heads else ())
         )
 
     def words(self, context: Array) -> Words:
-        """What the transformers' attention makes of a context."""
+        """The keys and values that the transformers make of a context."""
         return [transformer.words(context) for transformer in self.attentions]
 
     def layer(self, j: int, x: Array, temb: Array, words: Words) -> Array:
@@ -71,8 +70,8 @@ class DownBlock(Block):
 
     def __init__(self, widths: list[tuple[int, int]], heads: int, last: bool, **shared):
         super().__init__(widths, heads, **shared)
-        made = {"dtype": shared["dtype"], "rngs": shared["rngs"]}
-        self.downsamplers = nnx.List([] if last else [Downsample(widths[-1][1], padding=1, **made)])
+        dtype = shared["resnet"]["dtype"]
+        self.downsamplers = nnx.List([] if last else [Downsample(widths[-1][1], padding=1, dtype=dtype)])
 
     def __call__(self, x: Array, temb: Array, words: Words) -> tuple[Array, list[Array]]:
         skips = []
@@ -88,19 +87,13 @@ class DownBlock(Block):
 class MidBlock(nnx.Module):
     """A transformer between two resnets at the lowest resolution."""
 
-    def __init__(self, width: int, heads: int, *, context, time, norm, flat, remat, dtype, rngs):
-        groups, epsilon = norm
+    def __init__(self, width: int, heads: int, *, resnet: dict, transformer: dict, remat: str):
         self.remat = remat
-        self.resnets = nnx.List(
-            ResnetBlock(width, width, time=time, groups=groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
-            for _ in range(2)
-        )
-        self.attentions = nnx.List(
-            [Transformer(width, context, heads, groups=groups, flat=flat, dtype=dtype, rngs=rngs)]
-        )
+        self.resnets = nnx.List(ResnetBlock(width, width, **resnet) for _ in range(2))
+        self.attentions = nnx.List([Transformer(width, heads=heads, **transformer)])
 
     def words(self, context: Array) -> Words:
-        """What the transformer's attention makes of a context."""
+        """The keys and values that the transformer makes of a context."""
         return [self.attentions[0].words(context)]
 
     def __call__(self, x: Array, temb: Array, words: Words) -> Array:
@@ -116,8 +109,7 @@ class UpBlock(Block):
 
     def __init__(self, widths: list[tuple[int, int]], heads: int, last: bool, **shared):
         super().__init__(widths, heads, **shared)
-        made = {"dtype": shared["dtype"], "rngs": shared["rngs"]}
-        self.upsamplers = nnx.List([] if last else [Upsample(widths[-1][1], **made)])
+        self.upsamplers = nnx.List([] if last else [Upsample(widths[-1][1], dtype=shared["resnet"]["dtype"])])
 
     def __call__(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
         x = self.layers(range(len(self.resnets)), x, skips, temb, words)
@@ -135,9 +127,9 @@ class UpBlock(Block):
 class TimeEmbedding(nnx.Module):
     """Two linear layers on the sinusoidal timestep."""
 
-    def __init__(self, width: int, time: int, *, dtype, rngs: nnx.Rngs):
-        self.linear_1 = linear(width, time, dtype=dtype, rngs=rngs)
-        self.linear_2 = linear(time, time, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, time: int, *, dtype: DTypeLike):
+        self.linear_1 = linear(width, time, dtype=dtype)
+        self.linear_2 = linear(time, time, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         return self.linear_2(silu(self.linear_1(x)))
@@ -146,30 +138,30 @@ class TimeEmbedding(nnx.Module):
 class UNet(nnx.Module):
     """Predicts eps or v [B, h, w, 4] from noisy latents x [B, h, w, 4], timesteps t [B] and context [B, N, D]."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs, remat: str = "none"):
+    def __init__(self, config: dict, *, dtype: DTypeLike, remat: str = "none"):
         configs.check_unet(config)
-        widths = config["block_out_channels"]
-        depth, layers, time = len(widths), config["layers_per_block"], 4 * widths[0]
+        widths, layers = config["block_out_channels"], config["layers_per_block"]
+        depth, time = len(widths), 4 * widths[0]
+        groups, epsilon = config["norm_num_groups"], config["norm_eps"]
         heads = per_block(config["attention_head_dim"], depth)
-        attends = [kind.startswith("CrossAttn") for kind in config["down_block_types"]]
-        heads_down = [n if on else 0 for n, on in zip(heads, attends, strict=True)]
-        attends = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
-        heads_up = [n if on else 0 for n, on in zip(reversed(heads), attends, strict=True)]
-        norm = (config["norm_num_groups"], config["norm_eps"])
-        shared = {
+
+        def attending(kinds: str, heads: list[int]) -> list[int]:
+            return [n if kind.startswith("CrossAttn") else 0 for n, kind in zip(heads, config[kinds], strict=True)]
+
+        heads_down, heads_up = attending("down_block_types", heads), attending("up_block_types", heads[::-1])
+        transformer = {
             "context": config["cross_attention_dim"],
-            "time": time,
-            "norm": norm,
+            "groups": groups,
             "flat": config.get("use_linear_projection", False),
-            "remat": remat,
             "dtype": dtype,
-            "rngs": rngs,
         }
+        resnet = {"time": time, "groups": groups, "epsilon": epsilon, "dtype": dtype}
+        shared = {"resnet": resnet, "transformer": transformer, "remat": remat}
         self.dtype = dtype
         self.time = (widths[0], config["flip_sin_to_cos"], config["freq_shift"])
         # the ways in and out are float32: they are small, and much of what bfloat16 costs arises there
-        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, dtype=jnp.float32, rngs=rngs)
-        self.time_embedding = TimeEmbedding(widths[0], time, dtype=dtype, rngs=rngs)
+        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, dtype=jnp.float32)
+        self.time_embedding = TimeEmbedding(widths[0], time, dtype=dtype)
 
         self.down_blocks = nnx.List()
         cin, skips = widths[0], [widths[0]]
@@ -185,45 +177,44 @@ class UNet(nnx.Module):
             inputs = [c + skips.pop() for c in [cin] + [cout] * layers]
             self.up_blocks.append(UpBlock([(c, cout) for c in inputs], heads_up[i], i == depth - 1, **shared))
             cin = cout
-        self.conv_norm_out = GroupNorm(norm[0], widths[0], epsilon=norm[1], dtype=jnp.float32, rngs=rngs)
-        self.conv_out = conv(widths[0], config["out_channels"], 3, padding=1, dtype=jnp.float32, rngs=rngs)
+        self.conv_norm_out = GroupNorm(groups, widths[0], epsilon=epsilon, dtype=jnp.float32)
+        self.conv_out = conv(widths[0], config["out_channels"], 3, padding=1, dtype=jnp.float32)
 
     def __call__(self, x: Array, t: Array, context: Array) -> Array:
         return self.whole(x, t, self.words(context))[0]
 
     def words(self, context: Array) -> Words:
-        """What attention makes of a context [B, N, D]: it does not depend on x or t, so once a prompt is enough."""
+        """The keys and values of a context [B, N, D]: they do not depend on x or t, so once a prompt is enough."""
         context = context.astype(self.dtype)
-        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
-        return [block.words(context) for block in blocks]
+        return [block.words(context) for block in (*self.down_blocks, self.mid_block, *self.up_blocks)]
 
     def whole(self, x: Array, t: Array, words: Words) -> tuple[Array, Array]:
         """The prediction, and the depths [B, h, w, C]: what enters the last two layers on the way up."""
         count = len(self.down_blocks)
-        x, temb = self.entered(x, t)
+        x, temb = self.enter(x, t)
         skips = [x]
-        for block, own in zip(self.down_blocks, words[:count], strict=True):
-            x, more = block(x, temb, own)
+        for block, keys_values in zip(self.down_blocks, words[:count], strict=True):
+            x, more = block(x, temb, keys_values)
             skips += more
         x = self.mid_block(x, temb, words[count])
-        for block, own in zip(self.up_blocks[:-1], words[count + 1 : -1], strict=True):
-            x = block(x, skips, temb, own)
+        for block, keys_values in zip(self.up_blocks[:-1], words[count + 1 : -1], strict=True):
+            x = block(x, skips, temb, keys_values)
         top = self.up_blocks[-1]
         depths = top.layers(range(len(top.resnets) - 2), x, skips, temb, words[-1])
-        return self.left(depths, skips, temb, words), depths
+        return self.leave(depths, skips, temb, words), depths
 
     def shallow(self, x: Array, t: Array, words: Words, depths: Array) -> Array:
         """The prediction by the topmost layers alone, over depths of an earlier one (DeepCache, arXiv 2312.00858)."""
-        x, temb = self.entered(x, t)
-        return self.left(depths, [x, self.down_blocks[0].layer(0, x, temb, words[0])], temb, words)
+        x, temb = self.enter(x, t)
+        return self.leave(depths, [x, self.down_blocks[0].layer(0, x, temb, words[0])], temb, words)
 
-    def entered(self, x: Array, t: Array) -> tuple[Array, Array]:
+    def enter(self, x: Array, t: Array) -> tuple[Array, Array]:
         """The first convolution, and the embedding of the timestep."""
         width, flip, shift = self.time
         temb = self.time_embedding(timestep_embedding(t, width, flip=flip, shift=shift).astype(self.dtype))
         return self.conv_in(x).astype(self.dtype), temb
 
-    def left(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
+    def leave(self, x: Array, skips: list[Array], temb: Array, words: Words) -> Array:
         """The last two layers on the way up, and the way out, float32."""
         top = self.up_blocks[-1]
         x = top.layers(range(len(top.resnets) - 2, len(top.resnets)), x, skips, temb, words[-1])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dermjax.models import configs
 from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv, silu
@@ -24,9 +25,9 @@ EPSILON = 1e-6
 class AttentionBlock(Attention):
     """One-headed attention over all pixels, with its own norm and a residual (diffusers: residual_connection)."""
 
-    def __init__(self, channels: int, groups: int, *, dtype, rngs: nnx.Rngs):
-        super().__init__(channels, channels, 1, head_dim=channels, bias=True, dtype=dtype, rngs=rngs)
-        self.group_norm = GroupNorm(groups, channels, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, groups: int, *, dtype: DTypeLike):
+        super().__init__(channels, channels, 1, head_dim=channels, bias=True, dtype=dtype)
+        self.group_norm = GroupNorm(groups, channels, epsilon=EPSILON, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         h, w = x.shape[1:3]
@@ -37,9 +38,9 @@ class AttentionBlock(Attention):
 class MidBlock(nnx.Module):
     """Attention between two resnets at latent resolution."""
 
-    def __init__(self, channels: int, groups: int, *, dtype, rngs: nnx.Rngs):
-        self.resnets = nnx.List(resnet(channels, channels, groups, dtype=dtype, rngs=rngs) for _ in range(2))
-        self.attentions = nnx.List([AttentionBlock(channels, groups, dtype=dtype, rngs=rngs)])
+    def __init__(self, channels: int, groups: int, *, dtype: DTypeLike):
+        self.resnets = nnx.List(resnet(channels, channels, groups, dtype=dtype) for _ in range(2))
+        self.attentions = nnx.List([AttentionBlock(channels, groups, dtype=dtype)])
 
     def __call__(self, x: Array) -> Array:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
@@ -48,11 +49,11 @@ class MidBlock(nnx.Module):
 class DownBlock(nnx.Module):
     """Resnets, then a halving unless this is the last block."""
 
-    def __init__(self, cin: int, cout: int, layers: int, groups: int, last: bool, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, cin: int, cout: int, layers: int, groups: int, last: bool, *, dtype: DTypeLike):
         inputs = [cin] + [cout] * (layers - 1)
-        self.resnets = nnx.List(resnet(c, cout, groups, dtype=dtype, rngs=rngs) for c in inputs)
+        self.resnets = nnx.List(resnet(c, cout, groups, dtype=dtype) for c in inputs)
         pads = ((0, 1), (0, 1))
-        self.downsamplers = nnx.List([] if last else [Downsample(cout, padding=pads, dtype=dtype, rngs=rngs)])
+        self.downsamplers = nnx.List([] if last else [Downsample(cout, padding=pads, dtype=dtype)])
 
     def __call__(self, x: Array) -> Array:
         for block in (*self.resnets, *self.downsamplers):
@@ -63,10 +64,10 @@ class DownBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """Resnets, then a doubling unless this is the last block."""
 
-    def __init__(self, cin: int, cout: int, layers: int, groups: int, last: bool, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, cin: int, cout: int, layers: int, groups: int, last: bool, *, dtype: DTypeLike):
         inputs = [cin] + [cout] * (layers - 1)
-        self.resnets = nnx.List(resnet(c, cout, groups, dtype=dtype, rngs=rngs) for c in inputs)
-        self.upsamplers = nnx.List([] if last else [Upsample(cout, dtype=dtype, rngs=rngs)])
+        self.resnets = nnx.List(resnet(c, cout, groups, dtype=dtype) for c in inputs)
+        self.upsamplers = nnx.List([] if last else [Upsample(cout, dtype=dtype)])
 
     def __call__(self, x: Array) -> Array:
         for block in self.resnets:
@@ -79,18 +80,17 @@ class UpBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Images [B, H, W, 3] to features [B, h, w, 2 Z]."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         widths, groups = config["block_out_channels"], config["norm_num_groups"]
-        kinds, wide = {"dtype": dtype, "rngs": rngs}, {"dtype": jnp.float32, "rngs": rngs}
         self.dtype = dtype
-        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, **wide)
+        self.conv_in = conv(config["in_channels"], widths[0], 3, padding=1, dtype=jnp.float32)
         self.down_blocks = nnx.List(
-            DownBlock(cin, cout, config["layers_per_block"], groups, i == len(widths) - 1, **kinds)
+            DownBlock(cin, cout, config["layers_per_block"], groups, i == len(widths) - 1, dtype=dtype)
             for i, (cin, cout) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True))
         )
-        self.mid_block = MidBlock(widths[-1], groups, **kinds)
-        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **wide)
-        self.conv_out = conv(widths[-1], 2 * config["latent_channels"], 3, padding=1, **wide)
+        self.mid_block = MidBlock(widths[-1], groups, dtype=dtype)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, dtype=jnp.float32)
+        self.conv_out = conv(widths[-1], 2 * config["latent_channels"], 3, padding=1, dtype=jnp.float32)
 
     def __call__(self, x: Array) -> Array:
         x = self.conv_in(x).astype(self.dtype)
@@ -102,18 +102,17 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents [B, h, w, Z] to images [B, H, W, 3]; one resnet a block more than the encoder."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         widths, groups = config["block_out_channels"][::-1], config["norm_num_groups"]
-        kinds, wide = {"dtype": dtype, "rngs": rngs}, {"dtype": jnp.float32, "rngs": rngs}
         self.dtype = dtype
-        self.conv_in = conv(config["latent_channels"], widths[0], 3, padding=1, **wide)
-        self.mid_block = MidBlock(widths[0], groups, **kinds)
+        self.conv_in = conv(config["latent_channels"], widths[0], 3, padding=1, dtype=jnp.float32)
+        self.mid_block = MidBlock(widths[0], groups, dtype=dtype)
         self.up_blocks = nnx.List(
-            UpBlock(cin, cout, config["layers_per_block"] + 1, groups, i == len(widths) - 1, **kinds)
+            UpBlock(cin, cout, config["layers_per_block"] + 1, groups, i == len(widths) - 1, dtype=dtype)
             for i, (cin, cout) in enumerate(zip([widths[0], *widths[:-1]], widths, strict=True))
         )
-        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, **wide)
-        self.conv_out = conv(widths[-1], config["out_channels"], 3, padding=1, **wide)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], epsilon=EPSILON, dtype=jnp.float32)
+        self.conv_out = conv(widths[-1], config["out_channels"], 3, padding=1, dtype=jnp.float32)
 
     def __call__(self, x: Array) -> Array:
         x = self.mid_block(self.conv_in(x).astype(self.dtype))
@@ -125,13 +124,13 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """Images in [-1, 1] to the moments (mean, log-variance) of their latents, and latents back to images."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         configs.check_vae(config)
         latent = config["latent_channels"]
-        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
-        self.quant_conv = conv(2 * latent, 2 * latent, 1, padding=0, dtype=jnp.float32, rngs=rngs)
-        self.post_quant_conv = conv(latent, latent, 1, padding=0, dtype=jnp.float32, rngs=rngs)
+        self.encoder = Encoder(config, dtype=dtype)
+        self.decoder = Decoder(config, dtype=dtype)
+        self.quant_conv = conv(2 * latent, 2 * latent, 1, padding=0, dtype=jnp.float32)
+        self.post_quant_conv = conv(latent, latent, 1, padding=0, dtype=jnp.float32)
 
     def encode(self, image: Array) -> Array:
         """Returns moments [B, h, w, 2 Z], float32: mean first, then log-variance clipped to [-30, 20]."""
@@ -144,6 +143,6 @@ class VAE(nnx.Module):
         return self.decoder(self.post_quant_conv(latents))
 
 
-def resnet(cin: int, cout: int, groups: int, *, dtype, rngs: nnx.Rngs) -> ResnetBlock:
+def resnet(cin: int, cout: int, groups: int, *, dtype: DTypeLike) -> ResnetBlock:
     """Returns the UNet's resnet without its time embedding and with the autoencoder's epsilon."""
-    return ResnetBlock(cin, cout, time=0, groups=groups, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+    return ResnetBlock(cin, cout, time=0, groups=groups, epsilon=EPSILON, dtype=dtype)

@@ -2,19 +2,21 @@
 vit) and DINOv2's (Oquab et al. 2024, arXiv 2304.07193; model_type dinov2), which adds a scale to every layer.
 
 Attribute names are those of the files, older than the names that transformers 5 shows in memory
-(`vit.encoder.layer.0.attention.attention.query`, not `vit.layers.0.attention.q_proj`). What is not read from a file is
-drawn by start.py, so the values that parameters are made with here are never used.
+(`vit.encoder.layer.0.attention.attention.query`, not `vit.layers.0.attention.q_proj`).
 
 Shapes: B batch, H W image, h w patches, N = 1 + h w tokens with the class token first, D width, K heads, L labels.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dermjax.errors import UserError
-from dermjax.models.cpu.attention import attention
+from dermjax.models.attention import attention
 from dermjax.models.layers import conv, gelu, layer_norm, linear
 
 Array = jax.Array
@@ -30,9 +32,9 @@ def grid(config: dict) -> int:
 class PatchEmbeddings(nnx.Module):
     """Images [B, H, W, 3] to patches [B, h w, D]."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         patch, width = config["patch_size"], config["hidden_size"]
-        self.projection = conv(config["num_channels"], width, patch, stride=patch, padding=0, dtype=dtype, rngs=rngs)
+        self.projection = conv(config["num_channels"], width, patch, stride=patch, padding=0, dtype=dtype)
 
     def __call__(self, image: Array) -> Array:
         return rearrange(self.projection(image), "B h w D -> B (h w) D")
@@ -41,11 +43,11 @@ class PatchEmbeddings(nnx.Module):
 class Embeddings(nnx.Module):
     """Class token and patches, each with the embedding of its place."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         width, self.dtype = config["hidden_size"], dtype
         self.cls_token = nnx.Param(jnp.zeros((1, 1, width)))
         self.position_embeddings = nnx.Param(jnp.zeros((1, 1 + grid(config) ** 2, width)))
-        self.patch_embeddings = PatchEmbeddings(config, dtype=dtype, rngs=rngs)
+        self.patch_embeddings = PatchEmbeddings(config, dtype=dtype)
 
     def __call__(self, image: Array) -> Array:
         first = repeat(self.cls_token[...].astype(self.dtype), "1 1 D -> B 1 D", B=image.shape[0])
@@ -54,22 +56,22 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Queries, keys and values, and what the heads see."""
+    """Queries of the tokens `pooled`, keys and values of all, and what the heads make of them."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        width, kinds = config["hidden_size"], {"bias": config["qkv_bias"], "dtype": dtype, "rngs": rngs}
+    def __init__(self, config: dict, *, dtype: DTypeLike):
+        width, bias = config["hidden_size"], config["qkv_bias"]
         self.heads = config["num_attention_heads"]
-        self.query, self.key, self.value = (linear(width, width, **kinds) for _ in range(3))
+        self.query, self.key, self.value = (linear(width, width, bias=bias, dtype=dtype) for _ in range(3))
 
-    def __call__(self, x: Array, seen: slice) -> Array:  # [B, N, D]
+    def __call__(self, x: Array, pooled: slice) -> Array:  # [B, N, D]
         q, k, v = (
             rearrange(project(tokens), "B N (K d) -> B N K d", K=self.heads)
-            for project, tokens in ((self.query, x[:, seen]), (self.key, x), (self.value, x))
+            for project, tokens in ((self.query, x[:, pooled]), (self.key, x), (self.value, x))
         )
         return rearrange(attention(q, k, v), "B N K d -> B N (K d)")
 
     def weights(self, x: Array) -> Array:  # [B, N, D] -> [B, N, N]
-        """How much each token looks at each other one, averaged over the heads."""
+        """How much each token attends to each other one, averaged over the heads."""
         q, k = (rearrange(project(x), "B N (K d) -> B K N d", K=self.heads) for project in (self.query, self.key))
         scores = jnp.einsum("BKNd,BKMd->BKNM", q, k) / q.shape[-1] ** 0.5
         return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).mean(axis=1)
@@ -78,8 +80,8 @@ class SelfAttention(nnx.Module):
 class Dense(nnx.Module):
     """One linear layer under the name `dense`, as the files nest it."""
 
-    def __init__(self, din: int, dout: int, *, dtype, rngs: nnx.Rngs):
-        self.dense = linear(din, dout, dtype=dtype, rngs=rngs)
+    def __init__(self, din: int, dout: int, *, dtype: DTypeLike):
+        self.dense = linear(din, dout, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         return self.dense(x)
@@ -88,35 +90,35 @@ class Dense(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention and the projection of its output."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.output = Dense(config["hidden_size"], config["hidden_size"], dtype=dtype, rngs=rngs)
+    def __init__(self, config: dict, *, dtype: DTypeLike):
+        self.attention = SelfAttention(config, dtype=dtype)
+        self.output = Dense(config["hidden_size"], config["hidden_size"], dtype=dtype)
 
-    def __call__(self, x: Array, seen: slice) -> Array:
-        return self.output(self.attention(x, seen))
+    def __call__(self, x: Array, pooled: slice) -> Array:
+        return self.output(self.attention(x, pooled))
 
 
 class ViTLayer(nnx.Module):
-    """Attention and feed-forward, each on a LayerNorm, each with a residual: what becomes of the tokens `seen`."""
+    """Attention and feed-forward, each on a LayerNorm, each with a residual: what becomes of the tokens `pooled`."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        width, inner, kinds = config["hidden_size"], config["intermediate_size"], {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: dict, *, dtype: DTypeLike):
+        width, inner = config["hidden_size"], config["intermediate_size"]
         self.activation = activation(config)
-        self.layernorm_before = layer_norm(width, epsilon=config["layer_norm_eps"], **kinds)
-        self.attention = Attention(config, **kinds)
-        self.layernorm_after = layer_norm(width, epsilon=config["layer_norm_eps"], **kinds)
-        self.intermediate = Dense(width, inner, **kinds)
-        self.output = Dense(inner, width, **kinds)
+        self.layernorm_before = layer_norm(width, epsilon=config["layer_norm_eps"], dtype=dtype)
+        self.attention = Attention(config, dtype=dtype)
+        self.layernorm_after = layer_norm(width, epsilon=config["layer_norm_eps"], dtype=dtype)
+        self.intermediate = Dense(width, inner, dtype=dtype)
+        self.output = Dense(inner, width, dtype=dtype)
 
-    def __call__(self, x: Array, seen: slice) -> Array:  # [B, N, D]
+    def __call__(self, x: Array, pooled: slice) -> Array:  # [B, N, D]
         def images(rows: Array) -> Array:
             return rearrange(rows, "(B N) D -> B N D", B=x.shape[0])
 
         # the residual stream is a matrix, which the dense layers take as it is: of any other shape XLA on a CPU would
         # compute its gradient anew for each of them, from the last layer on
         normed = images(self.layernorm_before(rearrange(x, "B N D -> (B N) D")))
-        rows = rearrange(x[:, seen], "B N D -> (B N) D")
-        rows = rows + rearrange(self.attention(normed, seen), "B N D -> (B N) D")
+        rows = rearrange(x[:, pooled], "B N D -> (B N) D")
+        rows = rows + rearrange(self.attention(normed, pooled), "B N D -> (B N) D")
         return images(rows + self.output(self.activation(self.intermediate(self.layernorm_after(rows)))))
 
     def weights(self, x: Array) -> Array:
@@ -137,11 +139,11 @@ class LayerScale(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, *, dtype: DTypeLike):
         width, inner = config["hidden_size"], int(config["hidden_size"] * config["mlp_ratio"])
         self.activation = activation(config)
-        self.fc1 = linear(width, inner, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(inner, width, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, inner, dtype=dtype)
+        self.fc2 = linear(inner, width, dtype=dtype)
 
     def __call__(self, x: Array) -> Array:
         return self.fc2(self.activation(self.fc1(x)))
@@ -150,17 +152,17 @@ class MLP(nnx.Module):
 class Dinov2Layer(nnx.Module):
     """ViT's layer with layer scales, under DINOv2's names."""
 
-    def __init__(self, config: dict, *, dtype, rngs: nnx.Rngs):
-        width, epsilon, kinds = config["hidden_size"], config["layer_norm_eps"], {"dtype": dtype, "rngs": rngs}
-        self.norm1 = layer_norm(width, epsilon=epsilon, **kinds)
-        self.attention = Attention(config, **kinds)
+    def __init__(self, config: dict, *, dtype: DTypeLike):
+        width, epsilon = config["hidden_size"], config["layer_norm_eps"]
+        self.norm1 = layer_norm(width, epsilon=epsilon, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype)
         self.layer_scale1 = LayerScale(config)
-        self.norm2 = layer_norm(width, epsilon=epsilon, **kinds)
-        self.mlp = MLP(config, **kinds)
+        self.norm2 = layer_norm(width, epsilon=epsilon, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype)
         self.layer_scale2 = LayerScale(config)
 
-    def __call__(self, x: Array, seen: slice) -> Array:
-        x = x[:, seen] + self.layer_scale1(self.attention(self.norm1(x), seen))
+    def __call__(self, x: Array, pooled: slice) -> Array:
+        x = x[:, pooled] + self.layer_scale1(self.attention(self.norm1(x), pooled))
         return x + self.layer_scale2(self.mlp(self.norm2(x)))
 
     def weights(self, x: Array) -> Array:
@@ -169,28 +171,28 @@ class Dinov2Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The stack of layers; the last of all gives the tokens `seen` alone."""
+    """The stack of layers; the last of all gives the tokens `pooled` alone."""
 
-    def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
-        self.layer = nnx.List(make(config, dtype=dtype, rngs=rngs) for _ in range(config["num_hidden_layers"]))
+    def __init__(self, make: Callable, config: dict, *, dtype: DTypeLike):
+        self.layer = nnx.List(make(config, dtype=dtype) for _ in range(config["num_hidden_layers"]))
 
-    def __call__(self, x: Array, layers: slice, seen: slice) -> Array:
+    def __call__(self, x: Array, layers: slice, pooled: slice) -> Array:
         for layer in list(self.layer)[layers]:
-            x = layer(x, seen if layer is self.layer[-1] else EVERY)
+            x = layer(x, pooled if layer is self.layer[-1] else EVERY)
         return x
 
 
 class Backbone(nnx.Module):
     """Normalised images [B, H, W, 3] to tokens [B, N, D]; the final norm is for whoever pools them."""
 
-    def __init__(self, make, config: dict, *, dtype, rngs: nnx.Rngs):
-        self.embeddings = Embeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = Encoder(make, config, dtype=dtype, rngs=rngs)
-        self.layernorm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype, rngs=rngs)
+    def __init__(self, make: Callable, config: dict, *, dtype: DTypeLike):
+        self.embeddings = Embeddings(config, dtype=dtype)
+        self.encoder = Encoder(make, config, dtype=dtype)
+        self.layernorm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype)
 
-    def __call__(self, image: Array, last: int, seen: slice) -> Array:
-        """Tokens below the `last` last layers; those `seen` where that is 0."""
-        return self.encoder(self.embeddings(image), slice(0, len(self.encoder.layer) - last), seen)
+    def __call__(self, image: Array, last: int, pooled: slice) -> Array:
+        """Tokens below the `last` last layers; those `pooled` where that is 0."""
+        return self.encoder(self.embeddings(image), slice(0, len(self.encoder.layer) - last), pooled)
 
 
 class Transformer(nnx.Module):
@@ -199,7 +201,7 @@ class Transformer(nnx.Module):
     The last layer computes what is pooled and no more: where that is the class token, a fourteenth of the whole work.
     """
 
-    seen = EVERY  # the tokens that are pooled
+    pooled = EVERY  # of the tokens
 
     def __call__(self, image: Array, *, train: bool) -> Array:
         """Logits [B, L], float32, of normalised images [B, H, W, 3]."""
@@ -207,37 +209,37 @@ class Transformer(nnx.Module):
 
     def lower(self, image: Array, last: int, *, train: bool) -> Array:
         """What the layers above the cut are given: tokens [B, N, D], or the pooled features where `last` is 0."""
-        tokens = self.backbone(image, last, self.seen)
+        tokens = self.backbone(image, last, self.pooled)
         return tokens if last else self.pool(tokens)
 
     def upper(self, x: Array, last: int, *, train: bool) -> Array:
         """Logits [B, L], float32, of what `lower` returned."""
         if last:
             encoder = self.backbone.encoder
-            x = self.pool(encoder(x, slice(len(encoder.layer) - last, None), self.seen))
+            x = self.pool(encoder(x, slice(len(encoder.layer) - last, None), self.pooled))
         return self.classifier(x).astype(jnp.float32)
 
     def attentions(self, image: Array) -> Array:  # [B, H, W, 3] -> [layers, B, N, N]
         """The attention weights of every layer."""
-        x, found = self.backbone.embeddings(image), []
+        x, weights = self.backbone.embeddings(image), []
         for layer in self.backbone.encoder.layer:
-            found.append(layer.weights(x))
+            weights.append(layer.weights(x))
             x = layer(x, EVERY)
-        return jnp.stack(found)
+        return jnp.stack(weights)
 
 
 class ViT(Transformer):
-    """Seen by the class token or, with config["pooling"] = "mean", by the norm of the patches' mean, as in timm."""
+    """Pools the class token or, with config["pooling"] = "mean", the norm of the patches' mean, as in timm."""
 
-    def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, labels: int, *, dtype: DTypeLike):
         if config["pooling"] not in ("token", "mean"):
             raise UserError(f"config.json: pooling = {config['pooling']!r} is neither token nor mean")
         self.pooling = config["pooling"]
-        self.vit = Backbone(ViTLayer, config, dtype=dtype, rngs=rngs)
-        self.classifier = linear(config["hidden_size"], labels, dtype=dtype, rngs=rngs)
+        self.vit = Backbone(ViTLayer, config, dtype=dtype)
+        self.classifier = linear(config["hidden_size"], labels, dtype=dtype)
 
     @property
-    def seen(self) -> slice:
+    def pooled(self) -> slice:
         """The tokens that are pooled."""
         return CLASS if self.pooling == "token" else EVERY
 
@@ -252,13 +254,13 @@ class ViT(Transformer):
 
 
 class Dinov2(Transformer):
-    """Seen by the class token beside the mean of the patches."""
+    """Pools the class token beside the mean of the patches."""
 
-    def __init__(self, config: dict, labels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: dict, labels: int, *, dtype: DTypeLike):
         if config["use_swiglu_ffn"]:
             raise UserError("config.json: use_swiglu_ffn (DINOv2 giant) is not implemented; take small, base or large")
-        self.dinov2 = Backbone(Dinov2Layer, config, dtype=dtype, rngs=rngs)
-        self.classifier = linear(2 * config["hidden_size"], labels, dtype=dtype, rngs=rngs)
+        self.dinov2 = Backbone(Dinov2Layer, config, dtype=dtype)
+        self.classifier = linear(2 * config["hidden_size"], labels, dtype=dtype)
 
     @property
     def backbone(self) -> Backbone:

@@ -120,7 +120,7 @@ def test_the_lower_part():
     whole = ladder(EULER, SD15, 20, "")
     lower = whole.below(0.57)
     np.testing.assert_array_equal(lower.sigmas, whole.sigmas[-12:])
-    assert lower.above == 9 and lower.laid == lower.below(0.5).laid == 20 and whole.below(1).above == 0
+    assert lower.above == 9 and lower.requested == lower.below(0.5).requested == 20 and whole.below(1).above == 0
     assert len(lower.times) == 11 and whole.below(1).sigmas is not None and len(whole.below(1).times) == 20
     for strength in (0, -0.1, 1.01):
         with pytest.raises(UserError, match="give more than 0 and at most 1"):

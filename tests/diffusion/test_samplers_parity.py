@@ -103,7 +103,7 @@ def theirs(module, reference, scheduler, ladder, x, keys, **options):
     them.alphas_cumprod = table
     if hasattr(them, "final_alpha_cumprod") and not them.config.set_alpha_to_one:
         them.final_alpha_cumprod = table[0]
-    them.set_timesteps(ladder.laid)
+    them.set_timesteps(ladder.requested)
     exact_times(them, module, table)
     ends = exact_ends(them)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as jax_s
 
-from dermjax.models.cpu.attention import accelerated, attention, by_cudnn, capability, in_order
+from dermjax.models.attention import accelerated, attention, by_cudnn, capability
+from dermjax.models.cpu.attention import in_order
 
 
 def given(dtype, size: float):
@@ -57,7 +58,7 @@ def gpu(monkeypatch):
 
     def become(*number):
         jax.clear_caches()  # what was traced for other devices is not taken again
-        monkeypatch.setattr("dermjax.models.cpu.attention.capability", lambda: number)
+        monkeypatch.setattr("dermjax.models.attention.capability", lambda: number)
         monkeypatch.setattr(jax_s, "check_cudnn_version", lambda: 91200)
         monkeypatch.setattr(
             jax_s, "check_compute_capability", lambda least: tuple(map(int, least.split("."))) <= number

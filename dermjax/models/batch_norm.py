@@ -1,8 +1,8 @@
-"""Batch normalisation (arXiv 1502.03167) and the ReLU6 behind it, as one operation with its own gradient.
+"""Batch normalisation (arXiv 1502.03167) and the ReLU6 behind it, as one operation with one gradient on every platform.
 
 XLA's gradient of the two, one after the other, keeps x - mean beside x and divides by two where ReLU6 has a tie, and so
-passes over images that do not fit into a cache three times as often. Here what is kept is x, and ReLU6's gradient at 0
-and at 6 is zero, as PyTorch's is.
+reads images that do not fit into a cache three times as often. Here x alone is kept, and ReLU6's gradient at 0 and at 6
+is zero, as PyTorch's is.
 
 Shapes: B batch, h w features, C channels.
 """
@@ -12,6 +12,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+
+from dermjax.models.layers import NO_KEYS
 
 Array = jax.Array
 OVER = (0, 1, 2)  # the axes of [B, h, w, C] that statistics are taken over
@@ -21,8 +24,8 @@ CEILING = 6.0
 class BatchNorm(nnx.BatchNorm):
     """Flax's BatchNorm of [B, h, w, C], statistics in float32, with ReLU6 behind it if `activate`."""
 
-    def __init__(self, channels: int, *, momentum: float, epsilon: float, activate: bool, dtype, rngs: nnx.Rngs):
-        super().__init__(channels, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, momentum: float, epsilon: float, activate: bool, dtype: DTypeLike):
+        super().__init__(channels, momentum=momentum, epsilon=epsilon, dtype=dtype, rngs=NO_KEYS)
         self.activate = activate
 
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -43,8 +46,8 @@ class BatchNorm(nnx.BatchNorm):
 def normalised(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array, activate: bool) -> Array:
     """Returns (x - mean) * inverse * scale + bias, and ReLU6 of it if `activate`.
 
-    mean and inverse, one over the standard deviation, are x's own [C]: the gradient with respect to x is the whole one,
-    through them as well, and theirs is zero.
+    mean and inverse, one over the standard deviation, are those of x, [C]: the gradient with respect to x goes through
+    them as well, and theirs is zero.
     """
     y = line(x, inverse * scale, bias - mean * inverse * scale)
     return (jnp.clip(y, 0.0, CEILING) if activate else y).astype(x.dtype)

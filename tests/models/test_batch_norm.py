@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dermjax.models.cpu.batch_norm import BatchNorm
+from dermjax.models.batch_norm import BatchNorm
 
 SHAPE = (4, 5, 6, 7)
 
 
 def module(activate: bool, dtype, scale, bias) -> BatchNorm:
-    norm = BatchNorm(SHAPE[-1], momentum=0.9, epsilon=1e-3, activate=activate, dtype=dtype, rngs=nnx.Rngs(0))
+    norm = BatchNorm(SHAPE[-1], momentum=0.9, epsilon=1e-3, activate=activate, dtype=dtype)
     norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
     return norm
 
