@@ -43,7 +43,7 @@ def build(config: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Para
             raise UserError(f"config.init = {init} is a {kind}, not a {name}; change config.init or config.classifier")
     else:
         settings = config.architecture[name].to_dict()
-        settings |= vit.named(settings.pop("name")) if "name" in settings else {}
+        settings |= vit.vit_settings(settings.pop("name")) if "name" in settings else {}
         check_architecture(name, settings, ARCHITECTURES[kinds[0]].defaults)
         classifier, trees = fresh(describe(kinds[0], settings, labels, size), dtype), ()
     patch = classifier.config.get("patch_size", 1)

@@ -1,7 +1,7 @@
 """From a network's prediction to `denoised = denoise(x, sigma)`, all that a sampler knows of a model.
 
 x = latents + sigma noise is the sampler's variable. The network was trained on x_t = x / sqrt(1 + sigma^2), which has
-unit variance at every t, and predicts the noise, the velocity or the latents. In between stands `ask(x_t, t)`: the
+unit variance at every t, and predicts the noise, the velocity or the latents. In between stands `predict(x_t, t)`: the
 network with its context, plain or guided. Everything here is float32, whatever the network computes in.
 
 B batch, h w latent, C channels, N tokens, D context width; sigma and t are scalars.
@@ -21,7 +21,7 @@ from dermjax.diffusion.schedule import check_prediction
 Array = jax.Array
 Context = Any  # a tree of arrays [B, ...]: [B, N, D], or the keys and values that the UNet makes of it
 Network = Callable[[Array, Array, Context], Array]  # x_t [B, h, w, C], t [B], context
-Ask = Callable[[Array, Array], Array]  # x_t [B, h, w, C], t -> prediction [B, h, w, C]
+Predict = Callable[[Array, Array], Array]  # x_t [B, h, w, C], t -> prediction [B, h, w, C]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Denoiser:
     the bounds of a model's scheduler file.
     """
 
-    predict: Ask
+    predict: Predict
     denoised: Callable[[Array, Array, Array], Array]
     bound: Callable[[Array], Array] | None = None
 
@@ -51,14 +51,14 @@ DENOISED = {
 }
 
 
-def denoiser(ask: Ask, prediction: str, ladder: Ladder) -> Denoiser:
+def denoiser(predict: Predict, prediction: str, ladder: Ladder) -> Denoiser:
     """Returns the denoiser of a network at the times of a ladder; an unknown prediction is a UserError."""
     check_prediction(prediction)
 
-    def predict(x: Array, sigma: Array) -> Array:
-        return ask(x / jnp.sqrt(1 + sigma**2), ladder.time(sigma)).astype(jnp.float32)
+    def predict_at(x: Array, sigma: Array) -> Array:
+        return predict(x / jnp.sqrt(1 + sigma**2), ladder.time(sigma)).astype(jnp.float32)
 
-    return Denoiser(predict, DENOISED[prediction])
+    return Denoiser(predict_at, DENOISED[prediction])
 
 
 def bound(scheduler: dict, known: tuple[str, ...]) -> Callable[[Array], Array] | None:
@@ -105,12 +105,12 @@ def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first:
     return Denoiser(predict, blended, held if denoise.bound else None)
 
 
-def beside(ask: Ask, channels: Array) -> Ask:
+def beside(predict: Predict, channels: Array) -> Predict:
     """Returns the network given more channels [B, h, w, c] behind those of x_t: inpainting models take nine."""
-    return lambda x, t: ask(jnp.concatenate([x, channels], axis=-1), t)
+    return lambda x, t: predict(jnp.concatenate([x, channels], axis=-1), t)
 
 
-def plain(network: Network, context: Context) -> Ask:
+def plain(network: Network, context: Context) -> Predict:
     """Returns the network for one context: one pass an evaluation."""
     return lambda x, t: network(x, jnp.full(len(x), t), context)
 
@@ -130,7 +130,7 @@ class Guidance:
     interval: tuple[Array, Array] | None
 
 
-def guided(network: Network, context: Context, negative: Context, guidance: Guidance, ladder: Ladder) -> Ask:
+def guided(network: Network, context: Context, negative: Context, guidance: Guidance, ladder: Ladder) -> Predict:
     """Returns classifier-free guidance (Ho and Salimans 2022): both contexts in one pass of twice the batch.
 
     An image's two halves lie side by side, so that a batch spread over devices stays where it is. Outside of the
@@ -139,7 +139,7 @@ def guided(network: Network, context: Context, negative: Context, guidance: Guid
     pairs = jax.tree.map(lambda without, within: rearrange([without, within], "two B ... -> (B two) ..."),
                          negative, context)  # fmt: skip
 
-    def ask(x: Array, t: Array) -> Array:
+    def predict(x: Array, t: Array) -> Array:
         answers = plain(network, pairs)(repeat(x, "B h w C -> (B two) h w C", two=2), t)
         without, within = rearrange(answers.astype(jnp.float32), "(B two) h w C -> two B h w C", two=2)
         steered = without + guidance.scale * (within - without)
@@ -149,10 +149,10 @@ def guided(network: Network, context: Context, negative: Context, guidance: Guid
         return plain(network, context)(x, t).astype(jnp.float32)
 
     if guidance.interval is None:
-        return ask
+        return predict
     low, high = (ladder.time(sigma) for sigma in guidance.interval)
     low = jnp.where(guidance.interval[0] < ladder.table[0], -1.0, low)  # below the schedule is below its first time, 0
-    return lambda x, t: jax.lax.cond((low < t) & (t <= high), ask, unguided, x, t)
+    return lambda x, t: jax.lax.cond((low < t) & (t <= high), predict, unguided, x, t)
 
 
 def respread(steered: Array, within: Array, share: Array) -> Array:

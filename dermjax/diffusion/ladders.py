@@ -57,7 +57,7 @@ class Ladder:
 
     def below(self, strength: float) -> "Ladder":
         """Returns the lower int(steps * strength) rungs, that an image is taken through; strength is in (0, 1]."""
-        above = len(self.times) - kept(len(self.times), strength)
+        above = len(self.times) - walked_steps(len(self.times), strength)
         return replace(self, sigmas=self.sigmas[above:], times=self.times[above:], above=self.above + above)
 
 
@@ -152,7 +152,7 @@ def parse_sigmas(spacing: str) -> list[float]:
         return []
 
 
-def kept(steps: int, strength: float) -> int:
+def walked_steps(steps: int, strength: float) -> int:
     """Returns how many of the steps an image is taken through: int(steps * strength), as in diffusers.
 
     A strength outside (0, 1], and one that leaves no step, is a UserError.

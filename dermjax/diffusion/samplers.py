@@ -447,7 +447,7 @@ class Sampler:
 
     name is A1111's; aliases are the names of diffusers (its class) and k-diffusion. order: of the formula, without its
     noise. evaluations: of the network in N steps, (a, b) for a N + b. bounds: the options of a scheduler file that hold
-    denoised latents within bounds and that diffusers' class knows. spacing: what the name asked for, "" for nothing.
+    denoised latents within bounds and that diffusers' class knows. spacing: what the name adds, as Karras, "" for nothing.
     """
 
     name: str
@@ -491,7 +491,7 @@ class Sampler:
         return each * steps + more
 
 
-def named(name: str) -> Sampler:
+def get_sampler(name: str) -> Sampler:
     """Returns the sampler of a name or alias, written in any case.
 
     After it "eta 0.4" sets the share of fresh noise, and "Karras" or "Exponential" the ladder. An unknown name is a

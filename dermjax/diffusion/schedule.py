@@ -56,7 +56,7 @@ def sigmas(scheduler: dict) -> np.ndarray:
 
 
 def add_noise(alpha_bar: np.ndarray, latents: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """Returns x_t, the latents [B, h, w, C] with as much of the noise as the times t int [B] ask for."""
+    """Returns x_t, the latents [B, h, w, C] with as much of the noise as belongs to the times t int [B]."""
     signal, spread = _signal_and_spread(alpha_bar, t)
     return signal * latents + spread * noise
 

@@ -68,7 +68,7 @@ class Plan:
         """Returns the settings of each of the samplers; UserError for what one of them cannot work with."""
         settings = [
             SamplerSettings(
-                sampler=samplers.named(name).name,
+                sampler=samplers.get_sampler(name).name,
                 steps=self.steps,
                 spacing=self.spacing,
                 guidance=float(self.guidance),

@@ -90,7 +90,8 @@ def load(config: ConfigDict) -> Generation:
                        config.precision)  # fmt: skip
     size = model.size(config.size)
     for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in requests}:
-        samplers.named(sampler).ladder(model.sd.configs["scheduler"], steps, spacing)  # what it cannot walk fails here
+        # what it cannot walk fails here
+        samplers.get_sampler(sampler).ladder(model.sd.configs["scheduler"], steps, spacing)
     if sharding.is_large(count(model.params)):
         batch = min(batch, max(1, PIXELS // size**2))
     divided = batches(requests, batch, model.kind)  # a prompt too long fails here

@@ -225,7 +225,7 @@ def unfit(config: Mapping[str, Any], table: Mapping[str, Kind]) -> list[str]:
     return [
         f"{key} = {shown(config[key])} "
         + (f"is not implemented; dermjax knows {kind.words}" if kind.only else f"should be {kind.words}")
-        for key, kind in table.items()
+        for key, kind in sorted(table.items())
         if key in config and not kind.fits(config[key])
     ]
 

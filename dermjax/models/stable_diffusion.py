@@ -78,7 +78,7 @@ class StableDiffusion:
         return bundle.draw(self.shapes, {}, np.random.default_rng(seed))
 
     def check(self) -> None:
-        """Raises UserError where the networks do not belong together or their configs ask for what we do not have."""
+        """Raises UserError where the networks do not belong together or their configs have options that we do not."""
         configs.check_scheduler(self.configs["scheduler"])
         configs.check_context(self.configs["text_encoder"], self.configs["unet"])
         _ = self.shapes  # building the networks refuses options that they do not have
@@ -96,7 +96,7 @@ class StableDiffusion:
         return self.network(params)(x, t, context)
 
     def network(self, params: Params) -> UNet:
-        """Returns the UNet itself, for who takes it apart: its words made once a prompt, its depths kept."""
+        """Returns the UNet itself, for callers that need its parts: the words once a prompt, the depths."""
         return self.networks["unet"].merge(params["unet"])
 
     def encode(self, params: Params, image: Array) -> Array:

@@ -280,7 +280,7 @@ def activation(config: dict):
     return ACTIVATIONS[config["hidden_act"]]
 
 
-def named(name: str) -> dict:
+def vit_settings(name: str) -> dict:
     """Returns the settings of a ViT by its usual name, such as "S/16": size, then pixels a side of a patch."""
     size, _, patch = name.partition("/")
     if size not in SIZES or patch not in PATCHES:

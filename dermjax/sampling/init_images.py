@@ -69,7 +69,7 @@ def read(source: str, mask: str, strength: float, requests: Sequence[Request]) -
             raise UserError("config.init.mask needs config.init.images, the pictures to paint into")
         return NOISE
     for steps in {request.steps for request in requests}:
-        ladders.kept(steps, strength)
+        ladders.walked_steps(steps, strength)
     files = _files(Path(source), {request.label for request in requests})
     turns = {label: cycle(paths) for label, paths in files.items()}
     chosen = {request: next(turns[request.label]) for request in requests}

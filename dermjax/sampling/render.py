@@ -159,6 +159,6 @@ def memory(model: StableDiffusion, params: Params, size: int, grid: Mesh) -> Cal
 
 def processor_seconds(model: StableDiffusion, params: Params, requests: Collection[Request], size: int) -> float:
     """Returns about how long a CPU takes for the requests, compilation (some seconds a sampler) left out."""
-    passes = sum(samplers.named(r.sampler).count(r.steps) * (2 if r.guidance > 1 else 1) for r in requests)
+    passes = sum(samplers.get_sampler(r.sampler).count(r.steps) * (2 if r.guidance > 1 else 1) for r in requests)
     work = passes * operations(params, (size // model.factor) ** 2)
     return work / OPERATIONS_A_CORE_A_SECOND / machine.cores()

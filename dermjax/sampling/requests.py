@@ -35,7 +35,7 @@ class SamplerSettings:
 
     def check(self, prefix: str) -> None:
         """Raises UserError, with the prefix before an option's name, for what no sampler can work with."""
-        samplers.named(self.sampler).check(self.spacing)
+        samplers.get_sampler(self.sampler).check(self.spacing)
         low_high = self.guidance_interval
         faults = {
             "steps": (self.steps < 1, "a sampler takes at least 1 step"),

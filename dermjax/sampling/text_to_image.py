@@ -16,11 +16,11 @@ import numpy as np
 
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import (
-    Ask,
     Context,
     Denoiser,
     Guidance,
     Network,
+    Predict,
     beside,
     denoiser,
     guided,
@@ -101,7 +101,7 @@ class LatentDiffusion:
 
     def ask(
         self, params: Params, tokens: Array, negative: Array | None, guidance: Guidance, shape: tuple[int, ...]
-    ) -> Ask:
+    ) -> Predict:
         """Returns the network for the words of a batch, guided away from the negative ones unless they are None.
 
         What attention makes of the words is made here, once, not at every step. shape is that of the latents.
@@ -115,7 +115,7 @@ class LatentDiffusion:
         against = unet.words(self.model.encode_text(params, negative))
         return guided(network, words, against, guidance, self.ladder)
 
-    def denoiser(self, ask: Ask) -> Denoiser:
+    def denoiser(self, ask: Predict) -> Denoiser:
         """Returns the denoiser of the model asked through `ask`."""
         denoise = denoiser(ask, self.model.prediction, self.ladder)
         return self.sampler.bounded(denoise, self.model.configs["scheduler"])
@@ -130,7 +130,7 @@ def latent_diffusion(
     model: StableDiffusion, settings: SamplerSettings, watch: Callable[[Denoiser, Ladder], Denoiser] | None
 ) -> LatentDiffusion:
     """Returns a model with the sampler of some settings; says what of the model's scheduler file it does not heed."""
-    sampler, scheduler = samplers.named(settings.sampler), model.configs["scheduler"]
+    sampler, scheduler = samplers.get_sampler(settings.sampler), model.configs["scheduler"]
     for warning in sampler.unheeded(scheduler):
         say(warning)
     ladder = sampler.ladder(scheduler, settings.steps, settings.spacing)

@@ -162,7 +162,7 @@ def _check(config: ConfigDict) -> None:
         raise UserError("config.batch is at least 1, config.factor more than 1, config.strengths at least one number")
     SamplerSettings(sampler=config.sampler, steps=config.steps, guidance=config.guidance).check("config.")
     for strength in config.strengths:
-        ladders.kept(config.steps, strength)
+        ladders.walked_steps(config.steps, strength)
 
 
 def _sources(path: str, label: str) -> Manifest:
@@ -205,7 +205,7 @@ def _jobs(config: ConfigDict, manifest: Manifest, renderer: JobRenderer) -> list
     chosen = [record for label in manifest.labels for record in by_label[label][: config.limit or None]]
     first = Request(
         image="", label="", prompt="", negative=config.negative_prompt, seed=config.seed,
-        sampler=samplers.named(config.sampler).name, steps=config.steps, guidance=float(config.guidance),
+        sampler=samplers.get_sampler(config.sampler).name, steps=config.steps, guidance=float(config.guidance),
     )  # fmt: skip
     jobs, left_out = [], []
     for subject in subjects(manifest, chosen, config.masks, renderer.size):

@@ -45,7 +45,7 @@ def check(config: ConfigDict) -> None:
     for option, known in NAMES.items():
         if config[option] or option != "precision":
             optimizers.pick(f"config.{option}", known, config[option])
-    samplers.named(config.samples.sampler)
+    samplers.get_sampler(config.samples.sampler)
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs looks at held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():

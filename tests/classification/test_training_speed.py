@@ -65,7 +65,7 @@ def ours(name: str, size: int, batch: int):
 
     machine.keep_freed_memory()
     kind, settings = CLASSIFIERS[name]
-    classifier = fresh(describe(kind, vit.named(settings) if settings else {}, ("a", "b"), size),
+    classifier = fresh(describe(kind, vit.vit_settings(settings) if settings else {}, ("a", "b"), size),
                        jnp.float32 if BACKEND == "cpu" else jnp.bfloat16)  # fmt: skip
     grid = sharding.mesh(0, 1)
     rule = optimizers.build(

@@ -27,7 +27,7 @@ def tiny():
 
 def made(tiny, dtype, name, steps):
     model, params, said = tiny
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     ladder = sampler.ladder(model.configs["scheduler"], steps, "")
     render = text_to_image(LatentDiffusion(replace(model, dtype=dtype), sampler, ladder, 1, None), SIZE)
     return np.int32(render(params, *said, SEEDS, Guidance(jnp.float32(3.5), None, None)))

@@ -32,7 +32,7 @@ def tiny():
 
 
 def pipeline(model, steps=STEPS, interval=1, name="Euler"):
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     return LatentDiffusion(model, sampler, sampler.ladder(model.configs["scheduler"], steps, ""), interval, None)
 
 

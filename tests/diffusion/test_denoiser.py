@@ -10,7 +10,7 @@ from dermjax.diffusion.denoiser import Guidance
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SCHEDULER
 
-LADDER = samplers.named("PLMS").ladder(SCHEDULER, 1000, "")
+LADDER = samplers.get_sampler("PLMS").ladder(SCHEDULER, 1000, "")
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

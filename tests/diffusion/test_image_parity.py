@@ -74,7 +74,7 @@ def same(kind, twin, name, strength, given, theirs):
     pipeline, folder = twin
     model, params = ours.read(folder)
     words = load_tokenizer(model.tokenizer)
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
     render = text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), 64, strength)
     said = tokenize(words, PROMPTS), tokenize(words, ["", ""])

@@ -45,7 +45,7 @@ def test_spacings_of_diffusers():
     assert ladder(EULER, SD15, 20, "trailing").times.tolist() == list(range(999, 0, -50))
     assert ladder(SOLVER, SD15, 20, "").times[[0, -1]].tolist() == [999, 50]
     assert ladder(SOLVER, SD15, 20, "leading").times[[0, -1]].tolist() == [941, 48]
-    assert samplers.named("LCM").ladder(SD15, 4, "").times.tolist() == [999, 759, 499, 259]
+    assert samplers.get_sampler("LCM").ladder(SD15, 4, "").times.tolist() == [999, 759, 499, 259]
 
 
 def test_karras_and_exponential():
@@ -72,7 +72,7 @@ def test_the_model_s_own_spacing_goes_before_the_sampler_s():
     own = SD15 | {"timestep_spacing": "leading"}
     assert ladder(EULER, own, 20, "").times[0] == 951
     assert ladder(EULER, own, 20, "trailing").times[0] == 999
-    assert samplers.named("DPM++ 2S").ladder(own, 20, "").times[0] == 999, "the reference knows no other"
+    assert samplers.get_sampler("DPM++ 2S").ladder(own, 20, "").times[0] == 999, "the reference knows no other"
 
 
 def test_a_rung_has_its_time_exactly():
@@ -137,7 +137,7 @@ def test_steps_out_of_range(steps):
 
 def test_latent_consistency_takes_the_steps_it_was_distilled_at():
     with pytest.raises(UserError, match="steps 51: this sampler takes 1 to 50"):
-        samplers.named("LCM").ladder(SD15, 51, "")
+        samplers.get_sampler("LCM").ladder(SD15, 51, "")
 
 
 def test_unknown_and_impossible_spacings_are_named():
@@ -153,7 +153,7 @@ def test_unknown_and_impossible_spacings_are_named():
 @pytest.mark.parametrize("name", ["Euler", "DPM++ 2M Karras", "DDIM"])
 def test_ladders_that_a_file_asks_for_and_are_not_here_are_named(option, name):
     """Whatever the sampler; false and none, as diffusers writes them, ask for nothing."""
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     plain = sampler.ladder(SD15, 20, "")
     for value in (False, None):
         np.testing.assert_array_equal(sampler.ladder(SD15 | {option: value}, 20, "").sigmas, plain.sigmas)
@@ -164,7 +164,7 @@ def test_ladders_that_a_file_asks_for_and_are_not_here_are_named(option, name):
 @pytest.mark.parametrize("name", ["Euler", "Heun"])
 def test_an_unknown_end_is_named(name):
     with pytest.raises(UserError, match="final_sigmas_type 'sigma_max' is not one of zero, sigma_min"):
-        samplers.named(name).ladder(SD15 | {"final_sigmas_type": "sigma_max"}, 20, "")
+        samplers.get_sampler(name).ladder(SD15 | {"final_sigmas_type": "sigma_max"}, 20, "")
 
 
 def test_no_spacing_without_a_name():

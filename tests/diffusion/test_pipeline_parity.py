@@ -119,7 +119,7 @@ def test_pixels_are_those_of_diffusers(name, twin, forms, monkeypatch):
     model, params = ours.read(folder)
     words, seeds = load_tokenizer(model.tokenizer), jnp.array([5, 6])
     asked, negative = tokenize(words, PROMPTS), tokenize(words, ["", ""])
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
     render = text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), SIZE)
     mine = np.asarray(render(params, asked, negative, seeds, Guidance(jnp.float32(3), None, None)))

@@ -34,7 +34,7 @@ def images(path, batches):
     params = jax.device_put(params, sharding.replicated(grid))
     made = {}
     for name in NAMES:
-        sampler = samplers.named(name)
+        sampler = samplers.get_sampler(name)
         ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
         with mock.patch.object(text_to_image, "pixels", lambda image: image):
             render = text_to_image.text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), SIZE)

@@ -44,7 +44,7 @@ def keys(count):
 
 
 def walked(name, ladder, x, keys, denoise=BEST):
-    return jax.jit(lambda x, keys: samplers.named(name).sample(denoise, x, ladder, keys))(x, keys)
+    return jax.jit(lambda x, keys: samplers.get_sampler(name).sample(denoise, x, ladder, keys))(x, keys)
 
 
 # where the fit from 10 steps on is not the order of the table: LMS and PLMS start with steps of order 1 and 2, and
@@ -71,7 +71,7 @@ def error(name, sigmas):
 
 @pytest.mark.parametrize("name", slowly(DETERMINISTIC))
 def test_order_of_convergence(name):
-    order = samplers.named(name).order
+    order = samplers.get_sampler(name).order
     least, most = FITTED.get(name, (order - 0.15, order + 0.6))
     counts = [10, 20, 40, 80, 160]
     errors = [error(name, descent(name, steps)) for steps in counts]
@@ -86,7 +86,7 @@ def test_order_once_it_has_started(name):
     """As the steps double."""
     coarse, fine = (error(name, descent(name, steps)) for steps in (640, 1280))
     print(f"{name}: order {np.log2(coarse / fine):.2f}")
-    assert abs(np.log2(coarse / fine) - samplers.named(name).order) < 0.15
+    assert abs(np.log2(coarse / fine) - samplers.get_sampler(name).order) < 0.15
 
 
 def ancestral_moments(ladder):
@@ -109,7 +109,7 @@ def sampled_moments(name, ladder, denoise=BEST):
 @pytest.mark.parametrize("steps", [20, 100])
 def test_ancestral_mean_and_variance(steps):
     """The samples have the moments of the recursion, to four standard errors."""
-    ladder = samplers.named("Euler a").ladder(SD15, steps, "")
+    ladder = samplers.get_sampler("Euler a").ladder(SD15, steps, "")
     mean, variance = ancestral_moments(ladder)
     sampled_mean, sampled_variance, count = sampled_moments("Euler a", ladder)
     print(f"{steps} steps: {sampled_mean:.4f}, {sampled_variance:.4f}; exact {mean:.4f}, {variance:.4f}")
@@ -120,7 +120,7 @@ def test_ancestral_mean_and_variance(steps):
 def test_ancestral_moments_are_the_data_s_in_the_limit():
     """Few steps shrink the variance (a third at 20); the error halves as the steps double."""
     counts = [250, 500, 1000]
-    moments = np.array([ancestral_moments(samplers.named("Euler a").ladder(SD15, steps, "")) for steps in counts])
+    moments = np.array([ancestral_moments(samplers.get_sampler("Euler a").ladder(SD15, steps, "")) for steps in counts])
     np.testing.assert_allclose(moments[:, 0], MEAN, rtol=2e-3)
     errors = abs(moments[:, 1] / SPREAD**2 - 1)
     print(f"Euler a: variance short by {errors} at {counts} steps")
@@ -131,7 +131,7 @@ def test_ancestral_moments_are_the_data_s_in_the_limit():
 @pytest.mark.parametrize("name", [name for name in NOISY if name != "LCM"])
 def test_noisy_samplers_reach_the_data(name):
     """At 250 steps the mean to 1 % and the variance to 10 %, of which Euler a's own recursion lacks 7."""
-    ladder = samplers.named(name).ladder(SD15, 250, "")
+    ladder = samplers.get_sampler(name).ladder(SD15, 250, "")
     mean, variance, _ = sampled_moments(name, ladder)
     print(f"{name}: mean {mean:.4f} of {MEAN}, variance {variance:.4f} of {SPREAD**2}")
     np.testing.assert_allclose(mean, MEAN, rtol=0.01)
@@ -144,7 +144,7 @@ def test_latent_consistency_reaches_the_data():
     flow = Denoiser(
         lambda x, sigma: MEAN + (x - MEAN) * SPREAD / jnp.sqrt(SPREAD**2 + sigma**2), lambda latents, x, sigma: latents
     )
-    mean, variance, _ = sampled_moments("LCM", samplers.named("LCM").ladder(SD15, 4, ""), flow)
+    mean, variance, _ = sampled_moments("LCM", samplers.get_sampler("LCM").ladder(SD15, 4, ""), flow)
     np.testing.assert_allclose(mean, MEAN, atol=0.01)
     np.testing.assert_allclose(variance, SPREAD**2, rtol=0.01)
 
@@ -167,7 +167,7 @@ def dpmpp_2s_ancestral(x, sigmas, noise):
 
 def test_the_sampler_that_diffusers_lacks():
     """DPM++ 2S a against k-diffusion's steps in float64; its noise comes with the second evaluation of a step."""
-    ladder = samplers.named("DPM++ 2S a").ladder(SD15, 20, "")
+    ladder = samplers.get_sampler("DPM++ 2S a").ladder(SD15, 20, "")
     x = normal(keys(2), (3, 3, 1)) * ladder.start
     noise = [normal(jax.vmap(jax.random.fold_in, (0, None))(keys(2), 2 * s + 1), (3, 3, 1)) for s in range(19)]
     theirs = dpmpp_2s_ancestral(np.float64(x), ladder.sigmas, np.float64(noise))
@@ -183,7 +183,7 @@ def test_evaluations_are_counted_and_the_network_is_traced_once(name):
         jax.debug.callback(lambda sigma: calls.append(float(sigma)), sigma, ordered=True)
         return best_noise(x, sigma)
 
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     ladder = sampler.ladder(SD15, 20, "")
     counting = Denoiser(predict, DENOISED["epsilon"])
     render = jax.jit(lambda x: sampler.sample(counting, x, ladder, keys(1)))
@@ -203,7 +203,7 @@ def test_float32_keeps_its_digits_where_sigma_is_in_the_thousands(name, settings
 
     With a network that says the latents or, as well, v; one that says the noise is itself worth no more digits there.
     """
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     ladder = sampler.ladder(SD15 | settings, 10, "" if sampler.layout.fixed else "trailing")
     x, seeds = normal(keys(2), (4, 4, 2)) * ladder.start, keys(2)
     made = walked(name, ladder, x, seeds, SAID)
@@ -217,7 +217,7 @@ def test_float32_keeps_its_digits_where_sigma_is_in_the_thousands(name, settings
 
 @pytest.mark.parametrize("name", slowly(samplers.SAMPLERS))
 def test_an_image_does_not_depend_on_its_batch(name):
-    ladder = samplers.named(name).ladder(SD15, 20, "")
+    ladder = samplers.get_sampler(name).ladder(SD15, 20, "")
     x = normal(keys(16), (4, 4, 2)) * ladder.start
     whole = walked(name, ladder, x, keys(16))
     for batch in (1, 4):
@@ -233,7 +233,7 @@ def test_a_bfloat16_network_gives_no_nan_and_no_black_image(name, kind, steps):
     def network(x, t, context):
         return jnp.tanh(x.astype(jnp.bfloat16))
 
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     ladder = sampler.ladder(SD15, steps, "")
     denoise = denoiser.denoiser(denoiser.plain(network, jnp.zeros((2, 1, 1))), kind, ladder)
     x = normal(keys(2), (4, 4, 2)) * ladder.start
@@ -261,11 +261,11 @@ def test_a_bfloat16_network_gives_no_nan_and_no_black_image(name, kind, steps):
     ],
 )
 def test_names_of_diffusers_and_of_a1111(written, name):
-    sampler = samplers.named(written)
-    again = samplers.named(name)
+    sampler = samplers.get_sampler(written)
+    again = samplers.get_sampler(name)
     assert sampler.name == again.name == name and (sampler.layout, sampler.spacing) == (again.layout, again.spacing)
     if name.endswith(" Karras"):
-        karras = samplers.named(name.removesuffix(" Karras")).ladder(SD15, 10, "karras")
+        karras = samplers.get_sampler(name.removesuffix(" Karras")).ladder(SD15, 10, "karras")
         np.testing.assert_array_equal(sampler.ladder(SD15, 10, "").sigmas, karras.sigmas)
 
 
@@ -278,15 +278,15 @@ def test_no_name_means_two_samplers():
 
 def test_unknown_names():
     with pytest.raises(UserError, match="sampler 'Eular' is not known; did you mean one of: Euler"):
-        samplers.named("Eular")
+        samplers.get_sampler("Eular")
     with pytest.raises(UserError, match="did you mean one of: Euler, Euler a, Heun, LMS, PLMS"):
-        samplers.named("xyz")
+        samplers.get_sampler("xyz")
     with pytest.raises(UserError, match="PLMS walks whole training times and has no karras ladder"):
-        samplers.named("PLMS Karras")
+        samplers.get_sampler("PLMS Karras")
     with pytest.raises(UserError, match="Heun has no eta; Euler a, DDIM, DDPM, DPM2, DPM2 a have"):
-        samplers.named("Heun eta 0.5")
+        samplers.get_sampler("Heun eta 0.5")
     with pytest.raises(UserError, match="give an eta from 0, no fresh noise, to 1"):
-        samplers.named("DDIM eta 1.5")
+        samplers.get_sampler("DDIM eta 1.5")
 
 
 def test_the_table_is_printed(capsys):

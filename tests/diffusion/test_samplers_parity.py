@@ -214,7 +214,7 @@ def worst(mine, reference):
 
 def same(name, settings, steps, start, module, sampler=None, strength=1.0, **options):
     reference, scheduler = REFERENCES[name], SD15 | settings
-    sampler = sampler or samplers.named(name)
+    sampler = sampler or samplers.get_sampler(name)
     ladder = sampler.ladder(scheduler, steps, "").below(strength)
     mine = ours(sampler, scheduler, ladder, reference.steep, *start)
     error = worst(mine, theirs(module(reference), reference, scheduler, ladder, *start, **options))
@@ -259,7 +259,7 @@ def test_karras_and_exponential(name, steps, bend, start, module):
 @pytest.mark.parametrize("steps", STEPS)
 def test_ddim_with_any_eta(eta, to_one, steps, start, module):
     settings = {"prediction_type": "v_prediction", "set_alpha_to_one": to_one}
-    same("DDIM", settings, steps, start, module, samplers.named(f"DDIM eta {eta}"), eta=eta)
+    same("DDIM", settings, steps, start, module, samplers.get_sampler(f"DDIM eta {eta}"), eta=eta)
 
 
 @pytest.mark.slow
@@ -319,14 +319,14 @@ def test_latents_are_held_within_the_bounds_of_the_file(name, bounds, prediction
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 def test_ddim_with_noise_within_bounds(bounds, eta, start, module):
     settings = {"prediction_type": "v_prediction"} | BOUNDS[bounds]
-    same("DDIM", settings, 10, start, module, samplers.named(f"DDIM eta {eta}"), eta=eta)
+    same("DDIM", settings, 10, start, module, samplers.get_sampler(f"DDIM eta {eta}"), eta=eta)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
 def test_their_own_file_clips_where_it_says_nothing(name, start, module):
     silent = {key: value for key, value in SD15.items() if key not in ("clip_sample", "_class_name")}
     scheduler = silent | {"_class_name": f"{name}Scheduler"}
-    sampler, reference = samplers.named(name), REFERENCES[name]
+    sampler, reference = samplers.get_sampler(name), REFERENCES[name]
     ladder = sampler.ladder(scheduler, 10, "")
     mine = ours(sampler, scheduler, ladder, reference.steep, *start)
     assert worst(mine, theirs(module(reference), reference, scheduler, ladder, *start)) <= 1e-5

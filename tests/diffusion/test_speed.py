@@ -29,7 +29,7 @@ def ours(sd: StableDiffusion, tokens):
     leaves, form = jax.tree.flatten(sd.shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     params = jax.tree.unflatten(form, [drawn(*each) for each in zip(keys, leaves, strict=True)])
-    sampler = samplers.named("Euler")
+    sampler = samplers.get_sampler("Euler")
     render = text_to_image(LatentDiffusion(sd, sampler, sampler.ladder(SD15["scheduler"], STEPS, ""), 1, None), SIZE)
     seeds = np.arange(len(tokens), dtype=np.int32)
     return lambda: np.asarray(render(params, tokens, tokens, seeds, Guidance(jnp.float32(GUIDANCE), None, None)))

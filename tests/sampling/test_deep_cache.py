@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dermjax.diffusion.denoiser import Guidance, guided, plain
-from dermjax.diffusion.samplers import named
+from dermjax.diffusion.samplers import get_sampler
 from dermjax.models.stable_diffusion import SCHEDULER
 from dermjax.sampling.text_to_image import deep_cache
 
-LADDER = named("Euler").ladder(SCHEDULER, 7, "")
+LADDER = get_sampler("Euler").ladder(SCHEDULER, 7, "")
 
 
 def unet(passes):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dermjax.diffusion.denoiser import DENOISED, Denoiser
-from dermjax.diffusion.samplers import named
+from dermjax.diffusion.samplers import get_sampler
 from dermjax.models.stable_diffusion import SCHEDULER
 from dermjax.sampling.previews import image_grid, watching
 
@@ -25,13 +25,13 @@ def test_never_is_nothing(tmp_path):
 
 def test_a_sheet_is_written_and_the_bar_told(tmp_path):
     progress, path = mock.Mock(), tmp_path / "preview.png"
-    ladder = named("Euler").ladder(SCHEDULER, 10, "")
+    ladder = get_sampler("Euler").ladder(SCHEDULER, 10, "")
     shown = Denoiser(lambda x, sigma: jnp.full_like(x, 0.5), DENOISED["sample"])
     watch = watching(MODEL, {}, 4, path, progress)
 
     @jax.jit
     def walked(x):
-        return named("Euler").sample(watch(shown, ladder), x, ladder, jax.random.split(jax.random.key(0), 3))
+        return get_sampler("Euler").sample(watch(shown, ladder), x, ladder, jax.random.split(jax.random.key(0), 3))
 
     walked(jnp.ones((3, 2, 5, 4))).block_until_ready()
     jax.effects_barrier()

@@ -53,7 +53,7 @@ def fake(passes, channels=4):
 
 
 def pipeline(passes, name, steps=20, channels=4):
-    sampler = samplers.named(name)
+    sampler = samplers.get_sampler(name)
     return LatentDiffusion(fake(passes, channels), sampler, sampler.ladder(SCHEDULER, steps, ""), 1, None)
 
 

@@ -102,7 +102,7 @@ def test_pixels_of_the_whole_pipeline(drawn, capsys):
     words = load_tokenizer(model.tokenizer)
     requested, negative = (tokenize(words, [prompt]) for prompt in ("a malignant mole", "a benign mole"))
     for name, theirs in images.items():
-        sampler = samplers.named(name)
+        sampler = samplers.get_sampler(name)
         ladder = sampler.ladder(model.configs["scheduler"], STEPS, "")
         render = text_to_image(LatentDiffusion(model, sampler, ladder, 1, None), SIZE)
         ours = np.asarray(
