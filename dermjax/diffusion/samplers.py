@@ -101,9 +101,9 @@ def ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: flo
 def ddim(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -> Array:
     """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), which with eta 0 is Euler's method.
 
-    Where diffusers' DDIM does not end a step at the time that it asks next ("linspace", and "trailing" where the steps
-    do not divide the training times), ours follows the paper and does. Where latents are held within bounds, the noise
-    in x stays what the network says it is, as in diffusers.
+    Where diffusers' DDIM does not end a step at its next time ("linspace", and "trailing" where the steps do not divide
+    the training times), ours follows the paper and does. Where latents are held within bounds, the noise in x stays
+    what the network predicts, as in diffusers.
     """
     if denoise.bound is None:
         return ancestral(denoise, x, ladder, keys, eta)
@@ -447,7 +447,7 @@ class Sampler:
 
     name is A1111's; aliases are the names of diffusers (its class) and k-diffusion. order: of the formula, without its
     noise. evaluations: of the network in N steps, (a, b) for a N + b. bounds: the options of a scheduler file that hold
-    denoised latents within bounds and that diffusers' class knows. spacing: what the name adds, as Karras, "" for nothing.
+    denoised latents within bounds and that diffusers' class knows. spacing: what the name adds, "" for nothing.
     """
 
     name: str

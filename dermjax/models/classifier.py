@@ -78,7 +78,8 @@ class Classifier:
     def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""
         model = self._merged(params, variables)
-        return model(self._normalised(image), train=train), bundle.variables(model, nnx.BatchStat)
+        features = model.lower(self._normalised(image), 0, train=train)
+        return model.upper(features, 0, train=train), bundle.variables(model, nnx.BatchStat)
 
     def lower(self, params: Params, variables: Params, image: Array, last: int) -> Array:
         """Returns what the `last` last blocks and the head are given for images [B, H, W, 3] in [-1, 1].

@@ -155,7 +155,7 @@ class Backbone(nnx.Module):
 
 
 class MobileNetV2(nnx.Module):
-    """A backbone and a linear head without dropout on the mean of its features; it can be cut below its last blocks."""
+    """A backbone and a linear head on the mean of its features: `upper` of `lower`, cut below the `last` last blocks."""
 
     def __init__(self, config: dict, labels: int, *, dtype: DTypeLike):
         if config["hidden_act"] != "relu6":
@@ -163,12 +163,8 @@ class MobileNetV2(nnx.Module):
         self.mobilenet_v2 = Backbone(config, dtype=dtype)
         self.classifier = linear(self.mobilenet_v2.width, labels, dtype=dtype)
 
-    def __call__(self, image: Array, *, train: bool) -> Array:
-        """Logits [B, L], float32, of normalised images [B, H, W, 3]."""
-        return self.upper(self.lower(image, 0, train=train), 0, train=train)
-
     def lower(self, image: Array, last: int, *, train: bool) -> Array:
-        """What the blocks above the cut are given: features [B, h, w, C], or pooled ones [B, C] where `last` is 0."""
+        """Features [B, h, w, C] below the cut, of normalised images [B, H, W, 3]; pooled ones [B, C] for 0."""
         features = self.mobilenet_v2(image, last, train=train)
         return features if last else self.pool(features, train=train)
 

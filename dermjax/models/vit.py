@@ -196,19 +196,15 @@ class Backbone(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A backbone, how its tokens are pooled, and a linear head; it can be cut below its `last` last layers.
+    """A backbone, how its tokens are pooled, and a linear head: `upper` of `lower`, cut below the `last` last layers.
 
-    The last layer computes what is pooled and no more: where that is the class token, a fourteenth of the whole work.
+    The last layer computes what is pooled and no more: where that is the class token, a fourteenth of all the work.
     """
 
     pooled = EVERY  # of the tokens
 
-    def __call__(self, image: Array, *, train: bool) -> Array:
-        """Logits [B, L], float32, of normalised images [B, H, W, 3]."""
-        return self.upper(self.lower(image, 0, train=train), 0, train=train)
-
     def lower(self, image: Array, last: int, *, train: bool) -> Array:
-        """What the layers above the cut are given: tokens [B, N, D], or the pooled features where `last` is 0."""
+        """Tokens [B, N, D] below the `last` last layers, of normalised images [B, H, W, 3]; pooled features for 0."""
         tokens = self.backbone(image, last, self.pooled)
         return tokens if last else self.pool(tokens)
 

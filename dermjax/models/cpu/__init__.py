@@ -1,1 +1,1 @@
-"""Forms of layers that exist only because a CPU is slow, each with its own gradient; no GPU or TPU takes them."""
+"""Forms of attention and of convolutions that exist only because a CPU is slow; no GPU or TPU takes them."""
