@@ -19,11 +19,6 @@ def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns standard normal noise [B, *shape], float32, from one key an example."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
 def times(keys: jax.Array, steps: int, bias: float) -> jax.Array:
     """Returns one timestep in [0, steps) an example, int32, with density growing as t^(bias - 1).
 

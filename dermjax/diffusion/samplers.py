@@ -24,6 +24,7 @@ import numpy as np
 from dermjax.diffusion import ladders
 from dermjax.diffusion.denoiser import Denoiser, bound
 from dermjax.diffusion.ladders import BENDS, Ladder, Layout
+from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
 
 Array = jax.Array
@@ -56,11 +57,6 @@ def euler_step(latents: Array, x: Array, sigma: Array, sigma_next: Array) -> Arr
     """
     left = sigma_next / sigma
     return left * x + (1 - left) * latents
-
-
-def normal(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Returns standard normal noise [B, *shape], one key [B] an image."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def ancestral_sigmas(sigma: np.ndarray, sigma_next: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -55,6 +55,11 @@ def sigmas(scheduler: dict) -> np.ndarray:
     return np.sqrt((1.0 - alpha_bar) / alpha_bar)
 
 
+def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns standard normal noise [B, *shape], float32, from one key [B] an image."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
 def add_noise(alpha_bar: np.ndarray, latents: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """Returns x_t, the latents [B, h, w, C] with as much of the noise as belongs to the times t int [B]."""
     signal, spread = _signal_and_spread(alpha_bar, t)

@@ -155,7 +155,7 @@ class Backbone(nnx.Module):
 
 
 class MobileNetV2(nnx.Module):
-    """A backbone and a linear head on the mean of its features: `upper` of `lower`, cut below the `last` last blocks."""
+    """A backbone and a linear head on the mean of its features: `upper` of `lower`, cut below its `last` blocks."""
 
     def __init__(self, config: dict, labels: int, *, dtype: DTypeLike):
         if config["hidden_act"] != "relu6":

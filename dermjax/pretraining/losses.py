@@ -11,7 +11,8 @@ import numpy as np
 from einops import reduce
 
 from dermjax.diffusion import objective, schedule
-from dermjax.diffusion.objective import example_keys, normal
+from dermjax.diffusion.objective import example_keys
+from dermjax.diffusion.schedule import normal
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.training.step import Loss
 

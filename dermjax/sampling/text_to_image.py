@@ -28,7 +28,8 @@ from dermjax.diffusion.denoiser import (
     plain,
 )
 from dermjax.diffusion.ladders import Ladder
-from dermjax.diffusion.samplers import Sampler, normal
+from dermjax.diffusion.samplers import Sampler
+from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import say

@@ -56,7 +56,7 @@ def dreambooth_loss(
         uniform = jax.vmap(jax.random.uniform)
         mirrored = uniform(keys[:, 0]) < 0.5
         moments = jnp.where(mirrored[:, None, None, None], batch["moments"][:, 1], batch["moments"][:, 0])
-        draw, noise = (objective.normal(keys[:, i], (h, w, doubled // 2)) for i in (1, 2))
+        draw, noise = (schedule.normal(keys[:, i], (h, w, doubled // 2)) for i in (1, 2))
         noise = objective.offset(keys[:, 5], noise, offset_noise)
         latents = sd.sample_latents(moments.astype(jnp.float32), draw)
         t = objective.times(keys[:, 3], len(alpha_bar), timestep_bias)

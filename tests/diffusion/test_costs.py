@@ -12,7 +12,7 @@ import pytest
 from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.samplers import normal
+from dermjax.diffusion.schedule import normal
 from dermjax.sampling.previews import colours_of, watched
 from dermjax.sampling.text_to_image import LatentDiffusion, keys_of, pixels, text_to_image
 from dermjax.weights import diffusers

@@ -12,15 +12,15 @@ KEYS = jax.random.split(jax.random.key(0), 4)
 
 
 def loss(predict, *, prediction="epsilon", t=(0, 30, 60, 99), weight=(1.0, 1.0, 1.0, 1.0), **options):
-    noise = objective.normal(KEYS, (4, 4, 2))
-    latents = objective.normal(jax.random.split(jax.random.key(1), 4), (4, 4, 2))
+    noise = schedule.normal(KEYS, (4, 4, 2))
+    latents = schedule.normal(jax.random.split(jax.random.key(1), 4), (4, 4, 2))
     options = {"snr_gamma": 0.0, "huber": 0.0} | options
     return float(objective.denoising(predict, prediction, ALPHA_BAR, latents, noise, jnp.array(t), jnp.array(weight),
                                      **options))  # fmt: skip
 
 
 def test_a_perfect_prediction_costs_nothing_and_zero_costs_the_noise():
-    noise = objective.normal(KEYS, (4, 4, 2))
+    noise = schedule.normal(KEYS, (4, 4, 2))
     assert loss(lambda x, t: noise) == 0
     assert loss(lambda x, t: jnp.zeros_like(x)) == pytest.approx(float(jnp.square(noise).mean()), rel=1e-6)
 

@@ -13,7 +13,7 @@ import pytest
 
 from dermjax.diffusion import denoiser, ladders, samplers
 from dermjax.diffusion.denoiser import DENOISED, Denoiser
-from dermjax.diffusion.samplers import normal
+from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SCHEDULER
 

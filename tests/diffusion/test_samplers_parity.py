@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from dermjax.diffusion import denoiser, samplers, schedule
-from dermjax.diffusion.samplers import normal
+from dermjax.diffusion.schedule import normal
 from dermjax.models.stable_diffusion import SCHEDULER
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import pytest
 
 from dermjax.data import records, templates
 from dermjax.data.records import Manifest, Record
-from dermjax.diffusion import objective
+from dermjax.diffusion import objective, schedule
 from dermjax.errors import UserError
 from dermjax.tuning import concepts
 
@@ -88,7 +88,7 @@ def preserving(tmp_path, instances, others, weight, **changes):
 def slope(rows, weight):
     """The gradient of the loss of some rows, drawn by row number, for a network that is one factor a channel."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(rows, jnp.uint32))
-    noise, latents = (objective.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), (4, 4, 2)) for i in (0, 1))
+    noise, latents = (schedule.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), (4, 4, 2)) for i in (0, 1))
 
     def loss(factor):
         t, each = jnp.asarray(rows, jnp.int32), jnp.asarray(weight)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dermjax import sharding
-from dermjax.diffusion import objective
+from dermjax.diffusion import objective, schedule
 from dermjax.training.state import State
 from dermjax.tuning import task
 
@@ -25,7 +25,7 @@ def rows():
 
 def loss(params, variables, constants, batch, key):
     """The square of an example, a parameter and noise."""
-    noise = objective.normal(objective.example_keys(key, batch["index"]), ())
+    noise = schedule.normal(objective.example_keys(key, batch["index"]), ())
     return (batch["weight"] * (batch["x"] * params["factor"] + noise) ** 2).mean(), (variables, {})
 
 
@@ -45,7 +45,7 @@ def test_each_draw_of_an_example_has_noise_of_its_own():
     seen = []
 
     def noting(params, variables, constants, batch, key):
-        noise = objective.normal(objective.example_keys(key, batch["index"]), ())
+        noise = schedule.normal(objective.example_keys(key, batch["index"]), ())
         jax.debug.callback(lambda noise, weight: seen.extend(noise[weight > 0].tolist()), noise, batch["weight"])
         return loss(params, variables, constants, batch, key)
 

@@ -10,7 +10,7 @@ import pytest
 from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
-from dermjax.diffusion.samplers import normal
+from dermjax.diffusion.schedule import normal
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion, count
 from dermjax.sampling.text_to_image import LatentDiffusion, text_to_image
 from dermjax.weights import diffusers as folders
