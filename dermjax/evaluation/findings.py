@@ -76,6 +76,10 @@ class Findings:
             settings.setdefault(group[:2], []).append(group)
         return settings
 
+    def compared(self, groups: list[Group]) -> list[Comparison]:
+        """The comparisons of some groups; a baseline has none."""
+        return [self.comparisons[group] for group in groups if group in self.comparisons]
+
     def mean(self, group: Group) -> list[Predictions]:
         """The mean probability over the seeds, in each fold."""
         return [fold.mean for fold in self.folds[group]]
@@ -107,42 +111,35 @@ def find(
     *,
     pooled: bool,
 ) -> Findings:
-    """Figures, comparisons and label fidelity; `pooled` says that groups are means over seeds and folds, not one run.
+    """Every figure, every arm against the baseline of its classifier and size, and label fidelity.
 
+    pooled: groups are means over seeds and folds, with p adjusted by Holm's method; else each is one run.
     synthetic: predictions of synthetic images, of each fold, by classifiers of real images only.
     """
+    comparisons = {}
+    for group, after in folds.items():
+        before = folds.get(group._replace(arm=baseline))
+        if before and group.arm != baseline:
+            differences = intervals.differences(before, after, classes, pooled=pooled)
+            comparisons[group] = Comparison(
+                group=group,
+                baseline=baseline,
+                differences={name: estimate for name, (estimate, _) in differences.items()},
+                mcnemar=intervals.mcnemar([fold.mean for fold in before], [fold.mean for fold in after]),
+                p=differences[PRIMARY][1],
+                adjusted=None,
+            )
+    if pooled:
+        adjusted = intervals.holm([each.p for each in comparisons.values()])
+        comparisons = {g: replace(each, adjusted=p) for (g, each), p in zip(comparisons.items(), adjusted, strict=True)}
     right = {group: np.concatenate([each.right for each in several]) for group, several in synthetic.items()}
     return Findings(
         classes=classes,
         folds=folds,
         figures={group: intervals.figures(each, classes, pooled=pooled) for group, each in folds.items()},
-        comparisons=compare(folds, baseline, classes, pooled=pooled),
+        comparisons=comparisons,
         fidelity={group: intervals.share(int(each.sum()), len(each)) for group, each in right.items()},
     )
-
-
-def compare(
-    folds: dict[Group, list[Fold]], baseline: str, classes: tuple[str, ...], *, pooled: bool
-) -> dict[Group, Comparison]:
-    """Every arm against the baseline of its classifier and size, where there is one; p adjusted by Holm's method."""
-    comparisons = {}
-    for group, after in folds.items():
-        before = folds.get(group._replace(arm=baseline))
-        if before is None or group.arm == baseline:
-            continue
-        differences = intervals.differences(before, after, classes, pooled=pooled)
-        comparisons[group] = Comparison(
-            group=group,
-            baseline=baseline,
-            differences={name: estimate for name, (estimate, _) in differences.items()},
-            mcnemar=intervals.mcnemar([fold.mean for fold in before], [fold.mean for fold in after]),
-            p=differences[PRIMARY][1],
-            adjusted=None,
-        )
-    if not pooled:
-        return comparisons
-    adjusted = intervals.holm([each.p for each in comparisons.values()])
-    return {g: replace(each, adjusted=p) for (g, each), p in zip(comparisons.items(), adjusted, strict=True)}
 
 
 def in_subgroup(folds: dict[Group, list[Fold]], images: set[str], classes: tuple[str, ...]) -> dict[Group, Estimate]:
@@ -152,6 +149,18 @@ def in_subgroup(folds: dict[Group, list[Fold]], images: set[str], classes: tuple
         some = [fold.only(images, (PRIMARY,)) for fold in each]
         if len(set(some[0].seeds[0].labels)) == len(classes):
             estimates[group] = intervals.figures(some, classes, pooled=True)[PRIMARY]
+    return estimates
+
+
+def elsewhere(
+    folds: dict[Group, list[Fold]], baseline: str, classes: tuple[str, ...]
+) -> dict[Group, dict[str, tuple[Estimate, Estimate]]]:
+    """Every figure, and its difference from the baseline, on a further test set."""
+    estimates = {}
+    for group, after in folds.items():
+        figures = intervals.figures(after, classes, pooled=True)
+        differences = intervals.differences(folds[group._replace(arm=baseline)], after, classes, pooled=True)
+        estimates[group] = {name: (figures[name], difference) for name, (difference, _) in differences.items()}
     return estimates
 
 

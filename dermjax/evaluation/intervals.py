@@ -103,12 +103,12 @@ class Fold:
         """The figures of every seed with their resamples; all figures, seeds and arms see the same draws."""
         labels = self.seeds[0].labels
         blocks = [
-            [[metrics.METRICS[name].weighted(each, weights) for each in self.seeds] for name in self.names]
+            [[metrics.METRICS[name](each, weights) for each in self.seeds] for name in self.names]
             for weights in self.bootstrap.weights(labels)
         ]
         return {
             name: Spread(
-                values=np.array([metrics.METRICS[name].value(each) for each in self.seeds]),
+                values=np.array([metrics.METRICS[name](each) for each in self.seeds]),
                 resampled=np.concatenate(resampled, axis=-1),
                 n=int(metrics.counted(name, labels).sum()),
                 units=len(set(self.bootstrap.lesions)),
@@ -130,28 +130,16 @@ class Fold:
 
     def only(self, images: set[str], names: tuple[str, ...]) -> "Fold":
         """Some figures on some of the images."""
-        lesions = tuple(
-            lesion
-            for image, lesion in zip(self.seeds[0].images, self.bootstrap.lesions, strict=True)
-            if image in images
-        )
+        pairs = zip(self.seeds[0].images, self.bootstrap.lesions, strict=True)
+        lesions = tuple(lesion for image, lesion in pairs if image in images)
         seeds = [each.only(images) for each in self.seeds]
         return Fold(seeds=seeds, bootstrap=replace(self.bootstrap, lesions=lesions), names=names)
 
 
 def figures(folds: list[Fold], classes: tuple[str, ...], *, pooled: bool) -> dict[str, Estimate]:
     """Every figure: the mean over folds and seeds if `pooled`, else that of one run."""
-    few, found = _too_few(folds, classes), {}
-    for name in folds[0].names:
-        spreads = [fold.spreads[name] for fold in folds]
-        if not pooled:
-            found[name] = _figure_of_run(name, spreads[0], few)
-            continue
-        estimate, _ = combined(spreads, few)
-        if estimate.low is not None:  # shares and areas lie between 0 and 1 whatever Student's quantile says
-            estimate = replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
-        found[name] = estimate
-    return found
+    few = _too_few(folds, classes)
+    return {name: _figure(name, [fold.spreads[name] for fold in folds], few, pooled) for name in folds[0].names}
 
 
 def differences(
@@ -219,7 +207,14 @@ def _too_few(folds: list[Fold], classes: tuple[str, ...]) -> str:
     return next((reason for fold in folds if (reason := fold.too_few(classes))), "")
 
 
-def _figure_of_run(name: str, spread: Spread, few: str) -> Estimate:
+def _figure(name: str, spreads: list[Spread], few: str, pooled: bool) -> Estimate:
+    if pooled:
+        estimate, _ = combined(spreads, few)
+        if estimate.low is None:
+            return estimate
+        # shares and areas lie between 0 and 1 whatever Student's quantile says
+        return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
+    (spread,) = spreads
     value = float(spread.values[0])
     if not few and name in metrics.PROPORTIONS and value in (0.0, 1.0):  # the resamples cannot differ
         return share(round(value * spread.n), spread.n)

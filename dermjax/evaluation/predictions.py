@@ -11,7 +11,6 @@ import io
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -83,18 +82,17 @@ def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
     if not rows:
         raise UserError(f"predictions {path}: no row of the {split} split; run classify again with that split")
     rows.sort(key=lambda numbered: numbered[1]["image"])
-    for (_, before), (line, row) in pairwise(rows):
-        if before["image"] == row["image"]:
-            raise UserError(f"predictions {path} line {line}: {row['image']} stands there twice")
+    images, labels, probabilities = [], [], []
     for line, row in rows:
-        if row["label"] not in classes:
-            listed = ", ".join(classes)
-            raise UserError(f"predictions {path} line {line}: label {row['label']!r} is not one of {listed}")
-    return Predictions(
-        images=tuple(row["image"] for _, row in rows),
-        labels=np.array([classes.index(row["label"]) for _, row in rows]),
-        probabilities=np.array([[_probability(row[f"p_{c}"], path, line) for c in classes] for line, row in rows]),
-    )
+        image, label, where = row["image"], row["label"], f"predictions {path} line {line}"
+        if images[-1:] == [image]:
+            raise UserError(f"{where}: {image} stands there twice")
+        if label not in classes:
+            raise UserError(f"{where}: label {label!r} is not one of {', '.join(classes)}")
+        images.append(image)
+        labels.append(classes.index(label))
+        probabilities.append([_probability(row[f"p_{name}"], where) for name in classes])
+    return Predictions(images=tuple(images), labels=np.array(labels), probabilities=np.array(probabilities))
 
 
 def read_test(path: Path, manifest: Manifest) -> Predictions:
@@ -159,11 +157,11 @@ def isic_table(predictions: Predictions, classes: tuple[str, ...]) -> str:
     return text.getvalue()
 
 
-def _probability(text: str | None, path: Path, line: int) -> float:
+def _probability(text: str | None, where: str) -> float:
     try:
         value = float(text)
     except (TypeError, ValueError) as error:
-        raise UserError(f"predictions {path} line {line}: {text!r} is not a number") from error
+        raise UserError(f"{where}: {text!r} is not a number") from error
     if not 0 <= value <= 1:  # nan is neither
-        raise UserError(f"predictions {path} line {line}: probability {text} is not in 0..1; did the training diverge?")
+        raise UserError(f"{where}: probability {text} is not in 0..1; did the training diverge?")
     return value

@@ -6,7 +6,6 @@ A page is one file that loads nothing from outside, and says what the numbers sh
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -42,14 +41,6 @@ PAPER = {
 }
 
 
-class Manifests(NamedTuple):
-    """What the stages before `evaluate` left: real images, synthetic ones as they came, and after curation."""
-
-    prepared: Manifest
-    generated: Manifest | None
-    curated: Manifest | None
-
-
 def image_counts(prepared: Manifest, generated: Manifest | None, curated: Manifest | None) -> dict[str, dict[str, int]]:
     """By kind and class: the real images of each split, the synthetic ones that were made and that were kept."""
     counts = {f"real, {split}": _by_class(prepared.split(split), prepared.labels) for split in SPLITS}
@@ -81,31 +72,31 @@ def thumbnails(manifest: Manifest, records: list[Record], count: int) -> list[Th
 
 
 def page(
-    title: str, manifests: Manifests, findings: Findings, folders: dict[Group, Path], tuning: Path | None, count: int
+    title: str,
+    prepared: Manifest,
+    generated: Manifest | None,
+    curated: Manifest | None,
+    findings: Findings,
+    folders: dict[Group, Path],
+    tuning: Path | None,
+    count: int,
 ) -> str:
     """The HTML of the page of `evaluate`; a section whose input was not given is left out. count: pictures a row."""
-    prepared, generated, curated = manifests
-    labels, fold = prepared.labels, next(iter(findings.folds.values()))[0]
-    beside = [
-        (
-            label,
-            thumbnails(prepared, training_images(prepared, label)[::-1], count),  # others than in the first gallery
-            thumbnails(curated, [r for r in training_images(curated, label) if r.synthetic], count),
-        )
-        for label in (labels if curated else ())
-    ]
+    fold = next(iter(findings.folds.values()))[0]
     return fill(
         TEMPLATE,
         wording.FILTERS,
         title=title,
+        prepared=prepared,
+        generated=generated,
+        curated=curated,
         findings=findings,
+        count=count,
+        thumbnails=thumbnails,
+        training_images=training_images,
         summary=summary(findings),
-        images=image_counts(*manifests),
+        images=image_counts(prepared, generated, curated),
         sources=sorted({(record.source, record.licence) for record in prepared.records}),
-        phantoms=any(record.source == "phantom" for record in prepared.records),
-        real=[(label, thumbnails(prepared, training_images(prepared, label), count)) for label in labels],
-        samplers=_samplers(generated, count) if generated else [],
-        beside=beside,
         curation=_curation(curated, 2 * count) if curated else None,
         training=_training(list(findings.figures), folders, tuning),
         plots=_plots(findings),
@@ -138,19 +129,6 @@ def summary(findings: Findings) -> list[tuple[str, str]]:
     return sentences or [("No arm was compared.", "It takes a real and a hybrid run of the same classifier.")]
 
 
-def _samplers(generated: Manifest, count: int) -> list[tuple[str, str, str, list[Thumbnail]]]:
-    """(sampler, class, its prompts, pictures): as they came, before curation."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in generated.records:
-        groups.setdefault((record.generation.get("sampler", "sampler not recorded"), record.label), []).append(record)
-    rows = []
-    for (sampler, label), records in sorted(groups.items()):
-        prompts = list(dict.fromkeys(record.generation.get("prompt", "") for record in records))
-        shown = "; ".join(prompt for prompt in prompts[:4] if prompt) + (" …" if len(prompts) > 4 else "")
-        rows.append((sampler, label, shown, thumbnails(generated, records, count)))
-    return rows
-
-
 def _curation(curated: Manifest, count: int) -> dict:
     """How many images of each class each reason rejected, and the rejected images with their reasons."""
     rejected = [record for record in curated.records if not record.kept]
@@ -166,53 +144,42 @@ def _curation(curated: Manifest, count: int) -> dict:
 
 def _plots(findings: Findings) -> dict[str, list[str]]:
     """ROC curves of each classifier, and the differences of each comparison."""
-    rocs, forests = [], []
+    rocs, comparisons = [], findings.comparisons.values()
     for (classifier, _), groups in findings.settings.items():
-        colours = _colours(groups)
-        curves = {
-            f"{group.arm}, AUROC {findings.figures[group][PRIMARY].value:.3f}": (
-                metrics.roc(findings.mean(group)[0]),
-                colours[group.arm],
-            )
-            for group in groups
-        }
+        curves, colours = {}, _colours(groups)
+        for group in groups:
+            name = f"{group.arm}, AUROC {findings.figures[group][PRIMARY].value:.3f}"
+            curves[name] = (metrics.roc(findings.mean(group)[0]), colours[group.arm])
         rocs.append(plots.roc(wording.shown(classifier), curves, 2, {}))
-    rows = {
-        group: [
-            (wording.shown(name), _in_points(difference), ARM_COLOURS[0])
-            for name, difference in each.differences.items()
-        ]
-        for group, each in findings.comparisons.items()
-    }
-    reach = plots.reach((estimate for each in rows.values() for _, estimate, _ in each), 1.1, 5.0)
-    for group, each in rows.items():
+    in_points = [{name: _in_points(each) for name, each in c.differences.items()} for c in comparisons]
+    reach = plots.reach((each for differences in in_points for each in differences.values()), 1.1, 5.0)
+    forests = []
+    for comparison, differences in zip(comparisons, in_points, strict=True):
+        group, unit = comparison.group, "percentage points, with 95 % interval"
         title = f"{wording.shown(group.classifier)}: {group.arm} {wording.MINUS} {BASELINE}"
-        unit = "percentage points, with 95 % interval"
-        forests.append(plots.forest(title, each, unit, reach, 8, 1.0 + 0.3 * len(each)))
+        rows = [(wording.shown(name), each, ARM_COLOURS[0]) for name, each in differences.items()]
+        forests.append(plots.forest(title, rows, unit, reach, 8, 1.0 + 0.3 * len(rows)))
     return {"roc": rocs, "differences": forests}
 
 
 def _training(groups: list[Group], folders: dict[Group, Path], tuning: Path | None) -> list[str]:
     """The generator's loss, the classifiers' losses and their validation AUROC, where they were logged."""
     colours, classifiers = _colours(groups), list(dict.fromkeys(group.classifier for group in groups))
-    drawn = []
+    charts = []
     if tuning:
-        drawn.append(plots.curves("Tuning the generator", "loss", [("", _curve(tuning, "loss"), plots.PLAIN)]))
-    trained = [
-        group for group in groups if (folders[group] / SCALARS).is_file()
-    ]  # of others there are predictions alone
+        charts.append(plots.curves("Tuning the generator", "loss", [("", _curve(tuning, "loss"), plots.PLAIN)]))
     for title, unit, name in (
         ("Training the classifiers", "loss", "loss"),
         ("Validation, real images", "AUROC", "validation_auroc"),
     ):
         series = []
-        for group in trained:
-            dashes = DASHES[classifiers.index(group.classifier) % len(DASHES)]
-            line = {"color": colours[group.arm], "linestyle": dashes}
-            series.append((f"{wording.shown(group.classifier)} {group.arm}", _curve(folders[group], name), line))
-        series = [each for each in series if len(each[1][0])]
-        drawn += [plots.curves(title, unit, series)] if series else []
-    return drawn
+        for group in groups:
+            if (folders[group] / SCALARS).is_file() and len((curve := _curve(folders[group], name))[0]):
+                dashes = DASHES[classifiers.index(group.classifier) % len(DASHES)]
+                line = {"color": colours[group.arm], "linestyle": dashes}
+                series.append((f"{wording.shown(group.classifier)} {group.arm}", curve, line))
+        charts += [plots.curves(title, unit, series)] if series else []
+    return charts
 
 
 def _curve(folder: Path, name: str) -> Series:

@@ -15,7 +15,7 @@ from dermjax.errors import UserError
 from dermjax.evaluation import findings, metrics, predictions, report
 from dermjax.evaluation.findings import Findings, Group
 from dermjax.evaluation.predictions import Predictions
-from dermjax.evaluation.report import BASELINE, PAPER, Manifests
+from dermjax.evaluation.report import BASELINE, PAPER
 from dermjax.run_folder import write_atomically
 
 # measured on one core: the page, and a classifier's 2000 resamples of a test image
@@ -27,8 +27,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     It is cheap and writes the same for the same input, so a second call does it again rather than trust old files.
     """
-    manifests = _manifests(config)
-    prepared, _, curated = manifests
+    prepared = records.read_named(config.prepared, "prepared")
+    generated = records.read_named(config.generated, "generated") if config.generated else None
+    curated = records.read_named(config.curated, "curated") if config.curated else None
+    for key, manifest in {"generated": generated, "curated": curated}.items():
+        if manifest and manifest.labels != prepared.labels:
+            raise UserError(f"config.{key}: classes {manifest.labels} are not the prepared ones, {prepared.labels}")
     audit.refuse([manifest for manifest in (prepared, curated) if manifest])
     folders = _folders(config.runs.to_dict())
     runs = {group: predictions.read_test(folder / "predictions.csv", prepared) for group, folder in folders.items()}
@@ -48,9 +52,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
         steps.update()
         tuning = Path(config.tuning) if config.tuning else None
-        page = report.page(config.title, manifests, found, folders, tuning, config.gallery)
+        page = report.page(config.title, prepared, generated, curated, found, folders, tuning, config.gallery)
         steps.update()
-    write_atomically(workdir / "results.json", _results(found, manifests, bootstrap))
+    images, rejections = report.image_counts(prepared, generated, curated), report.rejection_counts(curated)
+    write_atomically(workdir / "results.json", _results(found, bootstrap, images, rejections))
     write_atomically(workdir / "report.html", page)
     for group, each in runs.items() if config.isic else ():
         (workdir / "isic").mkdir(exist_ok=True)
@@ -59,15 +64,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for verdict, numbers in report.summary(found):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
-
-
-def _manifests(config: ConfigDict) -> Manifests:
-    prepared = records.read_named(config.prepared, "prepared")
-    others = {key: records.read_named(config[key], key) for key in ("generated", "curated") if config[key]}
-    for key, manifest in others.items():
-        if manifest.labels != prepared.labels:
-            raise UserError(f"config.{key}: classes {manifest.labels} are not the prepared ones, {prepared.labels}")
-    return Manifests(prepared, others.get("generated"), others.get("curated"))
 
 
 def _folders(runs: dict[str, str]) -> dict[Group, Path]:
@@ -107,42 +103,34 @@ def _synthetic(folders: dict[Group, Path], curated: Manifest) -> dict[Group, lis
     return synthetic
 
 
-def _results(found: Findings, manifests: Manifests, bootstrap: dict[str, int]) -> str:
+def _results(found: Findings, bootstrap: dict[str, int], images: dict, rejections: dict) -> str:
     """Every number as JSON text; an interval that does not exist is null, with its reason in the note."""
+    runs, comparisons = {}, []
+    for group, figures in found.figures.items():
+        (run,) = found.mean(group)
+        runs[f"{group.classifier} {group.arm}"] = {
+            "classifier": group.classifier,
+            "arm": group.arm,
+            "test_images": len(run.images),
+            "figures": figures,
+            "confusion": metrics.confusion(run).tolist(),
+            "roc": {
+                f"{name}_positive_rate": rates.tolist()
+                for name, rates in zip(("false", "true"), metrics.roc(run), strict=True)
+            },
+        }
+    for group, each in found.comparisons.items():
+        comparison = {"classifier": group.classifier, "arm": group.arm, "baseline": each.baseline}
+        evidence = {"differences": each.differences, "mcnemar": each.mcnemar, "verdict": each.verdict}
+        comparisons.append(comparison | evidence)
     results = {
         "classes": found.classes,
-        "images": report.image_counts(*manifests),
-        "rejections": report.rejection_counts(manifests.curated),
+        "images": images,
+        "rejections": rejections,
         "bootstrap": bootstrap,
-        "runs": {f"{group.classifier} {group.arm}": _run(found, group) for group in found.figures},
-        "comparisons": [
-            {
-                "classifier": group.classifier,
-                "arm": group.arm,
-                "baseline": each.baseline,
-                "differences": each.differences,
-                "mcnemar": each.mcnemar,
-                "verdict": each.verdict,
-            }
-            for group, each in found.comparisons.items()
-        ],
+        "runs": runs,
+        "comparisons": comparisons,
         "label_fidelity": {f"{group.classifier} {group.arm}": share for group, share in found.fidelity.items()},
         "paper_accuracies_percent": PAPER["accuracies"],
     }
     return json.dumps(results, indent=2, allow_nan=False, default=asdict)
-
-
-def _run(found: Findings, group: Group) -> dict:
-    (run,) = found.mean(group)
-    false_positive_rate, true_positive_rate = metrics.roc(run)
-    return {
-        "classifier": group.classifier,
-        "arm": group.arm,
-        "test_images": len(run.images),
-        "figures": found.figures[group],
-        "confusion": metrics.confusion(run).tolist(),
-        "roc": {
-            "false_positive_rate": false_positive_rate.tolist(),
-            "true_positive_rate": true_positive_rate.tolist(),
-        },
-    }

@@ -28,6 +28,7 @@ from dermjax.study import arms
 CLAIM = "claim"
 LEFT = (*training.LEFT, "phase1")  # by which it is known that a cell has been begun
 BEAT, STALE = 20.0, 300.0  # seconds
+AUGMENTED_VIEWS = 4  # of each image where augmentation meets a frozen network
 
 
 @dataclass(frozen=True, order=True)
@@ -65,23 +66,27 @@ def claimed(folder: Path) -> Iterator[bool]:
         yield False
         return
     ended = threading.Event()
-    beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)
-    beat.start()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
         yield True
     finally:
         ended.set()
-        beat.join()
+        thread.join()
         path.unlink(missing_ok=True)
 
 
 def _make(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        with path.open("x") as file:
+            file.write(f"{socket.gethostname()} {os.getpid()}\n")
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
     return True
 
 
@@ -93,7 +98,13 @@ def _deserted(path: Path) -> bool:
     except FileNotFoundError:
         return True
     if host == socket.gethostname() and pid.strip().isdigit():
-        return not _alive(int(pid))
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # it is another user's, and alive
+            pass
+        return False
     now = path.with_name(f".{uuid.uuid4()}.now")  # by the clock that sets the times of files
     now.touch()
     age = now.stat().st_mtime - touched
@@ -115,21 +126,6 @@ def _clear(path: Path) -> bool:
     return deserted
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _touch(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT):
-        os.utime(path)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Material:
     """What a fold is made of: real images, synthetic ones of a generator that saw their training split only, and
@@ -142,12 +138,9 @@ class Material:
     @property
     def digest(self) -> str:
         """Of all images, their labels and their splits, 16 hex digits."""
-        found = [
-            (record.split, record.label, record.sha256, record.kept)
-            for manifest in (self.real, self.synthetic, *(self.tests[name] for name in sorted(self.tests)))
-            for record in manifest.records
-        ]
-        return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+        manifests = (self.real, self.synthetic, *(self.tests[name] for name in sorted(self.tests)))
+        images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
+        return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
 
 
 def train(cell: Cell, config: ConfigDict, material: Material, features: Path, folder: Path) -> None:
@@ -186,6 +179,3 @@ def ranks(manifest: Manifest, seed: int) -> dict[str, float]:
         record.image: int(hashlib.sha256(f"{seed} {record.sha256}".encode()).hexdigest()[:12], 16)
         for record in manifest.split("train")
     }
-
-
-AUGMENTED_VIEWS = 4  # of each image where augmentation meets a frozen network

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax.data.records import Manifest
 from dermjax.data.thumbnails import Thumbnail
 from dermjax.evaluation import metrics, plots, report, wording
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN, Comparison, Findings, Group
@@ -51,21 +50,20 @@ def page(
         resamples=fold.bootstrap.resamples,
         sizes=[report.image_counts(each.real, each.synthetic, each.synthetic) for each in materials],
         rejections=report.rejection_counts(synthetic),
-        sources=sorted({record.source for record in real.records}),
-        galleries=[
-            (label, *(report.thumbnails(m, report.training_images(m, label), count) for m in (real, synthetic)))
-            for label in real.labels
-        ],
+        real=real,
+        synthetic=synthetic,
+        count=count,
+        thumbnails=report.thumbnails,
+        training_images=report.training_images,
         tested=sum(len(material.real.split("test")) for material in materials),
-        phantoms=any(record.source == "phantom" for record in real.records),
-        counts=_verdicts(list(comparisons)),
-        paper_counts=_verdicts([each for each in comparisons if each.group.arm == PAPER_ARMS[1]]),
+        sources=sorted({record.source for record in real.records}),
+        trained=len(real.split("train")),
         sentence=sentence,
         marks=MARKS,
         arms=sorted(dict.fromkeys(group.arm for group in findings.figures), key=lambda arm: arm != baseline),
         settings=settings,
         primary=PRIMARY,
-        forests=[_forest(each, findings, reach) for each in settings.values() if _compared(each, findings)],
+        forests=[_forest(each, findings, reach) for each in settings.values() if findings.compared(each)],
         plots={setting: _charts(groups, findings) for setting, groups in settings.items()},
         doses=_doses(findings, baseline),
         elsewhere_shown=ELSEWHERE,
@@ -73,8 +71,13 @@ def page(
         explained=explained,
         paper=PAPER,
         paper_arms=PAPER_ARMS,
-        paper_rows=_paper_rows(findings),
-        limits=_limits(findings, materials[0], len(fold.seeds), frozen),
+        frozen=frozen,
+        few_seeds=FEW_SEEDS,
+        scarce=dict.fromkeys(
+            f"{wording.arm(group.arm)} with {wording.shots(group.shots)}"
+            for group in findings.figures
+            if _is_scarce(group, materials[0])
+        ),
     )
 
 
@@ -93,55 +96,22 @@ def sentence(each: Comparison) -> str:
     )
 
 
-def _limits(findings: Findings, material: Material, seeds: int, frozen: bool) -> list[str]:
-    """A sentence for each limit of what the numbers can say that applies."""
-    sentences = []
-    if any(group.shots for group in findings.figures):
-        sentences.append(
-            f"The generator was tuned on the whole training split ({len(material.real.split('train'))} images), the "
-            "few-shot classifiers see a part of it: a gain there may come from real images that only the generator saw."
-        )
-    if seeds < FEW_SEEDS:
-        sentences.append(f"With {seeds} seeds little is known of the chance in training.")
-    if frozen:
-        sentences.append("The networks' lower parts were frozen; fine-tuning all of them may answer otherwise.")
-    scarce = [group for group in findings.figures if _is_scarce(group, material)]
-    if scarce:
-        names = dict.fromkeys(f"{wording.arm(group.arm)} with {wording.shots(group.shots)}" for group in scarce)
-        sentences.append(
-            f"There are fewer synthetic images than the ratio asks for in {', '.join(names)}: they come more often."
-        )
-    return sentences
-
-
 def _is_scarce(group: Group, material: Material) -> bool:
     """Whether a hybrid arm asks for more synthetic images of a class than there are."""
-    ratio = arms.ratio_of(group.arm)
-
-    def count(manifest: Manifest, label: str) -> int:
-        return len(report.training_images(manifest, label))
-
-    return ratio is not None and any(
-        ratio * (group.shots or count(material.real, label)) > count(material.synthetic, label)
-        for label in material.real.labels
-    )
-
-
-def _verdicts(comparisons: list[Comparison]) -> dict[str, int]:
-    """How many comparisons showed a gain, a loss, neither."""
-    verdicts = [each.verdict for each in comparisons]
-    gains, losses = verdicts.count(GAIN), verdicts.count(LOSS)
-    return {"gains": gains, "losses": losses, "neither": len(verdicts) - gains - losses, "all": len(verdicts)}
-
-
-def _compared(groups: list[Group], findings: Findings) -> list[Comparison]:
-    return [findings.comparisons[group] for group in groups if group in findings.comparisons]
+    ratio = arms.ratio_of(group.arm) or 0.0
+    for label in material.real.labels:
+        real, synthetic = (len(report.training_images(each, label)) for each in (material.real, material.synthetic))
+        if ratio * (group.shots or real) > synthetic:
+            return True
+    return False
 
 
 def _forest(groups: list[Group], findings: Findings, reach: float) -> str:
     """The AUROC of each arm of a setting less the baseline's, with its interval."""
-    compared = _compared(groups, findings)
-    rows = [(wording.arm(c.group.arm), c.differences[PRIMARY], VERDICT_COLOURS[c.verdict]) for c in compared]
+    rows = [
+        (wording.arm(each.group.arm), each.differences[PRIMARY], VERDICT_COLOURS[each.verdict])
+        for each in findings.compared(groups)
+    ]
     title = f"{wording.shown(groups[0].classifier)}, {wording.shots(groups[0].shots)}"
     return plots.forest(title, rows, "AUROC, arm − baseline", reach, 7, 1.2 + 0.32 * len(rows))
 
@@ -159,10 +129,7 @@ def _charts(groups: list[Group], findings: Findings) -> list[str]:
         curves[f"{name}, {findings.figures[group][PRIMARY].value:.3f}"] = ((metrics.GRID, rates), colour)
         calibration[name] = (folds, colour)
     legend = {"fontsize": 8, "title": "mean AUROC", "title_fontsize": 8, "alignment": "left"}
-    return [
-        plots.roc("ROC, mean of the seeds", curves, 1.8, legend),
-        plots.calibration("Calibration", calibration),
-    ]
+    return [plots.roc("ROC, mean of the seeds", curves, 1.8, legend), plots.calibration("Calibration", calibration)]
 
 
 def _doses(findings: Findings, baseline: str) -> list[str]:
@@ -189,15 +156,4 @@ def _subgroup_rows(findings: Findings) -> dict[tuple[str, int], list[tuple]]:
             both = [estimates.get((*setting, arm)) for arm in PAPER_ARMS]
             if any(both):
                 rows.setdefault(setting, []).append((kind, name, next(filter(None, both)).n, both))
-    return rows
-
-
-def _paper_rows(findings: Findings) -> list[tuple]:
-    """(classifier, few-shot size, the paper's accuracies, ours in its two arms) with most real images."""
-    rows = []
-    for classifier, printed in PAPER["accuracies"].items():
-        sizes = [size for name, size in by_setting(findings) if name == classifier]
-        size = sizes[-1] if sizes else None
-        ours = [findings.figures.get((classifier, size, arm), {}).get("accuracy") for arm in PAPER_ARMS]
-        rows.append((classifier, size, printed, ours))
     return rows

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dermjax.data.records import Manifest
-from dermjax.evaluation import findings, intervals, predictions
+from dermjax.evaluation import findings, predictions
 from dermjax.evaluation.findings import PRIMARY, Findings, Group
 from dermjax.evaluation.intervals import Fold
 from dermjax.evaluation.predictions import Predictions
@@ -24,7 +24,7 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
 
     bootstrap: the resamples, seed and smallest of `Bootstrap`.
     """
-    classes = materials[0].real.labels
+    classes, tests = materials[0].real.labels, materials[0].tests
     groups: dict[Group, dict[int, list[Path]]] = {}
     for cell, folder in folders.items():
         groups.setdefault(cell.group, {}).setdefault(cell.fold, []).append(folder)
@@ -40,18 +40,16 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
         }
 
     here, synthetic = folds(""), {}
-    for group, by_fold in groups.items():
-        paths = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in by_fold.values()]
-        paths = [each for seeds in paths if (each := [path for path in seeds if path.is_file()])]
-        if group.arm == BASELINE and paths:
-            synthetic[group._replace(arm=JUDGED)] = [
-                predictions.mean([predictions.read(path, classes, "train") for path in seeds]) for seeds in paths
-            ]
+    for group in [group for group in groups if group.arm == BASELINE]:
+        several = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in groups[group].values()]
+        seeds = [[predictions.read(path, classes, "train") for path in paths if path.is_file()] for paths in several]
+        if any(seeds):
+            synthetic[group._replace(arm=JUDGED)] = [predictions.mean(each) for each in seeds if each]
     subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
     return replace(
         findings.find(classes, here, baseline, synthetic, pooled=True),
         subgroups={key: findings.in_subgroup(here, images, classes) for key, images in subgroups.items()},
-        elsewhere={test: _elsewhere(folds(test), baseline, classes) for test in materials[0].tests},
+        elsewhere={test: findings.elsewhere(folds(test), baseline, classes) for test in tests},
     )
 
 
@@ -107,13 +105,3 @@ def _read(folder: Path, test: str, manifest: Manifest) -> Predictions:
     validation = predictions.read(folder / "predictions.csv", manifest.labels, "validation")
     further = predictions.read(folder / f"predictions_{test}.csv", manifest.labels, "test")
     return replace(further, thresholds=predictions.thresholds(validation))
-
-
-def _elsewhere(folds: dict[Group, list[Fold]], baseline: str, classes: tuple[str, ...]) -> dict:
-    """{group: {figure: (estimate, difference from the baseline)}} on a further test set."""
-    found = {}
-    for group, after in folds.items():
-        figures = intervals.figures(after, classes, pooled=True)
-        differences = intervals.differences(folds[group._replace(arm=baseline)], after, classes, pooled=True)
-        found[group] = {name: (figures[name], difference) for name, (difference, _) in differences.items()}
-    return found

@@ -27,7 +27,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains every cell that nobody has trained, then writes results.json and report.html."""
     folders = {cell: workdir / "cells" / cell.name for cell in plan(config)}
     prepared = [generator.prepared(config, workdir, fold) for fold in range(max(1, config.folds))]
-    reals = [_real(path) for path in prepared]
+    reals = [records.read(path) for path in prepared]
+    for path, real in zip(prepared, reals, strict=True):
+        inputs.check(real, str(path))
     for cell in folders:  # a few-shot size that a class cannot give is refused before anything is tuned or trained
         arms.few(reals[cell.fold], cell.shots, cells.ranks(reals[cell.fold], cell.seed))
     given = records.read(Path(config.synthetic)) if config.synthetic else None
@@ -54,7 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     write_atomically(workdir / "results.json", results.as_json(found))
     write_atomically(workdir / "report.html", page)
     for (classifier, size), groups in report.by_setting(found).items():
-        for each in (found.comparisons[group] for group in groups if group in found.comparisons):
+        for each in found.compared(groups):
             say(f"study: {wording.shown(classifier)}, {wording.shots(size)}, {report.sentence(each)}")
     say(f"study: the report is {workdir / 'report.html'}")
 
@@ -92,17 +94,15 @@ def plan(config: ConfigDict) -> list[Cell]:
     ]
 
 
-def _real(path: Path) -> Manifest:
-    manifest = records.read(path)
-    inputs.check(manifest, str(path))
-    return manifest
-
-
 def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real: Manifest) -> Material:
     """The manifests of a fold, synthetic images made where they are not given; refused where anything leaks."""
     tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
     for name, manifest in tests.items():
-        _check_test(manifest, name, real)
+        inputs.check_labels(manifest, f"config.tests.{name}", real)
+        absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
+        if absent:
+            listed = ", ".join(absent)
+            raise UserError(f"config.tests.{name}: no test image of {listed}; give a test split of every class")
     used = [real, *tests.values()]
     if config.synthetic:
         synthetic = records.read(Path(config.synthetic))
@@ -117,15 +117,6 @@ def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real
         f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
     )
     return Material(real=real, synthetic=synthetic, tests=tests)
-
-
-def _check_test(manifest: Manifest, name: str, real: Manifest) -> None:
-    if manifest.labels != real.labels:
-        theirs, ours = ", ".join(manifest.labels), ", ".join(real.labels)
-        raise UserError(f"config.tests.{name}: its classes are {theirs}, the real ones are {ours}")
-    absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
-    if absent:
-        raise UserError(f"config.tests.{name}: no test image of {', '.join(absent)}; give a test split of every class")
 
 
 def _report_other_causes(folders: dict[Cell, Path], materials: list[Material]) -> None:

@@ -123,9 +123,9 @@ def test_the_numbers_are_the_metrics_of_the_predictions(folder, finished):
     found = predictions.read(folder / "vit_real" / "predictions.csv", ("benign", "malignant"), "test")
     validation = predictions.read(folder / "vit_real" / "predictions.csv", ("benign", "malignant"), "validation")
     found = replace(found, thresholds=predictions.thresholds(validation))
-    for name, metric in metrics.METRICS.items():
+    for name, figure in metrics.METRICS.items():
         told = results["runs"]["vit real"]["figures"][name]
-        assert told["value"] == metric.value(found)
+        assert told["value"] == figure(found)
         assert told["low"] < told["value"] < told["high"]
     assert results["runs"]["vit real"]["figures"]["sensitivity"]["n"] == 30
     assert results["label_fidelity"]["vit real"]["n"] == 10  # of 12, curation rejected 2

@@ -24,7 +24,7 @@ TWO = said(LABELS, PROBABILITIES, sensitivity_at_90=0.7, sensitivity_at_95=0.9)
 
 
 def test_two_classes_by_hand():
-    found = {name: metrics.METRICS[name].value(TWO) for name in metrics.names(TWO)}
+    found = {name: metrics.METRICS[name](TWO) for name in metrics.names(TWO)}
     # one benign image (0.7) is called malignant and ranks above one malignant image (0.6): 5 of 6 pairs in order
     assert found == pytest.approx(
         {

@@ -64,7 +64,7 @@ def study(seed, labels, bootstrap, wander):
         said = Predictions(images=bootstrap.lesions, labels=labels, probabilities=np.stack([1 - score, score], -1))
         fold = Fold(seeds=[said], bootstrap=bootstrap, names=("auroc",))
         resampled.append(fold.spreads["auroc"].resampled[0])
-        values.append(float(metrics.weighted_auroc(said, np.ones((1, len(labels))))[0]))
+        values.append(float(metrics.auroc(said, np.ones((1, len(labels))))[0]))
     return intervals.combined([spread(values, resampled, units=len(labels))], "")[0]
 
 
