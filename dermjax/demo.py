@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for classifier in CLASSIFIERS:
         check(f"classify.{classifier}", config.classify[classifier], training.check)
     run_stage(preparation.run, config.prepare, workdir / "prepare", {})
-    synthesise(config, workdir, prepared, prompts_of(config.prompt, records.read(prepared).labels))
+    run_generator(config, workdir, prepared, class_prompts(config.prompt, records.read(prepared).labels))
     runs = {}
     for classifier in CLASSIFIERS:
         for arm, key in ARMS.items():
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     say("A demo of this size proves the machinery, not the medicine. For research use only.")
 
 
-def synthesise(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict) -> None:
+def run_generator(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict) -> None:
     """Runs tune, generate and curate in a folder: the synthetic images of a generator of real training images."""
     requested = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
     tune, generate, curate = (folder / name for name in ("tune", "generate", "curate"))
@@ -63,19 +63,19 @@ def synthesise(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict
 
 def check_stages(config: ConfigDict) -> None:
     """Raises UserError for an option of tune, generate or curate that would fail when the stage's turn comes."""
-    for name, of_stage in (("tune", tuning.check), ("generate", generation.check), ("curate", curation.check)):
-        check(name, config[name], of_stage)
+    for name, check_stage in (("tune", tuning.check), ("generate", generation.check), ("curate", curation.check)):
+        check(name, config[name], check_stage)
 
 
-def check(name: str, config: ConfigDict, of_stage: Callable[[ConfigDict], object]) -> None:
+def check(name: str, config: ConfigDict, check_stage: Callable[[ConfigDict], object]) -> None:
     """Raises what a stage's own check raises, with the name of its part of the config before it."""
     try:
-        of_stage(config)
+        check_stage(config)
     except UserError as error:
         raise UserError(f"config.{name}: {error}") from error
 
 
-def prompts_of(template: str, labels: tuple[str, ...]) -> ConfigDict:
+def class_prompts(template: str, labels: tuple[str, ...]) -> ConfigDict:
     """Returns the prompt of each label: the template with the label in words for `{label}`."""
     if "{label}" not in template:
         raise UserError(f"config.prompt = {template!r} would say the same of every class; put {{label}} in it")

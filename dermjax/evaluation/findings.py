@@ -168,13 +168,13 @@ def subgroups(manifest: Manifest) -> dict[tuple[str, str], set[str]]:
     """The test images of each (kind, name), in kinds of more than one name."""
     groups: dict[tuple[str, str], set[str]] = {}
     for record in manifest.split("test"):
-        for key in subgroups_of(record).items():
+        for key in record_subgroups(record).items():
             groups.setdefault(key, set()).add(record.image)
     kinds = [kind for kind, _ in groups]
     return {key: groups[key] for key in sorted(groups) if kinds.count(key[0]) > 1}
 
 
-def subgroups_of(record: Record) -> dict[str, str]:
+def record_subgroups(record: Record) -> dict[str, str]:
     """{kind: name} of the subgroups of a record: tone, sex, age band, site and source, as far as it says."""
     attributes = record.attributes
     tone = attributes.get("skin_tone", {}).get("group", "") or attributes.get("parameters", {}).get("tone", "")

@@ -146,12 +146,12 @@ def differences(
     before: list[Fold], after: list[Fold], classes: tuple[str, ...], *, pooled: bool
 ) -> dict[str, tuple[Estimate, float | None]]:
     """after - before in every figure and its p-value (of one run there is none), seeds and resamples paired."""
-    few, found = _too_few(before, classes), {}
+    few, estimates = _too_few(before, classes), {}
     for name in after[0].names:
         pairs = [(a.spreads[name], b.spreads[name]) for b, a in zip(before, after, strict=True)]
         spreads = [replace(a, values=a.values - b.values, resampled=a.resampled - b.resampled) for a, b in pairs]
-        found[name] = combined(spreads, few) if pooled else (_percentiles(spreads[0], few), None)
-    return found
+        estimates[name] = combined(spreads, few) if pooled else (_percentiles(spreads[0], few), None)
+    return estimates
 
 
 def share(count: int, n: int) -> Estimate:

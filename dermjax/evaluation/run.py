@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "evaluate", classifiers=len(runs), test_images=test_images, resamples=bootstrap["resamples"], seconds=seconds
     )
     with progress.bar(total=2, title="evaluate", unit="steps", done=0) as steps:
-        found = findings.find(
+        result = findings.find(
             prepared.labels,
             {group: [findings.fold([each], prepared, bootstrap)] for group, each in runs.items()},
             BASELINE,
@@ -52,16 +52,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
         steps.update()
         tuning = Path(config.tuning) if config.tuning else None
-        page = report.page(config.title, prepared, generated, curated, found, folders, tuning, config.gallery)
+        page = report.page(config.title, prepared, generated, curated, result, folders, tuning, config.gallery)
         steps.update()
     images, rejections = report.image_counts(prepared, generated, curated), report.rejection_counts(curated)
-    write_atomically(workdir / "results.json", _results(found, bootstrap, images, rejections))
+    write_atomically(workdir / "results.json", _results(result, bootstrap, images, rejections))
     write_atomically(workdir / "report.html", page)
     for group, each in runs.items() if config.isic else ():
         (workdir / "isic").mkdir(exist_ok=True)
         table = predictions.isic_table(each, prepared.labels)
         write_atomically(workdir / "isic" / f"{folders[group].name}.csv", table)
-    for verdict, numbers in report.summary(found):
+    for verdict, numbers in report.summary(result):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
 
@@ -103,11 +103,11 @@ def _synthetic(folders: dict[Group, Path], curated: Manifest) -> dict[Group, lis
     return synthetic
 
 
-def _results(found: Findings, bootstrap: dict[str, int], images: dict, rejections: dict) -> str:
+def _results(result: Findings, bootstrap: dict[str, int], images: dict, rejections: dict) -> str:
     """Every number as JSON text; an interval that does not exist is null, with its reason in the note."""
     runs, comparisons = {}, []
-    for group, figures in found.figures.items():
-        (run,) = found.mean(group)
+    for group, figures in result.figures.items():
+        (run,) = result.mean(group)
         runs[f"{group.classifier} {group.arm}"] = {
             "classifier": group.classifier,
             "arm": group.arm,
@@ -119,18 +119,18 @@ def _results(found: Findings, bootstrap: dict[str, int], images: dict, rejection
                 for name, rates in zip(("false", "true"), metrics.roc(run), strict=True)
             },
         }
-    for group, each in found.comparisons.items():
+    for group, each in result.comparisons.items():
         comparison = {"classifier": group.classifier, "arm": group.arm, "baseline": each.baseline}
         evidence = {"differences": each.differences, "mcnemar": each.mcnemar, "verdict": each.verdict}
         comparisons.append(comparison | evidence)
     results = {
-        "classes": found.classes,
+        "classes": result.classes,
         "images": images,
         "rejections": rejections,
         "bootstrap": bootstrap,
         "runs": runs,
         "comparisons": comparisons,
-        "label_fidelity": {f"{group.classifier} {group.arm}": share for group, share in found.fidelity.items()},
+        "label_fidelity": {f"{group.classifier} {group.arm}": share for group, share in result.fidelity.items()},
         "paper_accuracies_percent": PAPER["accuracies"],
     }
     return json.dumps(results, indent=2, allow_nan=False, default=asdict)

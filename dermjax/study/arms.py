@@ -12,12 +12,12 @@ real_tested_on_synthetic  no training of its own: what real_equal_steps says of 
 
 from dataclasses import dataclass
 
-from dermjax.data.records import Manifest, Record
+from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 
 PAPER_RATIO = 3
 RATIOS = (0.25, 10.0)
-BASELINE, JUDGED = "real_equal_steps", "real_tested_on_synthetic"
+BASELINE, TESTED_ON_SYNTHETIC = "real_equal_steps", "real_tested_on_synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ def phases(arm: str) -> tuple[Phase, ...]:
     """
     if arm in ARMS:
         return ARMS[arm]
-    ratio = ratio_of(arm)
+    ratio = hybrid_ratio(arm)
     if ratio is None or not RATIOS[0] <= ratio <= RATIOS[1]:
         raise UserError(f"config.arms: {arm!r} is none of {', '.join(ARMS)} or hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}>")
     return (Phase(steps=1.0, ratio=ratio),)
 
 
-def ratio_of(arm: str) -> float | None:
+def hybrid_ratio(arm: str) -> float | None:
     """Returns the synthetic images to each real one of a hybrid arm, None for any other name."""
     kind, _, ratio = arm.partition("_")
     try:
@@ -57,7 +57,7 @@ def ratio_of(arm: str) -> float | None:
         return None
 
 
-def few(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:
+def take_shots(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:
     """Returns the manifest with `shots` training images a class, those of the lowest rank by image; 0 is all.
 
     Raises:
@@ -67,30 +67,28 @@ def few(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:
         return manifest
     chosen = set()
     for label in manifest.labels:
-        there = sorted((r for r in manifest.split("train") if r.label == label), key=lambda r: rank[r.image])
-        if len(there) < shots:
-            raise UserError(f"config.shots: {shots} images a class, {label} has {len(there)}; take fewer")
-        chosen |= {record.image for record in there[:shots]}
-    return _only(manifest, lambda record: record.split != "train" or record.image in chosen)
+        images = sorted(_training_images(manifest, label), key=rank.__getitem__)
+        if len(images) < shots:
+            raise UserError(f"config.shots: {shots} images a class, {label} has {len(images)}; take fewer")
+        chosen.update(images[:shots])
+    records = tuple(record for record in manifest.records if record.split != "train" or record.image in chosen)
+    return Manifest(labels=manifest.labels, root=manifest.root, records=records)
 
 
-def drawn(synthetic: Manifest, real: Manifest, ratio: float | None) -> Manifest:
+def take_ratio(synthetic: Manifest, real: Manifest, ratio: float | None) -> Manifest:
     """Returns the first `ratio` synthetic images of each class for each real one, or as many as there are."""
     if ratio is None:
         return synthetic
-    counts = dict.fromkeys(synthetic.labels, 0)
-    most = {label: round(ratio * sum(r.label == label for r in real.split("train"))) for label in real.labels}
     chosen = set()
-    for record in synthetic.split("train"):
-        if counts[record.label] < most[record.label]:
-            counts[record.label] += 1
-            chosen.add(record.image)
-    return _only(synthetic, lambda record: record.image in chosen)
+    for label in real.labels:
+        most = round(ratio * len(_training_images(real, label)))
+        chosen.update(_training_images(synthetic, label)[:most])
+    records = tuple(record for record in synthetic.records if record.image in chosen)
+    return Manifest(labels=synthetic.labels, root=synthetic.root, records=records)
 
 
-def _only(manifest: Manifest, wanted) -> Manifest:
-    kept: tuple[Record, ...] = tuple(record for record in manifest.records if wanted(record))
-    return Manifest(labels=manifest.labels, root=manifest.root, records=kept)
+def _training_images(manifest: Manifest, label: str) -> list[str]:
+    return [record.image for record in manifest.split("train") if record.label == label]
 
 
 ARMS = {
@@ -99,5 +97,5 @@ ARMS = {
     "real_augmented": (Phase(steps=1.0, ratio=0.0, augment="strong"),),
     "synthetic": (Phase(steps=1.0, ratio=None),),
     "synthetic_then_real": (Phase(steps=0.5, ratio=None), Phase(steps=0.5, ratio=0.0)),
-    JUDGED: (),
+    TESTED_ON_SYNTHETIC: (),
 }

@@ -137,7 +137,7 @@ class Material:
 
     @property
     def digest(self) -> str:
-        """Of all images, their labels and their splits, 16 hex digits."""
+        """Of all images, their labels and their splits, 16 hex digsettings."""
         manifests = (self.real, self.synthetic, *(self.tests[name] for name in sorted(self.tests)))
         images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
         return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
@@ -145,29 +145,29 @@ class Material:
 
 def train(cell: Cell, config: ConfigDict, material: Material, features: Path, folder: Path) -> None:
     """Leaves what `classify` leaves in the cell's folder. config: the classifier's; features: a folder all share."""
-    real = arms.few(material.real, cell.shots, ranks(material.real, cell.seed))
+    real = arms.take_shots(material.real, cell.shots, ranks(material.real, cell.seed))
     phases = arms.phases(cell.arm)
     start = config.init
     for number, phase in enumerate(phases, start=1):
         last = number == len(phases)
-        its = ConfigDict(config.to_dict())
-        its.seed, its.init, its.features = cell.seed, start, str(features)
-        its.steps = steps(config.steps, phase)
-        its.warmup = min(config.warmup, its.steps // 4)
-        its.evaluate_every = min(config.evaluate_every, its.steps)
-        its.synthetic_fraction, its.augment = phase.fraction, phase.augment or config.augment
+        settings = ConfigDict(config.to_dict())
+        settings.seed, settings.init, settings.features = cell.seed, start, str(features)
+        settings.steps = steps(config.steps, phase)
+        settings.warmup = min(config.warmup, settings.steps // 4)
+        settings.evaluate_every = min(config.evaluate_every, settings.steps)
+        settings.synthetic_fraction, settings.augment = phase.fraction, phase.augment or config.augment
         if phase.augment and config.recipe != "full":
-            its.views = max(config.views, AUGMENTED_VIEWS)
-        synthetic = arms.drawn(material.synthetic, real, phase.ratio) if phase.fraction else None
+            settings.views = max(config.views, AUGMENTED_VIEWS)
+        synthetic = arms.take_ratio(material.synthetic, real, phase.ratio) if phase.fraction else None
         judged = material.synthetic if cell.arm == arms.BASELINE else None
         where = folder if last else folder / f"phase{number}"
-        training.train(its.lock(), where, real, synthetic, judged, material.tests if last else {})
+        training.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
         start = str(where / "classifier")
 
 
-def steps(whole: int, phase: arms.Phase) -> int:
-    """Returns the optimiser steps of a phase out of those of a whole arm."""
-    return max(1, round(whole * phase.steps))
+def steps(total: int, phase: arms.Phase) -> int:
+    """Returns the optimiser steps of a phase, of `total` in its arm."""
+    return max(1, round(total * phase.steps))
 
 
 def ranks(manifest: Manifest, seed: int) -> dict[str, float]:

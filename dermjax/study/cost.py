@@ -33,13 +33,13 @@ def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest
         folds=len(reals),
         cells=len(folders),
         done=len(folders) - len(todo),
-        steps_to_do=sum(steps_of(config, cell) for cell in todo),
+        steps_to_do=sum(count_steps(config, cell) for cell in todo),
         **generators,
         **({"seconds": processor_seconds(config, todo, reals, synthetic)} if on_cpu else {}),
     )
 
 
-def steps_of(config: ConfigDict, cell: Cell) -> int:
+def count_steps(config: ConfigDict, cell: Cell) -> int:
     """Returns the optimiser steps of a cell over its phases."""
     return sum(cells.steps(config.classifiers[cell.classifier].steps, phase) for phase in arms.phases(cell.arm))
 
@@ -52,7 +52,7 @@ def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest
         classifier, params, _ = networks.build(settings, reals[0].labels)
         recipe = recipes.recipe(settings.recipe, settings.last_blocks, params)
         below, above = recipes.operations(classifier, recipe, settings.size)
-        trained = settings.batch * sum(steps_of(config, cell) for cell in its_cells)
+        trained = settings.batch * sum(count_steps(config, cell) for cell in its_cells)
         images = sum(real_images(reals[fold], config) + synthetic for fold in {cell.fold for cell in its_cells})
         work = images * below + GRADIENT * trained * above
         if settings.recipe == "full":  # every cell predicts all validation and test images, validation several times

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dermjax.data import records
 from dermjax.data.records import Manifest
-from dermjax.demo import prompts_of, run_stage, synthesise
+from dermjax.demo import class_prompts, run_generator, run_stage
 from dermjax.errors import UserError
 from dermjax.preparation import run as preparation
 from dermjax.run_folder import NUMERIC_VERSIONS
@@ -18,7 +18,7 @@ from dermjax.sampling import model
 from dermjax.study.cells import claimed
 
 
-def prepared(config: ConfigDict, workdir: Path, fold: int) -> Path:
+def prepare(config: ConfigDict, workdir: Path, fold: int) -> Path:
     """Returns the manifest of a fold's real images: the one that is given, or prepare.images divided."""
     if config.manifest and config.folds:
         raise UserError("config.manifest has one split; for several folds give config.prepare.images in its place")
@@ -31,7 +31,7 @@ def prepared(config: ConfigDict, workdir: Path, fold: int) -> Path:
     return folder / records.FILE
 
 
-def made(config: ConfigDict, workdir: Path, fold: int, real: Path) -> Manifest:
+def synthesise(config: ConfigDict, workdir: Path, fold: int, real: Path) -> Manifest:
     """Returns the kept synthetic images of a fold, given its real ones; finished stages are not run again.
 
     Where images are of other code the stages are run, and each says what it makes again.
@@ -42,9 +42,9 @@ def made(config: ConfigDict, workdir: Path, fold: int, real: Path) -> Manifest:
         manifest = records.read(curated)
         if all(record.generation.get(NUMERIC_VERSIONS) == model.NUMERIC_VERSIONS for record in manifest.records):
             return manifest
-    prompts = prompts_of(config.prompt, records.read(real).labels)
+    prompts = class_prompts(config.prompt, records.read(real).labels)
     with claimed(folder) as ours:
         if not ours:
             raise UserError(f"{folder} is being made by another host; start this one again when it is done")
-        synthesise(config, folder, real, prompts)
+        run_generator(config, folder, real, prompts)
     return records.read(curated)

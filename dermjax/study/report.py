@@ -57,7 +57,6 @@ def page(
         training_images=report.training_images,
         tested=sum(len(material.real.split("test")) for material in materials),
         sources=sorted({record.source for record in real.records}),
-        trained=len(real.split("train")),
         sentence=sentence,
         marks=MARKS,
         arms=sorted(dict.fromkeys(group.arm for group in findings.figures), key=lambda arm: arm != baseline),
@@ -98,7 +97,7 @@ def sentence(each: Comparison) -> str:
 
 def _is_scarce(group: Group, material: Material) -> bool:
     """Whether a hybrid arm asks for more synthetic images of a class than there are."""
-    ratio = arms.ratio_of(group.arm) or 0.0
+    ratio = arms.hybrid_ratio(group.arm) or 0.0
     for label in material.real.labels:
         real, synthetic = (len(report.training_images(each, label)) for each in (material.real, material.synthetic))
         if ratio * (group.shots or real) > synthetic:
@@ -118,7 +117,7 @@ def _forest(groups: list[Group], findings: Findings, reach: float) -> str:
 
 def _charts(groups: list[Group], findings: Findings) -> list[str]:
     """The ROC curves of a setting, by the mean probability over the seeds, averaged over folds, and its calibration."""
-    hybrids = sorted((g.arm for g in groups if arms.ratio_of(g.arm) is not None), key=arms.ratio_of)
+    hybrids = sorted((g.arm for g in groups if arms.hybrid_ratio(g.arm) is not None), key=arms.hybrid_ratio)
     shades = np.linspace(1, len(HYBRID_COLOURS) - 1, len(hybrids)).round().astype(int)
     colours = ARM_COLOURS | {arm: HYBRID_COLOURS[shade] for arm, shade in zip(hybrids, shades, strict=True)}
     curves, calibration = {}, {}
@@ -138,7 +137,7 @@ def _doses(findings: Findings, baseline: str) -> list[str]:
     for classifier in dict.fromkeys(group.classifier for group in findings.figures):
         lines = {}
         for group, figures in findings.figures.items():
-            ratio = 0.0 if group.arm == baseline else arms.ratio_of(group.arm)
+            ratio = 0.0 if group.arm == baseline else arms.hybrid_ratio(group.arm)
             if group.classifier == classifier and ratio is not None:
                 point = (ratio, figures[PRIMARY], findings.seeds(group))
                 lines.setdefault(wording.shots(group.shots), []).append(point)

@@ -15,7 +15,7 @@ from dermjax.evaluation.findings import PRIMARY, Findings, Group
 from dermjax.evaluation.intervals import Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import PAPER
-from dermjax.study.arms import BASELINE, JUDGED
+from dermjax.study.arms import BASELINE, TESTED_ON_SYNTHETIC
 from dermjax.study.cells import Cell, Material
 
 
@@ -44,7 +44,7 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
         several = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in groups[group].values()]
         seeds = [[predictions.read(path, classes, "train") for path in paths if path.is_file()] for paths in several]
         if any(seeds):
-            synthetic[group._replace(arm=JUDGED)] = [predictions.mean(each) for each in seeds if each]
+            synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [predictions.mean(each) for each in seeds if each]
     subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
     return replace(
         findings.find(classes, here, baseline, synthetic, pooled=True),
@@ -53,18 +53,18 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
     )
 
 
-def as_json(found: Findings) -> str:
+def as_json(result: Findings) -> str:
     """The findings as JSON text; a number that does not exist is null, with its reason in the note."""
     results = {
-        "classes": found.classes,
+        "classes": result.classes,
         "groups": [
             {
                 **group._asdict(),
                 "figures": figures,
-                "auroc_of_each_seed": found.seeds(group),
-                "confusion_of_the_mean": found.confusion(group).tolist(),
+                "auroc_of_each_seed": result.seeds(group),
+                "confusion_of_the_mean": result.confusion(group).tolist(),
             }
-            for group, figures in found.figures.items()
+            for group, figures in result.figures.items()
         ],
         "comparisons": [
             {
@@ -75,11 +75,11 @@ def as_json(found: Findings) -> str:
                 "mcnemar": each.mcnemar,
                 "verdict": each.verdict,
             }
-            for group, each in found.comparisons.items()
+            for group, each in result.comparisons.items()
         ],
         "subgroups": [
             {"kind": kind, "group": name, **group._asdict(), PRIMARY: estimate}
-            for (kind, name), estimates in found.subgroups.items()
+            for (kind, name), estimates in result.subgroups.items()
             for group, estimate in estimates.items()
         ],
         "elsewhere": [
@@ -89,10 +89,10 @@ def as_json(found: Findings) -> str:
                 "figures": {name: value for name, (value, _) in figures.items()},
                 "differences": {name: difference for name, (_, difference) in figures.items()},
             }
-            for test, groups in found.elsewhere.items()
+            for test, groups in result.elsewhere.items()
             for group, figures in groups.items()
         ],
-        "label_fidelity": [{**group._asdict(), **asdict(share)} for group, share in found.fidelity.items()],
+        "label_fidelity": [{**group._asdict(), **asdict(share)} for group, share in result.fidelity.items()],
         "paper_accuracies_percent": PAPER["accuracies"],
     }
     return json.dumps(results, indent=2, allow_nan=False, default=asdict)

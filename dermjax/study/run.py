@@ -26,12 +26,12 @@ from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains every cell that nobody has trained, then writes results.json and report.html."""
     folders = {cell: workdir / "cells" / cell.name for cell in plan(config)}
-    prepared = [generator.prepared(config, workdir, fold) for fold in range(max(1, config.folds))]
+    prepared = [generator.prepare(config, workdir, fold) for fold in range(max(1, config.folds))]
     reals = [records.read(path) for path in prepared]
     for path, real in zip(prepared, reals, strict=True):
         inputs.check(real, str(path))
     for cell in folders:  # a few-shot size that a class cannot give is refused before anything is tuned or trained
-        arms.few(reals[cell.fold], cell.shots, cells.ranks(reals[cell.fold], cell.seed))
+        arms.take_shots(reals[cell.fold], cell.shots, cells.ranks(reals[cell.fold], cell.seed))
     given = records.read(Path(config.synthetic)) if config.synthetic else None
     requested = config.generate.plan.images_per_class * len(reals[0].labels)
     cost.announce(config, folders, reals, len(given.split("train")) if given else requested)
@@ -49,14 +49,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if left:
         say(f"study: {len(left)} cells are being trained elsewhere, such as {left[0]}; the same command again reports")
         return
-    found = results.find(folders, materials, config.baseline, config.bootstrap.to_dict())
+    findings = results.find(folders, materials, config.baseline, config.bootstrap.to_dict())
     explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
-    page = report.page(config.title, found, materials, config.baseline, explained, frozen, config.gallery)
-    write_atomically(workdir / "results.json", results.as_json(found))
+    page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery)
+    write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
-    for (classifier, size), groups in report.by_setting(found).items():
-        for each in found.compared(groups):
+    for (classifier, size), groups in report.by_setting(findings).items():
+        for each in findings.compared(groups):
             say(f"study: {wording.shown(classifier)}, {wording.shots(size)}, {report.sentence(each)}")
     say(f"study: the report is {workdir / 'report.html'}")
 
@@ -69,8 +69,8 @@ def plan(config: ConfigDict) -> list[Cell]:
     trained = [arm for arm in config.arms if arms.phases(arm)]
     if config.baseline not in trained:
         raise UserError(f"config.baseline = {config.baseline} is not among config.arms, {', '.join(trained)}")
-    if arms.JUDGED in config.arms and arms.BASELINE not in trained:
-        raise UserError(f"config.arms: {arms.JUDGED} is judged by {arms.BASELINE}; add that")
+    if arms.TESTED_ON_SYNTHETIC in config.arms and arms.BASELINE not in trained:
+        raise UserError(f"config.arms: {arms.TESTED_ON_SYNTHETIC} is judged by {arms.BASELINE}; add that")
     if not config.classifiers:
         raise UserError("config.classifiers: none; add at least one")
     for name, classifier in config.classifiers.items():
@@ -101,15 +101,15 @@ def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real
         inputs.check_labels(manifest, f"config.tests.{name}", real)
         absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
         if absent:
-            listed = ", ".join(absent)
-            raise UserError(f"config.tests.{name}: no test image of {listed}; give a test split of every class")
+            names = ", ".join(absent)
+            raise UserError(f"config.tests.{name}: no test image of {names}; give a test split of every class")
     used = [real, *tests.values()]
     if config.synthetic:
         synthetic = records.read(Path(config.synthetic))
         used.append(records.read(Path(config.training)))
     else:  # the generator gets the training split of `real` and nothing else; a leak is refused before it is tuned
         inputs.refuse_leaks(used)
-        synthetic = generator.made(config, workdir, fold, prepared)
+        synthetic = generator.synthesise(config, workdir, fold, prepared)
     inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
     inputs.refuse_leaks([*used, synthetic])
     say(

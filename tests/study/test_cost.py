@@ -29,7 +29,7 @@ def manifest(counts):
 
 def test_steps_of_an_arm_are_those_of_its_phases():
     config = settings()
-    steps = {arm: cost.steps_of(config, Cell(0, "vit", 50, arm, 0))
+    steps = {arm: cost.count_steps(config, Cell(0, "vit", 50, arm, 0))
              for arm in ("real", "real_equal_steps", "synthetic_then_real")}  # fmt: skip
     assert steps == {"real": 75, "real_equal_steps": 300, "synthetic_then_real": 300}
 

@@ -159,7 +159,7 @@ def test_too_few_test_images_are_said_and_no_verdict_is_given(finished, real, sy
 def test_arms_of_a_seed_share_their_real_images_and_the_features(finished, real):
     manifest = records.read(Path(real))
     ranks = cells.ranks(manifest, 0)
-    few, fewer = (run.arms.few(manifest, shots, ranks).split("train") for shots in (6, 3))
+    few, fewer = (run.arms.take_shots(manifest, shots, ranks).split("train") for shots in (6, 3))
     assert {r.image for r in fewer} < {r.image for r in few} and len(few) == 12
     features = [path for path in (finished / "features").iterdir() if path.is_dir()]
     assert len(features) == 2  # a random network a seed, whatever the arm
@@ -243,7 +243,7 @@ def test_leaking_material_is_refused(real, synthetic, tmp_path):
 
 def test_a_leak_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch):
     """A lesion in training and test of the real images: nothing is tuned on them."""
-    monkeypatch.setattr(run.generator, "made", lambda *_: pytest.fail("a generator was tuned"))
+    monkeypatch.setattr(run.generator, "synthesise", lambda *_: pytest.fail("a generator was tuned"))
     leaking = changed(real, tmp_path, lambda found: [replace(found[0], lesion_id="L"), *found[1:-1],
                                                      replace(found[-1], lesion_id="L")])  # fmt: skip
     with pytest.raises(UserError, match="one lesion on two sides"):
