@@ -14,16 +14,19 @@ shares are exact; then an image keeps its split only because an earlier manifest
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dermjax.data.records import Record
+from dermjax.data.leaks import duplicates
+from dermjax.data.records import SPLITS, Record
 from dermjax.errors import UserError
 
 IDENTITIES = ("sha256", "lesion_id", "patient_id")
+COPY = "near_duplicate_of_evaluation"  # why a training image is set aside
+SYNTHETIC = "synthetic"  # why an archive's image is set aside: real ones are mixed with a generator's by `classify`
 ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)")  # one photograph has one, in whichever challenge or archive it is found
 
 
@@ -32,13 +35,15 @@ class SplitSettings:
     """How images are divided.
 
     validation, test: shares of what they are carved from. rotation: where on the circle of lots the test share begins,
-    fold / folds for a fold. stratified: whether the shares are exact within each class and source.
+    fold / folds for a fold. folds: how many there are, 0 for none. stratified: whether the shares are exact within each
+    class and source.
     """
 
     validation: float
     test: float
     seed: int
     rotation: float
+    folds: int
     stratified: bool
 
 
@@ -54,6 +59,28 @@ def identities(record: Record) -> list[tuple[str, str]]:
 def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:
     """The split of each identity of what an earlier manifest keeps, which new images of the same lesion then join."""
     return {identity: record.split for record in records if record.kept for identity in identities(record)}
+
+
+def divide(
+    records: Sequence[Record], near: np.ndarray, settings: SplitSettings, previous: Mapping[tuple[str, str], str]
+) -> tuple[Record, ...]:
+    """The records with their splits, see `assign`; synthetic ones and copies of evaluation images are rejected.
+
+    near: int [P, >= 2], the rows of near-duplicates, which stay together. Raises UserError where one image has two
+    classes, the splits that one source gives share a lesion, or a class has fewer lesions than folds or splits.
+    """
+    records = tuple(
+        replace(record, split="train", rejected=(SYNTHETIC,)) if record.synthetic else record for record in records
+    )
+    refuse_contradictions(records)
+    refuse_leaks(records)
+    groups = duplicates.group(near, [identities(record) for record in records])
+    lesions = {(record.label, group) for record, group in zip(records, groups.tolist(), strict=True) if record.kept}
+    for label, count in sorted(Counter(label for label, _ in lesions).items()):
+        if count < settings.folds:  # two folds would have to test one image
+            folds = f"config.folds = {settings.folds}"
+            raise UserError(f"{folds}: class {label!r} has {count} distinct lesions; give no more")
+    return _without_copies(assign(records, groups, settings, previous), groups)
 
 
 def assign(
@@ -115,6 +142,17 @@ def refuse_leaks(records: Sequence[Record]) -> None:
             if other.split != record.split:
                 what, here, there = identity[0], f"{other.image} ({other.split})", f"{record.image} ({record.split})"
                 raise UserError(f"the same {what} in two splits: {here} and {there}; remove one or move it")
+
+
+def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[Record, ...]:
+    """The records, those rejected that show what images of a later split do (given splits only)."""
+    order = [SPLITS.index(record.split) for record in assigned]
+    latest = np.zeros(groups.max(initial=-1) + 1, int)
+    np.maximum.at(latest, groups, order)
+    return tuple(
+        replace(record, rejected=(COPY,)) if record.kept and split < latest[group] else record
+        for record, split, group in zip(assigned, order, groups.tolist(), strict=True)
+    )
 
 
 def _is_open(record: Record) -> bool:

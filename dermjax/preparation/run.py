@@ -18,10 +18,9 @@ from dermjax.data.archives.table_records import TableOptions
 from dermjax.data.imaging import hair
 from dermjax.data.leaks import fingerprints
 from dermjax.data.records import SPLITS, Manifest, Record
-from dermjax.data.splits import SplitSettings
+from dermjax.data.splits import COPY, SYNTHETIC, SplitSettings
 from dermjax.errors import UserError
 from dermjax.preparation import listing, phantoms, report
-from dermjax.preparation.division import LEAK, SYNTHETIC, divide
 from dermjax.preparation.examination import examine
 from dermjax.preparation.report import Findings
 from dermjax.run_folder import write_atomically
@@ -89,6 +88,7 @@ def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Finding
         test=1 / config.folds if config.folds else config.ratios.test,
         rotation=config.fold / config.folds if config.folds else 0.0,
         seed=config.seed,
+        folds=config.folds,
         stratified=config.stratified,
     )
     try:
@@ -102,7 +102,10 @@ def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Finding
         progress.cost("prepare", images=len(chosen), classes=len(archive.labels))
         progress.say(f"prepare: the positive class is {archive.labels[-1]}; config.positive names another")
         examination = examine(chosen, archive.root, config.on_bad_image, config.attributes, workdir)
-        manifest, near = divide(archive, examination, settings, previous, config.folds)
+        near = fingerprints.near_duplicates(examination.fingerprints)
+        assigned = splits.divide(examination.records, near, settings, previous)
+        manifest = Manifest(labels=archive.labels, root=archive.root, records=assigned)
+        refuse_gaps(manifest)
         if config.remove_hairs:
             manifest = remove_hairs(manifest, workdir)
     except UserError:
@@ -110,6 +113,15 @@ def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Finding
         tfds.discard(workdir)
         raise
     return manifest, Findings(skipped=examination.skipped, ignored=archive.ignored, near=near)
+
+
+def refuse_gaps(manifest: Manifest) -> None:
+    """UserError for a class that lost all its images of one split, as bad images were skipped."""
+    for name in SPLITS:
+        present = {record.label for record in manifest.split(name)}
+        for label in manifest.labels:
+            if present and label not in present:
+                raise UserError(f"folder {manifest.root}: class {label!r} has no sound image in {name}; add images")
 
 
 def remove_hairs(manifest: Manifest, workdir: Path) -> Manifest:
@@ -155,7 +167,7 @@ def summarise(manifest: Manifest, findings: Findings) -> None:
         (join(changes), "changed wherever they are decoded: {}; recorded in the attributes of each"),
         (rejected[SYNTHETIC], "set aside, as a model made them: {}"),
         (doubtful, "near-duplicates under two classes, shown in report.html: {} pairs; mend a label"),
-        (rejected[LEAK], "set aside, as they share an image, a lesion or a patient with validation or test images: {}; "
+        (rejected[COPY], "set aside, as they share an image, a lesion or a patient with validation or test images: {}; "
                          "near-duplicates are shown in report.html"),
     ):  # fmt: skip
         if count:

@@ -25,7 +25,7 @@ def alone(records):
 
 def assigned(records, groups=None, **changes):
     previous = changes.pop("previous", {})
-    settings = {"validation": 0.1, "test": 0.2, "seed": 0, "rotation": 0.0, "stratified": False} | changes
+    settings = {"validation": 0.1, "test": 0.2, "seed": 0, "rotation": 0.0, "folds": 0, "stratified": False} | changes
     groups = alone(records) if groups is None else groups
     return splits.assign(records, groups, splits.SplitSettings(**settings), previous)
 
