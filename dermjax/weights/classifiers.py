@@ -275,6 +275,16 @@ def mobilenet_names(library: str) -> dict[str, str]:
     return names
 
 
+def vit_names(kind: str, layers: int, mean: bool) -> dict[str, str]:
+    """Returns {Hugging Face's layer or tensor: timm's} of a ViT, but for queries, keys and values."""
+    names = {f"{kind}.{ours}": theirs for ours, theirs in VIT.items()} | {"classifier": "head"}
+    names |= {f"{kind}.layernorm": "fc_norm"} if mean else {}
+    for number in range(layers):
+        layer, block = f"{kind}.encoder.layer.{number}", f"blocks.{number}"
+        names |= {f"{layer}.{ours}": f"{block}.{theirs}" for ours, theirs in VIT_LAYER[kind].items()}
+    return names
+
+
 def read_vit(file: Tensors) -> tuple[Tensors, dict[str, Any], Normalisation]:
     """Returns timm's ViT or DINOv2 under Hugging Face's names, its config, and how pixels are normalised."""
     kind = "dinov2" if "blocks.0.ls1.gamma" in file else "vit"
@@ -282,24 +292,19 @@ def read_vit(file: Tensors) -> tuple[Tensors, dict[str, Any], Normalisation]:
     inner = file["blocks.0.mlp.fc1.weight"].shape[0]
     layers = 1 + max(int(block[1]) for name in file if (block := re.match(r"blocks\.(\d+)\.", name)))
     mean = "fc_norm.weight" in file
-    outer = {there: f"{kind}.{here}" for here, there in VIT.items()} | {"head": "classifier"}
-    outer |= {"fc_norm": f"{kind}.layernorm"} if mean else {}
-    inside = {there: here for here, there in VIT_LAYER[kind].items()}
+    names = {theirs: ours for ours, theirs in vit_names(kind, layers, mean).items()}
     tensors: Tensors = {}
     for name, tensor in file.items():
-        block = re.match(r"blocks\.(\d+)\.(.+)", name)
+        fused = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name)
         if kind == "dinov2" and name.startswith("head."):
             continue  # on the class token alone; ours reads the patches' mean as well
-        if not block:
-            tensors[rename_layer(name, outer)] = tensor
-        elif block[2].startswith("attn.qkv."):
-            for third, part in enumerate(QKV):
-                rows = slice(third * width, (third + 1) * width)
-                tensors[f"{kind}.encoder.layer.{block[1]}.attention.attention.{part}.{name.rpartition('.')[2]}"] = (
-                    tensor.transform((width, *tensor.shape[1:]), lambda array, rows=rows: array[rows])
-                )
-        else:
-            tensors[f"{kind}.encoder.layer.{block[1]}.{rename_layer(block[2], inside)}"] = tensor
+        if not fused:
+            tensors[rename_layer(name, names)] = tensor
+            continue
+        for third, part in enumerate(QKV):
+            rows, shape = slice(third * width, (third + 1) * width), (width, *tensor.shape[1:])
+            name = f"{kind}.encoder.layer.{fused[1]}.attention.attention.{part}.{fused[2]}"
+            tensors[name] = tensor.transform(shape, lambda array, rows=rows: array[rows])
     config = {
         "model_type": kind, "hidden_size": width, "num_hidden_layers": layers, "patch_size": patch,
         "num_attention_heads": width // HEAD_WIDTH, "layer_norm_eps": EPSILON["vit"], "hidden_act": "gelu",
@@ -312,21 +317,17 @@ def read_vit(file: Tensors) -> tuple[Tensors, dict[str, Any], Normalisation]:
 
 def to_timm_vit(tensors: Tensors, config: dict[str, Any]) -> Tensors:
     """Returns a ViT's tensors under timm's names, queries, keys and values in one."""
-    names = {f"vit.{here}": there for here, there in VIT.items()} | {"classifier": "head"}
-    names |= {"vit.layernorm": "fc_norm"} if config["pooling"] == "mean" else {}
-    file: Tensors = {}
+    names, file = vit_names("vit", config["num_hidden_layers"], config["pooling"] == "mean"), {}
     for name, tensor in tensors.items():
-        block = re.match(r"vit\.encoder\.layer\.(\d+)\.(.+)", name)
-        if not block:
+        part = re.fullmatch(r"vit\.encoder\.layer\.(\d+)\.attention\.attention\.(\w+)\.(\w+)", name)
+        if not part:
             file[rename_layer(name, names)] = tensor
-        elif block[2].startswith("attention.attention.query."):
-            three = [tensors[name.replace(".query.", f".{part}.")] for part in QKV]
-            file[f"blocks.{block[1]}.attn.qkv.{name.rpartition('.')[2]}"] = tensor.transform(
+        elif part[2] == "query":
+            three = [tensors[name.replace(".query.", f".{each}.")] for each in QKV]
+            file[f"blocks.{part[1]}.attn.qkv.{part[3]}"] = tensor.transform(
                 (3 * tensor.shape[0], *tensor.shape[1:]),
-                lambda _, three=three: np.concatenate([part.read() for part in three]),
+                lambda _, three=three: np.concatenate([each.read() for each in three]),
             )
-        elif not block[2].startswith("attention.attention."):
-            file[f"blocks.{block[1]}.{rename_layer(block[2], VIT_LAYER['vit'])}"] = tensor
     return file
 
 
