@@ -98,7 +98,7 @@ COMMANDS = {
 TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
 WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
-DEMO_CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
+DEMO_CONFIG = config_file.PRESETS / "demo.py"
 
 
 def main() -> int:

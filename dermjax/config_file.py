@@ -1,14 +1,18 @@
 """Config files: `FILE[:VARIANT]` to the ConfigDict that its `get_config` returns, and the numbers it may hold."""
 
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from dermjax.errors import UserError
 
+# the configs of the stages: in the package where it was installed from a wheel, beside it in a checkout
+_INSTALLED = Path(__file__).with_name("configs")
+PRESETS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 LARGEST_SEED = 2**32 - 1  # of the whole numbers that numpy, grain and JAX take; AUTOMATIC1111 draws up to it
 # what the numbers of a key may be, whatever the stage
 RANGES = {
@@ -56,6 +60,29 @@ def check(config: ConfigDict) -> None:
         inside, _ = RANGES[given]
         if not (isfinite(value) and inside(value)):
             raise UserError(f"{path} = {value}: give {given}")
+
+
+def preset(stage: str, variant: str) -> ConfigDict:
+    """Returns a variant of the config of a stage that ships with dermjax."""
+    return load(f"{PRESETS / stage}.py:{variant}")
+
+
+def change(config: ConfigDict, changes: Mapping[str, Any], path: str = "config") -> None:
+    """Sets keys of a config; those of a mapping are set one by one, those of FREE replace what is there.
+
+    Raises:
+      UserError: there is no such key, or a value of another type.
+    """
+    for key, value in changes.items():
+        if key not in config:
+            raise UserError(f"unknown config key {path}.{key}; there are: {', '.join(config)}")
+        if isinstance(value, Mapping) and isinstance(config[key], ConfigDict) and key not in (*FREE, "prompts"):
+            change(config[key], value, f"{path}.{key}")
+            continue
+        try:
+            config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+        except TypeError as error:
+            raise UserError(f"{path}.{key} = {value!r}: give a value like {config[key]!r}") from error
 
 
 def load(path: str) -> ConfigDict:

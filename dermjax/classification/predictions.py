@@ -17,7 +17,9 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +32,7 @@ from dermjax.classification import networks
 from dermjax.classification.recipes import Recipe
 from dermjax.data import digests, pipelines, records
 from dermjax.data.archives import tree
+from dermjax.data.images import ImageLike, load_any, to_model
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
@@ -156,3 +159,46 @@ def read_folder(path: Path, labels: tuple[str, ...]) -> Manifest:
     fields = {"label": labels[0], "split": "test", "source": path.name, "image_manipulation": "none"}
     images = tuple(Record(image=name, sha256=each, **fields) for name, each in zip(names, sha256, strict=True))
     return Manifest(labels=labels, root=path, records=images)
+
+
+class Prediction(NamedTuple):
+    """The most probable class of each of n images, and the probabilities float64 [n, L] of all classes."""
+
+    labels: list[str]
+    probabilities: np.ndarray
+
+
+class LesionClassifier:
+    """A saved classifier that is called from Python; what `dermjax.load_classifier` returns. Research use only.
+
+    labels: its classes, in the order of the probabilities, which are calibrated as its training left them.
+    """
+
+    def __init__(self, folder: str | PathLike):
+        self.classifier, (self.params, self.variables) = networks.load(Path(folder).expanduser())
+        self.labels = self.classifier.labels
+        self._grid = sharding.local_mesh()
+        self._logits = predictor(self.classifier, Recipe(last=None), self._grid)
+
+    def predict(self, images: ImageLike | Sequence[ImageLike], batch: int = 32) -> Prediction:
+        """Returns what the classifier predicts of one image or several: files, PIL images, or uint8 [H, W, 3].
+
+        Raises:
+          UserError: there is no image, or one of them cannot be decoded.
+        """
+        several = images if isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4 else [images]
+        if not len(several):
+            raise UserError("no image to classify; give at least one")
+        size = self.classifier.config["image_size"]
+        pixels = np.stack([load_any(image, size) for image in several])
+        batch = -(-batch // self._grid.size) * self._grid.size
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            for first in range(0, len(pixels), batch):
+                chosen = pixels[first : first + batch]
+                image = np.zeros((batch, size, size, 3), np.float32)
+                image[: len(chosen)] = to_model(chosen)
+                yield {"image": image, "valid": np.arange(batch) < len(chosen)}
+
+        rows = probabilities(self._logits(self.params, self.variables, batches()))
+        return Prediction([self.labels[row.argmax()] for row in rows], rows)

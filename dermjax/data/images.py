@@ -44,6 +44,7 @@ EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 # Where the head of the patient is in a DICOM image -> the EXIF orientation that turns it up: (row's, column's way).
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
 WHITE = (255, 255, 255, 255)
+ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, or what is in memory
 
 # Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -54,7 +55,29 @@ def load(path: Path, size: int) -> np.ndarray:
 
     Raises UserError naming the path for whatever is no image or only a part of one (truncated, HTML, a bomb).
     """
-    return np.asarray(ImageOps.fit(_decode(path, 2 * size), (size, size), Image.Resampling.LANCZOS))
+    return _fit(_decode(path, 2 * size), size)
+
+
+def load_any(image: ImageLike, size: int) -> np.ndarray:
+    """As `load`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
+    if isinstance(image, str | os.PathLike):
+        return load(Path(image), size)
+    return _fit(_rgb(ImageOps.exif_transpose(as_pil(image))), size)
+
+
+def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
+    """A PIL image as it is, and uint8 [H, W] or [H, W, 3] as one; UserError for anything else."""
+    if isinstance(image, Image.Image):
+        return image
+    try:
+        return Image.fromarray(image)
+    except (AttributeError, TypeError, ValueError) as error:
+        kind = f"an array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"image: {kind}; give a path, a PIL image, or an array of uint8 [H, W, 3]") from error
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
 def decode(path: Path) -> np.ndarray:

@@ -12,11 +12,14 @@ from bisect import bisect_right
 from collections import Counter
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dermjax.data import digests
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
 
 SPLITS = ("train", "validation", "test")
 MANIPULATIONS = ("none", "synthetic")  # ISIC's own words for the column image_manipulation
@@ -98,6 +101,14 @@ class Manifest:
         """The mask that lay beside the image of a record, white on the lesion, checked as the image is."""
         mask = record.attributes.get("mask")
         return digests.verify(self.root / mask["image"], mask["sha256"]) if mask else None
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The records as a table: a row an image, a column a field, `attributes.age` inside, and its file as `path`."""
+        try:
+            import pandas  # an extra that nothing else needs
+        except ImportError as error:
+            raise UserError("Manifest.to_pandas needs pandas; pip install pandas") from error
+        return pandas.json_normalize([asdict(record) | {"path": str(self.place(record))} for record in self.records])
 
     def split(self, name: str) -> list[Record]:
         """The kept records of one split, in the manifest's order."""

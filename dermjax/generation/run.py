@@ -5,7 +5,6 @@ complete and says that it was made for its request is kept, the rest is made, an
 once. Processes divide the batches among themselves and meet only in the folder.
 """
 
-import hashlib
 import os
 import tempfile
 import time
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 from dermjax import config_file, machine, sharding
 from dermjax.data import records
 from dermjax.data.leaks import training_images
-from dermjax.data.records import Manifest, Record
+from dermjax.data.records import Manifest
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
 from dermjax.generation import card
@@ -36,7 +35,6 @@ from dermjax.sampling.requests import Request, batches, rounds
 from dermjax.weights import model_files
 
 TEXTS = 4096  # bytes of a file besides its pixels, and of its record
-PIXELS = 2**17  # that a CPU makes of a large model at a time: more take memory and are no quicker
 SECONDS_BETWEEN_CHECKS = 1.0  # of what the other processes have made
 
 
@@ -59,19 +57,6 @@ class Generation:
         """Returns the requests whose image is not there, damaged or made otherwise, and how (`provenance.missing`)."""
         return provenance.missing(workdir, {request: self.origin(request) for request in requests})
 
-    def record(self, request: Request, workdir: Path) -> Record:
-        """Returns the record of a finished image: synthetic, for training only."""
-        return Record(
-            image=request.image,
-            sha256=hashlib.sha256((workdir / request.image).read_bytes()).hexdigest(),
-            label=request.label,
-            split="train",
-            source="dermjax",
-            image_manipulation="synthetic",
-            licence=provenance.USE,
-            generation=self.origin(request),
-        )
-
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for options that no prompts and no model would make right."""
@@ -92,9 +77,7 @@ def load(config: ConfigDict) -> Generation:
     for sampler, steps, spacing in {(r.sampler, r.steps, r.spacing) for r in requests}:
         # what it cannot walk fails here
         samplers.get_sampler(sampler).ladder(model.sd.configs["scheduler"], steps, spacing)
-    if sharding.is_large(count(model.params)):
-        batch = min(batch, max(1, PIXELS // size**2))
-    divided = batches(requests, batch, model.kind)  # a prompt too long fails here
+    divided = batches(requests, model.largest_batch(batch, size), model.kind)  # a prompt too long fails here
     for warning in card.tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
         say(f"generate: {warning}")
     return Generation(requests, divided, model, init, size, max(map(len, divided)))
@@ -117,7 +100,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     while left := generation.missing(workdir, left)[0]:  # other processes are at them
         time.sleep(SECONDS_BETWEEN_CHECKS)
     if process == 0:
-        entries = tuple(generation.record(request, workdir) for request in generation.requests)
+        entries = tuple(
+            provenance.record(workdir, request.image, request.label, generation.origin(request))
+            for request in generation.requests
+        )
         labels = tuple(sorted(config.plan.prompts))
         sources = [Path(each) for each in (config.model, config.lora, *config.embeddings) if each]
         training_images.pass_on(sources, workdir)

@@ -20,6 +20,7 @@ from dermjax.sampling import text_to_image
 from dermjax.sampling.requests import Request
 from dermjax.weights import lora, model_files, textual_inversion
 
+PIXELS = 2**17  # that a CPU makes of a large model at a time: more take memory and are no quicker
 LONG_PROMPTS = ("refuse", "chunk")
 NUMERIC_VERSIONS = {  # of all that images are made by
     "images": images.NUMERIC_VERSION,
@@ -64,6 +65,10 @@ class Model:
             near = max(1, round(size / cell)) * cell
             raise UserError(f"size = {size}: this model makes multiples of {cell} px; give {near}, or 0 for its own")
         return size or self.sd.size
+
+    def largest_batch(self, batch: int, size: int) -> int:
+        """Returns how many of `batch` images of a size a device should make at a time: a CPU few of a large model."""
+        return min(batch, max(1, PIXELS // size**2)) if sharding.is_large(count(self.params)) else batch
 
 
 def load_model(

@@ -75,12 +75,24 @@ def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:
 
 def png(image: np.ndarray, generation: dict) -> bytes:
     """Returns the bytes of a PNG file of uint8 [H, W, 3] that carries its generation; the same for the same input."""
-    info = PngInfo()
-    info.add_text(PARAMETERS, parameters(generation))
-    info.add_itxt(KEY, json.dumps(generation, ensure_ascii=False))
+    written, info = texts(generation), PngInfo()
+    info.add_text(PARAMETERS, written[PARAMETERS])
+    info.add_itxt(KEY, written[KEY])
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", pnginfo=info)
     return file.getvalue()
+
+
+def texts(generation: dict) -> dict[str, str]:
+    """Returns the two texts of an image file."""
+    return {PARAMETERS: parameters(generation), KEY: json.dumps(generation, ensure_ascii=False)}
+
+
+def record(root: Path, image: str, label: str, generation: dict, **known: Any) -> Record:
+    """Returns the record of a finished image file root/image, with other known fields: synthetic, for training only."""
+    fixed = {"split": "train", "source": "dermjax", "image_manipulation": "synthetic"}
+    digest = sha256(root / image)
+    return Record(image=image, sha256=digest, label=label, generation=generation, **fixed, **{"licence": USE} | known)
 
 
 def parameters(generation: dict) -> str:

@@ -247,20 +247,11 @@ def _outcome(job: Job, renderer: JobRenderer, attempts: int, tolerance: float) -
 
 def _record(outcome: Outcome, renderer: JobRenderer) -> Record:
     """Returns the record of a transformed image: synthetic, for training, tied to its source's lesion and patient."""
-    job = outcome.job
-    source, path = job.subject.record, renderer.workdir / job.request.image
+    job, source = outcome.job, outcome.job.subject.record
     mask = renderer.file("masks", job).relative_to(renderer.workdir).as_posix()
     masks = {"lesions": mask, "count": outcome.after.count, "area": outcome.after.area}  # as in `mask`
-    return Record(
-        image=job.request.image,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        label=source.label,
-        split="train",
-        source="dermjax",
-        image_manipulation="synthetic",
-        lesion_id=source.lesion_id,
-        patient_id=source.patient_id,
-        licence=source.licence or provenance.USE,
+    return provenance.record(
+        renderer.workdir, job.request.image, source.label, renderer.origin(job), lesion_id=source.lesion_id,
+        patient_id=source.patient_id, licence=source.licence or provenance.USE,
         attributes={"masks": masks, "transformation": outcome.as_json()},
-        generation=renderer.origin(job),
-    )
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""A loaded model that is called with prompts, for Python; what `dermjax.load` returns.
+
+The images of a call are those that `dermjax generate` makes of the same requests, in batches of the same size.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dermjax.config_file import LARGEST_SEED
+from dermjax.data import images, records
+from dermjax.data.images import ImageLike
+from dermjax.data.records import Manifest
+from dermjax.diffusion import samplers
+from dermjax.errors import UserError
+from dermjax.run_folder import write_atomically
+from dermjax.sampling import init_images, provenance
+from dermjax.sampling.init_images import InitImages
+from dermjax.sampling.model import Model
+from dermjax.sampling.render import Renderer, produce
+from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
+
+
+class Pipeline:
+    """A model that makes synthetic images of prompts, with the functions compiled for it so far. Research use only."""
+
+    def __init__(self, model: Model):
+        self.model = model
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The model on the devices of this process."""
+        return Renderer(self.model.placed(), None)
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str = "",
+        sampler: str = "DPM++ 2M",
+        steps: int = 20,
+        guidance: float = 7.0,
+        seeds: int | Iterable[int] = 0,
+        size: int = 0,
+        batch: int = 8,
+        image: ImageLike | None = None,
+        mask: ImageLike | None = None,
+        strength: float = 0.6,
+    ) -> list[Image.Image]:
+        """Returns an image for each prompt with each seed, prompt by prompt.
+
+        The `info` of each says that it is synthetic and how it was made. `Pipeline.save` writes that into the file; the
+        image's own `save` leaves it out.
+
+        Args:
+          guidance: 1 is none, and half the time.
+          size: the side in pixels; 0 is the model's own.
+          batch: images that a device makes at a time.
+          image: what to start from: a file, a PIL image or uint8 [H, W, 3].
+          strength: how far to go from it, in (0, 1].
+          mask: white where to paint, as large as the image.
+
+        Raises:
+          UserError: an option that nothing can be done with, a prompt that is too long, an image that cannot be read.
+        """
+        settings = SamplerSettings(sampler=samplers.named(sampler).name, steps=steps, guidance=float(guidance))
+        settings.check("")
+        seeds = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if batch < 1 or not seeds or not prompts:
+            raise UserError("nothing to make: give at least one prompt, one seed, and a batch of 1")
+        outside = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
+        if outside:
+            raise UserError(f"seed {outside[0]}: give 0 to {LARGEST_SEED}")
+        pairs = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
+        requests = [
+            Request(image=f"image {n}", label="", prompt=prompt, negative=negative_prompt, seed=seed, **vars(settings))
+            for n, (prompt, seed) in enumerate(pairs)
+        ]
+        size = self.model.size(size)
+        divided = batches(requests, self.model.largest_batch(batch, size), self.model.kind)
+        with tempfile.TemporaryDirectory() as folder:
+            init = _init_images(image, mask, strength, requests, Path(folder))
+            begin = partial(self.renderer.begin, init=init, size=size, batch=max(map(len, divided)))
+            pixels: dict[Request, np.ndarray] = {}
+            work = rounds(divided, self.renderer.grid.size, self.model.kind)
+            produce(work, begin, requests, pixels.__setitem__, lambda n: None)
+        made = []
+        for request in requests:
+            digests = self.model.digests | init.provenance(request)
+            made.append(Image.fromarray(pixels[request]))
+            made[-1].info = provenance.texts(provenance.generation(request, size, digests))
+        return made
+
+    @staticmethod
+    def save(made: Iterable[Image.Image], folder: str | PathLike, label: str = "lesion") -> list[Path]:
+        """Writes images to folder/images/<label>/NNNNN.png with their provenance, behind those that are there.
+
+        Their records are added to folder/manifest.jsonl, for training only. Returns the files.
+
+        Raises:
+          UserError: one of the images does not say how it was made.
+        """
+        root = Path(folder).expanduser().absolute()
+        before = records.read(root) if (root / records.FILE).is_file() else Manifest(labels=(), root=root, records=())
+        number = sum(record.label == label for record in before.records)
+        paths, entries = [], list(before.records)
+        for n, image in enumerate(made, number):
+            try:
+                generation = json.loads(image.info[provenance.KEY])
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"image {n - number}: does not say how it was made; give images of a pipeline"
+                ) from error
+            path = root / "images" / label / f"{n:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, provenance.png(np.asarray(image), generation))
+            entries.append(provenance.record(root, path.relative_to(root).as_posix(), label, generation))
+            paths.append(path)
+        labels = tuple(sorted({*before.labels, label}))
+        records.write(root / records.FILE, Manifest(labels=labels, root=root, records=tuple(entries)))
+        return paths
+
+
+def _init_images(
+    image: ImageLike | None,
+    mask: ImageLike | None,
+    strength: float,
+    requests: Sequence[Request],
+    folder: Path,
+) -> InitImages:
+    """Returns what requests start from; images in memory are written to PNG files of the folder, which name them."""
+    if image is None and mask is not None:
+        raise UserError("mask: needs an image to paint into")
+    files = {}
+    for name, source in (("image", image), ("mask", mask)):
+        if source is None or isinstance(source, str | PathLike):
+            files[name] = str(source or "")
+            continue
+        buffer = io.BytesIO()
+        images.as_pil(source).save(buffer, "PNG")
+        files[name] = str(folder / f"{name}.png")
+        Path(files[name]).write_bytes(buffer.getvalue())
+    return init_images.read(files["image"], files["mask"], strength, requests)

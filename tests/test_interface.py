@@ -1,0 +1,186 @@
+"""The Python interface: what `import dermjax` costs, and that its functions do what the commands do."""
+
+import inspect
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dermjax
+from dermjax import config_file
+from dermjax.data import records
+from dermjax.sampling import provenance
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PROMPT = "dermoscopy of a malignant mole"
+FEW = {"sampler": "Euler a", "steps": 2, "guidance": 4.0, "batch": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return dermjax.load("derm-tiny", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def images(pipe):
+    return pipe(PROMPT, negative_prompt="hair", seeds=(5, 6), **FEW)
+
+
+def test_importing_is_quick_and_without_jax():
+    timed = (
+        "import sys, time; began = time.perf_counter(); import dermjax; "
+        "print(min(time.perf_counter() - began, 9), *sorted({'jax', 'numpy', 'absl'} & set(sys.modules)))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", timed], check=True, capture_output=True, text=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.2 and all(not heavy for _, *heavy in runs)
+
+
+def test_every_name_is_documented():
+    assert set(dermjax.__all__) == {"UserError", "load", "load_classifier", "read_manifest", "samplers", "tune"}
+    assert all(inspect.getdoc(getattr(dermjax, name)) for name in dermjax.__all__)
+    assert "Euler a" in dermjax.samplers()
+
+
+def test_images_are_those_of_the_command(images, command, tmp_path):
+    plan = {"samplers": "('Euler a',)", "steps": 2, "guidance": 4.0, "batch": 2, "images_per_class": 2, "seed": 5}
+    config = tmp_path / "generate.py"
+    config.write_text(f"""import runpy
+def get_config():
+    config = runpy.run_path({str(CONFIGS / "generate.py")!r})["get_config"]()
+    with config.unlocked():
+        config.plan.prompts = {{"lesion": ({PROMPT!r},)}}
+    config.model, config.precision, config.plan.negative_prompt = "derm-tiny", "float32", "hair"
+    return config
+""")
+    flags = [f"--config.plan.{key}={value}" for key, value in plan.items()]
+    code, _, error = command("generate", f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert code == 0, error
+    made = records.read(tmp_path / "run").records
+    assert len(made) == len(images) == 2
+    for record, image in zip(made, images, strict=True):
+        with Image.open(tmp_path / "run" / record.image) as theirs:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(theirs))
+            assert image.info == theirs.text and "Synthetic: true (research use only)" in image.info["parameters"]
+    dermjax.load("derm-tiny").save(images, tmp_path / "saved")
+    for record, other in zip(records.read(tmp_path / "saved").records, made, strict=True):
+        assert (record.sha256, record.generation, record.label) == (other.sha256, other.generation, other.label)
+
+
+def test_images_are_saved_behind_those_that_are_there(images, pipe, tmp_path):
+    first, second = pipe.save(images, tmp_path), pipe.save(images[:1], tmp_path, label="nevus")
+    third = pipe.save(images[1:], tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in (*first, *second, *third)] == [
+        "images/lesion/00000.png", "images/lesion/00001.png", "images/nevus/00000.png", "images/lesion/00002.png",
+    ]  # fmt: skip
+    manifest = dermjax.read_manifest(tmp_path)
+    assert manifest.labels == ("lesion", "nevus") and all(record.synthetic for record in manifest.records)
+    assert provenance.origin(third[0])["seed"] == 6
+    with pytest.raises(dermjax.UserError, match="image 0: does not say how it was made"):
+        pipe.save([Image.new("RGB", (8, 8))], tmp_path)
+
+
+def test_every_prompt_meets_every_seed_and_images_are_taken_further(pipe, images, tmp_path):
+    images[0].save(tmp_path / "start.png")
+    by_file = pipe([PROMPT, "a mole"], image=tmp_path / "start.png", strength=0.5, seeds=range(2), **FEW)
+    in_memory = pipe([PROMPT, "a mole"], image=np.asarray(images[0]), strength=0.5, seeds=range(2), **FEW)
+    origins = [provenance.json.loads(image.info["dermjax"]) for image in by_file]
+    assert [(each["prompt"], each["seed"]) for each in origins] == [
+        (PROMPT, 0),
+        (PROMPT, 1),
+        ("a mole", 0),
+        ("a mole", 1),
+    ]
+    assert all(each["strength"] == 0.5 and each["init_image"] for each in origins)
+    for ours, theirs in zip(by_file, in_memory, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    mask = Image.new("L", images[0].size)
+    mask.paste(255, (0, 0, 64, 128))
+    (painted,) = pipe(PROMPT, image=images[0], mask=mask, **FEW)
+    assert painted.size == images[0].size and "Mask hash" in painted.info["parameters"]
+
+
+def test_a_manifest_is_a_table(images, pipe, tmp_path, monkeypatch):
+    pipe.save(images, tmp_path)
+    manifest = dermjax.read_manifest(tmp_path)
+    table = manifest.to_pandas()
+    assert list(table["generation.seed"]) == [5, 6] and all(Path(path).is_file() for path in table["path"])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(dermjax.UserError, match=r"needs pandas; pip install pandas$"):
+        manifest.to_pandas()
+
+
+def test_a_classifier_says_the_same_of_files_and_of_what_is_in_memory(tmp_path):
+    from dermjax.classification.predictions import predict
+    from dermjax.models.classifier import describe, fresh
+    from dermjax.weights import classifiers
+
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    classifier = fresh(describe("vit", settings | {"patch_size": 8}, ("benign", "malignant"), 32), np.float32)
+    classifiers.write(tmp_path / "vit", classifier, *classifier.init(0))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 48, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    paths = [tmp_path / "images" / f"{n}.png" for n in range(3)]
+    for path, each in zip(paths, pixels, strict=True):
+        Image.fromarray(each).save(path)
+    clf = dermjax.load_classifier(tmp_path / "vit")
+    labels, probabilities = clf.predict(paths, batch=2)
+    assert clf.labels == ("benign", "malignant") and probabilities.shape == (3, 2)
+    assert probabilities.sum(-1) == pytest.approx(1) and labels == [clf.labels[n] for n in probabilities.argmax(-1)]
+    for others in (pixels, list(pixels), [Image.fromarray(each) for each in pixels], [str(path) for path in paths]):
+        np.testing.assert_array_equal(clf.predict(others, batch=2).probabilities, probabilities)
+    np.testing.assert_allclose(clf.predict(pixels[1]).probabilities, probabilities[1:2], atol=1e-6)
+    predict(str(tmp_path / "images"), str(tmp_path / "vit"), str(tmp_path / "said.csv"), 2)
+    rows = [line.split(",") for line in (tmp_path / "said.csv").read_text().splitlines()[1:]]
+    np.testing.assert_allclose([[float(p) for p in row[2:]] for row in rows], probabilities, atol=1e-6)
+
+
+def test_tuning_is_the_stage_with_its_config(tmp_path, monkeypatch):
+    from dermjax.tuning import run
+
+    configs = []
+    monkeypatch.setattr(run, "run", lambda config, workdir: configs.append(config))
+    made = dermjax.tune("runs/prepare", "derm-tiny", tmp_path / "run", preset="tiny", steps=7,
+                        lora={"rank": 2}, prompts={"nevus": "a nevus"})  # fmt: skip
+    expected = runpy.run_path(str(CONFIGS / "tune.py"))["get_config"]("tiny").to_dict()
+    expected |= {"manifest": "runs/prepare", "model": "derm-tiny", "steps": 7, "prompts": {"nevus": "a nevus"}}
+    expected["lora"] |= {"rank": 2}
+    assert configs[0].to_dict() == expected and made == tmp_path / "run" / "model"
+    assert (tmp_path / "run" / "config.json").is_file() and config_file.PRESETS == CONFIGS
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: dermjax.load("nowhere"), "model nowhere: no model_index.json"),
+    (lambda: dermjax.load("derm-tiny", precision="half"), "precision = 'half' is unknown"),
+    (lambda: dermjax.load_classifier("nowhere"), "classifier nowhere: no model.safetensors"),
+    (lambda: dermjax.read_manifest("nowhere"), "manifest nowhere: no such file"),
+    (lambda: dermjax.tune("a", "b", "c", preset="huge"), "no variant 'huge'"),
+    (lambda: dermjax.tune("a", "b", "c", stepps=3), "unknown config key config.stepps; there are: accumulate, batch"),
+    (lambda: dermjax.tune("a", "b", "c", lora={"rank": "x"}), "config.lora.rank = 'x': give a value like"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_line(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(dermjax.UserError) as raised:
+        call()
+    assert message in str(raised.value) and "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"sampler": "Eular"}, "sampler 'Eular' is not known; did you mean one of: Euler"),
+    ({"steps": 0}, "steps = 0: a sampler takes at least 1 step"),
+    ({"size": 30}, "size = 30: this model makes multiples of"),
+    ({"seeds": -1}, "seed -1: give 0 to"),
+    ({"seeds": ()}, "nothing to make"),
+    ({"image": np.zeros((8, 8), np.complex64)}, "an array of complex64 (8, 8); give a path, a PIL image, or an array"),
+    ({"mask": Image.new("L", (8, 8))}, "mask: needs an image to paint into"),
+])  # fmt: skip
+def test_options_of_a_call_that_cannot_be(pipe, options, message):
+    with pytest.raises(dermjax.UserError) as raised:
+        pipe(PROMPT, **options)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
