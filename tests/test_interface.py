@@ -135,6 +135,8 @@ def test_a_classifier_says_the_same_of_files_and_of_what_is_in_memory(tmp_path):
     assert probabilities.sum(-1) == pytest.approx(1) and labels == [clf.labels[n] for n in probabilities.argmax(-1)]
     for others in (pixels, list(pixels), [Image.fromarray(each) for each in pixels], [str(path) for path in paths]):
         np.testing.assert_array_equal(clf.predict(others, batch=2).probabilities, probabilities)
+    with pytest.raises(dermjax.UserError, match=r"^image: floating-point pixels of unknown range; save as 8 or 16"):
+        clf.predict(np.zeros((8, 8), np.float32))
     np.testing.assert_allclose(clf.predict(pixels[1]).probabilities, probabilities[1:2], atol=1e-6)
     predict(str(tmp_path / "images"), str(tmp_path / "vit"), str(tmp_path / "said.csv"), 2)
     rows = [line.split(",") for line in (tmp_path / "said.csv").read_text().splitlines()[1:]]

@@ -62,7 +62,10 @@ def load_any(image: ImageLike, size: int) -> np.ndarray:
     """As `load`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
     if isinstance(image, str | os.PathLike):
         return load(Path(image), size)
-    return _fit(_rgb(ImageOps.exif_transpose(as_pil(image))), size)
+    try:
+        return _fit(_rgb(ImageOps.exif_transpose(as_pil(image))), size)
+    except ValueError as error:
+        raise UserError(f"image: {error}") from error
 
 
 def as_pil(image: Image.Image | np.ndarray) -> Image.Image:

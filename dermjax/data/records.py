@@ -108,7 +108,9 @@ class Manifest:
             import pandas  # an extra that nothing else needs
         except ImportError as error:
             raise UserError("Manifest.to_pandas needs pandas; pip install pandas") from error
-        return pandas.json_normalize([asdict(record) | {"path": str(self.place(record))} for record in self.records])
+        return pandas.json_normalize(
+            [asdict(record) | {"path": str(self.unchecked_path(record))} for record in self.records]
+        )
 
     def split(self, name: str) -> list[Record]:
         """The kept records of one split, in the manifest's order."""
