@@ -70,7 +70,7 @@ class Pipeline:
         Raises:
           UserError: an option that nothing can be done with, a prompt that is too long, an image that cannot be read.
         """
-        settings = SamplerSettings(sampler=samplers.named(sampler).name, steps=steps, guidance=float(guidance))
+        settings = SamplerSettings(sampler=samplers.get_sampler(sampler).name, steps=steps, guidance=float(guidance))
         settings.check("")
         seeds = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
