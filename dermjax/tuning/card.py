@@ -10,9 +10,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax.training import writers
-from dermjax.tuning import outputs, report, task
+from dermjax.tuning import report, task
 from dermjax.tuning.concepts import Concepts
 from dermjax.weights import model_files
+
+FILE = "README.md"
+MODEL, LORA, KOHYA, WORDS = "model", "lora.safetensors", "lora_kohya.safetensors", "words"  # in the run folder
 
 TEXT = """---
 tags: [stable-diffusion, text-to-image, dreambooth, dermatology, synthetic-data, dermjax]
@@ -68,54 +71,54 @@ be used commercially leaves a model that may not either.
 """
 
 
-def text(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts, origin: str) -> str:
-    """Returns the card of a finished run; origin is the digest of the base model."""
-    tuned, held = report.counted(shown), report.counted(held_out)
-    rows = [f"| {label} | {tuned[label]} | {held[label]} |" for label in report.labels(shown)]
-    digests = "".join(record.sha256 for _, record in shown.sources)
-    licences = sorted({record.licence or "not stated" for _, record in shown.sources})
-    sheets = [path.relative_to(workdir) for path in pictures(workdir) if path.name != report.CURVES]
+def text(workdir: Path, config: ConfigDict, training: Concepts, validation: Concepts, base: str) -> str:
+    """Returns the card of a finished run; base is the digest of the base model."""
+    tuned, held_out = report.counts(training), report.counts(validation)
+    rows = [f"| {label} | {tuned[label]} | {held_out[label]} |" for label in sorted(tuned)]
+    digests = "".join(record.sha256 for _, record in training.sources)
+    licences = sorted({record.licence or "not stated" for _, record in training.sources})
+    grids = [path.relative_to(workdir) for path in figures(workdir) if path.name != report.CURVES]
     return TEXT.format(
         model=config.model,
-        title=" and ".join(report.labels(shown)),
-        origin=origin,
+        title=" and ".join(sorted(tuned)),
+        origin=base,
         data="\n".join(["| class | tuned on | held out |", "|---|---|---|", *rows]),
         digest=hashlib.sha256(digests.encode()).hexdigest(),
         licences=", ".join(licences),
         verdict=report.verdict(writers.read(workdir / "metrics.jsonl")),
         curves=report.CURVES,
-        sheet="".join(f"![samples of step {int(path.stem)}, all synthetic]({path})\n" for path in sheets),
-        prompts="\n".join(f"- {prompt}" for prompt in sorted(set(shown.prompts))),
+        sheet="".join(f"![samples of step {int(path.stem)}, all synthetic]({path})\n" for path in grids),
+        prompts="\n".join(f"- {prompt}" for prompt in sorted(set(training.prompts))),
         config=settings(config),
-        use=use(workdir, config.model, min(shown.prompts)),
+        use=usage(workdir, config.model, min(training.prompts)),
     )
 
 
-def use(workdir: Path, base: str, prompt: str) -> str:
+def usage(workdir: Path, base: str, prompt: str) -> str:
     """Returns the lines of Python that make an image in diffusers: of the model, or of its base with what it learnt."""
+
+    def quote(text: str | Path) -> str:
+        return json.dumps(str(text), ensure_ascii=False)
+
     lines = ["from diffusers import StableDiffusionPipeline", ""]
-    if (workdir / outputs.MODEL).exists():
-        lines += [f"pipeline = StableDiffusionPipeline.from_pretrained({_quoted(workdir / outputs.MODEL)})"]
+    if (workdir / MODEL).exists():
+        lines += [f"pipeline = StableDiffusionPipeline.from_pretrained({quote(workdir / MODEL)})"]
     else:
         path = model_files.locate(base)
-        how = "from_single_file" if path.is_file() else "from_pretrained"
-        lines += [f"pipeline = StableDiffusionPipeline.{how}({_quoted(path)})"]
-        if (workdir / outputs.LORA).exists():
-            lines += [f"pipeline.load_lora_weights({_quoted(workdir / outputs.LORA)})"]
-        for word in sorted((workdir / outputs.WORDS).glob("*.safetensors")):
-            lines += [f"pipeline.load_textual_inversion({_quoted(word)})"]
-    return "\n".join([*lines, f"image = pipeline({_quoted(prompt)}).images[0]"])
-
-
-def _quoted(text: str | Path) -> str:
-    return json.dumps(str(text), ensure_ascii=False)
+        load = "from_single_file" if path.is_file() else "from_pretrained"
+        lines += [f"pipeline = StableDiffusionPipeline.{load}({quote(path)})"]
+        if (workdir / LORA).exists():
+            lines += [f"pipeline.load_lora_weights({quote(workdir / LORA)})"]
+        for word in sorted((workdir / WORDS).glob("*.safetensors")):
+            lines += [f"pipeline.load_textual_inversion({quote(word)})"]
+    return "\n".join([*lines, f"image = pipeline({quote(prompt)}).images[0]"])
 
 
 def settings(config: ConfigDict) -> str:
-    """Returns the config as the card shows it, by which a run knows its own card."""
+    """Returns the config as the card shows it, by which a run recognises its card."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def pictures(workdir: Path) -> list[Path]:
-    """Returns the pictures that the card shows: the curves and the newest samples."""
-    return [workdir / report.CURVES, *list(task.sheets(workdir).values())[-1:]]
+def figures(workdir: Path) -> list[Path]:
+    """Returns the images that the card shows: the curves and the newest samples."""
+    return [workdir / report.CURVES, *list(task.sample_grids(workdir).values())[-1:]]

@@ -5,7 +5,7 @@ A prompt is one for a class ("dermoscopy of a malignant mole") or a template ove
     dermoscopy of a {label} mole[ on {skin_tone.group} skin][, {site}]
 
 A field is `label`, `source` or an attribute, a dot goes into it; a clause in brackets is left out where a record does
-not know its field.
+not have its field.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from dermjax.errors import UserError
 class Concepts:
     """N examples: the image, the prompt and the weight of each, float32.
 
-    epoch: int32 [M], the rows that make one epoch: a row stands in it as often as it is repeated. Over an epoch weights
-    have the mean 1, or 1 + prior_weight where there are class images (see `training`).
+    epoch: int32 [M], the rows of one epoch, each as often as it is repeated. Over an epoch weights have the mean 1, or
+    1 + prior_weight where there are class images (see `training`).
     """
 
     sources: list[tuple[Manifest, Record]]
@@ -39,11 +39,6 @@ class Concepts:
         return [record.image for _, record in self.sources]
 
 
-def digested(sources: list[tuple[Manifest, Record]]) -> str:
-    """Returns the digest of images, in order: 16 hex digits."""
-    return hashlib.sha256("".join(record.sha256 for _, record in sources).encode()).hexdigest()[:16]
-
-
 def training(
     manifest: Manifest,
     prompts: Mapping[str, str],
@@ -55,7 +50,7 @@ def training(
 ) -> Concepts:
     """Returns the training split as concepts, and after it the class images of prior preservation (`generate`'s).
 
-    repeats: how often an epoch shows a class, 1 where it is silent; balance: every class as often as the largest, the
+    repeats: how often an epoch shows a class, 1 where none is given; balance: every class as often as the largest, the
     last round of a class being a part of it; a record's attribute `weight` weighs it among the instance images.
 
     The loss is a mean over the examples of an epoch, instance and class images mixed. With K of M rows class images,
@@ -67,69 +62,48 @@ def training(
     as in Ruiz et al. 2023 (arXiv 2208.12242, eq. 2) and diffusers' train_dreambooth.py, whose batches pair them.
 
     Raises:
-      UserError: a label has no prompt, a template asks for what a record does not know, or there is no image.
+      UserError: a label has no prompt, a template needs what a record does not have, or there is no image.
     """
     instances = manifest.split("train")
     if not instances:
         raise UserError(f"manifest {manifest.home}: no image in its training split")
-    strangers = sorted(set(repeats) - set(manifest.labels))
-    if strangers:
-        there = ", ".join(manifest.labels)
-        raise UserError(f"config.concepts.repeats.{strangers[0]}: the manifest's classes are {there}")
+    unknown = sorted(set(repeats) - set(manifest.labels))
+    if unknown:
+        known = ", ".join(manifest.labels)
+        raise UserError(f"config.concepts.repeats.{unknown[0]}: the manifest's classes are {known}")
     for label, times in repeats.items():
         if not isinstance(times, int) or times < 0:
             raise UserError(f"config.concepts.repeats.{label} = {times}: give a whole number, 0 or more")
-    asked = held_out(manifest, instances, prompts)
-    sources, words, weights = list(asked.sources), list(asked.prompts), [weight(record) for record in instances]
-    shown = [np.repeat(rows, repeats.get(label, 1)) for label, rows in by_label(instances).items()]
+    instance = plain(manifest, instances, prompts)
+    weights, labels = np.array([weight(record) for record in instances]), np.array([each.label for each in instances])
+    rows = [
+        np.repeat(np.flatnonzero(labels == label), repeats.get(label, 1)) for label in dict.fromkeys(labels.tolist())
+    ]
     if balance:
-        shown = [np.resize(rows, max(map(len, shown))) for rows in shown if len(rows)]
-    rows, own = np.concatenate(shown), np.array(weights)
-    if not own[rows].sum():
+        rows = [np.resize(each, max(map(len, rows))) for each in rows if len(each)]
+    rows = np.concatenate(rows)
+    if not weights[rows].sum():
         raise UserError("every image has weight 0: nothing would be learnt")
     others = class_images(prior)
-    epoch = np.concatenate([np.sort(rows), len(own) + np.arange(len(others))]).astype(np.int32)
+    epoch = np.concatenate([np.sort(rows), len(weights) + np.arange(len(others))]).astype(np.int32)
     preserved = np.full(len(others), prior_weight * len(epoch) / max(len(others), 1))
-    weighed = np.concatenate([own / own[rows].sum() * len(epoch), preserved])
-    sources += others
-    words += [record.generation["prompt"] for _, record in others]
-    return Concepts(sources, words, weighed.astype(np.float32), epoch)
+    scaled = np.concatenate([weights / weights[rows].sum() * len(epoch), preserved])
+    texts = [*instance.prompts, *(record.generation["prompt"] for _, record in others)]
+    return Concepts([*instance.sources, *others], texts, scaled.astype(np.float32), epoch)
 
 
-def held_out(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str]) -> Concepts:
+def plain(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str]) -> Concepts:
     """Returns records of a manifest as concepts of weight 1, each shown once."""
-    silent = sorted({record.label for record in chosen} - set(prompts))
-    if silent:
-        raise UserError(f"config.prompts has no prompt for {', '.join(silent)}; add config.prompts.{silent[0]}")
-    said = [templates.fill_from_record(prompts[record.label], record) for record in chosen]
-    sources = [(manifest, record) for record in chosen]
-    return Concepts(sources, said, np.ones(len(said), np.float32), np.arange(len(said), dtype=np.int32))
-
-
-def weight(record: Record) -> float:
-    """Returns the weight that a record asks for by its attribute of that name, else 1."""
-    asked = record.attributes.get("weight", 1.0)
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or asked < 0:
-        raise UserError(f"{record.image}: attributes.weight = {asked!r}; give a number from 0 on")
-    return float(asked)
-
-
-def asked(shown: Concepts, each: int) -> list[str]:
-    """Returns the first `each` different prompts of every class, class by class."""
-    by_class: dict[str, dict[str, None]] = {}
-    for (_, record), prompt in zip(shown.sources, shown.prompts, strict=True):
-        by_class.setdefault(record.label, {})[prompt] = None
-    return [prompt for label in sorted(by_class) for prompt in list(by_class[label])[:each]]
-
-
-def by_label(chosen: list[Record]) -> dict[str, np.ndarray]:
-    """Returns the rows of each label, in order."""
-    labels = np.array([record.label for record in chosen])
-    return {label: np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())}
+    missing = sorted({record.label for record in chosen} - set(prompts))
+    if missing:
+        raise UserError(f"config.prompts has no prompt for {', '.join(missing)}; add config.prompts.{missing[0]}")
+    texts = [templates.fill_from_record(prompts[record.label], record) for record in chosen]
+    rows = np.arange(len(texts), dtype=np.int32)
+    return Concepts([(manifest, record) for record in chosen], texts, np.ones(len(texts), np.float32), rows)
 
 
 def class_images(prior: str) -> list[tuple[Manifest, Record]]:
-    """Returns the images of prior preservation; one that does not say the prompt it was made for is a UserError."""
+    """Returns the images of prior preservation; one that does not name the prompt it was made for is a UserError."""
     if not prior:
         return []
     manifest = records.read(Path(prior))
@@ -137,3 +111,24 @@ def class_images(prior: str) -> list[tuple[Manifest, Record]]:
         if not record.generation.get("prompt"):
             raise UserError(f"{prior}: {record.image} has no generation prompt; use `generate`'s manifest")
     return [(manifest, record) for record in manifest.split("train")]
+
+
+def weight(record: Record) -> float:
+    """Returns the attribute `weight` of a record, else 1."""
+    value = record.attributes.get("weight", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise UserError(f"{record.image}: attributes.weight = {value!r}; give a number from 0 on")
+    return float(value)
+
+
+def first_prompts(concepts: Concepts, number: int) -> list[str]:
+    """Returns the first so many different prompts of every class, class by class."""
+    by_class: dict[str, dict[str, None]] = {}
+    for (_, record), text in zip(concepts.sources, concepts.prompts, strict=True):
+        by_class.setdefault(record.label, {})[text] = None
+    return [text for label in sorted(by_class) for text in list(by_class[label])[:number]]
+
+
+def digest_of_images(sources: list[tuple[Manifest, Record]]) -> str:
+    """Returns the digest of images, in order: 16 hex digits."""
+    return hashlib.sha256("".join(record.sha256 for _, record in sources).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from dermjax import machine, sharding
 from dermjax.models.stable_diffusion import count, operations
 from dermjax.models.unet import per_block
 from dermjax.progress import cost, say
+from dermjax.sampling import render
 from dermjax.tuning.work import Work
 from dermjax.weights.torch_layout import flatten
 
@@ -22,47 +24,64 @@ REMAT_WIDTHS = 4  # of them where it keeps what came in and is computed again
 CHECKPOINTS = 4  # the newest two, the best, and one that is being written
 
 
-def tell(todo: Work, config: ConfigDict) -> None:
+def report(todo: Work, config: ConfigDict) -> None:
     """Prints what the run costs, and where it would not fit into the memory of this machine, what would."""
     state, _ = todo.shapes
-    need, have, seconds = memory(todo)(todo.size, config.batch / config.accumulate), sharding.free_memory(todo.grid), {}
+    step = memory(todo)(todo.samples.size, config.batch / config.accumulate)
+    need, have, seconds = max(step, sampling_memory(todo, config)), sharding.free_memory(todo.grid), {}
     if sharding.platform(todo.grid) == "cpu":
         seconds["seconds"] = processor_seconds(todo, config.batch * config.steps)
     cost(
-        "tune", devices=todo.grid.size, parameters=count(state.params), images=len(todo.shown.sources),
+        "tune", devices=todo.grid.size, parameters=count(state.params), images=len(todo.training.sources),
         steps=config.steps, memory=f"about {machine.format_bytes(need)} of memory",
         room=f"up to {machine.format_bytes(files(todo, config))} of disk", **seconds,
     )  # fmt: skip
     if need > have:
-        say(f"tune: warning: {machine.format_bytes(have)} of memory are free; {remedy(todo, config, have)}")
+        other = remedy(todo, config, have) if step > have else "with config.samples.images = 0 it fits"
+        say(f"tune: warning: {machine.format_bytes(have)} of memory are free; {other}")
 
 
 def plan(todo: Work, config: ConfigDict) -> str:
     """Returns in words what the run does."""
-    tuned = ", ".join(f"{network} {how}" for network, how in config.tuned.items())
+    tuned = ", ".join(f"{network} {mode}" for network, mode in config.tuned.items())
     classes = [f"  {label}: {prompt}" for label, prompt in config.prompts.items()]
-    shown = f"{len(todo.shown.sources)} images shown, {len(todo.held_out.sources)} held out"
-    steps = f"{config.steps} steps of {config.batch} images of {todo.size} px by {config.optimizer}"
+    shown = f"{len(todo.training.sources)} images shown, {len(todo.validation.sources)} held out"
+    steps = f"{config.steps} steps of {config.batch} images of {todo.samples.size} px by {config.optimizer}"
     return "\n".join([f"tune: {tuned}; {steps}; {shown}", *classes])
 
 
 def processor_seconds(todo: Work, images: int) -> float:
     """Returns about how long a CPU takes to train on so many images."""
-    work = GRADIENT * operations(todo.params, (todo.size // todo.sd.factor) ** 2) * images
+    work = GRADIENT * operations(todo.params, (todo.samples.size // todo.sd.factor) ** 2) * images
     return work / TRAINED_A_CORE_A_SECOND / machine.cores()
 
 
 def files(todo: Work, config: ConfigDict) -> int:
     """Returns the bytes of the run's files at most: checkpoints, latents and the tuned model."""
     state, _ = todo.shapes
-    moments = 2 * 2 * todo.sd.configs["vae"]["latent_channels"] * (todo.size // todo.sd.factor) ** 2
-    images = len(todo.shown.sources) + len(todo.held_out.sources)
+    moments = 2 * 2 * todo.sd.configs["vae"]["latent_channels"] * (todo.samples.size // todo.sd.factor) ** 2
+    images = len(todo.training.sources) + len(todo.validation.sources)
     model = count(todo.params) * jnp.dtype(config.save_dtype).itemsize if config.save_model else 0
     return CHECKPOINTS * size(state) + 2 * moments * images + model
 
 
+def sampling_memory(todo: Work, config: ConfigDict) -> float:
+    """Returns about the bytes that the samples of an evaluation take, in all that `memory` counts; 0 without samples.
+
+    State and frozen parameters stay where they are; the complete model is assembled beside them and draws a batch.
+    """
+    if not (todo.samples.images and config.watch_every):
+        return 0.0
+    state, frozen = todo.shapes
+    resident = size(state) / todo.grid.shape["fsdp"] + size(frozen)
+    draw = render.memory(todo.sd, todo.params, todo.samples.size, todo.grid)(todo.samples.batch)  # on each device
+    if sharding.platform(todo.grid) == "cpu":
+        return resident * todo.grid.size + draw - render.PROCESS + PROCESS
+    return resident + draw
+
+
 def memory(todo: Work) -> Callable[[int, float], float]:
-    """Returns need(size, images): about the bytes that a step takes on images of so many pixels, at one time.
+    """Returns need(size, images): about the bytes that a step takes on so many images of that side at one time.
 
     They are those of the process on a CPU, whose devices share its memory, else of each device. A step holds what is
     trained with the optimiser's state, what is frozen, the gradients, adapted kernels as the network uses them, and
@@ -72,7 +91,7 @@ def memory(todo: Work) -> Callable[[int, float], float]:
     on_cpu = sharding.platform(todo.grid) == "cpu"
     number = jnp.dtype(todo.sd.dtype).itemsize
     always = size(state) / todo.grid.shape["fsdp"] + 4 * count(state.params) + size(frozen)
-    always += 4 * adapted(state.params.get("lora", {}))
+    always += 4 * adapted_kernels(state.params.get("lora", {}))
     if on_cpu and number < 4:
         always += 4 * count(frozen)  # widened before they are used
         number = 4
@@ -102,7 +121,7 @@ def numbers_kept(todo: Work, cells: int, weights: bool) -> float:
     return total
 
 
-def adapted(adapters: dict) -> int:
+def adapted_kernels(adapters: dict) -> int:
     """Returns the number of parameters of the kernels that are adapted."""
     flat = flatten(adapters)
     downs = [path for path in flat if path.endswith(".down")]
@@ -111,17 +130,17 @@ def adapted(adapters: dict) -> int:
 
 def remedy(todo: Work, config: ConfigDict, have: float) -> str:
     """Returns what to change so that the run fits into so many bytes."""
-    need, least = memory(todo), todo.grid.size
+    need, least, side = memory(todo), todo.grid.size, todo.samples.size
     parts = [n for n in range(config.accumulate + 1, config.batch // least + 1) if config.batch % (n * least) == 0]
     for accumulate in parts:
-        if need(todo.size, config.batch / accumulate) < have:
+        if need(side, config.batch / accumulate) < have:
             return f"with config.accumulate = {accumulate} it fits, and learns the same"
-    for side in range(todo.size - todo.size % 64 or todo.size, 0, -64):
-        if need(side, least) < have:
-            return f"with config.batch = {least} and config.size = {side} it fits"
-    return f"tune less, as the variant lora does, or on a machine with {machine.format_bytes(need(todo.size, least))}"
+    for smaller in range(side - side % 64 or side, 0, -64):
+        if need(smaller, least) < have:
+            return f"with config.batch = {least} and config.size = {smaller} it fits"
+    return f"tune less, as the variant lora does, or on a machine with {machine.format_bytes(need(side, least))}"
 
 
-def size(tree) -> int:
+def size(tree: Any) -> int:
     """Returns the bytes of a tree of shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""The page of `tune`: its losses, its samples from the same seeds, what it was shown; kept up to date as it runs."""
+"""The page of `tune`: its losses, its samples from the same seeds, its training images; kept up to date as it runs."""
 
 import io
 import json
@@ -22,25 +22,26 @@ GALLERY = 8  # training images a class
 RISEN = 1.01  # a validation loss that ends so far above its lowest has turned
 
 
-def write(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts) -> None:
-    """Writes workdir/report.html, which loads nothing from outside, and the curves as a picture; the first process."""
+def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Concepts) -> None:
+    """Writes workdir/report.html, which loads nothing from outside, and the plot of its curves; the first process."""
     if jax.process_index() != 0:
         return
     records = writers.read(workdir / "metrics.jsonl")
-    by_label = {label: [pair for pair in shown.sources if pair[1].label == label] for label in labels(shown)}
-    curves = plotted(records)
+    tuned, held_out = counts(training), counts(validation)
+    by_label = {label: [pair for pair in training.sources if pair[1].label == label] for label in sorted(tuned)}
+    curves = plot(records)
     write_atomically(workdir / CURVES, curves)
     page = fill(
         TEMPLATE,
         {},
         model=config.model,
-        counts={label: (counted(shown)[label], counted(held_out)[label]) for label in by_label},
+        counts={label: (tuned[label], held_out[label]) for label in by_label},
         steps=config.steps,
         done=records[-1]["step"] if records else 0,
         verdict=verdict(records),
         curves=data_uri(Image.open(io.BytesIO(curves)).convert("RGB")),
-        sheets={step: data_uri(Image.open(path)) for step, path in reversed(task.sheets(workdir).items())},
-        prompts=sorted(set(shown.prompts)),
+        grids={step: data_uri(Image.open(path)) for step, path in reversed(task.sample_grids(workdir).items())},
+        prompts=sorted(set(training.prompts)),
         gallery={
             label: [thumbnail(*pair, "") for pair in evenly_spaced(pairs, GALLERY)] for label, pairs in by_label.items()
         },
@@ -51,11 +52,11 @@ def write(workdir: Path, config: ConfigDict, shown: Concepts, held_out: Concepts
 
 def verdict(records: list[dict]) -> str:
     """Returns in words what the loss on held-out images says."""
-    judged = [(record["step"], record["validation_loss"]) for record in records if "validation_loss" in record]
-    if len(judged) < 2:
+    losses = [(record["step"], record["validation_loss"]) for record in records if "validation_loss" in record]
+    if len(losses) < 2:
         return "The loss on held-out images has not been measured twice yet: nothing tells learning from memorising."
-    (_, first), (end, last) = judged[0], judged[-1]
-    step, lowest = min(judged, key=lambda pair: pair[1])
+    (_, first), (end, last) = losses[0], losses[-1]
+    step, lowest = min(losses, key=lambda pair: pair[1])
     if lowest >= first:
         return f"The loss on held-out images never fell below its start ({first:.4g}): nothing general was learnt."
     fell = f"The loss on held-out images fell from {first:.4g} to {lowest:.4g} (step {step})"
@@ -67,7 +68,7 @@ def verdict(records: list[dict]) -> str:
     return f"{fell} and did not rise again."
 
 
-def plotted(records: list[dict]) -> bytes:
+def plot(records: list[dict]) -> bytes:
     """Returns the curves of the training loss and of the loss on held-out images as a PNG."""
     figure, axes = plt.subplots(figsize=(8, 3.6), dpi=110, layout="constrained")
     for name, label, style in (
@@ -86,11 +87,6 @@ def plotted(records: list[dict]) -> bytes:
     return file.getvalue()
 
 
-def labels(shown: Concepts) -> list[str]:
-    """Returns the classes of the images, in order."""
-    return sorted(counted(shown))
-
-
-def counted(concepts: Concepts) -> Counter:
+def counts(concepts: Concepts) -> Counter:
     """Returns the number of images of each class."""
     return Counter(record.label for _, record in concepts.sources)

@@ -1,10 +1,13 @@
-"""The parameters of a model, divided into what is trained and what is frozen, and put together again.
+"""The parameters of a model, divided into what is trained and what is frozen, and assembled again.
 
-What is trained is one tree of up to three parts: `full`, whole networks; `lora`, adapters on frozen ones; `words`, the
-vectors of new words. So gradients, the optimiser's state, the average and the clipping norm know nothing of the rest.
+What is trained is one tree of up to three branches: `full`, complete networks; `lora`, adapters on frozen ones;
+`words`, the vectors of new words. So gradients, the optimiser's state, the average and the clipping norm know nothing
+of the rest.
 """
 
 from collections.abc import Collection, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from dermjax.weights.textual_inversion import TABLE, with_leaf
 
 Tree = dict[str, Any]
 
-HOWS = ("full", "lora", "frozen")
+MODES = ("full", "lora", "frozen")
 PRECISIONS = {  # what is trained is kept in the first; what is frozen, and the arithmetic, are in the second
     "float32": (jnp.float32, jnp.float32),
     "bfloat16": (jnp.float32, jnp.bfloat16),
@@ -25,7 +28,7 @@ PRECISIONS = {  # what is trained is kept in the first; what is frozen, and the 
 }
 
 
-def divided(
+def divide(
     params: Params,
     tuned: Mapping[str, str],
     *,
@@ -38,15 +41,15 @@ def divided(
     """Returns (trained, frozen) of a model's parameters.
 
     tuned: "full", "lora" or "frozen" for unet and text_encoder; words: how many rows at the end of the token table are
-    trained although the text encoder is not. A text encoder that is wholly frozen is in neither.
+    trained although the text encoder is not. A text encoder of which nothing is trained is in neither.
 
     Raises:
-      UserError: nothing is trained, a name is unknown, a network has no target, or words come with a text encoder that
-        is trained whole.
+      UserError: nothing is trained, a name is unknown, a network has no target, or words come with a fully trained text
+        encoder.
     """
-    for network, how in tuned.items():
-        if how not in HOWS:
-            raise UserError(f"config.tuned.{network} = {how!r} is unknown; give {', '.join(HOWS)}")
+    for network, mode in tuned.items():
+        if mode not in MODES:
+            raise UserError(f"config.tuned.{network} = {mode!r} is unknown; give {', '.join(MODES)}")
     if set(tuned.values()) == {"frozen"} and not words:
         raise UserError("nothing is tuned: give config.tuned.unet = lora or full, or config.words")
     if words and tuned["text_encoder"] == "full":
@@ -56,42 +59,40 @@ def divided(
         raise UserError(f"config.lora.targets: {unknown[0]!r} is unknown; there are {', '.join(lora.TARGETS)}")
 
     kept, arithmetic = PRECISIONS[precision]
-    by = {how: {network: params[network] for network in tuned if tuned[network] == how} for how in HOWS}
-    used = by["lora"] | by["frozen"]
+    networks = {mode: {network: params[network] for network in tuned if tuned[network] == mode} for mode in MODES}
+    used = networks["lora"] | networks["frozen"]
     if not words and tuned["text_encoder"] == "frozen":
         del used["text_encoder"]
-    adapters = lora.init(by["lora"], rank, seed, targets) if by["lora"] and targets else {}
-    bare = sorted(set(by["lora"]) - set(adapters))
+    adapters = lora.init(networks["lora"], rank, seed, targets) if networks["lora"] and targets else {}
+    bare = sorted(set(networks["lora"]) - set(adapters))
     if bare:
         raise UserError(f"config.lora.targets = {tuple(targets)}: {bare[0]} has none of them; add attention")
     trained = {
-        "full": _cast(by["full"], kept),
+        "full": _cast(networks["full"], kept),
         "lora": adapters,
-        "words": jnp.asarray(table(params))[-words:] if words else {},
+        "words": jnp.asarray(token_table(params))[-words:] if words else {},
     }
-    return {name: part for name, part in trained.items() if len(part)}, {"networks": _cast(used, arithmetic)}
+    return {name: branch for name, branch in trained.items() if len(branch)}, {"networks": _cast(used, arithmetic)}
 
 
-def assembled(trained: Tree, frozen: Tree, alpha: float) -> Params:
+def assemble(trained: Tree, frozen: Tree, alpha: float) -> Params:
     """Returns the networks' parameters as the model uses them; differentiable with respect to what is trained."""
     params = frozen["networks"] | trained.get("full", {})
     if "words" in trained:
-        known = jnp.asarray(table(params), jnp.float32)[: -len(trained["words"])]
+        known = jnp.asarray(token_table(params), jnp.float32)[: -len(trained["words"])]
         params = with_leaf(params, TABLE, jnp.concatenate([known, trained["words"]]))
     return lora.merge(params, lora.uniform(trained["lora"], alpha), 1.0) if "lora" in trained else params
 
 
-def silent(trained: Tree, frozen: Tree) -> bool:
-    """Returns whether the text encoder is neither trained nor needed: its contexts can be made once."""
-    return "text_encoder" not in trained.get("full", {}) | frozen["networks"]
+def needs_text_encoder(trained: Tree, frozen: Tree) -> bool:
+    """Returns whether a step runs the text encoder; else its contexts can be computed once."""
+    return "text_encoder" in trained.get("full", {}) | frozen["networks"]
 
 
-def table(params: Params) -> Any:
+def token_table(params: Params) -> Any:
     """Returns the token table [V, D] of the text encoder."""
-    for key in TABLE:
-        params = params[key]
-    return params
+    return reduce(getitem, TABLE, params)
 
 
-def _cast(tree: Tree, dtype) -> Tree:
+def _cast(tree: Tree, dtype: jnp.dtype) -> Tree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)

@@ -1,4 +1,4 @@
-"""The work that a config of `tune` comes to: what is shown to which part of which model, all of it checked."""
+"""The work that a config of `tune` comes to: which images and prompts, which part of which model; all of it checked."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,16 @@ from dermjax import sharding
 from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
+from dermjax.sampling.requests import SamplerSettings
 from dermjax.training import optimizers
 from dermjax.training.state import State, create
 from dermjax.training.step import Loss
 from dermjax.tuning import concepts, inputs, task, trainable
 from dermjax.tuning.concepts import Concepts
-from dermjax.tuning.inputs import Texts
+from dermjax.tuning.inputs import Prompts
+from dermjax.tuning.task import Samples
 from dermjax.tuning.trainable import Tree
+from dermjax.weights import model_files
 from dermjax.weights.textual_inversion import Embedding
 
 
@@ -29,15 +32,15 @@ class Work:
     """What a run of `tune` is made of, before anything is computed; the parameters are lazy."""
 
     grid: Mesh
-    shown: Concepts
-    held_out: Concepts
+    training: Concepts
+    validation: Concepts
     sd: StableDiffusion
     params: Params
     words: list[Embedding]
-    said: Texts
-    size: int  # pixels
-    divided: Callable[[Params], tuple[Tree, Tree]]  # into what is trained and what is frozen
-    assembled: Callable[[Tree, Tree], Params]
+    prompts: Prompts
+    samples: Samples
+    divide: Callable[[Params], tuple[Tree, Tree]]  # into what is trained and what is frozen
+    assemble: Callable[[Tree, Tree], Params]
     optimizer: optax.GradientTransformation
     ema: bool
 
@@ -47,17 +50,27 @@ class Work:
 
     @cached_property
     def shapes(self) -> tuple[State, Tree]:
-        """Returns the shapes of the state and of what is frozen."""
+        """The shapes of the state and of what is frozen."""
 
-        def begun(params: Params) -> tuple[State, Tree]:
-            trained, frozen = self.divided(params)
+        def begin(params: Params) -> tuple[State, Tree]:
+            trained, frozen = self.divide(params)
             return self.state(trained), frozen
 
-        return jax.eval_shape(begun, self.sd.shapes)
+        return jax.eval_shape(begin, self.sd.shapes)
 
-    def loss(self, **settings) -> Loss:
+    def loss(self, **settings: float) -> Loss:
         """Returns the tuning loss of these settings."""
-        return task.dreambooth_loss(self.sd, self.assembled, **settings)
+        return task.dreambooth_loss(self.sd, self.assemble, **settings)
+
+    def complete(self, trained: Tree, constants: Tree) -> Params:
+        """Returns the parameters of the complete model on the devices; networks that no step needs are read anew."""
+        networks = self._assemble_jitted(trained, constants)
+        unused = {name: each for name, each in self.params.items() if name not in networks}
+        return networks | model_files.place(unused, sharding.replicated(self.grid))
+
+    @cached_property
+    def _assemble_jitted(self) -> Callable[[Tree, Tree], Params]:
+        return jax.jit(self.assemble)
 
 
 def read(config: ConfigDict, folder: Path) -> Work:
@@ -65,11 +78,11 @@ def read(config: ConfigDict, folder: Path) -> Work:
     precision = config.precision or sharding.fastest_precision()
     _, arithmetic = trainable.PRECISIONS[precision]
     manifest = records.read(Path(config.manifest))
-    shown = concepts.training(manifest, config.prompts, **config.concepts)
-    held_out = concepts.held_out(manifest, manifest.split("validation"), config.prompts)
-    if config.patience and not (held_out.sources and config.validation_draws):
+    training = concepts.training(manifest, config.prompts, **config.concepts)
+    validation = concepts.plain(manifest, manifest.split("validation"), config.prompts)
+    if config.patience and not (validation.sources and config.validation_draws):
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
-    sd, params, words = inputs.read_start(
+    sd, params, words = inputs.read_model(
         config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors, folder=folder
     )
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp, count(params))
@@ -77,15 +90,19 @@ def read(config: ConfigDict, folder: Path) -> Work:
     size = config.size or sd.size
     if size % sd.factor:
         raise UserError(f"size = {size} is not a multiple of {sd.factor}")
-    divided = partial(
-        trainable.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
+    prompts = inputs.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
+    chosen = config.samples
+    settings = SamplerSettings(sampler=chosen.sampler, steps=chosen.steps, guidance=chosen.guidance)
+    samples = Samples(concepts.first_prompts(training, chosen.prompts), chosen.images, settings, size, config.batch)
+    divide = partial(
+        trainable.divide, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
         words=config.vectors * len(words), precision=precision,
     )  # fmt: skip
     optimizer = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
     )  # fmt: skip
-    said = inputs.read_texts(sd, [*shown.prompts, *held_out.prompts], words)
-    assembled = partial(trainable.assembled, alpha=config.lora.alpha)
-    return Work(grid, shown, held_out, sd, params, words, said, size, divided, assembled, optimizer,
-                config.ema_decay > 0)  # fmt: skip
+    return Work(
+        grid, training, validation, sd, params, words, prompts, samples, divide,
+        partial(trainable.assemble, alpha=config.lora.alpha), optimizer, config.ema_decay > 0,
+    )  # fmt: skip

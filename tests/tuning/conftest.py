@@ -57,19 +57,19 @@ def tuning_step():
 
     def made(sd, params, grid, *, how, optimizer, ema_decay, precision, said, text="frozen", rank=4,
              targets=("attention",)) -> TuningStep:  # fmt: skip
-        divided = partial(trainable.divided, tuned={"unet": how, "text_encoder": text}, rank=rank, targets=targets,
+        divide = partial(trainable.divide, tuned={"unet": how, "text_encoder": text}, rank=rank, targets=targets,
                           seed=0, words=0, precision=precision)  # fmt: skip
         rule = optimizers.build(optimizer, rate=1e-4, warmup=0, steps=1000, schedule="constant", weight_decay=0.01,
                                 clip=1.0)  # fmt: skip
 
         def begun(params):
-            trained, frozen = divided(params)
+            trained, frozen = divide(params)
             return create(trained, {}, rule, ema=ema_decay > 0), frozen
 
         shapes = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
         state, frozen = jax.eval_shape(begun, params) if shapes else begun(params)
         places = sharding.tree_shardings(state, sharding.RULES, grid)
-        loss = task.dreambooth_loss(sd, partial(trainable.assembled, alpha=float(rank)), **PLAIN)
+        loss = task.dreambooth_loss(sd, partial(trainable.assemble, alpha=float(rank)), **PLAIN)
         large = sum(leaf.size for leaf in jax.tree.leaves(params)) > sharding.LARGE
         step = compile_step(loss, rule, ema_decay, 1, places, grid, large)
         return TuningStep(step, state, frozen | {"contexts" if text == "frozen" else "tokens": said}, places)

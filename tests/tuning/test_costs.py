@@ -5,13 +5,16 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from dermjax import sharding
+from dermjax import machine, sharding
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
+from dermjax.sampling.requests import SamplerSettings
 from dermjax.training import optimizers
 from dermjax.tuning import costs, trainable
+from dermjax.tuning.task import Samples
 from dermjax.tuning.work import Work
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
@@ -21,16 +24,19 @@ CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
 def planned():
     """The work of a preset on Stable Diffusion 1.5, without its files."""
 
-    def made(preset: str):
+    def made(preset: str, size: int = 512):
         config = runpy.run_path(str(CONFIG))["get_config"](preset)
         sd = StableDiffusion(SD15, Path(), jnp.float32, config.remat)
-        divided = partial(trainable.divided, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets,
+        divide = partial(trainable.divide, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets,
                           seed=0, words=0, precision="float32")  # fmt: skip
         rule = optimizers.build(config.optimizer, rate=1e-4, warmup=0, steps=10, schedule="constant", weight_decay=0.0,
                                 clip=0.0)  # fmt: skip
         shown = SimpleNamespace(sources=[None] * 10)
-        work = Work(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, 512, divided, trainable.assembled, rule,
-                    config.ema_decay > 0)  # fmt: skip
+        samples = Samples(
+            [], config.samples.images, SamplerSettings(sampler="Euler", steps=20, guidance=5.0), size, config.batch
+        )
+        work = Work(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, samples, divide, trainable.assemble,
+                    rule, config.ema_decay > 0)  # fmt: skip
         return work, config
 
     return made
@@ -51,3 +57,23 @@ def test_presets_need_more_the_more_they_train(planned):
     assert 4e9 < paper < lora < full < 24e9
     work, config = planned("paper")
     assert costs.files(work, config) < 3e9 < 4 * 3.4e9 < costs.files(*planned("full"))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="measured on a CPU")
+def test_samples_count_as_much_as_they_were_measured_to_take(planned):
+    """`paper` at 256 px held 10.6 GB while it drew its samples, and 7.8 GB without them."""
+    work, config = planned("paper", 256)
+    assert costs.sampling_memory(work, config) == pytest.approx(10.6e9, rel=0.1)
+    assert costs.memory(work)(256, 2) == pytest.approx(7.8e9, rel=0.1)
+    config.watch_every = 0
+    assert costs.sampling_memory(work, config) == 0.0
+
+
+def test_the_cost_line_counts_the_samples_and_says_that_without_them_it_fits(planned, monkeypatch, capsys):
+    work, config = planned("paper", 256)
+    step, samples = costs.memory(work)(256, 2), costs.sampling_memory(work, config)
+    monkeypatch.setattr(sharding, "free_memory", lambda grid: (step + samples) / 2)
+    costs.report(work, config)
+    said = capsys.readouterr().out
+    assert f"about {machine.format_bytes(samples)} of memory" in said
+    assert "with config.samples.images = 0 it fits" in said

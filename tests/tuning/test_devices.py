@@ -22,12 +22,11 @@ def encoded(model, manifest, folder, mesh):
     sd, params = diffusers.read(Path(model), dtype=np.float32)
     read = records.read(Path(manifest))
     sources = [(read, record) for record in read.records]
-    said = inputs.read_texts(
+    said = inputs.tokenize_prompts(
         sd, ["a benign mole", "a malignant mole", *(f"a mole of {word}" for word in "abcdefgh")], []
     )
-    grid = sharding.mesh(*mesh)
-    moments = inputs.moments(sd, params, sources, 32, 8, Path(folder), grid)
-    return moments, said.contexts(sd, params, 8, Path(folder), grid)
+    encoder = inputs.Encoder(sd, params, 8, Path(folder), sharding.mesh(*mesh))
+    return encoder.moments(sources, 32), encoder.contexts(said)
 
 
 ENCODED = """

@@ -57,7 +57,7 @@ def ours(sd: StableDiffusion, trained, constants, monkeypatch):
     given = itertools.cycle((draw, noise))
     monkeypatch.setattr(objective, "normal", lambda keys, shape: jnp.asarray(next(given)))
     monkeypatch.setattr(objective, "times", lambda keys, steps, bias: jnp.asarray(TIMES))
-    loss = task.dreambooth_loss(sd, partial(trainable.assembled, alpha=ALPHA), **PLAIN | {"snr_gamma": GAMMA})
+    loss = task.dreambooth_loss(sd, partial(trainable.assemble, alpha=ALPHA), **PLAIN | {"snr_gamma": GAMMA})
     step = jax.jit(jax.value_and_grad(lambda params: loss(params, {}, constants, rows, jax.random.key(0))[0]))
     return step(trained)
 
@@ -89,7 +89,7 @@ def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     sd, params, folder = random_model
-    trained, frozen = trainable.divided(
+    trained, frozen = trainable.divide(
         params, TUNED[what], rank=RANK, targets=("attention",), seed=0, words=0, precision="float32"
     )
     rng = np.random.default_rng(3)
@@ -97,10 +97,11 @@ def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
         trained["lora"] = jax.tree.map(
             lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32), trained["lora"]
         )
-    said = inputs.read_texts(sd, PROMPTS, [])
+    said = inputs.tokenize_prompts(sd, PROMPTS, [])
     constants = frozen | {"tokens": said.tokens}
-    if trainable.silent(trained, frozen):
-        constants = frozen | {"contexts": said.contexts(sd, params, 2, tmp_path, sharding.mesh(1, 1))}
+    if not trainable.needs_text_encoder(trained, frozen):
+        encoder = inputs.Encoder(sd, params, 2, tmp_path, sharding.mesh(1, 1))
+        constants = frozen | {"contexts": encoder.contexts(said)}
     value, gradient = ours(sd, trained, jax.tree.map(jnp.asarray, constants), monkeypatch)
 
     networks = {

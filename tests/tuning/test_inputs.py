@@ -9,6 +9,7 @@ import pytest
 
 from dermjax import sharding
 from dermjax.data import records, tokens
+from dermjax.models import clip_text, vae
 from dermjax.tuning import inputs
 from dermjax.weights import diffusers
 
@@ -16,8 +17,8 @@ from dermjax.weights import diffusers
 @pytest.fixture
 def moments(base, manifest, tmp_path, monkeypatch, capsys):
     """moments(dtype, change) -> (the array, how often it was computed, what was said); change: of an image record."""
-    real, computed = inputs._encode, []
-    monkeypatch.setattr(inputs, "_encode", lambda *given: computed.append(1) or real(*given))
+    real, computed = inputs.Encoder._encode_images, []
+    monkeypatch.setattr(inputs.Encoder, "_encode_images", lambda *given: computed.append(1) or real(*given))
     listed, grid = records.read(manifest), sharding.mesh(1, 1)
 
     def made(dtype=jnp.float32, change=lambda record: record, split="train"):
@@ -25,7 +26,7 @@ def moments(base, manifest, tmp_path, monkeypatch, capsys):
         sd, params = diffusers.read(base, dtype=dtype)
         first, *others = listed.split(split)
         sources = [(listed, record) for record in (change(first), *others)]
-        found = np.array(inputs.moments(sd, params, sources, 32, 8, tmp_path, grid))
+        found = np.array(inputs.Encoder(sd, params, 8, tmp_path, grid).moments(sources, 32))
         return found, len(computed), capsys.readouterr().out
 
     return made
@@ -34,15 +35,15 @@ def moments(base, manifest, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def contexts(base, tmp_path, monkeypatch, capsys):
     """contexts(dtype, tokenizer) -> (the array, how often it was computed, what was said)."""
-    real, computed = inputs._encoded, []
-    monkeypatch.setattr(inputs, "_encoded", lambda *given: computed.append(1) or real(*given))
+    real, computed = inputs.Encoder._encode_tokens, []
+    monkeypatch.setattr(inputs.Encoder, "_encode_tokens", lambda *given: computed.append(1) or real(*given))
 
     def made(dtype=jnp.float32, tokenizer=None):
         computed.clear()
         sd, params = diffusers.read(base, dtype=dtype)
         sd = replace(sd, tokenizer=tokenizer or sd.tokenizer)
-        said = inputs.read_texts(sd, ["a benign mole"], [])
-        found = np.array(said.contexts(sd, params, 8, tmp_path, sharding.mesh(1, 1)))
+        said = inputs.tokenize_prompts(sd, ["a benign mole"], [])
+        found = np.array(inputs.Encoder(sd, params, 8, tmp_path, sharding.mesh(1, 1)).contexts(said))
         return found, len(computed), capsys.readouterr().out
 
     return made
@@ -74,7 +75,7 @@ def test_what_bfloat16_made_never_reaches_a_float32_run(moments, contexts, tmp_p
 @pytest.mark.parametrize("kind", ["moments", "contexts"])
 def test_what_an_older_version_made_is_made_again_and_removed(kind, request, tmp_path, monkeypatch):
     made, code = request.getfixturevalue(kind), {"moments": "vae", "contexts": "text_encoder"}[kind]
-    module = {"moments": inputs, "contexts": inputs}[kind]
+    module = {"moments": vae, "contexts": clip_text}[kind]
     first, _, _ = made()
     (old,) = names(tmp_path, kind)
     version = module.NUMERIC_VERSION

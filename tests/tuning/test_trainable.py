@@ -18,7 +18,7 @@ NOTHING = {"rank": 2, "targets": ("attention",), "seed": 0, "words": 0, "precisi
 
 
 def divided(params, unet, text_encoder, **changes):
-    return trainable.divided(params, {"unet": unet, "text_encoder": text_encoder}, **NOTHING | changes)
+    return trainable.divide(params, {"unet": unet, "text_encoder": text_encoder}, **NOTHING | changes)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_a_model_is_divided_as_asked(small_model, unet, text_encoder, trained, f
     tree, rest = divided(params, unet, text_encoder)
     assert {f"{how}.{network}" for how, part in tree.items() for network in part} == trained
     assert set(rest["networks"]) == frozen
-    assert trainable.silent(tree, rest) == (text_encoder == "frozen")
-    whole = trainable.assembled(tree, rest, 2.0)
+    assert trainable.needs_text_encoder(tree, rest) == (text_encoder != "frozen")
+    whole = trainable.assemble(tree, rest, 2.0)
     for network in {"unet", "text_encoder"} & set(whole):  # fresh adapters change nothing
         jax.tree.map(np.testing.assert_array_equal, whole[network], params[network])
     optimizer = optimizers.build("adamw", rate=1.0, warmup=0, steps=1, schedule="constant", weight_decay=0.0, clip=1.0)
@@ -51,7 +51,7 @@ def test_new_words_are_the_last_rows_of_the_table_and_the_rest_is_still(small_mo
     tree, rest = divided(params, "frozen", "frozen", words=2)
     assert set(tree) == {"words"} and set(rest["networks"]) == {"unet", "text_encoder"}
     moved = tree | {"words": tree["words"] + 1}
-    before, after = (np.asarray(trainable.table(trainable.assembled(each, rest, 1.0))) for each in (tree, moved))
+    before, after = (np.asarray(trainable.token_table(trainable.assemble(each, rest, 1.0))) for each in (tree, moved))
     np.testing.assert_array_equal(before[:-2], after[:-2])
     np.testing.assert_allclose(after[-2:], before[-2:] + 1)
 
@@ -85,10 +85,10 @@ def test_the_clipping_norm_is_of_what_is_trained(small_model):
     tree, rest = divided(params, "lora", "frozen")
 
     def loss(trained):
-        whole = trainable.assembled(trained, rest, 2.0)
+        whole = trainable.assemble(trained, rest, 2.0)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(whole["unet"]))
 
     gradient = jax.grad(loss)(tree)
     assert jax.tree.structure(gradient) == jax.tree.structure(tree)
     assert set(flatten(gradient["lora"])) == set(flatten(lora.init({"unet": params["unet"]}, 2, 0)))
-    assert partial(trainable.assembled, alpha=2.0)(tree, rest).keys() == {"unet"}
+    assert partial(trainable.assemble, alpha=2.0)(tree, rest).keys() == {"unet"}

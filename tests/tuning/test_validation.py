@@ -31,7 +31,7 @@ def loss(params, variables, constants, batch, key):
 
 def judged(batch, grid, loss=loss):
     state = State(jnp.int32(0), {"factor": jnp.float32(0.5)}, {}, {}, {})
-    return task.evaluator(loss, rows(), DRAWS, batch, grid)(state, {})["validation_loss"]
+    return task.validation(loss, rows(), DRAWS, batch, grid)(state, {})["validation_loss"]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 16, 40])
@@ -67,7 +67,7 @@ def test_another_number_of_examples_or_draws_changes_no_noise():
         with jax.disable_jit():
             state = State(jnp.int32(0), {}, {}, {}, {})
             some = {name: array[:examples] for name, array in rows().items()}
-            task.evaluator(noting, some, draws, 1, sharding.mesh(1, 1))(state, {})
+            task.validation(noting, some, draws, 1, sharding.mesh(1, 1))(state, {})
         return {(int(batch["x"][0]), place // examples): int(batch["index"][0]) for place, batch in enumerate(taken)}
 
     few, many = noise(2, 2), noise(5, 3)
