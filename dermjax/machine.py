@@ -1,12 +1,10 @@
-"""What a process makes of its machine before JAX is there: its devices, its memory, and the processes beside it.
+"""The machine, as far as it is known without JAX: its cores, memory and disk, and the processes of a run.
 
-`jax.distributed` is joined where the environment asks for it, which is any of
-  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID    all three, said by hand
+`jax.distributed` is joined where the environment has any of
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID    all three, set by hand
   SLURM_STEP_NUM_TASKS                                             more than 1 (set by srun)
   TPU_WORKER_HOSTNAMES                                             several names (set on a TPU pod)
   DERMJAX_DISTRIBUTED=1                                            let JAX find the others
-
-Room on the disk: asked for before a stage starts, told to people, and how its end is known.
 """
 
 import atexit
@@ -22,6 +20,8 @@ from pathlib import Path
 
 from dermjax.errors import UserError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
+GB = 10**9
 COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _programs: list[str] = []  # folders of what this process compiled
@@ -46,7 +46,7 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
 
 
 def cores() -> int:
-    """Returns how many cores this process may use, which batch systems and containers make fewer than there are."""
+    """Returns how many cores this process may use: fewer than there are in batch systems and containers."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -90,7 +90,7 @@ def keep_freed_memory() -> None:
 def release_memory() -> None:
     """Gives the system what `keep_freed_memory` kept; other C libraries than glibc are left alone.
 
-    For where the work changes: what a step keeps does not fit what sampling asks for, so that both would be held.
+    For where the work changes: what a step keeps does not fit what sampling needs, so that both would be held.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
@@ -98,8 +98,7 @@ def release_memory() -> None:
 
 
 def quiet_compiler(environment: MutableMapping[str, str]) -> None:
-    """Has XLA say errors alone, unless the environment says otherwise: thousands of warnings of its planning name
-    nothing that a user can change."""
+    """Has XLA print errors alone, unless the environment says otherwise: nobody can act on its many warnings."""
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
@@ -120,7 +119,7 @@ def compile_once(environment: MutableMapping[str, str]) -> None:
 
 
 def remove_programs() -> None:
-    """Removes what `compile_once` had kept for this process."""
+    """Removes what `compile_once` kept for this process."""
     for folder in _programs:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -132,12 +131,8 @@ def _whole(environment: Mapping[str, str], name: str) -> int:
         raise UserError(f"{name}={environment[name]}: not a whole number") from error
 
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit of file sizes answers
-GB = 10**9
-
-
 def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raises UserError where a folder's disk has not the bytes that `what` needs."""
+    """Raises UserError where a folder's disk lacks the bytes that `what` needs."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -147,9 +142,9 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
 
 
 def probe_disk(folder: Path, needed: int) -> None:
-    """Takes `needed` bytes of a folder's disk and gives them back; OSError, one of FULL, where it has not got them.
+    """Takes `needed` bytes of a folder's disk and gives them back; OSError, one of DISK_FULL, where they are not there.
 
-    What a disk says that it has free knows nothing of quotas and limits. Files have 1 GB at most, as some disks ask.
+    The free bytes that a disk reports know nothing of quotas and limits. Files have 1 GB at most, as some disks need.
     """
     if not hasattr(os, "posix_fallocate"):  # macOS
         if shutil.disk_usage(folder).free < needed:
@@ -162,7 +157,7 @@ def probe_disk(folder: Path, needed: int) -> None:
 
 
 def format_bytes(size: float) -> str:
-    """Returns bytes for people: `210 MB`."""
+    """Returns a number of bytes for people: `210 MB`."""
     for unit, each in (("GB", GB), ("MB", 1e6)):
         if size >= each:
             return f"{size / each:.3g} {unit}"

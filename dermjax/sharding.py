@@ -1,17 +1,18 @@
-"""Devices: the mesh, which parameter goes where on it, and how a batch gets there. No other file knows devices.
+"""Devices: the mesh, which parameter goes where on it, and how a batch gets there; no other file knows devices.
 
 The mesh has two axes, ("data", "fsdp"): the batch is divided over both, parameters over "fsdp" by the first matching
 row of a table of regular expressions. Pure data parallelism is the mesh (n, 1), one device is (1, 1).
 
 Row i of a batch is example i, whatever the order of the devices: `jax.make_mesh` orders those of a TPU by topology, so
-that consecutive rows may lie with the processes 0, 1, 0, 1. A process therefore asks the sharding itself which rows its
-devices hold (`own`), makes those, and `place` puts each where the sharding says.
+that consecutive rows may lie with the processes 0, 1, 0, 1. `local_rows` are those that the sharding gives to the
+devices of a process, which makes them, and `place` puts each where it belongs.
 """
 
 import re
 import resource
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from dermjax import machine
 from dermjax.errors import UserError
 
+Tree = Any
 Rules = Sequence[tuple[str, P]]
 
 AXES = ("data", "fsdp")
@@ -41,7 +43,7 @@ RULES: Rules = (
 def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
     """Returns the mesh (data, fsdp) over the devices of all processes; data = 0 takes every device left by fsdp.
 
-    Of a CPU a model of so many parameters that it is LARGE takes no more than fsdp, see there.
+    On a CPU data = 0 is 1 for a model of so many parameters that it is LARGE.
     Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters raise.
 
     Raises:
@@ -61,10 +63,7 @@ def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
 
 
 def local_mesh(parameters: int = 0) -> Mesh:
-    """Returns the mesh of this process's own devices, for work that each process does by itself.
-
-    Of a CPU a model of so many parameters that it is LARGE takes one, see there.
-    """
+    """Returns the mesh of this process's devices, for work that each process does by itself; one of a CPU for LARGE."""
     devices = jax.local_devices()[: 1 if is_large(parameters) else None]
     return jax.make_mesh((len(devices), 1), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
@@ -75,7 +74,7 @@ def is_large(parameters: int) -> bool:
 
 
 def fastest_precision() -> str:
-    """Returns the type of arithmetic that is the quickest here: XLA on a CPU widens each bfloat16 before it is used."""
+    """Returns the quickest type of arithmetic here: XLA on a CPU widens each bfloat16 before it is used."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
@@ -84,7 +83,7 @@ def platform(grid: Mesh) -> str:
     return grid.devices.flat[0].platform
 
 
-def arithmetic(dtype, grid: Mesh) -> str:
+def arithmetic(dtype: jnp.dtype, grid: Mesh) -> str:
     """Returns what the devices of a mesh compute in: the type and, where float32 is multiplied in less, that.
 
     By XLA's default GPUs round the factors of float32 products to tensorfloat32 and TPUs to bfloat16.
@@ -94,7 +93,7 @@ def arithmetic(dtype, grid: Mesh) -> str:
     return f"{name} ({jax.config.jax_default_matmul_precision or 'default'} products of a {kind})" if rounded else name
 
 
-def tree_shardings(tree, rules: Rules, grid: Mesh):
+def tree_shardings(tree: Tree, rules: Rules, grid: Mesh) -> Tree:
     """Returns the NamedSharding of every leaf of a tree of arrays or shapes, by the first row that its path matches.
 
     A leaf whose axis the mesh does not divide is replicated: small models run on any mesh.
@@ -112,7 +111,7 @@ def tree_shardings(tree, rules: Rules, grid: Mesh):
 
 
 def replicated(grid: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of what every device holds completely."""
     return NamedSharding(grid, P())
 
 
@@ -122,27 +121,27 @@ def batch_sharding(grid: Mesh) -> NamedSharding:
 
 
 def local_rows(batch: int, grid: Mesh) -> np.ndarray:
-    """Returns which rows of a batch of all processes this process's devices hold and it must make, int, ascending."""
+    """Returns which rows of a batch of all processes this process's devices hold, int, ascending."""
     held = batch_sharding(grid).addressable_devices_indices_map((batch,)).values()
     return np.unique(np.concatenate([np.arange(batch)[index] for index in held]))
 
 
-def place(rows, grid: Mesh):
-    """Returns the `own` rows of a batch (numpy, [n, …]) as global arrays [B, …], divided over the whole mesh."""
+def place(rows: Tree, grid: Mesh) -> Tree:
+    """Returns the `local_rows` of a batch (numpy, [n, …]) as global arrays [B, …], divided over the whole mesh."""
 
-    def whole(rows: np.ndarray) -> jax.Array:
+    def globalise(rows: np.ndarray) -> jax.Array:
         each, rest = divmod(len(rows), len(grid.local_devices))
         if rest:
             raise ValueError(f"{len(rows)} rows do not divide over {len(grid.local_devices)} devices of this process")
         numbers = local_rows(each * grid.size, grid)
 
-        def held(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
             first = np.searchsorted(numbers, index[0].start or 0)
             return rows[first : first + each]  # what is consecutive in the batch is so among the rows of a process
 
-        return jax.make_array_from_callback((each * grid.size, *rows.shape[1:]), batch_sharding(grid), held)
+        return jax.make_array_from_callback((each * grid.size, *rows.shape[1:]), batch_sharding(grid), shard)
 
-    return jax.tree.map(whole, rows)
+    return jax.tree.map(globalise, rows)
 
 
 def process() -> tuple[int, int]:
@@ -168,8 +167,8 @@ def free_memory(grid: Mesh) -> int:
 
 def peak_memory() -> int:
     """Returns the most bytes that any device of this process has held so far; on a CPU, that the process has."""
-    told = [device.memory_stats() for device in jax.local_devices()]
-    if all(told):
-        return max(stats["peak_bytes_in_use"] for stats in told)
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(each["peak_bytes_in_use"] for each in stats)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,6 +1,6 @@
-"""Being told to stop, by Ctrl-C (SIGINT) or by a scheduler (SIGTERM).
+"""Stop signals: Ctrl-C (SIGINT), or a scheduler's SIGTERM.
 
-Told once, a training loop saves its next step and stops; everything else stops where it is. Told again, the process
+At the first a training loop saves its next step and stops; everything else stops where it is. At the second the process
 ends at once, and so it does where nothing is to be saved and it has not stopped after GRACE seconds. Python calls its
 handlers between two lines of the main thread, which may wait for minutes while XLA compiles: a thread listens as well.
 """
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 5.0  # seconds
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-_saving = threading.Event()  # set while a training loop runs: told to stop, it saves first
+_saving = threading.Event()  # set while a training loop runs, which saves before it stops
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +30,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def interruptible(command: str) -> Iterator[None]:
-    """Within the block a signal is a KeyboardInterrupt, and ends the process where that is not heard."""
+    """Within the block a signal is a KeyboardInterrupt, and ends the process where nothing acts on that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -50,18 +50,18 @@ def interruptible(command: str) -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """Yields the signals that have come in the block, which the first of them does not interrupt."""
-    notices: list[int] = []
+    """Yields the signals received in the block, which the first of them does not interrupt."""
+    received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        if notices:
+    def receive(number: int, frame: object) -> None:
+        if received:
             _raise(number, frame)
-        notices.append(number)
+        received.append(number)
 
     _saving.set()
     try:
-        with _handled(note):
-            yield notices
+        with _handled(receive):
+            yield received
     finally:
         _saving.clear()
 
@@ -72,7 +72,7 @@ def end(command: str, stop: KeyboardInterrupt) -> NoReturn:
 
 
 @contextmanager
-def _handled(handler) -> Iterator[None]:
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
     """Within the block `handler` gets the signals, but for those that the process was started to ignore."""
     before = {each: signal.getsignal(each) for each in SIGNALS}
     ours = [each for each in SIGNALS if before[each] not in (signal.SIG_IGN, None)]
@@ -91,20 +91,20 @@ def _raise(number: int, frame: object) -> None:
 
 def _listen(listening: socket.socket, command: str) -> None:
     """Ends the process at the second signal, or GRACE seconds after one that nothing was to be saved after."""
-    told = 0
+    first = 0
     with listening:
         while True:
             try:
                 number = listening.recv(1)
             except TimeoutError:
-                _end(command, told, "")
+                _end(command, first, "")
             if not number:
                 return
             if number[0] not in SIGNALS:
                 continue
-            if told:
+            if first:
                 _end(command, number[0], "")
-            told = number[0]
+            first = number[0]
             if _saving.is_set():
                 say(f"{command}: told to stop, which it does once this step is saved; told again, at once")
             else:

@@ -1,12 +1,10 @@
-"""Checkpoints: Orbax behind one thin module that makes them whole, checked, and comparable before they are restored.
-
-The newest are kept and, where a run looks for one, the best so far.
+"""Checkpoints: Orbax behind one thin module that makes them complete, verified, and compared before they are restored.
 
 `checkpoints/00000120/` holds Orbax's `state/`, the data iterator as `iterator.json`, the best step so far with its
-figure as `best.json` and `digests.json`, a SHA-256 of every file. It is written under a temporary name and renamed when
-complete, so a folder that carries a number is whole, and what is known of the best belongs to the step it was known at.
-Orbax's own manager is not used: its default policy skips a save while another runs, and it restores a flipped byte
-without a word.
+value as `best.json` and `digests.json`, a SHA-256 of every file. It is written under a temporary name and renamed when
+complete, so a folder named by a number is complete, and `best.json` is what was known at that step. The newest are kept
+and the best. Orbax's own manager is not used: its default policy skips a save while another runs, and it restores a
+flipped byte without a word.
 """
 
 import contextlib
@@ -46,14 +44,14 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, bes
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-    agree(shortage(folder, state) if first else "")
+    raise_in_all(shortage(folder, state) if first else "")
     if first:
         part.mkdir()
     multihost_utils.sync_global_devices("dermjax: checkpoint folder made")
-    with room_running_out(part), ocp.StandardCheckpointer() as writer:
+    with disk_full_as_error(part), ocp.StandardCheckpointer() as writer:
         writer.save(part.absolute() / "state", state)
     if first:
-        with room_running_out(part):
+        with disk_full_as_error(part):
             (part / "iterator.json").write_text(json.dumps(iterator))
             if best:
                 (part / BEST).write_text(json.dumps({"step": best[0], "value": best[1]}))
@@ -66,14 +64,12 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, bes
 
 
 def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, dict] | None:
-    """Returns a checkpoint's state, placed like `target`, and its data iterator; None where there is none.
+    """Returns the state of the newest checkpoint, or of a step's, and its data iterator; None where there is none.
 
-    It is the newest, or that of a step.
-
-    `target` is a tree of jax.ShapeDtypeStruct with shardings.
+    The state is placed like `target`, a tree of jax.ShapeDtypeStruct with shardings.
 
     Raises:
-      UserError: a file is damaged or missing (the newest whole checkpoint before it is named), or the trees differ.
+      UserError: a file is damaged or missing (the newest complete checkpoint before it is named), or the trees differ.
     """
     if not steps(folder):
         return None
@@ -93,15 +89,10 @@ def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, 
 
 
 def best(folder: Path) -> tuple[int, float] | None:
-    """Returns the step and the figure of the best checkpoint that the newest one knows; None where it knows none.
-
-    One that is not there any more, since it was damaged and deleted, does not count.
-    """
+    """Returns the step and the value of the best checkpoint that the newest one names; None where it is not there."""
     path = folder / f"{max(steps(folder), default=0):08d}" / BEST
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text())
-    return (found["step"], found["value"]) if found["step"] in steps(folder) else None
+    record = json.loads(path.read_text()) if path.exists() else {"step": None}
+    return (record["step"], record["value"]) if record["step"] in steps(folder) else None
 
 
 def steps(folder: Path) -> list[int]:
@@ -116,7 +107,7 @@ def sweep(folder: Path) -> None:
 
 
 def shortage(folder: Path, state: Tree) -> str:
-    """Returns what is to be said unless the disk can take the state and a tenth more."""
+    """Returns the message where the disk cannot take the state and a tenth more, else ""."""
     need = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     try:
         machine.probe_disk(folder, need)
@@ -127,16 +118,16 @@ def shortage(folder: Path, state: Tree) -> str:
     return ""
 
 
-def agree(problem: str) -> None:
+def raise_in_all(problem: str) -> None:
     """Raises UserError in every process where the first has a problem: none waits for one that has stopped."""
     if multihost_utils.broadcast_one_to_all(np.array(bool(problem))):
         raise UserError(problem or "the first process cannot save a checkpoint; it says why")
 
 
 @contextlib.contextmanager
-def room_running_out(part: Path) -> Iterator[None]:
-    """Makes one line of what Orbax and the system say where a disk or a quota is full, and removes what was written."""
-    # Orbax logs every failure with its traceback and then raises it; its event loop tells of the other failed writes
+def disk_full_as_error(part: Path) -> Iterator[None]:
+    """Raises one line for what Orbax and the system say of a full disk or quota, and removes what was written."""
+    # Orbax logs every failure with its traceback and then raises it; its event loop reports the other failed writes
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, before = [logger.level for logger in loggers], sys.unraisablehook
 
@@ -154,7 +145,7 @@ def room_running_out(part: Path) -> Iterator[None]:
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number not in machine.DISK_FULL:
             raise
-        # failed writes that nobody waited for are told of until the process ends
+        # failed writes that nobody waited for are reported until the process ends
         levels[1], after = logging.CRITICAL, without_closed_loops
         written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         shutil.rmtree(part, ignore_errors=True)
@@ -167,12 +158,11 @@ def room_running_out(part: Path) -> Iterator[None]:
 
 def digests(path: Path) -> dict[str, str]:
     """Returns {relative file name: SHA-256} of every file below a folder but digests.json itself."""
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
-    found = {}
-    for file in files:
+    hashes = {}
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json"):
         with file.open("rb") as stream:
-            found[str(file.relative_to(path))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+            hashes[str(file.relative_to(path))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
 
 
 def damage(path: Path) -> str:

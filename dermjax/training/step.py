@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dermjax import sharding
-from dermjax.training import optimizers
+from dermjax.training import rounding
 from dermjax.training.state import State
 
 Tree = Any
@@ -55,12 +55,12 @@ def compile_step(
         key = jax.random.fold_in(key, state.step)
         gradient = gradient_function(loss, accumulate, mesh)
         (value, (variables, scalars)), grads = gradient(state.params, state.variables, constants, batch, key)
-        grads = optimizers.wide(grads)
+        grads = rounding.wide(grads)
         norm, count = optax.tree.norm(grads), state.step + 1
 
         def update(state: State, grads: Tree) -> State:
-            updates, optimizer_state = optimizer.update(grads, state.optimizer_state, optimizers.wide(state.params))
-            params = optimizers.add(state.params, updates, key)
+            updates, optimizer_state = optimizer.update(grads, state.optimizer_state, rounding.wide(state.params))
+            params = rounding.add(state.params, updates, key)
             # a young average follows faster, so that a short run does not keep its random start
             decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
             ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, params) if state.ema else {}
@@ -148,7 +148,7 @@ def accumulate_parts(gradient: Gradient, accumulate: int, mesh: Mesh) -> Gradien
             (value, (variables, scalars)), grads = gradient(params, variables, constants, part, key)
             return (variables, jax.tree.map(jnp.add, total, grads)), (value, scalars)
 
-        zero = (variables, optimizers.wide(jax.tree.map(jnp.zeros_like, params)))
+        zero = (variables, rounding.wide(jax.tree.map(jnp.zeros_like, params)))
         (variables, total), each = jax.lax.scan(add, zero, jax.tree.map(divide, batch))
         value, scalars = jax.tree.map(lambda column: column.mean(0), each)
         return (value, (variables, scalars)), jax.tree.map(lambda leaf: leaf / accumulate, total)

@@ -1,4 +1,4 @@
-"""Scalars and pictures of a run: one JSON line a record in metrics.jsonl, and TensorBoard events, which have both."""
+"""Scalars and images of a run: one JSON line a record in metrics.jsonl, and TensorBoard events, which have both."""
 
 import json
 import os
@@ -33,17 +33,17 @@ class Writer:
         )
 
     def write(self, step: int, record: dict[str, float | np.ndarray]) -> None:
-        """Writes one record; its arrays are pictures uint8 [H, W, 3], which only TensorBoard takes."""
+        """Writes one record; its arrays are images uint8 [H, W, 3], which only TensorBoard takes."""
         if not self.writes:
             return
-        pictures = {name: value for name, value in record.items() if isinstance(value, np.ndarray)}
-        scalars = {name: value for name, value in record.items() if name not in pictures}
+        images = {name: value for name, value in record.items() if isinstance(value, np.ndarray)}
+        scalars = {name: value for name, value in record.items() if name not in images}
         self.file.write(json.dumps({"step": step, **scalars}) + "\n")
         self.file.flush()
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
-        for name, picture in pictures.items():
-            self.events.add_image(name, picture, step, dataformats="HWC")
+        for name, image in images.items():
+            self.events.add_image(name, image, step, dataformats="HWC")
         self.events.flush()  # as often as the other file, so that a killed run leaves the same in both
 
     def close(self) -> None:
@@ -57,5 +57,4 @@ def read(path: Path) -> list[dict]:
     """Returns the records of a metrics.jsonl; a last line that a killed run left half-written does not count."""
     if not path.exists():
         return []
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in whole]
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.errors import Stopped, UserError
-from dermjax.training import checkpoints, optimizers, writers
+from dermjax.training import checkpoints, optimizers, rounding, writers
 
 
 def test_training_fits_and_counts(train, tmp_path):
@@ -143,7 +143,7 @@ def test_bfloat16_parameters_move_by_less_than_their_steps(tmp_path):
     """The rate is below half a step of bfloat16 at one, where rounding to the nearest would leave them still."""
     params = {"kernel": jnp.ones((4, 4096), jnp.bfloat16)}
     updates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1e-3), params)
-    moved = optimizers.add(params, updates, jax.random.key(0))["kernel"]
+    moved = rounding.add(params, updates, jax.random.key(0))["kernel"]
     assert moved.dtype == jnp.bfloat16 and len(np.unique(np.asarray(moved, np.float32))) == 2
     assert float(moved.astype(jnp.float32).mean()) == pytest.approx(1.001, abs=2e-4)
 

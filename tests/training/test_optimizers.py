@@ -9,9 +9,10 @@ import pytest
 from dermjax import sharding
 from dermjax.data import pipelines
 from dermjax.diffusion import objective
-from dermjax.training import loop, optimizers
+from dermjax.training import loop, optimizers, rounding
 from dermjax.training.loop import LoopConfig, Task
-from dermjax.training.optimizers import FIRST, SECOND, pack, scale_by_quantised_adam, unpack
+from dermjax.training.optimizers import scale_by_quantised_adam
+from dermjax.training.rounding import FIRST, SECOND, pack, unpack
 from dermjax.training.state import create, place
 from dermjax.training.step import LEAST_MEMORY
 
@@ -101,10 +102,10 @@ def test_every_rounding_has_a_key_of_its_own(monkeypatch):
     for _ in range(3):
         _, state = adam.update(jax.tree.map(jnp.ones_like, params), state)
     assert len(drawn) == 3 * 2 * 2
-    monkeypatch.setattr(optimizers, "rounded", lambda x, key: drawn.append(key))
+    monkeypatch.setattr(rounding, "to_bfloat16", lambda x, key: drawn.append(key))
     for seed, step in ((seed, step) for seed in (0, 1) for step in range(5)):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        optimizers.add([jnp.ones(1, jnp.bfloat16)] * 3, [jnp.ones(1)] * 3, key)
+        rounding.add([jnp.ones(1, jnp.bfloat16)] * 3, [jnp.ones(1)] * 3, key)
         examples = objective.example_keys(key, jnp.arange(4))
         drawn += [*examples, *jax.vmap(lambda key: jax.random.split(key, 6))(examples).ravel()]
     data = np.stack([jax.random.key_data(key) for key in drawn])

@@ -45,7 +45,7 @@ class Tuning:
     def __init__(self, fails_at=()):
         self.started, self.fails_at = [], dict(fails_at)
 
-    def __call__(self, settings, folder, heard):
+    def __call__(self, settings, folder, on_loss):
         self.started.append(folder.name)
         (folder / "checkpoints").mkdir(exist_ok=True)
         floor = 1 + abs(settings.rate - TOP) / TOP
@@ -54,7 +54,7 @@ class Tuning:
             loss = floor + 1 / (1 + step)
             with (folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "validation_loss": loss}) + "\n")
-            heard(step, loss)
+            on_loss(step, loss)
             error = self.fails_at.pop((len(self.started), step), None)
             if error:
                 raise error
@@ -158,5 +158,5 @@ def test_bad_input_is_one_line(tmp_path, manifest, tune, changes, said):
 
 
 def test_the_study_is_quiet(tmp_path):
-    sweep.study(tmp_path, startup=1, patience=1)
+    sweep.load_study(tmp_path, startup=1, patience=1)
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
