@@ -1,5 +1,11 @@
-"""What a tuning run leaves: the tuned model, the LoRA and the words by themselves, at last a card."""
+"""What a tuning run leaves: the tuned model, the LoRA and the words by themselves, at last a model card.
 
+The card says what the model was made of, how, what it is for and what it is not for: Markdown under the YAML head that
+model hubs read.
+"""
+
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -10,22 +16,26 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dermjax import sharding
+from dermjax.page import fill
 from dermjax.run_folder import write_atomically
-from dermjax.tuning import card, trainable
-from dermjax.tuning.card import KOHYA, LORA, MODEL, WORDS
+from dermjax.training import writers
+from dermjax.tuning import report, task, trainable
+from dermjax.tuning.concepts import Concepts
 from dermjax.tuning.trainable import Tree
 from dermjax.tuning.work import Work
-from dermjax.weights import diffusers, lora, textual_inversion
+from dermjax.weights import diffusers, lora, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
-LEFT = ("checkpoints", card.FILE)  # by which it is known that a run has begun
+CARD, TEMPLATE = "README.md", Path(__file__).with_name("card.md.jinja")
+LEFT = ("checkpoints", CARD)  # by which it is known that a run has begun
+MODEL, LORA, KOHYA, WORDS = "model", "lora.safetensors", "lora_kohya.safetensors", "words"
 DTYPES = {name: jnp.dtype(name) for name in ("float16", "bfloat16", "float32")}  # of the model's files
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:
     """Returns whether a run of this config, as the card shows it, has left all that it leaves."""
-    path = workdir / card.FILE
-    return path.exists() and card.settings(config) in path.read_text()
+    path = workdir / CARD
+    return path.exists() and _settings(config) in path.read_text()
 
 
 def write(workdir: Path, todo: Work, trained: Tree, *, alpha: float, model: bool, dtype: jnp.dtype) -> None:
@@ -54,13 +64,59 @@ def write(workdir: Path, todo: Work, trained: Tree, *, alpha: float, model: bool
     multihost_utils.sync_global_devices("dermjax: model written")
 
 
-def finish(workdir: Path, text: str) -> None:
-    """Writes the card, into the model's folder too with the images that it shows, and so ends the run."""
-    if jax.process_index() == 0:
-        if (workdir / MODEL).exists():
-            for figure in card.figures(workdir):
-                copy = workdir / MODEL / figure.relative_to(workdir)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(figure, copy)
-            write_atomically(workdir / MODEL / card.FILE, text)
-        write_atomically(workdir / card.FILE, text)
+def finish(workdir: Path, config: ConfigDict, training: Concepts, validation: Concepts, base: str) -> None:
+    """Writes the card, into the model's folder too with the images that it shows, and so ends the run.
+
+    base: the digest of the base model.
+    """
+    if jax.process_index() != 0:
+        return
+    tuned, held_out = report.counts(training), report.counts(validation)
+    grids = [path.relative_to(workdir) for path in list(task.sample_grids(workdir).values())[-1:]]
+    card = fill(
+        TEMPLATE,
+        {},
+        model=config.model,
+        title=" and ".join(sorted(tuned)),
+        origin=base,
+        counts={label: (tuned[label], held_out[label]) for label in sorted(tuned)},
+        digest=hashlib.sha256("".join(record.sha256 for _, record in training.sources).encode()).hexdigest(),
+        licences=", ".join(sorted({record.licence or "not stated" for _, record in training.sources})),
+        verdict=report.verdict(writers.read(workdir / "metrics.jsonl")),
+        curves=report.CURVES,
+        grids=grids,
+        prompts=sorted(set(training.prompts)),
+        config=_settings(config),
+        use=usage(workdir, config.model, min(training.prompts)),
+    )
+    if (workdir / MODEL).exists():
+        for figure in (Path(report.CURVES), *grids):
+            (workdir / MODEL / figure).parent.mkdir(exist_ok=True)
+            shutil.copyfile(workdir / figure, workdir / MODEL / figure)
+        write_atomically(workdir / MODEL / CARD, card + "\n")
+    write_atomically(workdir / CARD, card + "\n")
+
+
+def usage(workdir: Path, base: str, prompt: str) -> str:
+    """Returns the lines of Python that make an image in diffusers: of the model, or of its base with what it learnt."""
+
+    def quote(text: str | Path) -> str:
+        return json.dumps(str(text), ensure_ascii=False)
+
+    lines = ["from diffusers import StableDiffusionPipeline", ""]
+    if (workdir / MODEL).exists():
+        lines += [f"pipeline = StableDiffusionPipeline.from_pretrained({quote(workdir / MODEL)})"]
+    else:
+        path = model_files.locate(base)
+        load = "from_single_file" if path.is_file() else "from_pretrained"
+        lines += [f"pipeline = StableDiffusionPipeline.{load}({quote(path)})"]
+        if (workdir / LORA).exists():
+            lines += [f"pipeline.load_lora_weights({quote(workdir / LORA)})"]
+        for word in sorted((workdir / WORDS).glob("*.safetensors")):
+            lines += [f"pipeline.load_textual_inversion({quote(word)})"]
+    return "\n".join([*lines, f"image = pipeline({quote(prompt)}).images[0]"])
+
+
+def _settings(config: ConfigDict) -> str:
+    """Returns the config as the card shows it, by which a run recognises its card."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)

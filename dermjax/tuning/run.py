@@ -25,7 +25,7 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import card, costs, outputs, report, task, trainable, work
+from dermjax.tuning import costs, outputs, report, task, trainable, work
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.inputs import Encoder
 from dermjax.weights import model_files
@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     if jax.process_index() == 0:
         training_images.write(workdir, todo.training.sources, [Path(config.model)])
     report.write(workdir, config, todo.training, todo.validation)
-    outputs.finish(workdir, card.text(workdir, config, todo.training, todo.validation, base))
+    outputs.finish(workdir, config, todo.training, todo.validation, base)
     say(f"tune: the model, its card and report.html are in {workdir}")
 
 

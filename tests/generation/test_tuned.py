@@ -4,7 +4,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dermjax.generation import card
-from dermjax.tuning import card as tuning_card
+from dermjax.page import fill
+from dermjax.tuning import outputs
 
 PROMPTS = {"benign": "a benign mole", "malignant": "a malignant mole"}
 
@@ -12,9 +13,10 @@ PROMPTS = {"benign": "a benign mole", "malignant": "a malignant mole"}
 @pytest.fixture
 def folder(tmp_path):
     """A model folder with a card as `tune` fills it in."""
-    words = ("model", "title", "origin", "data", "digest", "licences", "verdict", "curves", "sheet", "prompts", "use")
+    words = ("model", "title", "origin", "digest", "licences", "verdict", "curves", "use")
     config = ConfigDict({"prompts": PROMPTS, "rate": 1e-4}).to_json(indent=2)
-    (tmp_path / card.CARD).write_text(tuning_card.TEXT.format(**dict.fromkeys(words, "…"), config=config))
+    lists = {"counts": {}, "grids": [], "prompts": []}
+    (tmp_path / card.CARD).write_text(fill(outputs.TEMPLATE, {}, **dict.fromkeys(words, "…"), **lists, config=config))
     return tmp_path
 
 
