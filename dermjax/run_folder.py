@@ -1,11 +1,11 @@
-"""The run folder (`--workdir`): one config, one set of versions, and files that are whole or not there.
+"""The run folder (`--workdir`): one config, one set of versions, and files that are complete or not there.
 
 A folder belongs to the config it was started with, so that a resumed run cannot silently become another one. Where the
-user allows it, the config changes and `config_changes.jsonl` says what. One run at a time works in a folder, unless
-several share it, and what a killed one left half-written is swept when the next one starts.
+user allows it, the config changes and `config_changes.jsonl` records how. One run at a time works in a folder, unless
+several share it, and what a killed one left half-written is removed when the next one starts.
 
-What is computed from other files and kept has its causes beside it: the digests of its inputs, the arithmetic that it
-was computed in and the numeric versions of the code. Where one of them is another one, it is computed again.
+A derived file has its causes beside it: the digests of its inputs, the arithmetic that it was computed in and the
+numeric versions of the code. Where one of them differs, it is computed again.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from dermjax.progress import say
 PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 CHANGES = "config_changes.jsonl"
 CAUSES = "causes.json"
-# keys of causes: {code: its version}, and what a file is of, where others beside it are no older state of it
+# keys of causes: {code: its version}, and the subject of a file, where others beside it are no older state of it
 NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"
 KEYS_SHOWN = 8
-# names under which files, folders and checkpoints are written before they are whole
+# names under which files, folders and checkpoints are written before they are complete
 PART = re.compile(r"(\..*|\d{8})\.part|.*\.part\.(npy|png)")
 PATIENCE = 10.0  # seconds that a run waits for one before it, which may have been killed and be giving its memory back
 
 
 @contextlib.contextmanager
 def lock(workdir: Path, *, alone: bool) -> Iterator[None]:
-    """Makes the folder, sweeps it if nobody is in it, and keeps it for this run, or those that share it, not `alone`.
+    """Makes the folder, sweeps it if no run is in it, and locks it for this run or, not `alone`, those that share it.
 
     Raises UserError where the folder cannot be made or written, or another run works in it.
     """
-    _make(workdir)
+    _make_folder(workdir)
     folder = os.open(workdir, os.O_RDONLY)
     try:
         if free := _locked(folder, fcntl.LOCK_EX, PATIENCE if alone else 0.0):
@@ -61,7 +61,7 @@ def sweep(folder: Path) -> None:
 
 
 def _locked(folder: int, kind: int, seconds: float) -> bool:
-    """Whether an open folder is this process's within so many seconds; the lock ends with the process."""
+    """Returns whether this process gets the lock of an open folder within so many seconds; it ends with the process."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -78,36 +78,32 @@ def _locked(folder: int, kind: int, seconds: float) -> bool:
 def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None:
     """Makes the folder and writes config.json and versions.json, or checks that they are of this config.
 
-    With allow_change another config replaces the folder's, and the change is told and recorded.
+    With allow_change another config replaces the folder's, and the change is printed and recorded.
 
     Raises:
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
     """
-    _make(workdir)
+    _make_folder(workdir)
     config_path, versions_path = workdir / "config.json", workdir / "versions.json"
-    asked = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
-    changed = _changes(_read(config_path), asked) if config_path.exists() else {}
+    config = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
+    changed = _changes(_read(config_path), config) if config_path.exists() else {}
     if changed and not allow_change:
         hint = "give another --workdir, or --allow_config_change to go on with it"
-        raise UserError(f"workdir {workdir} is of another config ({_listed(changed)}); {hint}")
+        raise UserError(f"workdir {workdir} is of another config ({_one_line(changed)}); {hint}")
     if changed:
-        say(f"workdir {workdir}: the config changes: {_listed(changed)}")
+        say(f"workdir {workdir}: the config changes: {_one_line(changed)}")
         past = workdir / CHANGES
-        before = past.read_text() if past.exists() else ""
-        write_atomically(past, before + json.dumps(changed) + "\n")
+        write_atomically(past, (past.read_text() if past.exists() else "") + json.dumps(changed) + "\n")
     if changed or not config_path.exists():
-        write_atomically(config_path, json.dumps(asked, indent=2, sort_keys=True) + "\n")
+        write_atomically(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if versions_path.exists():
-        _tell_changed_versions(workdir, _read(versions_path))
+        _say_changed_versions(workdir, _read(versions_path))
     else:
         write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
 
 
 def disclaim(workdir: Path) -> None:
-    """Takes a claim back when nothing came of it: the folder goes if the claim is all it holds, else it stays.
-
-    So a run refused for its input leaves nothing behind, and the mended command finds the folder free.
-    """
+    """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind."""
     claimed = {"config.json", "versions.json", CAUSES}
     if {path.name for path in workdir.iterdir()} <= claimed:
         for name in claimed:
@@ -125,10 +121,10 @@ def derived(folder: Path, name: str, causes: Mapping) -> Path:
 
 
 def report_stale(path: Path, causes: Mapping) -> None:
-    """Says why what lies beside `path` is not taken for what is about to be computed there from these causes.
+    """Says why files beside `path` do not serve as what is about to be computed there from these causes.
 
-    What older numeric versions made, or what says nothing of its causes, is removed, since nothing will ever use it
-    again. What is of other inputs or in another arithmetic stays, for the runs that use it.
+    Files of older numeric versions, or without recorded causes, are removed, since nothing will ever use them again.
+    Those of other inputs or another arithmetic stay, for the runs that use them.
     """
     name = path.name.rpartition("_")[0]
     ours = re.compile(rf"(({name}_)?[0-9a-f]{{16}}|{name}){re.escape(path.suffix)}")
@@ -151,13 +147,13 @@ def report_stale(path: Path, causes: Mapping) -> None:
 
 
 def write_causes(path: Path, causes: Mapping) -> None:
-    """Writes the causes of what is computed beside it, before that is: without them it counts as an older version's."""
+    """Writes the causes of a derived file beside it, before the file: without them it counts as an older version's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path.with_suffix(".json"), causes)
 
 
 def is_finished(workdir: Path, file: str, causes: Mapping) -> bool:
-    """Returns whether the last file of a stage is there and follows from these causes; says so where it does not."""
+    """Returns whether the last file of a stage is there and follows from these causes; says why where it does not."""
     if not (workdir / file).is_file():
         return False
     recorded = _causes(workdir / CAUSES)
@@ -168,9 +164,9 @@ def is_finished(workdir: Path, file: str, causes: Mapping) -> bool:
 
 
 def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -> str:
-    """Returns on one line how a training was begun from something else than these causes, "" where it was not.
+    """Returns on one line how these causes differ from those that a training began with, "" where they do not.
 
-    left: names of what a training leaves in its folder; where none of it is there, the causes are written down.
+    left: names of what a training leaves in its folder; where none of it is there, the causes are recorded.
     """
     path = workdir / CAUSES
     if not path.exists() and not any((workdir / name).exists() for name in left):
@@ -181,31 +177,31 @@ def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -
 
 
 def mark_finished(workdir: Path, causes: Mapping) -> None:
-    """Writes down what the last file of a stage follows from; called once that is there."""
+    """Records what the last file of a stage follows from; called once that is there."""
     _write(workdir / CAUSES, causes)
 
 
 def differences(recorded: Mapping, causes: Mapping) -> str:
-    """Returns on one line how what is recorded of something differs from these causes, "" where it does not."""
+    """Returns on one line how recorded causes differ from these, "" where they do not."""
     if not recorded:
         return "made by an older version, which did not say of what"
-    return _listed(_changes(recorded, json.loads(json.dumps(causes))))
+    return _one_line(_changes(recorded, json.loads(json.dumps(causes))))
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python, the platform and the packages that shape results, without importing them."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "platform": platform.platform()} | packages
 
 
 def open_for_append(path: Path) -> BinaryIO:
-    """Opens a file of lines to go on with it; a last line that a killed run left half-written is cut off."""
+    """Opens a file of lines for appending; a last line that a killed run left half-written is cut off."""
     (file := path.open("ab")).truncate(path.read_bytes().rfind(b"\n") + 1)
     return file
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that readers, and a killed run, see the old content or the whole new one."""
+    """Writes a file so that readers, and a killed run, see the old content or the complete new one."""
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -221,7 +217,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _make(workdir: Path) -> None:
+def _make_folder(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -239,9 +235,9 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path}: not JSON ({error}); give another --workdir or delete it") from error
 
 
-def _changes(recorded: dict, asked: dict) -> dict[str, str]:
+def _changes(recorded: dict, current: dict) -> dict[str, str]:
     """Returns {key: "old -> new"} of what differs, in order."""
-    old, new = _flat(recorded), _flat(asked)
+    old, new = _flat(recorded), _flat(current)
     return {
         key: f"{old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
@@ -263,18 +259,18 @@ def _causes(path: Path) -> dict:
 
 
 def _arrays_alone(path: Path) -> bool:
-    """Returns whether a path is an array or a folder of arrays, as what is kept is; killed runs leave hidden files."""
+    """Returns whether a path is an array or a folder of arrays; killed runs leave hidden files."""
     files = path.iterdir() if path.is_dir() else [path]
     return all(each.suffix == ".npy" or each.name.startswith(".") for each in files)
 
 
 def _older(recorded: Mapping, causes: Mapping) -> bool:
-    """Returns whether code of an older numeric version made something."""
+    """Returns whether recorded causes name an older numeric version."""
     then = recorded.get(NUMERIC_VERSIONS, {})
     return any(then.get(code, 0) < version for code, version in causes[NUMERIC_VERSIONS].items())
 
 
-def _listed(changed: Mapping[str, str]) -> str:
+def _one_line(changed: Mapping[str, str]) -> str:
     """Returns changes on one line, the first few of many."""
     shown = [f"{key}: {change}" for key, change in changed.items()]
     more = [f"and {len(shown) - KEYS_SHOWN} more"] if len(shown) > KEYS_SHOWN else []
@@ -292,7 +288,7 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, str]:
     return leaves
 
 
-def _tell_changed_versions(workdir: Path, then: dict) -> None:
+def _say_changed_versions(workdir: Path, then: dict) -> None:
     now = versions()
     changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
