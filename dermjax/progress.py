@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextlib.contextmanager
 def bar(total: int, title: str, unit: str, done: int) -> Iterator["TerminalBar | PlainLines"]:
-    """Yields an object whose `update(n=1, **postfix)` counts n more units; done is where a resumed step starts."""
+    """Yields an object whose `update(n=1, **postfix)` counts n more units; a resumed step starts at `done`."""
     counter = (TerminalBar if sys.stdout.isatty() else PlainLines)(total, title, unit, done)
     try:
         yield counter

@@ -71,9 +71,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict) -> None:
     """Raises UserError for numbers that no training can start from."""
     config_file.check(config)
-    strange = sorted(set(config.autoencoder.phases) - set(config.autoencoder))
-    if strange:
-        raise UserError(f"config.autoencoder.phases: config.autoencoder has no {strange[0]!r}")
+    unknown = sorted(set(config.autoencoder.phases) - set(config.autoencoder))
+    if unknown:
+        raise UserError(f"config.autoencoder.phases: config.autoencoder has no {unknown[0]!r}")
     sd = StableDiffusion(TINY, Path(), jnp.float32)
     for phase in config.autoencoder.phases:
         size = config.autoencoder[phase].size
@@ -156,23 +156,20 @@ def train_decoder(
 
 
 class Crops:
-    """A checkpointable iterator over square crops; where an image is cut follows from its row.
+    """Batches whose rows of images become square crops `image`; where an image is cut follows from its row."""
 
-    What else a batch holds goes along.
-    """
-
-    def __init__(self, batches, images: np.ndarray, size: int):
+    def __init__(self, batches: Batches, images: np.ndarray, size: int):
         self.batches, self.images, self.size = batches, images, size
         self.get_state, self.set_state = batches.get_state, batches.set_state
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self.batches)
         room = self.images.shape[1] - self.size + 1
-        cut = []
+        crops = []
         for row in batch.pop("row"):
             top, left = np.random.default_rng(row).integers(room, size=2)
-            cut.append(self.images[row, top : top + self.size, left : left + self.size])
-        return batch | {"image": to_model(np.stack(cut))}
+            crops.append(self.images[row, top : top + self.size, left : left + self.size])
+        return batch | {"image": to_model(np.stack(crops))}
 
 
 def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[str]) -> Params:
@@ -208,40 +205,32 @@ def encode(sd: StableDiffusion, params: Params, images: np.ndarray, batch: int) 
 def make_phantoms(folder: Path, number: int, size: int, first_seed: int) -> tuple[np.ndarray, list[str]]:
     """Returns images uint8 [number, size, size, 3] (memory-mapped) and their captions; makes what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"{at:06d}", range(first_seed + at, first_seed + min(at + CHUNK, number)), size)
-            for at in range(0, number, CHUNK)]  # fmt: skip
-    missing = [job for job in jobs if not job[0].with_suffix(".json").exists()]
-    done = number - sum(len(job[1]) for job in missing)
+    chunks = [(folder / f"{at:06d}", range(first_seed + at, first_seed + min(at + CHUNK, number)), size)
+              for at in range(0, number, CHUNK)]  # fmt: skip
+    missing = [chunk for chunk in chunks if not chunk[0].with_suffix(".json").exists()]
+    present = number - sum(len(seeds) for _, seeds, _ in missing)
     spawn = multiprocessing.get_context("spawn")  # a forked child of a process that runs JAX can hang
-    with bar(number, "phantoms", "images", done) as progress, ProcessPoolExecutor(machine.cores(), spawn) as pool:
-        for made in pool.map(chunk, missing):
-            progress.update(made)
-    whole = folder / f"images_{number}.npy"
-    if not whole.exists():
-        join_chunk([job[0].with_suffix(".npy") for job in jobs], whole, (number, size, size, 3))
-    captions = [text for job in jobs for text in json.loads(job[0].with_suffix(".json").read_text())]
-    return np.load(whole, mmap_mode="r"), captions
+    with bar(number, "phantoms", "images", present) as progress, ProcessPoolExecutor(machine.cores(), spawn) as pool:
+        for count in pool.map(make_chunk, missing):
+            progress.update(count)
+    joined = folder / f"images_{number}.npy"
+    if not joined.exists():
+        part = joined.with_suffix(".part")
+        images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
+        for path, seeds, _ in chunks:
+            images[seeds.start - first_seed : seeds.stop - first_seed] = np.load(path.with_suffix(".npy"))
+        images.flush()
+        os.replace(part, joined)
+        for path, *_ in chunks:
+            path.with_suffix(".npy").unlink()
+    captions = [text for path, *_ in chunks for text in json.loads(path.with_suffix(".json").read_text())]
+    return np.load(joined, mmap_mode="r"), captions
 
 
-def chunk(job: tuple[Path, range, int]) -> int:
-    """Makes one chunk: the images first, the captions last, whose presence says that both are there."""
-    path, seeds, size = job
+def make_chunk(chunk: tuple[Path, range, int]) -> int:
+    """Makes one chunk and returns its count: images first, captions last, whose presence says that both are there."""
+    path, seeds, size = chunk
     images, captions = zip(*((p.image, p.caption) for p in (phantom(seed, size) for seed in seeds)), strict=True)
     np.save(path.with_suffix(".npy"), np.stack(images))
     write_atomically(path.with_suffix(".json"), json.dumps(captions))
     return len(seeds)
-
-
-def join_chunk(parts: list[Path], whole: Path, shape: tuple[int, ...]) -> None:
-    """Joins the chunks into one file that can be mapped, and removes their images."""
-    temporary = whole.with_suffix(".part")
-    out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-    at = 0
-    for part in parts:
-        images = np.load(part)
-        out[at : at + len(images)] = images
-        at += len(images)
-    out.flush()
-    os.replace(temporary, whole)
-    for part in parts:
-        part.unlink()

@@ -77,10 +77,10 @@ def restore(folder: Path, target: Tree, step: int | None = None) -> tuple[Tree, 
     path = folder / f"{newest if step is None else step:08d}"
     fault = damage(path)
     if fault:
-        whole = next((old for old in reversed(before) if not damage(folder / f"{old:08d}")), None)
-        if whole is None:
+        intact = next((old for old in reversed(before) if not damage(folder / f"{old:08d}")), None)
+        if intact is None:
             raise UserError(f"checkpoint {path}: {fault}; none before it is whole: give another --workdir")
-        raise UserError(f"checkpoint {path}: {fault}; delete it, and the same command resumes from {whole:08d}")
+        raise UserError(f"checkpoint {path}: {fault}; delete it, and the same command resumes from {intact:08d}")
     with ocp.StandardCheckpointer() as reader:
         compare(path, reader.metadata(path.absolute() / "state").item_metadata.tree, target)
         state = reader.restore(path.absolute() / "state", target)

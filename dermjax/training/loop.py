@@ -80,7 +80,7 @@ class Batches(Protocol):
 
 
 class NotFinite(UserError):
-    """The loss was not finite too often, or at the end: lower the rate, or look at the images that are named."""
+    """The loss was not finite FAILURES times in a row, or at the end."""
 
 
 class Step(NamedTuple):
@@ -138,13 +138,13 @@ def fit(
             window.append(Step(k, batch.get("row", ()), scalars))
             stop, last = preempted(k), k == config.steps
             saves = is_due(k, config.save_every) or last or stop
-            looks = evaluates and (is_due(k, config.evaluate_every) or last)
-            if saves or looks or is_due(k, config.log_every) or k == 1:
+            evaluated = evaluates and (is_due(k, config.evaluate_every) or last)
+            if saves or evaluated or is_due(k, config.log_every) or k == 1:
                 window = jax.device_get(window)
                 record, streak, window = mean_of(window), failed_at_end(streak + window), []
                 if len(streak) >= FAILURES or (streak and last):
                     raise NotFinite(f"{task.title}: {not_finite(streak, task.names)}; {remedy(folder)}")
-                if looks:
+                if evaluated:
                     record |= task.evaluate(state, constants)
                     value = record[task.minimise] if task.minimise else None
                     if value is not None and isfinite(value) and (best is None or value < best[1]):
@@ -205,8 +205,8 @@ def watch_for_preemption() -> Iterator[Callable[[int], type[BaseException] | Non
     """Yields preempted(step), what to raise once that step is saved where the run was told to stop, else None.
 
     The answer is the same in every process at the same step: with several of them JAX itself listens to SIGTERM, and
-    its coordinator chooses the step at which all of them stop. Outside of the main thread, where Python lets nobody
-    listen to signals, one process is never told.
+    its coordinator chooses the step at which all of them stop. Outside of the main thread, where Python
+    handles no signals, a single process answers None.
     """
     if jax.process_count() > 1:
         yield lambda step: Stopped if multihost_utils.reached_preemption_sync_point(step) else None

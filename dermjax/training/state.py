@@ -33,7 +33,7 @@ class State:
 def create(params: Tree, variables: Tree, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
     """Returns the state before the first step; the optimiser's state and the average are float32 over any params.
 
-    It is made in the host's memory: no device of a mesh needs to hold it whole. Its trees may share arrays.
+    It is made in the host's memory: no device of a mesh needs to hold all of it. Its trees may share arrays.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)

@@ -1,4 +1,4 @@
-"""What a run of `tune` is about to take, said before it computes: time, memory and disk, and what would fit."""
+"""What a run of `tune` costs, printed before it computes: time, memory and disk, and which settings would fit."""
 
 import math
 from collections.abc import Callable

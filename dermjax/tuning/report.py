@@ -37,7 +37,7 @@ def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Con
         model=config.model,
         counts={label: (tuned[label], held_out[label]) for label in by_label},
         steps=config.steps,
-        done=records[-1]["step"] if records else 0,
+        step=records[-1]["step"] if records else 0,
         verdict=verdict(records),
         curves=data_uri(Image.open(io.BytesIO(curves)).convert("RGB")),
         grids={step: data_uri(Image.open(path)) for step, path in reversed(task.sample_grids(workdir).items())},
