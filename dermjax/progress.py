@@ -17,7 +17,12 @@ SECONDS_BETWEEN_LINES = 10.0
 @contextlib.contextmanager
 def bar(total: int, title: str, unit: str, done: int) -> Iterator["TerminalBar | PlainLines"]:
     """Yields an object whose `update(n=1, **postfix)` counts n more units; a resumed step starts at `done`."""
-    counter = (TerminalBar if sys.stdout.isatty() else PlainLines)(total, title, unit, done)
+    if sys.stdout.isatty():
+        counter = TerminalBar(
+            total=total, desc=title, unit=f" {unit}", initial=done, file=sys.stdout, dynamic_ncols=True
+        )
+    else:
+        counter = PlainLines(total, title, unit, done)
     try:
         yield counter
     finally:
@@ -40,21 +45,14 @@ def cost(stage: str, **facts: str | float) -> None:
     say(f"{stage}: " + ", ".join(_fact(key, value) for key, value in facts.items()))
 
 
-class TerminalBar:
+class TerminalBar(tqdm):
     """tqdm's bar under the interface of `bar`."""
-
-    def __init__(self, total: int, title: str, unit: str, done: int):
-        self._bar = tqdm(total=total, desc=title, unit=f" {unit}", initial=done, file=sys.stdout, dynamic_ncols=True)
 
     def update(self, n: int = 1, **postfix: object) -> None:
         """Counts n more units and shows the postfix beside the rate."""
         if postfix:
-            self._bar.set_postfix(postfix, refresh=False)
-        self._bar.update(n)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.close()
+            self.set_postfix(postfix, refresh=False)
+        super().update(n)
 
 
 class PlainLines:
