@@ -105,8 +105,10 @@ def train(
                                  weight_decay=phase.get("weight_decay", 0.0), clip=1.0)  # fmt: skip
     loop_config = LoopConfig(seed=config.seed, steps=phase.steps, ema_decay=phase.ema_decay,
                              save_every=config.save_every, log_every=config.log_every)  # fmt: skip
-    state, grid = create(params, {}, optimizer, ema=True), sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    return fit(Task(title, loss, optimizer), state, constants, batches, loop_config, mesh=grid, workdir=workdir).smooth
+    return fit(
+        Task(title, loss, optimizer), create(params, {}, optimizer, ema=True), constants, batches, loop_config,
+        mesh=sharding.mesh(config.mesh.data, config.mesh.fsdp), workdir=workdir,
+    ).smooth  # fmt: skip
 
 
 def shuffled(data: dict[str, np.ndarray], batch: int, config: ConfigDict) -> Batches:

@@ -28,8 +28,10 @@ from dermjax.training.state import State
 from dermjax.tuning import costs, outputs, report, task, trainable, work
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.inputs import Encoder
+from dermjax.tuning.work import Work
 from dermjax.weights import model_files
 
+Rows = dict[str, np.ndarray]
 NAMES = {
     "remat": REMAT,
     "precision": trainable.PRECISIONS,
@@ -56,39 +58,16 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     })  # fmt: skip
     costs.report(todo, config)
 
-    encoder = Encoder(todo.sd, todo.params, config.encode_batch, Path(config.cache or workdir / "latents"), todo.grid)
-    validation, training = (
-        encoder.examples(each, todo.prompts, todo.samples.size) if each.sources else {}
-        for each in (todo.validation, todo.training)
-    )
-    state, frozen = todo.shapes
-    if trainable.needs_text_encoder(state.params, frozen):
-        texts = {"tokens": todo.prompts.tokens}
-    else:
-        texts = {"contexts": encoder.contexts(todo.prompts)}
-
-    sample = task.sampling(todo.sd, todo.complete, todo.prompts, todo.samples, todo.grid, workdir)
-    measure = task.validation(todo.loss(**task.PLAIN), validation, config.validation_draws, config.batch, todo.grid)
-
-    def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
-        samples = sample(state, constants)
-        report.write(workdir, config, todo.training, todo.validation)
-        scalars = measure(state, constants)
-        on_loss(int(state.step), scalars.get("validation_loss", np.nan))
-        return scalars | samples
-
-    learning = Task(
-        "tune", todo.loss(**config.loss), todo.optimizer, evaluate,
-        minimise="validation_loss" if validation and config.validation_draws else "", names=todo.training.names,
+    training, validation, texts = _encode(todo, config, workdir)
+    batches = pipelines.array_batches(
+        training, batch=config.batch, seed=config.seed, epoch=todo.training.epoch,
+        rows=sharding.local_rows(config.batch, todo.grid),
     )  # fmt: skip
+    learning = _task(todo, config, workdir, validation, on_loss)
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
         patience=config.patience,
-    )  # fmt: skip
-    batches = pipelines.array_batches(
-        training, batch=config.batch, seed=config.seed, epoch=todo.training.epoch,
-        rows=sharding.local_rows(config.batch, todo.grid),
     )  # fmt: skip
     trained, frozen = todo.divide(todo.params)
     state = fit(
@@ -128,6 +107,37 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
     # how many devices data = 0 takes depends on the model; a batch has to divide over one at least
     sharding.check_batch(config.batch, config.accumulate, sharding.mesh(config.mesh.data or 1, config.mesh.fsdp))
+
+
+def _encode(todo: Work, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, Rows]:
+    """Returns the examples to train on, those held out, and the prompts as a step takes them: contexts or tokens."""
+    encoder = Encoder(todo.sd, todo.params, config.encode_batch, Path(config.cache or workdir / "latents"), todo.grid)
+    validation, training = (
+        encoder.examples(each, todo.prompts, todo.samples.size) if each.sources else {}
+        for each in (todo.validation, todo.training)
+    )
+    state, frozen = todo.shapes
+    if trainable.needs_text_encoder(state.params, frozen):
+        return training, validation, {"tokens": todo.prompts.tokens}
+    return training, validation, {"contexts": encoder.contexts(todo.prompts)}
+
+
+def _task(
+    todo: Work, config: ConfigDict, workdir: Path, validation: Rows, on_loss: Callable[[int, float], None]
+) -> Task:
+    """Returns the training task: the DreamBooth loss, watched by samples, the report and the held-out loss."""
+    sample = task.sampling(todo.sd, todo.complete, todo.prompts, todo.samples, todo.grid, workdir)
+    measure = task.validation(todo.loss(**task.PLAIN), validation, config.validation_draws, config.batch, todo.grid)
+
+    def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
+        samples = sample(state, constants)
+        report.write(workdir, config, todo.training, todo.validation)
+        scalars = measure(state, constants)
+        on_loss(int(state.step), scalars.get("validation_loss", np.nan))
+        return scalars | samples
+
+    minimise = "validation_loss" if validation and config.validation_draws else ""
+    return Task("tune", todo.loss(**config.loss), todo.optimizer, evaluate, minimise, todo.training.names)
 
 
 def _say_other_causes(workdir: Path, inputs: dict) -> None:
