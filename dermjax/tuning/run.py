@@ -23,7 +23,7 @@ from dermjax.models import clip_text, unet, vae
 from dermjax.models.unet import REMAT
 from dermjax.progress import say
 from dermjax.training import optimizers
-from dermjax.training.loop import LoopConfig, Task, fit
+from dermjax.training.loop import Evaluate, LoopConfig, Task, fit
 from dermjax.training.state import State
 from dermjax.tuning import costs, outputs, report, task, trainable, work
 from dermjax.tuning.concepts import digest_of_images
@@ -58,12 +58,13 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     })  # fmt: skip
     costs.report(todo, config)
 
+    sample = task.sampling(todo.sd, todo.complete, todo.prompts, todo.samples, todo.grid, workdir)
     training, validation, texts = _encode(todo, config, workdir)
     batches = pipelines.array_batches(
         training, batch=config.batch, seed=config.seed, epoch=todo.training.epoch,
         rows=sharding.local_rows(config.batch, todo.grid),
     )  # fmt: skip
-    learning = _task(todo, config, workdir, validation, on_loss)
+    learning = _task(todo, config, workdir, sample, validation, on_loss)
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
@@ -122,11 +123,8 @@ def _encode(todo: Work, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, 
     return training, validation, {"contexts": encoder.contexts(todo.prompts)}
 
 
-def _task(
-    todo: Work, config: ConfigDict, workdir: Path, validation: Rows, on_loss: Callable[[int, float], None]
-) -> Task:
+def _task(todo: Work, config: ConfigDict, workdir: Path, sample: Evaluate, validation: Rows, on_loss: Callable) -> Task:
     """Returns the training task: the DreamBooth loss, watched by samples, the report and the held-out loss."""
-    sample = task.sampling(todo.sd, todo.complete, todo.prompts, todo.samples, todo.grid, workdir)
     measure = task.validation(todo.loss(**task.PLAIN), validation, config.validation_draws, config.batch, todo.grid)
 
     def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
