@@ -15,7 +15,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dermjax.errors import UserError
@@ -48,6 +49,14 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
 def cores() -> int:
     """Returns how many cores this process may use: fewer than there are in batch systems and containers."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_threads(function: Callable, items: Iterable, tick: Callable[[], None]) -> Iterator:
+    """Yields function(item) of each item in order, computed on all cores, and calls tick after each was used."""
+    with ThreadPoolExecutor(cores()) as pool:
+        for result in pool.map(function, items):
+            yield result
+            tick()
 
 
 def cpu_devices(cores: int) -> int:

@@ -6,7 +6,6 @@ nor one with new verdicts measures again, and one of another size or other code 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,19 +58,18 @@ def measure_all(
         say(f"looks in {folder / FILE} are taken again: {len(outdated)} ({differences(outdated[0], now)})")
         write_atomically(folder / FILE, b"".join(_line(digest, each, now) for digest, each in known.items()))
     measurements = []
-    with open_for_append(folder / FILE) as file, ThreadPoolExecutor(machine.cores()) as pool:
 
-        def known_or_new(record: Record) -> Measurement:
-            path = manifest.path(record)
-            return known.get(record.sha256) or measure(images.load(path, size))
+    def known_or_new(record: Record) -> tuple[str, Measurement]:
+        path = manifest.path(record)
+        return record.sha256, known.get(record.sha256) or measure(images.load(path, size))
 
-        for record, each in zip(records, pool.map(known_or_new, records), strict=True):
-            if record.sha256 not in known:
-                known[record.sha256] = each
-                file.write(_line(record.sha256, each, now))
+    with open_for_append(folder / FILE) as file:
+        for digest, each in machine.map_in_threads(known_or_new, records, tick):
+            if digest not in known:
+                known[digest] = each
+                file.write(_line(digest, each, now))
                 file.flush()  # a killed process loses nothing that it has handed over
             measurements.append(each)
-            tick()
     return measurements
 
 
@@ -84,12 +82,7 @@ def measure_real(
         image = images.load(manifest.path(record), size)
         return Measurement(copies.orientation_hashes(image), rounded(quality.measure(image)))
 
-    measurements = []
-    with ThreadPoolExecutor(machine.cores()) as pool:
-        for each in pool.map(measure_usual, records):
-            measurements.append(each)
-            tick()
-    return measurements
+    return list(machine.map_in_threads(measure_usual, records, tick))
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:

@@ -73,16 +73,13 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
     with ThreadPoolExecutor(machine.cores()) as pool:
         origins = pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept)
         silent = [record for record, own in zip(kept, origins, strict=True) if own.get("synthetic") is not True]
-        if silent:
-            raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
-                            f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
-        known = fingerprints.read_beside([training])
-        both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
-        prints = []
-        with progress.bar(len(both), "comparing with photographs", "images", 0) as bar:
-            for each in pool.map(lambda pair: fingerprints.from_record(*pair, known), both):
-                prints.append(each)
-                bar.update()
+    if silent:
+        raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
+                        f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
+    known = fingerprints.read_beside([training])
+    both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
+    with progress.bar(len(both), "comparing with photographs", "images", 0) as bar:
+        prints = list(machine.map_in_threads(lambda pair: fingerprints.from_record(*pair, known), both, bar.update))
     near = fingerprints.near_duplicates(prints)[:, :2].tolist()
     copies = [(kept[one], photographs[other - len(kept)]) for one, other in near if one < len(kept) <= other]
     if copies:

@@ -34,13 +34,8 @@ RADII = np.arange(0.018, 0.046, 0.0045)  # of bubbles
 AROUND = 10  # points on a rim; one may be hidden
 
 THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "gel": 0.35}
-PAINTED = {  # the parameter of phantoms that paints each
-    "hairs": "hairs",
-    "ruler": "ruler",
-    "dark_corners": "dark_corners",
-    "ink": "pen_ring",
-    "gel": "gel_bubbles",
-}
+# the parameter of phantoms that paints each
+PAINTED = {name: name for name in THRESHOLDS} | {"ink": "pen_ring", "gel": "gel_bubbles"}
 
 
 def measure(image: np.ndarray) -> dict[str, float]:

@@ -60,21 +60,22 @@ def segment(image: np.ndarray) -> Segmentation:
         if not _is_ring(core):
             mask |= _grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
     mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
-    labels, areas = _without_specks(*ndimage.label(mask))
-    return _on_skin(image, labels, areas, field & (np.abs(absorbance) < FAINTEST))
+    return _on_skin(image, mask, SMALLEST, field & (np.abs(absorbance) < FAINTEST))
 
 
 def measure_mask(image: np.ndarray, mask: np.ndarray) -> Segmentation:
     """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
-    labels, count = ndimage.label(mask)
-    areas = ndimage.sum_labels(mask, labels, np.arange(1, count + 1)) / mask.size
     absorbance, field = _absorbance(image)
-    return _on_skin(image, labels.astype(np.int32), areas, field & (np.abs(absorbance) < FAINTEST))
+    return _on_skin(image, mask, 0.0, field & (np.abs(absorbance) < FAINTEST))
 
 
-def _on_skin(image: np.ndarray, labels: np.ndarray, areas: np.ndarray, plain: np.ndarray) -> Segmentation:
-    """The segmentation, with the tone of what is plain, bool [S, S], and not near a lesion."""
-    mask = labels > 0
+def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.ndarray) -> Segmentation:
+    """The pieces of a mask of at least this area, with the tone of what is plain, bool [S, S], and not near them."""
+    pieces, count = ndimage.label(mask)
+    areas = ndimage.sum_labels(mask, pieces, np.arange(1, count + 1)) / mask.size
+    kept = areas >= smallest
+    labels = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)[pieces]
+    areas, mask = areas[kept], labels > 0
     skin = plain & ~_grow(mask, 0.03 * len(mask))
     if not skin.any():
         return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan))
@@ -131,14 +132,6 @@ def _is_ring(blob: np.ndarray) -> bool:
     rows, columns = np.nonzero(blob)
     away = np.hypot(rows.mean() / len(blob) - 0.5, columns.mean() / len(blob) - 0.5)
     return bool(away > 0.45 and ndimage.distance_transform_edt(np.pad(blob, 1)).max() < 0.036 * len(blob))
-
-
-def _without_specks(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels from 1 on without gaps, and the areas, of the components that are at least SMALLEST."""
-    areas = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, count + 1)) / labels.size
-    kept = areas >= SMALLEST
-    numbers = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)
-    return numbers[labels], areas[kept]
 
 
 def _grow(mask: np.ndarray, radius: float) -> np.ndarray:

@@ -13,7 +13,6 @@ or `prepare` rejected take no part, as no stage uses them.
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,11 +115,8 @@ def _entries(manifests: Sequence[Manifest]) -> list[Entry]:
 def _examine(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
     """What was examined, and every finding in the order of MEANINGS."""
     entries, known = _entries(manifests), fingerprints.read_beside(manifests)
-    with ThreadPoolExecutor(machine.cores()) as pool, progress.bar(len(entries), "audit", "images", 0) as bar:
-        prints = []
-        for each in pool.map(partial(_fingerprint, known), entries):
-            prints.append(each)
-            bar.update()
+    with progress.bar(len(entries), "audit", "images", 0) as bar:
+        prints = list(machine.map_in_threads(partial(_fingerprint, known), entries, bar.update))
     findings = [Finding("file", (fault,)) for fault in prints if isinstance(fault, str)]
     findings += [Finding("synthetic", (str(entry),)) for entry in entries if records.misplacement(entry.record)]
     holders = defaultdict(list)

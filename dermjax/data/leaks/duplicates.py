@@ -53,12 +53,21 @@ WINDOW_BLOCK = 64  # pairs correlated at once
 
 def hashes(images: np.ndarray) -> np.ndarray:
     """The perceptual hash of uint8 images [N, S, S, 3], S at least 16, as uint64 [N, 4]; independent of S."""
-    return _hashes(images, VIEWS[:1])[:, 0]
+    return views(images, VIEWS[:1])[:, 0]
 
 
-def views(images: np.ndarray) -> np.ndarray:
-    """The hashes of uint8 images [N, S, S, 3] and of their crops in VIEWS, as uint64 [N, V, 4], the whole one first."""
-    return _hashes(images, VIEWS)
+def views(images: np.ndarray, windows: Sequence[tuple[float, float, float]] = VIEWS) -> np.ndarray:
+    """The hashes of windows of uint8 images [N, S, S, 3], as uint64 [N, V, 4]; the first window is the whole image."""
+    side = images.shape[1]
+    bases = [(_cosines(side, down, length), _cosines(side, across, length)) for down, across, length in windows]
+    bits = np.empty((len(images), len(windows), BITS), bool)
+    for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
+        grey = image @ LUMA
+        grey -= grey.mean()  # else the brightness would leak into a window that ends within a pixel
+        for view, (rows, columns) in enumerate(bases):
+            bits[row, view] = (rows @ grey @ columns.T).ravel() > 0
+    bits[..., 0] = False  # the mean brightness says nothing
+    return np.packbits(bits, axis=-1).view(np.uint64)
 
 
 def pairs(a: np.ndarray, b: np.ndarray, distance: int) -> np.ndarray:
@@ -124,19 +133,6 @@ def orientations(images: np.ndarray, axes: tuple[int, int]) -> list[np.ndarray]:
     """The eight ways to hold square images whose rows and columns are two axes, the given one first."""
     turned = [np.rot90(images, quarter, axes) for quarter in range(4)]
     return [each for way in turned for each in (way, np.flip(way, axes[1]))]
-
-
-def _hashes(images: np.ndarray, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:
-    side = images.shape[1]
-    bases = [(_cosines(side, down, length), _cosines(side, across, length)) for down, across, length in windows]
-    bits = np.empty((len(images), len(windows), BITS), bool)
-    for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
-        grey = image @ LUMA
-        grey -= grey.mean()  # else the brightness would leak into a window that ends within a pixel
-        for view, (rows, columns) in enumerate(bases):
-            bits[row, view] = (rows @ grey @ columns.T).ravel() > 0
-    bits[..., 0] = False  # the mean brightness says nothing
-    return np.packbits(bits, axis=-1).view(np.uint64)
 
 
 @cache

@@ -213,11 +213,6 @@ def _absorb(density: np.ndarray, absorption) -> np.ndarray:
 # the middle, 1 at the border) and angle of each pixel, and the lesion's own mottling.
 
 
-def _uniform(rng, size, rows, columns, depth, angle, mottle):
-    """No structure of its own."""
-    return np.float32(1.0)
-
-
 def _mottled(rng, size, rows, columns, depth, angle, mottle):
     """Blotches, as large on a small lesion as on a large one."""
     return 1 + 0.40 * np.clip(noise(rng, 17, size)[rows, columns], -1.6, 1.6)
@@ -252,7 +247,7 @@ def _streaks(rng, size, rows, columns, depth, angle, mottle):
 
 
 TEXTURES = {
-    "uniform": _uniform,
+    "uniform": lambda *_: np.float32(1.0),
     "mottled": _mottled,
     "network": _network,
     "globules": _globules,
