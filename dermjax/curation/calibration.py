@@ -24,7 +24,7 @@ from dermjax.data.imaging.artefacts import PAINTED
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.appearance import ARTEFACTS, TONES
 from dermjax.data.phantoms.captions import NUMBER_WORDS, parse_prompt
-from dermjax.data.phantoms.painting import Phantom, phantom
+from dermjax.data.phantoms.painting import phantom
 from dermjax.run_folder import write_atomically
 
 FILE = "calibration.json"
@@ -62,9 +62,9 @@ def measure(
     for reason, hit, true in synthetic_faults(seeds[-len(usual) :], size, reference, usual[: len(usual) // 2]):
         outcomes.setdefault(reason, []).append((hit, true))
     for seed in seeds:
-        made = phantom(seed, size)
-        scores = measurements.measure(made.image).scores
-        for reason, added, true in _truths(made, scores, seed):
+        painted = phantom(seed, size)
+        scores = measurements.measure(painted.image).scores
+        for reason, added, true in _truths(painted.parameters, scores, seed):
             outcomes[reason].append((fixed[reason].speaks_against(scores | added), true))
         tick()
     return {reason: _accuracy(fixed.get(reason), each) for reason, each in outcomes.items()}
@@ -120,12 +120,12 @@ def _pixels(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _truths(made: Phantom, scores: dict[str, float], seed: int) -> Iterator[tuple[str, dict[str, float], bool]]:
-    """(reason, further scores, whether the reason is true) of a phantom; every other one gets a wrong prompt."""
+def _truths(parameters: dict, scores: dict[str, float], seed: int) -> Iterator[tuple[str, dict[str, float], bool]]:
+    """(reason, further scores, whether the reason is true) of a phantom; one of an odd seed gets a wrong prompt."""
     for reason, parameter in PAINTED.items():
-        yield reason, {}, made.parameters[parameter]
-    yield "blur", {}, made.parameters["blur"]
-    number, tone, wrong = made.parameters["number"], made.parameters["tone"], bool(seed % 2)
+        yield reason, {}, parameters[parameter]
+    yield "blur", {}, parameters["blur"]
+    number, tone, wrong = parameters["number"], parameters["tone"], bool(seed % 2)
     if wrong:
         number, tone = _another(list(NUMBER_WORDS), number, seed), _another(list(TONES), tone, seed)
     yield "wrong_number", scoring.deviations(parse_prompt(f"{NUMBER_WORDS[number]} moles"), scores), wrong

@@ -6,15 +6,13 @@ Images are named by the SHA-256 of their bytes, so that nobody's word reaches an
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dermjax.data.records import Record
+from dermjax.data.records import DIGEST, Record
 from dermjax.errors import UserError
 
 REASON = "person"
-DIGEST = re.compile(r"[0-9a-f]{64}")
 FIELDS = {"sha256": str, "keep": bool | None, "by": str, "why": str}
 
 

@@ -76,10 +76,10 @@ def show(*paths: str) -> None:
             print("".ljust(19) + names.decode())
     if findings:
         raise UserError(f"{len(findings)} findings in {len(entries)} images, listed above; mend or remove these images")
-    listed = sum(bool(entry.fingerprint) for entry in entries)
-    print(f"nothing leaks: {len(entries) - listed} images in {', '.join(paths)}")
-    if listed:
-        print(f"nor does any of {listed} images that the generator saw stand in validation or test")
+    training = sum(bool(entry.fingerprint) for entry in entries)
+    print(f"nothing leaks: {len(entries) - training} images in {', '.join(paths)}")
+    if training:
+        print(f"nor does any of {training} images that the generator saw stand in validation or test")
     for manifest in manifests:
         if any(record.synthetic for record in manifest.records) and not _training_images(manifest):
             print(f"{manifest.home}: no list of what its generator saw; give the manifest that it was tuned on as well")
