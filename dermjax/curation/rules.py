@@ -49,10 +49,8 @@ class Rule:
 
     def speaks_against(self, scores: Mapping[str, float]) -> bool:
         """Whether the score is on the wrong side."""
-        if self.score not in scores:
-            return False
-        value = scores[self.score]
-        return value >= self.limit if self.high else value <= self.limit
+        value = scores.get(self.score, np.nan)
+        return bool(value >= self.limit if self.high else value <= self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,14 +36,6 @@ MEANINGS = {
 }
 
 
-@dataclass(frozen=True, order=True)
-class Finding:
-    """Something that makes a result untrue: its kind, a key of MEANINGS, and the images, one or two, with details."""
-
-    kind: str
-    images: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Entry:
     """A kept record with its file, or with its fingerprint where a list of training images has it."""
@@ -61,7 +53,7 @@ class Entry:
     def identities(self) -> list[tuple[str, str]]:
         """What ties it to others: the record's identities, and the photograph that a synthetic image started from."""
         init_image = self.record.generation.get("init_image")
-        return splits.identities(self.record) + ([("sha256", init_image)] if isinstance(init_image, str) else [])
+        return splits.identities(self.record) + ([("sha256", init_image)] if init_image else [])
 
 
 def show(*paths: str) -> None:
@@ -69,13 +61,12 @@ def show(*paths: str) -> None:
     manifests = [records.read_unaudited(Path(path)) for path in paths]
     entries, findings = _examine(manifests)
     for kind, meaning in MEANINGS.items():
-        of_kind = [finding for finding in findings if finding.kind == kind]
-        print(f"{kind:11}{len(of_kind):6}  {meaning}")
-        for finding in of_kind:
-            names = ", ".join(finding.images).encode("utf-8", "backslashreplace")  # file names need not be UTF-8
-            print("".ljust(19) + names.decode())
-    if findings:
-        raise UserError(f"{len(findings)} findings in {len(entries)} images, listed above; mend or remove these images")
+        print(f"{kind:11}{len(findings[kind]):6}  {meaning}")
+        for names in findings[kind]:
+            print(" " * 19 + ", ".join(names).encode("utf-8", "backslashreplace").decode())  # names need not be UTF-8
+    count = sum(map(len, findings.values()))
+    if count:
+        raise UserError(f"{count} findings in {len(entries)} images, listed above; mend or remove these images")
     training = sum(bool(entry.fingerprint) for entry in entries)
     print(f"nothing leaks: {len(entries) - training} images in {', '.join(paths)}")
     if training:
@@ -88,9 +79,10 @@ def show(*paths: str) -> None:
 def refuse(manifests: Sequence[Manifest]) -> None:
     """Raises UserError with the first finding and the number of all where anything leaks between manifests."""
     _, findings = _examine(manifests)
-    if findings:
-        first = f"{MEANINGS[findings[0].kind]}: {', '.join(findings[0].images)}"
-        raise UserError(f"{first}; findings in all: {len(findings)}, which dermjax audit lists; mend them and prepare")
+    all_findings = [f"{MEANINGS[kind]}: {', '.join(names)}" for kind, of_kind in findings.items() for names in of_kind]
+    if all_findings:
+        count = f"findings in all: {len(all_findings)}"
+        raise UserError(f"{all_findings[0]}; {count}, which dermjax audit lists; mend them and prepare")
 
 
 def _training_images(manifest: Manifest) -> list[Entry]:
@@ -112,19 +104,20 @@ def _entries(manifests: Sequence[Manifest]) -> list[Entry]:
     return list(entries.values())
 
 
-def _examine(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]:
-    """What was examined, and every finding in the order of MEANINGS."""
+def _examine(manifests: Sequence[Manifest]) -> tuple[list[Entry], dict[str, list[tuple[str, ...]]]]:
+    """What was examined, and by kind, in the order of MEANINGS, the images of each finding, one or two of them."""
     entries, known = _entries(manifests), fingerprints.read_beside(manifests)
     with progress.bar(len(entries), "audit", "images", 0) as bar:
         prints = list(machine.map_in_threads(partial(_fingerprint, known), entries, bar.update))
-    findings = [Finding("file", (fault,)) for fault in prints if isinstance(fault, str)]
-    findings += [Finding("synthetic", (str(entry),)) for entry in entries if records.misplacement(entry.record)]
+    findings = {kind: [] for kind in MEANINGS}
+    findings["file"] = [(fault,) for fault in prints if isinstance(fault, str)]
+    findings["synthetic"] = [(str(entry),) for entry in entries if records.misplacement(entry.record)]
     holders = defaultdict(list)
     for entry in entries:
         for identity in entry.identities:
             holders[identity].append(entry)
     for (kind, _), members in holders.items():
-        findings += _crossings(kind, members)
+        findings[kind] += _crossings(members)
     sound = [(entry, each) for entry, each in zip(entries, prints, strict=True) if isinstance(each, Fingerprint)]
     near = fingerprints.near_duplicates([each for _, each in sound])
     groups = defaultdict(list)
@@ -132,15 +125,14 @@ def _examine(manifests: Sequence[Manifest]) -> tuple[list[Entry], list[Finding]]
         groups[group].append(entry)
     for members in groups.values():
         if len({entry.record.sha256 for entry in members}) > 1:  # else it is a finding by its bytes
-            findings += _crossings("near", members)
-    order = list(MEANINGS)
-    return entries, sorted(findings, key=lambda finding: (order.index(finding.kind), finding.images))
+            findings["near"] += _crossings(members)
+    return entries, {kind: sorted(of_kind) for kind, of_kind in findings.items()}
 
 
-def _crossings(kind: str, members: Sequence[Entry]) -> list[Finding]:
-    """A finding for every member in another split than the last split among them, whose first member it names."""
+def _crossings(members: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Every member in another split than the last split among them, beside the first member of that."""
     anchor = max(members, key=lambda entry: SPLITS.index(entry.record.split))
-    return [Finding(kind, (str(anchor), str(each))) for each in members if each.record.split != anchor.record.split]
+    return [(str(anchor), str(entry)) for entry in members if entry.record.split != anchor.record.split]
 
 
 def _fingerprint(known: Mapping[str, Fingerprint], entry: Entry) -> Fingerprint | str:

@@ -112,19 +112,18 @@ def _tables(planes: np.ndarray) -> tuple[Table, ...]:
         for _ in range(ceil(count / a_permutation))
         for bits in (1 + rng.permutation(BITS - 1))[: a_permutation * size].reshape(a_permutation, size)
     ]
-    return tuple(_table(planes, bits) for bits in sets[:count])
+    tables = []
+    for bits in sets[:count]:
+        keys = _keys(planes, bits)
+        start = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << size))])
+        tables.append(Table(bits, start.astype(np.int32), np.argsort(keys, kind="stable").astype(np.int32)))
+    return tuple(tables)
 
 
 def _enough(distance: int, size: int) -> int:
     """How many tables of `size` bits miss at most MISSED of the pairs at this distance."""
     meets = comb(BITS - 1 - distance, size) / comb(BITS - 1, size)
     return ceil(log(MISSED) / log(1 - meets))
-
-
-def _table(planes: np.ndarray, bits: np.ndarray) -> Table:
-    keys = _keys(planes, bits)
-    start = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << len(bits)))])
-    return Table(bits, start.astype(np.int32), np.argsort(keys, kind="stable").astype(np.int32))
 
 
 def _keys(planes: np.ndarray, bits: np.ndarray) -> np.ndarray:
