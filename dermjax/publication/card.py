@@ -22,7 +22,7 @@ PROMPTS = 60  # that are listed
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "n>100K"))  # as hubs name them
 INTERVAL = "95 % interval"  # the heading of a column that holds no numbers
 QUANTILES = {"least": 0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "greatest": 1}
-UNKNOWN = "not recorded"
+UNKNOWN, UNLICENSED = "not recorded", "licence not stated"
 
 
 def text(
@@ -42,45 +42,44 @@ def text(
     """
     kept = [record for record in curated.records if record.kept]
     rejected = [record for record in curated.records if not record.kept]
-    learnt = training.split("train")
+    learnt, classes = training.split("train"), [*curated.labels, "all"]
+    published = _counts(kept, curated, lambda record: ["published"])
     words = _counts(
-        kept, curated, lambda record: [f"{gap}: {word}" for gap, word in _made(record, "words", {}).items()]
+        kept, curated, lambda record: [f"{gap}: {word}" for gap, word in record.generation.get("words", {}).items()]
     )
     words.sort(key=lambda row: row[0].partition(":")[0])  # those of one gap side by side
-    prompts = _counts(kept, curated, lambda record: [_made(record, "prompt", UNKNOWN)])
+    samplers = _counts(kept, curated, lambda record: [record.generation.get("sampler", UNKNOWN)])
+    prompts = _counts(kept, curated, lambda record: [record.generation.get("prompt", UNKNOWN)])
     reasons = _counts(rejected, curated, lambda record: record.rejected)
-    classes, source_classes = [*curated.labels, "all"], [*training.labels, "all"]
-    distances = np.quantile([record.scores[COPY] for record in kept], (0, 0.5))
-    return (
-        fill(
-            TEMPLATE,
-            {},
-            name=name,
-            licence=licence,
-            quoted_name=json.dumps(name),  # YAML takes JSON
-            quoted_licence=json.dumps(licence),
-            size=next(size for below, size in SIZES if len(kept) < below),
-            synthetic=sum(record.synthetic for record in kept),
-            published=len(kept),
-            curated=len(curated.records),
-            composition=_table("images", classes, _counts(kept, curated, lambda record: ["published"])),
-            words=_table("word", classes, words) if words else "",
-            samplers=_table("sampler", classes, _counts(kept, curated, lambda rec: [_made(rec, "sampler", UNKNOWN)])),
-            prompts=_table("prompt", classes, prompts[:PROMPTS]),
-            more_prompts=len(prompts[PROMPTS:]),
-            rejected=len(rejected),
-            rejections=_table("reason", classes, reasons) if reasons else "",
-            fidelity=_fidelity(fidelity) if fidelity else "",
-            scores=_table("score", ["n", *QUANTILES], _spreads(kept)),
-            copies=sum(COPY in record.rejected for record in curated.records),
-            trained_on=len(learnt),
-            nearest=f"{distances[0]:.3g}",
-            median=f"{distances[1]:.3g}",
-            sources=_table("source: licence", source_classes, _counts(learnt, training, _source)),
-            contact=contact,
-            digest=digest,
-        )
-        + "\n"
+    sources = _counts(learnt, training, lambda record: [f"{record.source}: {record.licence or UNLICENSED}"])
+    nearest, median = np.quantile([record.scores[COPY] for record in kept], (0, 0.5))
+    return fill(
+        TEMPLATE,
+        {},
+        name=name,
+        licence=licence,
+        quoted_name=json.dumps(name),  # YAML takes JSON
+        quoted_licence=json.dumps(licence),
+        size=next(size for below, size in SIZES if len(kept) < below),
+        synthetic=sum(record.synthetic for record in kept),
+        published=len(kept),
+        curated=len(curated.records),
+        composition=_table("images", classes, published),
+        words=_table("word", classes, words) if words else "",
+        samplers=_table("sampler", classes, samplers),
+        prompts=_table("prompt", classes, prompts[:PROMPTS]),
+        more_prompts=len(prompts[PROMPTS:]),
+        rejected=len(rejected),
+        rejections=_table("reason", classes, reasons) if reasons else "",
+        fidelity=_fidelity(fidelity) if fidelity else "",
+        scores=_table("score", ["n", *QUANTILES], _spreads(kept)),
+        copies=sum(COPY in record.rejected for record in curated.records),
+        trained_on=len(learnt),
+        nearest=f"{nearest:.3g}",
+        median=f"{median:.3g}",
+        sources=_table("source: licence", [*training.labels, "all"], sources),
+        contact=contact,
+        digest=digest,
     )
 
 
@@ -88,14 +87,6 @@ def with_samples(card: str) -> str:
     """Returns a card that shows the samples beside it, before its first section."""
     shown = f"![Published images, a row a class, evenly spaced through the set; every one is synthetic]({SAMPLES})\n\n"
     return card.replace("## Composition\n", f"{shown}## Composition\n", 1)
-
-
-def _made(record: Record, key: str, default):
-    return record.generation.get(key, default)
-
-
-def _source(record: Record) -> list[str]:
-    return [f"{record.source}: {record.licence or 'licence not stated'}"]
 
 
 def _counts(records: Sequence[Record], of: Manifest, values: Callable[[Record], Iterable[str]]) -> list[tuple]:
