@@ -100,7 +100,7 @@ def tree_shardings(tree: Tree, rules: Rules, grid: Mesh) -> Tree:
     """
 
     def choose(path, leaf) -> NamedSharding:
-        name = ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         spec = next(spec for pattern, spec in rules if re.search(pattern, name))
         fits = len(spec) <= leaf.ndim and all(
             axis is None or size % grid.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=False)
@@ -142,11 +142,6 @@ def place(rows: Tree, grid: Mesh) -> Tree:
         return jax.make_array_from_callback((each * grid.size, *rows.shape[1:]), batch_sharding(grid), shard)
 
     return jax.tree.map(globalise, rows)
-
-
-def process() -> tuple[int, int]:
-    """Returns which process this is, of how many."""
-    return jax.process_index(), jax.process_count()
 
 
 def check_batch(batch: int, accumulate: int, grid: Mesh) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -86,7 +87,7 @@ def load(config: ConfigDict) -> Generation:
 def run(config: ConfigDict, workdir: Path) -> None:
     """Makes the images that config.plan asks config.model for, and workdir/manifest.jsonl with a record of each."""
     generation = load(config)
-    process, processes = sharding.process()
+    process, processes = jax.process_index(), jax.process_count()
     mine = generation.batches[process::processes]
     own = {request for batch in mine for request in batch}
     missing, differing = generation.missing(workdir, own)

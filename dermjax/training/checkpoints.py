@@ -43,7 +43,8 @@ def save(folder: Path, step: int, state: Tree, iterator: dict, *, keep: int, bes
     first = jax.process_index() == 0
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        for stale in folder.glob(f"[0-9]*{PART}"):  # of a killed save
+            shutil.rmtree(stale)
     raise_in_all(shortage(folder, state) if first else "")
     if first:
         part.mkdir()
@@ -98,12 +99,6 @@ def best(folder: Path) -> tuple[int, float] | None:
 def steps(folder: Path) -> list[int]:
     """Returns the steps of the complete checkpoints, oldest first."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def sweep(folder: Path) -> None:
-    """Removes what a killed save left behind."""
-    for stale in folder.glob(f"[0-9]*{PART}"):
-        shutil.rmtree(stale)
 
 
 def shortage(folder: Path, state: Tree) -> str:
@@ -181,8 +176,7 @@ def compare(path: Path, saved: Tree, target: Tree) -> None:
 
     def shapes(tree: Tree) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys): leaf.shape
-                for keys, leaf in leaves}  # fmt: skip
+        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
 
     old, new = shapes(saved), shapes(target)
     wrong = [f"{name} is {old.get(name, 'absent')}, the run has {new.get(name, 'none')}"
