@@ -100,11 +100,10 @@ def fold(seeds: list[Predictions], manifest: Manifest, bootstrap: dict[str, int]
     """
     lesion_of = {record.image: record.lesion_id or record.image for record in manifest.split("test")}
     drawn = Bootstrap(lesions=tuple(lesion_of[image] for image in seeds[0].images), **bootstrap)
-    return Fold(seeds=seeds, bootstrap=drawn, names=metrics.names(seeds[0]))
+    return Fold(seeds=seeds, classes=manifest.labels, bootstrap=drawn, names=metrics.names(seeds[0]))
 
 
 def find(
-    classes: tuple[str, ...],
     folds: dict[Group, list[Fold]],
     baseline: str,
     synthetic: dict[Group, list[Predictions]],
@@ -120,7 +119,7 @@ def find(
     for group, after in folds.items():
         before = folds.get(group._replace(arm=baseline))
         if before and group.arm != baseline:
-            differences = intervals.differences(before, after, classes, pooled=pooled)
+            differences = intervals.differences(before, after, pooled=pooled)
             comparisons[group] = Comparison(
                 group=group,
                 baseline=baseline,
@@ -134,32 +133,30 @@ def find(
         comparisons = {g: replace(each, adjusted=p) for (g, each), p in zip(comparisons.items(), adjusted, strict=True)}
     right = {group: np.concatenate([each.right for each in several]) for group, several in synthetic.items()}
     return Findings(
-        classes=classes,
+        classes=next(iter(folds.values()))[0].classes,
         folds=folds,
-        figures={group: intervals.figures(each, classes, pooled=pooled) for group, each in folds.items()},
+        figures={group: intervals.figures(each, pooled=pooled) for group, each in folds.items()},
         comparisons=comparisons,
         fidelity={group: intervals.share(int(each.sum()), len(each)) for group, each in right.items()},
     )
 
 
-def in_subgroup(folds: dict[Group, list[Fold]], images: set[str], classes: tuple[str, ...]) -> dict[Group, Estimate]:
+def in_subgroup(folds: dict[Group, list[Fold]], images: set[str]) -> dict[Group, Estimate]:
     """AUROC on some of the images, where every class is among them."""
     estimates = {}
     for group, each in folds.items():
         some = [fold.only(images, (PRIMARY,)) for fold in each]
-        if len(set(some[0].seeds[0].labels)) == len(classes):
-            estimates[group] = intervals.figures(some, classes, pooled=True)[PRIMARY]
+        if len(set(some[0].seeds[0].labels)) == len(some[0].classes):
+            estimates[group] = intervals.figures(some, pooled=True)[PRIMARY]
     return estimates
 
 
-def elsewhere(
-    folds: dict[Group, list[Fold]], baseline: str, classes: tuple[str, ...]
-) -> dict[Group, dict[str, tuple[Estimate, Estimate]]]:
+def elsewhere(folds: dict[Group, list[Fold]], baseline: str) -> dict[Group, dict[str, tuple[Estimate, Estimate]]]:
     """Every figure, and its difference from the baseline, on a further test set."""
     estimates = {}
     for group, after in folds.items():
-        figures = intervals.figures(after, classes, pooled=True)
-        differences = intervals.differences(folds[group._replace(arm=baseline)], after, classes, pooled=True)
+        figures = intervals.figures(after, pooled=True)
+        differences = intervals.differences(folds[group._replace(arm=baseline)], after, pooled=True)
         estimates[group] = {name: (figures[name], difference) for name, (difference, _) in differences.items()}
     return estimates
 

@@ -95,6 +95,7 @@ class Fold:
     """
 
     seeds: list[Predictions]
+    classes: tuple[str, ...]
     bootstrap: Bootstrap
     names: tuple[str, ...]
 
@@ -121,10 +122,11 @@ class Fold:
         """The mean probability over the seeds."""
         return predictions.mean(self.seeds)
 
-    def too_few(self, classes: tuple[str, ...]) -> str:
+    @cached_property
+    def too_few(self) -> str:
         """Why there are too few lesions for an interval, or nothing."""
         lesions, labels = np.array(self.bootstrap.lesions), self.seeds[0].labels
-        counts = {name: len(set(lesions[labels == c])) for c, name in enumerate(classes)}
+        counts = {name: len(set(lesions[labels == c])) for c, name in enumerate(self.classes)}
         short = [f"{name} has {count}" for name, count in counts.items() if count < self.bootstrap.smallest]
         return f"no interval: {', '.join(short)} lesions, fewer than {self.bootstrap.smallest}" if short else ""
 
@@ -133,20 +135,18 @@ class Fold:
         pairs = zip(self.seeds[0].images, self.bootstrap.lesions, strict=True)
         lesions = tuple(lesion for image, lesion in pairs if image in images)
         seeds = [each.only(images) for each in self.seeds]
-        return Fold(seeds=seeds, bootstrap=replace(self.bootstrap, lesions=lesions), names=names)
+        return replace(self, seeds=seeds, bootstrap=replace(self.bootstrap, lesions=lesions), names=names)
 
 
-def figures(folds: list[Fold], classes: tuple[str, ...], *, pooled: bool) -> dict[str, Estimate]:
+def figures(folds: list[Fold], *, pooled: bool) -> dict[str, Estimate]:
     """Every figure: the mean over folds and seeds if `pooled`, else that of one run."""
-    few = _too_few(folds, classes)
+    few = _too_few(folds)
     return {name: _figure(name, [fold.spreads[name] for fold in folds], few, pooled) for name in folds[0].names}
 
 
-def differences(
-    before: list[Fold], after: list[Fold], classes: tuple[str, ...], *, pooled: bool
-) -> dict[str, tuple[Estimate, float | None]]:
+def differences(before: list[Fold], after: list[Fold], *, pooled: bool) -> dict[str, tuple[Estimate, float | None]]:
     """after - before in every figure and its p-value (of one run there is none), seeds and resamples paired."""
-    few, estimates = _too_few(before, classes), {}
+    few, estimates = _too_few(before), {}
     for name in after[0].names:
         pairs = [(a.spreads[name], b.spreads[name]) for b, a in zip(before, after, strict=True)]
         spreads = [replace(a, values=a.values - b.values, resampled=a.resampled - b.resampled) for a, b in pairs]
@@ -203,8 +203,8 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def _too_few(folds: list[Fold], classes: tuple[str, ...]) -> str:
-    return next((reason for fold in folds if (reason := fold.too_few(classes))), "")
+def _too_few(folds: list[Fold]) -> str:
+    return next((fold.too_few for fold in folds if fold.too_few), "")
 
 
 def _figure(name: str, spreads: list[Spread], few: str, pooled: bool) -> Estimate:

@@ -44,7 +44,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     with progress.bar(total=2, title="evaluate", unit="steps", done=0) as steps:
         result = findings.find(
-            prepared.labels,
             {group: [findings.fold([each], prepared, bootstrap)] for group, each in runs.items()},
             BASELINE,
             _synthetic(folders, curated) if curated else {},

@@ -1,10 +1,9 @@
-"""The cells of the grid: each is one training, done once, by one host at a time.
+"""The cells of the grid: each is one training, once, by one host at a time, on manifests that have been audited.
 
 A cell is finished when its folder has metrics.json. A host claims it by making the file `claim`, which only one host
 can; it touches the file while it works, so that a claim that nobody has touched for STALE seconds, by the clock of
-the file system, is that of a dead host and is taken over. The training resumes from its checkpoint.
-
-One cell, trained: the phases of its arm, each by `classify`'s own training, on the same audited manifests.
+the file system, is that of a dead host and is taken over. The training resumes from its checkpoint; each phase of its
+arm is one of `classify`.
 """
 
 import hashlib

@@ -24,7 +24,6 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
 
     bootstrap: the resamples, seed and smallest of `Bootstrap`.
     """
-    classes, tests = materials[0].real.labels, materials[0].tests
     groups: dict[Group, dict[int, list[Path]]] = {}
     for cell, folder in folders.items():
         groups.setdefault(cell.group, {}).setdefault(cell.fold, []).append(folder)
@@ -42,14 +41,17 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
     here, synthetic = folds(""), {}
     for group in [group for group in groups if group.arm == BASELINE]:
         several = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in groups[group].values()]
-        seeds = [[predictions.read(path, classes, "train") for path in paths if path.is_file()] for paths in several]
+        seeds = [
+            [predictions.read(path, materials[0].real.labels, "train") for path in paths if path.is_file()]
+            for paths in several
+        ]
         if any(seeds):
             synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [predictions.mean(each) for each in seeds if each]
     subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
     return replace(
-        findings.find(classes, here, baseline, synthetic, pooled=True),
-        subgroups={key: findings.in_subgroup(here, images, classes) for key, images in subgroups.items()},
-        elsewhere={test: findings.elsewhere(folds(test), baseline, classes) for test in tests},
+        findings.find(here, baseline, synthetic, pooled=True),
+        subgroups={key: findings.in_subgroup(here, images) for key, images in subgroups.items()},
+        elsewhere={test: findings.elsewhere(folds(test), baseline) for test in materials[0].tests},
     )
 
 

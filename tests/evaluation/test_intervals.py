@@ -41,11 +41,11 @@ def over_images(predictions, resamples=2000, smallest=10):
 
 def run(predictions, bootstrap):
     """A fold of one seed."""
-    return [Fold(seeds=[predictions], bootstrap=bootstrap, names=metrics.names(predictions))]
+    return [Fold(seeds=[predictions], classes=CLASSES, bootstrap=bootstrap, names=metrics.names(predictions))]
 
 
 def figures(predictions, bootstrap):
-    return intervals.figures(run(predictions, bootstrap), CLASSES, pooled=False)
+    return intervals.figures(run(predictions, bootstrap), pooled=False)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -121,7 +121,7 @@ def test_differences_are_paired():
     shifted[:, 1] += 0.001  # the same ranks: not a resample in which the AUROC differs
     after = Predictions(images=before.images, labels=before.labels, probabilities=shifted)
     bootstrap = over_images(before)
-    difference, p = intervals.differences(run(before, bootstrap), run(after, bootstrap), CLASSES, pooled=False)["auroc"]
+    difference, p = intervals.differences(run(before, bootstrap), run(after, bootstrap), pooled=False)["auroc"]
     assert p is None
     assert (difference.value, difference.low) == (0.0, None)
     assert "do not differ" in difference.note
@@ -169,7 +169,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
             probabilities=np.stack([1 - score, score], axis=-1),
         )
         bootstrap = over_images(judged, resamples=1000)
-        fold = Fold(seeds=[judged], bootstrap=bootstrap, names=("auroc",))
+        fold = Fold(seeds=[judged], classes=CLASSES, bootstrap=bootstrap, names=("auroc",))
         low, high = np.quantile(fold.spreads["auroc"].resampled[0], [0.025, 0.975])
         hits += low <= truth <= high
     assert 0.93 <= hits / 1000 <= 0.97

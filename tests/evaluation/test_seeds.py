@@ -62,7 +62,7 @@ def study(seed, labels, bootstrap, wander):
     for separation in separations:
         score = norm.cdf(separation * labels + images + np.sqrt(0.3) * rng.normal(size=len(labels)))
         said = Predictions(images=bootstrap.lesions, labels=labels, probabilities=np.stack([1 - score, score], -1))
-        fold = Fold(seeds=[said], bootstrap=bootstrap, names=("auroc",))
+        fold = Fold(seeds=[said], classes=("benign", "malignant"), bootstrap=bootstrap, names=("auroc",))
         resampled.append(fold.spreads["auroc"].resampled[0])
         values.append(float(metrics.auroc(said, np.ones((1, len(labels))))[0]))
     return intervals.combined([spread(values, resampled, units=len(labels))], "")[0]
