@@ -8,7 +8,6 @@ B batch, H W image, h w latent, C latent channels, N tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from dermjax.diffusion.samplers import Sampler
 from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.models.unet import UNet
 from dermjax.progress import say
 from dermjax.sampling.requests import SamplerSettings
 
@@ -41,17 +41,7 @@ NUMERIC_VERSION = 2
 GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 
-class Deep(Protocol):
-    """A UNet that can be asked for its depths, and be given those of an earlier evaluation."""
-
-    def whole(self, x: Array, t: Array, words: Context) -> tuple[Array, Array]:
-        """Returns the prediction and the depths."""
-
-    def shallow(self, x: Array, t: Array, words: Context, depths: Array) -> Array:
-        """Returns the prediction over given depths."""
-
-
-def deep_cache(unet: Deep, interval: int, x: jax.ShapeDtypeStruct, words: Context) -> Network:
+def deep_cache(unet: UNet, interval: int, x: jax.ShapeDtypeStruct, words: Context) -> Network:
     """Returns the network that makes its depths anew where they are `interval` evaluations old; 1 is always: exact.
 
     The depths change slowly along a ladder, so most evaluations borrow them (Ma et al. 2023, arXiv 2312.00858). x
@@ -66,21 +56,21 @@ def deep_cache(unet: Deep, interval: int, x: jax.ShapeDtypeStruct, words: Contex
         given = jax.tree.map(lambda a, batch=batch: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), (x, words))
         t = jax.ShapeDtypeStruct((batch,), jnp.float32)
         depths = jax.eval_shape(lambda x, t, words: unet.whole(x, t, words)[1], given[0], t, given[1])
-        made = jnp.int32(-interval)  # at which evaluation
-        memory[batch] = jax.new_ref(jnp.zeros(depths.shape, depths.dtype)), jax.new_ref(made)
+        made_at = jnp.int32(-interval)  # the evaluation
+        memory[batch] = jax.new_ref(jnp.zeros(depths.shape, depths.dtype)), jax.new_ref(made_at)
 
     def network(x: Array, t: Array, words: Context) -> Array:
-        depths, made = memory[len(x)]
-        fresh = now[...] - made[...] >= interval
+        depths, made_at = memory[len(x)]
+        due = now[...] - made_at[...] >= interval
 
-        def borrowing(x, t, words, depths):
+        def borrowed(x: Array, t: Array, words: Context, depths: Array) -> tuple[Array, Array]:
             return unet.shallow(x, t, words, depths), depths
 
-        def making(x, t, words, depths):
+        def anew(x: Array, t: Array, words: Context, depths: Array) -> tuple[Array, Array]:
             return unet.whole(x, t, words)
 
-        prediction, depths[...] = jax.lax.cond(fresh, making, borrowing, x, t, words, depths[...])
-        made[...] = jnp.where(fresh, now[...], made[...])
+        prediction, depths[...] = jax.lax.cond(due, anew, borrowed, x, t, words, depths[...])
+        made_at[...] = jnp.where(due, now[...], made_at[...])
         now[...] += 1
         return prediction
 
