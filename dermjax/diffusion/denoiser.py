@@ -88,7 +88,7 @@ def bound(scheduler: dict, known: tuple[str, ...]) -> Callable[[Array], Array] |
 def keeping(denoise: Denoiser, latents: Array, noise: Array, mask: Array, first: float) -> Denoiser:
     """Returns the denoiser that gives back the latents [B, h, w, C] wherever the mask [B, h, w, 1] is 0.
 
-    There the network sees the latents under their own noise [B, h, w, C] whatever the sampler adds: inpainting by
+    There the network sees the latents under noise of their own [B, h, w, C] whatever the sampler adds: inpainting by
     blending, as diffusers' pipeline does it between the steps. At the sigma `first`, where a walk begins, it sees x.
     """
 

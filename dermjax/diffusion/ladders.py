@@ -65,7 +65,7 @@ class Ladder:
 class Layout:
     """How a method spaces its ladder; where the model's scheduler file has an option for it, that goes first.
 
-    spacing: the method's own spacing; fixed: the file cannot name another (`timestep_spacing`).
+    spacing: the method's; fixed: the file cannot name another (`timestep_spacing`).
     whole: the method is written in alpha_bar at whole training times and starts from noise of unit variance.
     spare: one rung more than steps is spaced and the lowest left out; Karras ladders reach both ends of the schedule.
     bends: whether Karras and exponential ladders are for this method.
@@ -128,10 +128,8 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
 
     ending = scheduler.get(layout.ending, layout.to_zero)
     end = 0.0 if ending in (True, "zero") else min(table[0], rungs[-1])
-    unit = (
-        layout.whole or spacing == "leading"
-    )  # k-diffusion's samplers count the signal in when they start below the top
-    start = np.sqrt(rungs[0] ** 2 + 1) if unit else rungs[0]
+    # k-diffusion's samplers count the signal in when they start below the top
+    start = np.sqrt(rungs[0] ** 2 + 1) if layout.whole or spacing == "leading" else rungs[0]
     return Ladder(np.append(rungs, end), times, np.float32(start), table, above=0)
 
 

@@ -50,7 +50,7 @@ def has_cudnn(call: Callable, q: Array, k: Array, v: Array) -> bool:
 
     The call itself decides, by shapes alone: in half precision, for heads of 8, 16, … 128, and up to 256 from compute
     capability 9.0 on. Gradients are for even lengths: JAX (0.10.2 and 0.12.0) means to refuse odd ones only beside a
-    bias, but takes its own placeholder for one. The 77 tokens of a prompt are odd; their weights are small.
+    bias, but takes its placeholder for one. The 77 tokens of a prompt are odd; their weights are small.
 
     That there is nothing before 8.0 is reported only as the program is compiled, when it is too late for another way.
     """

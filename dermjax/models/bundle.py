@@ -25,7 +25,7 @@ class Network:
     """One network without its arrays: the graph of its modules, and one tree of shapes a kind of variable."""
 
     graph: nnx.GraphDef
-    states: tuple[dict, ...]  # of jax.ShapeDtypeStruct, under NNX's own keys: names, and numbers for a list's elements
+    states: tuple[dict, ...]  # of jax.ShapeDtypeStruct, under NNX's keys: names, and numbers for a list's elements
 
     @property
     def shapes(self) -> tuple[Params, ...]:
@@ -60,7 +60,7 @@ def plain(state: Any) -> Params:
 
 
 def native(state: Any, tree: Any, path: str = "") -> Any:
-    """Returns the leaves of a plain tree under NNX's own keys, those of `state`: the inverse of `plain`.
+    """Returns the leaves of a plain tree under NNX's keys, those of `state`: the inverse of `plain`.
 
     Raises:
       ValueError: the keys differ.

@@ -18,7 +18,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 @jax.custom_vjp
 def convolution(x: Array, kernel: Array) -> Array:  # [B, h, w, C], [3, 3, C, D] -> [B, h, w, D]
-    """Returns the convolution of x, with one zero around it, in its own type."""
+    """Returns the convolution of x, with one zero around it, in the type of x."""
     return _convolution(x, kernel)
 
 

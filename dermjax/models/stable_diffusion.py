@@ -96,7 +96,7 @@ class StableDiffusion:
         return self.network(params)(x, t, context)
 
     def network(self, params: Params) -> UNet:
-        """Returns the UNet itself, for callers that need its parts: the words once a prompt, the depths."""
+        """Returns the UNet itself, for callers that need its steps apart: the words once a prompt, the depths."""
         return self.networks["unet"].merge(params["unet"])
 
     def encode(self, params: Params, image: Array) -> Array:

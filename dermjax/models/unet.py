@@ -84,17 +84,12 @@ class DownBlock(Block):
         return x, skips
 
 
-class MidBlock(nnx.Module):
+class MidBlock(Block):
     """A transformer between two resnets at the lowest resolution."""
 
-    def __init__(self, width: int, heads: int, *, resnet: dict, transformer: dict, remat: str):
-        self.remat = remat
-        self.resnets = nnx.List(ResnetBlock(width, width, **resnet) for _ in range(2))
-        self.attentions = nnx.List([Transformer(width, heads=heads, **transformer)])
-
-    def words(self, context: Array) -> Words:
-        """The keys and values that the transformer makes of a context."""
-        return [self.attentions[0].words(context)]
+    def __init__(self, width: int, heads: int, **shared):
+        super().__init__([(width, width)], heads, **shared)
+        self.resnets.append(ResnetBlock(width, width, **shared["resnet"]))
 
     def __call__(self, x: Array, temb: Array, words: Words) -> Array:
         def all_three(x: Array, temb: Array, words: Words) -> Array:
@@ -181,14 +176,14 @@ class UNet(nnx.Module):
         self.conv_out = conv(widths[0], config["out_channels"], 3, padding=1, dtype=jnp.float32)
 
     def __call__(self, x: Array, t: Array, context: Array) -> Array:
-        return self.whole(x, t, self.words(context))[0]
+        return self.full(x, t, self.words(context))[0]
 
     def words(self, context: Array) -> Words:
         """The keys and values of a context [B, N, D]: they do not depend on x or t, so once a prompt is enough."""
         context = context.astype(self.dtype)
         return [block.words(context) for block in (*self.down_blocks, self.mid_block, *self.up_blocks)]
 
-    def whole(self, x: Array, t: Array, words: Words) -> tuple[Array, Array]:
+    def full(self, x: Array, t: Array, words: Words) -> tuple[Array, Array]:
         """The prediction, and the depths [B, h, w, C]: what enters the last two layers on the way up."""
         count = len(self.down_blocks)
         x, temb = self.enter(x, t)

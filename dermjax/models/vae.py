@@ -23,7 +23,7 @@ EPSILON = 1e-6
 
 
 class AttentionBlock(Attention):
-    """One-headed attention over all pixels, with its own norm and a residual (diffusers: residual_connection)."""
+    """One-headed attention over all pixels, with a norm before it and a residual (diffusers: residual_connection)."""
 
     def __init__(self, channels: int, groups: int, *, dtype: DTypeLike):
         super().__init__(channels, channels, 1, head_dim=channels, bias=True, dtype=dtype)

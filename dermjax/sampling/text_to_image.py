@@ -49,13 +49,13 @@ def deep_cache(unet: UNet, interval: int, x: jax.ShapeDtypeStruct, words: Contex
     The memory is in references, which the sampler's scan carries along unseen.
     """
     if interval == 1:
-        return lambda x, t, words: unet.whole(x, t, words)[0]
+        return lambda x, t, words: unet.full(x, t, words)[0]
     now = jax.new_ref(jnp.int32(0))  # evaluations so far
     memory = {}
     for batch in (x.shape[0], 2 * x.shape[0]):
         given = jax.tree.map(lambda a, batch=batch: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), (x, words))
         t = jax.ShapeDtypeStruct((batch,), jnp.float32)
-        depths = jax.eval_shape(lambda x, t, words: unet.whole(x, t, words)[1], given[0], t, given[1])
+        depths = jax.eval_shape(lambda x, t, words: unet.full(x, t, words)[1], given[0], t, given[1])
         made_at = jnp.int32(-interval)  # the evaluation
         memory[batch] = jax.new_ref(jnp.zeros(depths.shape, depths.dtype)), jax.new_ref(made_at)
 
@@ -67,7 +67,7 @@ def deep_cache(unet: UNet, interval: int, x: jax.ShapeDtypeStruct, words: Contex
             return unet.shallow(x, t, words, depths), depths
 
         def anew(x: Array, t: Array, words: Context, depths: Array) -> tuple[Array, Array]:
-            return unet.whole(x, t, words)
+            return unet.full(x, t, words)
 
         prediction, depths[...] = jax.lax.cond(due, anew, borrowed, x, t, words, depths[...])
         made_at[...] = jnp.where(due, now[...], made_at[...])

@@ -124,7 +124,7 @@ def test_words_once_a_prompt(tiny):
 
     def every_step(params):
         unet = model.network(params)
-        return SimpleNamespace(words=lambda context: context, whole=lambda x, t, c: unet.whole(x, t, unet.words(c)))
+        return SimpleNamespace(words=lambda context: context, full=lambda x, t, c: unet.full(x, t, unet.words(c)))
 
     names = ("configs", "factor", "encode_text", "decode")
     other = SimpleNamespace(**{name: getattr(model, name) for name in names}, network=every_step)

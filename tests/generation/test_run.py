@@ -61,14 +61,14 @@ def fake(folder, dtype, lazy):
     """What weights.model_files.read gives, of a few operations."""
 
     def network(params):
-        def whole(x, t, context):
+        def full(x, t, context):
             level = context.mean((1, 2))[:, None, None, None] - t[:, None, None, None] / 1000
             return jnp.tanh(params["unet"] * x + level), x
 
         def shallow(x, t, context, depths):
-            return whole(depths, t, context)[0]
+            return full(depths, t, context)[0]
 
-        return SimpleNamespace(words=lambda context: context, whole=whole, shallow=shallow)
+        return SimpleNamespace(words=lambda context: context, full=full, shallow=shallow)
 
     model = SimpleNamespace(
         configs={

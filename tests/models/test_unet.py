@@ -37,7 +37,7 @@ def test_the_top_over_its_own_depths_is_the_whole(layers):
     def taken_apart(state, x, t, context):
         unet = network.merge(state)
         words = unet.words(context)
-        prediction, depths = unet.whole(x, t, words)
+        prediction, depths = unet.full(x, t, words)
         return unet(x, t, context), prediction, unet.shallow(x, t, words, depths), depths
 
     called, whole, shallow, depths = taken_apart(state, x, t, context)

@@ -16,10 +16,10 @@ LADDER = get_sampler("Euler").ladder(SCHEDULER, 7, "")
 
 
 def unet(passes):
-    """Predicts x + depths, where the depths of a whole pass are its time; `passes` collects what ran, as it ran."""
+    """Predicts x + depths, where the depths of a full pass are its time; `passes` collects what ran, as it ran."""
 
-    def whole(x, t, words):
-        jax.debug.callback(lambda t: passes.append(("whole", len(t))), t, ordered=True)
+    def full(x, t, words):
+        jax.debug.callback(lambda t: passes.append(("full", len(t))), t, ordered=True)
         depths = jnp.broadcast_to(t[:, None, None, None], x.shape)
         return x + depths, depths
 
@@ -27,7 +27,7 @@ def unet(passes):
         jax.debug.callback(lambda t: passes.append(("shallow", len(t))), t, ordered=True)
         return x + depths
 
-    return SimpleNamespace(whole=whole, shallow=shallow)
+    return SimpleNamespace(full=full, shallow=shallow)
 
 
 def scanned(asking, interval, times):
@@ -49,7 +49,7 @@ def scanned(asking, interval, times):
 def test_depths_are_borrowed_for_an_interval(interval, made):
     predictions, passes = scanned(plain, interval, [9, 8, 7, 6, 5])
     assert predictions == made
-    assert [kind for kind, _ in passes] == ["whole" if n % interval == 0 else "shallow" for n in range(5)]
+    assert [kind for kind, _ in passes] == ["full" if n % interval == 0 else "shallow" for n in range(5)]
 
 
 def test_depths_from_before_an_interval_of_guidance_are_not_borrowed_after_it():
@@ -62,8 +62,8 @@ def test_depths_from_before_an_interval_of_guidance_are_not_borrowed_after_it():
 
     predictions, passes = scanned(asking, 3, [900, 800, 500, 400, 350, 320, 200, 100])
     assert passes == [
-        *[("whole", 2), ("shallow", 2)],
-        *[("whole", 4), ("shallow", 4), ("shallow", 4), ("whole", 4)],
-        *[("whole", 2), ("shallow", 2)],
+        *[("full", 2), ("shallow", 2)],
+        *[("full", 4), ("shallow", 4), ("shallow", 4), ("full", 4)],
+        *[("full", 2), ("shallow", 2)],
     ]
     assert predictions == [900, 900, 500, 500, 500, 320, 200, 200]
