@@ -124,7 +124,7 @@ def ladder(layout: Layout, scheduler: dict, steps: int, spacing: str) -> Ladder:
         ends = (table[-1], table[0]) if layout.spare else (rungs[0], rungs[-1])
         rungs = BENDS[bend](*ends, steps)
         times = times_of(table, rungs)
-        times = WHOLE[bend](times) if layout.whole else times
+        times = ROUNDING[bend](times) if layout.whole else times
 
     ending = scheduler.get(layout.ending, layout.to_zero)
     end = 0.0 if ending in (True, "zero") else min(table[0], rungs[-1])
@@ -205,6 +205,6 @@ BENDS = {
     "karras": lambda high, low, steps: np.linspace(high ** (1 / RHO), low ** (1 / RHO), steps) ** RHO,
     "exponential": lambda high, low, steps: np.exp(np.linspace(np.log(high), np.log(low), steps)),
 }
-WHOLE = {"karras": np.round, "exponential": np.trunc}  # to whole times, as diffusers' DPM-Solver family does
+ROUNDING = {"karras": np.round, "exponential": np.trunc}  # to whole times, as diffusers' DPM-Solver family does
 ENDINGS = ("zero", "sigma_min")  # of final_sigmas_type
 FOREIGN = ("use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")  # ladders of diffusers that are not here

@@ -4,6 +4,7 @@ Place in the flow: latents and a prediction function -> one number; `schedule` g
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,16 @@ import numpy as np
 
 from dermjax.diffusion import schedule
 
-Predict = Callable[[jax.Array, jax.Array], jax.Array]
+Array = jax.Array
+Predict = Callable[[Array, Array], Array]  # x_t [B, h, w, Z], t [B] -> prediction [B, h, w, Z]
 
 
-def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+def example_keys(key: Array, index: Array) -> Array:
     """Returns one key an example, by its index int32 [B] in the step's batch: the same however the batch is divided."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def times(keys: jax.Array, steps: int, bias: float) -> jax.Array:
+def times(keys: Array, steps: int, bias: float) -> Array:
     """Returns one timestep in [0, steps) an example, int32, with density growing as t^(bias - 1).
 
     bias 1 is uniform (Ho et al. 2020). Above 1 the high noise, where number and place are decided, comes more often.
@@ -28,7 +30,7 @@ def times(keys: jax.Array, steps: int, bias: float) -> jax.Array:
     return jnp.minimum(jnp.floor(steps * uniform ** (1.0 / bias)), steps - 1).astype(jnp.int32)
 
 
-def offset(keys: jax.Array, noise: jax.Array, strength: float) -> jax.Array:
+def offset(keys: Array, noise: Array, strength: float) -> Array:
     """Returns the noise [B, h, w, Z] shifted by strength times one normal number a channel and image.
 
     So the network learns to change mean brightness, which noise without a mean hardly hides (Guttenberg 2023,
@@ -50,7 +52,7 @@ def min_snr(alpha_bar: np.ndarray, prediction: str, gamma: float) -> np.ndarray:
     return np.minimum(snr, gamma) / {"epsilon": snr, "v_prediction": snr + 1.0, "sample": np.ones_like(snr)}[prediction]
 
 
-def distance(error: jax.Array, huber: float) -> jax.Array:
+def distance(error: Array, huber: float) -> Array:
     """Returns the square of the error or, with huber = c > 0, 2 c (sqrt(error^2 + c^2) - c), which outliers pull less.
 
     The pseudo-Huber loss (Khrapov et al. 2024, arXiv 2403.16728), scaled so that small errors count as their square.
@@ -60,25 +62,27 @@ def distance(error: jax.Array, huber: float) -> jax.Array:
     return 2 * huber * square / (jnp.sqrt(square + huber**2) + huber) if huber else square
 
 
-def denoising(
-    predict: Predict,
-    prediction: str,
-    alpha_bar: np.ndarray,
-    latents: jax.Array,
-    noise: jax.Array,
-    t: jax.Array,
-    weight: jax.Array,
-    *,
-    snr_gamma: float,
-    huber: float,
-) -> jax.Array:
-    """Returns the mean over the batch of weight times the distance of `predict(x_t, t)` to its target, float32 scalar.
+@dataclass(frozen=True)
+class Objective:
+    """The denoising loss of a network with diffusers' prediction_type `prediction` under a schedule alpha_bar [T].
 
-    latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B]. Instance images and class images differ in weight
-    only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second branch; and as a batch is not divided
-    by its weights, it may be taken in micro-batches. snr_gamma: see `min_snr`; huber: see `distance`; 0 is off.
+    snr_gamma: see `min_snr`; huber: see `distance`; 0 is off.
     """
-    x = schedule.add_noise(alpha_bar, latents, noise, t)
-    target = schedule.target(prediction, alpha_bar, latents, noise, t)
-    error = distance(predict(x, t) - target, huber).mean((1, 2, 3))
-    return (jnp.asarray(min_snr(alpha_bar, prediction, snr_gamma), jnp.float32)[t] * weight * error).mean()
+
+    prediction: str
+    alpha_bar: np.ndarray
+    snr_gamma: float
+    huber: float
+
+    def loss(self, predict: Predict, latents: Array, noise: Array, t: Array, weight: Array) -> Array:
+        """Returns the batch's mean of weight times the distance of `predict(x_t, t)` to its target, float32 scalar.
+
+        latents, noise: [B, h, w, Z]; t: int32 [B]; weight: float32 [B]. Instance images and class images differ in
+        weight only, so prior preservation (DreamBooth, arXiv 2208.12242, eq. 2) is no second branch; and as a batch is
+        not divided by its weights, it may be taken in micro-batches.
+        """
+        x = schedule.add_noise(self.alpha_bar, latents, noise, t)
+        target = schedule.target(self.prediction, self.alpha_bar, latents, noise, t)
+        error = distance(predict(x, t) - target, self.huber).mean((1, 2, 3))
+        by_time = jnp.asarray(min_snr(self.alpha_bar, self.prediction, self.snr_gamma), jnp.float32)
+        return (by_time[t] * weight * error).mean()

@@ -544,7 +544,7 @@ UNIPC, LCM = "Zhao et al. 2023, arXiv 2302.04867", "Luo et al. 2023, arXiv 2310.
 
 # name, formula, layout, order, evaluations, noisy, paper, aliases
 # fmt: off
-TABLE = (
+SAMPLERS = {each.name: each for each in (
     Sampler("Euler", euler, ENDING, 1, N, False, EDM,
             ("EulerDiscreteScheduler", "k_euler")),
     Sampler("Euler a", partial(ancestral, eta=1.0), IN_SIGMA, 1, N, True, f"{DDPM}, in k-diffusion's form",
@@ -579,9 +579,8 @@ TABLE = (
             ("DEISMultistepScheduler",), THRESHOLD),
     Sampler("LCM", lcm, DISTILLED, 1, N, True, LCM,
             ("LCMScheduler",), BOUNDS),
-)
+)}
 # fmt: on
-SAMPLERS = {sampler.name: sampler for sampler in TABLE}
 
 
 def show() -> None:

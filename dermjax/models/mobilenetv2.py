@@ -55,19 +55,18 @@ class ConvLayer(nnx.Module):
         size: int,
         config: dict,
         *,
-        stride: int = 1,
-        dilation: int = 1,
+        geometry: tuple[int, int] = (1, 1),  # stride, dilation
         each: bool = False,
         activate: bool = True,
         dtype: DTypeLike,
     ):
-        self.size, self.stride, self.dilation = size, stride, dilation
+        self.size, (self.stride, self.dilation) = size, geometry
         self.each, self.tf_padding, self.dtype = each, config["tf_padding"], dtype
         self.convolution = nnx.Conv(
             cin,
             cout,
             (size, size),
-            strides=stride,
+            strides=self.stride,
             padding="VALID",
             feature_group_count=cin if each else 1,
             use_bias=False,
@@ -96,11 +95,11 @@ class ConvLayer(nnx.Module):
 class InvertedResidual(nnx.Module):
     """Expand, filter each channel, project; a residual where the shapes allow."""
 
-    def __init__(self, cin: int, cout: int, config: dict, *, stride: int, dilation: int, dtype: DTypeLike):
+    def __init__(self, cin: int, cout: int, config: dict, *, geometry: tuple[int, int], dtype: DTypeLike):
         inner = divisible(round(cin * config["expand_ratio"]), config)
-        self.residual = stride == 1 and cin == cout
+        self.residual = geometry[0] == 1 and cin == cout
         self.expand_1x1 = ConvLayer(cin, inner, 1, config, dtype=dtype)
-        self.conv_3x3 = ConvLayer(inner, inner, 3, config, stride=stride, dilation=dilation, each=True, dtype=dtype)
+        self.conv_3x3 = ConvLayer(inner, inner, 3, config, geometry=geometry, each=True, dtype=dtype)
         self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, dtype=dtype)
 
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -113,7 +112,7 @@ class Stem(nnx.Module):
 
     def __init__(self, inner: int, cout: int, config: dict, *, dtype: DTypeLike):
         separate = not config["first_layer_is_expansion"]
-        self.first_conv = ConvLayer(config["num_channels"], inner, 3, config, stride=2, dtype=dtype)
+        self.first_conv = ConvLayer(config["num_channels"], inner, 3, config, geometry=(2, 1), dtype=dtype)
         self.expand_1x1 = ConvLayer(inner, inner, 1, config, dtype=dtype) if separate else None
         self.conv_3x3 = ConvLayer(inner, inner, 3, config, each=True, dtype=dtype)
         self.reduce_1x1 = ConvLayer(inner, cout, 1, config, activate=False, dtype=dtype)
@@ -135,9 +134,9 @@ class Backbone(nnx.Module):
         reached, dilation = 2, 1
         for cin, cout, stride in zip(widths[:-1], widths[1:], STRIDES, strict=True):
             dilate = reached == config["output_stride"]
-            geometry = {"stride": 1, "dilation": dilation} if dilate else {"stride": stride, "dilation": 1}
+            geometry = (1, dilation) if dilate else (stride, 1)
             reached, dilation = (reached, dilation * stride) if dilate else (reached * stride, dilation)
-            self.layer.append(InvertedResidual(cin, cout, config, **geometry, dtype=dtype))
+            self.layer.append(InvertedResidual(cin, cout, config, geometry=geometry, dtype=dtype))
         full = config["finegrained_output"] and config["depth_multiplier"] < 1.0
         self.width = 1280 if full else scaled(1280, config)
         self.conv_1x1 = ConvLayer(widths[-1], self.width, 1, config, dtype=dtype)

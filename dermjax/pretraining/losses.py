@@ -59,6 +59,7 @@ def diffusion_loss(sd: StableDiffusion, empty: np.ndarray, *, timestep_bias: flo
     `empty` int32 [1, N] are the tokens of no caption, which stand in place of some.
     """
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
+    denoising = objective.Objective(sd.prediction, alpha_bar, snr_gamma=0.0, huber=0.0)
 
     def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
         keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch["index"]))
@@ -68,8 +69,7 @@ def diffusion_loss(sd: StableDiffusion, empty: np.ndarray, *, timestep_bias: flo
         t = objective.times(keys[:, 2], len(alpha_bar), timestep_bias)
         dropped = jax.vmap(jax.random.uniform)(keys[:, 3]) < caption_dropout
         context = sd.encode_text(params, jnp.where(dropped[:, None], empty, batch["tokens"]))
-        value = objective.denoising(lambda x, t: sd.unet(params, x, t, context), sd.prediction, alpha_bar,
-                                    latents, noise, t, jnp.ones(len(t)), snr_gamma=0.0, huber=0.0)  # fmt: skip
+        value = denoising.loss(lambda x, t: sd.unet(params, x, t, context), latents, noise, t, jnp.ones(len(t)))
         return value, (variables, {})
 
     return loss

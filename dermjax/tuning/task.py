@@ -47,6 +47,7 @@ def dreambooth_loss(
     where the text encoder is tuned, `tokens` int32 [P + 1, N].
     """
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
+    denoising = objective.Objective(sd.prediction, alpha_bar, snr_gamma=snr_gamma, huber=huber)
 
     def loss(params: Params, variables: dict, constants: dict, batch: dict, key: jax.Array):
         h, w, doubled = batch["moments"].shape[2:]
@@ -63,8 +64,7 @@ def dreambooth_loss(
         # now and then no prompt, so that guidance still has something to push away from
         prompt = jnp.where(uniform(keys[:, 4]) < prompt_dropout, len(texts) - 1, batch["prompt"])
         context = texts[prompt] if "contexts" in constants else sd.encode_text(networks, texts[prompt])
-        value = objective.denoising(lambda x, t: sd.unet(networks, x, t, context), sd.prediction, alpha_bar,
-                                    latents, noise, t, batch["weight"], snr_gamma=snr_gamma, huber=huber)  # fmt: skip
+        value = denoising.loss(lambda x, t: sd.unet(networks, x, t, context), latents, noise, t, batch["weight"])
         return value, (variables, {})
 
     return loss

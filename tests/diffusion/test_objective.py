@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dermjax.diffusion import objective, schedule
+from dermjax.diffusion.objective import Objective
 
 ALPHA_BAR = np.linspace(0.99, 0.01, 100)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -15,8 +16,8 @@ def loss(predict, *, prediction="epsilon", t=(0, 30, 60, 99), weight=(1.0, 1.0, 
     noise = schedule.normal(KEYS, (4, 4, 2))
     latents = schedule.normal(jax.random.split(jax.random.key(1), 4), (4, 4, 2))
     options = {"snr_gamma": 0.0, "huber": 0.0} | options
-    return float(objective.denoising(predict, prediction, ALPHA_BAR, latents, noise, jnp.array(t), jnp.array(weight),
-                                     **options))  # fmt: skip
+    denoising = Objective(prediction, ALPHA_BAR, **options)
+    return float(denoising.loss(predict, latents, noise, jnp.array(t), jnp.array(weight)))
 
 
 def test_a_perfect_prediction_costs_nothing_and_zero_costs_the_noise():

@@ -9,12 +9,14 @@ import pytest
 
 from dermjax.data import records, templates
 from dermjax.data.records import Manifest, Record
-from dermjax.diffusion import objective, schedule
+from dermjax.diffusion import schedule
+from dermjax.diffusion.objective import Objective
 from dermjax.errors import UserError
 from dermjax.tuning import concepts
 
 PROMPTS = {"benign": "a {label} mole", "malignant": "a {label} mole"}
 ALPHA_BAR = np.linspace(0.99, 0.01, 100)
+DENOISING = Objective("epsilon", ALPHA_BAR, snr_gamma=0.0, huber=0.0)
 PLAIN = {"repeats": {}, "balance": False, "prior": "", "prior_weight": 1.0}
 
 
@@ -92,8 +94,7 @@ def slope(rows, weight):
 
     def loss(factor):
         t, each = jnp.asarray(rows, jnp.int32), jnp.asarray(weight)
-        return objective.denoising(lambda x, t: x * factor[None, None, None], "epsilon", ALPHA_BAR, latents, noise, t,
-                                   each, snr_gamma=0.0, huber=0.0)  # fmt: skip
+        return DENOISING.loss(lambda x, t: x * factor[None, None, None], latents, noise, t, each)
 
     return np.asarray(jax.jit(jax.grad(loss))(jnp.array([0.3, -0.7])))
 
@@ -117,8 +118,7 @@ def test_in_batches_of_pairs_prior_preservation_is_diffusers_loss(tmp_path):
 
     def loss(predicted):
         nothing = np.zeros_like(noise)
-        return objective.denoising(lambda x, t: predicted, "epsilon", ALPHA_BAR, nothing, noise, np.zeros(6, int),
-                                   found.weights, snr_gamma=0.0, huber=0.0)  # fmt: skip
+        return DENOISING.loss(lambda x, t: predicted, nothing, noise, np.zeros(6, int), found.weights)
 
     ours, gradient = jax.value_and_grad(loss)(predicted)
     theirs = torch.tensor(predicted, requires_grad=True)
