@@ -19,10 +19,11 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 @jax.custom_vjp
 def convolution(x: Array, kernel: Array) -> Array:  # [B, h, w, C], [3, 3, C, D] -> [B, h, w, D]
     """Returns the convolution of x, with one zero around it, in the type of x."""
-    return _convolution(x, kernel)
+    return xla_convolution(x, kernel)
 
 
-def _convolution(x: Array, kernel: Array) -> Array:
+def xla_convolution(x: Array, kernel: Array) -> Array:
+    """Returns `convolution` by XLA."""
     return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
 
 
@@ -30,25 +31,26 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     x, kernel = saved
 
     def transposed(kernel: Array, gradient: Array) -> Array:
-        return jax.linear_transpose(partial(_convolution, kernel=kernel), x)(gradient)[0]
+        return jax.linear_transpose(partial(xla_convolution, kernel=kernel), x)(gradient)[0]
 
     cpu = columns_gradient if few_pixels(gradient) else transposed
     by_x = lax.platform_dependent(kernel, gradient, cpu=cpu, default=transposed)
-    return by_x, jax.linear_transpose(partial(_convolution, x), kernel)(gradient)[0]
+    return by_x, jax.linear_transpose(partial(xla_convolution, x), kernel)(gradient)[0]
 
 
-convolution.defvjp(lambda x, kernel: (_convolution(x, kernel), (x, kernel)), _backward)
+convolution.defvjp(lambda x, kernel: (xla_convolution(x, kernel), (x, kernel)), _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise(x: Array, kernel: Array, stride: int, dilation: int, pads: Pads) -> Array:
     """Returns the convolution [B, h, w, C] of x [B, H, W, C] with one filter a channel, kernel [3, 3, 1, C]."""
     geometry = (stride, dilation, pads)
-    cpu, default = (lambda x, kernel, way=way: way(x, kernel, *geometry) for way in (shifted, _depthwise))
+    cpu, default = (lambda x, kernel, way=way: way(x, kernel, *geometry) for way in (shifted, xla_depthwise))
     return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
-def _depthwise(x: Array, kernel: Array, stride: int, dilation: int, pads: Pads) -> Array:
+def xla_depthwise(x: Array, kernel: Array, stride: int, dilation: int, pads: Pads) -> Array:
+    """Returns `depthwise` by XLA."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -65,7 +67,7 @@ def _depthwise_backward(stride: int, dilation: int, pads: Pads, saved: tuple[Arr
         return shifted_gradients(x, kernel, gradient, stride, dilation, pads)
 
     def default(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        return jax.vjp(lambda x, kernel: _depthwise(x, kernel, stride, dilation, pads), x, kernel)[1](gradient)
+        return jax.vjp(lambda x, kernel: xla_depthwise(x, kernel, stride, dilation, pads), x, kernel)[1](gradient)
 
     return lax.platform_dependent(*saved, gradient, cpu=cpu, default=default)
 

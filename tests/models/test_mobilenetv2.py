@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dermjax.models.convolution import _depthwise, depthwise
+from dermjax.models.convolution import depthwise, xla_depthwise
 from dermjax.models.mobilenetv2 import STATISTICS_KEPT, padding
 from dermjax.weights import classifiers, torch_layout
 
@@ -23,14 +23,14 @@ CONVOLUTIONS = {
 def test_the_fast_depthwise_convolution_is_the_library_s(shape, geometry):
     rng = np.random.default_rng(0)
     x, kernel = (np.float32(rng.normal(size=s)) for s in (shape, (3, 3, 1, shape[-1])))
-    weight = np.float32(rng.normal(size=_depthwise(x, kernel, *geometry).shape))
+    weight = np.float32(rng.normal(size=xla_depthwise(x, kernel, *geometry).shape))
 
     @partial(jax.jit, static_argnums=0)
     def value_and_gradients(convolve, x, kernel):
         y, back = jax.vjp(lambda x, kernel: convolve(x, kernel, *geometry), x, kernel)
         return y, *back(weight)
 
-    fast, library = (value_and_gradients(way, x, kernel) for way in (depthwise, _depthwise))
+    fast, library = (value_and_gradients(way, x, kernel) for way in (depthwise, xla_depthwise))
     for ours, theirs in zip(fast, library, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 

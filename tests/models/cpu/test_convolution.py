@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.models.convolution import _convolution, convolution
+from dermjax.models.convolution import convolution, xla_convolution
 from dermjax.models.cpu.convolution import FEW, columns_gradient
 
 SHAPES = [(2, 4, 4, 3, 40), (1, 5, 7, 8, 4), (2, 1, 1, 4, 8), (3, 2, 9, 6, 5)]  # B, h, w, C, D
@@ -21,7 +21,7 @@ def drawn(B, h, w, C, D, dtype=jnp.float32):
 def test_gradients_are_the_librarys(shape):
     x, kernel, gradient = drawn(*shape)
     found, back = jax.vjp(convolution, x, kernel)
-    expected, expected_back = jax.vjp(_convolution, x, kernel)
+    expected, expected_back = jax.vjp(xla_convolution, x, kernel)
     np.testing.assert_array_equal(found, expected)
     for ours, theirs in zip(back(gradient), expected_back(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
@@ -44,7 +44,7 @@ def test_both_ways_are_taken_on_a_cpu():
 def test_columns_are_summed_in_float32():
     """bfloat16 gradients are as near to float32 as the library's, but for one rounding."""
     x, kernel, gradient = drawn(1, 4, 4, 16, 64, jnp.bfloat16)
-    exact = jax.vjp(_convolution, *(a.astype(jnp.float32) for a in (x, kernel)))[1](gradient.astype(jnp.float32))[0]
+    exact = jax.vjp(xla_convolution, *(a.astype(jnp.float32) for a in (x, kernel)))[1](gradient.astype(jnp.float32))[0]
     found = columns_gradient(kernel, gradient)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6 * np.abs(exact).max())
