@@ -31,7 +31,7 @@ COLOURS = np.eye(5, 3, dtype=np.float32)
 def fake(passes, channels=4):
     """A model of a few operations under the StableDiffusion contract; `passes` collects the batch of every trace."""
 
-    def whole(weight, x, t, context):
+    def full(weight, x, t, context):
         passes.append(x.shape[0])
         level = context.mean((1, 2))[:, None, None, None] - t[:, None, None, None] / 1000
         return jnp.tanh(weight * x[..., :4] + x[..., 4:].sum(-1, keepdims=True) + level), x
@@ -45,7 +45,7 @@ def fake(passes, channels=4):
         factor=8,
         prediction=SCHEDULER["prediction_type"],
         encode_text=lambda params, tokens: tokens[..., None] / 5,
-        network=lambda params: SimpleNamespace(words=lambda context: context, whole=partial(whole, params["unet"])),
+        network=lambda params: SimpleNamespace(words=lambda context: context, full=partial(full, params["unet"])),
         encode=lambda params, image: jnp.repeat(image[:, ::8, ::8], 3, -1)[..., :8],
         sample_latents=lambda moments, noise: moments[..., :4],
         decode=lambda params, latents: jnp.repeat(jnp.repeat(jnp.tanh(latents[..., :3]), 8, 1), 8, 2),
@@ -165,11 +165,11 @@ def test_a_model_of_nine_channels_is_shown_the_mask_and_the_rest():
     def watching(params):
         unet = real(params)
 
-        def whole(x, t, words):
+        def full(x, t, words):
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
-            return unet.whole(x, t, words)
+            return unet.full(x, t, words)
 
-        return SimpleNamespace(words=unet.words, whole=whole)
+        return SimpleNamespace(words=unet.words, full=full)
 
     taken.model.network = watching
     mask = np.zeros((2, 32, 48), np.uint8)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dermjax import sharding
-from dermjax.diffusion import objective
+from dermjax.diffusion import objective, schedule
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.tuning import inputs, task, trainable
 from dermjax.tuning.task import PLAIN
@@ -55,7 +55,7 @@ def ours(sd: StableDiffusion, trained, constants, monkeypatch):
     """The loss and the gradient of what is trained, with the given noise and times in place of drawn ones."""
     rows, draw, noise = batch()
     given = itertools.cycle((draw, noise))
-    monkeypatch.setattr(objective, "normal", lambda keys, shape: jnp.asarray(next(given)))
+    monkeypatch.setattr(schedule, "normal", lambda keys, shape: jnp.asarray(next(given)))
     monkeypatch.setattr(objective, "times", lambda keys, steps, bias: jnp.asarray(TIMES))
     loss = task.dreambooth_loss(sd, partial(trainable.assemble, alpha=ALPHA), **PLAIN | {"snr_gamma": GAMMA})
     step = jax.jit(jax.value_and_grad(lambda params: loss(params, {}, constants, rows, jax.random.key(0))[0]))
