@@ -27,7 +27,7 @@ from dermjax.training.loop import Evaluate, LoopConfig, Task, fit
 from dermjax.training.state import State
 from dermjax.tuning import costs, outputs, report, task, trainable, work
 from dermjax.tuning.concepts import digest_of_images
-from dermjax.tuning.inputs import Encoder
+from dermjax.tuning.latents import Encoder
 from dermjax.tuning.work import Work
 from dermjax.weights import model_files
 

@@ -23,7 +23,7 @@ from dermjax.sampling.text_to_image import check_drawn, latent_diffusion, text_t
 from dermjax.training.loop import Evaluate
 from dermjax.training.state import State
 from dermjax.training.step import Loss
-from dermjax.tuning.inputs import Prompts
+from dermjax.tuning.latents import Prompts
 
 PLAIN = {"timestep_bias": 1.0, "prompt_dropout": 0.0, "offset_noise": 0.0, "snr_gamma": 0.0, "huber": 0.0}
 SEED = 0  # of the held-out loss: every run is measured at the same noise

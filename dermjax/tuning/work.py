@@ -18,9 +18,9 @@ from dermjax.sampling.requests import SamplerSettings
 from dermjax.training import optimizers
 from dermjax.training.state import State, create
 from dermjax.training.step import Loss
-from dermjax.tuning import concepts, inputs, task, trainable
+from dermjax.tuning import concepts, latents, task, trainable
 from dermjax.tuning.concepts import Concepts
-from dermjax.tuning.inputs import Prompts
+from dermjax.tuning.latents import Prompts
 from dermjax.tuning.task import Samples
 from dermjax.tuning.trainable import Tree
 from dermjax.weights import model_files
@@ -82,7 +82,7 @@ def read(config: ConfigDict, folder: Path) -> Work:
     validation = concepts.plain(manifest, manifest.split("validation"), config.prompts)
     if config.patience and not (validation.sources and config.validation_draws):
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
-    sd, params, words = inputs.read_model(
+    sd, params, words = latents.read_model(
         config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors, folder=folder
     )
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp, count(params))
@@ -90,7 +90,7 @@ def read(config: ConfigDict, folder: Path) -> Work:
     size = config.size or sd.size
     if size % sd.factor:
         raise UserError(f"size = {size} is not a multiple of {sd.factor}")
-    prompts = inputs.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
+    prompts = latents.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
     chosen = config.samples
     settings = SamplerSettings(sampler=chosen.sampler, steps=chosen.steps, guidance=chosen.guidance)
     samples = Samples(concepts.first_prompts(training, chosen.prompts), chosen.images, settings, size, config.batch)

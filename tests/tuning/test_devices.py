@@ -9,7 +9,7 @@ import pytest
 from dermjax import sharding
 from dermjax.data import records
 from dermjax.training import writers
-from dermjax.tuning import inputs
+from dermjax.tuning import latents
 from dermjax.weights import diffusers
 
 # the losses of six steps and of the held-out images before, between and after them
@@ -22,10 +22,10 @@ def encoded(model, manifest, folder, mesh):
     sd, params = diffusers.read(Path(model), dtype=np.float32)
     read = records.read(Path(manifest))
     sources = [(read, record) for record in read.records]
-    said = inputs.tokenize_prompts(
+    said = latents.tokenize_prompts(
         sd, ["a benign mole", "a malignant mole", *(f"a mole of {word}" for word in "abcdefgh")], []
     )
-    encoder = inputs.Encoder(sd, params, 8, Path(folder), sharding.mesh(*mesh))
+    encoder = latents.Encoder(sd, params, 8, Path(folder), sharding.mesh(*mesh))
     return encoder.moments(sources, 32), encoder.contexts(said)
 
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from dermjax import sharding
 from dermjax.diffusion import objective, schedule
 from dermjax.models.stable_diffusion import StableDiffusion
-from dermjax.tuning import inputs, task, trainable
+from dermjax.tuning import latents as inputs
+from dermjax.tuning import task, trainable
 from dermjax.tuning.task import PLAIN
 from dermjax.weights import diffusers as folders
 from dermjax.weights import lora

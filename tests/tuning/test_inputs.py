@@ -10,15 +10,15 @@ import pytest
 from dermjax import sharding
 from dermjax.data import records, tokens
 from dermjax.models import clip_text, vae
-from dermjax.tuning import inputs
+from dermjax.tuning import latents
 from dermjax.weights import diffusers
 
 
 @pytest.fixture
 def moments(base, manifest, tmp_path, monkeypatch, capsys):
     """moments(dtype, change) -> (the array, how often it was computed, what was said); change: of an image record."""
-    real, computed = inputs.Encoder._encode_images, []
-    monkeypatch.setattr(inputs.Encoder, "_encode_images", lambda *given: computed.append(1) or real(*given))
+    real, computed = latents.Encoder._encode_images, []
+    monkeypatch.setattr(latents.Encoder, "_encode_images", lambda *given: computed.append(1) or real(*given))
     listed, grid = records.read(manifest), sharding.mesh(1, 1)
 
     def made(dtype=jnp.float32, change=lambda record: record, split="train"):
@@ -26,7 +26,7 @@ def moments(base, manifest, tmp_path, monkeypatch, capsys):
         sd, params = diffusers.read(base, dtype=dtype)
         first, *others = listed.split(split)
         sources = [(listed, record) for record in (change(first), *others)]
-        found = np.array(inputs.Encoder(sd, params, 8, tmp_path, grid).moments(sources, 32))
+        found = np.array(latents.Encoder(sd, params, 8, tmp_path, grid).moments(sources, 32))
         return found, len(computed), capsys.readouterr().out
 
     return made
@@ -35,15 +35,15 @@ def moments(base, manifest, tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def contexts(base, tmp_path, monkeypatch, capsys):
     """contexts(dtype, tokenizer) -> (the array, how often it was computed, what was said)."""
-    real, computed = inputs.Encoder._encode_tokens, []
-    monkeypatch.setattr(inputs.Encoder, "_encode_tokens", lambda *given: computed.append(1) or real(*given))
+    real, computed = latents.Encoder._encode_tokens, []
+    monkeypatch.setattr(latents.Encoder, "_encode_tokens", lambda *given: computed.append(1) or real(*given))
 
     def made(dtype=jnp.float32, tokenizer=None):
         computed.clear()
         sd, params = diffusers.read(base, dtype=dtype)
         sd = replace(sd, tokenizer=tokenizer or sd.tokenizer)
-        said = inputs.tokenize_prompts(sd, ["a benign mole"], [])
-        found = np.array(inputs.Encoder(sd, params, 8, tmp_path, sharding.mesh(1, 1)).contexts(said))
+        said = latents.tokenize_prompts(sd, ["a benign mole"], [])
+        found = np.array(latents.Encoder(sd, params, 8, tmp_path, sharding.mesh(1, 1)).contexts(said))
         return found, len(computed), capsys.readouterr().out
 
     return made

@@ -4,7 +4,7 @@ import pytest
 
 from dermjax.data import images
 from dermjax.errors import UserError
-from dermjax.tuning import inputs
+from dermjax.tuning import latents
 from dermjax.tuning import run as tuning
 
 LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encoder": "lora"}
@@ -59,7 +59,7 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
 )
 def test_what_cannot_be_meant_is_one_line_before_anything_is_decoded(config, tmp_path, monkeypatch, changes, told):
     monkeypatch.setattr(images, "load", lambda *_: pytest.fail("decoded"))
-    monkeypatch.setattr(inputs.Encoder, "contexts", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(latents.Encoder, "contexts", lambda *_: pytest.fail("encoded"))
     with pytest.raises(UserError) as error:
         tuning.run(config(**changes), tmp_path / "run")
     assert told in str(error.value) and "\n" not in str(error.value)
