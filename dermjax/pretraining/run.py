@@ -28,8 +28,8 @@ from dermjax.pretraining import losses
 from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
+from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.training.loop import Batches, LoopConfig, Task, fit
-from dermjax.training.precomputed import digest_of, load_or_compute
 from dermjax.training.state import create
 from dermjax.training.step import Loss
 from dermjax.weights import diffusers

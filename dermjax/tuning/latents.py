@@ -25,7 +25,7 @@ from dermjax.errors import UserError
 from dermjax.models import clip_text, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
-from dermjax.training.precomputed import digest_of, load_or_compute
+from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.tuning.concepts import Concepts, digest_of_images
 from dermjax.tuning.trainable import token_table
 from dermjax.weights import model_files, textual_inversion
