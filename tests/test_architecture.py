@@ -92,7 +92,7 @@ def test_data_knows_no_jax(path):
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_networks_are_split_and_merged_in_one_place(path):
     calls = {f"{node.value.id}.{node.attr}" for node in ast.walk(ast.parse(path.read_text())) if is_attribute(node)}
-    assert parts(path)[-1] == "bundle" or not calls & {"nnx.merge", "nnx.split", "nnx.update", "nnx.to_pure_dict"}
+    assert parts(path)[-1] == "nnx_tree" or not calls & {"nnx.merge", "nnx.split", "nnx.update", "nnx.to_pure_dict"}
 
 
 def is_attribute(node):

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dermjax.models import bundle
-from dermjax.models.bundle import Params
+from dermjax.models import nnx_tree
 from dermjax.models.mobilenetv2 import MobileNetV2
+from dermjax.models.nnx_tree import Params
 from dermjax.models.vit import Dinov2, ViT
 
 Array = jax.Array
@@ -60,10 +60,10 @@ class Classifier:
         return tuple(names[str(index)] for index in range(len(names)))
 
     @functools.cached_property
-    def network(self) -> bundle.Network:
+    def network(self) -> nnx_tree.Network:
         """The network without its arrays, divided into params and variables."""
         make = functools.partial(self.architecture.network, self.config, len(self.labels), dtype=self.dtype)
-        return bundle.split(make, nnx.Param, nnx.BatchStat)
+        return nnx_tree.split(make, nnx.Param, nnx.BatchStat)
 
     @property
     def shapes(self) -> tuple[Params, Params]:
@@ -73,13 +73,13 @@ class Classifier:
     def init(self, seed: int) -> tuple[Params, Params]:
         """Returns freshly drawn params and variables, float32 numpy arrays."""
         rng = np.random.default_rng(seed)
-        return tuple(bundle.draw(tree, self.config, rng) for tree in self.shapes)
+        return tuple(nnx_tree.draw(tree, self.config, rng) for tree in self.shapes)
 
     def logits(self, params: Params, variables: Params, image: Array, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of images [B, H, W, 3] in [-1, 1], and the variables after them."""
         model = self._merged(params, variables)
         features = model.lower(self._normalised(image), 0, train=train)
-        return model.upper(features, 0, train=train), bundle.variables(model, nnx.BatchStat)
+        return model.upper(features, 0, train=train), nnx_tree.variables(model, nnx.BatchStat)
 
     def lower(self, params: Params, variables: Params, image: Array, last: int) -> Array:
         """Returns what the `last` last blocks and the head are given for images [B, H, W, 3] in [-1, 1].
@@ -91,7 +91,7 @@ class Classifier:
     def upper(self, params: Params, variables: Params, x: Array, last: int, *, train: bool) -> tuple[Array, Params]:
         """Returns logits [B, L], float32, of what `lower` returned, and the variables after them."""
         model = self._merged(params, variables)
-        return model.upper(x.astype(self.dtype), last, train=train), bundle.variables(model, nnx.BatchStat)
+        return model.upper(x.astype(self.dtype), last, train=train), nnx_tree.variables(model, nnx.BatchStat)
 
     def attentions(self, params: Params, variables: Params, image: Array) -> Array:
         """Returns the attention weights [layers, B, N, N] of a transformer for images [B, H, W, 3] in [-1, 1]."""

@@ -18,9 +18,9 @@ import numpy as np
 from einops import rearrange
 
 from dermjax.errors import UserError
-from dermjax.models import bundle, configs
-from dermjax.models.bundle import Params
+from dermjax.models import configs, nnx_tree
 from dermjax.models.clip_text import CLIPText
+from dermjax.models.nnx_tree import Params
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
 
@@ -38,7 +38,7 @@ class StableDiffusion:
     remat: str = "none"  # what training keeps of the UNet's layers: all, none of "blocks", or all but "attention"
 
     @functools.cached_property
-    def networks(self) -> dict[str, bundle.Network]:
+    def networks(self) -> dict[str, nnx_tree.Network]:
         """Each network without its arrays."""
         return {name: self._split(name) for name in NETWORKS}
 
@@ -75,7 +75,7 @@ class StableDiffusion:
 
     def init(self, seed: int) -> Params:
         """Returns freshly drawn parameters, numpy arrays."""
-        return bundle.draw(self.shapes, {}, np.random.default_rng(seed))
+        return nnx_tree.draw(self.shapes, {}, np.random.default_rng(seed))
 
     def check(self) -> None:
         """Raises UserError where the networks do not belong together or their configs have options that we do not."""
@@ -116,12 +116,12 @@ class StableDiffusion:
         """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]."""
         return jnp.clip(self.reconstruct(params, latents / self.scale), -1.0, 1.0)
 
-    def _split(self, name: str) -> bundle.Network:
+    def _split(self, name: str) -> nnx_tree.Network:
         make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)
         if name == "unet":
             make = functools.partial(make, remat=self.remat)
         try:
-            return bundle.split(make)
+            return nnx_tree.split(make)
         except KeyError as error:
             raise UserError(f"{name}/config.json: {error} is missing") from error
 

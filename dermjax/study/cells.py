@@ -136,7 +136,7 @@ class Material:
 
     @property
     def digest(self) -> str:
-        """Of all images, their labels and their splits, 16 hex digsettings."""
+        """Of all images, their labels and their splits, 16 hex digits."""
         manifests = (self.real, self.synthetic, *(self.tests[name] for name in sorted(self.tests)))
         images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
         return hashlib.sha256(repr(images).encode()).hexdigest()[:16]

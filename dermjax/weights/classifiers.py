@@ -22,8 +22,8 @@ from einops import rearrange
 
 from dermjax.errors import UserError
 from dermjax.models import configs
-from dermjax.models.bundle import Params
 from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, Architecture, Classifier, describe
+from dermjax.models.nnx_tree import Params
 from dermjax.models.vit import grid
 from dermjax.progress import say
 from dermjax.weights import safetensors, torch_layout

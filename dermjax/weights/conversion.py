@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.models.bundle import Params
+from dermjax.models.nnx_tree import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.progress import say
 from dermjax.weights import diffusers, model_files, single_file, tensor_files

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.models.bundle import Params
+from dermjax.models.nnx_tree import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.safetensors import Tensors

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from dermjax.errors import UserError
-from dermjax.models.bundle import Params
+from dermjax.models.nnx_tree import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import diffusers, single_file, tensor_files
 

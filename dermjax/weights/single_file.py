@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from dermjax.errors import UserError
-from dermjax.models.bundle import Params
+from dermjax.models.nnx_tree import Params
 from dermjax.models.stable_diffusion import SCHEDULER, SD15, SD21, StableDiffusion
 from dermjax.progress import say
 from dermjax.weights import diffusers, ldm_names, safetensors, tensor_files, torch_layout

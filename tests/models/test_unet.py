@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.models import bundle
+from dermjax.models import nnx_tree
 from dermjax.models.unet import UNet
 
 CONFIG = {
@@ -27,7 +27,7 @@ CONFIG = {
 @pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_top_over_its_own_depths_is_the_whole(layers):
     config = CONFIG | {"layers_per_block": layers}
-    network = bundle.split(lambda: UNet(config, dtype=jnp.float32))
+    network = nnx_tree.split(lambda: UNet(config, dtype=jnp.float32))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32), network.shapes[0])
     key = jax.random.key(0)

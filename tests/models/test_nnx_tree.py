@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermjax.models import bundle
+from dermjax.models import nnx_tree
 from dermjax.models.classifier import ARCHITECTURES, describe, fresh
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 
@@ -39,8 +39,8 @@ def numbers(model: Tower) -> list[list[int]]:
 @given(LENGTHS)
 def test_merging_what_was_split_is_the_identity(lengths):
     model = Tower(lengths)
-    network = bundle.split(lambda: Tower(lengths))
-    tree = bundle.variables(model, nnx.Param)
+    network = nnx_tree.split(lambda: Tower(lengths))
+    tree = nnx_tree.variables(model, nnx.Param)
     for number, length in enumerate(lengths, 1):
         tower = tree["towers"].get(str(number), {})
         assert {name: int(layer["scale"]) for name, layer in tower.items()} == {str(i): i for i in range(length)}
@@ -48,7 +48,7 @@ def test_merging_what_was_split_is_the_identity(lengths):
     for back in (network.merge(tree), network.merge(shuffled)):
         assert numbers(back) == [list(range(length)) for length in lengths]
         assert {name: int(back.named[name].scale[...]) for name in back.named} == {"10": 10, "2": 2, "1": 1}
-        jax.tree.map(np.testing.assert_array_equal, bundle.variables(back, nnx.Param), tree)
+        jax.tree.map(np.testing.assert_array_equal, nnx_tree.variables(back, nnx.Param), tree)
     assert jax.tree.map(jnp.shape, tree) == jax.tree.map(lambda leaf: leaf.shape, network.shapes[0])
 
 
@@ -68,7 +68,7 @@ def test_every_leaf_of_a_real_network_comes_back_to_its_place(name):
             count += len(leaves)
         model = network.merge(*trees)
         kinds = (nnx.Param, nnx.BatchStat)[: len(trees)]
-        assert [bundle.variables(model, kind) for kind in kinds] == trees
+        assert [nnx_tree.variables(model, kind) for kind in kinds] == trees
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_every_leaf_of_a_real_network_comes_back_to_its_place(name):
     ],
 )
 def test_a_tree_with_other_keys_is_refused(change, named):
-    tree = bundle.variables(Tower([12]), nnx.Param)
+    tree = nnx_tree.variables(Tower([12]), nnx.Param)
     change(tree)
     with pytest.raises(ValueError, match=named):
-        bundle.split(lambda: Tower([12])).merge(tree)
+        nnx_tree.split(lambda: Tower([12])).merge(tree)
