@@ -15,10 +15,8 @@ import numpy as np
 
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import (
-    Context,
     Denoiser,
     Guidance,
-    Network,
     Predict,
     beside,
     denoiser,
@@ -31,50 +29,14 @@ from dermjax.diffusion.samplers import Sampler
 from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion
-from dermjax.models.unet import UNet
 from dermjax.progress import say
+from dermjax.sampling.deep_cache import deep_cache
 from dermjax.sampling.requests import SamplerSettings
 
 Array = jax.Array
 # Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
 NUMERIC_VERSION = 2
 GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
-
-
-def deep_cache(unet: UNet, interval: int, x: jax.ShapeDtypeStruct, words: Context) -> Network:
-    """Returns the network that makes its depths anew where they are `interval` evaluations old; 1 is always: exact.
-
-    The depths change slowly along a ladder, so most evaluations borrow them (Ma et al. 2023, arXiv 2312.00858). x
-    [B, h, w, C] and words are what one pass of a batch takes; a guided pass, of twice the batch, has depths of its own.
-    The memory is in references, which the sampler's scan carries along unseen.
-    """
-    if interval == 1:
-        return lambda x, t, words: unet.full(x, t, words)[0]
-    now = jax.new_ref(jnp.int32(0))  # evaluations so far
-    memory = {}
-    for batch in (x.shape[0], 2 * x.shape[0]):
-        given = jax.tree.map(lambda a, batch=batch: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype), (x, words))
-        t = jax.ShapeDtypeStruct((batch,), jnp.float32)
-        depths = jax.eval_shape(lambda x, t, words: unet.full(x, t, words)[1], given[0], t, given[1])
-        made_at = jnp.int32(-interval)  # the evaluation
-        memory[batch] = jax.new_ref(jnp.zeros(depths.shape, depths.dtype)), jax.new_ref(made_at)
-
-    def network(x: Array, t: Array, words: Context) -> Array:
-        depths, made_at = memory[len(x)]
-        due = now[...] - made_at[...] >= interval
-
-        def borrowed(x: Array, t: Array, words: Context, depths: Array) -> tuple[Array, Array]:
-            return unet.shallow(x, t, words, depths), depths
-
-        def anew(x: Array, t: Array, words: Context, depths: Array) -> tuple[Array, Array]:
-            return unet.full(x, t, words)
-
-        prediction, depths[...] = jax.lax.cond(due, anew, borrowed, x, t, words, depths[...])
-        made_at[...] = jnp.where(due, now[...], made_at[...])
-        now[...] += 1
-        return prediction
-
-    return network
 
 
 @dataclass(frozen=True)
