@@ -1,8 +1,8 @@
 """Which part of a classifier is trained, how fast each layer, on what loss, and how much arithmetic that is.
 
-A recipe cuts the network below its `last` last blocks: `full` trains everything, on images; `last` trains what is above
-the cut and `frozen` the head alone, both on what the frozen part makes of the images, which is computed once an image
-(features.py). The loop sees one loss either way.
+Recipes: `full` fine-tunes the whole network on images; `last` fine-tunes the top blocks and the head, `frozen` the head
+alone (a linear probe), both on features of the frozen blocks below, which are computed once an image (features.py). The
+loop sees one loss either way.
 
 Depths: 0 embeddings or stem, i + 1 block i, n + 1 what is above the n blocks.
 """

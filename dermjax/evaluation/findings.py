@@ -46,10 +46,11 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """GAIN or LOSS when the interval of the primary difference leaves out zero and p, where there is one, stays
-        below ALPHA when adjusted; else what cannot be said."""
+        below ALPHA when adjusted; UNKNOWN without an interval, unless nothing differs at all; else NONE."""
         difference = self.differences[PRIMARY]
         if difference.low is None:
-            return UNKNOWN if (difference.value if self.p is None else math.isnan(self.p)) else NONE
+            differs = difference.value != 0 if self.p is None else math.isnan(self.p)
+            return UNKNOWN if differs else NONE
         if self.adjusted is not None and self.adjusted >= ALPHA:
             return NONE
         return GAIN if difference.low > 0 else LOSS if difference.high < 0 else NONE

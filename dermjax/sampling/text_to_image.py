@@ -14,16 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dermjax.diffusion import samplers
-from dermjax.diffusion.denoiser import (
-    Denoiser,
-    Guidance,
-    Predict,
-    beside,
-    denoiser,
-    guided,
-    keeping,
-    plain,
-)
+from dermjax.diffusion.denoiser import Denoiser, Guidance, Predict, beside, denoiser, guided, keeping, plain
 from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.samplers import Sampler
 from dermjax.diffusion.schedule import normal

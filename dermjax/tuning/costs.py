@@ -13,7 +13,7 @@ from dermjax.models.stable_diffusion import count, operations
 from dermjax.models.unet import per_block
 from dermjax.progress import cost, say
 from dermjax.sampling import render
-from dermjax.tuning.work import Work
+from dermjax.tuning.setup import Setup
 from dermjax.weights.torch_layout import flatten
 
 TRAINED_A_CORE_A_SECOND = 40e9  # operations, measured: derm-tiny in float32 on a core with AVX2
@@ -24,93 +24,93 @@ REMAT_WIDTHS = 4  # of them where it keeps what came in and is computed again
 CHECKPOINTS = 4  # the newest two, the best, and one that is being written
 
 
-def report(todo: Work, config: ConfigDict) -> None:
+def report(setup: Setup, config: ConfigDict) -> None:
     """Prints what the run costs, and where it would not fit into the memory of this machine, what would."""
-    state, _ = todo.shapes
-    step = memory(todo)(todo.samples.size, config.batch / config.accumulate)
-    need, have, seconds = max(step, sampling_memory(todo, config)), sharding.free_memory(todo.grid), {}
-    if sharding.platform(todo.grid) == "cpu":
-        seconds["seconds"] = processor_seconds(todo, config.batch * config.steps)
+    state, _ = setup.shapes
+    step = memory(setup)(setup.samples.size, config.batch / config.accumulate)
+    need, have, seconds = max(step, sampling_memory(setup, config)), sharding.free_memory(setup.grid), {}
+    if sharding.platform(setup.grid) == "cpu":
+        seconds["seconds"] = processor_seconds(setup, config.batch * config.steps)
     cost(
-        "tune", devices=todo.grid.size, parameters=count(state.params), images=len(todo.training.sources),
+        "tune", devices=setup.grid.size, parameters=count(state.params), images=len(setup.training.sources),
         steps=config.steps, memory=f"about {machine.format_bytes(need)} of memory",
-        room=f"up to {machine.format_bytes(files(todo, config))} of disk", **seconds,
+        room=f"up to {machine.format_bytes(files(setup, config))} of disk", **seconds,
     )  # fmt: skip
     if need > have:
-        other = remedy(todo, config, have) if step > have else "with config.samples.images = 0 it fits"
+        other = remedy(setup, config, have) if step > have else "with config.samples.images = 0 it fits"
         say(f"tune: warning: {machine.format_bytes(have)} of memory are free; {other}")
 
 
-def plan(todo: Work, config: ConfigDict) -> str:
+def plan(setup: Setup, config: ConfigDict) -> str:
     """Returns in words what the run does."""
     tuned = ", ".join(f"{network} {mode}" for network, mode in config.tuned.items())
     classes = [f"  {label}: {prompt}" for label, prompt in config.prompts.items()]
-    shown = f"{len(todo.training.sources)} images shown, {len(todo.validation.sources)} held out"
-    steps = f"{config.steps} steps of {config.batch} images of {todo.samples.size} px by {config.optimizer}"
+    shown = f"{len(setup.training.sources)} images shown, {len(setup.validation.sources)} held out"
+    steps = f"{config.steps} steps of {config.batch} images of {setup.samples.size} px by {config.optimizer}"
     return "\n".join([f"tune: {tuned}; {steps}; {shown}", *classes])
 
 
-def processor_seconds(todo: Work, images: int) -> float:
+def processor_seconds(setup: Setup, images: int) -> float:
     """Returns about how long a CPU takes to train on so many images."""
-    work = GRADIENT * operations(todo.params, (todo.samples.size // todo.sd.factor) ** 2) * images
+    work = GRADIENT * operations(setup.params, (setup.samples.size // setup.sd.factor) ** 2) * images
     return work / TRAINED_A_CORE_A_SECOND / machine.cores()
 
 
-def files(todo: Work, config: ConfigDict) -> int:
+def files(setup: Setup, config: ConfigDict) -> int:
     """Returns the bytes of the run's files at most: checkpoints, latents and the tuned model."""
-    state, _ = todo.shapes
-    moments = 2 * 2 * todo.sd.configs["vae"]["latent_channels"] * (todo.samples.size // todo.sd.factor) ** 2
-    images = len(todo.training.sources) + len(todo.validation.sources)
-    model = count(todo.params) * jnp.dtype(config.save_dtype).itemsize if config.save_model else 0
+    state, _ = setup.shapes
+    moments = 2 * 2 * setup.sd.configs["vae"]["latent_channels"] * (setup.samples.size // setup.sd.factor) ** 2
+    images = len(setup.training.sources) + len(setup.validation.sources)
+    model = count(setup.params) * jnp.dtype(config.save_dtype).itemsize if config.save_model else 0
     return CHECKPOINTS * size(state) + 2 * moments * images + model
 
 
-def sampling_memory(todo: Work, config: ConfigDict) -> float:
+def sampling_memory(setup: Setup, config: ConfigDict) -> float:
     """Returns about the bytes that the samples of an evaluation take, in all that `memory` counts; 0 without samples.
 
     State and frozen parameters stay where they are; the complete model is assembled beside them and draws a batch.
     """
-    if not (todo.samples.images and config.watch_every):
+    if not (setup.samples.images and config.watch_every):
         return 0.0
-    state, frozen = todo.shapes
-    resident = size(state) / todo.grid.shape["fsdp"] + size(frozen)
-    draw = render.memory(todo.sd, todo.params, todo.samples.size, todo.grid)(todo.samples.batch)  # on each device
-    if sharding.platform(todo.grid) == "cpu":
-        return resident * todo.grid.size + draw - render.PROCESS + PROCESS
+    state, frozen = setup.shapes
+    resident = size(state) / setup.grid.shape["fsdp"] + size(frozen)
+    draw = render.memory(setup.sd, setup.params, setup.samples.size, setup.grid)(setup.samples.batch)  # on each device
+    if sharding.platform(setup.grid) == "cpu":
+        return resident * setup.grid.size + draw - render.PROCESS + PROCESS
     return resident + draw
 
 
-def memory(todo: Work) -> Callable[[int, float], float]:
+def memory(setup: Setup) -> Callable[[int, float], float]:
     """Returns need(size, images): about the bytes that a step takes on so many images of that side at one time.
 
     They are those of the process on a CPU, whose devices share its memory, else of each device. A step holds what is
     trained with the optimiser's state, what is frozen, the gradients, adapted kernels as the network uses them, and
     what the layers keep for their gradients.
     """
-    state, frozen = todo.shapes
-    on_cpu = sharding.platform(todo.grid) == "cpu"
-    number = jnp.dtype(todo.sd.dtype).itemsize
-    always = size(state) / todo.grid.shape["fsdp"] + 4 * count(state.params) + size(frozen)
+    state, frozen = setup.shapes
+    on_cpu = sharding.platform(setup.grid) == "cpu"
+    number = jnp.dtype(setup.sd.dtype).itemsize
+    always = size(state) / setup.grid.shape["fsdp"] + 4 * count(state.params) + size(frozen)
     always += 4 * adapted_kernels(state.params.get("lora", {}))
     if on_cpu and number < 4:
         always += 4 * count(frozen)  # widened before they are used
         number = 4
 
     def need(size: int, images: float) -> float:
-        each = numbers_kept(todo, (size // todo.sd.factor) ** 2, weights=on_cpu) * number * images / todo.grid.size
-        return (always + each) * todo.grid.size + PROCESS if on_cpu else always + each
+        each = numbers_kept(setup, (size // setup.sd.factor) ** 2, weights=on_cpu) * number * images / setup.grid.size
+        return (always + each) * setup.grid.size + PROCESS if on_cpu else always + each
 
     return need
 
 
-def numbers_kept(todo: Work, cells: int, weights: bool) -> float:
+def numbers_kept(setup: Setup, cells: int, weights: bool) -> float:
     """Returns about how many numbers the UNet's layers keep of an image for its gradient, attention's weights too?
 
     A CPU drops what rematerialisation asks for.
     """
-    unet = todo.sd.configs["unet"]
+    unet = setup.sd.configs["unet"]
     layers = 2 * unet["layers_per_block"] + 1
-    remat = todo.sd.remat == "blocks" and sharding.platform(todo.grid) != "cpu"
+    remat = setup.sd.remat == "blocks" and sharding.platform(setup.grid) != "cpu"
     heads = per_block(unet["attention_head_dim"], len(unet["block_out_channels"]))
     total = 0.0
     for level, width in enumerate(unet["block_out_channels"]):
@@ -128,9 +128,9 @@ def adapted_kernels(adapters: dict) -> int:
     return sum(math.prod(flat[down].shape[:-1]) * flat[f"{down[:-5]}.up"].shape[-1] for down in downs)
 
 
-def remedy(todo: Work, config: ConfigDict, have: float) -> str:
+def remedy(setup: Setup, config: ConfigDict, have: float) -> str:
     """Returns what to change so that the run fits into so many bytes."""
-    need, least, side = memory(todo), todo.grid.size, todo.samples.size
+    need, least, side = memory(setup), setup.grid.size, setup.samples.size
     parts = [n for n in range(config.accumulate + 1, config.batch // least + 1) if config.batch % (n * least) == 0]
     for accumulate in parts:
         if need(side, config.batch / accumulate) < have:

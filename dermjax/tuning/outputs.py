@@ -21,8 +21,8 @@ from dermjax.run_folder import write_atomically
 from dermjax.training import writers
 from dermjax.tuning import report, task, trainable
 from dermjax.tuning.concepts import Concepts
+from dermjax.tuning.setup import Setup
 from dermjax.tuning.trainable import Tree
-from dermjax.tuning.work import Work
 from dermjax.weights import diffusers, lora, model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
@@ -38,13 +38,13 @@ def is_finished(workdir: Path, config: ConfigDict) -> bool:
     return path.exists() and _settings(config) in path.read_text()
 
 
-def write(workdir: Path, todo: Work, trained: Tree, *, alpha: float, model: bool, dtype: jnp.dtype) -> None:
+def write(workdir: Path, setup: Setup, trained: Tree, *, alpha: float, model: bool, dtype: jnp.dtype) -> None:
     """Writes model/ (if `model`), both forms of the LoRA and words/ from what was trained; the first process does.
 
     diffusers and PEFT read lora.safetensors, ComfyUI and AUTOMATIC1111's program lora_kohya.safetensors.
     The LoRA is merged into the float32 parameters of the file, each when it is written, not into what training kept.
     """
-    trained = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(todo.grid))(trained)
+    trained = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(setup.grid))(trained)
     if jax.process_index() == 0:
         trained = jax.tree.map(np.asarray, trained)
         if "lora" in trained:
@@ -52,15 +52,15 @@ def write(workdir: Path, todo: Work, trained: Tree, *, alpha: float, model: bool
             lora.write_peft(workdir / LORA, adapters, dtype=np.float32)
             lora.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            params = todo.params | todo.assemble(trained, {"networks": todo.params})
-            rows = np.asarray(trainable.token_table(params))[-sum(len(word.vectors) for word in todo.words) :]
-            for word in todo.words:
+            params = setup.params | setup.assemble(trained, {"networks": setup.params})
+            rows = np.asarray(trainable.token_table(params))[-sum(len(word.vectors) for word in setup.words) :]
+            for word in setup.words:
                 (workdir / WORDS).mkdir(exist_ok=True)
                 vectors, rows = np.split(rows, [len(word.vectors)])
                 path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"
                 textual_inversion.write(path, Embedding(word.token, vectors))
             if model:
-                diffusers.write(workdir / MODEL, todo.sd, params, dtype=dtype)
+                diffusers.write(workdir / MODEL, setup.sd, params, dtype=dtype)
     multihost_utils.sync_global_devices("dermjax: model written")
 
 

@@ -25,10 +25,10 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import Evaluate, LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import costs, outputs, report, task, trainable, work
+from dermjax.tuning import costs, outputs, report, task, trainable
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.latents import Encoder
-from dermjax.tuning.work import Work
+from dermjax.tuning.setup import Setup, read_setup
 from dermjax.weights import model_files
 
 Rows = dict[str, np.ndarray]
@@ -51,38 +51,38 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
         _say_other_causes(workdir, {})
         return
     check(config)
-    todo = work.read(config, workdir / "tokenizer")
+    setup = read_setup(config, workdir / "tokenizer")
     base = model_files.digest(model_files.locate(config.model))
     _say_other_causes(workdir, {
-        "model": base, "images": [digest_of_images(each.sources) for each in (todo.training, todo.validation)]
+        "model": base, "images": [digest_of_images(each.sources) for each in (setup.training, setup.validation)]
     })  # fmt: skip
-    costs.report(todo, config)
+    costs.report(setup, config)
 
-    sample = task.sampling(todo.sd, todo.complete, todo.prompts, todo.samples, todo.grid, workdir)
-    training, validation, texts = _encode(todo, config, workdir)
+    sample = task.sampling(setup.sd, setup.complete, setup.prompts, setup.samples, setup.grid, workdir)
+    training, validation, texts = _encode(setup, config, workdir)
     batches = pipelines.array_batches(
-        training, batch=config.batch, seed=config.seed, epoch=todo.training.epoch,
-        rows=sharding.local_rows(config.batch, todo.grid),
+        training, batch=config.batch, seed=config.seed, epoch=setup.training.epoch,
+        rows=sharding.local_rows(config.batch, setup.grid),
     )  # fmt: skip
-    learning = _task(todo, config, workdir, sample, validation, on_loss)
+    learning = _task(setup, config, workdir, sample, validation, on_loss)
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
         patience=config.patience,
     )  # fmt: skip
-    trained, frozen = todo.divide(todo.params)
+    trained, frozen = setup.divide(setup.params)
     state = fit(
-        learning, todo.state(trained), frozen | texts, batches, loop_config, mesh=todo.grid, workdir=workdir
+        learning, setup.state(trained), frozen | texts, batches, loop_config, mesh=setup.grid, workdir=workdir
     )  # fmt: skip
 
     outputs.write(
-        workdir, todo, state.smooth,
+        workdir, setup, state.smooth,
         alpha=config.lora.alpha, model=config.save_model, dtype=outputs.DTYPES[config.save_dtype],
     )  # fmt: skip
     if jax.process_index() == 0:
-        training_images.write(workdir, todo.training.sources, [Path(config.model)])
-    report.write(workdir, config, todo.training, todo.validation)
-    outputs.finish(workdir, config, todo.training, todo.validation, base)
+        training_images.write(workdir, setup.training.sources, [Path(config.model)])
+    report.write(workdir, config, setup.training, setup.validation)
+    outputs.finish(workdir, config, setup.training, setup.validation, base)
     say(f"tune: the model, its card and report.html are in {workdir}")
 
 
@@ -90,9 +90,9 @@ def dry_run(config: ConfigDict) -> None:
     """Prints what `run` would do, how long it would take, and the memory and the disk that it would need."""
     check(config)
     with tempfile.TemporaryDirectory() as folder:
-        todo = work.read(config, Path(folder))
-        say(costs.plan(todo, config))
-        costs.report(todo, config)
+        setup = read_setup(config, Path(folder))
+        say(costs.plan(setup, config))
+        costs.report(setup, config)
 
 
 def check(config: ConfigDict) -> None:
@@ -110,32 +110,36 @@ def check(config: ConfigDict) -> None:
     sharding.check_batch(config.batch, config.accumulate, sharding.mesh(config.mesh.data or 1, config.mesh.fsdp))
 
 
-def _encode(todo: Work, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, Rows]:
+def _encode(setup: Setup, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, Rows]:
     """Returns the examples to train on, those held out, and the prompts as a step takes them: contexts or tokens."""
-    encoder = Encoder(todo.sd, todo.params, config.encode_batch, Path(config.cache or workdir / "latents"), todo.grid)
-    validation, training = (
-        encoder.examples(each, todo.prompts, todo.samples.size) if each.sources else {}
-        for each in (todo.validation, todo.training)
+    encoder = Encoder(
+        setup.sd, setup.params, config.encode_batch, Path(config.cache or workdir / "latents"), setup.grid
     )
-    state, frozen = todo.shapes
+    validation, training = (
+        encoder.examples(each, setup.prompts, setup.samples.size) if each.sources else {}
+        for each in (setup.validation, setup.training)
+    )
+    state, frozen = setup.shapes
     if trainable.needs_text_encoder(state.params, frozen):
-        return training, validation, {"tokens": todo.prompts.tokens}
-    return training, validation, {"contexts": encoder.contexts(todo.prompts)}
+        return training, validation, {"tokens": setup.prompts.tokens}
+    return training, validation, {"contexts": encoder.contexts(setup.prompts)}
 
 
-def _task(todo: Work, config: ConfigDict, workdir: Path, sample: Evaluate, validation: Rows, on_loss: Callable) -> Task:
+def _task(
+    setup: Setup, config: ConfigDict, workdir: Path, sample: Evaluate, validation: Rows, on_loss: Callable
+) -> Task:
     """Returns the training task: the DreamBooth loss, watched by samples, the report and the held-out loss."""
-    measure = task.validation(todo.loss(**task.PLAIN), validation, config.validation_draws, config.batch, todo.grid)
+    measure = task.validation(setup.loss(**task.PLAIN), validation, config.validation_draws, config.batch, setup.grid)
 
     def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
         samples = sample(state, constants)
-        report.write(workdir, config, todo.training, todo.validation)
+        report.write(workdir, config, setup.training, setup.validation)
         scalars = measure(state, constants)
         on_loss(int(state.step), scalars.get("validation_loss", np.nan))
         return scalars | samples
 
     minimise = "validation_loss" if validation and config.validation_draws else ""
-    return Task("tune", todo.loss(**config.loss), todo.optimizer, evaluate, minimise, todo.training.names)
+    return Task("tune", setup.loss(**config.loss), setup.optimizer, evaluate, minimise, setup.training.names)
 
 
 def _say_other_causes(workdir: Path, inputs: dict) -> None:

@@ -14,8 +14,8 @@ from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.sampling.requests import SamplerSettings
 from dermjax.training import optimizers
 from dermjax.tuning import costs, trainable
+from dermjax.tuning.setup import Setup
 from dermjax.tuning.task import Samples
-from dermjax.tuning.work import Work
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
 
@@ -35,7 +35,7 @@ def planned():
         samples = Samples(
             [], config.samples.images, SamplerSettings(sampler="Euler", steps=20, guidance=5.0), size, config.batch
         )
-        work = Work(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, samples, divide, trainable.assemble,
+        work = Setup(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, samples, divide, trainable.assemble,
                     rule, config.ema_decay > 0)  # fmt: skip
         return work, config
 

@@ -1,4 +1,4 @@
-"""The work that a config of `tune` comes to: which images and prompts, which part of which model; all of it checked."""
+"""The setup of a run of `tune`, from its config, checked: images, prompts, model, what is trained, optimiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from dermjax.weights.textual_inversion import Embedding
 
 
 @dataclass(frozen=True)
-class Work:
+class Setup:
     """What a run of `tune` is made of, before anything is computed; the parameters are lazy."""
 
     grid: Mesh
@@ -73,8 +73,8 @@ class Work:
         return jax.jit(self.assemble)
 
 
-def read(config: ConfigDict, folder: Path) -> Work:
-    """Returns the work of a config; whatever it cannot do is a UserError. `folder` gets the tokenizer of new words."""
+def read_setup(config: ConfigDict, folder: Path) -> Setup:
+    """Returns the setup of a config; what it cannot do is a UserError. `folder` gets the tokenizer of new words."""
     precision = config.precision or sharding.fastest_precision()
     _, arithmetic = trainable.PRECISIONS[precision]
     manifest = records.read(Path(config.manifest))
@@ -102,7 +102,17 @@ def read(config: ConfigDict, folder: Path) -> Work:
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
         weight_decay=config.weight_decay, clip=config.clip, slower={r"text_encoder|^words": config.text_rate},
     )  # fmt: skip
-    return Work(
-        grid, training, validation, sd, params, words, prompts, samples, divide,
-        partial(trainable.assemble, alpha=config.lora.alpha), optimizer, config.ema_decay > 0,
-    )  # fmt: skip
+    return Setup(
+        grid=grid,
+        training=training,
+        validation=validation,
+        sd=sd,
+        params=params,
+        words=words,
+        prompts=prompts,
+        samples=samples,
+        divide=divide,
+        assemble=partial(trainable.assemble, alpha=config.lora.alpha),
+        optimizer=optimizer,
+        ema=config.ema_decay > 0,
+    )
