@@ -150,7 +150,7 @@ def test_a_command_refuses_it(command, tmp_path, given):
         ("pretrain", {"autoencoder.phases": ("crop",)}, "config.autoencoder.phases: config.autoencoder has no 'crop'"),
         ("pretrain", {"phantoms": 0}, "config.phantoms and config.diffusion.images: give 1 or more of both"),
         ("study", {"tune.accumulate": 3}, "config.tune: batch = 16 in accumulate = 3 parts does not divide"),
-        ("study", {"generate.plan.deep_cache": 0}, "config.generate: plan.deep_cache = 0: give 1 (none)"),
+        ("study", {"generate.plan.deep_cache": 0}, "config.generate: config.plan.deep_cache = 0: give 1 or more"),
         ("study", {"curate.size": 50}, "config.curate: config.size = 50: give a multiple of 32"),
         ("sweep", {"space.lora.rank": (4, 0)}, "config.space.lora.rank = 0: config.lora.rank = 0: give 1 or more"),
         (

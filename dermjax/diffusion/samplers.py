@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,9 +135,9 @@ def heun(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """Heun's method: along the mean of the slopes at both ends (Karras et al. 2022, arXiv 2206.00364). Order 2."""
     sigma, after = ladder.rungs
 
-    def update(origin, before, now, again, at, begin, end, keys):
-        latents = jnp.where(again, (before + latents_from(begin, at, before, now)) / 2, now)
-        return euler_step(latents, origin, begin, end)
+    def update(stage, keys):
+        latents = jnp.where(stage.is_second, (stage.first + stage.from_start) / 2, stage.denoised)
+        return euler_step(latents, stage.x_start, stage.sigma, stage.sigma_next)
 
     return walk_twice(update, denoise, x, pairs((sigma, sigma, after), (after, sigma, after)), keys)
 
@@ -150,9 +150,9 @@ def dpm2(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array, eta: float) -
     ancestral midpoint is the next rung and gets its time, which in "linspace" is up to 0.003 from diffusers'.
     """
 
-    def update(origin, before, now, again, at, begin, end, up, keys):
-        latents = jnp.where(again, latents_from(begin, at, before, now), now)
-        return euler_step(latents, origin, begin, end) + up * normal(keys, x.shape[1:])
+    def update(stage, up, keys):
+        latents = jnp.where(stage.is_second, stage.from_start, stage.denoised)
+        return euler_step(latents, stage.x_start, stage.sigma, stage.sigma_next) + up * normal(keys, x.shape[1:])
 
     return walk_twice(update, denoise, x, midpoints(ladder, eta), keys)
 
@@ -164,8 +164,9 @@ def dpmpp_2s_ancestral(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array)
     shows. diffusers has no such scheduler.
     """
 
-    def update(origin, before, now, again, at, begin, end, up, keys):
-        return euler_step(now, origin, begin, end) + up * normal(keys, x.shape[1:])
+    def update(stage, up, keys):
+        moved = euler_step(stage.denoised, stage.x_start, stage.sigma, stage.sigma_next)
+        return moved + up * normal(keys, x.shape[1:])
 
     return walk_twice(update, denoise, x, midpoints(ladder, 1.0), keys)
 
@@ -184,8 +185,10 @@ def dpmpp_2s(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
         ratio = 0.5 * np.log(begin / after) / np.log(begin / sigma)  # half a step over the look ahead, in log sigma
     share = np.where(second, np.nan_to_num(ratio, nan=1.0, posinf=1.0), 1.0)
 
-    def update(origin, before, now, again, at, begin, end, share, keys):
-        return euler_step(jnp.where(again, before + share * (now - before), now), origin, begin, end)
+    def update(stage, share, keys):
+        between = stage.first + share * (stage.denoised - stage.first)
+        latents = jnp.where(stage.is_second, between, stage.denoised)
+        return euler_step(latents, stage.x_start, stage.sigma, stage.sigma_next)
 
     return walk_twice(update, denoise, x, (second, sigma, begin, after, share), keys)
 
@@ -200,58 +203,67 @@ def dpmpp_sde(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array
     middle, none = np.sqrt(sigma * after), np.zeros(len(sigma))
     fresh = np.sqrt((middle - after) / np.where(sigma > after, sigma - after, 1))
 
-    def step(state, again, at, begin, down, up, fresh, keys):
-        x, origin, noise = state
-        origin = jnp.where(again, origin, x)
+    def step(state, is_second, sigma_eval, sigma, down, up, fresh, keys):
+        x, x_start, noise = state
+        x_start = jnp.where(is_second, x_start, x)
         noise = jnp.sqrt(1 - fresh**2) * noise + fresh * normal(keys, x.shape[1:])
-        return euler_step(denoise(x, at), origin, begin, down) + up * noise, origin, noise
+        return euler_step(denoise(x, sigma_eval), x_start, sigma, down) + up * noise, x_start, noise
 
     first = (sigma, sigma, *ancestral_sigmas(sigma, middle, 1.0), none + 1)
     second = (middle, sigma, *ancestral_sigmas(sigma, after, 1.0), fresh)
     return walk(step, (x, x, x), pairs(first, second), keys)[0]
 
 
+class Stage(NamedTuple):
+    """One of the two evaluations of a step: the look ahead, or the second, which decides where the step goes."""
+
+    x_start: Array  # where the step begins
+    first: Array  # the denoised latents of the evaluation before
+    denoised: Array
+    is_second: Array
+    sigma_eval: Array  # where the network is evaluated
+    sigma: Array  # from which
+    sigma_next: Array  # and to which x goes
+
+    @property
+    def from_start(self) -> Array:
+        """The latents that the slope after the look ahead points to from where the step began.
+
+        The look ahead went from x at `sigma` towards the latents `first` down to `sigma_eval`, where the slope is
+        (x' - denoised) / sigma_eval = (x - these) / sigma. Neither x is in it: where sigma is in the thousands their
+        difference would have no digits left in float32.
+        """
+        return self.first + self.sigma / self.sigma_eval * (self.denoised - self.first)
+
+
 def walk_twice(update: Callable, denoise: Denoiser, x: Array, rungs: tuple[np.ndarray, ...], keys: Array) -> Array:
-    """Returns x after rungs (again, at, begin, end, …), which evaluate at `at` and go from `begin` to `end`.
+    """Returns x after rungs (is_second, sigma_eval, sigma, sigma_next, …); update(stage, …, keys) is x at the last."""
 
-    update(origin, before, now, *rung, keys) is x at the end: from the origin, which is where the rung before began if
-    `again` says that this is its second half, by the denoised latents of the evaluation before and of now.
-    """
-
-    def step(state, again, at, *rung):
-        x, origin, before = state
-        now = denoise(x, at)
-        origin = jnp.where(again, origin, x)
-        return update(origin, before, now, again, at, *rung), origin, now
+    def step(state, is_second, sigma_eval, sigma, sigma_next, *rest):
+        x, x_start, first = state
+        denoised = denoise(x, sigma_eval)
+        x_start = jnp.where(is_second, x_start, x)
+        stage = Stage(x_start, first, denoised, is_second, sigma_eval, sigma, sigma_next)
+        return update(stage, *rest), x_start, denoised
 
     return walk(step, (x, x, x), rungs, keys)[0]
 
 
 def pairs(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Returns whether it is a second, then the columns (at, begin, end, …) of the rungs first, second, first, second, …
+    """Returns is_second, then the columns (sigma_eval, sigma, sigma_next, …) of rungs: first, second, first, second, …
 
     A step to sigma 0 has no second: its look ahead is there already.
     """
     taken = np.stack([np.ones(len(first[0]), bool), second[0] > 0], 1)
-    again = np.tile([False, True], (len(taken), 1))
-    return (again[taken], *(np.stack(pair, 1)[taken] for pair in zip(first, second, strict=True)))
+    is_second = np.tile([False, True], (len(taken), 1))
+    return (is_second[taken], *(np.stack(pair, 1)[taken] for pair in zip(first, second, strict=True)))
 
 
 def midpoints(ladder: Ladder, eta: float) -> tuple[np.ndarray, ...]:
-    """Returns the rungs (again, at, begin, end, fresh noise) of steps that look ahead to the midpoint in log sigma."""
+    """Returns the rungs (…, fresh noise) of steps that look ahead to the midpoint in log sigma."""
     sigma, (down, up) = ladder.rungs[0], ancestral_sigmas(*ladder.rungs, eta)
     middle = np.sqrt(sigma * down)
     return pairs((sigma, sigma, middle, np.zeros(len(sigma))), (middle, sigma, down, up))
-
-
-def latents_from(begin: Array, at: Array, before: Array, now: Array) -> Array:
-    """Returns the latents that the slope after a look ahead points to from where the step began.
-
-    The look ahead went from x at `begin` towards the latents `before` down to `at`, where the network predicts `now`:
-    its slope there, (x' - now) / at, is (x - these) / begin. Neither x is in it: where sigma is in the thousands their
-    difference would have no digits left in float32.
-    """
-    return before + begin / at * (now - before)
 
 
 # One evaluation a step, and the memory of the last few: a step goes along a weighted mean of the newest and the older
