@@ -186,3 +186,11 @@ def test_options_of_a_call_that_cannot_be(pipe, options, message):
     with pytest.raises(dermjax.UserError) as raised:
         pipe(PROMPT, **options)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_example_of_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    exec(readme.split("```python\n")[1].split("```")[0], {})
+    assert "2 synthetic images" in capsys.readouterr().out
+    assert len(list((tmp_path / "synthetic").rglob("*.png"))) == 2
