@@ -107,9 +107,10 @@ def fit(
     folder, evaluates = workdir / "checkpoints", config.evaluate_every > 0
     shardings = sharding.tree_shardings(state, sharding.RULES, mesh)
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
-    resumed = checkpoints.restore(folder, target)
+    resumed = bool(checkpoints.steps(folder))
     if resumed:
-        state, iterator = resumed
+        del state  # the restored one takes its memory: of a whole UNet two would be 17 GB
+        state, iterator = checkpoints.restore(folder, target)
         batches.set_state(iterator)
     else:
         state = place(state, shardings)
