@@ -120,7 +120,7 @@ def test_heat_maps_are_maps_of_the_image(kind):
     assert heat.shape == ((2, 4, 4) if kind == "vit" else (2, 3, 3))
     assert heat.min() >= 0 and heat.max() <= 1
     shown = saliency.overlay(np.zeros((size, size, 3), np.uint8), heat[0], "words", "caption")
-    assert shown.source.startswith("data:image/png;base64,")
+    assert shown.uri.startswith("data:image/png;base64,")
 
 
 def test_rollout_follows_attention(monkeypatch):
