@@ -96,15 +96,7 @@ def train(
         rows=sharding.local_rows(config.batch, grid), seed=config.seed, mixing=config.mixing,
     )  # fmt: skip
     report_cost(config, plan, recipe, classifier, params, grid)
-    if recipe.last is None:
-        batches = ImageBatches(plan=plan, size=config.size, augment=config.augment)
-    else:
-        features = Features(
-            classifier=classifier, params=params, variables=variables, last=recipe.last, policy=config.augment,
-            batch=config.batch, grid=grid, within=Path(config.features or workdir / "features"),
-            causes=causes(classifier, params, variables, recipe, grid),
-        )  # fmt: skip
-        batches = FeatureBatches(plan=plan, features=features, views=config.views)
+    batches = _batches(config, workdir, plan, recipe, classifier, params, variables, grid)
     pooled = recipe.last == 0  # pooled features are standardised
     if pooled:
         params = params | {HEAD: standardised_head(params[HEAD], *batches.scale)}
@@ -159,6 +151,27 @@ def train(
     multihost_utils.sync_global_devices("dermjax: classifier written")
     shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics["test"].items())
     say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
+
+
+def _batches(
+    config: ConfigDict,
+    workdir: Path,
+    plan: MixturePlan,
+    recipe: Recipe,
+    classifier: Classifier,
+    params: Params,
+    variables: Params,
+    grid: Mesh,
+) -> ImageBatches | FeatureBatches:
+    """Returns what the recipe trains on: images, or features of the blocks that stay as they are."""
+    if recipe.last is None:
+        return ImageBatches(plan=plan, size=config.size, augment=config.augment)
+    features = Features(
+        classifier=classifier, params=params, variables=variables, last=recipe.last, policy=config.augment,
+        batch=config.batch, grid=grid, within=Path(config.features or workdir / "features"),
+        causes=causes(classifier, params, variables, recipe, grid),
+    )  # fmt: skip
+    return FeatureBatches(plan=plan, features=features, views=config.views)
 
 
 def report_cost(

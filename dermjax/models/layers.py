@@ -2,7 +2,7 @@
 
 Every epsilon, padding and activation is passed explicitly: Flax's defaults differ from PyTorch's, and the places where
 Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` is the type of the arithmetic. Modules
-are built for their shapes alone (`bundle.split`): values come from files or from `bundle.draw`.
+are built for their shapes alone (`nnx_tree.split`): values come from files or from `nnx_tree.draw`.
 
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
 """
