@@ -95,7 +95,6 @@ COMMANDS = {
     "provenance": Command("dermjax.sampling.provenance:show", "what an image says of how it was made", "FILE"),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
-TRAINING = ("pretrain", "tune", "sweep", "classify", "study", "demo")
 WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
 DEMO_CONFIG = config_file.PRESETS / "demo.py"
@@ -145,8 +144,6 @@ def _run(stage: str, arguments: list[str]) -> None:
 
 def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
     try:
-        if stage in TRAINING:
-            machine.keep_freed_memory()
         if processes is None:
             machine.compile_once(os.environ)
         elif stage not in WITHOUT_JAX:

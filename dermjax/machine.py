@@ -85,9 +85,10 @@ def keep_freed_memory() -> None:
 
     XLA on a CPU frees and asks anew for its large temporaries in every step. Given back, they return page by page:
     117,000 page faults a second and a sixth of the processor's time while derm-tiny trains. It holds for pieces that
-    fit a thread's arena of 64 MB, so `training.loop` has XLA ask for smaller ones; one arena for all threads
+    fit a thread's arena of 64 MB, so `training.step` has XLA ask for smaller ones; one arena for all threads
     (M_ARENA_MAX) keeps larger ones too, and makes derm-tiny's step 1.7 times as long. Not for sampling, which is no
-    faster by it and grows: kept pieces of many sizes fit each other ever less, 330 MB in 500 images.
+    faster by it and grows: kept pieces of many sizes fit each other ever less, 330 MB in 500 images. Nor for a large
+    model, whose arrays of gigabytes fit what was freed least of all: 24 GB for Stable Diffusion's `tune:full`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -24,15 +24,20 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
 
 
+@pytest.fixture(autouse=True)
+def freed_memory_goes_back(monkeypatch):
+    """What trains within this process does not change how it takes memory for the tests after it."""
+    monkeypatch.setattr("dermjax.machine.keep_freed_memory", lambda: None)
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """A function that runs `dermjax ARGUMENTS ...` within this process: (exit code, standard output, error output)."""
     from absl import flags
 
-    from dermjax import __main__, machine
+    from dermjax import __main__
 
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # so that the command sets no other for the tests after this one
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
 
     def run(*arguments):
         before = set(flags.FLAGS)

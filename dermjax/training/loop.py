@@ -21,7 +21,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dermjax import sharding, signals
+from dermjax import machine, sharding, signals
 from dermjax.errors import Stopped, UserError
 from dermjax.progress import bar
 from dermjax.training import checkpoints
@@ -116,6 +116,8 @@ def fit(
         state = place(state, shardings)
     begin = int(state.step)
     large = sum(leaf.size for leaf in jax.tree.leaves((state, constants))) > sharding.LARGE
+    if sharding.platform(mesh) == "cpu" and not large:
+        machine.keep_freed_memory()
     step = compile_step(task.loss, task.optimizer, config.ema_decay, config.accumulate, shardings, mesh, large)
     # made where it lies: device_put would not take a key to the devices of another process
     key = jax.jit(partial(jax.random.key, config.seed), out_shardings=sharding.replicated(mesh))()

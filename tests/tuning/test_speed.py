@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax import machine, sharding
+from dermjax import sharding
+from dermjax.machine import keep_freed_memory
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.tuning import trainable
 from dermjax.weights import diffusers as folders
@@ -148,7 +149,7 @@ def test_derm_tiny_trains_no_slower_than_in_pytorch(tuning_step, capsys):
     pytest.importorskip("torch"), pytest.importorskip("diffusers")
     cores = len(os.sched_getaffinity(0))
     assert jax.device_count() == cores, f"start this test with JAX_NUM_CPU_DEVICES={cores}"
-    machine.keep_freed_memory()  # as `dermjax tune` does
+    keep_freed_memory()  # as `dermjax tune` does
     grid = sharding.mesh(0, 1)
     made = tuning_step(*folders.read(model_files.locate("derm-tiny")), grid, how="full", optimizer="adamw",
                        ema_decay=0.98, precision="float32", said=jnp.asarray(contexts()))  # fmt: skip
