@@ -109,7 +109,7 @@ def fit(
     target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
     resumed = bool(checkpoints.steps(folder))
     if resumed:
-        del state  # the restored one takes its memory: of a whole UNet two would be 17 GB
+        consume(state)  # the restored one takes its memory: of a whole UNet two would be 17 GB
         state, iterator = checkpoints.restore(folder, target)
         batches.set_state(iterator)
     else:
@@ -137,7 +137,12 @@ def fit(
             if config.patience and best and k > best[0] + config.patience:
                 break
             batch = next(batches)
-            state, scalars = step(state, constants, sharding.place(batch, mesh), key)
+            given = state, constants, sharding.place(batch, mesh), key
+            if large and k == begin + 1:  # what the compiler took is given back before the step takes its own
+                step = step.lower(*given).compile()
+                machine.release_memory()
+            state, scalars = step(*given)
+            del given
             window.append(Step(k, batch.get("row", ()), scalars))
             stop, last = preempted(k), k == config.steps
             saves = is_due(k, config.save_every) or last or stop
@@ -165,6 +170,13 @@ def fit(
     if config.patience and best and best[0] < int(state.step):
         state, _ = checkpoints.restore(folder, target, best[0])
     return state
+
+
+def consume(state: State) -> None:
+    """Frees the arrays of a state, whoever holds them, as the step does with a state that it is given."""
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
 
 
 def is_due(step: int, every: int) -> bool:

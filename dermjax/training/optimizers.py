@@ -15,7 +15,7 @@ import optax.contrib
 
 from dermjax.errors import UserError
 from dermjax.progress import say
-from dermjax.training.rounding import FIRST, ROUNDING, SECOND, pack, unpack
+from dermjax.training.rounding import FIRST, ROUNDING, SECOND, empty, pack, unpack
 
 ALONE = 2**20  # elements of an array whose moments take much memory while they are wide
 
@@ -153,11 +153,9 @@ def scale_by_quantised_adam(b1: float, b2: float, eps: float) -> optax.GradientT
     """Returns Adam's direction (Kingma and Ba 2015, arXiv 1412.6980), its state between steps in eight bits."""
 
     def init(params: optax.Params) -> QuantisedState:
-        key = jax.random.key(0)
-        zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf in jax.tree.leaves(params)]
-        tree = jax.tree.structure(params)
-        packed = [tuple(zip(*(pack(zero, kind, key) for zero in zeros), strict=True)) for kind in (FIRST, SECOND)]
-        return QuantisedState(jnp.zeros((), jnp.int32), *(tree.unflatten(leaves) for pair in packed for leaves in pair))
+        leaves, tree = jax.tree.flatten(params)
+        packed = [tuple(zip(*(empty(leaf.shape, kind) for leaf in leaves), strict=True)) for kind in (FIRST, SECOND)]
+        return QuantisedState(jnp.zeros((), jnp.int32), *(tree.unflatten(part) for pair in packed for part in pair))
 
     def update(gradients: optax.Updates, state: QuantisedState, params: optax.Params | None = None):
         count = state.count + 1

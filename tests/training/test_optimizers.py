@@ -12,7 +12,7 @@ from dermjax.diffusion import objective
 from dermjax.training import loop, optimizers, rounding
 from dermjax.training.loop import LoopConfig, Task
 from dermjax.training.optimizers import scale_by_quantised_adam
-from dermjax.training.rounding import FIRST, SECOND, pack, unpack
+from dermjax.training.rounding import FIRST, SECOND, empty, pack, unpack
 from dermjax.training.state import create, place
 from dermjax.training.step import LEAST_MEMORY
 
@@ -72,6 +72,14 @@ def test_a_positive_second_moment_never_becomes_zero_and_zero_stays_zero():
     values = unpack(*pack(x, SECOND, jax.random.key(0)), SECOND)
     assert (values[:, 1] > 0).all() and (values[:, 2:] == 0).all()
     assert (unpack(*pack(jnp.zeros((16, 256)), FIRST, jax.random.key(0)), FIRST) == 0).all()
+
+
+@pytest.mark.parametrize("kind", [FIRST, SECOND])
+@pytest.mark.parametrize("shape", [(16, 256), (3, 3, 24, 40), (4097,), (7,), ()])
+def test_empty_codes_are_those_of_zeros(shape, kind):
+    for made, wanted in zip(empty(shape, kind), pack(jnp.zeros(shape), kind, jax.random.key(0)), strict=True):
+        assert (made.shape, made.dtype) == (wanted.shape, wanted.dtype) and np.array_equal(made, wanted)
+
 
 
 def test_small_parameters_keep_exact_moments():
