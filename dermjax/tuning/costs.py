@@ -92,9 +92,10 @@ def memory(setup: Setup) -> Callable[[int, float], float]:
     number = jnp.dtype(setup.sd.dtype).itemsize
     always = size(state) / setup.grid.shape["fsdp"] + 4 * count(state.params) + size(frozen)
     always += 4 * adapted_kernels(state.params.get("lora", {}))
-    if on_cpu and number < 4:
-        always += 4 * count(frozen)  # widened before they are used
-        number = 4
+    if on_cpu:
+        always += 4 * count(state.params)  # the gradients once more, clipped
+        always += 4 * count(frozen) if number < 4 else 0  # widened before they are used
+        number = max(number, 4)
 
     def need(size: int, images: float) -> float:
         each = numbers_kept(setup, (size // setup.sd.factor) ** 2, weights=on_cpu) * number * images / setup.grid.size
