@@ -110,6 +110,7 @@ def fit(
     resumed = bool(checkpoints.steps(folder))
     if resumed:
         consume(state)  # the restored one takes its memory: of a whole UNet two would be 17 GB
+        machine.release_memory()
         state, iterator = checkpoints.restore(folder, target)
         batches.set_state(iterator)
     else:
