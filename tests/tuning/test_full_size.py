@@ -34,8 +34,8 @@ SIZE = 256
 PRESETS = {  # the images a step, and the gigabytes that it takes on a CPU, measured or by its estimate
     "paper": (2, 8),
     "lora": (1, 12),
-    "full": (1, 20),
-    "best": (1, 20),
+    "full": (1, 22),
+    "best": (1, 22),
 }
 NARROW = {
     "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "projection_dim": 32},
