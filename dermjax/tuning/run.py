@@ -106,8 +106,9 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.patience needs looks at held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
-    # how many devices data = 0 takes depends on the model; a batch has to divide over one at least
-    sharding.check_batch(config.batch, config.accumulate, sharding.mesh(config.mesh.data or 1, config.mesh.fsdp))
+    # how many devices data = 0 takes depends on the model where one process runs; a batch divides over one at least
+    least = config.mesh.data or (1 if jax.process_count() == 1 else 0)
+    sharding.check_batch(config.batch, config.accumulate, sharding.mesh(least, config.mesh.fsdp))
 
 
 def _encode(setup: Setup, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, Rows]:

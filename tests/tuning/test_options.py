@@ -64,3 +64,13 @@ def test_what_cannot_be_meant_is_one_line_before_anything_is_decoded(config, tmp
         tuning.run(config(**changes), tmp_path / "run")
     assert told in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_batch_of_several_processes_divides_over_all_their_devices(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tuning.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(tuning.sharding, "mesh", lambda data, fsdp: asked.append((data, fsdp)))
+    monkeypatch.setattr(tuning.sharding, "check_batch", lambda batch, accumulate, mesh: None)
+    for data, fsdp in ((0, 1), (0, 2), (2, 1)):
+        tuning.check(config(**{"mesh.data": data, "mesh.fsdp": fsdp}))
+    assert asked == [(0, 1), (0, 2), (2, 1)]  # one device for data would leave a process without one
