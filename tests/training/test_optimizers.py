@@ -81,7 +81,6 @@ def test_empty_codes_are_those_of_zeros(shape, kind):
         assert (made.shape, made.dtype) == (wanted.shape, wanted.dtype) and np.array_equal(made, wanted)
 
 
-
 def test_small_parameters_keep_exact_moments():
     params = {"bias": jnp.ones(64)}
     adam = scale_by_quantised_adam(0.9, 0.999, 1e-8)
