@@ -1,30 +1,86 @@
-"""Pretrains derm-tiny, the base model inside the package, on captioned phantoms.
+"""Pretrains the base models inside the package, on captioned phantoms and, where they are given, photographs.
 
-    dermjax pretrain --config=configs/pretrain.py --workdir=runs/pretrain
+    dermjax pretrain --config=configs/pretrain.py --config.photographs=runs/prepare/manifest.jsonl \
+        --config.teacher=DINOV2 --workdir=runs/pretrain
 
-Hardware: 2 CPU cores, about two hours. Result: runs/pretrain/model, a diffusers folder of about 27 MB; the quality that
-it must have is the test tests/weights/test_derm_tiny.py. The variant `smoke` runs every line in two minutes.
+Derm-base: images of 256 px, learnt from photographs that may be given away (a manifest of `prepare`, whose test split
+is never read) and phantoms, with a frozen DINOv2 (a folder in Hugging Face's layout) as the teacher of what matters in
+a photograph. Hardware: days of 2 CPU cores; a killed run goes on where it was. Result: runs/pretrain/model, a diffusers
+folder of about 71 MB.
+
+The variant `segmenter` trains the network that finds lesions, on photographs with experts' masks beside them and
+phantoms: 40 minutes of a core, 3 MB, in runs/pretrain/segmenter.
+
+The variant `tiny` makes derm-tiny, images of 128 px, from phantoms alone: about two hours, 27 MB; the quality that it
+must have is the test tests/weights/test_derm_tiny.py. The variant `smoke` runs every line of that in two minutes.
 """
 
 from ml_collections import ConfigDict
 
+TINY = {
+    "base": "derm-tiny",
+    "phantoms": 20_000,
+    "photographs_share": 0.0,
+    "save_every": 200,
+    "autoencoder": {
+        "phases": ("crops", "whole"),
+        "crops": {"size": 64, "sides": (128, 128), "batch": 16, "steps": 1300, "rate": 1.5e-3},
+        "whole": {"size": 128, "sides": (128, 128), "batch": 8, "steps": 650, "rate": 1e-3},
+    },
+    "decoder": {
+        "phases": ("whole",),
+        "whole": {"size": 128, "sides": (128, 128), "batch": 8, "steps": 600, "rate": 1e-3},
+    },
+}
+SHARED = {"kl": 5e-4, "warmup": 20, "ema_decay": 0.99, "schedule": "cosine", "evaluate_every": 0}
+PIXELS = {"lines": 8.0, "standout": 0.0, "edges": 0.5, "patches": 1.0, "chroma": 3.0}
+PIXELS |= {"features": 0.0, "adversary": 0.0}
+
+
+SEGMENTER = {
+    "base": "segmenter",
+    "seed": 0,
+    "first_seed": 0,
+    "phantoms": 1500,
+    "photographs": "",
+    "photographs_share": 0.65,  # of the crops
+    "empty_share": 0.1,  # bare skin and plain fields, without a lesion; phantoms have the rest
+    "batch": 16,
+    "sides": (128, 230),  # pixels along the picture that a crop of 128 is cut from
+    "steps": 1800,
+    "rate": 2e-3,
+    "warmup": 100,
+    "weight_decay": 0.01,
+    "ema_decay": 0.995,
+    "save_every": 200,
+    "log_every": 50,
+    "evaluate_every": 200,
+    "mesh": {"data": 0, "fsdp": 1},
+}
+
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `pretrain`; variant is None or "smoke"."""
+    """The config of `pretrain`; variant is None, "tiny", "smoke" or "segmenter"."""
+    if variant == "segmenter":
+        return ConfigDict(SEGMENTER)
     config = ConfigDict(
         {
+            "base": "derm-base",  # or derm-tiny
             "seed": 0,
             "first_seed": 0,  # of the phantoms; `prepare` draws from 10,000,000 on
-            "phantoms": 20_000,
+            "phantoms": 12_000,
+            "photographs": "",  # a manifest: its training split is learnt, its validation split looked at
+            "photographs_share": 0.75,  # of the autoencoder's crops
+            "teacher": "",  # a folder of DINOv2
             "normalise_over": 1024,
             "encode_batch": 64,
-            "save_every": 200,
+            "save_every": 100,
             "log_every": 20,
             "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
-                "phases": ("crops", "whole"),
-                "crops": _phase(size=64, steps=1300, batch=16, rate=1.5e-3),
-                "whole": _phase(size=128, steps=650, batch=8, rate=1e-3),
+                "phases": ("crops", "settle"),
+                "crops": _phase(steps=24_000, rate=1e-3, schedule="constant"),
+                "settle": _phase(steps=4000, rate=5e-4),
             },
             "diffusion": {
                 "images": 16_000,
@@ -37,22 +93,31 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "caption_dropout": 0.1,
                 "ema_decay": 0.999,
             },
-            "decoder": _phase(steps=600, batch=8, rate=1e-3, standout=6.0, chroma=6.0),
+            "decoder": {"phases": ("texture",), "texture": _phase(steps=4000, rate=5e-4, adversary=0.05)},
         }
     )
+    if variant in ("tiny", "smoke"):
+        for part in ("autoencoder", "decoder"):
+            config[part] = ConfigDict({"phases": ()})
+        for path, value in TINY.items():
+            config[path] = ConfigDict(value) if isinstance(value, dict) else value
+        for phase in (config.autoencoder.crops, config.autoencoder.whole, config.decoder.whole):
+            phase.update(SHARED | {"weights": dict(PIXELS)})
+        config.decoder.whole.weights.update(standout=6.0, chroma=6.0)
+    elif variant:
+        raise ValueError(f"configs/pretrain.py has no variant {variant!r}; it has: tiny, smoke, segmenter")
     if variant == "smoke":
         config.phantoms = 500
         config.normalise_over = 64
         config.save_every = 5
-        config.diffusion.steps = config.decoder.steps = 10
-        for phase in config.autoencoder.phases:
-            config.autoencoder[phase].steps = 10
-    elif variant:
-        raise ValueError(f"configs/pretrain.py has no variant {variant!r}; it has: smoke")
+        config.diffusion.steps = 10
+        for phase in (config.autoencoder.crops, config.autoencoder.whole, config.decoder.whole):
+            phase.steps = 10
     return config
 
 
-def _phase(standout: float = 0.0, chroma: float = 3.0, **changes) -> dict:
-    """One phase of the autoencoder's training: what all share, and what this one has of its own."""
-    weights = {"lines": 8.0, "standout": standout, "edges": 0.5, "patches": 1.0, "chroma": chroma}
-    return {"weights": weights, "kl": 5e-4, "warmup": 20, "ema_decay": 0.99} | changes
+def _phase(adversary: float = 0.0, **changes) -> dict:
+    """One phase of derm-base's autoencoder: what all share, and what this one has of its own."""
+    weights = PIXELS | {"lines": 2.0, "edges": 1.0, "features": 0.2, "adversary": adversary}
+    crops = {"size": 112, "sides": (160, 400), "batch": 8}
+    return crops | SHARED | {"kl": 1e-4, "ema_decay": 0.999, "evaluate_every": 500, "weights": weights} | changes

@@ -25,7 +25,8 @@ RANGES = {
     ),
     "0 or more": (
         lambda value: value >= 0,
-        ("bits", "cast", "chroma", "clip", "contrast", "dark_corners", "data", "edges", "evaluate_every", "first_seed",
+        ("adversary", "bits", "cast", "chroma", "clip", "contrast", "dark_corners", "data", "edges", "evaluate_every",
+         "features", "first_seed",
          "fold", "folds", "gallery", "gel", "hairs", "hits", "huber", "images", "images_per_class", "ink", "kl",
          "last_blocks", "limit", "lines", "number", "offset_noise", "patches", "patience", "phantoms", "preview_every",
          "prior_weight", "rate", "ruler", "save_every", "shots", "size", "snr_gamma", "standout", "startup",
@@ -39,8 +40,8 @@ RANGES = {
     ),
     "0 to 1": (
         lambda value: 0 <= value <= 1,
-        ("caption_dropout", "guidance_rescale", "label", "prompt_dropout", "synthetic_fraction", "tail", "test",
-         "validation"),
+        ("caption_dropout", "empty_share", "guidance_rescale", "label", "photographs_share", "prompt_dropout",
+         "synthetic_fraction", "tail", "test", "validation"),
     ),
     "0 or more and less than 1": (lambda value: 0 <= value < 1, ("ema_decay", "label_smoothing")),
     f"a seed from 0 to {LARGEST_SEED}": (lambda value: 0 <= value <= LARGEST_SEED, ("seed", "seeds")),

@@ -8,6 +8,7 @@ Shapes: B batch, H W image, L labels.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,10 @@ class Classifier:
         """Returns logits [B, L], float32, of what `lower` returned, and the variables after them."""
         model = self._merged(params, variables)
         return model.upper(x.astype(self.dtype), last, train=train), nnx_tree.variables(model, nnx.BatchStat)
+
+    def tokens(self, params: Params, variables: Params, image: Array, depths: Sequence[int]) -> list[Array]:
+        """Returns a transformer's tokens [B, N, D] after so many layers each, for images [B, H, W, 3] in [-1, 1]."""
+        return self._merged(params, variables).tokens(self._normalised(image), depths)
 
     def attentions(self, params: Params, variables: Params, image: Array) -> Array:
         """Returns the attention weights [layers, B, N, N] of a transformer for images [B, H, W, 3] in [-1, 1]."""

@@ -269,3 +269,19 @@ TINY = {
     },
     "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
 }
+
+# derm-base: for photographs of 256 px (32 x 32 latents) and of 128 px; at most 80 MB in half precision
+BASE = {
+    "text_encoder": TINY["text_encoder"]
+    | {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 6, "projection_dim": 192},
+    "unet": TINY["unet"]
+    | {
+        "block_out_channels": [64, 128, 256, 256],
+        "cross_attention_dim": 192,
+        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
+        "sample_size": 32,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
+    },
+    "vae": TINY["vae"] | {"block_out_channels": [32, 64, 128, 192], "sample_size": 256},
+    "scheduler": TINY["scheduler"],
+}

@@ -7,7 +7,7 @@ Attribute names are those of the files, older than the names that transformers 5
 Shapes: B batch, H W image, h w patches, N = 1 + h w tokens with the class token first, D width, K heads, L labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +214,14 @@ class Transformer(nnx.Module):
             encoder = self.backbone.encoder
             x = self.pool(encoder(x, slice(len(encoder.layer) - last, None), self.pooled))
         return self.classifier(x).astype(jnp.float32)
+
+    def tokens(self, image: Array, depths: Sequence[int]) -> list[Array]:
+        """Tokens [B, N, D] after each of these numbers of layers, of normalised images [B, H, W, 3]."""
+        x, after = self.backbone.embeddings(image), []
+        for depth, layer in enumerate(list(self.backbone.encoder.layer)[: max(depths)], start=1):
+            x = layer(x, EVERY)
+            after += [x] if depth in depths else []
+        return after
 
     def attentions(self, image: Array) -> Array:  # [B, H, W, 3] -> [layers, B, N, N]
         """The attention weights of every layer."""

@@ -1,8 +1,9 @@
-"""The losses of the three parts of derm-tiny, and the normalisation of its latents.
+"""The losses of the parts of a base model, and the normalisation of its latents.
 
-The autoencoder's has no adversarial or perceptual term: what derm-tiny must keep is the colour, the border and the
-number of the lesions, and hairs and rulers, and for these plain distances on pixels, edges and patch means are enough,
-given that thin lines weigh more than their few pixels.
+What derm-tiny must keep is the colour, the border and the number of drawn lesions, hairs and rulers, and for these
+plain distances on pixels, edges and patch means are enough, given that thin lines weigh more than their few pixels. Of
+a photograph they leave a soft copy: derm-base has a perceptual term for what carries the label, and an adversarial one
+for the texture of skin.
 """
 
 import jax
@@ -14,40 +15,36 @@ from dermjax.diffusion import objective, schedule
 from dermjax.diffusion.objective import example_keys
 from dermjax.diffusion.schedule import normal
 from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.pretraining import discriminator
+from dermjax.pretraining.teacher import Teacher
 from dermjax.training.step import Loss
 
 LINE = 9  # side in pixels of the window that a thin dark line does not fill: three times the widest hair
 
 
-def autoencoder_loss(sd: StableDiffusion, *, kl: float, **weights: float) -> Loss:
-    """Returns the loss over {"vae"} and batches of "image" float32 [B, H, W, 3] in [-1, 1].
+def autoencoder_loss(
+    sd: StableDiffusion, teacher: Teacher | None, *, kl: float, features: float, adversary: float, **weights: float
+) -> Loss:
+    """Returns the loss over {"vae"}, or a part of it, and batches of "image" float32 [B, H, W, 3] in [-1, 1].
 
     It is `distance` to the image with these weights + kl * the divergence of the latents from a standard normal, a mean
-    over elements.
+    over elements + features * the teacher's distance + adversary * what the discriminator sees, whose own loss is added
+    where `params` hold one. What of the autoencoder is not trained is in the constants, as are the teacher's arrays.
     """
 
     def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
-        moments = sd.encode(params, batch["image"])
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
-        again = sd.reconstruct(params, draw(mean, log_variance, example_keys(key, batch["index"])))
-        total, scalars = distance(again, batch["image"], **weights)
-        divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1.0 - log_variance).mean()
-        return total + kl * divergence, (variables, scalars | {"kl": divergence})
-
-    return loss
-
-
-def decoder_loss(sd: StableDiffusion, **weights: float) -> Loss:
-    """Returns the loss over {"vae"}, its decoder's half, and batches of "image" and "moments" [B, h, w, 2 Z].
-
-    The encoder is in the constants: the latents stay as they are, so that a UNet that was trained on them stays right.
-    """
-
-    def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
-        vae = {"vae": constants["vae"] | params["vae"]}
-        mean, log_variance = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
+        image, vae = batch["image"], {"vae": constants.get("vae", {}) | params["vae"]}
+        mean, log_variance = jnp.split(sd.encode(vae, image), 2, axis=-1)
         again = sd.reconstruct(vae, draw(mean, log_variance, example_keys(key, batch["index"])))
-        total, scalars = distance(again, batch["image"], **weights)
+        total, scalars = distance(again, image, **weights)
+        divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1.0 - log_variance).mean()
+        total, scalars = total + kl * divergence, scalars | {"kl": divergence}
+        if teacher and features:
+            apart = teacher.distance(constants["teacher"], again, image)
+            total, scalars = total + features * apart, scalars | {"features": apart}
+        if "discriminator" in params:
+            fooled, own = discriminator.hinge(params["discriminator"], image, again)
+            total, scalars = total + adversary * fooled + own, scalars | {"fooled": fooled, "discriminator": own}
         return total, (variables, scalars)
 
     return loss

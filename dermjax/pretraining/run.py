@@ -1,13 +1,14 @@
-"""`dermjax pretrain`: phantoms -> autoencoder -> latents -> text encoder and UNet -> decoder -> a model folder.
+"""`dermjax pretrain`: pictures -> autoencoder -> latents -> text encoder and UNet -> decoder -> a model folder.
 
 Every part leaves files in the run folder and is skipped when they are complete, so a killed run goes on where it was.
-Phantoms are made once, in chunks, by one process a core.
+Phantoms are made once, in chunks, by one process a core; photographs are decoded once.
 """
 
 import copy
 import json
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -23,70 +24,143 @@ from dermjax.data.phantoms.captions import VOCABULARY
 from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
 from dermjax.models import vae
-from dermjax.models.stable_diffusion import TINY, Params, StableDiffusion, count
-from dermjax.pretraining import losses
+from dermjax.models.stable_diffusion import BASE, TINY, Params, StableDiffusion, count
+from dermjax.pretraining import (
+    crops,
+    descriptions,
+    discriminator,
+    losses,
+    photographs,
+    reconstructions,
+    segmenter,
+    teacher,
+)
+from dermjax.pretraining.crops import Source
 from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
 from dermjax.training.disk_cache import digest_of, load_or_compute
-from dermjax.training.loop import Batches, LoopConfig, Task, fit
+from dermjax.training.loop import Batches, Evaluate, LoopConfig, Task, fit
 from dermjax.training.state import create
 from dermjax.training.step import Loss
 from dermjax.weights import diffusers
 
+BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
 DECODER = ("decoder", "post_quant_conv")
+DESCRIBED = 128  # pixels along a photograph that is described, see `skin_tone.SIDE`
+WAYS = 8  # in which a photograph is turned and mirrored
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Trains derm-tiny from nothing and leaves it in workdir/model."""
+    """Trains a base model from nothing and leaves it in workdir/model, or the segmenter in workdir/segmenter."""
+    if config.base == "segmenter":
+        segmenter.run(config, workdir)
+        return
     check(config)
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    phases = [config.autoencoder[phase] for phase in config.autoencoder.phases]
-    for part in (*phases, config.diffusion, config.decoder):
+    phases = [each for part in (config.autoencoder, config.decoder) for each in (part[name] for name in part.phases)]
+    for part in (*phases, config.diffusion):
         sharding.check_batch(part.batch, 1, grid)
-    sd = describe(workdir)
+    sd = prepare_model(workdir, BASES[config.base])
     params = sd.init(config.seed)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
-         autoencoder_steps=sum(phase.steps for phase in phases),
-         diffusion_steps=config.diffusion.steps, decoder_steps=config.decoder.steps)  # fmt: skip
-    images, captions = make_phantoms(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
-    params = params | train_autoencoder(sd, params, images, config, workdir / "autoencoder")
-    moments = encode(sd, params, images[: config.normalise_over], config.encode_batch)
-    params = losses.normalise(params, jnp.asarray(moments))
-    images, captions = images[: config.diffusion.images], captions[: config.diffusion.images]
+         autoencoder_steps=sum(phase.steps for phase in phases), diffusion_steps=config.diffusion.steps)  # fmt: skip
+    photos, held_out = (read_photographs(config, split, photographs.SIDE, workdir) for split in ("train", "validation"))
+    phantoms, captions = make_phantoms(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
+    share = config.photographs_share
+    sources = [Source(phantoms, 1 - share), Source(photos, share)]
+    vae_params = train_autoencoder(sd, params["vae"], {}, sources, held_out, config, workdir / "autoencoder")
+
+    captions, drawn = captions[: config.diffusion.images], phantoms[: config.diffusion.images]
+    photos = read_photographs(config, "train", sd.size, workdir)
+    captions += describe(photos, config, workdir)
+    some = [source[:: max(1, 2 * len(source) // config.normalise_over)] for source in (drawn, photos) if len(source)]
+    params = losses.normalise(
+        params | {"vae": vae_params}, jnp.asarray(encode(sd, vae_params, some, config.encode_batch))
+    )
     causes = {
         run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
         "arithmetic": sharding.arithmetic(sd.dtype, grid),
         "vae": digest_of(jax.tree.leaves(params["vae"])),
-        "images": digest_of([images]),
+        "images": digest_of([drawn, photos]),
     }
-    moments = load_or_compute(workdir, "moments", causes, lambda: encode(sd, params, images, config.encode_batch))
-    params = params | train_diffusion(sd, params, moments, captions, config, workdir / "diffusion")
-    params = params | train_decoder(sd, params, images, moments, config, workdir / "decoder")
-    params = lengthen_unused_words(sd, params, captions)
+    pictures = [drawn, *(turned(photos, way) for way in range(WAYS if len(photos) else 0))]
+    moments = load_or_compute(
+        workdir, "moments", causes, lambda: encode(sd, params["vae"], pictures, config.encode_batch)
+    )
+    epoch = mixed_epoch(len(drawn), len(moments) - len(drawn), share)
+    params = params | train_diffusion(sd, params, moments, captions, epoch, config, workdir / "diffusion")
+    decoder, encoder = divide(params["vae"])
+    decoder = train_autoencoder(sd, decoder, encoder, sources, held_out, config, workdir / "decoder")
+    params = lengthen_unused_words(sd, params | {"vae": encoder | decoder}, captions)
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for numbers that no training can start from."""
     config_file.check(config)
-    unknown = sorted(set(config.autoencoder.phases) - set(config.autoencoder))
-    if unknown:
-        raise UserError(f"config.autoencoder.phases: config.autoencoder has no {unknown[0]!r}")
-    sd = StableDiffusion(TINY, Path(), jnp.float32)
-    for phase in config.autoencoder.phases:
-        size = config.autoencoder[phase].size
-        if size % sd.factor or not 0 < size <= sd.size:
-            raise UserError(f"config.autoencoder.{phase}.size = {size}: give a multiple of {sd.factor} up to {sd.size}")
+    sd = StableDiffusion(optimizers.pick("config.base", BASES, config.base), Path(), jnp.float32)
+    for part in ("autoencoder", "decoder"):
+        for name in config[part].phases:
+            if name not in config[part]:
+                raise UserError(f"config.{part}.phases: config.{part} has no {name!r}")
+            check_phase(f"config.{part}.{name}", config[part][name], config, sd)
     if not config.phantoms or not config.diffusion.images:
         raise UserError("config.phantoms and config.diffusion.images: give 1 or more of both")
+    if config.photographs_share and not config.photographs:
+        raise UserError("config.photographs_share: give the manifest of the photographs, config.photographs, or 0")
 
 
-def describe(workdir: Path) -> StableDiffusion:
-    """Writes the tokenizer of the captions' words and returns derm-tiny's description with that vocabulary."""
+def check_phase(path: str, phase: ConfigDict, config: ConfigDict, sd: StableDiffusion) -> None:
+    """Raises UserError for a phase of the autoencoder's training that its crops or its teacher do not allow."""
+    factor, largest = sd.factor, photographs.SIDE if config.photographs else sd.size
+    if phase.size % factor or not 0 < phase.size <= largest:
+        raise UserError(f"{path}.size = {phase.size}: give a multiple of {factor} up to {largest}")
+    if len(phase.sides) != 2 or not phase.size <= phase.sides[0] <= phase.sides[1]:
+        raise UserError(
+            f"{path}.sides = {phase.sides}: give the least and the most pixels, from size = {phase.size} on"
+        )
+    if phase.weights.features and not config.teacher:
+        raise UserError(f"{path}.weights.features: give the teacher's folder, config.teacher, or 0")
+
+
+def read_photographs(config: ConfigDict, split: str, side: int, workdir: Path) -> np.ndarray:
+    """Returns the photographs of one split, uint8 [N, side, side, 3]; none where there is no manifest."""
+    if not config.photographs:
+        return np.zeros((0, side, side, 3), np.uint8)
+    return photographs.read(config.photographs, split, side, workdir)
+
+
+def describe(photos: np.ndarray, config: ConfigDict, workdir: Path) -> list[str]:
+    """Returns captions of the photographs turned in WAYS ways, one way after the other, each with words of its own."""
+    if not len(photos):
+        return []
+    small, masks = (
+        read(config.photographs, "train", DESCRIBED, workdir) for read in (photographs.read, photographs.read_masks)
+    )
+    described = descriptions.describe_all(small, masks > 127)
+    return descriptions.write_captions(described * WAYS, config.seed)
+
+
+def turned(pictures: np.ndarray, way: int) -> np.ndarray:
+    """Returns pictures [N, S, S, 3] in one of eight ways: turned by quarters, and mirrored from the fifth on."""
+    mirrored = pictures[:, :, ::-1] if way >= 4 else pictures
+    return np.rot90(mirrored, way % 4, axes=(1, 2))
+
+
+def mixed_epoch(phantoms: int, photos: int, share: float) -> np.ndarray:
+    """Returns the rows of one epoch over phantoms and, after them, photographs, of which `share` are photographs."""
+    if not photos or not share:
+        return np.arange(phantoms)
+    repeats = max(1, round(share / max(1 - share, 1e-3) * phantoms / photos))
+    return np.concatenate([np.arange(phantoms), np.tile(np.arange(phantoms, phantoms + photos), repeats)])
+
+
+def prepare_model(workdir: Path, configs: dict[str, dict]) -> StableDiffusion:
+    """Writes the tokenizer of the captions' words and returns a base model's description with that vocabulary."""
     folder = workdir / "tokenizer"
-    configs = copy.deepcopy(TINY)
+    configs = copy.deepcopy(configs)
     text = configs["text_encoder"]
     words = [word for word in VOCABULARY if word.isalpha()]  # the comma is one of CLIP's byte symbols already
     tokens.write_word_tokenizer(folder, words, text["max_position_embeddings"])
@@ -98,80 +172,72 @@ def describe(workdir: Path) -> StableDiffusion:
 
 def train(
     title: str, loss: Loss, params: Params, constants: Params, batches: Batches, phase: ConfigDict, config: ConfigDict,
-    workdir: Path,
+    workdir: Path, evaluate: Evaluate = lambda state, constants: {},
 ) -> Params:  # fmt: skip
     """Returns the average of the parameters after one phase of training."""
-    optimizer = optimizers.build("adamw", rate=phase.rate, warmup=phase.warmup, steps=phase.steps, schedule="cosine",
-                                 weight_decay=phase.get("weight_decay", 0.0), clip=1.0)  # fmt: skip
-    loop_config = LoopConfig(seed=config.seed, steps=phase.steps, ema_decay=phase.ema_decay,
-                             save_every=config.save_every, log_every=config.log_every)  # fmt: skip
+    optimizer = optimizers.build(
+        "adamw", rate=phase.rate, warmup=phase.warmup, steps=phase.steps, schedule=phase.get("schedule", "cosine"),
+        weight_decay=phase.get("weight_decay", 0.0), clip=1.0,
+    )  # fmt: skip
+    loop_config = LoopConfig(
+        seed=config.seed, steps=phase.steps, ema_decay=phase.ema_decay, save_every=config.save_every,
+        log_every=config.log_every, evaluate_every=phase.get("evaluate_every", 0),
+    )  # fmt: skip
+    task, state = Task(title, loss, optimizer, evaluate), create(params, {}, optimizer, ema=True)
     return fit(
-        Task(title, loss, optimizer), create(params, {}, optimizer, ema=True), constants, batches, loop_config,
+        task, state, constants, batches, loop_config,
         mesh=sharding.mesh(config.mesh.data, config.mesh.fsdp), workdir=workdir,
     ).smooth  # fmt: skip
 
 
-def shuffled(data: dict[str, np.ndarray], batch: int, config: ConfigDict) -> Batches:
-    """Returns endless batches of the rows of arrays, of which this process makes those of its devices."""
-    rows = sharding.local_rows(batch, sharding.mesh(config.mesh.data, config.mesh.fsdp))
-    return pipelines.array_batches(data, batch=batch, seed=config.seed, rows=rows)
-
-
 def train_autoencoder(
-    sd: StableDiffusion, params: Params, images: np.ndarray, config: ConfigDict, workdir: Path
-) -> Params:
-    """Returns {"vae": …} trained phase by phase: crops give many updates, complete images are what it is for."""
-    params = {"vae": params["vae"]}
-    for name in config.autoencoder.phases:
-        phase = config.autoencoder[name]
-        batches = Crops(shuffled({"row": np.arange(len(images))}, phase.batch, config), images, phase.size)
-        loss = losses.autoencoder_loss(sd, kl=phase.kl, **phase.weights)
-        params = train(f"autoencoder, {name}", loss, params, {}, batches, phase, config,
-                       workdir / name)  # fmt: skip
-    return params
+    sd: StableDiffusion, trained: Params, frozen: Params, sources: list[Source], held_out: np.ndarray,
+    config: ConfigDict, workdir: Path,
+) -> Params:  # fmt: skip
+    """Returns the part `trained` of an autoencoder after the phases of config.NAME, NAME the folder's.
+
+    The other part stays as it is: with the encoder frozen the latents are those that the UNet knows.
+    """
+    part, grid = config[workdir.name], sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    for name in part.phases:
+        phase = part[name]
+        judge, judge_params = teacher.read(config.teacher, phase.size) if phase.weights.features else (None, {})
+        constants = {"vae": frozen} | ({"teacher": judge_params} if judge else {})
+        params = {"vae": trained}
+        if phase.weights.adversary:
+            params["discriminator"] = discriminator.init(config.seed)
+        batches = crops.crop_batches(
+            sources, batch=phase.batch, size=phase.size, sides=tuple(phase.sides), seed=config.seed,
+            rows=sharding.local_rows(phase.batch, grid),
+        )  # fmt: skip
+        loss = losses.autoencoder_loss(sd, judge, kl=phase.kl, **phase.weights)
+        look = reconstructions.watch(sd, held_out)
+        trained = train(f"{workdir.name}, {name}", loss, params, constants, batches, phase, config, workdir / name,
+                        look)["vae"]  # fmt: skip
+    return trained
+
+
+def divide(vae: Params) -> tuple[Params, Params]:
+    """Returns the autoencoder's decoder and its encoder, each with its 1x1 convolution."""
+    decoder, encoder = ({name: vae[name] for name in vae if (name in DECODER) == half} for half in (True, False))
+    return decoder, encoder
 
 
 def train_diffusion(
-    sd: StableDiffusion, params: Params, moments: np.ndarray, captions: list[str], config: ConfigDict, workdir: Path
-) -> Params:
-    """Returns {"text_encoder": …, "unet": …} trained together to denoise the phantoms' latents."""
+    sd: StableDiffusion, params: Params, moments: np.ndarray, captions: list[str], epoch: np.ndarray,
+    config: ConfigDict, workdir: Path,
+) -> Params:  # fmt: skip
+    """Returns {"text_encoder": …, "unet": …} trained together to denoise the pictures' latents."""
     phase = config.diffusion
     texts = tokens.tokenize(tokens.load_tokenizer(sd.tokenizer, *sd.text_limits), [*captions, ""])
     loss = losses.diffusion_loss(sd, texts[-1:], timestep_bias=phase.timestep_bias,
                                  caption_dropout=phase.caption_dropout)  # fmt: skip
-    batches = shuffled({"moments": moments, "tokens": texts[:-1]}, phase.batch, config)
+    batches = pipelines.array_batches(
+        {"moments": moments, "tokens": texts[:-1]}, batch=phase.batch, seed=config.seed, epoch=epoch,
+        rows=sharding.local_rows(phase.batch, sharding.mesh(config.mesh.data, config.mesh.fsdp)),
+    )  # fmt: skip
     networks = {name: params[name] for name in ("text_encoder", "unet")}
     return train("diffusion", loss, networks, {}, batches, phase, config, workdir)
-
-
-def train_decoder(
-    sd: StableDiffusion, params: Params, images: np.ndarray, moments: np.ndarray, config: ConfigDict, workdir: Path
-) -> Params:
-    """Returns {"vae": …} with the decoder trained on, on the latents that the UNet knows."""
-    phase, vae = config.decoder, params["vae"]
-    decoder, encoder = ({name: vae[name] for name in vae if (name in DECODER) == half} for half in (True, False))
-    data = {"row": np.arange(len(images)), "moments": moments}
-    batches = Crops(shuffled(data, phase.batch, config), images, sd.size)
-    decoder = train("decoder", losses.decoder_loss(sd, **phase.weights), {"vae": decoder}, {"vae": encoder}, batches,
-                    phase, config, workdir)  # fmt: skip
-    return {"vae": vae | decoder["vae"]}
-
-
-class Crops:
-    """Batches whose rows of images become square crops `image`; where an image is cut follows from its row."""
-
-    def __init__(self, batches: Batches, images: np.ndarray, size: int):
-        self.batches, self.images, self.size = batches, images, size
-        self.get_state, self.set_state = batches.get_state, batches.set_state
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self.batches)
-        room = self.images.shape[1] - self.size + 1
-        crops = []
-        for row in batch.pop("row"):
-            top, left = np.random.default_rng(row).integers(room, size=2)
-            crops.append(self.images[row, top : top + self.size, left : left + self.size])
-        return batch | {"image": to_model(np.stack(crops))}
 
 
 def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[str]) -> Params:
@@ -191,16 +257,17 @@ def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[st
     return params | {"text_encoder": params["text_encoder"] | {"text_model": text | {"embeddings": embeddings}}}
 
 
-def encode(sd: StableDiffusion, params: Params, images: np.ndarray, batch: int) -> np.ndarray:
-    """Returns the moments float16 [N, h, w, 2 Z] of uint8 images [N, H, W, 3]."""
+def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarray], batch: int) -> np.ndarray:
+    """Returns the moments float16 [N, h, w, 2 Z] of uint8 images [n, H, W, 3] each, one after the other."""
     step = jax.jit(sd.encode)
     rows = []
-    with bar(len(images), "latents", "images", 0) as progress:
-        for at in range(0, len(images), batch):
-            some = images[at : at + batch]
-            filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
-            rows.append(np.asarray(step({"vae": params["vae"]}, to_model(filled)), np.float16)[: len(some)])
-            progress.update(len(some))
+    with bar(sum(map(len, pictures)), "latents", "images", 0) as progress:
+        for images in pictures:
+            for at in range(0, len(images), batch):
+                some = images[at : at + batch]
+                filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
+                rows.append(np.asarray(step({"vae": vae_params}, to_model(filled)), np.float16)[: len(some)])
+                progress.update(len(some))
     return np.concatenate(rows)
 
 

@@ -4,11 +4,12 @@ Place in the flow: parameters -> `caption` -> Phantom; a prompt -> `parse_prompt
 
 A caption has a small fixed grammar, lower case, at most MAXIMUM words and commas:
 
-    dermoscopy of {number} {size} [{colour} [and {second colour}]] mole(s) [with {border} borders]
+    dermoscopy [photo] of {number} {size} [{colour} [and {second colour}]] mole(s) [with {border} borders]
     [, {texture} [and a blue veil]] [, {tone} skin] [, with {artefact} [and {artefact} …]] [, blurred]
 
 Number, size and artefacts are always in it; a clause in brackets is left out now and then, so that partial prompts
-work. Benign and malignant never are: these words are DreamBooth's to teach. VOCABULARY holds them all the same.
+work, and where it cannot be told of a photograph, whose captions alone have the word "photo". Benign and malignant
+never are in it: these words are DreamBooth's to teach. VOCABULARY holds them all the same.
 
 A prompt may also use the groups of `skin_tone`, and some words that people use besides. What it does not say, it does
 not request.
@@ -25,6 +26,8 @@ MAXIMUM = 26
 LEFT_OUT = 0.15  # probability that an optional clause is left out
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
+# Diameters that photographs have and phantoms have not, see SIZES.
+LARGER_SIZES = {"huge": (0.6, 1.0)}
 # Upper bounds of irregularity.
 BORDERS = {"smooth": 0.35, "irregular": 0.7, "jagged": 1.0}
 TEXTURE_WORDS = {name: name for name in TEXTURES} | {"uniform": "uniform colour", "network": "a pigment network"}
@@ -34,13 +37,14 @@ ARTEFACT_WORDS = {
     "dark_corners": "dark corners",
     "pen_ring": "a pen ring",
     "gel_bubbles": "gel bubbles",
+    "sticker": "a sticker",
 }
 # Words of prompts that no caption uses, or not always.
 PROMPT_WORDS = "benign malignant melanoma nevus lesion photo image a an the of on with and without no"
 PHRASES = (
     "dermoscopy of mole moles with borders , a blue veil skin blurred",
-    *(*NUMBER_WORDS.values(), *SIZES, *COLOURS, *SECOND_COLOURS, *BORDERS, *TEXTURE_WORDS.values(), *TONES),
-    *(*ARTEFACT_WORDS.values(), PROMPT_WORDS),
+    *(*NUMBER_WORDS.values(), *SIZES, *LARGER_SIZES, *COLOURS, *SECOND_COLOURS, *BORDERS),
+    *(*TEXTURE_WORDS.values(), *TONES, *ARTEFACT_WORDS.values(), PROMPT_WORDS),
 )
 # Every word that a caption can use, the comma, and the words that DreamBooth's prompts need.
 VOCABULARY = tuple(sorted({word for phrase in PHRASES for word in phrase.split()}))
@@ -123,19 +127,20 @@ def parse_prompt(prompt: str) -> Requested:
 
 def _sentence(parameters: dict, clauses: dict[str, bool]) -> str:
     """The caption with the clauses that are true in `clauses`."""
-    words = ["dermoscopy of", NUMBER_WORDS[parameters["number"]], parameters["size_name"]]
-    if clauses["colour"]:
+    kind = "dermoscopy photo of" if parameters.get("photograph") else "dermoscopy of"
+    words = [kind, NUMBER_WORDS[parameters["number"]], parameters["size_name"]]
+    if clauses["colour"] and parameters["colour"]:
         words += [" and ".join(filter(None, (parameters["colour"], parameters["second_colour"])))]
     words += ["mole" if parameters["number"] == 1 else "moles"]
     if clauses["border"]:
         border = next(word for word, bound in BORDERS.items() if parameters["irregularity"] <= bound)
         words += ["with", border, "borders"]
     phrases = [" ".join(words)]
-    if clauses["texture"]:
+    if clauses["texture"] and parameters["texture"]:
         phrases += [TEXTURE_WORDS[parameters["texture"]] + (" and a blue veil" if parameters["veil"] else "")]
-    if clauses["tone"]:
+    if clauses["tone"] and parameters["tone"]:
         phrases += [f"{parameters['tone']} skin"]
-    present = [word for name, word in ARTEFACT_WORDS.items() if parameters[name]]
+    present = [word for name, word in ARTEFACT_WORDS.items() if parameters.get(name)]
     if present:
         phrases += ["with " + " and ".join(present)]
     if parameters["blur"]:

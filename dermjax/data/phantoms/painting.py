@@ -62,16 +62,28 @@ def phantom(seed: int, size: int, **requested) -> Phantom:
     outlines = [_outline(parameters, rng) for _ in range(parameters["number"])]
     for outline, disc in zip(outlines, _layout(parameters, outlines, rng), strict=True):
         _lesion(light, mask, parameters, outline, disc, rng)
-    image = np.exp(light)
-    artefacts = {}
+    pixels, artefacts = _photographed(light, parameters, rng)
+    caption = captions.caption(parameters, np.random.default_rng([seed, 2]))
+    return Phantom(pixels, mask, parameters["label"], caption, parameters, artefacts)
+
+
+def bare_skin(seed: int, size: int) -> np.ndarray:
+    """Skin without a lesion, with the tone and the artefacts of the phantom of `seed`: uint8 [S, S, C]."""
+    parameters, rng = appearance.draw(seed, {}), np.random.default_rng([seed, 1])
+    return _photographed(_skin(parameters, rng, size), parameters, rng)[0]
+
+
+def _photographed(
+    light: np.ndarray, parameters: dict, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The pixels of the logarithm of an image, with artefacts and blur, and where each artefact is."""
+    image, artefacts = np.exp(light), {}
     for name, paint in PAINTERS.items():
         if parameters[name]:
             image, artefacts[name] = paint(image, rng)
     if parameters["blur"]:
-        image = gaussian_filter(image, (rng.uniform(0.011, 0.017) * size,) * 2 + (0,))
-    caption = captions.caption(parameters, np.random.default_rng([seed, 2]))
-    pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return Phantom(pixels, mask, parameters["label"], caption, parameters, artefacts)
+        image = gaussian_filter(image, (rng.uniform(0.011, 0.017) * len(image),) * 2 + (0,))
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), artefacts
 
 
 def _skin(parameters: dict, rng: np.random.Generator, size: int) -> np.ndarray:
