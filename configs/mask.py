@@ -3,7 +3,7 @@
     dermjax mask --config=configs/mask.py --workdir=runs/mask --config.model=runs/tune/model \\
         --config.manifest=runs/curate
 
-Leaves masks/ (by classical segmentation), attention/ (by the model's cross-attention to the word for the lesion), a PNG
+Leaves masks/ (by segmentation), attention/ (by the model's cross-attention to the word for the lesion), a PNG
 as large as its image in each, white on lesions, and manifest.jsonl, whose records name both under attributes.masks.
 Hardware: a pass or four of the network an image; derm-tiny makes 10 a second on a CPU core.
 """

@@ -41,7 +41,7 @@ STAGES = {
 }
 SUMMARIES = {
     "prepare": "labelled images, or phantoms, become a manifest with leak-free splits",
-    "pretrain": "train the small base model on captioned phantoms",
+    "pretrain": "train a base model on captioned phantoms and photographs, or the segmenter",
     "tune": "teach a Stable Diffusion the classes with DreamBooth",
     "sweep": "find the rate, rank, steps and loss that tune best, by held-out images",
     "generate": "sample synthetic lesions from a plan of prompts",
@@ -95,7 +95,8 @@ COMMANDS = {
     "provenance": Command("dermjax.sampling.provenance:show", "what an image says of how it was made", "FILE"),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
-WITHOUT_JAX, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
+# what measures images in these is small: they leave accelerators alone and are one process
+WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
 DEMO_CONFIG = config_file.PRESETS / "demo.py"
 
@@ -133,6 +134,8 @@ def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
     machine.quiet_compiler(os.environ)
+    if stage in WITHOUT_ACCELERATOR:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if workdir is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
@@ -146,8 +149,8 @@ def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None
     try:
         if processes is None:
             machine.compile_once(os.environ)
-        elif stage not in WITHOUT_JAX:
-            import jax  # here, since a stage without JAX should not wait for it
+        elif stage not in WITHOUT_ACCELERATOR:
+            import jax  # here, since not every stage needs it
 
             jax.distributed.initialize(**processes)
         importlib.import_module(STAGES[stage]).run(config, workdir)

@@ -37,7 +37,9 @@ def command(monkeypatch, capsys):
 
     from dermjax import __main__
 
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # so that the command sets no other for the tests after this one
+    # so that the command sets no others for the tests after this one
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", ""))
 
     def run(*arguments):
         before = set(flags.FLAGS)

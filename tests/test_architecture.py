@@ -26,11 +26,12 @@ STAGES = {
     "publication",
 }
 ENGINES = {"training", "sampling", "evaluation"}  # what stages share
-BELOW_STAGES = ENGINES | LEAVES | {"weights", "diffusion"}
+BELOW_STAGES = ENGINES | LEAVES | {"weights", "diffusion", "segmentation"}
 # what a room may import besides itself and the foundations: down, and never sideways between stages
 TABLE = {
     **{name: set() for name in LEAVES | {"diffusion"}},
     "weights": {"models"},
+    "segmentation": {"data", "models", "weights"},
     "training": {"sharding"},
     "evaluation": {"data", "training"},
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax import machine
+from dermjax import machine, segmentation
 from dermjax.data import images
-from dermjax.data.imaging import artefacts, quality, segmentation
-from dermjax.data.imaging.segmentation import segment
+from dermjax.data.imaging import artefacts, quality
 from dermjax.data.leaks import copies
 from dermjax.data.records import Manifest, Record
 from dermjax.progress import say
 from dermjax.run_folder import NUMERIC_VERSIONS, differences, open_for_append, write_atomically
 
 # Of hashes and scores, for whatever is kept of them: raise it where `measure` gives others of the same pixels
-NUMERIC_VERSION = 1
+NUMERIC_VERSION = 2
 FILE = "looks.jsonl"
 DIGITS = 5  # of a score that are kept; sums of one image may differ in their last bits from run to run
 
@@ -36,10 +35,11 @@ class Measurement:
 
 def measure(image: np.ndarray) -> Measurement:
     """Of uint8 [S, S, 3]: the scores of `quality` and `artefacts`, the number of `lesions`, their `area` (a share of
-    the field), and the `ita` of the skin (degrees, absent where there is no skin)."""
-    lesions = segment(image)
+    the field), the `certainty` of both (see `segmentation`), and the `ita` of the skin (degrees, absent where there is
+    no skin)."""
+    lesions = segmentation.segment(image)
     scores = quality.measure(image) | artefacts.measure(image)
-    scores |= {"lesions": lesions.count, "area": float(lesions.areas.sum())}
+    scores |= {"lesions": lesions.count, "area": float(lesions.areas.sum()), "certainty": lesions.certainty}
     if np.isfinite(lesions.ita):
         scores["ita"] = lesions.ita
     return Measurement(copies.orientation_hashes(image), rounded(scores))

@@ -10,13 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dermjax import machine, progress
 from dermjax.data import digests
+from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.leaks import fingerprints
 from dermjax.data.leaks.fingerprints import Fingerprint
 from dermjax.data.records import Record
 from dermjax.errors import UserError
 from dermjax.run_folder import open_for_append
+
+DIGITS = 4  # of an artefact score that are kept
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,11 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
         """The fingerprint of the image, or the reason why it is bad."""
         try:
             digest = digests.cached_sha256(root / record.image)
-            return known.get(digest) or fingerprints.from_file(root / record.image, digest, measured)
+            return known.get(digest) or fingerprints.from_file(root / record.image, digest, requested)
         except UserError as error:
             return str(error)
 
+    requested = measure if measured else None
     kept, sound, prints, skipped = set(known), [], [], []
     with (
         open_for_append(folder / fingerprints.FILE) as file,
@@ -69,6 +75,15 @@ def examine(records: Sequence[Record], root: Path, on_bad_image: str, measured: 
             else:
                 skipped.append((record.image, result))
     return Examination(tuple(sound), tuple(prints), tuple(skipped))
+
+
+def measure(pixels: np.ndarray) -> tuple[dict, dict[str, float]]:
+    """What an image uint8 [S, S, 3] shows: attributes, the tone of its skin if it has one, and artefact scores."""
+    from dermjax.segmentation import segment  # here, since without attributes nobody should wait for JAX
+
+    tone = skin_tone.measure(segment(pixels))
+    scores = {name: round(score, DIGITS) for name, score in artefacts.measure(pixels).items()}
+    return {"skin_tone": tone} if tone else {}, scores
 
 
 def _add(record: Record, fingerprint: Fingerprint, root: Path) -> Record:

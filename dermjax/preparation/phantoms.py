@@ -45,7 +45,7 @@ def paint(
                     attributes={"caption": painted.caption, "parameters": painted.parameters},
                 )
                 records.append(record)
-                prints.append(fingerprints.from_pixels(painted.image, record.sha256, {}, measured=False))
+                prints.append(fingerprints.from_pixels(painted.image, record.sha256, {}, None))
                 bar.update()
     return Manifest(labels=LABELS, root=workdir, records=tuple(records)), prints
 

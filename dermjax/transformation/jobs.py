@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from dermjax.data import images, templates
-from dermjax.data.imaging.segmentation import Segmentation, measure_mask, segment
+from dermjax.data.imaging.segmentation import Segmentation, measure_mask
 from dermjax.data.phantoms.appearance import SIZES
 from dermjax.data.phantoms.captions import NUMBER_WORDS
 from dermjax.data.records import Manifest, Record
 from dermjax.data.templates import PromptWords
 from dermjax.errors import UserError
 from dermjax.sampling.requests import Request
+from dermjax.segmentation import segment
 from dermjax.transformation import measures
 from dermjax.transformation.measures import MOST, Measure
 from dermjax.transformation.sketches import SKETCHES, Sketch

@@ -1,8 +1,8 @@
-"""`mask`: a segmentation set of generated images: masks by classical segmentation and by the model's attention.
+"""`mask`: a segmentation set of generated images: masks by segmentation and by the model's attention.
 
 Place in the flow: a manifest of generated or curated images -> masks/ and attention/ with a PNG for each kept image,
 white on lesions, and a manifest whose records name them (`masks`, relative to the manifest's folder), with the overlap
-of the two.
+of the two, how sure the segmentation is, and its overlap with the classical one, a second opinion.
 
 By attention: cross-attention to the word for the lesion, on a finished image (as in DAAM, Tang et al. 2022, arXiv
 2210.04885, which records it while images are made). The image is encoded, a little noise laid on it, and the network
@@ -27,7 +27,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dermjax.data import images, records
-from dermjax.data.imaging.segmentation import segment
+from dermjax.data.imaging.segmentation import segment_classically
 from dermjax.data.records import Manifest, Record
 from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import schedule
@@ -36,6 +36,7 @@ from dermjax.models.layers import Attention
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar, say
 from dermjax.sampling.model import load_model
+from dermjax.segmentation import SURE, segment
 from dermjax.transformation.measures import mask_png
 
 Array = jax.Array
@@ -141,7 +142,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"manifest {config.manifest}: no kept image in it")
     silent = [record.image for record in kept if not record.generation.get("prompt")]
     if config.attention and silent:
-        raise UserError(f"{silent[0]}: no prompt on its record; give config.attention=False for classical masks alone")
+        raise UserError(
+            f"{silent[0]}: no prompt on its record; give config.attention=False for masks by segmentation alone"
+        )
     entries = []
     attention = _attention_masks(config, manifest, kept) if config.attention else [None] * len(kept)
     with bar(len(kept), "mask", "images", 0) as progress:
@@ -149,9 +152,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
             entries.append(_write_masks(record, manifest, mask, workdir))
             progress.update()
     records.write(workdir / records.FILE, replace(manifest, records=tuple(entries)))
-    overlaps = [record.attributes["masks"]["overlap"] for record in entries if config.attention]
+    masks = [record.attributes["masks"] for record in entries]
+    overlaps = [each["overlap"] for each in masks if config.attention]
     mean = f", mean overlap (IoU) of the two {np.mean(overlaps):.3f}" if overlaps else ""
-    say(f"mask: {len(entries)} images in {workdir / records.FILE}{mean}")
+    unsure = sum(each["certainty"] < SURE for each in masks)
+    look = f"; {unsure} masks are unsure (certainty below {SURE}), look at them" if unsure else ""
+    say(f"mask: {len(entries)} images in {workdir / records.FILE}{mean}{look}")
 
 
 def _attention_masks(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
@@ -182,12 +188,18 @@ def _write_masks(record: Record, manifest: Manifest, attention: np.ndarray | Non
         raise UserError(f"{record.image}: {pixels.shape[1]}x{pixels.shape[0]} px; generated images are square")
     lesions = segment(pixels)
     path = Path(record.image).with_suffix(".png").as_posix()
-    masks = {"lesions": f"masks/{path}", "count": int(lesions.count), "area": round(float(lesions.areas.sum()), 6)}
+    masks = {"lesions": f"masks/{path}", "count": int(lesions.count), "area": round(float(lesions.areas.sum()), 6),
+             "certainty": round(lesions.certainty, 4),
+             "second_opinion": _overlap(lesions.mask, segment_classically(pixels).mask)}  # fmt: skip
     images.write_if_changed(workdir / masks["lesions"], mask_png(lesions.mask))
     if attention is not None:
         resized = np.asarray(Image.fromarray(attention).resize(lesions.mask.shape, Image.Resampling.NEAREST))
         masks["attention"] = f"attention/{path}"
         images.write_if_changed(workdir / masks["attention"], mask_png(resized))
-        overlap = (resized & lesions.mask).sum() / max((resized | lesions.mask).sum(), 1)
-        masks["overlap"] = round(float(overlap), 4)
+        masks["overlap"] = _overlap(lesions.mask, resized)
     return replace(record, attributes=record.attributes | {"masks": masks})
+
+
+def _overlap(mask: np.ndarray, other: np.ndarray) -> float:
+    """Returns the intersection over the union of two masks."""
+    return round(float((mask & other).sum() / max((mask | other).sum(), 1)), 4)

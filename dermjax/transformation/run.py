@@ -17,11 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from dermjax import run_folder
+from dermjax import run_folder, segmentation
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import digests, images, records
-from dermjax.data.imaging import segmentation
-from dermjax.data.imaging.segmentation import segment
 from dermjax.data.records import Manifest, Record
 from dermjax.diffusion import ladders, samplers
 from dermjax.errors import UserError
@@ -33,6 +31,7 @@ from dermjax.sampling.init_images import NOISE, InitImage, InitImages
 from dermjax.sampling.model import Model, load_model
 from dermjax.sampling.render import Renderer, produce
 from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
+from dermjax.segmentation import segment
 from dermjax.transformation import measures, report
 from dermjax.transformation.jobs import WAYS, Job, plan_job, subjects
 from dermjax.transformation.report import Outcome

@@ -125,7 +125,7 @@ def test_planted_faults_are_found_and_nothing_else(finished):
 def test_every_score_stands_on_every_record_and_images_stay(sets, finished):
     judged = records.read(finished)
     names = {"contrast", "structure", "sharpness", "chroma_a", "chroma_b", *artefacts.SCORES}
-    names |= {"lesions", "area", "colour_cast", "near_duplicate", "training_copy"}
+    names |= {"lesions", "area", "certainty", "colour_cast", "near_duplicate", "training_copy"}
     assert all(record.scores.keys() - {"ita"} == names for record in judged.records)  # a black image has no skin
     assert sum("ita" in record.scores for record in judged.records) > 30
     before = records.read(sets / "made")
@@ -213,9 +213,9 @@ def test_looks_of_another_size_or_version_are_taken_again(sets, finished, tmp_pa
     assert sorted(line for line in path.read_bytes().splitlines() if line) == sorted(before), "no line stays behind"
     again = measurements.measure_all(manifest, chosen, 128, tmp_path, lambda: None)
     assert len(looked) == 2 and [look.scores for look in again] == [look.scores for look in found]
-    monkeypatch.setattr(measurements, "NUMERIC_VERSION", 2)
+    monkeypatch.setattr(measurements, "NUMERIC_VERSION", 3)
     measurements.measure_all(manifest, chosen[:1], 128, tmp_path, lambda: None)
-    assert "(numeric_versions.looks: 1 -> 2)" in capsys.readouterr().out
+    assert "(numeric_versions.looks: 2 -> 3)" in capsys.readouterr().out
 
 
 def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):

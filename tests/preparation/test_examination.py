@@ -10,6 +10,7 @@ import pytest
 
 from dermjax.data import digests, images, records
 from dermjax.data.leaks import audit, duplicates, fingerprints
+from dermjax.preparation import examination
 from dermjax.preparation.run import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "prepare.py"
@@ -72,19 +73,19 @@ def test_looks_of_other_code_are_taken_again(folder, tmp_path, decoded, settings
     (tmp_path / "run").mkdir()
     kill(folder, tmp_path / "run", 25)
     kept = (tmp_path / "run" / fingerprints.FILE).read_bytes().count(b"\n")
-    later = fingerprints.VERSIONS | {"looks": 2}
+    later = fingerprints.VERSIONS | {"looks": 3}
     monkeypatch.setattr(fingerprints, "VERSIONS", later)
     decoded.clear()
     run(settings(images=str(folder)), tmp_path / "run")
     assert len(decoded) == 40
     assert f"{fingerprints.FILE}, taken again: {kept}" in capsys.readouterr().out
-    assert {look.versions["looks"] for look in fingerprints.read(tmp_path / "run").values()} == {2}
+    assert {look.versions["looks"] for look in fingerprints.read(tmp_path / "run").values()} == {3}
     assert (tmp_path / "run" / fingerprints.FILE).read_bytes().count(b"\n") == 40
 
 
 def test_lines_that_say_no_version_are_of_the_first(folder):
     path = folder / "benign/3.png"
-    told = json.loads(fingerprints.from_file(path, digests.sha256(path), False).line())
+    told = json.loads(fingerprints.from_file(path, digests.sha256(path), None).line())
     del told["numeric_versions"]
     assert fingerprints.parse(json.dumps(told).encode()).versions == {"images": 1, "looks": 1}
 
@@ -101,7 +102,7 @@ def test_an_audit_decodes_only_what_was_not_looked_at(folder, tmp_path, decoded,
 
 def test_what_was_looked_at_is_read_back_equal_and_damaged_lines_do_not_count(folder, tmp_path):
     path = folder / "benign/3.png"
-    looks = [fingerprints.from_file(path, digests.sha256(path), measured) for measured in (False, True)]
+    looks = [fingerprints.from_file(path, digests.sha256(path), measure) for measure in (None, examination.measure)]
     (tmp_path / fingerprints.FILE).write_bytes(b"".join(look.line() for look in looks))
     (read,) = fingerprints.read(tmp_path).values()
     assert read.measured == looks[1].measured and read.sha256 == digests.sha256(path)

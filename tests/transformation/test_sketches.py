@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dermjax.data.imaging.segmentation import segment
 from dermjax.data.phantoms.appearance import ARTEFACTS, TONES
 from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
+from dermjax.segmentation import segment
 from dermjax.transformation import measures, sketches
 from dermjax.transformation.measures import UNCHANGED, Measure
 from dermjax.transformation.sketches import SKETCHES

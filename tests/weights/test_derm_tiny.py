@@ -16,13 +16,13 @@ import pytest
 
 from dermjax.data.images import from_model, to_model
 from dermjax.data.imaging import artefacts
-from dermjax.data.imaging.segmentation import segment
 from dermjax.data.phantoms import appearance, captions, painting
 from dermjax.data.phantoms.painting import phantom
 from dermjax.sampling.init_images import NOISE
 from dermjax.sampling.model import load_model
 from dermjax.sampling.render import Renderer
 from dermjax.sampling.requests import Request
+from dermjax.segmentation import segment
 from dermjax.weights import diffusers
 
 BATCH, SAMPLER, STEPS, GUIDANCE = 16, "Euler a", 20, 3.5

@@ -1,1 +1,1 @@
-"""What classical image processing measures on a photograph: colour, hair, artefacts, segmentation, tone, quality."""
+"""What classical image processing measures on a photograph: colour, hair, artefacts, lesions, tone, quality."""

@@ -1,6 +1,6 @@
-"""Where the lesions are, by classical means: no training, so it can measure what a trained model draws.
+"""Where the lesions are by classical means, which learnt from nobody, and what a mask says of an image.
 
-Place in the flow: an image (phantom or generated) -> `segment` -> how many lesions, how large, on what tone of skin.
+Place in the flow: an image and a mask -> `measure_mask` -> how many lesions, how large, on what tone of skin.
 
 Beer and Lambert as in `phantoms`: absorbance = log skin - log image does not depend on the tone of the skin or on the
 light, which a quadratic in x and y takes away. A lesion is a blob of absorbance that is wide enough to hold a disc of
@@ -18,8 +18,6 @@ from dermjax.data.imaging import artefacts
 from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
 from dermjax.data.imaging.fields import coordinates
 
-# Of segmentations, for whatever is kept of them: raise it where `segment` gives others of the same pixels
-NUMERIC_VERSION = 1
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
 RESTLESS = 0.26  # twice that of the most mottled skin
@@ -43,10 +41,11 @@ class Segmentation:
     areas: np.ndarray  # float [count], fractions of the field
     ita: float  # individual typology angle of the skin around them, degrees
     skin: np.ndarray  # float [3], the median colour of that skin, sRGB 0 to 255; NaN, as ita, where there is none
+    certainty: float  # the overlap (IoU) with the truth that is to be expected; 1 of a given mask, NaN where unknown
 
 
-def segment(image: np.ndarray) -> Segmentation:
-    """The lesions of a uint8 sRGB image [S, S, 3]."""
+def segment_classically(image: np.ndarray) -> Segmentation:
+    """The lesions of a uint8 sRGB image [S, S, 3], by their absorbance."""
     size = len(image)
     absorbance, field = _absorbance(image)
     # more than FAINTEST where the skin itself is restless; beyond RESTLESS most of the field shows a lesion and no skin
@@ -60,16 +59,19 @@ def segment(image: np.ndarray) -> Segmentation:
         if not _is_ring(core):
             mask |= _grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
     mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
-    return _on_skin(image, mask, SMALLEST, field & (np.abs(absorbance) < FAINTEST))
+    return _on_skin(image, mask, SMALLEST, field & (np.abs(absorbance) < FAINTEST), float("nan"))
 
 
-def measure_mask(image: np.ndarray, mask: np.ndarray) -> Segmentation:
-    """The lesions that a mask bool [S, S] shows on an image; each connected piece is one."""
+def measure_mask(image: np.ndarray, mask: np.ndarray, smallest: float = 0.0, certainty: float = 1.0) -> Segmentation:
+    """The lesions that a mask bool [S, S] shows on an image; each connected piece is one.
+
+    smallest: the area, a share of the field, that a piece must have.
+    """
     absorbance, field = _absorbance(image)
-    return _on_skin(image, mask, 0.0, field & (np.abs(absorbance) < FAINTEST))
+    return _on_skin(image, mask, smallest, field & (np.abs(absorbance) < FAINTEST), certainty)
 
 
-def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.ndarray) -> Segmentation:
+def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.ndarray, certainty: float) -> Segmentation:
     """The pieces of a mask of at least this area, with the tone of what is plain, bool [S, S], and not near them."""
     pieces, count = ndimage.label(mask)
     areas = ndimage.sum_labels(mask, pieces, np.arange(1, count + 1)) / mask.size
@@ -78,9 +80,9 @@ def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.nda
     areas, mask = areas[kept], labels > 0
     skin = plain & ~_grow(mask, 0.03 * len(mask))
     if not skin.any():
-        return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan))
+        return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan), certainty)
     ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0))
-    return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0))
+    return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0), certainty)
 
 
 def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

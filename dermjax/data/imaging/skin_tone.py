@@ -13,7 +13,7 @@ that range is in one: 15 of 122 photographs.
 import numpy as np
 
 from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
-from dermjax.data.imaging.segmentation import segment
+from dermjax.data.imaging.segmentation import Segmentation
 
 SIDE = 128  # pixels; what the thresholds of artefacts and segmentation were measured at
 OBTAINED = "individual typology angle of the skin around the segmented lesion, camera not calibrated"
@@ -23,13 +23,12 @@ OFF = 0.05  # share by which a camera's blue, and its light, may be off; assumed
 BEYOND_SKIN = 75.0  # degrees, as of L* 75 and b* 7: what seems lighter is light of another colour, not skin
 
 
-def measure(image: np.ndarray) -> dict:
-    """The tone of the skin in a uint8 image [SIDE, SIDE, 3], ready for JSON.
+def measure(segmented: Segmentation) -> dict:
+    """The tone of the skin around the lesions of an image, ready for JSON.
 
     {"ita": degrees, "between": [degrees, degrees], "obtained": OBTAINED}, and its "group" where it is certain; empty
     where no skin is seen, or in colours that skin has not.
     """
-    segmented = segment(image)
     angle = segmented.ita
     if not -90 < angle <= BEYOND_SKIN:  # bluer than grey is beyond 90 on either side; NaN, without skin, is nowhere
         return {}

@@ -143,6 +143,6 @@ def _fingerprint(known: Mapping[str, Fingerprint], entry: Entry) -> Fingerprint 
     try:
         if digests.cached_sha256(entry.path) != digest:
             return f"{entry.path}: not the bytes that the manifest names"
-        return known.get(digest) or fingerprints.from_file(entry.path, digest, measured=False)
+        return known.get(digest) or fingerprints.from_file(entry.path, digest, None)
     except UserError as error:
         return str(error)

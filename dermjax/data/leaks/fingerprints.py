@@ -8,24 +8,23 @@ Shapes: N images, V views (duplicates.VIEWS), 4 words of 64 bits a hash, C cells
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dermjax.data import images
-from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.leaks import duplicates, neighbours
 from dermjax.data.records import Manifest, Record
 from dermjax.run_folder import write_atomically
 
 # Of fingerprints, for those that are kept: raise it where the same bytes give another one
-NUMERIC_VERSION = 1
+NUMERIC_VERSION = 2
 VERSIONS = {"images": images.NUMERIC_VERSION, "looks": NUMERIC_VERSION}
 UNRECORDED = {"images": 1, "looks": 1}  # of lines that were written before they had versions
 FILE = "examined.jsonl"
-DIGITS = 4  # of an artefact score that are kept
+Measure = Callable[[np.ndarray], tuple[dict, dict[str, float]]]  # pixels to attributes and scores
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,22 @@ class Fingerprint:
         return json.dumps(fields | {"measured": self.measured, "numeric_versions": self.versions}).encode() + b"\n"
 
 
-def from_file(path: Path, sha256: str, measured: bool) -> Fingerprint:
-    """The fingerprint of an image file; UserError names it where it cannot be decoded."""
+def from_file(path: Path, sha256: str, measure: Measure | None) -> Fingerprint:
+    """The fingerprint of an image file, with what `measure` says; UserError names it where it cannot be decoded."""
     pixels, (camera, changes) = images.load(path, duplicates.HASHED), images.read_header(path)
     header = {"device": camera, "decoded": list(changes)}
-    return from_pixels(pixels, sha256, {name: each for name, each in header.items() if each}, measured)
+    return from_pixels(pixels, sha256, {name: each for name, each in header.items() if each}, measure)
 
 
-def from_pixels(pixels: np.ndarray, sha256: str, header: dict, measured: bool) -> Fingerprint:
+def from_pixels(pixels: np.ndarray, sha256: str, header: dict, measure: Measure | None) -> Fingerprint:
     """The fingerprint of an image uint8 [S, S, 3], S a multiple of 16."""
     views, cells = duplicates.views(pixels[None])[0], duplicates.cells(pixels)
-    return Fingerprint(sha256, views, cells, header, _measure(pixels) if measured else None, VERSIONS)
+    return Fingerprint(sha256, views, cells, header, measure(pixels) if measure else None, VERSIONS)
 
 
 def from_record(manifest: Manifest, record: Record, known: Mapping[str, Fingerprint]) -> Fingerprint:
     """The known fingerprint of a record's bytes, else that of its file, without measurements."""
-    return known.get(record.sha256) or from_file(manifest.path(record), record.sha256, measured=False)
+    return known.get(record.sha256) or from_file(manifest.path(record), record.sha256, None)
 
 
 def near_duplicates(prints: Sequence[Fingerprint]) -> np.ndarray:
@@ -107,12 +106,6 @@ def parse(line: bytes) -> Fingerprint | None:
         return Fingerprint(fields["sha256"], views, cells, fields["told"], measured, versions)
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _measure(pixels: np.ndarray) -> tuple[dict, dict[str, float]]:
-    tone = skin_tone.measure(pixels)
-    scores = {name: round(score, DIGITS) for name, score in artefacts.measure(pixels).items()}
-    return {"skin_tone": tone} if tone else {}, scores
 
 
 def _read_all(folder: Path) -> list[Fingerprint]:

@@ -5,10 +5,11 @@ import pytest
 
 from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.phantoms.painting import phantom
+from dermjax.segmentation import segment
 
 
 def tone(image):
-    return skin_tone.measure(image) or None
+    return skin_tone.measure(segment(image)) or None
 
 
 def test_the_tone_of_phantoms_is_near_their_own():
