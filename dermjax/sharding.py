@@ -144,6 +144,19 @@ def place(rows: Tree, grid: Mesh) -> Tree:
     return jax.tree.map(globalise, rows)
 
 
+def put(tree: Tree, shardings: Tree) -> Tree:
+    """Returns arrays of this process, the same in each, on the devices of all processes.
+
+    A jax.Array goes by way of numpy: where a process has one device, JAX 0.10 takes the array of that device for the
+    one of all processes, and no shard of it can be read.
+    """
+
+    def spread(leaf: Any, home: NamedSharding) -> jax.Array:
+        return jax.device_put(leaf if home.is_fully_addressable else np.asarray(leaf), home)
+
+    return jax.tree.map(spread, tree, shardings)
+
+
 def check_batch(batch: int, accumulate: int, grid: Mesh) -> None:
     """Raises UserError when a batch does not divide into `accumulate` parts, each of them over the mesh."""
     if batch < 1 or accumulate < 1:

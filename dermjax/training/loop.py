@@ -122,7 +122,7 @@ def fit(
     step = compile_step(task.loss, task.optimizer, config.ema_decay, config.accumulate, shardings, mesh, large)
     # made where it lies: device_put would not take a key to the devices of another process
     key = jax.jit(partial(jax.random.key, config.seed), out_shardings=sharding.replicated(mesh))()
-    constants = jax.device_put(constants, sharding.tree_shardings(constants, sharding.RULES, mesh))
+    constants = sharding.put(constants, sharding.tree_shardings(constants, sharding.RULES, mesh))
     best = checkpoints.best(folder)
     window: list[Step] = []
     streak: list[Step] = []

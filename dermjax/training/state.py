@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dermjax import sharding
+
 Tree = Any
 
 
@@ -54,7 +56,7 @@ def place(state: State, shardings: State) -> State:
         return {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards if shard.data.size}
 
     def separate(leaf: jax.Array, home: jax.sharding.NamedSharding) -> jax.Array:
-        leaf = jax.device_put(leaf, home)
+        leaf = sharding.put(leaf, home)
         leaf = leaf.copy() if pointers(leaf) & taken else leaf
         taken.update(pointers(leaf))
         return leaf

@@ -100,3 +100,25 @@ def test_a_checkpoint_goes_on_in_another_order_of_devices(train, tmp_path, permu
     one, resumed = train(tmp_path / "one", 10), train(tmp_path / "two", 10)
     np.testing.assert_allclose(one.params["kernel"], resumed.params["kernel"], rtol=1e-5)
     np.testing.assert_allclose(one.ema["kernel"], resumed.ema["kernel"], rtol=1e-5)
+
+
+WITH_ONE_EACH = """
+import jax.numpy as jnp, numpy as np
+from dermjax import sharding
+from dermjax.training import optimizers
+from dermjax.training.state import create, place
+grid = sharding.mesh(0, 1)
+rule = optimizers.build('adamw', rate=0.1, warmup=0, steps=1, schedule='constant', weight_decay=0.0, clip=0.0)
+state = create({'kernel': jnp.arange(6.0).reshape(2, 3)}, {}, rule, ema=True)
+placed = place(state, sharding.tree_shardings(state, sharding.RULES, grid))
+for leaf in jax.tree.leaves(placed):
+    assert len(leaf.addressable_shards) == 1 and not leaf.is_fully_addressable
+pointers = [leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in jax.tree.leaves(placed) if leaf.size]
+assert len(set(pointers)) == len(pointers)
+print(np.asarray(placed.params['kernel'].addressable_shards[0].data).sum())
+"""
+
+
+def test_processes_of_one_device_each_have_arrays_of_their_own(joined):
+    """JAX 0.10's device_put gave arrays whose shards could not be read, and no run of such processes could begin."""
+    assert [said.split()[-1] for said in joined(WITH_ONE_EACH, devices=1)] == ["15.0", "15.0"]
