@@ -13,14 +13,13 @@ from scipy.spatial import ConvexHull
 from dermjax.data.imaging import artefacts
 from dermjax.data.imaging.colour import rgb_to_lab
 from dermjax.data.imaging.segmentation import Segmentation, measure_mask
+from dermjax.data.imaging.skin_tone import BEYOND_SKIN
 from dermjax.data.phantoms.appearance import COLOURS, SECOND_COLOURS, SIZES, TONES
-from dermjax.data.phantoms.captions import LARGER_SIZES, caption
+from dermjax.data.phantoms.captions import LARGER_SIZES, NUMBER_WORDS, caption
 from dermjax.data.phantoms.painting import ABSORPTION
 
 PALER = 0.7  # as much of a phantom's light as lesions of its colour take on photographs
 PATCHY = 0.15  # share of the lesion from which on a second colour is named
-BEYOND_SKIN = 75.0  # degrees, see `skin_tone`
-MOST = 4  # lesions that have a word
 STUCK, UNLIKE_SKIN = 0.02, -6.0  # share of the field under a sticker, and the b* or a* below which nothing is skin
 
 
@@ -45,7 +44,7 @@ def describe(picture: np.ndarray, mask: np.ndarray) -> dict:
     present["sticker"] = sticker(picture) >= STUCK
     return {
         "photograph": True,
-        "number": min(max(lesions.count, 1), MOST),
+        "number": min(max(lesions.count, 1), max(NUMBER_WORDS)),
         "size_name": min(sizes, key=sizes.get),
         "colour": colour,
         "second_colour": second,

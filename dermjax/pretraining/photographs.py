@@ -51,8 +51,7 @@ def _kept(
     digests = "".join(record.sha256 for record in chosen).encode()
     causes = {
         run_folder.NUMERIC_VERSIONS: {"images": images.NUMERIC_VERSION},
-        run_folder.SUBJECT: split,
-        "side": side,
+        run_folder.SUBJECT: f"{split}, {side} px",
         "images": digest_of([np.frombuffer(digests, np.uint8)]),
     }
     return load_or_compute(workdir, name, causes, lambda: decode(given, chosen))

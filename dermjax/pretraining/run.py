@@ -15,11 +15,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from dermjax import config_file, machine, run_folder, sharding
 from dermjax.data import pipelines, tokens
 from dermjax.data.images import to_model
+from dermjax.data.imaging import skin_tone
 from dermjax.data.phantoms.captions import VOCABULARY
 from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
@@ -40,15 +42,13 @@ from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
 from dermjax.training.disk_cache import digest_of, load_or_compute
-from dermjax.training.loop import Batches, Evaluate, LoopConfig, Task, fit
+from dermjax.training.loop import Batches, LoopConfig, Task, fit
 from dermjax.training.state import create
-from dermjax.training.step import Loss
 from dermjax.weights import diffusers
 
 BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
 DECODER = ("decoder", "post_quant_conv")
-DESCRIBED = 128  # pixels along a photograph that is described, see `skin_tone.SIDE`
 WAYS = 8  # in which a photograph is turned and mirrored
 
 
@@ -137,7 +137,8 @@ def describe(photos: np.ndarray, config: ConfigDict, workdir: Path) -> list[str]
     if not len(photos):
         return []
     small, masks = (
-        read(config.photographs, "train", DESCRIBED, workdir) for read in (photographs.read, photographs.read_masks)
+        read(config.photographs, "train", skin_tone.SIDE, workdir)
+        for read in (photographs.read, photographs.read_masks)
     )
     described = descriptions.describe_all(small, masks > 127)
     return descriptions.write_captions(described * WAYS, config.seed)
@@ -170,22 +171,30 @@ def prepare_model(workdir: Path, configs: dict[str, dict]) -> StableDiffusion:
     return StableDiffusion(configs, folder, jnp.float32)
 
 
-def train(
-    title: str, loss: Loss, params: Params, constants: Params, batches: Batches, phase: ConfigDict, config: ConfigDict,
-    workdir: Path, evaluate: Evaluate = lambda state, constants: {},
-) -> Params:  # fmt: skip
-    """Returns the average of the parameters after one phase of training."""
-    optimizer = optimizers.build(
+def optimizer_of(phase: ConfigDict) -> optax.GradientTransformation:
+    """Returns the update rule of one phase of training."""
+    return optimizers.build(
         "adamw", rate=phase.rate, warmup=phase.warmup, steps=phase.steps, schedule=phase.get("schedule", "cosine"),
         weight_decay=phase.get("weight_decay", 0.0), clip=1.0,
     )  # fmt: skip
+
+
+def train(
+    task: Task,
+    params: Params,
+    constants: Params,
+    batches: Batches,
+    phase: ConfigDict,
+    config: ConfigDict,
+    workdir: Path,
+) -> Params:
+    """Returns the average of the parameters after one phase of training."""
     loop_config = LoopConfig(
         seed=config.seed, steps=phase.steps, ema_decay=phase.ema_decay, save_every=config.save_every,
         log_every=config.log_every, evaluate_every=phase.get("evaluate_every", 0),
     )  # fmt: skip
-    task, state = Task(title, loss, optimizer, evaluate), create(params, {}, optimizer, ema=True)
     return fit(
-        task, state, constants, batches, loop_config,
+        task, create(params, {}, task.optimizer, ema=True), constants, batches, loop_config,
         mesh=sharding.mesh(config.mesh.data, config.mesh.fsdp), workdir=workdir,
     ).smooth  # fmt: skip
 
@@ -211,9 +220,8 @@ def train_autoencoder(
             rows=sharding.local_rows(phase.batch, grid),
         )  # fmt: skip
         loss = losses.autoencoder_loss(sd, judge, kl=phase.kl, **phase.weights)
-        look = reconstructions.watch(sd, held_out)
-        trained = train(f"{workdir.name}, {name}", loss, params, constants, batches, phase, config, workdir / name,
-                        look)["vae"]  # fmt: skip
+        task = Task(f"{workdir.name}, {name}", loss, optimizer_of(phase), reconstructions.watch(sd, held_out))
+        trained = train(task, params, constants, batches, phase, config, workdir / name)["vae"]
     return trained
 
 
@@ -237,7 +245,7 @@ def train_diffusion(
         rows=sharding.local_rows(phase.batch, sharding.mesh(config.mesh.data, config.mesh.fsdp)),
     )  # fmt: skip
     networks = {name: params[name] for name in ("text_encoder", "unet")}
-    return train("diffusion", loss, networks, {}, batches, phase, config, workdir)
+    return train(Task("diffusion", loss, optimizer_of(phase)), networks, {}, batches, phase, config, workdir)
 
 
 def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[str]) -> Params:

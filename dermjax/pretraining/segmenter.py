@@ -22,13 +22,13 @@ from dermjax.models.nnx_tree import Params, draw
 from dermjax.pretraining import crops, photographs
 from dermjax.pretraining.crops import Source
 from dermjax.progress import cost, say
+from dermjax.segmentation import SIDE
 from dermjax.training import optimizers
 from dermjax.training.loop import Batches, Evaluate, LoopConfig, Task, fit
 from dermjax.training.state import State, create
 from dermjax.weights import segmenters
 
 BATCH = 16  # of an evaluation
-SIDE = 128  # pixels along the images that it is trained on
 KEPT = 256  # pixels along the pictures that crops are cut from
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier
 from dermjax.models.nnx_tree import Params
 from dermjax.weights import classifiers
@@ -44,7 +45,14 @@ def read(folder: str, size: int) -> tuple[Teacher, Params]:
     """Returns the teacher in a folder of DINOv2 for images of `size` pixels, a multiple of its patches, and its arrays.
 
     Raises:
-      UserError: the folder holds no DINOv2.
+      UserError: the folder holds no DINOv2, or the size is not a multiple of its patches.
     """
     classifier, (params, _) = classifiers.read(Path(folder), ("",), size)
+    kind, patch = classifier.config["model_type"], classifier.config.get("patch_size", 1)
+    if kind != "dinov2":
+        raise UserError(f"config.teacher = {folder} is a {kind}; give a folder of DINOv2")
+    if size % patch:
+        raise UserError(
+            f"config.teacher = {folder} has patches of {patch} pixels; give crops of a multiple, not {size}"
+        )
     return Teacher(classifier), params

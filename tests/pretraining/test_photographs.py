@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dermjax.errors import UserError
 from dermjax.pretraining import discriminator, reconstructions, teacher
 
 DINOV2 = Path(__file__).parents[3] / "shared/weights/dinov2_vits14"
@@ -45,6 +46,14 @@ def test_the_teacher_s_tokens_are_those_of_transformers(dinov2):
     for depth, tokens in zip((2, 5), got, strict=True):
         # the position embeddings are resampled here by NumPy and there by PyTorch
         assert np.abs(np.asarray(tokens) - wanted[depth].numpy()).max() < 2e-3 * np.abs(wanted[depth].numpy()).max()
+
+
+def test_another_network_and_a_size_beside_its_patches_are_refused(dinov2):
+    with pytest.raises(UserError, match=r"patches of 14 pixels; give crops of a multiple, not 64"):
+        teacher.read(str(DINOV2), 64)
+    if (other := DINOV2.with_name("mobilenet_v2_1.0_160")).is_dir():
+        with pytest.raises(UserError, match="is a mobilenet_v2; give a folder of DINOv2"):
+            teacher.read(str(other), 56)
 
 
 def test_each_side_of_the_discriminator_learns_by_its_own_loss_alone():
