@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from dermjax.data import thumbnails
 from dermjax.data.images import from_model, load_any, to_model
@@ -35,10 +36,16 @@ def watch(sd: StableDiffusion, photographs: np.ndarray) -> Evaluate:
         again = np.concatenate([
             np.asarray(reconstruct(params, originals[at : at + BATCH])) for at in range(0, len(originals), BATCH)
         ])  # fmt: skip
-        rows = [from_model(each[:SHOWN]) for each in (originals, again)]
-        return figures(originals, again) | {"reconstructions": np.asarray(thumbnails.grid(rows))}
+        return figures(originals, again) | {"reconstructions": side_by_side(originals[:SHOWN], again[:SHOWN])}
 
     return evaluate
+
+
+def side_by_side(originals: np.ndarray, again: np.ndarray) -> np.ndarray:
+    """Returns one picture uint8 of photographs [N, H, W, 3] in [-1, 1] and, below, what came back, marked synthetic."""
+    side = (thumbnails.SIDE, thumbnails.SIDE)
+    above = [np.asarray(Image.fromarray(image).resize(side)) for image in from_model(originals)]
+    return np.concatenate([np.concatenate(above, axis=1), np.asarray(thumbnails.grid([from_model(again)]))])
 
 
 def figures(originals: np.ndarray, again: np.ndarray) -> dict[str, float]:

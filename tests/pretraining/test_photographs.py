@@ -78,5 +78,13 @@ def test_a_blurred_copy_has_less_of_the_gradients():
     assert np.isclose(half["psnr"], -10 * np.log10(error).mean(), atol=1e-4)
 
 
+def test_photographs_are_not_marked_and_what_came_back_is():
+    image = np.zeros((2, 64, 64, 3), np.float32)
+    picture = reconstructions.side_by_side(image, image)
+    above, below = np.split(picture, 2)
+    assert picture.dtype == np.uint8 and above.shape[1] == 2 * len(above)
+    assert (above == picture[0, 0]).all() and not (below == picture[0, 0]).all()
+
+
 def test_without_photographs_there_is_nothing_to_look_at():
     assert reconstructions.watch(None, np.zeros((0, 8, 8, 3), np.uint8))(None, {}) == {}
