@@ -64,6 +64,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.synthetic = ""  # synthetic images to train on as well; "" for none
     config.judged = ""  # synthetic images that only get predictions, never trained on; "" for none
     config.synthetic_fraction = 0.75  # of every batch, when there are synthetic images; the paper's 3 to 1
+    config.synthetic_weight = 1.0  # of the loss of a synthetic image beside a real one's; below 1 trusts it less
+    # what a synthetic image teaches: "label", its class, or "judge", the probability of it by the classifier that
+    # `curate` had, trained on real images only; the rest goes to the other classes
+    config.synthetic_targets = "label"
+    # batch statistics of "mobilenetv2": "shared", or "separate" for synthetic images, so that those by which photographs
+    # are judged are of photographs (arXiv 1911.09665)
+    config.synthetic_statistics = "shared"
     config.classifier = "vit"  # or "mobilenetv2"
     config.init = ""  # a Hugging Face folder (--model_name_or_path); "" starts from nothing with the architecture below
     config.architecture = {

@@ -36,7 +36,7 @@ RANGES = {
     "more than 0": (
         lambda value: value > 0,
         ("alpha", "depth_multiplier", "factor", "high", "layer_decay", "low", "strength", "strengths",
-         "timestep_bias"),
+         "synthetic_weight", "timestep_bias"),
     ),
     "0 to 1": (
         lambda value: 0 <= value <= 1,

@@ -60,12 +60,13 @@ class FeatureBatches:
 
     def training(self) -> "Mixture":
         """Returns endless batches of features."""
-        sources = [
-            self._standardised(manifest, [each for each in manifest.split("train") if each.label == label], self.views)
+        classes = [
+            (manifest, [record for record in manifest.split("train") if record.label == label])
             for manifest in self.plan.sides
             for label in manifest.labels
         ]
-        return Mixture(sources, self.plan)
+        sources = [self._standardised(manifest, records, self.views) for manifest, records in classes]
+        return Mixture(sources, [[self.plan.teaching(record) for record in records] for _, records in classes], self.plan)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the first views of some records once, in order."""
@@ -84,12 +85,14 @@ class FeatureBatches:
 class Mixture:
     """Endless batches {"image": [n, ...], "label": int32 [n]} of features, mixed as pipelines.training_batches mixes.
 
-    `sources` are the features [n, V, ...] of the K real classes, then of the K synthetic ones. The state is the number
-    of the next batch; order, mixture and view are a pure function of seed and position.
+    `sources` are the features [n, V, ...] of the K real classes, then of the K synthetic ones; `teaching` is what each
+    of their images teaches besides its label (`MixturePlan.teaching`). The state is the number of the next batch;
+    order, mixture and view are a pure function of seed and position.
     """
 
-    def __init__(self, sources: list[np.ndarray], plan: MixturePlan):
-        self._sources, self._alternation, self._seed, self._next = sources, plan.alternation, plan.seed, 0
+    def __init__(self, sources: list[np.ndarray], teaching: list[list[dict]], plan: MixturePlan):
+        self._sources, self._teaching = sources, teaching
+        self._alternation, self._seed, self._next = plan.alternation, plan.seed, 0
         self._batch = partial(mix_rows, self._example, plan=plan)
         self._order = lru_cache(maxsize=4 * len(sources))(self._shuffled)
 
@@ -111,8 +114,9 @@ class Mixture:
         source = self._sources[number]
         epoch, row = divmod(index, len(source))
         view = np.random.default_rng((self._seed, position)).integers(source.shape[1]) if source.shape[1] > 1 else 0
-        image = source[self._order(number, epoch)[row], view].astype(np.float32)
-        return {"image": image, "label": np.int32(number % self._alternation.classes)}
+        row = self._order(number, epoch)[row]
+        known = {"label": np.int32(number % self._alternation.classes)} | self._teaching[number][row]
+        return {"image": source[row, view].astype(np.float32)} | known
 
     def _shuffled(self, number: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, number, epoch)).permutation(len(self._sources[number]))

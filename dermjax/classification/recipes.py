@@ -8,10 +8,12 @@ Depths: 0 embeddings or stem, i + 1 block i, n + 1 what is above the n blocks.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -87,21 +89,43 @@ def join(trainable: Params, frozen: Params) -> Params:
     return unflatten(flatten(trainable) | flatten(frozen)) if frozen else trainable
 
 
-def loss(classifier: Classifier, chosen: Recipe, smoothing: float) -> Loss:
+def loss(classifier: Classifier, chosen: Recipe, smoothing: float, real_rows: int = 0) -> Loss:
     """Returns the loss of the loop: cross-entropy with label smoothing (arXiv 1512.00567, section 7).
 
-    A batch may bring "targets", mixed labels [B, L], in place of its labels.
+    A batch may bring soft "targets" [B, L] in place of its labels, and "weight" [B] of each image, 1 in the mean.
+    real_rows: above 0, batch statistics are apart, of so many real images and of the synthetic ones (`apart`).
     """
+    forward = partial(apart, real_rows=real_rows) if real_rows else together
 
     def cross_entropy(params, variables, constants, batch, key):
         params = join(params, constants.get("frozen", {}))
-        logits, variables = chosen.logits(classifier, params, variables, batch["image"], train=True)
+        logits, variables = forward(partial(chosen.logits, classifier, params, variables, train=True), batch)
         targets = batch.get("targets", jax.nn.one_hot(batch["label"], logits.shape[-1]))
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
-        value = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing)).mean()
-        return value, (variables, {"accuracy": accuracy})
+        values = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+        values = values * batch["weight"] if "weight" in batch else values
+        return values.mean(), (variables, {"accuracy": accuracy})
 
     return cross_entropy
+
+
+def together(logits: Callable[[Array], tuple[Array, Params]], batch: dict[str, Array]) -> tuple[Array, Params]:
+    """Returns (logits [B, L], variables) of a batch whose statistics are those of all its images."""
+    return logits(batch["image"])
+
+
+def apart(
+    logits: Callable[[Array], tuple[Array, Params]], batch: dict[str, Array], *, real_rows: int
+) -> tuple[Array, Params]:
+    """Returns (logits [B, L], variables) where real and synthetic images are normalised each by their own statistics.
+
+    The running ones, by which images are judged later, are of real images alone: AdvProp's auxiliary batch norm (Xie et
+    al. 2020, arXiv 1911.09665) with scale and shift in common. real_rows: real images in each batch.
+    """
+    order = jnp.argsort(batch["synthetic"], stable=True)
+    real, synthetic = jnp.split(batch["image"][order], [real_rows])
+    (of_real, variables), (of_synthetic, _) = logits(real), logits(synthetic)
+    return jnp.concatenate([of_real, of_synthetic])[jnp.argsort(order)], variables
 
 
 def optimizer(config: ConfigDict, params: Params) -> optax.GradientTransformation:

@@ -26,7 +26,7 @@ from dermjax.classification.features import Features, causes
 from dermjax.classification.predictions import figures, label_indices, manifest_table, predictor, probabilities
 from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
 from dermjax.data.augmentation import MIXTURES, POLICIES
-from dermjax.data.pipelines import MixturePlan
+from dermjax.data.pipelines import TARGETS, MixturePlan
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
@@ -41,12 +41,15 @@ from dermjax.weights import classifiers
 DONE = "metrics.json"
 LEFT = ("checkpoints", DONE)  # by which it is known that a run has begun
 TEMPERATURES = (0.05, 20.0)
+STATISTICS = {"shared": False, "separate": True}  # whether those of synthetic images are apart
 NAMES = {
     "classifier": networks.CLASSIFIERS,
     "precision": networks.PRECISIONS,
     "recipe": recipes.CUTS,
     "augment": POLICIES,
     "mixing": MIXTURES,
+    "synthetic_targets": TARGETS,
+    "synthetic_statistics": STATISTICS,
     "optimizer": optimizers.OPTIMIZERS,
     "schedule": optimizers.SCHEDULES,
 }
@@ -67,11 +70,26 @@ def check(config: ConfigDict) -> Mesh:
             f"config.mixing = cutmix cuts windows out of images, and config.recipe = {config.recipe} trains on "
             "features; take mixup or none, or the recipe full"
         )
+    if STATISTICS[config.synthetic_statistics]:
+        _check_separate(config)
     if config.features and Path(config.features).exists() and not Path(config.features).is_dir():
         raise UserError(f"config.features = {config.features}: is no folder; give one, or leave it empty")
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.batch, config.accumulate, grid)
     return grid
+
+
+def _check_separate(config: ConfigDict) -> None:
+    """Raises UserError where batch statistics cannot be those of real and of synthetic images apart."""
+    clashes = {
+        f"config.classifier = {config.classifier}, which has no batch statistics": config.classifier != "mobilenetv2",
+        "config.recipe = frozen, whose head has none": config.recipe == "frozen",
+        f"config.mixing = {config.mixing}, which mixes the two": config.mixing != "none",
+        f"config.accumulate = {config.accumulate}, whose parts have other shares": config.accumulate != 1,
+    }
+    if any(clashes.values()):
+        clash = next(each for each, meets in clashes.items() if meets)
+        raise UserError(f"config.synthetic_statistics = separate does not go with {clash}; change one of the two")
 
 
 def train(
@@ -94,7 +112,9 @@ def train(
     plan = MixturePlan(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
         rows=sharding.local_rows(config.batch, grid), seed=config.seed, mixing=config.mixing,
+        synthetic_weight=config.synthetic_weight, synthetic_targets=config.synthetic_targets,
     )  # fmt: skip
+    real_rows = plan.real_rows if STATISTICS[config.synthetic_statistics] else 0
     report_cost(config, plan, recipe, classifier, params, grid)
     batches = _batches(config, workdir, plan, recipe, classifier, params, variables, grid)
     pooled = recipe.last == 0  # pooled features are standardised
@@ -113,8 +133,8 @@ def train(
         values = {f"validation_{name}": value for name, value in figures(real, validation, predicted).items()}
         return values | {"validation_error": 1 - values["validation_auroc"]}
 
-    task = Task("classify", recipes.loss(classifier, recipe, config.label_smoothing), optimizer, evaluate,
-                minimise="validation_error" if config.patience else "")  # fmt: skip
+    task = Task("classify", recipes.loss(classifier, recipe, config.label_smoothing, real_rows), optimizer,
+                evaluate, minimise="validation_error" if config.patience else "")  # fmt: skip
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.evaluate_every,

@@ -112,7 +112,7 @@ def mixup(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) ->
     """Each image is a weighted mean of it and the other, and so are the "targets", float32 [B, K]."""
     share = np.float32(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA))
     image = share * batch["image"] + (1 - share) * other["image"]
-    return {**batch, "image": image, "targets": _shared(batch["label"], other["label"], share, classes)}
+    return {**batch, "image": image} | _shared(batch, other, share, classes)
 
 
 def cutmix(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) -> Batch:
@@ -124,17 +124,23 @@ def cutmix(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) -
     (top, left), (bottom, right) = np.clip(np.rint([centre - cut, centre + cut]), 0, side).astype(int)
     image[:, top:bottom, left:right] = other["image"][:, top:bottom, left:right]
     share = np.float32(1 - (bottom - top) * (right - left) / side**2)
-    return {**batch, "image": image, "targets": _shared(batch["label"], other["label"], share, classes)}
+    return {**batch, "image": image} | _shared(batch, other, share, classes)
 
 
 def unmixed(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) -> Batch:
-    """The batch as it is, without "targets"."""
+    """The batch as it is."""
     return batch
 
 
-def _shared(label: np.ndarray, other: np.ndarray, share: np.float32, classes: int) -> np.ndarray:
+def _shared(batch: Batch, other: Batch, share: np.float32, classes: int) -> Batch:
+    """The targets of mixed images, and their weights in the loss where they have any."""
+
+    def mean(of: Callable[[Batch], np.ndarray]) -> np.ndarray:
+        return share * of(batch) + (1 - share) * of(other)
+
     hot = np.eye(classes, dtype=np.float32)
-    return share * hot[label] + (1 - share) * hot[other]
+    shared = {"targets": mean(lambda each: each["targets"] if "targets" in each else hot[each["label"]])}
+    return shared | ({"weight": mean(lambda each: each["weight"])} if "weight" in batch else {})
 
 
 def _about_one(rng: np.random.Generator, share: float) -> float:

@@ -31,6 +31,7 @@ THREADS = 4  # batches in the making; the arithmetic and the decoding release Py
 MEMORY_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # slicing arrays is faster than a thread
 FINEST_MIXTURE = 10_000  # a synthetic fraction is the nearest fraction with at most this denominator
 MIXING = 2**31  # apart from the seeds of the examples
+JUDGED = "label"  # the score of `curate` that is the probability of an image's own class
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,26 @@ class Alternation(grain.transforms.DatasetSelectionMap):
         return side + drawn % self.classes, drawn // self.classes
 
 
+def judged(hot: np.ndarray, record: Record) -> np.ndarray:
+    """The probability that a judge gives the class of an image, and what is left in equal parts for the others.
+
+    hot: float32 [K], 1 at the class. The judge is the classifier, trained on real images only, that `curate` had.
+    """
+    if JUDGED not in record.scores:
+        raise UserError(
+            f"{record.image}: config.synthetic_targets = judge, and no judge has seen it; curate with config.classifier"
+        )
+    own, others = np.float32(record.scores[JUDGED]), max(1, len(hot) - 1)
+    return own * hot + (1 - own) / others * (1 - hot)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MixturePlan:
     """The manifests that training draws from, and how.
 
     synthetic_fraction: the share of synthetic images in every prefix, to within one image. mixing: a name of MIXTURES.
     rows: int [n], the rows of a batch of B that this process makes, ascending.
+    synthetic_weight: of the loss of a synthetic image beside a real one's. synthetic_targets: a name of TARGETS.
     """
 
     real: Manifest
@@ -70,6 +85,8 @@ class MixturePlan:
     rows: np.ndarray
     seed: int
     mixing: str
+    synthetic_weight: float = 1.0
+    synthetic_targets: str = "label"
 
     @property
     def share(self) -> Fraction:
@@ -86,6 +103,37 @@ class MixturePlan:
         """The order in which the classes of the sides come."""
         fraction = self.share if len(self.sides) == 2 else Fraction(0)
         return Alternation(fraction=fraction, classes=len(self.real.labels))
+
+    @property
+    def real_rows(self) -> int:
+        """The real images of each batch, 0 where there are no others; UserError where their number changes."""
+        if len(self.sides) < 2:
+            return 0
+        rows = self.batch * (1 - self.share)
+        if rows.denominator != 1:
+            raise UserError(
+                f"config.synthetic_statistics = separate: of a batch of {self.batch}, {float(rows):g} would be real; "
+                "give a batch and a synthetic_fraction that divide into whole images"
+            )
+        return int(rows)
+
+    def teaching(self, record: Record) -> dict[str, np.ndarray]:
+        """What is known of an image besides its label: "synthetic" bool, its "weight" in the loss, soft "targets" [K].
+
+        Weights are 1 in the mean over the mixture, so that the rate means the same whatever they are. The plan's
+        defaults leave weights and targets out.
+
+        Raises:
+          UserError: targets are the judge's, and no judge has seen this image.
+        """
+        if (self.synthetic_weight, self.synthetic_targets) == (1.0, "label"):
+            return {"synthetic": np.bool_(record.synthetic)}
+        share, classes = float(self.share), len(self.real.labels)
+        weight = (self.synthetic_weight if record.synthetic else 1.0) / (1 - share + share * self.synthetic_weight)
+        targets = np.eye(classes, dtype=np.float32)[self.real.labels.index(record.label)]
+        if record.synthetic:
+            targets = TARGETS[self.synthetic_targets](targets, record)
+        return {"synthetic": np.bool_(record.synthetic), "weight": np.float32(weight), "targets": targets}
 
 
 def array_batches(
@@ -118,8 +166,8 @@ def array_batches(
 def training_batches(plan: MixturePlan, *, size: int, augment: str) -> grain.DatasetIterator:
     """Endless training batches {"image": float32 [n, S, S, 3] in [-1, 1], "label": int32 [n]}, see `Alternation`.
 
-    augment: a name of POLICIES. With "mixup" and "cutmix" a batch has "targets" besides, float32 [n, K]. Raises
-    UserError when a class has no image on a side that is drawn from, or the manifests do not belong together.
+    augment: a name of POLICIES. A batch has what `MixturePlan.teaching` says besides, and with "mixup" and "cutmix"
+    "targets", float32 [n, K], in any case. Raises UserError when a class has no image on a side that is drawn from, or the manifests do not belong together.
     """
     for name, given, known in (("augment", augment, POLICIES), ("mixing", plan.mixing, MIXTURES)):
         if given not in known:
@@ -132,8 +180,9 @@ def training_batches(plan: MixturePlan, *, size: int, augment: str) -> grain.Dat
 
     sources, first, seed = [], 0, plan.seed
     for number, (_, records) in enumerate(classes):
-        entries, label = _shuffled(len(records), seed=(seed, number)), np.int32(number % len(plan.real.labels))
-        sources.append(entries.map(partial(_example, read=read, first=first, label=label)))
+        entries = _shuffled(len(records), seed=(seed, number))
+        known = [{"label": np.int32(number % len(plan.real.labels))} | plan.teaching(record) for record in records]
+        sources.append(entries.map(partial(_example, read=read, first=first, known=known)))
         first += len(records)
     alternating = grain.MapDataset.select_from_datasets(sources, plan.alternation)
     examples = alternating.random_map(partial(_augmented, policy=POLICIES[augment]), seed=seed)
@@ -198,8 +247,8 @@ def _shuffled(length: int, *, seed: tuple[int, ...]) -> grain.MapDataset:
     return grain.MapDataset.range(length).repeat().map_with_index(lambda index, row: order(index // length)[row])
 
 
-def _example(row: int, read: Callable[[int], np.ndarray], first: int, label: np.int32) -> dict:
-    return {"image": read(first + row), "label": label}
+def _example(row: int, read: Callable[[int], np.ndarray], first: int, known: list[dict]) -> dict:
+    return {"image": read(first + row)} | known[row]
 
 
 def _by_class(manifest: Manifest) -> list[list[Record]]:
@@ -234,6 +283,9 @@ def _reader(chosen: list[tuple[Manifest, Record]], size: int) -> Callable[[int],
     if len(paths) * size * size * 3 > CACHE_BYTES:
         return lambda row: images.load(paths[row], size)
     return images.load_all(paths, size, "training images").__getitem__
+
+
+TARGETS = {"label": lambda hot, record: hot, "judge": judged}
 
 
 def _augmented(example: dict, rng: np.random.Generator, policy: Callable) -> dict:

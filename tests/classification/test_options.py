@@ -14,6 +14,7 @@ from dermjax.study import run as study
 from dermjax.training import writers
 
 RUN = runpy.run_path(str(Path(__file__).parent / "test_run.py"))
+SEPARATE = {"synthetic_statistics": "separate", "classifier": "mobilenetv2"}
 STUDY = Path(__file__).parents[2] / "configs" / "study.py"
 
 
@@ -51,6 +52,13 @@ def real(tmp_path_factory):
         ({"ema_decay": 1.0}, "config.ema_decay = 1.0: give 0 or more and less than 1"),
         ({"features": __file__}, "config.features = .* is no folder"),
         ({"synthetic_fraction": 1.5}, "config.synthetic_fraction = 1.5: give 0 to 1"),
+        ({"synthetic_weight": 0.0}, "config.synthetic_weight = 0.0: give more than 0"),
+        ({"synthetic_targets": "juge"}, "config.synthetic_targets 'juge' is unknown; did you mean judge"),
+        ({"synthetic_statistics": "separated"}, "config.synthetic_statistics .* did you mean separate"),
+        ({"synthetic_statistics": "separate"}, "separate does not go with config.classifier = vit"),
+        (SEPARATE | {"recipe": "frozen"}, "separate does not go with config.recipe = frozen"),
+        (SEPARATE | {"mixing": "mixup"}, "separate does not go with config.mixing = mixup"),
+        (SEPARATE | {"accumulate": 2}, "separate does not go with config.accumulate = 2"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
 )

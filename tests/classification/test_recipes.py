@@ -143,7 +143,7 @@ def test_mixtures_of_features_are_exact_resumable_and_in_turns():
     )
 
     def mixture(**changes):
-        return Mixture(sources, replace(plan, **changes))
+        return Mixture(sources, [[{}] * len(each) for each in sources], replace(plan, **changes))
 
     one = mixture()
     batches = [next(one) for _ in range(6)]
