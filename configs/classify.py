@@ -68,8 +68,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     # what a synthetic image teaches: "label", its class, or "judge", the probability of it by the classifier that
     # `curate` had, trained on real images only; the rest goes to the other classes
     config.synthetic_targets = "label"
-    # batch statistics of "mobilenetv2": "shared", or "separate" for synthetic images, so that those by which photographs
-    # are judged are of photographs (arXiv 1911.09665)
+    # batch statistics of "mobilenetv2": "shared", or "separate" for synthetic images, so that photographs are judged by
+    # those of photographs (arXiv 1911.09665)
     config.synthetic_statistics = "shared"
     config.classifier = "vit"  # or "mobilenetv2"
     config.init = ""  # a Hugging Face folder (--model_name_or_path); "" starts from nothing with the architecture below

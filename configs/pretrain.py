@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 TINY = {
     "base": "derm-tiny",
+    "start": "",
     "phantoms": 20_000,
     "photographs_share": 0.0,
     "save_every": 200,
@@ -66,6 +67,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config = ConfigDict(
         {
             "base": "derm-base",  # or derm-tiny
+            "start": "derm-tiny",  # a model whose autoencoder is widened to begin with; "" begins with random numbers
             "seed": 0,
             "first_seed": 0,  # of the phantoms; `prepare` draws from 10,000,000 on
             "phantoms": 12_000,
@@ -79,8 +81,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
                 "phases": ("crops", "settle"),
-                "crops": _phase(steps=24_000, rate=1e-3, schedule="constant"),
-                "settle": _phase(steps=4000, rate=5e-4),
+                "crops": _phase(steps=4000, rate=4e-4, schedule="constant"),
+                "settle": _phase(steps=1000, rate=4e-4),
             },
             "diffusion": {
                 "images": 16_000,
@@ -93,7 +95,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "caption_dropout": 0.1,
                 "ema_decay": 0.999,
             },
-            "decoder": {"phases": ("texture",), "texture": _phase(steps=4000, rate=5e-4, adversary=0.05)},
+            "decoder": {"phases": ("texture",), "texture": _phase(steps=1000, rate=3e-4, adversary=0.05)},
         }
     )
     if variant in ("tiny", "smoke"):
@@ -120,4 +122,4 @@ def _phase(adversary: float = 0.0, **changes) -> dict:
     """One phase of derm-base's autoencoder: what all share, and what this one has of its own."""
     weights = PIXELS | {"lines": 2.0, "edges": 1.0, "features": 0.2, "adversary": adversary}
     crops = {"size": 112, "sides": (160, 400), "batch": 8}
-    return crops | SHARED | {"kl": 1e-4, "ema_decay": 0.999, "evaluate_every": 500, "weights": weights} | changes
+    return crops | SHARED | {"kl": 1e-4, "ema_decay": 0.998, "evaluate_every": 250, "weights": weights} | changes

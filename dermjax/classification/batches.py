@@ -66,7 +66,8 @@ class FeatureBatches:
             for label in manifest.labels
         ]
         sources = [self._standardised(manifest, records, self.views) for manifest, records in classes]
-        return Mixture(sources, [[self.plan.teaching(record) for record in records] for _, records in classes], self.plan)
+        teaching = [[self.plan.teaching(record) for record in records] for _, records in classes]
+        return Mixture(sources, teaching, self.plan)
 
     def evaluation(self, manifest: Manifest, records: list[Record]) -> Iterator[dict[str, np.ndarray]]:
         """Yields the first views of some records once, in order."""

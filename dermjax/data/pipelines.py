@@ -167,7 +167,8 @@ def training_batches(plan: MixturePlan, *, size: int, augment: str) -> grain.Dat
     """Endless training batches {"image": float32 [n, S, S, 3] in [-1, 1], "label": int32 [n]}, see `Alternation`.
 
     augment: a name of POLICIES. A batch has what `MixturePlan.teaching` says besides, and with "mixup" and "cutmix"
-    "targets", float32 [n, K], in any case. Raises UserError when a class has no image on a side that is drawn from, or the manifests do not belong together.
+    "targets", float32 [n, K], in any case. Raises UserError when a class has no image on a side that is drawn from, or
+    the manifests do not belong together.
     """
     for name, given, known in (("augment", augment, POLICIES), ("mixing", plan.mixing, MIXTURES)):
         if given not in known:

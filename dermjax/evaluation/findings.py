@@ -5,6 +5,7 @@ off one figure that is named beforehand, AUROC, so that the best of several cann
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ class Findings:
     figures: dict[Group, dict[str, Estimate]]
     comparisons: dict[Group, Comparison]
     fidelity: dict[Group, Estimate]
+    chosen: tuple[Group, ...] = ()  # one of each setting, by validation images
     subgroups: dict[tuple[str, str], dict[Group, Estimate]] = field(default_factory=dict)  # AUROC by kind and name
     # figure and difference by name, on further test sets
     elsewhere: dict[str, dict[Group, dict[str, tuple[Estimate, Estimate]]]] = field(default_factory=dict)
@@ -110,10 +112,12 @@ def find(
     synthetic: dict[Group, list[Predictions]],
     *,
     pooled: bool,
+    chosen: Collection[Group] = (),
 ) -> Findings:
     """Every figure, every arm against the baseline of its classifier and size, and label fidelity.
 
     pooled: groups are means over seeds and folds, with p adjusted by Holm's method; else each is one run.
+    chosen: groups named before test images were read, whose p is adjusted among themselves alone.
     synthetic: predictions of synthetic images, of each fold, by classifiers of real images only.
     """
     comparisons = {}
@@ -130,8 +134,11 @@ def find(
                 adjusted=None,
             )
     if pooled:
-        adjusted = intervals.holm([each.p for each in comparisons.values()])
-        comparisons = {g: replace(each, adjusted=p) for (g, each), p in zip(comparisons.items(), adjusted, strict=True)}
+        named = [group for group in comparisons if group in chosen]
+        for groups in (list(comparisons), named):
+            adjusted = intervals.holm([comparisons[group].p for group in groups])
+            for group, p in zip(groups, adjusted, strict=True):
+                comparisons[group] = replace(comparisons[group], adjusted=p)
     right = {group: np.concatenate([each.right for each in several]) for group, several in synthetic.items()}
     return Findings(
         classes=next(iter(folds.values()))[0].classes,
@@ -139,6 +146,7 @@ def find(
         figures={group: intervals.figures(each, pooled=pooled) for group, each in folds.items()},
         comparisons=comparisons,
         fidelity={group: intervals.share(int(each.sum()), len(each)) for group, each in right.items()},
+        chosen=tuple(chosen),
     )
 
 

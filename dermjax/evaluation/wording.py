@@ -25,6 +25,7 @@ ARMS = {  # of a study
     "synthetic_then_real": "synthetic, then real",
     "real_tested_on_synthetic": "real, tested on synthetic",
 }
+HYBRIDS = {"hybrid": "hybrid", "all": "all synthetic"}
 TO_THREE_PLACES = ("auroc", "average_precision", "ece", "brier")  # areas and errors; what else there is, is a share
 MINUS = "\N{MINUS SIGN}"
 
@@ -35,9 +36,12 @@ def shown(name: str) -> str:
 
 
 def arm(name: str) -> str:
-    """The printed name of an arm of a study: `hybrid 3 : 1`, `real, equal steps`."""
-    kind, _, ratio = name.partition("_")
-    return f"hybrid {ratio} : 1" if kind == "hybrid" else ARMS.get(name, name)
+    """The printed name of an arm of a study: `hybrid 3 : 1, judged`, `real, equal steps`."""
+    kind, _, rest = name.partition("_")
+    if kind not in HYBRIDS:
+        return ARMS.get(name, name)
+    ratio, _, trust = rest.partition("_")
+    return f"{HYBRIDS[kind]} {ratio} : 1{f', {trust}' if trust else ''}"
 
 
 def shots(size: int) -> str:

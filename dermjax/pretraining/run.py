@@ -36,6 +36,7 @@ from dermjax.pretraining import (
     reconstructions,
     segmenter,
     teacher,
+    widening,
 )
 from dermjax.pretraining.crops import Source
 from dermjax.progress import bar, cost
@@ -44,7 +45,7 @@ from dermjax.training import optimizers
 from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.training.loop import Batches, LoopConfig, Task, fit
 from dermjax.training.state import create
-from dermjax.weights import diffusers
+from dermjax.weights import diffusers, model_files
 
 BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
@@ -63,14 +64,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for part in (*phases, config.diffusion):
         sharding.check_batch(part.batch, 1, grid)
     sd = prepare_model(workdir, BASES[config.base])
-    params = sd.init(config.seed)
+    params, start = sd.init(config.seed), start_autoencoder(sd, config)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
          autoencoder_steps=sum(phase.steps for phase in phases), diffusion_steps=config.diffusion.steps)  # fmt: skip
     photos, held_out = (read_photographs(config, split, photographs.SIDE, workdir) for split in ("train", "validation"))
     phantoms, captions = make_phantoms(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     share = config.photographs_share
     sources = [Source(phantoms, 1 - share), Source(photos, share)]
-    vae_params = train_autoencoder(sd, params["vae"], {}, sources, held_out, config, workdir / "autoencoder")
+    vae_params = train_autoencoder(sd, start, {}, sources, held_out, config, workdir / "autoencoder")
 
     captions, drawn = captions[: config.diffusion.images], phantoms[: config.diffusion.images]
     photos = read_photographs(config, "train", sd.size, workdir)
@@ -110,6 +111,17 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.phantoms and config.diffusion.images: give 1 or more of both")
     if config.photographs_share and not config.photographs:
         raise UserError("config.photographs_share: give the manifest of the photographs, config.photographs, or 0")
+
+
+def start_autoencoder(sd: StableDiffusion, config: ConfigDict) -> Params:
+    """Returns the autoencoder's first parameters: random ones, or those of config.start made wider."""
+    if not config.start:
+        return sd.init(config.seed)["vae"]
+    _, params = diffusers.read(model_files.locate(config.start))
+    try:
+        return widening.widen(params["vae"], sd.shapes["vae"], config.seed)
+    except ValueError as error:
+        raise UserError(f"config.start = {config.start}: cannot be widened to {config.base}, {error}") from error
 
 
 def check_phase(path: str, phase: ConfigDict, config: ConfigDict, sd: StableDiffusion) -> None:

@@ -6,27 +6,44 @@ real_augmented            the same with strong augmentation
 synthetic                 synthetic images only
 hybrid_<r>                r synthetic images for each real one, in every batch and in number, as long as there are
                           so many (the paper's is hybrid_3)
+hybrid_<r>_light          the same, where a synthetic image weighs a quarter of a real one
+hybrid_<r>_judged         the same, where it teaches its class as far as a judge of real images sees it
+hybrid_<r>_apart          the same, with batch statistics of its own (fine-tuned MobileNetV2 alone)
+all_<r>                   as hybrid_<r> in every batch, from all the synthetic images that there are
+all_<r>_light, …          with the same endings
 synthetic_then_real       half of the steps on synthetic images, then half on real ones
 real_tested_on_synthetic  no training of its own: what real_equal_steps says of the synthetic images
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 
 PAPER_RATIO = 3
 RATIOS = (0.25, 10.0)
+TRUST = {  # endings of a hybrid arm: what of the classifier's config they change
+    "": {},
+    "light": {"synthetic_weight": 0.25},
+    "judged": {"synthetic_targets": "judge"},
+    "apart": {"synthetic_statistics": "separate"},
+}
 BASELINE, TESTED_ON_SYNTHETIC = "real_equal_steps", "real_tested_on_synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of training: its share of the steps, and the synthetic images to each real one (None: no real ones)."""
+    """A stretch of training: its share of the steps, and the synthetic images to each real one (None: no real ones).
+
+    limited: whether the ratio holds in number as well, or in batches alone, which draw from all synthetic images.
+    changes: of the classifier's own config.
+    """
 
     steps: float
     ratio: float | None
-    augment: str = ""  # in place of the classifier's own
+    limited: bool = True
+    changes: dict[str, str | float] = field(default_factory=dict)
 
     @property
     def fraction(self) -> float:
@@ -42,19 +59,36 @@ def phases(arm: str) -> tuple[Phase, ...]:
     """
     if arm in ARMS:
         return ARMS[arm]
-    ratio = hybrid_ratio(arm)
-    if ratio is None or not RATIOS[0] <= ratio <= RATIOS[1]:
-        raise UserError(f"config.arms: {arm!r} is none of {', '.join(ARMS)} or hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}>")
-    return (Phase(steps=1.0, ratio=ratio),)
+    hybrid = parse_hybrid(arm)
+    if hybrid is None or not RATIOS[0] <= hybrid.ratio <= RATIOS[1]:
+        known = f"hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}> or all_<…>, with {', '.join(filter(None, TRUST))} behind"
+        raise UserError(f"config.arms: {arm!r} is none of {', '.join(ARMS)}, {known}")
+    changes = TRUST[hybrid.trust]
+    return (Phase(steps=1.0, ratio=hybrid.ratio, limited=hybrid.kind == "hybrid", changes=changes),)
+
+
+class Hybrid(NamedTuple):
+    """The parts of the name of an arm of real and synthetic images, such as hybrid_3_judged."""
+
+    kind: str
+    ratio: float
+    trust: str
+
+
+def parse_hybrid(arm: str) -> Hybrid | None:
+    """Returns the parts of a hybrid arm's name, None for any other name."""
+    kind, _, rest = arm.partition("_")
+    ratio, _, trust = rest.partition("_")
+    try:
+        return Hybrid(kind, float(ratio), trust) if kind in ("hybrid", "all") and trust in TRUST else None
+    except ValueError:
+        return None
 
 
 def hybrid_ratio(arm: str) -> float | None:
-    """Returns the synthetic images to each real one of a hybrid arm, None for any other name."""
-    kind, _, ratio = arm.partition("_")
-    try:
-        return float(ratio) if kind == "hybrid" else None
-    except ValueError:
-        return None
+    """Returns the synthetic images to each real one of a plain hybrid arm, None for any other name."""
+    hybrid = parse_hybrid(arm)
+    return hybrid.ratio if hybrid and hybrid.kind == "hybrid" and not hybrid.trust else None
 
 
 def take_shots(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:
@@ -94,7 +128,7 @@ def _training_images(manifest: Manifest, label: str) -> list[str]:
 ARMS = {
     "real": (Phase(steps=1 / (1 + PAPER_RATIO), ratio=0.0),),
     BASELINE: (Phase(steps=1.0, ratio=0.0),),
-    "real_augmented": (Phase(steps=1.0, ratio=0.0, augment="strong"),),
+    "real_augmented": (Phase(steps=1.0, ratio=0.0, changes={"augment": "strong"}),),
     "synthetic": (Phase(steps=1.0, ratio=None),),
     "synthetic_then_real": (Phase(steps=0.5, ratio=None), Phase(steps=0.5, ratio=0.0)),
     TESTED_ON_SYNTHETIC: (),

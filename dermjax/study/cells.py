@@ -154,10 +154,13 @@ def train(cell: Cell, config: ConfigDict, material: Material, features: Path, fo
         settings.steps = steps(config.steps, phase)
         settings.warmup = min(config.warmup, settings.steps // 4)
         settings.evaluate_every = min(config.evaluate_every, settings.steps)
-        settings.synthetic_fraction, settings.augment = phase.fraction, phase.augment or config.augment
-        if phase.augment and config.recipe != "full":
+        settings.synthetic_fraction = phase.fraction
+        settings.update(phase.changes)
+        if "augment" in phase.changes and config.recipe != "full":
             settings.views = max(config.views, AUGMENTED_VIEWS)
-        synthetic = arms.take_ratio(material.synthetic, real, phase.ratio) if phase.fraction else None
+        synthetic = material.synthetic if phase.fraction else None
+        if synthetic and phase.limited:
+            synthetic = arms.take_ratio(synthetic, real, phase.ratio)
         judged = material.synthetic if cell.arm == arms.BASELINE else None
         where = folder if last else folder / f"phase{number}"
         training.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})

@@ -97,7 +97,8 @@ def sentence(each: Comparison) -> str:
 
 def _is_scarce(group: Group, material: Material) -> bool:
     """Whether a hybrid arm asks for more synthetic images of a class than there are."""
-    ratio = arms.hybrid_ratio(group.arm) or 0.0
+    hybrid = arms.parse_hybrid(group.arm)
+    ratio = hybrid.ratio if hybrid and hybrid.kind == "hybrid" else 0.0
     for label in material.real.labels:
         real, synthetic = (len(report.training_images(each, label)) for each in (material.real, material.synthetic))
         if ratio * (group.shots or real) > synthetic:
@@ -117,7 +118,7 @@ def _forest(groups: list[Group], findings: Findings, reach: float) -> str:
 
 def _charts(groups: list[Group], findings: Findings) -> list[str]:
     """The ROC curves of a setting, by the mean probability over the seeds, averaged over folds, and its calibration."""
-    hybrids = sorted((g.arm for g in groups if arms.hybrid_ratio(g.arm) is not None), key=arms.hybrid_ratio)
+    hybrids = sorted((g.arm for g in groups if arms.parse_hybrid(g.arm)), key=lambda arm: arms.parse_hybrid(arm).ratio)
     shades = np.linspace(1, len(HYBRID_COLOURS) - 1, len(hybrids)).round().astype(int)
     colours = ARM_COLOURS | {arm: HYBRID_COLOURS[shade] for arm, shade in zip(hybrids, shades, strict=True)}
     curves, calibration = {}, {}

@@ -1,28 +1,56 @@
 """The predictions of all cells -> findings -> results.json, which has every number of a study for programs.
 
 An arm is the mean over its seeds. It is compared with the baseline of the same classifier and few-shot size, seed by
-seed and on the same resamples of the same lesions. p-values are adjusted by Holm's method over all comparisons.
+seed and on the same resamples of the same lesions. One arm of each setting is chosen by validation images before any
+test image is read; p-values of the chosen ones are adjusted by Holm's method among themselves, and all others over all
+comparisons.
 """
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from dermjax.data.records import Manifest
-from dermjax.evaluation import findings, predictions
+from dermjax.evaluation import findings, metrics, predictions
 from dermjax.evaluation.findings import PRIMARY, Findings, Group
 from dermjax.evaluation.intervals import Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import PAPER
+from dermjax.study import arms
 from dermjax.study.arms import BASELINE, TESTED_ON_SYNTHETIC
 from dermjax.study.cells import Cell, Material
 
 
-def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bootstrap: dict[str, int]) -> Findings:
+def choose(folders: dict[Cell, Path], materials: list[Material]) -> dict[Group, float]:
+    """Returns the arm of each setting with synthetic images that is best on validation images, and its AUROC there.
+
+    It is the mean over seeds and folds. No test image is read.
+    """
+    scores: dict[tuple[str, int], dict[Group, list[float]]] = {}
+    for cell, folder in folders.items():
+        if any(phase.fraction for phase in arms.phases(cell.arm)):
+            real = materials[cell.fold].real
+            validation = predictions.read(folder / "predictions.csv", real.labels, "validation")
+            score = float(metrics.auroc(validation))
+            scores.setdefault(cell.group[:2], {}).setdefault(cell.group, []).append(score)
+    means = [{group: float(np.mean(each)) for group, each in groups.items()} for groups in scores.values()]
+    return dict(max(groups.items(), key=lambda item: item[1]) for groups in means)
+
+
+def find(
+    folders: dict[Cell, Path],
+    materials: list[Material],
+    baseline: str,
+    chosen: Collection[Group],
+    bootstrap: dict[str, int],
+) -> Findings:
     """Compares the arms on the real test images, on their subgroups (of one fold) and on every further test set.
 
-    bootstrap: the resamples, seed and smallest of `Bootstrap`.
+    chosen: the groups of `choose`. bootstrap: the resamples, seed and smallest of `Bootstrap`.
     """
     groups: dict[Group, dict[int, list[Path]]] = {}
     for cell, folder in folders.items():
@@ -49,7 +77,7 @@ def find(folders: dict[Cell, Path], materials: list[Material], baseline: str, bo
             synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [predictions.mean(each) for each in seeds if each]
     subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
     return replace(
-        findings.find(here, baseline, synthetic, pooled=True),
+        findings.find(here, baseline, synthetic, pooled=True, chosen=chosen),
         subgroups={key: findings.in_subgroup(here, images) for key, images in subgroups.items()},
         elsewhere={test: findings.elsewhere(folds(test), baseline) for test in materials[0].tests},
     )
@@ -62,6 +90,7 @@ def as_json(result: Findings) -> str:
         "groups": [
             {
                 **group._asdict(),
+                "chosen_on_validation": group in result.chosen,
                 "figures": figures,
                 "auroc_of_each_seed": result.seeds(group),
                 "confusion_of_the_mean": result.confusion(group).tolist(),

@@ -5,14 +5,17 @@
 The same command on several hosts with one workdir shares the cells; the same command again does what is missing.
 """
 
+import json
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import run_folder
 from dermjax.classification import inputs, training
 from dermjax.classification.features import VERSIONS
 from dermjax.data import records
+from dermjax.data.pipelines import TARGETS
 from dermjax.data.records import Manifest
 from dermjax.demo import check, check_stages
 from dermjax.errors import UserError
@@ -49,7 +52,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if left:
         say(f"study: {len(left)} cells are being trained elsewhere, such as {left[0]}; the same command again reports")
         return
-    findings = results.find(folders, materials, config.baseline, config.bootstrap.to_dict())
+    chosen = results.choose(folders, materials)
+    named = [group._asdict() | {"validation_auroc": score} for group, score in chosen.items()]
+    write_atomically(workdir / "chosen.json", json.dumps(named, indent=2))  # before any test image is read
+    findings = results.find(folders, materials, config.baseline, chosen, config.bootstrap.to_dict())
     explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
     page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery)
@@ -74,7 +80,10 @@ def plan(config: ConfigDict) -> list[Cell]:
     if not config.classifiers:
         raise UserError("config.classifiers: none; add at least one")
     for name, classifier in config.classifiers.items():
-        check(f"classifiers.{name}", classifier, training.check)
+        for phase in (phase for arm in trained for phase in arms.phases(arm)):
+            changed = ConfigDict(classifier.to_dict())
+            changed.update(phase.changes)
+            check(f"classifiers.{name}", changed, training.check)
     if not config.synthetic:
         check_stages(config)
     if config.synthetic and not config.manifest:
@@ -111,6 +120,10 @@ def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real
         inputs.refuse_leaks(used)
         synthetic = generator.synthesise(config, workdir, fold, prepared)
     inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
+    for phase in (phase for arm in config.arms for phase in arms.phases(arm)):  # before the first cell is trained
+        teach = TARGETS[phase.changes.get("synthetic_targets", "label")]
+        for record in synthetic.split("train"):
+            teach(np.ones(len(real.labels), np.float32), record)
     inputs.refuse_leaks([*used, synthetic])
     say(
         f"study: fold {fold}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "

@@ -58,7 +58,7 @@ def test_the_real_images_of_a_batch_are_counted_or_it_is_refused():
     filled = {name: Manifest(labels=LABELS, root=Path(), records=()) for name in ("real", "synthetic")}
     assert plan(**filled).real_rows == 2
     assert plan(synthetic=None).real_rows == 0 == plan(synthetic_fraction=1.0).real_rows
-    with pytest.raises(UserError, match="of a batch of 8, 5.6 would be real"):
+    with pytest.raises(UserError, match=r"of a batch of 8, 5\.6 would be real"):
         plan(synthetic_fraction=0.3).real_rows  # noqa: B018
 
 

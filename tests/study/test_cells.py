@@ -9,6 +9,7 @@ import time
 import pytest
 
 from dermjax.errors import UserError
+from dermjax.evaluation import wording
 from dermjax.study import arms, cells
 from dermjax.study.cells import claimed
 
@@ -66,6 +67,11 @@ def test_arms_by_name():
     assert (hybrid.fraction, hybrid.steps) == (0.75, 1.0)
     assert [phase.fraction for phase in arms.phases("synthetic_then_real")] == [1.0, 0.0]
     assert arms.phases("real")[0].steps == 0.25 and arms.phases("real_tested_on_synthetic") == ()
-    for wrong in ("hybrid", "hybrid_0.1", "hybrid_11", "reel"):
+    (judged,) = arms.phases("all_3_judged")
+    assert judged.changes == {"synthetic_targets": "judge"} and not judged.limited and judged.fraction == 0.75
+    assert arms.phases("hybrid_1_light")[0].changes == {"synthetic_weight": 0.25}
+    assert arms.hybrid_ratio("hybrid_3") == 3 and arms.hybrid_ratio("hybrid_3_light") is None
+    assert wording.arm("all_3_judged") == "all synthetic 3 : 1, judged" and wording.arm("hybrid_3") == "hybrid 3 : 1"
+    for wrong in ("hybrid", "hybrid_0.1", "hybrid_11", "hybrid_nan", "hybrid_3_heavy", "all", "reel"):
         with pytest.raises(UserError, match="is none of real"):
             arms.phases(wrong)

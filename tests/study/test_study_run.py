@@ -16,7 +16,7 @@ from PIL import Image
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.study import cells, run
+from dermjax.study import cells, results, run
 from dermjax.study.cells import Cell
 
 CONFIG = Path(__file__).parents[2] / "configs" / "study.py"
@@ -94,6 +94,25 @@ def finished(real, synthetic, other, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study")
     run.run(settings(real, synthetic, tests={"other": other}), workdir)
     return workdir
+
+
+def test_an_arm_is_chosen_before_test_images_are_read(finished, real, synthetic, other, tmp_path, monkeypatch):
+    """Of two arms the better one on validation images is named, whatever test images say of it."""
+    (chosen,) = json.loads((finished / "chosen.json").read_text())
+    assert (chosen["arm"], chosen["shots"]) == ("hybrid_3", 6) and 0 <= chosen["validation_auroc"] <= 1
+    page = (finished / "report.html").read_text()
+    assert "Chosen on validation images, before any test image was read" in page
+
+    folders = {Cell(0, "vit", 6, arm, 0): tmp_path / arm for arm in ("real_equal_steps", "hybrid_3", "all_3")}
+    rows = [("v0", "benign", "validation"), ("v1", "malignant", "validation"), ("t", "benign", "not even a split")]
+    for folder, (low, high) in zip(folders.values(), [(0.1, 0.9), (0.9, 0.1), (0.2, 0.6)], strict=True):
+        folder.mkdir()
+        lines = [f"{i},{c},{s},{1 - p},{p}" for (i, c, s), p in zip(rows, (low, high, low), strict=True)]
+        head = "image,label,split,p_benign,p_malignant"
+        (folder / "predictions.csv").write_text("\n".join([head, *lines]) + "\n")
+    material = cells.Material(real=records.read(Path(real)), synthetic=records.read(Path(synthetic)), tests={})
+    ((group, score),) = results.choose(folders, [material]).items()
+    assert group.arm == "all_3" and score == 1.0
 
 
 def test_every_cell_is_done_once_and_judged(finished, real, synthetic, other, capsys, monkeypatch):
@@ -189,6 +208,8 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"training": ""}, "config.training"),
         ({"arms": ("real_equal_steps", "hybrid_30")}, "'hybrid_30' is none of"),
         ({"arms": ("hybrid_1",)}, "config.baseline"),
+        ({"arms": ("real_equal_steps", "hybrid_1_apart")}, "config.classifiers.vit: .* separate does not go with"),
+        ({"arms": ("real_equal_steps", "hybrid_1_judged")}, "no judge has seen it; curate with config.classifier"),
         ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
         ({"seeds": (0, 0)}, "each once"),
         ({"shots": (25,)}, "benign has 24; take fewer"),
