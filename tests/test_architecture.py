@@ -25,7 +25,7 @@ STAGES = {
     "classification",
     "publication",
 }
-ENGINES = {"training", "sampling", "evaluation"}  # what stages share
+ENGINES = {"training", "sampling", "evaluation", "reconstruction"}  # what stages share
 BELOW_STAGES = ENGINES | LEAVES | {"weights", "diffusion", "segmentation"}
 # what a room may import besides itself and the foundations: down, and never sideways between stages
 TABLE = {
@@ -34,6 +34,7 @@ TABLE = {
     "segmentation": {"data", "models", "weights"},
     "training": {"sharding"},
     "evaluation": {"data", "training"},
+    "reconstruction": {"data", "diffusion", "models", "training"},
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},
     **dict.fromkeys(STAGES, BELOW_STAGES),
     **dict.fromkeys(("study", "demo"), STAGES | BELOW_STAGES | {"demo"}),

@@ -1,16 +1,15 @@
 """The losses of the parts of a base model, and the normalisation of its latents.
 
-What derm-tiny must keep is the colour, the border and the number of drawn lesions, hairs and rulers, and for these
-plain distances on pixels, edges and patch means are enough, given that thin lines weigh more than their few pixels. Of
-a photograph they leave a soft copy: derm-base has a perceptual term for what carries the label, and an adversarial one
-for the texture of skin.
+Distances on pixels, edges and patches (`reconstruction.distance`) keep what derm-tiny must keep. Of a photograph they
+leave a soft copy: derm-base has a perceptual term for what carries the label, and an adversarial one for the texture of
+skin.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import reduce
 
+from dermjax import reconstruction
 from dermjax.diffusion import objective, schedule
 from dermjax.diffusion.objective import example_keys
 from dermjax.diffusion.schedule import normal
@@ -19,26 +18,20 @@ from dermjax.pretraining import discriminator
 from dermjax.pretraining.teacher import Teacher
 from dermjax.training.step import Loss
 
-LINE = 9  # side in pixels of the window that a thin dark line does not fill: three times the widest hair
-
 
 def autoencoder_loss(
     sd: StableDiffusion, teacher: Teacher | None, *, kl: float, features: float, adversary: float, **weights: float
 ) -> Loss:
     """Returns the loss over {"vae"}, or a part of it, and batches of "image" float32 [B, H, W, 3] in [-1, 1].
 
-    It is `distance` to the image with these weights + kl * the divergence of the latents from a standard normal, a mean
-    over elements + features * the teacher's distance + adversary * what the discriminator sees, whose own loss is added
-    where `params` hold one. What of the autoencoder is not trained is in the constants, as are the teacher's arrays.
+    It is `reconstruction.learn`'s + features * the teacher's distance + adversary * what the discriminator sees, whose
+    own loss is added where `params` hold one. What of the autoencoder is not trained is in the constants, as are the
+    teacher's arrays.
     """
 
     def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
-        image, vae = batch["image"], {"vae": constants.get("vae", {}) | params["vae"]}
-        mean, log_variance = jnp.split(sd.encode(vae, image), 2, axis=-1)
-        again = sd.reconstruct(vae, draw(mean, log_variance, example_keys(key, batch["index"])))
-        total, scalars = distance(again, image, **weights)
-        divergence = 0.5 * (mean**2 + jnp.exp(log_variance) - 1.0 - log_variance).mean()
-        total, scalars = total + kl * divergence, scalars | {"kl": divergence}
+        image, vae = batch["image"], constants.get("vae", {}) | params["vae"]
+        again, total, scalars = reconstruction.learn(sd, vae, batch, key, kl=kl, weights=weights)
         if teacher and features:
             apart = teacher.distance(constants["teacher"], again, image)
             total, scalars = total + features * apart, scalars | {"features": apart}
@@ -70,55 +63,6 @@ def diffusion_loss(sd: StableDiffusion, empty: np.ndarray, *, timestep_bias: flo
         return value, (variables, {})
 
     return loss
-
-
-def draw(mean: jax.Array, log_variance: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns one draw of latents, [B, h, w, Z], from one key an example."""
-    return mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
-
-
-def distance(
-    again: jax.Array, image: jax.Array, *, lines: float, standout: float, edges: float, patches: float, chroma: float
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns how far a reconstruction is from its image, both [B, H, W, 3], and figures to log.
-
-    L1 on pixels, each weighted by 1 + lines * `thin_dark` + standout * `contrast` + edges * L1 on differences of
-    neighbours + patches * L1 on means of 8 x 8 pixels + chroma * L1 on the two opponent colours of means of 4 x 4
-    pixels, weighted by 1 + standout * `contrast`.
-
-    Without the term in chroma, red and blue lesions stay brown for a long time: brown is right in brightness, and hue
-    is a small part of the other terms. Without the weight of lines, hairs and the ticks of a ruler vanish: they are few
-    pixels, and where a line may be in one of several places the median of L1 is skin. Without the weight of what stands
-    out, skin, nine tenths of most images, decides.
-    """
-    error = again - image
-    stands = standout * contrast(image)
-    l1 = jnp.abs(error).mean()
-    weighted = (jnp.abs(error) * (1 + lines * thin_dark(image) + stands)).mean()
-    edge = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
-    patch = jnp.abs(reduce(error, "B (h 8) (w 8) C -> B h w C", "mean")).mean()
-    red, green, blue = jnp.unstack(reduce(error, "B (h 4) (w 4) C -> B h w C", "mean"), axis=-1)
-    opponent = jnp.abs(red - green) + jnp.abs(blue - 0.5 * (red + green))
-    hue = (opponent * (1 + reduce(stands, "B (h 4) (w 4) 1 -> B h w", "mean"))).mean()
-    psnr = -10 * jnp.log10(jnp.square(error / 2).mean())
-    total = weighted + edges * edge + patches * patch + chroma * hue
-    return total, {"l1": l1, "patch": patch, "hue": hue, "psnr": psnr}
-
-
-def contrast(image: jax.Array) -> jax.Array:
-    """How far each pixel is from the median colour of its image, which is skin: [B, H, W, 3] to [B, H, W, 1]."""
-    return jnp.abs(image - jnp.median(image, axis=(1, 2), keepdims=True)).mean(-1, keepdims=True)
-
-
-def thin_dark(image: jax.Array) -> jax.Array:
-    """How much darker each pixel is than both sides of the line it lies on: the black top-hat of the brightness.
-
-    From [B, H, W, 3] in [-1, 1] to [B, H, W, 1] in [0, 2]; 0 inside of anything wider than LINE.
-    """
-    window, once = (1, LINE, LINE, 1), (1, 1, 1, 1)
-    brightness = image.mean(-1, keepdims=True)
-    dilated = jax.lax.reduce_window(brightness, -jnp.inf, jax.lax.max, window, once, "SAME")
-    return jax.lax.reduce_window(dilated, jnp.inf, jax.lax.min, window, once, "SAME") - brightness
 
 
 def normalise(params: Params, moments: jax.Array) -> Params:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dermjax import config_file, machine, run_folder, sharding
+from dermjax import config_file, machine, reconstruction, run_folder, sharding
 from dermjax.data import pipelines, tokens
 from dermjax.data.images import to_model
 from dermjax.data.imaging import skin_tone
@@ -33,7 +33,6 @@ from dermjax.pretraining import (
     discriminator,
     losses,
     photographs,
-    reconstructions,
     segmenter,
     teacher,
     widening,
@@ -49,7 +48,6 @@ from dermjax.weights import diffusers, model_files
 
 BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
-DECODER = ("decoder", "post_quant_conv")
 WAYS = 8  # in which a photograph is turned and mirrored
 
 
@@ -92,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     epoch = mixed_epoch(len(drawn), len(moments) - len(drawn), share)
     params = params | train_diffusion(sd, params, moments, captions, epoch, config, workdir / "diffusion")
-    decoder, encoder = divide(params["vae"])
+    decoder, encoder = reconstruction.divide(params["vae"])
     decoder = train_autoencoder(sd, decoder, encoder, sources, held_out, config, workdir / "decoder")
     params = lengthen_unused_words(sd, params | {"vae": encoder | decoder}, captions)
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
@@ -232,15 +230,9 @@ def train_autoencoder(
             rows=sharding.local_rows(phase.batch, grid),
         )  # fmt: skip
         loss = losses.autoencoder_loss(sd, judge, kl=phase.kl, **phase.weights)
-        task = Task(f"{workdir.name}, {name}", loss, optimizer_of(phase), reconstructions.watch(sd, held_out))
+        task = Task(f"{workdir.name}, {name}", loss, optimizer_of(phase), reconstruction.watch(sd, held_out))
         trained = train(task, params, constants, batches, phase, config, workdir / name)["vae"]
     return trained
-
-
-def divide(vae: Params) -> tuple[Params, Params]:
-    """Returns the autoencoder's decoder and its encoder, each with its 1x1 convolution."""
-    decoder, encoder = ({name: vae[name] for name in vae if (name in DECODER) == half} for half in (True, False))
-    return decoder, encoder
 
 
 def train_diffusion(

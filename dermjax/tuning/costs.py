@@ -13,6 +13,7 @@ from dermjax.models.stable_diffusion import count, operations
 from dermjax.models.unet import per_block
 from dermjax.progress import cost, say
 from dermjax.sampling import render
+from dermjax.tuning import autoencoder
 from dermjax.tuning.setup import Setup
 from dermjax.weights.torch_layout import flatten
 
@@ -31,9 +32,11 @@ def report(setup: Setup, config: ConfigDict) -> None:
     need, have, seconds = max(step, sampling_memory(setup, config)), sharding.free_memory(setup.grid), {}
     if sharding.platform(setup.grid) == "cpu":
         seconds["seconds"] = processor_seconds(setup, config.batch * config.steps)
+        seconds["seconds"] += autoencoder.processor_seconds(setup, config)
     cost(
         "tune", devices=setup.grid.size, parameters=count(state.params), images=len(setup.training.sources),
-        steps=config.steps, memory=f"about {machine.format_bytes(need)} of memory",
+        steps=config.steps, **({} if config.tuned.vae == "frozen" else {"autoencoder_steps": config.vae.steps}),
+        memory=f"about {machine.format_bytes(need)} of memory",
         room=f"up to {machine.format_bytes(files(setup, config))} of disk", **seconds,
     )  # fmt: skip
     if need > have:

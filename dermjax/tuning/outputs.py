@@ -28,7 +28,7 @@ from dermjax.weights.textual_inversion import Embedding
 
 CARD, TEMPLATE = "README.md", Path(__file__).with_name("card.md.jinja")
 LEFT = ("checkpoints", CARD)  # by which it is known that a run has begun
-MODEL, LORA, KOHYA, WORDS = "model", "lora.safetensors", "lora_kohya.safetensors", "words"
+MODEL, LORA, KOHYA, WORDS, VAE = "model", "lora.safetensors", "lora_kohya.safetensors", "words", "vae"
 DTYPES = {name: jnp.dtype(name) for name in ("float16", "bfloat16", "float32")}  # of the model's files
 
 
@@ -38,8 +38,12 @@ def is_finished(workdir: Path, config: ConfigDict) -> bool:
     return path.exists() and _settings(config) in path.read_text()
 
 
-def write(workdir: Path, setup: Setup, trained: Tree, *, alpha: float, model: bool, dtype: jnp.dtype) -> None:
+def write(
+    workdir: Path, setup: Setup, trained: Tree, *, alpha: float, model: bool, vae: bool, dtype: jnp.dtype
+) -> None:
     """Writes model/ (if `model`), both forms of the LoRA and words/ from what was trained; the first process does.
+
+    A tuned autoencoder (`vae`) is in vae/ where there is no model/.
 
     diffusers and PEFT read lora.safetensors, ComfyUI and AUTOMATIC1111's program lora_kohya.safetensors.
     The LoRA is merged into the float32 parameters of the file, each when it is written, not into what training kept.
@@ -59,6 +63,8 @@ def write(workdir: Path, setup: Setup, trained: Tree, *, alpha: float, model: bo
                 vectors, rows = np.split(rows, [len(word.vectors)])
                 path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"
                 textual_inversion.write(path, Embedding(word.token, vectors))
+            if vae and not model:
+                diffusers.write_vae(workdir / VAE, setup.sd, params["vae"], dtype=dtype)
             if model:
                 diffusers.write(workdir / MODEL, setup.sd, params, dtype=dtype)
     multihost_utils.sync_global_devices("dermjax: model written")
@@ -110,6 +116,9 @@ def usage(workdir: Path, base: str, prompt: str) -> str:
         path = model_files.locate(base)
         load = "from_single_file" if path.is_file() else "from_pretrained"
         lines += [f"pipeline = StableDiffusionPipeline.{load}({quote(path)})"]
+        if (workdir / VAE).exists():
+            lines[0] = "from diffusers import AutoencoderKL, StableDiffusionPipeline"
+            lines += [f"pipeline.vae = AutoencoderKL.from_pretrained({quote(workdir / VAE)})"]
         if (workdir / LORA).exists():
             lines += [f"pipeline.load_lora_weights({quote(workdir / LORA)})"]
         for word in sorted((workdir / WORDS).glob("*.safetensors")):

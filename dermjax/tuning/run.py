@@ -1,6 +1,6 @@
 """`dermjax tune`: a labelled manifest and a Stable Diffusion model -> a model that draws each class by its prompt.
 
-manifest -> concepts -> moments and contexts (once) -> the one loop -> model/, LoRA, words/, report and card
+manifest -> concepts -> (autoencoder) -> moments and contexts (once) -> the one loop -> model/, LoRA, report and card
 
 Of the model only what a step needs is in memory while it is tuned: the autoencoder and a frozen text encoder are read
 for the moments and the contexts, for every evaluation, and once more when the tuned model is written.
@@ -8,6 +8,8 @@ for the moments and the contexts, for every evaluation, and once more when the t
 
 import tempfile
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import jax
@@ -25,7 +27,7 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import Evaluate, LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import costs, outputs, report, task, trainable
+from dermjax.tuning import autoencoder, costs, outputs, report, task, trainable
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.latents import Encoder
 from dermjax.tuning.setup import Setup, read_setup
@@ -38,6 +40,7 @@ NAMES = {
     "save_dtype": outputs.DTYPES,
     "optimizer": optimizers.OPTIMIZERS,
     "schedule": optimizers.SCHEDULES,
+    "tuned.vae": dict.fromkeys(autoencoder.MODES),
 }
 
 
@@ -58,6 +61,7 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     })  # fmt: skip
     costs.report(setup, config)
 
+    setup = autoencoder.tune(setup, config, workdir)
     sample = task.sampling(setup.sd, setup.complete, setup.prompts, setup.samples, setup.grid, workdir)
     training, validation, texts = _encode(setup, config, workdir)
     batches = pipelines.array_batches(
@@ -77,7 +81,8 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
 
     outputs.write(
         workdir, setup, state.smooth,
-        alpha=config.lora.alpha, model=config.save_model, dtype=outputs.DTYPES[config.save_dtype],
+        alpha=config.lora.alpha, model=config.save_model, vae=config.tuned.vae != "frozen",
+        dtype=outputs.DTYPES[config.save_dtype],
     )  # fmt: skip
     if jax.process_index() == 0:
         training_images.write(workdir, setup.training.sources, [Path(config.model)])
@@ -99,8 +104,9 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for options of `tune` that no model and no data would make right."""
     config_file.check(config)
     for option, known in NAMES.items():
-        if config[option] or option != "precision":
-            optimizers.pick(f"config.{option}", known, config[option])
+        value = reduce(getitem, option.split("."), config)
+        if value or option != "precision":
+            optimizers.pick(f"config.{option}", known, value)
     samplers.get_sampler(config.samples.sampler)
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs looks at held-out images; give config.watch_every")

@@ -88,14 +88,16 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp, count(params))
     sharding.check_batch(config.batch, config.accumulate, grid)
     size = config.size or sd.size
-    if size % sd.factor:
-        raise UserError(f"size = {size} is not a multiple of {sd.factor}")
+    if size % sd.factor or config.vae.size % sd.factor:
+        wrong = f"size = {size}" if size % sd.factor else f"config.vae.size = {config.vae.size}"
+        raise UserError(f"{wrong} is not a multiple of {sd.factor}")
     prompts = latents.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
     chosen = config.samples
     settings = SamplerSettings(sampler=chosen.sampler, steps=chosen.steps, guidance=chosen.guidance)
     samples = Samples(concepts.first_prompts(training, chosen.prompts), chosen.images, settings, size, config.batch)
+    tuned = {network: config.tuned[network] for network in ("unet", "text_encoder")}
     divide = partial(
-        trainable.divide, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
+        trainable.divide, tuned=tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
         words=config.vectors * len(words), precision=precision,
     )  # fmt: skip
     optimizer = optimizers.build(

@@ -128,6 +128,13 @@ def write(folder: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
             safetensors.write(part / name / file, torch_layout.to_file(params[name], dtype), {})
 
 
+def write_vae(folder: Path, sd: StableDiffusion, vae: Params, *, dtype) -> None:
+    """Writes an autoencoder by itself, as diffusers' AutoencoderKL.from_pretrained reads it."""
+    with replaced(folder) as part:
+        write_json(part / "config.json", sd.configs["vae"])
+        safetensors.write(part / FILES["vae"], torch_layout.to_file(vae, dtype), {})
+
+
 def index(sd: StableDiffusion) -> dict:
     """Returns the model_index.json of a model: its classes in diffusers and transformers."""
     pipeline = INDEX["_class_name"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
-from dermjax.pretraining.losses import LINE, normalise, thin_dark
+from dermjax.pretraining.losses import normalise
+from dermjax.reconstruction import LINE, thin_dark
 
 
 def striped(width, brightness):

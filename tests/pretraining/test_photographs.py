@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dermjax import reconstruction
 from dermjax.errors import UserError
-from dermjax.pretraining import discriminator, reconstructions, teacher
+from dermjax.pretraining import discriminator, teacher
 
 DINOV2 = Path(__file__).parents[3] / "shared/weights/dinov2_vits14"
 
@@ -72,7 +73,7 @@ def test_each_side_of_the_discriminator_learns_by_its_own_loss_alone():
 def test_a_blurred_copy_has_less_of_the_gradients():
     image = np.asarray(textures(0))
     flat = np.broadcast_to(image.mean((1, 2), keepdims=True), image.shape)
-    half = reconstructions.figures(image, 0.5 * image + 0.5 * flat)
+    half = reconstruction.figures(image, 0.5 * image + 0.5 * flat)
     assert np.isclose(half["gradients"], 0.5, atol=1e-5)
     error = np.square(0.25 * (image - flat)).mean((1, 2, 3))
     assert np.isclose(half["psnr"], -10 * np.log10(error).mean(), atol=1e-4)
@@ -80,11 +81,11 @@ def test_a_blurred_copy_has_less_of_the_gradients():
 
 def test_photographs_are_not_marked_and_what_came_back_is():
     image = np.zeros((2, 64, 64, 3), np.float32)
-    picture = reconstructions.side_by_side(image, image)
+    picture = reconstruction.side_by_side(image, image)
     above, below = np.split(picture, 2)
     assert picture.dtype == np.uint8 and above.shape[1] == 2 * len(above)
     assert (above == picture[0, 0]).all() and not (below == picture[0, 0]).all()
 
 
 def test_without_photographs_there_is_nothing_to_look_at():
-    assert reconstructions.watch(None, np.zeros((0, 8, 8, 3), np.uint8))(None, {}) == {}
+    assert reconstruction.watch(None, np.zeros((0, 8, 8, 3), np.uint8))(None, {}) == {}

@@ -27,8 +27,9 @@ def planned():
     def made(preset: str, size: int = 512):
         config = runpy.run_path(str(CONFIG))["get_config"](preset)
         sd = StableDiffusion(SD15, Path(), jnp.float32, config.remat)
-        divide = partial(trainable.divide, tuned=config.tuned, rank=config.lora.rank, targets=config.lora.targets,
-                          seed=0, words=0, precision="float32")  # fmt: skip
+        tuned = {name: config.tuned[name] for name in ("unet", "text_encoder")}
+        divide = partial(trainable.divide, tuned=tuned, rank=config.lora.rank, targets=config.lora.targets, seed=0,
+                          words=0, precision="float32")  # fmt: skip
         rule = optimizers.build(config.optimizer, rate=1e-4, warmup=0, steps=10, schedule="constant", weight_decay=0.0,
                                 clip=0.0)  # fmt: skip
         shown = SimpleNamespace(sources=[None] * 10)

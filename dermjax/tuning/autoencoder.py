@@ -1,0 +1,136 @@
+"""The autoencoder of a model, tuned on the user's own images before latents are made of them.
+
+An autoencoder that has not seen such images, or not in this light, loses what their labels hang on, and nothing behind
+it can bring that back. With "decoder" latents stay what the UNet knows; with "full" they change, and the UNet that is
+tuned next learns them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dermjax import machine, reconstruction, sharding
+from dermjax.data import images
+from dermjax.data.augmentation import symmetric
+from dermjax.data.records import Manifest, Record
+from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.progress import say
+from dermjax.training import optimizers, writers
+from dermjax.training.loop import LoopConfig, Task, fit
+from dermjax.training.state import create
+from dermjax.training.step import Loss
+from dermjax.tuning.setup import Setup
+
+MODES = ("frozen", "decoder", "full")  # what is tuned of it
+WEIGHTS = {"lines": 2.0, "standout": 0.0, "edges": 1.0, "patches": 1.0, "chroma": 3.0}  # as derm-base was pretrained
+FOLDER = "autoencoder"
+TRAINED_A_CORE_A_SECOND = 60e9  # operations, measured: derm-tiny's in float32 on a core with AVX-512
+GRADIENT = 3  # passes that one with gradients counts for
+
+
+class Pictures:
+    """Endless batches {"image": float32 [n, S, S, 3] in [-1, 1]}, each turned or mirrored anew; the same for one seed.
+
+    `epoch` int [M] are the sources that an epoch shows, `rows` those of a batch that this process makes.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Manifest, Record]], epoch: np.ndarray, size: int, batch: int, rows: np.ndarray,
+        seed: int,
+    ):  # fmt: skip
+        self._sources, self._epoch, self._size = sources, epoch, size
+        self._batch, self._rows, self._seed, self._next = batch, rows, seed, 0
+        self._order = lru_cache(maxsize=2)(lambda number: np.random.default_rng((seed, number)).permutation(epoch))
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        places = self._next * self._batch + self._rows
+        self._next += 1
+        return {"image": images.to_model(np.stack([self._picture(int(place)) for place in places]))}
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the state for a checkpoint."""
+        return {"next": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on from a state."""
+        self._next = state["next"]
+
+    def _picture(self, place: int) -> np.ndarray:
+        number, row = divmod(place, len(self._epoch))
+        manifest, record = self._sources[self._order(number)[row]]
+        return symmetric(images.load(manifest.path(record), self._size), np.random.default_rng((self._seed, 1, place)))
+
+
+def tune(setup: Setup, config: ConfigDict, workdir: Path) -> Setup:
+    """Returns the setup with the autoencoder that config.tuned.vae asks for: the model's own, or one tuned here.
+
+    It is in workdir/autoencoder, whose checkpoints a killed run goes on from.
+    """
+    if config.tuned.vae == "frozen":
+        return setup
+    part, size, folder = config.vae, config.vae.size or setup.samples.size, workdir / FOLDER
+    whole = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setup.params["vae"])
+    decoder, encoder = reconstruction.divide(whole)
+    trained, frozen = (whole, {}) if config.tuned.vae == "full" else (decoder, encoder)
+    epoch = setup.training.epoch
+    rows = sharding.local_rows(part.batch, setup.grid)
+    pictures = Pictures(setup.training.sources, epoch, size, part.batch, rows, config.seed)
+    held_out = [images.load(manifest.path(record), size) for manifest, record in _some(setup.validation.sources)]
+    watch = reconstruction.watch(setup.sd, np.array(held_out), size)
+    optimizer = optimizers.build(
+        "adamw", rate=part.rate, warmup=min(50, part.steps // 4), steps=part.steps, schedule="cosine",
+        weight_decay=0.0, clip=1.0,
+    )  # fmt: skip
+    loop_config = LoopConfig(
+        seed=config.seed, steps=part.steps, save_every=config.save_every, log_every=config.log_every,
+        ema_decay=part.ema_decay, evaluate_every=config.watch_every,
+    )  # fmt: skip
+    task = Task("tune, autoencoder", loss(setup.sd, part.kl), optimizer, watch)
+    state = fit(
+        task, create({"vae": trained}, {}, optimizer, ema=part.ema_decay > 0), {"vae": frozen}, pictures, loop_config,
+        mesh=setup.grid, workdir=folder,
+    )  # fmt: skip
+    tuned = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(setup.grid))(state.smooth["vae"])
+    machine.release_memory()
+    looks = [each["psnr"] for each in writers.read(folder / "metrics.jsonl") if "gradients" in each]
+    if looks:
+        say(f"tune: held-out images come back at {looks[-1]:.2f} dB, before at {looks[0]:.2f} dB")
+    vae = jax.tree.map(np.asarray, {"vae": frozen | tuned})
+    return dataclasses.replace(setup, params=setup.params | vae)
+
+
+def loss(sd: StableDiffusion, kl: float) -> Loss:
+    """Returns the loss over {"vae"}, or its decoder with the encoder in the constants, and batches of "image"."""
+
+    def learn(params: Params, variables: dict, constants: dict, batch: dict, key: jax.Array):
+        vae = constants["vae"] | params["vae"]
+        _, total, scalars = reconstruction.learn(sd, vae, batch, key, kl=kl, weights=WEIGHTS)
+        return total, (variables, scalars)
+
+    return learn
+
+
+def processor_seconds(setup: Setup, config: ConfigDict) -> float:
+    """Returns about how long a CPU takes for it, 0 where it is not tuned."""
+    if config.tuned.vae == "frozen":
+        return 0.0
+    size = config.vae.size or setup.samples.size
+
+    def there_and_back(vae: Params, image: jax.Array) -> jax.Array:
+        mean, _ = jnp.split(setup.sd.encode({"vae": vae}, image), 2, axis=-1)
+        return setup.sd.reconstruct({"vae": vae}, mean)
+
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    work = jax.jit(there_and_back).lower(setup.sd.shapes["vae"], image).cost_analysis()["flops"]
+    return GRADIENT * work * config.vae.batch * config.vae.steps / TRAINED_A_CORE_A_SECOND / machine.cores()
+
+
+def _some(sources: Sequence[tuple[Manifest, Record]]) -> Sequence[tuple[Manifest, Record]]:
+    """The held-out images that are looked at, evenly spaced."""
+    return sources[:: max(1, len(sources) // reconstruction.LOOKED_AT)][: reconstruction.LOOKED_AT]
