@@ -10,6 +10,11 @@ Variants:
   frozen   (the default) linear probes on frozen features; 60 cells in five minutes of 2 CPU cores, besides the features
   last     the last two blocks and the head; an hour or more
   full     all of both classifiers; GPUs
+  few      frozen, a clinic with 25, 50, 100 or 200 labelled lesions a class and somebody else's generator: ten draws of
+           each, real images alone beside seven ways with synthetic ones, of which validation images choose one. Give
+           --config.synthetic and --config.training
+  own      the same with a generator for each size and draw that sees no other image: ten draws of four sizes are forty
+           tunings; --config.shots and --config.seeds make them fewer
   folds    frozen, five folds of --config.prepare.images=DIR, each with a generator of its own
 """
 
@@ -20,7 +25,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `study`; variant is None, "frozen", "last", "full" or "folds"."""
+    """The config of `study`; variant is None, "frozen", "last", "full", "few", "own" or "folds"."""
     config = ConfigDict()
     config.title = "dermjax study: do synthetic lesions help a classifier?"
     config.manifest = ""  # real images; their test split is what everything is judged on
@@ -30,6 +35,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.arms = ("real_equal_steps", "real", "synthetic", "hybrid_1", "hybrid_3", "real_tested_on_synthetic")
     config.baseline = "real_equal_steps"  # what every other arm is compared with
     config.shots = (50, 200)  # real training images a class; 0 is all
+    config.rare = ConfigDict()  # class -> its real training images where they are fewer, {"malignant": 25}
+    # subgroups that no real training image of a classifier is of, {"tone": ("dark", "brown")}, by tone, sex, age, site
+    # or source. A generator that is tuned on all of them may be asked for what is missing
+    config.without = ConfigDict()
+    # whose real images the study's own generator sees: "all" of the training split, or the "shots" of each cell alone,
+    # one generator for every few-shot size and seed
+    config.generator_sees = "all"
     config.seeds = (0, 1, 2)
     config.tests = {  # manifests of further test sets; "" for none
         "isic": "",
@@ -68,11 +80,17 @@ def get_config(variant: str | None = None) -> ConfigDict:
     elif variant == "full":
         config.classifiers = {"vit": _of("classify", "vit"), "mobilenetv2": _of("classify", "mobilenetv2")}
         config.shots = (0,)
+    elif variant in ("few", "own"):
+        config.shots = (25, 50, 100, 200)
+        config.seeds = tuple(range(10))
+        config.arms = ("real_equal_steps", "real_augmented", "synthetic", "synthetic_then_real", "hybrid_1", "hybrid_3")
+        config.arms += ("all_1", "all_3", "all_1_light")
+        config.generator_sees = "shots" if variant == "own" else "all"
     elif variant == "folds":
         config.folds = 5
         config.shots = (0,)
     elif variant not in (None, "frozen"):
-        raise ValueError(f"configs/study.py has no variant {variant!r}; it has: frozen, last, full, folds")
+        raise ValueError(f"configs/study.py has no variant {variant!r}; it has: frozen, last, full, few, own, folds")
     return config
 
 

@@ -32,10 +32,10 @@ VARIANTS = {
     "prepare": ("phantoms", "demo"),
     "pretrain": ("tiny", "smoke", "segmenter"),
     "publish": (),
-    "study": ("last", "full", "folds"),
+    "study": ("last", "full", "few", "own", "folds"),
     "sweep": ("full", "tiny"),
     "transform": ("demo",),
-    "tune": ("lora", "full", "best", "tiny", "demo"),
+    "tune": ("lora", "full", "best", "tiny", "demo", "photographs"),
 }
 
 

@@ -15,11 +15,13 @@ synthetic_then_real       half of the steps on synthetic images, then half on re
 real_tested_on_synthetic  no training of its own: what real_equal_steps says of the synthetic images
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
+from dermjax.evaluation.findings import record_subgroups
 
 PAPER_RATIO = 3
 RATIOS = (0.25, 10.0)
@@ -91,22 +93,52 @@ def hybrid_ratio(arm: str) -> float | None:
     return hybrid.ratio if hybrid and hybrid.kind == "hybrid" and not hybrid.trust else None
 
 
-def take_shots(manifest: Manifest, shots: int, rank: dict[str, float]) -> Manifest:
+def take_shots(manifest: Manifest, shots: int, rank: dict[str, float], rare: Mapping[str, int]) -> Manifest:
     """Returns the manifest with `shots` training images a class, those of the lowest rank by image; 0 is all.
 
+    rare: {class: its number of images in place of `shots`}.
+
     Raises:
-      UserError: a class has fewer.
+      UserError: a class has fewer, or `rare` names one that there is not.
     """
-    if not shots:
+    unknown = sorted(set(rare) - set(manifest.labels))
+    if unknown:
+        raise UserError(f"config.rare.{unknown[0]}: the manifest's classes are {', '.join(manifest.labels)}")
+    if not shots and not rare:
         return manifest
     chosen = set()
     for label in manifest.labels:
-        images = sorted(_training_images(manifest, label), key=rank.__getitem__)
-        if len(images) < shots:
-            raise UserError(f"config.shots: {shots} images a class, {label} has {len(images)}; take fewer")
-        chosen.update(images[:shots])
+        images, most = sorted(_training_images(manifest, label), key=rank.__getitem__), rare.get(label, shots)
+        if len(images) < most:
+            key = f"config.rare.{label}" if label in rare else "config.shots"
+            raise UserError(f"{key}: {most} images a class, {label} has {len(images)}; take fewer")
+        chosen.update(images[: most or None])
     records = tuple(record for record in manifest.records if record.split != "train" or record.image in chosen)
     return Manifest(labels=manifest.labels, root=manifest.root, records=records)
+
+
+def leave_out(manifest: Manifest, without: Mapping[str, Sequence[str]]) -> Manifest:
+    """Returns the manifest without the training images of some subgroups, such as {"tone": ("dark", "brown")}.
+
+    Raises:
+      UserError: no training image is of such a subgroup, or a class has no image left.
+    """
+    if not without:
+        return manifest
+    kinds = {record.image: record_subgroups(record) for record in manifest.split("train")}
+    for kind, names in without.items():
+        known = sorted({each[kind] for each in kinds.values() if kind in each})
+        unknown = sorted(set(names) - set(known))
+        if unknown or not names:
+            raise UserError(
+                f"config.without.{kind} = {tuple(names)}: training images have {', '.join(known) or 'none'}"
+            )
+    gone = {image for image, each in kinds.items() if any(each.get(kind) in names for kind, names in without.items())}
+    left = replace(manifest, records=tuple(record for record in manifest.records if record.image not in gone))
+    empty = [label for label in manifest.labels if not _training_images(left, label)]
+    if empty:
+        raise UserError(f"config.without leaves no training image of {empty[0]}; leave less out")
+    return left
 
 
 def take_ratio(synthetic: Manifest, real: Manifest, ratio: float | None) -> Manifest:

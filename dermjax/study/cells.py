@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,9 +142,11 @@ class Material:
         return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
 
 
-def train(cell: Cell, config: ConfigDict, material: Material, features: Path, folder: Path) -> None:
+def train(
+    cell: Cell, config: ConfigDict, material: Material, rare: Mapping[str, int], features: Path, folder: Path
+) -> None:
     """Leaves what `classify` leaves in the cell's folder. config: the classifier's; features: a folder all share."""
-    real = arms.take_shots(material.real, cell.shots, ranks(material.real, cell.seed))
+    real = real_images(cell, material.real, rare)
     phases = arms.phases(cell.arm)
     start = config.init
     for number, phase in enumerate(phases, start=1):
@@ -165,6 +167,11 @@ def train(cell: Cell, config: ConfigDict, material: Material, features: Path, fo
         where = folder if last else folder / f"phase{number}"
         training.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
         start = str(where / "classifier")
+
+
+def real_images(cell: Cell, real: Manifest, rare: Mapping[str, int]) -> Manifest:
+    """Returns the real images of a cell; see `arms.take_shots` for `rare`."""
+    return arms.take_shots(real, cell.shots, ranks(real, cell.seed), rare)
 
 
 def steps(total: int, phase: arms.Phase) -> int:

@@ -22,7 +22,10 @@ def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest
     announce what their generator takes.
     """
     todo = [cell for cell, folder in folders.items() if not finished(folder)]
-    generators = {} if config.synthetic else {"generators": len(reals), "synthetic_images": synthetic * len(reals)}
+    several = {
+        (cell.fold, cell.shots, cell.seed) if config.generator_sees == "shots" else cell.fold for cell in folders
+    }
+    generators = {} if config.synthetic else {"generators": len(several), "synthetic_images": synthetic * len(several)}
     on_cpu = jax.devices()[0].platform == "cpu"
     progress.cost(
         "study",

@@ -1,7 +1,8 @@
-"""A fold's own generator: prepare, tune, generate and curate in the fold's folder, each as by its command.
+"""A study's own generators: prepare, tune, generate and curate in a folder, each as by its command.
 
-The generator sees the training split of its fold and nothing else. With config.manifest there is one fold, and it is
-given.
+A fold's generator sees the training split of its fold and nothing else. With config.manifest there is one fold, and it
+is given. With config.generator_sees = "shots" every few-shot size and seed has a generator that sees no other image
+than its cells do: the case of a group that has only these.
 """
 
 from pathlib import Path
@@ -31,12 +32,19 @@ def prepare(config: ConfigDict, workdir: Path, fold: int) -> Path:
     return folder / records.FILE
 
 
-def synthesise(config: ConfigDict, workdir: Path, fold: int, real: Path) -> Manifest:
-    """Returns the kept synthetic images of a fold, given its real ones; finished stages are not run again.
+def few_shot(folder: Path, real: Manifest) -> Path:
+    """Returns the manifest of a generator's few real images, written into its folder."""
+    path = folder / "prepare" / records.FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write(path, real)
+    return path
+
+
+def synthesise(config: ConfigDict, folder: Path, real: Path) -> Manifest:
+    """Returns the kept synthetic images of a generator of real ones in a folder; finished stages are not run again.
 
     Where images are of other code the stages are run, and each says what it makes again.
     """
-    folder = workdir / f"fold{fold}"
     curated = folder / "curate" / records.FILE
     if curated.exists():
         manifest = records.read(curated)

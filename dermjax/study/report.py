@@ -1,5 +1,6 @@
 """The page of a study: what was compared, what it showed in words, every table and plot behind them, and the limits."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,10 @@ def page(
     explained: dict[str, list[Thumbnail]],
     frozen: bool,
     count: int,
+    case: list[str],
 ) -> str:
     """The HTML. explained: heat maps of the most confident cases, by heading; frozen: whether part of any network was;
-    count: pictures a row."""
+    count: pictures a row; case: sentences of `describe_case`."""
     real, synthetic = materials[0].real, materials[0].synthetic
     settings, comparisons = by_setting(findings), findings.comparisons.values()
     fold = next(iter(findings.folds.values()))[0]
@@ -46,6 +48,7 @@ def page(
         title=title,
         findings=findings,
         baseline=baseline,
+        case=case,
         seeds=len(fold.seeds),
         resamples=fold.bootstrap.resamples,
         sizes=[report.image_counts(each.real, each.synthetic, each.synthetic) for each in materials],
@@ -78,6 +81,19 @@ def page(
             if _is_scarce(group, materials[0])
         ),
     )
+
+
+def describe_case(rare: Mapping[str, int], without: Mapping[str, Sequence[str]], own_generators: bool) -> list[str]:
+    """What of the real images the classifiers and the generators were denied, in sentences."""
+    case = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
+    case += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}; the test split has them."
+             for kind, names in without.items()]  # fmt: skip
+    if own_generators:
+        case.append(
+            "Every few-shot size and seed has a generator that was tuned on the real images of its classifiers alone; "
+            "the whole validation split said when to stop and what is usual."
+        )
+    return case
 
 
 def by_setting(findings: Findings) -> dict[tuple[str, int], list[Group]]:

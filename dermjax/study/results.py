@@ -47,10 +47,13 @@ def find(
     baseline: str,
     chosen: Collection[Group],
     bootstrap: dict[str, int],
+    *,
+    own_generators: bool,
 ) -> Findings:
     """Compares the arms on the real test images, on their subgroups (of one fold) and on every further test set.
 
-    chosen: the groups of `choose`. bootstrap: the resamples, seed and smallest of `Bootstrap`.
+    chosen: the groups of `choose`. bootstrap: the resamples, seed and smallest of `Bootstrap`. own_generators: whether
+    each seed has synthetic images of its own.
     """
     groups: dict[Group, dict[int, list[Path]]] = {}
     for cell, folder in folders.items():
@@ -74,7 +77,8 @@ def find(
             for paths in several
         ]
         if any(seeds):
-            synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [predictions.mean(each) for each in seeds if each]
+            each_alone = [[one] for some in seeds for one in some] if own_generators else seeds
+            synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [predictions.mean(some) for some in each_alone if some]
     subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
     return replace(
         findings.find(here, baseline, synthetic, pooled=True, chosen=chosen),

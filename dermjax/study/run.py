@@ -6,6 +6,7 @@ The same command on several hosts with one workdir shares the cells; the same co
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ from dermjax.progress import say
 from dermjax.run_folder import write_atomically
 from dermjax.study import arms, cases, cells, cost, generator, report, results
 from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
+from dermjax.training.optimizers import pick
+
+SEEN = {"all": False, "shots": True}  # what generators see: whether only the real images of their cells
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -33,13 +37,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     reals = [records.read(path) for path in prepared]
     for path, real in zip(prepared, reals, strict=True):
         inputs.check(real, str(path))
+    reals = [arms.leave_out(real, config.without) for real in reals]
     for cell in folders:  # a few-shot size that a class cannot give is refused before anything is tuned or trained
-        arms.take_shots(reals[cell.fold], cell.shots, cells.ranks(reals[cell.fold], cell.seed))
+        cells.real_images(cell, reals[cell.fold], config.rare)
     given = records.read(Path(config.synthetic)) if config.synthetic else None
     requested = config.generate.plan.images_per_class * len(reals[0].labels)
     cost.announce(config, folders, reals, len(given.split("train")) if given else requested)
-    materials = [_material(config, workdir, fold, *each) for fold, each in enumerate(zip(prepared, reals, strict=True))]
-    _report_other_causes(folders, materials)
+    material_of = _materials(config, workdir, folders, prepared, reals)
+    _report_other_causes(folders, material_of)
+    materials = list({cell.fold: material for cell, material in material_of.items()}.values())
     for number, (cell, folder) in enumerate(folders.items(), start=1):
         if finished(folder):
             continue
@@ -47,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             if ours and not finished(folder):  # another host may have finished it between the two checks
                 say(f"\nstudy: cell {number} of {len(folders)}, {cell.name}")
                 settings = config.classifiers[cell.classifier]
-                cells.train(cell, settings, materials[cell.fold], workdir / "features", folder)
+                cells.train(cell, settings, material_of[cell], config.rare, workdir / "features", folder)
     left = [cell.name for cell, folder in folders.items() if not finished(folder)]
     if left:
         say(f"study: {len(left)} cells are being trained elsewhere, such as {left[0]}; the same command again reports")
@@ -55,10 +61,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     chosen = results.choose(folders, materials)
     named = [group._asdict() | {"validation_auroc": score} for group, score in chosen.items()]
     write_atomically(workdir / "chosen.json", json.dumps(named, indent=2))  # before any test image is read
-    findings = results.find(folders, materials, config.baseline, chosen, config.bootstrap.to_dict())
+    findings = results.find(
+        folders, materials, config.baseline, chosen, config.bootstrap.to_dict(), own_generators=_own_generators(config)
+    )
     explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
-    page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery)
+    case = report.describe_case(config.rare, config.without, _own_generators(config))
+    page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
     for (classifier, size), groups in report.by_setting(findings).items():
@@ -84,6 +93,7 @@ def plan(config: ConfigDict) -> list[Cell]:
             changed = ConfigDict(classifier.to_dict())
             changed.update(phase.changes)
             check(f"classifiers.{name}", changed, training.check)
+    pick("config.generator_sees", SEEN, config.generator_sees)
     if not config.synthetic:
         check_stages(config)
     if config.synthetic and not config.manifest:
@@ -103,8 +113,30 @@ def plan(config: ConfigDict) -> list[Cell]:
     ]
 
 
-def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real: Manifest) -> Material:
-    """The manifests of a fold, synthetic images made where they are not given; refused where anything leaks."""
+def _own_generators(config: ConfigDict) -> bool:
+    """Whether every few-shot size and seed tunes a generator on its own real images."""
+    return not config.synthetic and SEEN[config.generator_sees]
+
+
+def _materials(
+    config: ConfigDict, workdir: Path, folders: Collection[Cell], prepared: list[Path], reals: list[Manifest]
+) -> dict[Cell, Material]:
+    """The manifests of each cell: one of a fold, or one of each few-shot size and seed of it."""
+    made: dict[tuple, Material] = {}
+    for cell in folders:
+        key, folder, path = (cell.fold,), workdir / f"fold{cell.fold}", prepared[cell.fold]
+        if _own_generators(config):
+            key = (cell.fold, cell.shots, cell.seed)
+            folder = folder / f"{cell.shots or 'all'}_seed{cell.seed}"
+        if key not in made:
+            if _own_generators(config):
+                path = generator.few_shot(folder, cells.real_images(cell, reals[cell.fold], config.rare))
+            made[key] = _material(config, folder, path, reals[cell.fold])
+    return {cell: made.get((cell.fold,)) or made[cell.fold, cell.shots, cell.seed] for cell in folders}
+
+
+def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) -> Material:
+    """The manifests that cells share, synthetic images made in a folder where none are given; a leak is refused."""
     tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
     for name, manifest in tests.items():
         inputs.check_labels(manifest, f"config.tests.{name}", real)
@@ -118,26 +150,27 @@ def _material(config: ConfigDict, workdir: Path, fold: int, prepared: Path, real
         used.append(records.read(Path(config.training)))
     else:  # the generator gets the training split of `real` and nothing else; a leak is refused before it is tuned
         inputs.refuse_leaks(used)
-        synthetic = generator.synthesise(config, workdir, fold, prepared)
-    inputs.check_synthetic(synthetic, config.synthetic or f"fold {fold}", real)
+        synthetic = generator.synthesise(config, folder, prepared)
+    inputs.check_synthetic(synthetic, config.synthetic or folder.name, real)
     for phase in (phase for arm in config.arms for phase in arms.phases(arm)):  # before the first cell is trained
         teach = TARGETS[phase.changes.get("synthetic_targets", "label")]
         for record in synthetic.split("train"):
             teach(np.ones(len(real.labels), np.float32), record)
     inputs.refuse_leaks([*used, synthetic])
     say(
-        f"study: fold {fold}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
+        f"study: {folder.name}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
         f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
     )
     return Material(real=real, synthetic=synthetic, tests=tests)
 
 
-def _report_other_causes(folders: dict[Cell, Path], materials: list[Material]) -> None:
+def _report_other_causes(folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> None:
     """Says where cells were begun on other images, or by code that gives other numbers."""
-    of_folds = [{run_folder.NUMERIC_VERSIONS: VERSIONS, "images": each.digest} for each in materials]
-    changes = {
-        folder: run_folder.changed_since_start(folder, of_folds[cell.fold], LEFT) for cell, folder in folders.items()
-    }
+    digests = {id(material): material.digest for material in material_of.values()}
+    changes = {}
+    for cell, folder in folders.items():
+        causes = {run_folder.NUMERIC_VERSIONS: VERSIONS, "images": digests[id(material_of[cell])]}
+        changes[folder] = run_folder.changed_since_start(folder, causes, LEFT)
     changes = {folder: change for folder, change in changes.items() if change}
     for folder, change in list(changes.items())[:1]:
         say(

@@ -64,7 +64,7 @@ def test_every_fold_is_prepared_tuned_and_curated_on_its_own(stages, tmp_path):
     config = settings()
     for fold in range(2):
         real = generator.prepare(config, tmp_path, fold)
-        synthetic = generator.synthesise(config, tmp_path, fold, real)
+        synthetic = generator.synthesise(config, tmp_path / f"fold{fold}", real)
         assert len(records.read(real).records) == 6 and all(record.synthetic for record in synthetic.records)
         assert [name for name, _ in stages[4 * fold :]] == ["preparation", "tuning", "generation", "curation"]
         prepare, tune, generate, curate = (asked for _, asked in stages[4 * fold :])
@@ -73,19 +73,19 @@ def test_every_fold_is_prepared_tuned_and_curated_on_its_own(stages, tmp_path):
         assert tune.manifest == curate.training == prepared
         assert tune.prompts.malignant == "dermoscopy of a malignant mole"
         assert generate.model == str(tmp_path / f"fold{fold}" / "tune" / "model")
-    generator.synthesise(config, tmp_path, 1, generator.prepare(config, tmp_path, 1))
+    generator.synthesise(config, tmp_path / "fold1", generator.prepare(config, tmp_path, 1))
     assert [name for name, _ in stages[8:]] == ["preparation"]  # it says itself that it is done
 
 
 def test_a_fold_of_images_of_other_code_is_asked_of_its_stages_again(stages, tmp_path):
     config = settings()
     real = generator.prepare(config, tmp_path, 0)
-    generator.synthesise(config, tmp_path, 0, real)
+    generator.synthesise(config, tmp_path / "fold0", real)
     asked = len(stages)
     write(tmp_path / "fold0" / "curate", "synthetic", {"prompt": "before images said their code"})
-    generator.synthesise(config, tmp_path, 0, real)
+    generator.synthesise(config, tmp_path / "fold0", real)
     assert [name for name, _ in stages[asked:]] == ["tuning", "generation", "curation"]
-    generator.synthesise(config, tmp_path, 0, real)
+    generator.synthesise(config, tmp_path / "fold0", real)
     assert len(stages) == asked + 3
 
 
@@ -95,7 +95,7 @@ def test_another_host_that_makes_a_fold_is_not_disturbed(stages, tmp_path):
     prepared.mkdir(parents=True)
     write(prepared, "none", {})
     with claimed(tmp_path / "fold0"), pytest.raises(UserError, match="is being made by another host"):
-        generator.synthesise(config, tmp_path, 0, prepared / records.FILE)
+        generator.synthesise(config, tmp_path / "fold0", prepared / records.FILE)
 
 
 def test_what_is_missing_is_said(stages, tmp_path):

@@ -178,7 +178,7 @@ def test_too_few_test_images_are_said_and_no_verdict_is_given(finished, real, sy
 def test_arms_of_a_seed_share_their_real_images_and_the_features(finished, real):
     manifest = records.read(Path(real))
     ranks = cells.ranks(manifest, 0)
-    few, fewer = (run.arms.take_shots(manifest, shots, ranks).split("train") for shots in (6, 3))
+    few, fewer = (run.arms.take_shots(manifest, shots, ranks, {}).split("train") for shots in (6, 3))
     assert {r.image for r in fewer} < {r.image for r in few} and len(few) == 12
     features = [path for path in (finished / "features").iterdir() if path.is_dir()]
     assert len(features) == 2  # a random network a seed, whatever the arm
@@ -213,6 +213,12 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
         ({"seeds": (0, 0)}, "each once"),
         ({"shots": (25,)}, "benign has 24; take fewer"),
+        ({"rare": {"malignant": 25}}, "config.rare.malignant: 25 images a class, malignant has 24; take fewer"),
+        ({"rare": {"melanoma": 5}}, "config.rare.melanoma: the manifest's classes are benign, malignant"),
+        ({"without": {"sex": ("x",)}}, r"config.without.sex = \('x',\): training images have f, m"),
+        ({"without": {"tone": ("dark",)}}, r"config.without.tone = \('dark',\): training images have none"),
+        ({"without": {"sex": ("f", "m")}}, "config.without leaves no training image of benign"),
+        ({"generator_sees": "shot"}, "config.generator_sees 'shot' is unknown; did you mean shots"),
         ({"folds": 2}, "each tunes its own"),
         ({"training": "nowhere"}, "nowhere: no such file"),
         ({"tests": {"other": "REAL TRAINING"}}, "config.tests.other: no test image of benign, malignant"),
@@ -282,6 +288,50 @@ def planted(folder, shown):
     config = settings(real, drawn, arms=arms, seeds=(0, 1, 2, 3, 4))  # Student is harsh on three
     run.run(config, folder / "study")
     return json.loads((folder / "study" / "results.json").read_text())["comparisons"][0]
+
+
+def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, synthetic, tmp_path, monkeypatch):
+    """Of one class three images, of men none; the test split stays whole."""
+    seen = []
+    monkeypatch.setattr(cells.training, "train", lambda settings, folder, real, *rest: seen.append(real))
+    config = settings(real, synthetic, shots=(6,), seeds=(0,))
+    with config.unlocked():
+        config.rare.malignant = 3
+        config.without.sex = ("m",)
+    run.run(config, tmp_path)
+    for manifest in seen:
+        training = manifest.split("train")
+        assert [sum(record.label == label for record in training) for label in LABELS] == [6, 3]
+        assert {record.attributes["sex"] for record in training} == {"f"}
+        assert {record.attributes["sex"] for record in manifest.split("test")} == {"f", "m"}
+    assert len(seen) == 2
+    case = run.report.describe_case({"malignant": 3}, {"sex": ("m",)}, own_generators=False)
+    assert case == [
+        "Of malignant a classifier has 3 real images only.",
+        "No real image that a classifier learns from is of sex m; the test split has them.",
+    ]
+
+
+def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monkeypatch):
+    """One of each size and seed, in a folder of its own; the cells of a seed share it."""
+    made = {}
+
+    def synthesise(config, folder, prepared):
+        made[folder.relative_to(tmp_path).as_posix()] = records.read(prepared)
+        return records.read(Path(synthetic))
+
+    monkeypatch.setattr(run.generator, "synthesise", synthesise)
+    config = settings(real, "", training="", shots=(3, 6), generator_sees="shots")
+    run.run(config, tmp_path)
+    assert list(made) == [f"fold0/{shots}_seed{seed}" for seed in (0, 1) for shots in (3, 6)]
+    few, more = ({r.image for r in made[f"fold0/{shots}_seed1"].split("train")} for shots in (3, 6))
+    assert (len(few), len(more)) == (6, 12) and few < more
+    assert (
+        "a generator that was tuned on the real images of its classifiers alone"
+        in (tmp_path / "report.html").read_text()
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {each["n"] for each in results["label_fidelity"]} == {2 * 48}  # of two seeds' images each
 
 
 @pytest.mark.slow
