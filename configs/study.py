@@ -31,6 +31,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.manifest = ""  # real images; their test split is what everything is judged on
     config.synthetic = ""  # curated synthetic images; "" tunes a generator on the training split and makes them
     config.training = ""  # the manifest that the generator of `synthetic` was tuned on
+    # further sets of curated synthetic images by name, for arms as hybrid_3@gentle: of another guidance, sampler or
+    # start. Their generators saw no other real images than that of `training`
+    config.sets = ConfigDict()
     config.folds = 0  # k: prepare k folds of prepare.images, each with a generator of its own, in place of `manifest`
     config.arms = ("real_equal_steps", "real", "synthetic", "hybrid_1", "hybrid_3", "real_tested_on_synthetic")
     config.baseline = "real_equal_steps"  # what every other arm is compared with

@@ -47,7 +47,7 @@ RANGES = {
     f"a seed from 0 to {LARGEST_SEED}": (lambda value: 0 <= value <= LARGEST_SEED, ("seed", "seeds")),
     "a number": (lambda value: True, ("lora_weight", "sharpness")),
 }  # fmt: skip
-FREE = ("words", "quotas", "images_of", "repeats", "rare", "without")  # their keys are users' own
+FREE = ("words", "quotas", "images_of", "repeats", "rare", "without", "sets")  # their keys are users' own
 
 
 def check(config: ConfigDict) -> None:

@@ -37,11 +37,11 @@ def shown(name: str) -> str:
 
 def arm(name: str) -> str:
     """The printed name of an arm of a study: `hybrid 3 : 1, judged`, `real, equal steps`."""
+    name, _, of = name.partition("@")
     kind, _, rest = name.partition("_")
-    if kind not in HYBRIDS:
-        return ARMS.get(name, name)
     ratio, _, trust = rest.partition("_")
-    return f"{HYBRIDS[kind]} {ratio} : 1{f', {trust}' if trust else ''}"
+    shown = f"{HYBRIDS[kind]} {ratio} : 1" if kind in HYBRIDS else ARMS.get(name, name)
+    return ", ".join(filter(None, (shown, trust if kind in HYBRIDS else "", of and f"of “{of}”")))
 
 
 def shots(size: int) -> str:

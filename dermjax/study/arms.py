@@ -11,6 +11,8 @@ hybrid_<r>_judged         the same, where it teaches its class as far as a judge
 hybrid_<r>_apart          the same, with batch statistics of its own (fine-tuned MobileNetV2 alone)
 all_<r>                   as hybrid_<r> in every batch, from all the synthetic images that there are
 all_<r>_light, …          with the same endings
+<arm>@<name>              an arm with synthetic images, which takes them from config.sets.<name>: made at another
+                          guidance, from other starts or by another model
 synthetic_then_real       half of the steps on synthetic images, then half on real ones
 real_tested_on_synthetic  no training of its own: what real_equal_steps says of the synthetic images
 """
@@ -59,8 +61,9 @@ def phases(arm: str) -> tuple[Phase, ...]:
     Raises:
       UserError: the name is unknown, or its ratio is outside RATIOS.
     """
-    if arm in ARMS:
-        return ARMS[arm]
+    name, at, _ = arm.partition("@")
+    if name in ARMS and not (at and not any(phase.fraction for phase in ARMS[name])):
+        return ARMS[name]
     hybrid = parse_hybrid(arm)
     if hybrid is None or not RATIOS[0] <= hybrid.ratio <= RATIOS[1]:
         known = f"hybrid_<{RATIOS[0]:g} to {RATIOS[1]:g}> or all_<…>, with {', '.join(filter(None, TRUST))} behind"
@@ -77,8 +80,14 @@ class Hybrid(NamedTuple):
     trust: str
 
 
+def synthetic_set(arm: str) -> str:
+    """Returns the name of the set that an arm's synthetic images are of, "" for the study's own."""
+    return arm.partition("@")[2]
+
+
 def parse_hybrid(arm: str) -> Hybrid | None:
     """Returns the parts of a hybrid arm's name, None for any other name."""
+    arm = arm.partition("@")[0]
     kind, _, rest = arm.partition("_")
     ratio, _, trust = rest.partition("_")
     try:
@@ -90,7 +99,8 @@ def parse_hybrid(arm: str) -> Hybrid | None:
 def hybrid_ratio(arm: str) -> float | None:
     """Returns the synthetic images to each real one of a plain hybrid arm, None for any other name."""
     hybrid = parse_hybrid(arm)
-    return hybrid.ratio if hybrid and hybrid.kind == "hybrid" and not hybrid.trust else None
+    plain = hybrid and hybrid.kind == "hybrid" and not hybrid.trust and not synthetic_set(arm)
+    return hybrid.ratio if plain else None
 
 
 def take_shots(manifest: Manifest, shots: int, rank: dict[str, float], rare: Mapping[str, int]) -> Manifest:

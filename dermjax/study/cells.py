@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -127,17 +127,23 @@ def _clear(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a fold is made of: real images, synthetic ones of a generator that saw their training split only, and
-    further test sets by name."""
+    """What a fold is made of: real images, synthetic ones of a generator that saw their training split only, further
+    test sets and further sets of synthetic images by name."""
 
     real: Manifest
     synthetic: Manifest
     tests: dict[str, Manifest]
+    sets: dict[str, Manifest] = field(default_factory=dict)
+
+    def of(self, arm: str) -> Manifest:
+        """The synthetic images of an arm."""
+        return self.sets[arms.synthetic_set(arm)] if arms.synthetic_set(arm) else self.synthetic
 
     @property
     def digest(self) -> str:
         """Of all images, their labels and their splits, 16 hex digits."""
-        manifests = (self.real, self.synthetic, *(self.tests[name] for name in sorted(self.tests)))
+        further = (group[name] for group in (self.tests, self.sets) for name in sorted(group))
+        manifests = (self.real, self.synthetic, *further)
         images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
         return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
 
@@ -160,7 +166,7 @@ def train(
         settings.update(phase.changes)
         if "augment" in phase.changes and config.recipe != "full":
             settings.views = max(config.views, AUGMENTED_VIEWS)
-        synthetic = material.synthetic if phase.fraction else None
+        synthetic = material.of(cell.arm) if phase.fraction else None
         if synthetic and phase.limited:
             synthetic = arms.take_ratio(synthetic, real, phase.ratio)
         judged = material.synthetic if cell.arm == arms.BASELINE else None

@@ -136,10 +136,11 @@ def _charts(groups: list[Group], findings: Findings) -> list[str]:
     """The ROC curves of a setting, by the mean probability over the seeds, averaged over folds, and its calibration."""
     hybrids = sorted((g.arm for g in groups if arms.parse_hybrid(g.arm)), key=lambda arm: arms.parse_hybrid(arm).ratio)
     shades = np.linspace(1, len(HYBRID_COLOURS) - 1, len(hybrids)).round().astype(int)
-    colours = ARM_COLOURS | {arm: HYBRID_COLOURS[shade] for arm, shade in zip(hybrids, shades, strict=True)}
+    colours = {arm: HYBRID_COLOURS[shade] for arm, shade in zip(hybrids, shades, strict=True)}
     curves, calibration = {}, {}
     for group in groups:
-        folds, colour = findings.mean(group), colours[group.arm]
+        folds = findings.mean(group)
+        colour = colours.get(group.arm) or ARM_COLOURS[group.arm.partition("@")[0]]
         rates = np.mean([np.interp(metrics.GRID, *metrics.roc(each)) for each in folds], axis=0)
         name = wording.arm(group.arm)
         curves[f"{name}, {findings.figures[group][PRIMARY].value:.3f}"] = ((metrics.GRID, rates), colour)

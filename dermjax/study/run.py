@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 from dermjax import run_folder
 from dermjax.classification import inputs, training
 from dermjax.classification.features import VERSIONS
-from dermjax.data import records
-from dermjax.data.pipelines import TARGETS
+from dermjax.data import pipelines, records
 from dermjax.data.records import Manifest
 from dermjax.demo import check, check_stages
 from dermjax.errors import UserError
@@ -93,6 +92,9 @@ def plan(config: ConfigDict) -> list[Cell]:
             changed = ConfigDict(classifier.to_dict())
             changed.update(phase.changes)
             check(f"classifiers.{name}", changed, training.check)
+    unknown = [arm for arm in config.arms if arms.synthetic_set(arm) not in ("", *config.sets)]
+    if unknown:
+        raise UserError(f"config.arms: {unknown[0]} needs config.sets.{arms.synthetic_set(unknown[0])}, a manifest")
     pick("config.generator_sees", SEEN, config.generator_sees)
     if not config.synthetic:
         check_stages(config)
@@ -152,16 +154,19 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
         inputs.refuse_leaks(used)
         synthetic = generator.synthesise(config, folder, prepared)
     inputs.check_synthetic(synthetic, config.synthetic or folder.name, real)
-    for phase in (phase for arm in config.arms for phase in arms.phases(arm)):  # before the first cell is trained
-        teach = TARGETS[phase.changes.get("synthetic_targets", "label")]
-        for record in synthetic.split("train"):
-            teach(np.ones(len(real.labels), np.float32), record)
-    inputs.refuse_leaks([*used, synthetic])
+    sets = {name: records.read(Path(path)) for name, path in config.sets.items()}
+    for name, manifest in sets.items():
+        inputs.check_synthetic(manifest, f"config.sets.{name}", real)
+    material = Material(real=real, synthetic=synthetic, tests=tests, sets=sets)
+    judged = {arm for arm in config.arms for phase in arms.phases(arm) if "synthetic_targets" in phase.changes}
+    for record in (record for arm in sorted(judged) for record in material.of(arm).split("train")):
+        pipelines.judged(np.ones(len(real.labels), np.float32), record)  # refused before the first cell is trained
+    inputs.refuse_leaks([*used, synthetic, *sets.values()])
     say(
         f"study: {folder.name}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "
         f"and {len(real.split('test'))} test images, {len(synthetic.split('train'))} synthetic ones; nothing leaks"
     )
-    return Material(real=real, synthetic=synthetic, tests=tests)
+    return material
 
 
 def _report_other_causes(folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> None:

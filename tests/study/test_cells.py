@@ -72,6 +72,9 @@ def test_arms_by_name():
     assert arms.phases("hybrid_1_light")[0].changes == {"synthetic_weight": 0.25}
     assert arms.hybrid_ratio("hybrid_3") == 3 and arms.hybrid_ratio("hybrid_3_light") is None
     assert wording.arm("all_3_judged") == "all synthetic 3 : 1, judged" and wording.arm("hybrid_3") == "hybrid 3 : 1"
-    for wrong in ("hybrid", "hybrid_0.1", "hybrid_11", "hybrid_nan", "hybrid_3_heavy", "all", "reel"):
+    assert arms.phases("all_3_judged@gentle") == (judged,) and arms.synthetic_set("all_3_judged@gentle") == "gentle"
+    assert arms.hybrid_ratio("hybrid_3@gentle") is None and arms.synthetic_set("hybrid_3") == ""
+    assert wording.arm("hybrid_3_light@gentle") == "hybrid 3 : 1, light, of “gentle”"
+    for wrong in ("real@gentle", "hybrid", "hybrid_0.1", "hybrid_11", "hybrid_nan", "hybrid_3_heavy", "all", "reel"):
         with pytest.raises(UserError, match="is none of real"):
             arms.phases(wrong)

@@ -213,6 +213,7 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
         ({"seeds": (0, 0)}, "each once"),
         ({"shots": (25,)}, "benign has 24; take fewer"),
+        ({"arms": ("real_equal_steps", "all_3@gentle")}, "config.arms: all_3@gentle needs config.sets.gentle"),
         ({"rare": {"malignant": 25}}, "config.rare.malignant: 25 images a class, malignant has 24; take fewer"),
         ({"rare": {"melanoma": 5}}, "config.rare.melanoma: the manifest's classes are benign, malignant"),
         ({"without": {"sex": ("x",)}}, r"config.without.sex = \('x',\): training images have f, m"),
@@ -310,6 +311,21 @@ def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, sy
         "Of malignant a classifier has 3 real images only.",
         "No real image that a classifier learns from is of sex m; the test split has them.",
     ]
+
+
+def test_an_arm_takes_its_images_from_the_set_that_it_names(real, synthetic, tmp_path, monkeypatch):
+    drawn = draw(tmp_path / "gentle", {"train": 9}, "synthetic", 5)
+    seen = {}
+
+    def train(settings, folder, real, synthetic, *rest):
+        seen[folder.name] = synthetic and len(synthetic.split("train"))
+
+    monkeypatch.setattr(cells.training, "train", train)
+    config = settings(real, synthetic, arms=("real_equal_steps", "all_3", "all_3@gentle"), seeds=(0,))
+    with config.unlocked():
+        config.sets.gentle = drawn
+    run.run(config, tmp_path / "study")
+    assert list(seen.values()) == [None, 48, 18]
 
 
 def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monkeypatch):
