@@ -24,6 +24,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.training = ""  # of the real images: the generator saw train, limits are checked on validation
     config.verdicts = ""  # a file of what a person said of images, one JSON object a line; it overrides every rule
     config.classifier = ""  # one that `classify` trained on real images only, to say whether the label shows; "" none
+    # a folder of DINOv2, any ViT or MobileNetV2, in whose features copies are looked for too; "" for none. Nearer than
+    # all but `tail` of held-out real images come to a training image is too near
+    config.features = ""
     config.size = 128  # pixels a side at which images are measured, a multiple of 32; limits are measured at 128
     config.sample = 500  # real images that limits are drawn from; copies are looked for among all of the training ones
     config.noted = ()  # reasons that are counted and do not reject, such as ("hairs", "ruler")

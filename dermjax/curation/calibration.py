@@ -76,7 +76,7 @@ def phantom_reference(seeds: Sequence[int], size: int, thresholds: Thresholds) -
     hashes, half = np.stack([copies.orientation_hashes(image) for image in images]), len(images) // 2
     scores = [quality.measure(image) for image in images[:half]]
     distances = copies.nearest(hashes[half:, 0], hashes[:half])
-    return scoring.derive_reference(thresholds, (), scores, hashes[:half], distances, np.empty(0))
+    return scoring.derive_reference(thresholds, (), scores, hashes[:half], distances, np.empty(0), np.empty(0))
 
 
 def synthetic_faults(

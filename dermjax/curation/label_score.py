@@ -1,6 +1,6 @@
 """The probability of each image's own label, by a classifier that was trained on real images only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,28 @@ class LabelScorer:
     def probabilities(self, manifest: Manifest, records: Sequence[Record]) -> np.ndarray:
         """The probabilities [n] of the labels of records."""
         size, labels = self.classifier.config["image_size"], self.classifier.labels
-        logits = jax.jit(lambda trees, image: self.classifier.logits(*trees, image, train=False)[0])
-        batches = [np.empty((0, len(labels)), np.float32)]
-        for first in range(0, len(records), BATCH):
-            paths = [manifest.path(record) for record in records[first : first + BATCH]]
-            pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
-            full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
-            batches.append(np.asarray(jax.nn.softmax(logits(self.trees, full), axis=-1))[: len(pixels)])
-        return np.concatenate(batches)[np.arange(len(records)), [labels.index(record.label) for record in records]]
+
+        @jax.jit
+        def all_classes(trees: tuple[Params, Params], image: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.classifier.logits(*trees, image, train=False)[0], axis=-1)
+
+        if not records:
+            return np.empty(0, np.float32)
+        found = in_batches(lambda image: all_classes(self.trees, image), manifest, records, size)
+        return found[np.arange(len(records)), [labels.index(record.label) for record in records]]
+
+
+def in_batches(
+    network: Callable[[np.ndarray], jax.Array], manifest: Manifest, records: Sequence[Record], size: int
+) -> np.ndarray:
+    """What a network makes of images float32 [BATCH, size, size, 3] in [-1, 1], of all records: [N, …]."""
+    rows = []
+    for first in range(0, len(records), BATCH):
+        paths = [manifest.path(record) for record in records[first : first + BATCH]]
+        pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
+        full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
+        rows.append(np.asarray(network(full))[: len(pixels)])
+    return np.concatenate(rows)
 
 
 def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:

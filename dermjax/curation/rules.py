@@ -30,6 +30,7 @@ MEANINGS = {
     "other_class": "a classifier trained on real images sees another class",
     "near_duplicate": "nearly equal to an earlier image of the set",
     "training_copy": "nearly equal to a training image",
+    "training_likeness": "nearer to a training image in what a network sees than real images come",
     "person": "a person said so",
 }
 
@@ -118,18 +119,21 @@ def calibrate(
     training: Sequence[Mapping[str, float]],
     distances: np.ndarray,
     probabilities: np.ndarray,
+    similarities: np.ndarray,
     colours: Palette,
 ) -> tuple[Rule, ...]:
     """All rules, by the scores of training images.
 
     distances: how far in bits held-out images are from training images. probabilities: what the classifier gives
-    held-out images' own classes, empty where there is no classifier.
+    held-out images' own classes, empty where there is no classifier. similarities: how alike held-out images are to
+    training images in their features, empty where there is no network for them.
     """
     tail = thresholds.tail
     contrast, structure = (np.quantile([each[name] for each in training], tail) for name in ("contrast", "structure"))
     cast = np.quantile([colours.cast(each) for each in training], 1 - tail)
     copy = max(0, min(thresholds.bits, np.quantile(distances, tail) - 1))
     label = np.quantile(probabilities, thresholds.label) if len(probabilities) else None
+    likeness = np.quantile(similarities, 1 - tail) if len(similarities) else None
     return (
         _rule("blank", "contrast", thresholds.contrast * contrast, False, noted),
         _rule("noise", "structure", thresholds.structure * structure, False, noted),
@@ -138,6 +142,7 @@ def calibrate(
         *([] if label is None else [_rule("other_class", "label", label, False, noted)]),
         _rule("near_duplicate", "near_duplicate", copy, False, noted),
         _rule("training_copy", "training_copy", copy, False, noted),
+        *([] if likeness is None else [_rule("training_likeness", "training_likeness", likeness, True, noted)]),
     )
 
 

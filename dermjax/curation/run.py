@@ -3,13 +3,14 @@
 import hashlib
 from pathlib import Path
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dermjax import config_file, progress, run_folder, sharding
-from dermjax.curation import calibration, label_score, measurements, report, reviews, rules, scoring
-from dermjax.curation.label_score import LabelScorer
+from dermjax.curation import calibration, label_score, likeness, measurements, report, reviews, rules, scoring
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
+from dermjax.curation.scoring import Networks
 from dermjax.data import records
 from dermjax.data.leaks import training_images
 from dermjax.data.records import FILE, Manifest
@@ -17,9 +18,10 @@ from dermjax.errors import UserError
 from dermjax.models import classifier as network
 from dermjax.run_folder import write_atomically
 
-PATHS = ("manifest", "training", "verdicts", "classifier")  # what these name counts, by its contents
+PATHS = ("manifest", "training", "verdicts", "classifier", "features")  # what these name counts, by its contents
 SMALLEST, CELLS = 64, 32  # side in pixels at which images can be measured, and what it is a multiple of
 SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
+SECONDS_OF_FEATURES = 0.06  # of one core, by DINOv2 of size S at 224 px
 
 
 def check(config: ConfigDict) -> None:
@@ -51,20 +53,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if unknown:
         raise UserError(f"config.noted: {min(unknown)!r} is no reason; there are: {', '.join(MEANINGS)}")
     verdicts = reviews.read(config.verdicts)
-    classifier = label_score.read(config.classifier, manifest.labels)
-    causes = _causes(config, manifest, real, classifier, verdicts)
+    networks = Networks(label_score.read(config.classifier, manifest.labels), likeness.read(config.features))
+    causes = _causes(config, manifest, real, networks, verdicts)
     if run_folder.is_finished(workdir, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
     size, count = config.size, len(manifest.records)
     reals = len(training) + min(len(real.split(scoring.HELD_OUT)), config.sample)
-    progress.cost("curate", images=reals + count, seconds=reals * SECONDS_A_REAL_ONE + count * SECONDS_AN_IMAGE)
+    seconds = reals * SECONDS_A_REAL_ONE + count * SECONDS_AN_IMAGE
+    if networks.likeness:
+        seconds += SECONDS_OF_FEATURES * (2 * len(training) + len(real.split(scoring.HELD_OUT)) + count)
+    progress.cost("curate", images=reals + count, seconds=seconds)
     with progress.bar(total=reals + count, title="curate", unit="images", done=0) as bar:
-        reference = scoring.measure_reference(
-            real, size, config.sample, thresholds, config.noted, classifier, bar.update
-        )
-        scored = scoring.score(manifest, size, reference, classifier, verdicts, workdir, bar.update)
+        reference = scoring.measure_reference(real, size, config.sample, thresholds, config.noted, networks, bar.update)
+        scored = scoring.score(manifest, size, reference, networks, verdicts, workdir, bar.update)
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=scored)
     page = report.page(curated, reference.rules, len(training), config.gallery, config.hits)
     write_atomically(workdir / "report.html", page)
@@ -80,7 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _causes(
-    config: ConfigDict, manifest: Manifest, real: Manifest, classifier: LabelScorer | None, verdicts: dict[str, Verdict]
+    config: ConfigDict, manifest: Manifest, real: Manifest, networks: Networks, verdicts: dict[str, Verdict]
 ) -> dict:
     """What the curated manifest follows from."""
 
@@ -94,8 +97,9 @@ def _causes(
         "verdicts": digest(sorted(verdicts.items())),
     }
     causes[run_folder.NUMERIC_VERSIONS]["rules"] = rules.NUMERIC_VERSION
-    if classifier:
-        causes["classifier"] = classifier.digest
-        causes["arithmetic"] = sharding.arithmetic(classifier.classifier.dtype, sharding.local_mesh())
-        causes[run_folder.NUMERIC_VERSIONS]["classifier"] = network.NUMERIC_VERSION
+    for name, judge in (("classifier", networks.label), ("features", networks.likeness)):
+        if judge:
+            causes[name] = judge.digest
+            causes["arithmetic"] = sharding.arithmetic(jnp.float32, sharding.local_mesh())
+            causes[run_folder.NUMERIC_VERSIONS]["classifier"] = network.NUMERIC_VERSION
     return causes

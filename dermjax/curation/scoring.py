@@ -11,6 +11,7 @@ import numpy as np
 
 from dermjax.curation import measurements, reviews, rules
 from dermjax.curation.label_score import LabelScorer
+from dermjax.curation.likeness import FeatureExtractor, nearest, nearest_other
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
 from dermjax.data.leaks import copies
@@ -23,11 +24,21 @@ HELD_OUT = "validation"  # real images that the generator has not seen and that 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What images are scored against: the rules, the palette, and the training images' hashes uint64 [M, 8, 4]."""
+    """What images are scored against: the rules, the palette, the training images' hashes uint64 [M, 8, 4] and their
+    features with those of their mirror images, float32 [2 M, D], None where no network is given for them."""
 
     rules: tuple[Rule, ...]
     palette: Palette
     hashes: np.ndarray
+    features: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that judge images besides what is measured: of their label, and of their likeness; None for none."""
+
+    label: LabelScorer | None
+    likeness: FeatureExtractor | None
 
 
 def derive_reference(
@@ -37,10 +48,11 @@ def derive_reference(
     hashes: np.ndarray,
     distances: np.ndarray,
     probabilities: np.ndarray,
+    similarities: np.ndarray,
 ) -> Reference:
     """The reference that follows from training images' scores and hashes; the others are as `rules.calibrate` says."""
     palette = rules.palette(scores)
-    limits = rules.calibrate(thresholds, noted, scores, distances, probabilities, palette)
+    limits = rules.calibrate(thresholds, noted, scores, distances, probabilities, similarities, palette)
     return Reference(rules=limits, palette=palette, hashes=hashes)
 
 
@@ -50,7 +62,7 @@ def measure_reference(
     sample: int,
     thresholds: Thresholds,
     noted: Collection[str],
-    classifier: LabelScorer | None,
+    networks: Networks,
     tick: Callable[[], None],
 ) -> Reference:
     """The reference of the training split and of held-out images, up to `sample` of each, evenly spaced.
@@ -67,16 +79,22 @@ def measure_reference(
         distances = copies.nearest(upright, hashes)
     else:
         distances = copies.nearest_other(hashes, chosen)
-    probabilities = classifier.probabilities(real, held_out or training) if classifier else np.empty(0)
+    label, likeness, features, similarities = networks.label, networks.likeness, None, np.empty(0)
+    probabilities = label.probabilities(real, held_out or training) if label else np.empty(0)
+    if likeness:
+        features = likeness.features(real, training, mirrored=True)
+        unseen = likeness.features(real, held_out, mirrored=False) if held_out else None
+        similarities = nearest_other(features) if unseen is None else nearest(unseen, features)
     scores = [measured[index].scores for index in chosen]
-    return derive_reference(thresholds, noted, scores, hashes, distances, probabilities)
+    reference = derive_reference(thresholds, noted, scores, hashes, distances, probabilities, similarities)
+    return replace(reference, features=features)
 
 
 def score(
     manifest: Manifest,
     size: int,
     reference: Reference,
-    classifier: LabelScorer | None,
+    networks: Networks,
     verdicts: dict[str, Verdict],
     folder: Path,
     tick: Callable[[], None],
@@ -95,8 +113,11 @@ def score(
         scores.append(each.scores | measurements.rounded(added))
     hashes = np.stack([each.hashes for each in measured])
     _add(scores, "training_copy", copies.nearest(hashes[:, 0], reference.hashes))
-    if classifier:
-        _add(scores, "label", classifier.probabilities(manifest, records))
+    if networks.label:
+        _add(scores, "label", networks.label.probabilities(manifest, records))
+    if networks.likeness:
+        features = networks.likeness.features(manifest, records, mirrored=False)
+        _add(scores, "training_likeness", nearest(features, reference.features))
 
     def reasons(index: int, by: Collection[Rule]) -> tuple[str, ...]:
         """The reasons of the rules that speak against an image; an artefact that was requested is none."""

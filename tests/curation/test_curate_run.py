@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import measurements, rules, run, scoring
+from dermjax.curation import likeness, measurements, rules, run, scoring
 from dermjax.data import digests, images, records
 from dermjax.data.imaging import artefacts
 from dermjax.data.leaks import training_images
@@ -252,6 +252,28 @@ def test_a_classifier_speaks_of_classes(sets, tmp_path):
     judged = curated(settings, tmp_path / "curate")
     assert all(("other_class" in r.rejected) == (r.label == "malignant") for r in judged.records)
     assert all((r.scores["label"] > 0.5) == (r.label == "benign") for r in judged.records)
+
+
+def test_a_network_sees_copies_that_are_cut_and_lit_anew(sets, tmp_path):
+    """Even one that has learnt nothing: near in pixels is near in its features."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = classifier.fresh(classifier.describe("vit", small | {"patch_size": 32}, LABELS, 224), np.float32)
+    classifiers.write(tmp_path / "network", kind, *kind.init(0))
+    copied = lesion(7)[:, ::-1] + np.random.default_rng(0).normal(0, 6, (128, 128, 3))
+    made = {f"s{seed}": lesion(seed) for seed in range(100, 106)} | {"copy": np.clip(copied, 0, 255).astype(np.uint8)}
+    write(tmp_path / "made", made, "synthetic", "train")
+    settings = config(sets)
+    settings.manifest, settings.features = str(tmp_path / "made"), str(tmp_path / "network")
+    judged = {Path(record.image).stem: record for record in curated(settings, tmp_path / "curate").records}
+    assert "training_likeness" in judged["copy"].rejected
+    assert all("training_likeness" not in record.rejected for name, record in judged.items() if name != "copy")
+    alike = {name: record.scores["training_likeness"] for name, record in judged.items()}
+    assert max(alike, key=alike.get) == "copy" and all(-1 <= each <= 1.0001 for each in alike.values())
+    run.run(settings, tmp_path / "curate")  # finished: nothing to do
+
+    features = np.eye(4, dtype=np.float32)
+    np.testing.assert_array_equal(likeness.nearest_other(features), [0, 0])  # an image and its mirror image are no pair
+    np.testing.assert_array_equal(likeness.nearest(features[:1], features[1:]), [0])
 
 
 def test_the_page_loads_nothing_from_outside_and_marks_what_is_synthetic(finished):

@@ -24,8 +24,8 @@ def scores(contrast, structure, a, b):
 TRAINING = [scores(10, 0.8, 15, 10), scores(20, 0.4, 17, 14), scores(30, 0.6, 19, 12)]
 
 
-def calibrated(apart, opinions=NO_OPINION, noted=()):
-    found = rules.calibrate(THRESHOLDS, noted, TRAINING, np.array(apart), opinions, rules.palette(TRAINING))
+def calibrated(apart, opinions=NO_OPINION, noted=(), alike=NO_OPINION):
+    found = rules.calibrate(THRESHOLDS, noted, TRAINING, np.array(apart), opinions, alike, rules.palette(TRAINING))
     return {rule.reason: rule for rule in found}
 
 
@@ -38,10 +38,11 @@ def test_a_rule_speaks_on_its_side_and_of_what_was_measured():
 
 
 def test_limits_are_drawn_from_the_real_images():
-    found = calibrated([60, 80, 90], np.array([0.1, 0.6, 0.9]))
+    found = calibrated([60, 80, 90], np.array([0.1, 0.6, 0.9]), alike=np.array([0.5, 0.9, 0.7]))
     limits = {reason: rule.limit for reason, rule in found.items()}
     assert limits.keys() == rules.MEANINGS.keys() - {"person"}
     assert limits["blank"] == 5.0
+    assert limits["training_likeness"] == 0.9 and found["training_likeness"].high
     assert limits["noise"] == pytest.approx(0.1)
     assert limits["training_copy"] == limits["near_duplicate"] == 40
     assert limits["colour_cast"] == pytest.approx(2 * max(rules.palette(TRAINING).cast(each) for each in TRAINING))
@@ -50,7 +51,7 @@ def test_limits_are_drawn_from_the_real_images():
 
 
 def test_without_a_classifier_nobody_speaks_of_classes():
-    assert "other_class" not in calibrated([60, 80])
+    assert not {"other_class", "training_likeness"} & calibrated([60, 80]).keys()
 
 
 def test_what_is_noted_does_not_reject():
