@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dermjax.data.images import load_any, to_model
+from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.segmentation import SMALLEST, Segmentation, measure_mask
 from dermjax.models import segmenter
 from dermjax.weights import segmenters
@@ -27,11 +28,12 @@ SIDE = 128  # pixels along the image that the network sees
 SURE = 0.7  # expected overlap (IoU) with an expert's mask
 
 
-def segment(image: np.ndarray) -> Segmentation:
+def segment(image: np.ndarray | View) -> Segmentation:
     """The lesions of a uint8 sRGB image [S, S, 3], each connected piece one."""
-    share = probabilities(image)
+    view = View.of(image)
+    share = probabilities(view.image)
     mask = ndimage.binary_fill_holes(share > 0.5)
-    return measure_mask(image, mask, smallest=SMALLEST, certainty=expected_overlap(share, mask))
+    return measure_mask(view, mask, smallest=SMALLEST, certainty=expected_overlap(share, mask))
 
 
 def probabilities(image: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from dermjax import machine, segmentation
 from dermjax.data import images
 from dermjax.data.imaging import artefacts, quality
+from dermjax.data.imaging.artefacts import View
 from dermjax.data.leaks import copies
 from dermjax.data.records import Manifest, Record
 from dermjax.progress import say
@@ -37,8 +38,9 @@ def measure(image: np.ndarray) -> Measurement:
     """Of uint8 [S, S, 3]: the scores of `quality` and `artefacts`, the number of `lesions`, their `area` (a share of
     the field), the `certainty` of both (see `segmentation`), and the `ita` of the skin (degrees, absent where there is
     no skin)."""
-    lesions = segmentation.segment(image)
-    scores = quality.measure(image) | artefacts.measure(image)
+    view = View(image)
+    lesions = segmentation.segment(view)
+    scores = quality.measure(image) | artefacts.measure(view)
     scores |= {"lesions": lesions.count, "area": float(lesions.areas.sum()), "certainty": lesions.certainty}
     if np.isfinite(lesions.ita):
         scores["ita"] = lesions.ita

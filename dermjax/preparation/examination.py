@@ -15,6 +15,7 @@ import numpy as np
 from dermjax import machine, progress
 from dermjax.data import digests
 from dermjax.data.imaging import artefacts, skin_tone
+from dermjax.data.imaging.artefacts import View
 from dermjax.data.leaks import fingerprints
 from dermjax.data.leaks.fingerprints import Fingerprint
 from dermjax.data.records import Record
@@ -81,8 +82,9 @@ def measure(pixels: np.ndarray) -> tuple[dict, dict[str, float]]:
     """What an image uint8 [S, S, 3] shows: attributes, the tone of its skin if it has one, and artefact scores."""
     from dermjax.segmentation import segment  # here, since without attributes nobody should wait for JAX
 
-    tone = skin_tone.measure(segment(pixels))
-    scores = {name: round(score, DIGITS) for name, score in artefacts.measure(pixels).items()}
+    view = View(pixels)
+    tone = skin_tone.measure(segment(view))
+    scores = {name: round(score, DIGITS) for name, score in artefacts.measure(view).items()}
     return {"skin_tone": tone} if tone else {}, scores
 
 

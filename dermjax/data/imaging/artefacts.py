@@ -8,9 +8,12 @@ fractions of the field.
 Shape legend: S side in pixels. Images are uint8 [S, S, 3] in sRGB.
 """
 
+from functools import cached_property
+
 import numpy as np
 from scipy import ndimage
 
+from dermjax.data.imaging import morphology
 from dermjax.data.imaging.colour import rgb_to_lab
 from dermjax.data.imaging.fields import coordinates
 from dermjax.data.imaging.hair import long_pieces, straight_pieces
@@ -38,47 +41,117 @@ THRESHOLDS = {"hairs": 0.15, "ruler": 0.15, "dark_corners": 0.4, "ink": 0.07, "g
 PAINTED = {name: name for name in THRESHOLDS} | {"ink": "pen_ring", "gel": "gel_bubbles"}
 
 
-def measure(image: np.ndarray) -> dict[str, float]:
+class View:
+    """An image uint8 [S, S, 3] and what several measurements need of it, each computed once."""
+
+    def __init__(self, image: np.ndarray):
+        self.image = image
+
+    @classmethod
+    def of(cls, image: "np.ndarray | View") -> "View":
+        """The view of an image; a view is its own."""
+        return image if isinstance(image, View) else cls(image)
+
+    @cached_property
+    def luminance(self) -> np.ndarray:
+        """The mean of the colours, float32 [S, S]."""
+        return self.image.astype(np.float32).mean(-1)
+
+    @cached_property
+    def bright(self) -> np.float32:
+        """The luminance that six tenths of the image stay below."""
+        return np.percentile(self.luminance, 60)
+
+    @cached_property
+    def corners(self) -> np.ndarray:
+        """The dark corners with their soft edge; nothing where there are none. bool [S, S]"""
+        size = len(self.image)
+        if dark_corners(self) < THRESHOLDS["dark_corners"]:
+            return np.zeros((size, size), bool)
+        luminance = ndimage.gaussian_filter(self.luminance, 0.006 * size)
+        dark, _ = ndimage.label(luminance < 0.5 * np.percentile(luminance, 60))
+        corners = {dark[0, 0], dark[0, -1], dark[-1, 0], dark[-1, -1]} - {0}
+        return ndimage.distance_transform_edt(~np.isin(dark, list(corners))) <= 0.025 * size
+
+    @cached_property
+    def ticks(self) -> tuple[float, ...]:
+        """The score of a ruler along the lower edge of the image, turned by quarters."""
+        return tuple(_ticks(np.rot90(self.image, quarter), np.rot90(self.corners, quarter)) for quarter in range(4))
+
+    @cached_property
+    def outside(self) -> np.ndarray:
+        """What is neither skin nor lesion: dark corners, where there are any, and a ruler's strip. bool [S, S]"""
+        hidden, strip = self.corners.copy(), round((1 - STRIP) * len(self.image))
+        for quarter in range(4):
+            if self.ticks[quarter] >= THRESHOLDS["ruler"]:
+                np.rot90(hidden, quarter)[strip:] = True  # a view of it
+        return hidden
+
+    @cached_property
+    def strands(self) -> np.ndarray:
+        """Long thin dark structures on skin, which hairs are, thick and bent ones too. bool [S, S]
+
+        They show in a black top-hat, are long for their area, take as much blue light as green (pen ink does not) and
+        have skin on both sides (the mesh of a lesion has not).
+        """
+        dark = self.dark_lines(radius=0.03, darker=0.18) & ~self.outside
+        return long_pieces(dark, LONG * len(self.image), 0.2)
+
+    def dark_lines(self, radius: float, darker: float) -> np.ndarray:
+        """Where a closing by a disc of `radius` brightens skin by `darker` in the logarithm of blue. bool [S, S]"""
+        light = self._light
+        beside = morphology.close_by_disc(light, max(round(radius * len(self.image)), 2))
+        green, blue = np.moveaxis(beside - light, -1, 0)
+        skin = (beside > np.median(beside, (0, 1)) - 0.25).all(-1)
+        return (blue > darker) & (blue > 0.6 * green) & skin
+
+    @cached_property
+    def _light(self) -> np.ndarray:
+        return _logarithm(self.image[..., 1:], 0.004)
+
+
+def measure(image: np.ndarray | View) -> dict[str, float]:
     """All scores of an image, by name."""
-    return {name: score(image) for name, score in SCORES.items()}
+    view = View.of(image)
+    return {name: score(view) for name, score in SCORES.items()}
 
 
-def hairs(image: np.ndarray) -> float:
+def hairs(image: np.ndarray | View) -> float:
     """Area of the field under strands of hair, 1 from HAIRY on."""
-    hidden = outside(image)
-    return min(float((strands(image, hidden) | straight_hairs(image, hidden)).mean()) / HAIRY, 1.0)
+    view = View.of(image)
+    return min(float((view.strands | straight_hairs(view)).mean()) / HAIRY, 1.0)
 
 
-def ruler(image: np.ndarray) -> float:
+def ruler(image: np.ndarray | View) -> float:
     """How much darker (in logarithms, 1 from EVERY_TICK on) nearly every tick along an edge is than the gaps beside it.
 
     The best edge, period and phase count, so that a few hairs across an edge are no ruler.
     """
-    corners = _corners(image)
-    return max(_ticks(np.rot90(image, quarter), np.rot90(corners, quarter)) for quarter in range(4))
+    return max(View.of(image).ticks)
 
 
-def dark_corners(image: np.ndarray) -> float:
+def dark_corners(image: np.ndarray | View) -> float:
     """How dark the second brightest corner is against the middle of the image: 0 as bright, 1 black."""
-    size = len(image)
-    c = round(0.07 * size)
-    luminance = image.astype(np.float32).mean(-1)
-    corners = [luminance[y, x].mean() for y in (slice(c), slice(-c, None)) for x in (slice(c), slice(-c, None))]
-    return float(np.clip(1 - sorted(corners)[-2] / max(np.percentile(luminance, 60), 1), 0, 1))
+    view = View.of(image)
+    c = round(0.07 * len(view.image))
+    sides = (slice(c), slice(-c, None))
+    corners = [view.luminance[y, x].mean() for y in sides for x in sides]
+    return float(np.clip(1 - sorted(corners)[-2] / max(view.bright, 1), 0, 1))
 
 
-def ink(image: np.ndarray) -> float:
+def ink(image: np.ndarray | View) -> float:
     """Area of violet or blue strokes of a pen on the skin around the lesion, 1 from INKED on.
 
     Strokes are narrow, bluer than grey, and have skin beside them: patches of a lesion have the lesion.
     """
-    size = len(image)
+    view = View.of(image)
+    image, size = view.image, len(view.image)
     lightness, _, b = np.moveaxis(rgb_to_lab(ndimage.gaussian_filter(image, (0.005 * size,) * 2 + (0,))), -1, 0)
     fall = np.percentile(lightness, 65) - lightness
     bluer = np.percentile(b, 60) - b
     x, y = coordinates(size)
     inked = (bluer > np.maximum(BLUER, 0.7 * fall)) & (b < COLD) & (fall > DARKER)
-    inked &= (np.hypot(x - 0.5, y - 0.5) >= CORE) & ~outside(image)
+    inked &= (np.hypot(x - 0.5, y - 0.5) >= CORE) & ~view.outside
     depth = ndimage.distance_transform_edt(inked)
     pieces, _ = ndimage.label(inked, np.ones((3, 3)))
     reach = max(round(0.02 * size), 2)
@@ -94,13 +167,13 @@ def ink(image: np.ndarray) -> float:
     return min(float(area) / (INKED * size**2), 1.0)
 
 
-def gel(image: np.ndarray) -> float:
+def gel(image: np.ndarray | View) -> float:
     """How bright the clearest round rim of a bubble is, in logarithms: nearly all the way round, 1 from RIMMED on."""
+    image = View.of(image).image
     size = len(image)
-    light = _logarithm(image, 0.003)[..., 1:]
+    light = _logarithm(image[..., 1:], 0.003)
     above = (light - np.median(light, (0, 1)) - BRIM).min(-1)
-    disc = _disc(max(round(0.016 * size), 2))
-    opened = np.stack([ndimage.grey_opening(light[..., c], footprint=disc) for c in range(2)], -1)
+    opened = morphology.open_by_disc(light, max(round(0.016 * size), 2))
     rim = np.minimum((light - opened).min(-1), above).clip(0)
     angles = 2 * np.pi * np.arange(AROUND) / AROUND
     best = 0.0
@@ -108,38 +181,23 @@ def gel(image: np.ndarray) -> float:
         steps = np.rint(radius * np.stack([np.sin(angles), np.cos(angles)], -1)).astype(int)
         reach = int(np.ceil(radius)) + 1
         padded = np.pad(rim, reach)
-        points = np.stack([padded[reach + dy :, reach + dx :][:size, :size] for dy, dx in steps])
-        best = max(best, float(np.partition(points, 1, axis=0)[1].max()))
+        lowest, second, larger = np.full_like(rim, np.inf), np.full_like(rim, np.inf), np.empty_like(rim)
+        for dy, dx in steps:
+            point = padded[reach + dy :, reach + dx :][:size, :size]
+            np.minimum(second, np.maximum(lowest, point, out=larger), out=second)
+            np.minimum(lowest, point, out=lowest)
+        best = max(best, float(second.max()))
     return min(best / RIMMED, 1.0)
 
 
 SCORES = {"hairs": hairs, "ruler": ruler, "dark_corners": dark_corners, "ink": ink, "gel": gel}
 
 
-def strands(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Long thin dark structures on skin, which hairs are, thick and bent ones too. bool [S, S]; hidden: see `outside`.
-
-    They show in a black top-hat, are long for their area, take as much blue light as green (pen ink does not) and have
-    skin on both sides (the mesh of a lesion has not).
-    """
-    dark = _dark_lines(image, radius=0.03, darker=0.18) & ~hidden
-    return long_pieces(dark, LONG * len(image), 0.2)
-
-
-def straight_hairs(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Thin hairs, fainter than `strands`, which are straight for a while. bool [S, S]; hidden: see `outside`."""
-    dark = _dark_lines(image, radius=0.018, darker=0.05) & ~hidden
-    return long_pieces(straight_pieces(dark, STRAIGHT * len(image), DIRECTIONS), LONG * len(image), 0.15)
-
-
-def outside(image: np.ndarray) -> np.ndarray:
-    """What is neither skin nor lesion: dark corners, where there are any, and a ruler's strip. bool [S, S]"""
-    corners = _corners(image)
-    hidden, strip = corners.copy(), round((1 - STRIP) * len(image))
-    for quarter in range(4):
-        if _ticks(np.rot90(image, quarter), np.rot90(corners, quarter)) >= THRESHOLDS["ruler"]:
-            np.rot90(hidden, quarter)[strip:] = True  # a view of it
-    return hidden
+def straight_hairs(view: View) -> np.ndarray:
+    """Thin hairs, fainter than strands, which are straight for a while. bool [S, S]"""
+    size = len(view.image)
+    dark = view.dark_lines(radius=0.018, darker=0.05) & ~view.outside
+    return long_pieces(straight_pieces(dark, STRAIGHT * size, DIRECTIONS), LONG * size, 0.15)
 
 
 def _ticks(image: np.ndarray, corners: np.ndarray) -> float:
@@ -162,33 +220,7 @@ def _ticks(image: np.ndarray, corners: np.ndarray) -> float:
     return min(best / EVERY_TICK, 1.0)
 
 
-def _dark_lines(image: np.ndarray, radius: float, darker: float) -> np.ndarray:
-    """Where a closing by a disc of `radius` brightens skin by `darker` in the logarithm of blue. bool [S, S]"""
-    light = _logarithm(image, 0.004)[..., 1:]
-    disc = _disc(max(round(radius * len(image)), 2))
-    beside = np.stack([ndimage.grey_closing(light[..., c], footprint=disc) for c in range(2)], -1)
-    green, blue = np.moveaxis(beside - light, -1, 0)
-    skin = (beside > np.median(beside, (0, 1)) - 0.25).all(-1)
-    return (blue > darker) & (blue > 0.6 * green) & skin
-
-
-def _corners(image: np.ndarray) -> np.ndarray:
-    """The dark corners with their soft edge; nothing where there are none. bool [S, S]"""
-    size = len(image)
-    if dark_corners(image) < THRESHOLDS["dark_corners"]:
-        return np.zeros((size, size), bool)
-    luminance = ndimage.gaussian_filter(image.astype(np.float32).mean(-1), 0.006 * size)
-    dark, _ = ndimage.label(luminance < 0.5 * np.percentile(luminance, 60))
-    corners = {dark[0, 0], dark[0, -1], dark[-1, 0], dark[-1, -1]} - {0}
-    return ndimage.distance_transform_edt(~np.isin(dark, list(corners))) <= 0.025 * size
-
-
 def _logarithm(image: np.ndarray, smoothing: float) -> np.ndarray:
-    """The logarithm of the image, smoothed a little, far from black. float32 [S, S, 3]"""
+    """The logarithm of channels [S, S, C], smoothed a little, far from black: float32."""
     soft = ndimage.gaussian_filter(image.astype(np.float32), (smoothing * len(image),) * 2 + (0,))
     return np.log(soft / 255 + 0.04)
-
-
-def _disc(radius: int) -> np.ndarray:
-    rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return rows**2 + columns**2 <= radius**2 + 0.5

@@ -11,6 +11,8 @@ Shapes: H, W the sides in pixels. All lengths are fractions of the shorter side.
 import numpy as np
 from scipy import ndimage
 
+from dermjax.data.imaging import morphology
+
 LINE = 0.05  # length of the lines; hairs are narrower than it, lesions are not
 DARKER = 18  # levels of 255 that a hair is darker than what the lines show
 STRAIGHT = 0.075  # length of the least straight piece of a hair
@@ -47,7 +49,7 @@ def hair_mask(image: np.ndarray) -> np.ndarray:
 def straight_pieces(mask: np.ndarray, length: float, directions: int) -> np.ndarray:
     """The parts of a mask bool [H, W] in which a line of so many pixels fits, in one of the directions."""
     lines = [line(length, 180 * way / directions) for way in range(directions)]
-    return np.any([ndimage.binary_opening(mask, each) for each in lines], axis=0)
+    return np.any([morphology.open_by(mask, each) for each in lines], axis=0)
 
 
 def long_pieces(mask: np.ndarray, length: float, share: float) -> np.ndarray:

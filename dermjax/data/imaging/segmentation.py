@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data.imaging import artefacts
+from dermjax.data.imaging import morphology
+from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
 from dermjax.data.imaging.fields import coordinates
 
@@ -44,10 +45,11 @@ class Segmentation:
     certainty: float  # the overlap (IoU) with the truth that is to be expected; 1 of a given mask, NaN where unknown
 
 
-def segment_classically(image: np.ndarray) -> Segmentation:
+def segment_classically(image: np.ndarray | View) -> Segmentation:
     """The lesions of a uint8 sRGB image [S, S, 3], by their absorbance."""
-    size = len(image)
-    absorbance, field = _absorbance(image)
+    view = View.of(image)
+    image, size = view.image, len(view.image)
+    absorbance, field = _absorbance(view)
     # more than FAINTEST where the skin itself is restless; beyond RESTLESS most of the field shows a lesion and no skin
     floor = min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
     candidates = (absorbance > floor) & field
@@ -62,13 +64,16 @@ def segment_classically(image: np.ndarray) -> Segmentation:
     return _on_skin(image, mask, SMALLEST, field & (np.abs(absorbance) < FAINTEST), float("nan"))
 
 
-def measure_mask(image: np.ndarray, mask: np.ndarray, smallest: float = 0.0, certainty: float = 1.0) -> Segmentation:
+def measure_mask(
+    image: np.ndarray | View, mask: np.ndarray, smallest: float = 0.0, certainty: float = 1.0
+) -> Segmentation:
     """The lesions that a mask bool [S, S] shows on an image; each connected piece is one.
 
     smallest: the area, a share of the field, that a piece must have.
     """
-    absorbance, field = _absorbance(image)
-    return _on_skin(image, mask, smallest, field & (np.abs(absorbance) < FAINTEST), certainty)
+    view = View.of(image)
+    absorbance, field = _absorbance(view)
+    return _on_skin(view.image, mask, smallest, field & (np.abs(absorbance) < FAINTEST), certainty)
 
 
 def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.ndarray, certainty: float) -> Segmentation:
@@ -85,19 +90,18 @@ def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.nda
     return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0), certainty)
 
 
-def _absorbance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _absorbance(view: View) -> tuple[np.ndarray, np.ndarray]:
     """How much darker than the skin around it each pixel is, and where the image shows skin or lesions at all.
 
     Returns float32 [S, S] and bool [S, S], which leaves out dark corners and a ruler's strip.
     """
-    size = len(image)
+    image, size = view.image, len(view.image)
     light = np.log(image.astype(np.float32) / 255 + 0.02)
     # hairs give way to the brighter skin on both sides of them
-    hairless = ndimage.grey_closing(light, (round(BESIDE * size) | 1, round(BESIDE * size) | 1, 1))
-    hidden = artefacts.outside(image)
-    light = np.where(_grow(artefacts.strands(image, hidden), 0.016 * size)[..., None], hairless, light)
+    hairless = morphology.close_by_square(light, round(BESIDE * size) | 1)
+    light = np.where(_grow(view.strands, 0.016 * size)[..., None], hairless, light)
     light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
-    field = ~hidden
+    field = ~view.outside
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*coordinates(size)))
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermjax.data.imaging.artefacts import PAINTED, SCORES, THRESHOLDS, outside, straight_hairs
+from dermjax.data.imaging.artefacts import PAINTED, SCORES, THRESHOLDS, View, straight_hairs
 from dermjax.data.imaging.fields import coordinates
 from dermjax.data.phantoms.appearance import ARTEFACTS, TONES
 from dermjax.data.phantoms.painting import phantom
@@ -39,21 +39,20 @@ def test_an_even_field_has_no_artefact(name, level):
 def test_the_strip_of_a_ruler_and_dark_corners_are_outside_on_whatever_edge():
     image = phantom(1, 128, **{**CLEAN, "ruler": True}).image
     for quarter in range(4):
-        hidden = outside(np.ascontiguousarray(np.rot90(image, quarter)))
+        hidden = View(np.ascontiguousarray(np.rot90(image, quarter))).outside
         strip = np.rot90(hidden, -quarter)
         assert strip[-12:].all() and not strip[:-14].any()
 
 
 def test_a_thin_straight_hair_is_seen_and_a_spot_is_not():
     image = phantom(5, 128, **CLEAN, number=1, size_name="small", texture="uniform").image
-    nothing = np.zeros((128, 128), bool)
-    before = straight_hairs(image, nothing).sum()
+    before = straight_hairs(View(image)).sum()
     x, y = coordinates(128)
     thin, spot = image.copy(), image.copy()
     thin[np.abs(y - 0.1 - 0.1 * x) < 0.006] = (60, 45, 40)
     spot[np.hypot(x - 0.15, y - 0.15) < 0.03] = (60, 45, 40)
-    assert before == 0 and straight_hairs(spot, nothing).sum() == 0
-    assert straight_hairs(thin, nothing).mean() >= 0.006
+    assert before == 0 and straight_hairs(View(spot)).sum() == 0
+    assert straight_hairs(View(thin)).mean() >= 0.006
 
 
 def test_blue_in_the_lesion_and_a_blue_lesion_are_no_ink():
