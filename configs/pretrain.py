@@ -81,8 +81,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "mesh": {"data": 0, "fsdp": 1},
             "autoencoder": {
                 "phases": ("crops", "settle"),
-                "crops": _phase(steps=4000, rate=4e-4, schedule="constant"),
-                "settle": _phase(steps=1000, rate=4e-4),
+                "crops": _phase(steps=1500, rate=4e-4, schedule="constant"),
+                "settle": _phase(steps=2000, rate=4e-4, chroma=2.0, features=1.0),
             },
             "diffusion": {
                 "images": 16_000,
@@ -95,7 +95,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "caption_dropout": 0.1,
                 "ema_decay": 0.999,
             },
-            "decoder": {"phases": ("texture",), "texture": _phase(steps=1000, rate=3e-4, adversary=0.05)},
+            "decoder": {
+                "phases": ("texture",),
+                "texture": _phase(steps=1000, rate=3e-4, chroma=2.0, features=1.0, adversary=0.05),
+            },
         }
     )
     if variant in ("tiny", "smoke"):
@@ -118,8 +121,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     return config
 
 
-def _phase(adversary: float = 0.0, **changes) -> dict:
+def _phase(adversary: float = 0.0, features: float = 0.2, chroma: float = 3.0, **changes) -> dict:
     """One phase of derm-base's autoencoder: what all share, and what this one has of its own."""
-    weights = PIXELS | {"lines": 2.0, "edges": 1.0, "features": 0.2, "adversary": adversary}
+    weights = PIXELS | {"lines": 2.0, "edges": 1.0, "chroma": chroma, "features": features, "adversary": adversary}
     crops = {"size": 112, "sides": (160, 400), "batch": 8}
     return crops | SHARED | {"kl": 1e-4, "ema_decay": 0.998, "evaluate_every": 250, "weights": weights} | changes

@@ -60,4 +60,4 @@ def _network():
     """The compiled network and its parameters, whose last layer is divided by the temperature."""
     params, config = segmenters.read(segmenters.SHIPPED)
     params["conv_out"] = jax.tree.map(lambda leaf: leaf / config["temperature"], params["conv_out"])
-    return jax.jit(segmenter.logits), params
+    return jax.jit(segmenter.logits), jax.device_put(params)  # numpy arrays would be copied for every image
