@@ -140,8 +140,8 @@ def disk_full_as_error(part: Path) -> Iterator[None]:
         number = int(code[1]) if code else getattr(error, "errno", None)
         if number not in machine.DISK_FULL:
             raise
-        # failed writes that nobody waited for are reported until the process ends
-        levels[1], after = logging.CRITICAL, without_closed_loops
+        # failed writes that nobody waited for are reported until the process ends, by threads as well
+        levels, after = [logging.CRITICAL] * len(loggers), without_closed_loops
         written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(NO_ROOM.format(part.parent, f"more than {machine.format_bytes(written)}")) from error
