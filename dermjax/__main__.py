@@ -8,6 +8,7 @@ nothing to save. Any other exception is a bug and keeps its traceback. `jax.dist
 the environment asks for it, see `machine`.
 """
 
+import ast
 import difflib
 import importlib
 import keyword
@@ -190,6 +191,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
     """
     path, rest = _take_config(stage, arguments)
     config = config_file.load(path)
+    _add_own_keys(config, rest)
     _refuse_unknown_keys(config, rest)
     argv = ["dermjax", *rest]
     config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
@@ -239,6 +241,28 @@ def _set_demo(config: ConfigDict) -> None:
         config.prepare.images = str(Path(flags.FLAGS.images).expanduser().absolute())
     if flags.FLAGS.limit is not None:
         config.prepare.limit = flags.FLAGS.limit
+
+
+def _add_own_keys(config: ConfigDict, arguments: list[str]) -> None:
+    """Makes keys that are users' own (`config_file.FREE`), as in --config.rare.malignant=25, known to the config."""
+    for argument in arguments:
+        flag, equals, text = argument.partition("=")
+        keys = flag.lstrip("-").split(".")
+        free = [number for number, key in enumerate(keys) if key in config_file.FREE]
+        if not equals or keys[0] != "config" or not free or free[0] == len(keys) - 1:
+            continue
+        node = config
+        for number, key in enumerate(keys[1:-1], start=1):
+            if number > free[0] and key not in node:
+                node[key] = ConfigDict()
+            node = node[key] if isinstance(node, ConfigDict) and key in node else None
+            if not isinstance(node, ConfigDict):
+                break  # a wrong key before it, which is refused by its name
+        if isinstance(node, ConfigDict) and keys[-1] not in node:
+            try:
+                node[keys[-1]] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                node[keys[-1]] = text
 
 
 def _refuse_unknown_keys(config: ConfigDict, arguments: list[str]) -> None:

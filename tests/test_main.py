@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 def get_config(variant=None):
     if variant == "broken":
         return 1 / 0
-    return ConfigDict({"steps": 3, "rate": 0.1, "model": {"folder": "tiny"}, "act": "print", "variant": variant or ""})
+    return ConfigDict({"steps": 3, "rate": 0.1, "model": {"folder": "tiny"}, "act": "print", "variant": variant or "",
+                       "rare": {}, "words": {}})
 """
 # a stage that does what its config says
 STAGE = """
@@ -111,6 +112,8 @@ def test_a_stage_tells_its_usage(folder):
         ([*TUNE, "--config.stesp=4"], "unknown config key stesp; did you mean steps?"),
         ([*TUNE, "--config.model.path=x"], "unknown config key model.path; there are: folder"),
         ([*TUNE, "--config.steps.more=4"], "unknown config key steps.more"),
+        ([*TUNE, "--config.rar.malignant=4"], "unknown config key rar.malignant; did you mean rare?"),
+        ([*TUNE, "--config.model.rare.a=4"], "unknown config key model.rare.a"),
         ([*TUNE, "--config.steps=many"], "--config.steps=many"),
         ([*TUNE, "--workdri=x"], "Unknown command line flag 'workdri'"),
         ([*TUNE, "--images=x"], "Unknown command line flag 'images'"),
@@ -129,6 +132,15 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(folder, arguments, sai
     assert err.startswith("dermjax ")
     assert err.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+def test_keys_that_are_users_own_are_made_on_the_command_line(folder):
+    own = ("--config.rare.malignant=25", "--config.words.tone.dark=2", "--config.words.site=('arm','leg')",
+           "--config.rare.path=runs/curate")  # fmt: skip
+    assert tune(folder, *own)[0] == 0
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert config["rare"] == {"malignant": 25, "path": "runs/curate"}
+    assert config["words"] == {"tone": {"dark": 2}, "site": ["arm", "leg"]}
 
 
 def test_a_command_without_a_config_answers_with_text(folder):
