@@ -11,6 +11,7 @@ from dermjax.data import images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
+from dermjax.progress import bar
 from dermjax.weights import classifiers
 from dermjax.weights.tensor_files import digest, read_json
 
@@ -36,20 +37,22 @@ class LabelScorer:
 
         if not records:
             return np.empty(0, np.float32)
-        found = in_batches(lambda image: all_classes(self.trees, image), manifest, records, size)
+        found = in_batches(lambda image: all_classes(self.trees, image), manifest, records, size, "labels")
         return found[np.arange(len(records)), [labels.index(record.label) for record in records]]
 
 
 def in_batches(
-    network: Callable[[np.ndarray], jax.Array], manifest: Manifest, records: Sequence[Record], size: int
+    network: Callable[[np.ndarray], jax.Array], manifest: Manifest, records: Sequence[Record], size: int, title: str
 ) -> np.ndarray:
     """What a network makes of images float32 [BATCH, size, size, 3] in [-1, 1], of all records: [N, …]."""
     rows = []
-    for first in range(0, len(records), BATCH):
-        paths = [manifest.path(record) for record in records[first : first + BATCH]]
-        pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
-        full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
-        rows.append(np.asarray(network(full))[: len(pixels)])
+    with bar(len(records), title, "images", 0) as progress:
+        for first in range(0, len(records), BATCH):
+            paths = [manifest.path(record) for record in records[first : first + BATCH]]
+            pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
+            full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
+            rows.append(np.asarray(network(full))[: len(pixels)])
+            progress.update(len(pixels))
     return np.concatenate(rows)
 
 

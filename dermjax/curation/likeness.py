@@ -34,12 +34,15 @@ class FeatureExtractor:
     def features(self, manifest: Manifest, records: Sequence[Record], *, mirrored: bool) -> np.ndarray:
         """The features of images, of length 1, float32 [N, D], and then those of their mirror images: [2 N, D]."""
         lower = jax.jit(lambda trees, image: self.network.lower(*trees, image, last=0))
-        found = [label_score.in_batches(lambda image: lower(self.trees, image), manifest, records, SIZE)]
-        if mirrored:  # tuning shows both
-            flipped = label_score.in_batches(
-                lambda image: lower(self.trees, image[:, :, ::-1]), manifest, records, SIZE
-            )
-            found.append(flipped)
+
+        def upright(image: np.ndarray) -> jax.Array:
+            return lower(self.trees, image)
+
+        def flipped(image: np.ndarray) -> jax.Array:
+            return lower(self.trees, image[:, :, ::-1])
+
+        ways = (upright, flipped) if mirrored else (upright,)  # tuning shows both
+        found = [label_score.in_batches(way, manifest, records, SIZE, "features") for way in ways]
         features = np.concatenate(found)
         return features / np.linalg.norm(features, axis=1, keepdims=True)
 
@@ -61,8 +64,10 @@ def nearest(features: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 def nearest_other(training: np.ndarray) -> np.ndarray:
     """The similarity of each of M training images to the nearest other one, of [2 M, D] with their mirror images."""
-    count = len(training) // 2
-    alike = training[:count] @ training.T
-    index = np.arange(count)
-    alike[index, index] = alike[index, index + count] = -1
-    return alike.max(1)
+    count, blocks = len(training) // 2, []
+    for start in range(0, count, BLOCK):
+        index = np.arange(start, min(start + BLOCK, count))
+        alike = training[index] @ training.T
+        alike[index - start, index] = alike[index - start, index + count] = -1
+        blocks.append(alike.max(1))
+    return np.concatenate(blocks)

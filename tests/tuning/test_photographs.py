@@ -24,6 +24,7 @@ def test_the_preset_for_photographs_learns_them(tmp_path):
             (tmp_path / "images" / label / source.name).symlink_to(source)
     prepare = runpy.run_path(str(config_file.PRESETS / "prepare.py"))["get_config"]()
     prepare.images = str(tmp_path / "images")
+    (tmp_path / "prepare").mkdir()
     preparation.run(prepare, tmp_path / "prepare")
     config = config_file.preset("tune", "photographs")
     config.update(manifest=str(tmp_path / "prepare"), steps=20, watch_every=10, save_every=10, validation_draws=1)
