@@ -85,7 +85,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "settle": _phase(steps=2000, rate=4e-4, chroma=2.0, features=1.0),
             },
             "diffusion": {
-                "images": 16_000,
+                "images": 6000,
                 "steps": 9000,
                 "batch": 16,
                 "rate": 8e-4,

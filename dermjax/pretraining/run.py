@@ -48,6 +48,7 @@ from dermjax.weights import diffusers, model_files
 
 BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
+PART = 1000  # phantoms whose latents are kept at a time: a killed run makes no more of them again
 WAYS = 8  # in which a photograph is turned and mirrored
 
 
@@ -82,12 +83,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
         run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
         "arithmetic": sharding.arithmetic(sd.dtype, grid),
         "vae": digest_of(jax.tree.leaves(params["vae"])),
-        "images": digest_of([drawn, photos]),
     }
-    pictures = [drawn, *(turned(photos, way) for way in range(WAYS if len(photos) else 0))]
-    moments = load_or_compute(
-        workdir, "moments", causes, lambda: encode(sd, params["vae"], pictures, config.encode_batch)
-    )
+    parts = [drawn[at : at + PART] for at in range(0, len(drawn), PART)]
+    parts += [turned(photos, way) for way in range(WAYS if len(photos) else 0)]
+    moments = np.concatenate([
+        load_or_compute(
+            workdir, f"moments_{number}", causes | {"images": digest_of([part])},
+            lambda part=part: encode(sd, params["vae"], [part], config.encode_batch),
+        )
+        for number, part in enumerate(parts)
+    ])  # fmt: skip
     epoch = mixed_epoch(len(drawn), len(moments) - len(drawn), share)
     params = params | train_diffusion(sd, params, moments, captions, epoch, config, workdir / "diffusion")
     decoder, encoder = reconstruction.divide(params["vae"])
