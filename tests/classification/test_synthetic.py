@@ -127,7 +127,7 @@ def test_batches_of_images_say_which_are_synthetic(tmp_path):
     [
         {"recipe": "frozen", "synthetic_weight": 0.5, "synthetic_targets": "judge"},
         {"recipe": "full", "synthetic_weight": 0.5, "synthetic_targets": "judge", "mixing": "mixup"},
-        MOBILE | {"synthetic_statistics": "separate", "steps": 8},
+        pytest.param(MOBILE | {"synthetic_statistics": "separate", "steps": 8}, marks=pytest.mark.slow),
         MOBILE | {"recipe": "last", "synthetic_statistics": "separate", "steps": 8},
     ],
     ids=["features", "images", "separate", "separate_last"],
