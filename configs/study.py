@@ -14,7 +14,7 @@ Variants:
            each, real images alone beside seven ways with synthetic ones, of which validation images choose one. Give
            --config.synthetic and --config.training
   own      the same with a generator for each size and draw that sees no other image: ten draws of four sizes are forty
-           tunings; --config.shots and --config.seeds make them fewer
+           tunings, by one host; --config.shots and --config.seeds make them fewer
   folds    frozen, five folds of --config.prepare.images=DIR, each with a generator of its own
 """
 

@@ -66,7 +66,7 @@ class Findings:
     figures: dict[Group, dict[str, Estimate]]
     comparisons: dict[Group, Comparison]
     fidelity: dict[Group, Estimate]
-    chosen: tuple[Group, ...] = ()  # one of each setting, by validation images
+    chosen: tuple[Comparison, ...] = ()  # one arm of each setting, by validation images, adjusted among themselves
     subgroups: dict[tuple[str, str], dict[Group, Estimate]] = field(default_factory=dict)  # AUROC by kind and name
     # figure and difference by name, on further test sets
     elsewhere: dict[str, dict[Group, dict[str, tuple[Estimate, Estimate]]]] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def find(
     """Every figure, every arm against the baseline of its classifier and size, and label fidelity.
 
     pooled: groups are means over seeds and folds, with p adjusted by Holm's method; else each is one run.
-    chosen: groups named before test images were read, whose p is adjusted among themselves alone.
+    chosen: groups that validation images named. They are compared once more, as a family of their own.
     synthetic: predictions of synthetic images, of each fold, by classifiers of real images only.
     """
     comparisons = {}
@@ -134,11 +134,7 @@ def find(
                 adjusted=None,
             )
     if pooled:
-        named = [group for group in comparisons if group in chosen]
-        for groups in (list(comparisons), named):
-            adjusted = intervals.holm([comparisons[group].p for group in groups])
-            for group, p in zip(groups, adjusted, strict=True):
-                comparisons[group] = replace(comparisons[group], adjusted=p)
+        comparisons = {each.group: each for each in _adjusted(comparisons.values())}
     right = {group: np.concatenate([each.right for each in several]) for group, several in synthetic.items()}
     return Findings(
         classes=next(iter(folds.values()))[0].classes,
@@ -146,8 +142,14 @@ def find(
         figures={group: intervals.figures(each, pooled=pooled) for group, each in folds.items()},
         comparisons=comparisons,
         fidelity={group: intervals.share(int(each.sum()), len(each)) for group, each in right.items()},
-        chosen=tuple(chosen),
+        chosen=_adjusted([comparisons[group] for group in chosen if group in comparisons]) if pooled else (),
     )
+
+
+def _adjusted(family: Collection[Comparison]) -> tuple[Comparison, ...]:
+    """Comparisons with p adjusted by Holm's method for their number."""
+    adjusted = intervals.holm([each.p for each in family])
+    return tuple(replace(each, adjusted=p) for each, p in zip(family, adjusted, strict=True))
 
 
 def in_subgroup(folds: dict[Group, list[Fold]], images: set[str]) -> dict[Group, Estimate]:

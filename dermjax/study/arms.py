@@ -143,6 +143,10 @@ def leave_out(manifest: Manifest, without: Mapping[str, Sequence[str]]) -> Manif
             raise UserError(
                 f"config.without.{kind} = {tuple(names)}: training images have {', '.join(known) or 'none'}"
             )
+    shown = [record_subgroups(record) for record in manifest.split("test")]
+    for kind, name in ((kind, name) for kind, names in without.items() for name in names):
+        if all(each.get(kind) != name for each in shown):
+            raise UserError(f"config.without.{kind}: no test image is of {name}; nothing could be judged on it")
     gone = {image for image, each in kinds.items() if any(each.get(kind) in names for kind, names in without.items())}
     left = replace(manifest, records=tuple(record for record in manifest.records if record.image not in gone))
     empty = [label for label in manifest.labels if not _training_images(left, label)]

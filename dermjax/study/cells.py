@@ -139,11 +139,9 @@ class Material:
         """The synthetic images of an arm."""
         return self.sets[arms.synthetic_set(arm)] if arms.synthetic_set(arm) else self.synthetic
 
-    @property
-    def digest(self) -> str:
-        """Of all images, their labels and their splits, 16 hex digits."""
-        further = (group[name] for group in (self.tests, self.sets) for name in sorted(group))
-        manifests = (self.real, self.synthetic, *further)
+    def digest(self, arm: str) -> str:
+        """Of all images of an arm, their labels and their splits, 16 hex digits."""
+        manifests = (self.real, self.of(arm), *(self.tests[name] for name in sorted(self.tests)))
         images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
         return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
 

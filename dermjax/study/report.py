@@ -83,16 +83,25 @@ def page(
     )
 
 
-def describe_case(rare: Mapping[str, int], without: Mapping[str, Sequence[str]], own_generators: bool) -> list[str]:
-    """What of the real images the classifiers and the generators were denied, in sentences."""
+def describe_case(
+    rare: Mapping[str, int], without: Mapping[str, Sequence[str]], own_generators: bool, few: bool
+) -> list[str]:
+    """What of the real images the classifiers and the generators were denied, and what not, in sentences.
+
+    few: whether there are few-shot sizes.
+    """
     case = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
-    case += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}; the test split has them."
+    case += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}."
              for kind, names in without.items()]  # fmt: skip
     if own_generators:
         case.append(
             "Every few-shot size and seed has a generator that was tuned on the real images of its classifiers alone; "
-            "the whole validation split said when to stop and what is usual."
+            "counts and pictures below are of one of them."
         )
+    elif case:
+        case.append("The generator was tuned on all training images, these among them.")
+    if case or few:
+        case.append("The validation split is whole: it chooses arms, says when to stop and sets probabilities.")
     return case
 
 
@@ -115,8 +124,9 @@ def _is_scarce(group: Group, material: Material) -> bool:
     """Whether a hybrid arm asks for more synthetic images of a class than there are."""
     hybrid = arms.parse_hybrid(group.arm)
     ratio = hybrid.ratio if hybrid and hybrid.kind == "hybrid" else 0.0
-    for label in material.real.labels:
-        real, synthetic = (len(report.training_images(each, label)) for each in (material.real, material.synthetic))
+    for label in material.real.labels if ratio else ():
+        of = (material.real, material.of(group.arm))
+        real, synthetic = (len(report.training_images(each, label)) for each in of)
         if ratio * (group.shots or real) > synthetic:
             return True
     return False

@@ -1,9 +1,9 @@
 """The predictions of all cells -> findings -> results.json, which has every number of a study for programs.
 
 An arm is the mean over its seeds. It is compared with the baseline of the same classifier and few-shot size, seed by
-seed and on the same resamples of the same lesions. One arm of each setting is chosen by validation images before any
-test image is read; p-values of the chosen ones are adjusted by Holm's method among themselves, and all others over all
-comparisons.
+seed and on the same resamples of the same lesions. p-values are adjusted by Holm's
+method over all comparisons; those of the arms that validation images alone have chosen, one of each setting, once more
+among themselves.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from dermjax.data.records import Manifest
 from dermjax.evaluation import findings, metrics, predictions
-from dermjax.evaluation.findings import PRIMARY, Findings, Group
+from dermjax.evaluation.findings import PRIMARY, Comparison, Findings, Group
 from dermjax.evaluation.intervals import Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import PAPER
@@ -94,24 +94,15 @@ def as_json(result: Findings) -> str:
         "groups": [
             {
                 **group._asdict(),
-                "chosen_on_validation": group in result.chosen,
+                "chosen_on_validation": group in {each.group for each in result.chosen},
                 "figures": figures,
                 "auroc_of_each_seed": result.seeds(group),
                 "confusion_of_the_mean": result.confusion(group).tolist(),
             }
             for group, figures in result.figures.items()
         ],
-        "comparisons": [
-            {
-                **group._asdict(),
-                "differences": each.differences,
-                "p": None if math.isnan(each.p) else each.p,
-                "p_adjusted": None if math.isnan(each.adjusted) else each.adjusted,
-                "mcnemar": each.mcnemar,
-                "verdict": each.verdict,
-            }
-            for group, each in result.comparisons.items()
-        ],
+        "comparisons": [_as_numbers(each) for each in result.comparisons.values()],
+        "chosen": [_as_numbers(each) for each in result.chosen],
         "subgroups": [
             {"kind": kind, "group": name, **group._asdict(), PRIMARY: estimate}
             for (kind, name), estimates in result.subgroups.items()
@@ -131,6 +122,18 @@ def as_json(result: Findings) -> str:
         "paper_accuracies_percent": PAPER["accuracies"],
     }
     return json.dumps(results, indent=2, allow_nan=False, default=asdict)
+
+
+def _as_numbers(each: Comparison) -> dict:
+    """A comparison for JSON."""
+    return {
+        **each.group._asdict(),
+        "differences": each.differences,
+        "p": None if math.isnan(each.p) else each.p,
+        "p_adjusted": None if math.isnan(each.adjusted) else each.adjusted,
+        "mcnemar": each.mcnemar,
+        "verdict": each.verdict,
+    }
 
 
 def _read(folder: Path, test: str, manifest: Manifest) -> Predictions:

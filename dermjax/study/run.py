@@ -59,13 +59,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return
     chosen = results.choose(folders, materials)
     named = [group._asdict() | {"validation_auroc": score} for group, score in chosen.items()]
-    write_atomically(workdir / "chosen.json", json.dumps(named, indent=2))  # before any test image is read
+    write_atomically(workdir / "chosen.json", json.dumps(named, indent=2))
     findings = results.find(
         folders, materials, config.baseline, chosen, config.bootstrap.to_dict(), own_generators=_own_generators(config)
     )
     explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
-    case = report.describe_case(config.rare, config.without, _own_generators(config))
+    case = report.describe_case(config.rare, config.without, _own_generators(config), bool(any(config.shots)))
     page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
@@ -87,22 +87,37 @@ def plan(config: ConfigDict) -> list[Cell]:
         raise UserError(f"config.arms: {arms.TESTED_ON_SYNTHETIC} is judged by {arms.BASELINE}; add that")
     if not config.classifiers:
         raise UserError("config.classifiers: none; add at least one")
-    for name, classifier in config.classifiers.items():
-        for phase in (phase for arm in trained for phase in arms.phases(arm)):
+    for arm, phase in [(name, phase) for name in trained for phase in arms.phases(name)]:
+        for name, classifier in config.classifiers.items():
             changed = ConfigDict(classifier.to_dict())
             changed.update(phase.changes)
-            check(f"classifiers.{name}", changed, training.check)
+            check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, training.check)
+            real = changed.batch * (1 - phase.fraction)
+            if changed.synthetic_statistics == "separate" and real != round(real):
+                raise UserError(
+                    f"config.arms: {arm} has {real:g} real images in a batch of {changed.batch}; give another"
+                )
     unknown = [arm for arm in config.arms if arms.synthetic_set(arm) not in ("", *config.sets)]
     if unknown:
         raise UserError(f"config.arms: {unknown[0]} needs config.sets.{arms.synthetic_set(unknown[0])}, a manifest")
-    pick("config.generator_sees", SEEN, config.generator_sees)
+    _check_names(config)
+    if _judged_arms(config) and not config.synthetic and not config.curate.classifier:
+        raise UserError(
+            f"config.arms: {_judged_arms(config)[0]} needs a judge, config.curate.classifier, trained on real images"
+        )
+    if pick("config.generator_sees", SEEN, config.generator_sees) and config.synthetic:
+        raise UserError("config.generator_sees = shots tunes generators of its own; leave out config.synthetic")
     if not config.synthetic:
         check_stages(config)
     if config.synthetic and not config.manifest:
         raise UserError("config.manifest: no manifest of real images; give it beside config.synthetic")
     if config.synthetic and config.folds:
         raise UserError("config.synthetic: one manifest cannot serve several folds; leave it out, each tunes its own")
-    if config.synthetic and not config.training:
+    if config.sets and config.folds:
+        raise UserError(
+            "config.sets: one set cannot serve several folds, whose test images it may have seen; leave it out"
+        )
+    if (config.synthetic or config.sets) and not config.training:
         raise UserError("config.training: say which manifest the generator was tuned on, so that leaks can be found")
     trained.sort(key=lambda arm: arm != config.baseline)
     return [
@@ -113,6 +128,28 @@ def plan(config: ConfigDict) -> list[Cell]:
         for arm in trained
         for classifier in config.classifiers
     ]
+
+
+def _check_names(config: ConfigDict) -> None:
+    """Raises UserError for values of keys that are users' own."""
+    for label, number in config.rare.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise UserError(f"config.rare.{label} = {number!r}: give a whole number of images, 1 or more")
+    for name, path in config.sets.items():
+        if not isinstance(path, str) or not path:
+            raise UserError(f"config.sets.{name} = {path!r}: give a manifest")
+    for kind, names in config.without.items():
+        if isinstance(names, str) or not all(isinstance(each, str) for each in names):
+            raise UserError(f"config.without.{kind} = {names!r}: give names in brackets, as ('dark','brown')")
+
+
+def _judged_arms(config: ConfigDict) -> list[str]:
+    """The arms whose synthetic images teach by a judge's probability, for any classifier."""
+    always = any(each.synthetic_targets == "judge" for each in config.classifiers.values())
+    return [
+        arm for arm in config.arms
+        if any(phase.fraction and (always or "synthetic_targets" in phase.changes) for phase in arms.phases(arm))
+    ]  # fmt: skip
 
 
 def _own_generators(config: ConfigDict) -> bool:
@@ -147,9 +184,10 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
             names = ", ".join(absent)
             raise UserError(f"config.tests.{name}: no test image of {names}; give a test split of every class")
     used = [real, *tests.values()]
+    if config.training:
+        used.append(records.read(Path(config.training)))
     if config.synthetic:
         synthetic = records.read(Path(config.synthetic))
-        used.append(records.read(Path(config.training)))
     else:  # the generator gets the training split of `real` and nothing else; a leak is refused before it is tuned
         inputs.refuse_leaks(used)
         synthetic = generator.synthesise(config, folder, prepared)
@@ -158,8 +196,7 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
     for name, manifest in sets.items():
         inputs.check_synthetic(manifest, f"config.sets.{name}", real)
     material = Material(real=real, synthetic=synthetic, tests=tests, sets=sets)
-    judged = {arm for arm in config.arms for phase in arms.phases(arm) if "synthetic_targets" in phase.changes}
-    for record in (record for arm in sorted(judged) for record in material.of(arm).split("train")):
+    for record in (record for arm in _judged_arms(config) for record in material.of(arm).split("train")):
         pipelines.judged(np.ones(len(real.labels), np.float32), record)  # refused before the first cell is trained
     inputs.refuse_leaks([*used, synthetic, *sets.values()])
     say(
@@ -171,10 +208,11 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
 
 def _report_other_causes(folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> None:
     """Says where cells were begun on other images, or by code that gives other numbers."""
-    digests = {id(material): material.digest for material in material_of.values()}
-    changes = {}
+    digests, changes = {}, {}
     for cell, folder in folders.items():
-        causes = {run_folder.NUMERIC_VERSIONS: VERSIONS, "images": digests[id(material_of[cell])]}
+        material, key = material_of[cell], (id(material_of[cell]), arms.synthetic_set(cell.arm))
+        digests[key] = digests.get(key) or material.digest(cell.arm)
+        causes = {run_folder.NUMERIC_VERSIONS: VERSIONS, "images": digests[key]}
         changes[folder] = run_folder.changed_since_start(folder, causes, LEFT)
     changes = {folder: change for folder, change in changes.items() if change}
     for folder, change in list(changes.items())[:1]:

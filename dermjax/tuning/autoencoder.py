@@ -19,7 +19,7 @@ from dermjax import machine, reconstruction, sharding
 from dermjax.data import images
 from dermjax.data.augmentation import symmetric
 from dermjax.data.records import Manifest, Record
-from dermjax.models.stable_diffusion import Params, StableDiffusion
+from dermjax.models.stable_diffusion import Params, StableDiffusion, count
 from dermjax.progress import say
 from dermjax.training import optimizers, writers
 from dermjax.training.loop import LoopConfig, Task, fit
@@ -31,6 +31,7 @@ MODES = ("frozen", "decoder", "full")  # what is tuned of it
 WEIGHTS = {"lines": 2.0, "standout": 0.0, "edges": 1.0, "patches": 1.0, "chroma": 3.0}  # as derm-base was pretrained
 FOLDER = "autoencoder"
 TRAINED_A_CORE_A_SECOND = 60e9  # operations, measured: derm-tiny's in float32 on a core with AVX-512
+NUMBERS_KEPT = 10  # a channel of a pixel that a residual block keeps for its gradient, measured: derm-tiny, 128 px
 GRADIENT = 3  # passes that one with gradients counts for
 
 
@@ -114,6 +115,17 @@ def loss(sd: StableDiffusion, kl: float) -> Loss:
         return total, (variables, scalars)
 
     return learn
+
+
+def memory(setup: Setup, config: ConfigDict) -> float:
+    """Returns about the bytes that a step takes on each device, of the process on a CPU; 0 where it is not tuned."""
+    if config.tuned.vae == "frozen":
+        return 0.0
+    vae, size = setup.sd.configs["vae"], config.vae.size or setup.samples.size
+    cells = sum(width * (size / 2**level) ** 2 for level, width in enumerate(vae["block_out_channels"]))
+    each = NUMBERS_KEPT * (2 * vae["layers_per_block"] + 1) * cells * config.vae.batch / setup.grid.size
+    always = 5 * count(setup.sd.shapes["vae"])  # parameters, their average, gradients, two moments
+    return 4 * (always + each) * (setup.grid.size if sharding.platform(setup.grid) == "cpu" else 1)
 
 
 def processor_seconds(setup: Setup, config: ConfigDict) -> float:

@@ -29,7 +29,9 @@ def report(setup: Setup, config: ConfigDict) -> None:
     """Prints what the run costs, and where it would not fit into the memory of this machine, what would."""
     state, _ = setup.shapes
     step = memory(setup)(setup.samples.size, config.batch / config.accumulate)
-    need, have, seconds = max(step, sampling_memory(setup, config)), sharding.free_memory(setup.grid), {}
+    on_vae = autoencoder.memory(setup, config)
+    on_vae += PROCESS * (on_vae > 0 and sharding.platform(setup.grid) == "cpu")
+    need, have, seconds = max(step, sampling_memory(setup, config), on_vae), sharding.free_memory(setup.grid), {}
     if sharding.platform(setup.grid) == "cpu":
         seconds["seconds"] = processor_seconds(setup, config.batch * config.steps)
         seconds["seconds"] += autoencoder.processor_seconds(setup, config)
@@ -41,6 +43,7 @@ def report(setup: Setup, config: ConfigDict) -> None:
     )  # fmt: skip
     if need > have:
         other = remedy(setup, config, have) if step > have else "with config.samples.images = 0 it fits"
+        other = "with a smaller config.vae.batch or config.vae.size the autoencoder fits" if on_vae > have else other
         say(f"tune: warning: {machine.format_bytes(have)} of memory are free; {other}")
 
 
@@ -64,8 +67,9 @@ def files(setup: Setup, config: ConfigDict) -> int:
     state, _ = setup.shapes
     moments = 2 * 2 * setup.sd.configs["vae"]["latent_channels"] * (setup.samples.size // setup.sd.factor) ** 2
     images = len(setup.training.sources) + len(setup.validation.sources)
+    tuned = 16 * count(setup.sd.shapes["vae"]) * (config.tuned.vae != "frozen")
     model = count(setup.params) * jnp.dtype(config.save_dtype).itemsize if config.save_model else 0
-    return CHECKPOINTS * size(state) + 2 * moments * images + model
+    return CHECKPOINTS * (size(state) + tuned) + 2 * moments * images + model
 
 
 def sampling_memory(setup: Setup, config: ConfigDict) -> float:

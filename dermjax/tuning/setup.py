@@ -91,6 +91,8 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
     if size % sd.factor or config.vae.size % sd.factor:
         wrong = f"size = {size}" if size % sd.factor else f"config.vae.size = {config.vae.size}"
         raise UserError(f"{wrong} is not a multiple of {sd.factor}")
+    if config.tuned.vae != "frozen" and config.vae.batch % grid.size:
+        raise UserError(f"config.vae.batch = {config.vae.batch} does not divide over {grid.size} devices")
     prompts = latents.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
     chosen = config.samples
     settings = SamplerSettings(sampler=chosen.sampler, steps=chosen.steps, guidance=chosen.guidance)

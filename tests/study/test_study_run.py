@@ -101,7 +101,10 @@ def test_an_arm_is_chosen_before_test_images_are_read(finished, real, synthetic,
     (chosen,) = json.loads((finished / "chosen.json").read_text())
     assert (chosen["arm"], chosen["shots"]) == ("hybrid_3", 6) and 0 <= chosen["validation_auroc"] <= 1
     page = (finished / "report.html").read_text()
-    assert "Chosen on validation images, before any test image was read" in page
+    assert "Chosen by validation images alone" in page
+    results_of_test = json.loads((finished / "results.json").read_text())
+    (named,), (compared,) = results_of_test["chosen"], results_of_test["comparisons"]
+    assert named == compared and named["arm"] == "hybrid_3"  # of one comparison both families are the same
 
     folders = {Cell(0, "vit", 6, arm, 0): tmp_path / arm for arm in ("real_equal_steps", "hybrid_3", "all_3")}
     rows = [("v0", "benign", "validation"), ("v1", "malignant", "validation"), ("t", "benign", "not even a split")]
@@ -208,8 +211,15 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"training": ""}, "config.training"),
         ({"arms": ("real_equal_steps", "hybrid_30")}, "'hybrid_30' is none of"),
         ({"arms": ("hybrid_1",)}, "config.baseline"),
-        ({"arms": ("real_equal_steps", "hybrid_1_apart")}, "config.classifiers.vit: .* separate does not go with"),
+        ({"arms": ("real_equal_steps", "hybrid_1_apart")}, "config.classifiers.vit in the arm hybrid_1_apart: .* separate does not go with"),
         ({"arms": ("real_equal_steps", "hybrid_1_judged")}, "no judge has seen it; curate with config.classifier"),
+        ({"arms": ("real_equal_steps", "all_1_judged"), "synthetic": ""}, "config.arms: all_1_judged needs a judge"),
+        ({"generator_sees": "shots"}, "config.generator_sees = shots tunes generators of its own"),
+        ({"rare": {"malignant": 0}}, "config.rare.malignant = 0: give a whole number of images, 1 or more"),
+        ({"rare": {"malignant": -5}}, "config.rare.malignant = -5"),
+        ({"rare": {"malignant": "many"}}, "config.rare.malignant = 'many'"),
+        ({"sets": {"gentle": 2024}}, "config.sets.gentle = 2024: give a manifest"),
+        ({"without": {"sex": "m"}}, "config.without.sex = 'm': give names in brackets"),
         ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
         ({"seeds": (0, 0)}, "each once"),
         ({"shots": (25,)}, "benign has 24; take fewer"),
@@ -306,10 +316,12 @@ def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, sy
         assert {record.attributes["sex"] for record in training} == {"f"}
         assert {record.attributes["sex"] for record in manifest.split("test")} == {"f", "m"}
     assert len(seen) == 2
-    case = run.report.describe_case({"malignant": 3}, {"sex": ("m",)}, own_generators=False)
+    case = run.report.describe_case({"malignant": 3}, {"sex": ("m",)}, own_generators=False, few=True)
     assert case == [
         "Of malignant a classifier has 3 real images only.",
-        "No real image that a classifier learns from is of sex m; the test split has them.",
+        "No real image that a classifier learns from is of sex m.",
+        "The generator was tuned on all training images, these among them.",
+        "The validation split is whole: it chooses arms, says when to stop and sets probabilities.",
     ]
 
 

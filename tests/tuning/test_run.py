@@ -167,6 +167,7 @@ def test_diffusers_reads_the_lora_file(base, adapted):
         ({"tuned.unet": "frozen"}, "nothing is tuned"),
         ({"tuned.vae": "lora"}, "config.tuned.vae 'lora' is unknown; did you mean frozen or decoder or full"),
         ({"vae.size": 20}, "config.vae.size = 20 is not a multiple of 8"),
+        ({"tuned.vae": "full", "vae.batch": 0}, "config.vae.batch = 0: give 1 or more"),
         ({"tuned.vae": "full", "vae.steps": 0}, "config.vae.steps = 0: give 1 or more"),
         ({"tuned.unet": "lora", "lora.targets": ("atention",)}, "config.lora.targets: 'atention' is unknown"),
         ({"precision": "float8"}, "config.precision 'float8' is unknown"),
