@@ -211,9 +211,11 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"training": ""}, "config.training"),
         ({"arms": ("real_equal_steps", "hybrid_30")}, "'hybrid_30' is none of"),
         ({"arms": ("hybrid_1",)}, "config.baseline"),
-        ({"arms": ("real_equal_steps", "hybrid_1_apart")}, "config.classifiers.vit in the arm hybrid_1_apart: .* separate does not go with"),
+        (
+            {"arms": ("real_equal_steps", "hybrid_1_apart")},
+            "config.classifiers.vit in the arm hybrid_1_apart: .* separate does not go with",
+        ),
         ({"arms": ("real_equal_steps", "hybrid_1_judged")}, "no judge has seen it; curate with config.classifier"),
-        ({"arms": ("real_equal_steps", "all_1_judged"), "synthetic": ""}, "config.arms: all_1_judged needs a judge"),
         ({"generator_sees": "shots"}, "config.generator_sees = shots tunes generators of its own"),
         ({"rare": {"malignant": 0}}, "config.rare.malignant = 0: give a whole number of images, 1 or more"),
         ({"rare": {"malignant": -5}}, "config.rare.malignant = -5"),
@@ -244,6 +246,11 @@ def test_nonsense_is_one_line(real, synthetic, tmp_path, changed, told):
         run.run(settings(real, synthetic, **changed), tmp_path / "study")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study" / "cells").exists()
+
+
+def test_a_judged_arm_without_a_judge_is_said_before_a_generator_is_tuned(real):
+    with pytest.raises(UserError, match=r"config\.arms: all_1_judged needs a judge, config\.curate\.classifier"):
+        run.plan(settings(real, "", training="", arms=("real_equal_steps", "all_1_judged")))
 
 
 def training_only(real, folder):
