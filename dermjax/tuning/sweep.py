@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -54,7 +55,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if not space:
         raise UserError("config.space is empty: there is nothing to choose")
     check(space, config.tune)
-    study = load_study(workdir, startup=config.startup, patience=config.patience)
+    with open_study(workdir, startup=config.startup, patience=config.patience) as study:
+        search(study, space, config, workdir)
+    say(f"sweep: results.json and report.html are in {workdir}")
+
+
+def search(study: optuna.Study, space: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """Runs trials until as many have ended as the config says, and writes the results after each."""
     enqueue_defaults(study, space, config.tune)
     cost("sweep", trials=config.trials, ended=len(ended(study)), settings=", ".join(space))
     while len(ended(study)) < config.trials:
@@ -70,7 +77,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
         write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
         write(workdir, results, config)
         say(f"sweep: {summary(results)}")
-    say(f"sweep: results.json and report.html are in {workdir}")
 
 
 def dimensions(space: Mapping, settings: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,18 +117,22 @@ def changed(settings: ConfigDict, chosen: Mapping[str, Any]) -> ConfigDict:
     return copy
 
 
-def load_study(workdir: Path, *, startup: int, patience: int) -> optuna.Study:
-    """Returns the study of a run folder, in which trials that were cut off wait to be resumed."""
+@contextmanager
+def open_study(workdir: Path, *, startup: int, patience: int) -> Iterator[optuna.Study]:
+    """Yields the study of a run folder, in which trials that were cut off wait to be resumed; closes its database."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=patience)
-    study = optuna.create_study(
-        storage=f"sqlite:///{workdir / DATABASE}", study_name=NAME, load_if_exists=True, pruner=pruner
-    )
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
-    return study
+    storage = optuna.storages.RDBStorage(f"sqlite:///{workdir / DATABASE}")
+    try:
+        study = optuna.create_study(storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner)
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params:
+                study.enqueue_trial(trial.params)
+        yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def enqueue_defaults(study: optuna.Study, space: dict[str, Any], settings: ConfigDict) -> None:

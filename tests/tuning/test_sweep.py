@@ -158,5 +158,6 @@ def test_bad_input_is_one_line(tmp_path, manifest, tune, changes, said):
 
 
 def test_the_study_is_quiet(tmp_path):
-    sweep.load_study(tmp_path, startup=1, patience=1)
+    with sweep.open_study(tmp_path, startup=1, patience=1):
+        pass
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
