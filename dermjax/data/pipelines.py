@@ -56,16 +56,21 @@ class Alternation(grain.transforms.DatasetSelectionMap):
         return side + drawn % self.classes, drawn // self.classes
 
 
+def confidence(record: Record) -> float:
+    """The probability that a judge gave the class of an image; UserError where none has seen it."""
+    if JUDGED not in record.scores:
+        raise UserError(
+            f"{record.image}: config.synthetic_targets = judge, and no judge has seen it; curate with config.classifier"
+        )
+    return record.scores[JUDGED]
+
+
 def judged(hot: np.ndarray, record: Record) -> np.ndarray:
     """The probability that a judge gives the class of an image, and what is left in equal parts for the others.
 
     hot: float32 [K], 1 at the class. The judge is the classifier, trained on real images only, that `curate` had.
     """
-    if JUDGED not in record.scores:
-        raise UserError(
-            f"{record.image}: config.synthetic_targets = judge, and no judge has seen it; curate with config.classifier"
-        )
-    own, others = np.float32(record.scores[JUDGED]), max(1, len(hot) - 1)
+    own, others = np.float32(confidence(record)), max(1, len(hot) - 1)
     return own * hot + (1 - own) / others * (1 - hot)
 
 

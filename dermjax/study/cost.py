@@ -9,7 +9,7 @@ from dermjax import progress
 from dermjax.classification import networks, recipes
 from dermjax.classification.recipes import GRADIENT
 from dermjax.data.records import Manifest
-from dermjax.study import arms, cells
+from dermjax.study import arms, cells, generator
 from dermjax.study.cells import Cell, finished
 
 SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
@@ -22,9 +22,7 @@ def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest
     announce what their generator takes.
     """
     todo = [cell for cell, folder in folders.items() if not finished(folder)]
-    several = {
-        (cell.fold, cell.shots, cell.seed) if config.generator_sees == "shots" else cell.fold for cell in folders
-    }
+    several = {generator.home(config, Path(), cell) for cell in folders}
     generators = {} if config.synthetic else {"generators": len(several), "synthetic_images": synthetic * len(several)}
     on_cpu = jax.devices()[0].platform == "cpu"
     progress.cost(

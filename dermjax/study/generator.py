@@ -16,7 +16,10 @@ from dermjax.errors import UserError
 from dermjax.preparation import run as preparation
 from dermjax.run_folder import NUMERIC_VERSIONS
 from dermjax.sampling import model
-from dermjax.study.cells import claimed
+from dermjax.study.cells import Cell, claimed
+from dermjax.training.optimizers import pick
+
+SEEN = {"all": False, "shots": True}  # what generators see: whether only the real images of their cells
 
 
 def prepare(config: ConfigDict, workdir: Path, fold: int) -> Path:
@@ -30,6 +33,17 @@ def prepare(config: ConfigDict, workdir: Path, fold: int) -> Path:
     folder = workdir / f"fold{fold}" / "prepare"
     run_stage(preparation.run, config.prepare, folder, {"folds": config.folds, "fold": fold})
     return folder / records.FILE
+
+
+def sees_shots(config: ConfigDict) -> bool:
+    """Returns whether every few-shot size and seed tunes a generator on its own real images."""
+    return pick("config.generator_sees", SEEN, config.generator_sees)
+
+
+def home(config: ConfigDict, workdir: Path, cell: Cell) -> Path:
+    """Returns the folder of the generator of a cell's synthetic images."""
+    fold = workdir / f"fold{cell.fold}"
+    return fold / f"{cell.shots or 'all'}_seed{cell.seed}" if sees_shots(config) else fold
 
 
 def few_shot(folder: Path, real: Manifest) -> Path:

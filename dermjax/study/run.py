@@ -9,7 +9,6 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import run_folder
@@ -24,9 +23,6 @@ from dermjax.progress import say
 from dermjax.run_folder import write_atomically
 from dermjax.study import arms, cases, cells, cost, generator, report, results
 from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
-from dermjax.training.optimizers import pick
-
-SEEN = {"all": False, "shots": True}  # what generators see: whether only the real images of their cells
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -61,11 +57,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     named = [group._asdict() | {"validation_auroc": score} for group, score in chosen.items()]
     write_atomically(workdir / "chosen.json", json.dumps(named, indent=2))
     findings = results.find(
-        folders, materials, config.baseline, chosen, config.bootstrap.to_dict(), own_generators=_own_generators(config)
+        folders,
+        materials,
+        config.baseline,
+        chosen,
+        config.bootstrap.to_dict(),
+        own_generators=generator.sees_shots(config),
     )
     explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
-    case = report.describe_case(config.rare, config.without, _own_generators(config), bool(any(config.shots)))
+    case = report.describe_case(config.rare, config.without, generator.sees_shots(config), bool(any(config.shots)))
     page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
@@ -105,7 +106,7 @@ def plan(config: ConfigDict) -> list[Cell]:
         raise UserError(
             f"config.arms: {_judged_arms(config)[0]} needs a judge, config.curate.classifier, trained on real images"
         )
-    if pick("config.generator_sees", SEEN, config.generator_sees) and config.synthetic:
+    if generator.sees_shots(config) and config.synthetic:
         raise UserError("config.generator_sees = shots tunes generators of its own; leave out config.synthetic")
     if not config.synthetic:
         check_stages(config)
@@ -139,7 +140,7 @@ def _check_names(config: ConfigDict) -> None:
         if not isinstance(path, str) or not path:
             raise UserError(f"config.sets.{name} = {path!r}: give a manifest")
     for kind, names in config.without.items():
-        if isinstance(names, str) or not all(isinstance(each, str) for each in names):
+        if not isinstance(names, tuple | list) or not all(isinstance(each, str) for each in names):
             raise UserError(f"config.without.{kind} = {names!r}: give names in brackets, as ('dark','brown')")
 
 
@@ -152,26 +153,18 @@ def _judged_arms(config: ConfigDict) -> list[str]:
     ]  # fmt: skip
 
 
-def _own_generators(config: ConfigDict) -> bool:
-    """Whether every few-shot size and seed tunes a generator on its own real images."""
-    return not config.synthetic and SEEN[config.generator_sees]
-
-
 def _materials(
     config: ConfigDict, workdir: Path, folders: Collection[Cell], prepared: list[Path], reals: list[Manifest]
 ) -> dict[Cell, Material]:
     """The manifests of each cell: one of a fold, or one of each few-shot size and seed of it."""
-    made: dict[tuple, Material] = {}
-    for cell in folders:
-        key, folder, path = (cell.fold,), workdir / f"fold{cell.fold}", prepared[cell.fold]
-        if _own_generators(config):
-            key = (cell.fold, cell.shots, cell.seed)
-            folder = folder / f"{cell.shots or 'all'}_seed{cell.seed}"
-        if key not in made:
-            if _own_generators(config):
-                path = generator.few_shot(folder, cells.real_images(cell, reals[cell.fold], config.rare))
-            made[key] = _material(config, folder, path, reals[cell.fold])
-    return {cell: made.get((cell.fold,)) or made[cell.fold, cell.shots, cell.seed] for cell in folders}
+    homes, made = {cell: generator.home(config, workdir, cell) for cell in folders}, {}
+    for cell, home in homes.items():
+        if home not in made:
+            real, path = reals[cell.fold], prepared[cell.fold]
+            if generator.sees_shots(config):
+                path = generator.few_shot(home, cells.real_images(cell, real, config.rare))
+            made[home] = _material(config, home, path, real)
+    return {cell: made[home] for cell, home in homes.items()}
 
 
 def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) -> Material:
@@ -197,7 +190,7 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
         inputs.check_synthetic(manifest, f"config.sets.{name}", real)
     material = Material(real=real, synthetic=synthetic, tests=tests, sets=sets)
     for record in (record for arm in _judged_arms(config) for record in material.of(arm).split("train")):
-        pipelines.judged(np.ones(len(real.labels), np.float32), record)  # refused before the first cell is trained
+        pipelines.confidence(record)  # refused before the first cell is trained
     inputs.refuse_leaks([*used, synthetic, *sets.values()])
     say(
         f"study: {folder.name}: {len(real.split('train'))} real training, {len(real.split('validation'))} validation "

@@ -221,6 +221,7 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"rare": {"malignant": -5}}, "config.rare.malignant = -5"),
         ({"rare": {"malignant": "many"}}, "config.rare.malignant = 'many'"),
         ({"sets": {"gentle": 2024}}, "config.sets.gentle = 2024: give a manifest"),
+        ({"without": {"sex": 5}}, "config.without.sex = 5: give names in brackets"),
         ({"without": {"sex": "m"}}, "config.without.sex = 'm': give names in brackets"),
         ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
         ({"seeds": (0, 0)}, "each once"),
