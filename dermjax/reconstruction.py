@@ -5,6 +5,9 @@ number of drawn lesions, hairs and rulers, and for these plain distances on pixe
 given that thin lines weigh more than their few pixels.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +104,17 @@ def thin_dark(image: jax.Array) -> jax.Array:
     return jax.lax.reduce_window(dilated, jnp.inf, jax.lax.min, window, once, "SAME") - brightness
 
 
+def reconstruct(sd: StableDiffusion, vae: Params, image: jax.Array) -> jax.Array:
+    """Returns what comes back of images [B, H, W, 3] in [-1, 1] from the means of their latents."""
+    mean, _ = jnp.split(sd.encode({"vae": vae}, image), 2, axis=-1)
+    return jnp.clip(sd.reconstruct({"vae": vae}, mean), -1, 1)
+
+
+def looked_at(pictures: Sequence) -> Sequence:
+    """Returns at most LOOKED_AT of some pictures, evenly spaced."""
+    return pictures[:: max(1, len(pictures) // LOOKED_AT)][:LOOKED_AT]
+
+
 def watch(sd: StableDiffusion, photographs: np.ndarray, size: int = SIZE) -> Evaluate:
     """Returns evaluate(state, constants) -> figures and a picture of uint8 photographs [N, S, S, 3]; {} where N is 0.
 
@@ -109,18 +123,13 @@ def watch(sd: StableDiffusion, photographs: np.ndarray, size: int = SIZE) -> Eva
     """
     if not len(photographs):
         return lambda state, constants: {}
-    chosen = photographs[:: max(1, len(photographs) // LOOKED_AT)][:LOOKED_AT]
-    originals = to_model(np.stack([load_any(image, size) for image in chosen]))
-
-    @jax.jit
-    def reconstruct(params: Params, image: jax.Array) -> jax.Array:
-        mean, _ = jnp.split(sd.encode(params, image), 2, axis=-1)
-        return jnp.clip(sd.reconstruct(params, mean), -1, 1)
+    originals = to_model(np.stack([load_any(image, size) for image in looked_at(photographs)]))
+    step = jax.jit(partial(reconstruct, sd))
 
     def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
-        params = {"vae": constants["vae"] | state.smooth["vae"]}
+        vae = constants["vae"] | state.smooth["vae"]
         again = np.concatenate([
-            np.asarray(reconstruct(params, originals[at : at + BATCH])) for at in range(0, len(originals), BATCH)
+            np.asarray(step(vae, originals[at : at + BATCH])) for at in range(0, len(originals), BATCH)
         ])  # fmt: skip
         return figures(originals, again) | {"reconstructions": side_by_side(originals[:SHOWN], again[:SHOWN])}
 

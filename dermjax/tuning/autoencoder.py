@@ -6,12 +6,13 @@ tuned next learns them.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -28,44 +29,32 @@ from dermjax.training.step import Loss
 from dermjax.tuning.setup import Setup
 
 MODES = ("frozen", "decoder", "full")  # what is tuned of it
-WEIGHTS = {"lines": 2.0, "standout": 0.0, "edges": 1.0, "patches": 1.0, "chroma": 3.0}  # as derm-base was pretrained
+WEIGHTS = {"lines": 2.0, "standout": 0.0, "edges": 1.0, "patches": 1.0, "chroma": 3.0}  # of derm-base's first phase
 FOLDER = "autoencoder"
+READS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 TRAINED_A_CORE_A_SECOND = 60e9  # operations, measured: derm-tiny's in float32 on a core with AVX-512
 NUMBERS_KEPT = 10  # a channel of a pixel that a residual block keeps for its gradient, measured: derm-tiny, 128 px
 GRADIENT = 3  # passes that one with gradients counts for
 
 
-class Pictures:
+def picture_batches(
+    sources: Sequence[tuple[Manifest, Record]], epoch: np.ndarray, *, size: int, batch: int, rows: np.ndarray, seed: int
+) -> grain.DatasetIterator:
     """Endless batches {"image": float32 [n, S, S, 3] in [-1, 1]}, each turned or mirrored anew; the same for one seed.
 
-    `epoch` int [M] are the sources that an epoch shows, `rows` those of a batch that this process makes.
+    epoch: int [M], the sources that an epoch shows. rows: those of a batch that this process makes.
     """
+    order = lru_cache(maxsize=2)(lambda number: np.random.default_rng((seed, number)).permutation(epoch))
 
-    def __init__(
-        self, sources: Sequence[tuple[Manifest, Record]], epoch: np.ndarray, size: int, batch: int, rows: np.ndarray,
-        seed: int,
-    ):  # fmt: skip
-        self._sources, self._epoch, self._size = sources, epoch, size
-        self._batch, self._rows, self._seed, self._next = batch, rows, seed, 0
-        self._order = lru_cache(maxsize=2)(lambda number: np.random.default_rng((seed, number)).permutation(epoch))
+    def picture(place: int) -> np.ndarray:
+        number, row = divmod(place, len(epoch))
+        manifest, record = sources[order(number)[row]]
+        return symmetric(images.load(manifest.path(record), size), np.random.default_rng((seed, 1, place)))
 
-    def __next__(self) -> dict[str, np.ndarray]:
-        places = self._next * self._batch + self._rows
-        self._next += 1
-        return {"image": images.to_model(np.stack([self._picture(int(place)) for place in places]))}
+    def make(number: int) -> dict[str, np.ndarray]:
+        return {"image": images.to_model(np.stack([picture(number * batch + int(row)) for row in rows]))}
 
-    def get_state(self) -> dict[str, int]:
-        """Returns the state for a checkpoint."""
-        return {"next": self._next}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on from a state."""
-        self._next = state["next"]
-
-    def _picture(self, place: int) -> np.ndarray:
-        number, row = divmod(place, len(self._epoch))
-        manifest, record = self._sources[self._order(number)[row]]
-        return symmetric(images.load(manifest.path(record), self._size), np.random.default_rng((self._seed, 1, place)))
+    return iter(grain.MapDataset.range(sys.maxsize).map(make).to_iter_dataset(READS))
 
 
 def tune(setup: Setup, config: ConfigDict, workdir: Path) -> Setup:
@@ -79,10 +68,12 @@ def tune(setup: Setup, config: ConfigDict, workdir: Path) -> Setup:
     whole = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setup.params["vae"])
     decoder, encoder = reconstruction.divide(whole)
     trained, frozen = (whole, {}) if config.tuned.vae == "full" else (decoder, encoder)
-    epoch = setup.training.epoch
-    rows = sharding.local_rows(part.batch, setup.grid)
-    pictures = Pictures(setup.training.sources, epoch, size, part.batch, rows, config.seed)
-    held_out = [images.load(manifest.path(record), size) for manifest, record in _some(setup.validation.sources)]
+    pictures = picture_batches(
+        setup.training.sources, setup.training.epoch, size=size, batch=part.batch, seed=config.seed,
+        rows=sharding.local_rows(part.batch, setup.grid),
+    )  # fmt: skip
+    shown = reconstruction.looked_at(setup.validation.sources)
+    held_out = [images.load(manifest.path(record), size) for manifest, record in shown]
     watch = reconstruction.watch(setup.sd, np.array(held_out), size)
     optimizer = optimizers.build(
         "adamw", rate=part.rate, warmup=min(50, part.steps // 4), steps=part.steps, schedule="cosine",
@@ -133,16 +124,7 @@ def processor_seconds(setup: Setup, config: ConfigDict) -> float:
     if config.tuned.vae == "frozen":
         return 0.0
     size = config.vae.size or setup.samples.size
-
-    def there_and_back(vae: Params, image: jax.Array) -> jax.Array:
-        mean, _ = jnp.split(setup.sd.encode({"vae": vae}, image), 2, axis=-1)
-        return setup.sd.reconstruct({"vae": vae}, mean)
-
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    work = jax.jit(there_and_back).lower(setup.sd.shapes["vae"], image).cost_analysis()["flops"]
+    lowered = jax.jit(partial(reconstruction.reconstruct, setup.sd)).lower(setup.sd.shapes["vae"], image)
+    work = lowered.cost_analysis()["flops"]
     return GRADIENT * work * config.vae.batch * config.vae.steps / TRAINED_A_CORE_A_SECOND / machine.cores()
-
-
-def _some(sources: Sequence[tuple[Manifest, Record]]) -> Sequence[tuple[Manifest, Record]]:
-    """The held-out images that are looked at, evenly spaced."""
-    return sources[:: max(1, len(sources) // reconstruction.LOOKED_AT)][: reconstruction.LOOKED_AT]

@@ -29,8 +29,7 @@ def report(setup: Setup, config: ConfigDict) -> None:
     """Prints what the run costs, and where it would not fit into the memory of this machine, what would."""
     state, _ = setup.shapes
     step = memory(setup)(setup.samples.size, config.batch / config.accumulate)
-    on_vae = autoencoder.memory(setup, config)
-    on_vae += PROCESS * (on_vae > 0 and sharding.platform(setup.grid) == "cpu")
+    on_vae = autoencoder.memory(setup, config) + (PROCESS if sharding.platform(setup.grid) == "cpu" else 0)
     need, have, seconds = max(step, sampling_memory(setup, config), on_vae), sharding.free_memory(setup.grid), {}
     if sharding.platform(setup.grid) == "cpu":
         seconds["seconds"] = processor_seconds(setup, config.batch * config.steps)
@@ -43,7 +42,7 @@ def report(setup: Setup, config: ConfigDict) -> None:
     )  # fmt: skip
     if need > have:
         other = remedy(setup, config, have) if step > have else "with config.samples.images = 0 it fits"
-        other = "with a smaller config.vae.batch or config.vae.size the autoencoder fits" if on_vae > have else other
+        other = "with a smaller config.vae.batch or config.vae.size it fits" if need == on_vae else other
         say(f"tune: warning: {machine.format_bytes(have)} of memory are free; {other}")
 
 
