@@ -31,6 +31,26 @@ def freed_memory_goes_back(monkeypatch):
 
 
 @pytest.fixture
+def killed_at_its_first_checkpoint(monkeypatch):
+    """Calls a function that trains, and ends it as a kill would, right after its first checkpoint is written."""
+    from dermjax.training import loop  # here, since many tests need no JAX
+
+    class Killed(Exception):
+        pass
+
+    def dies(*given, save=loop.checkpoints.save, **more):
+        save(*given, **more)
+        raise Killed
+
+    def call(train, *given):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(loop.checkpoints, "save", dies)
+            train(*given)
+
+    return call
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """A function that runs `dermjax ARGUMENTS ...` within this process: (exit code, standard output, error output)."""
     from absl import flags

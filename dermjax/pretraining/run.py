@@ -79,20 +79,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params = losses.normalise(
         params | {"vae": vae_params}, jnp.asarray(encode(sd, vae_params, some, config.encode_batch))
     )
-    causes = {
-        run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
-        "arithmetic": sharding.arithmetic(sd.dtype, grid),
-        "vae": digest_of(jax.tree.leaves(params["vae"])),
-    }
-    parts = [drawn[at : at + PART] for at in range(0, len(drawn), PART)]
-    parts += [turned(photos, way) for way in range(WAYS if len(photos) else 0)]
-    moments = np.concatenate([
-        load_or_compute(
-            workdir, f"moments_{number}", causes | {"images": digest_of([part])},
-            lambda part=part: encode(sd, params["vae"], [part], config.encode_batch),
-        )
-        for number, part in enumerate(parts)
-    ])  # fmt: skip
+    moments = moments_of(sd, params["vae"], drawn, photos, config, workdir)
     epoch = mixed_epoch(len(drawn), len(moments) - len(drawn), share)
     params = params | train_diffusion(sd, params, moments, captions, epoch, config, workdir / "diffusion")
     decoder, encoder = reconstruction.divide(params["vae"])
@@ -272,6 +259,26 @@ def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[st
     longer = np.where(used[:, None], embedding, embedding / length * length[used].mean())
     embeddings = text["embeddings"] | {"token_embedding": {"embedding": longer}}
     return params | {"text_encoder": params["text_encoder"] | {"text_model": text | {"embeddings": embeddings}}}
+
+
+def moments_of(
+    sd: StableDiffusion, vae_params: Params, drawn: np.ndarray, photos: np.ndarray, config: ConfigDict, workdir: Path
+) -> np.ndarray:
+    """Returns the moments of phantoms and, after them, of the photographs in each of WAYS, kept part by part."""
+    causes = {
+        run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
+        "arithmetic": sharding.arithmetic(sd.dtype, sharding.mesh(config.mesh.data, config.mesh.fsdp)),
+        "vae": digest_of(jax.tree.leaves(vae_params)),
+    }
+    parts = [drawn[at : at + PART] for at in range(0, len(drawn), PART)]
+    parts += [turned(photos, way) for way in range(WAYS if len(photos) else 0)]
+    return np.concatenate([
+        load_or_compute(
+            workdir, f"moments_{number}", causes | {"images": digest_of([part])},
+            lambda part=part: encode(sd, vae_params, [part], config.encode_batch),
+        )
+        for number, part in enumerate(parts)
+    ])  # fmt: skip
 
 
 def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarray], batch: int) -> np.ndarray:

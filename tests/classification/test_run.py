@@ -19,7 +19,7 @@ from dermjax.classification.recipes import Recipe
 from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.training import loop, writers
+from dermjax.training import writers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify.py"
 COLOURS = {"benign": (190, 150, 130), "malignant": (90, 60, 60)}
@@ -104,23 +104,12 @@ def test_it_learns_judges_real_images_and_leaves_every_file(real, synthetic, tmp
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(real, tmp_path, monkeypatch):
+def test_a_killed_run_ends_as_if_it_had_not_been(real, tmp_path, killed_at_its_first_checkpoint):
     config = settings(real, ema_decay=0.9)
     run.run(config, tmp_path / "whole")
 
-    class Killed(Exception):
-        pass
-
-    def dies(workdir, step, *rest, **more):
-        save(workdir, step, *rest, **more)
-        raise Killed
-
-    save = loop.checkpoints.save
-    monkeypatch.setattr(loop.checkpoints, "save", dies)
-    with pytest.raises(Killed):
-        run.run(config, tmp_path / "killed")
+    killed_at_its_first_checkpoint(run.run, config, tmp_path / "killed")
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    monkeypatch.setattr(loop.checkpoints, "save", save)
     run.run(config, tmp_path / "killed")
     for name in ("predictions.csv", "metrics.json", "metrics.jsonl", "classifier/model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

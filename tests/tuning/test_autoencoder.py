@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dermjax.data import records
-from dermjax.training import loop, writers
+from dermjax.training import writers
 from dermjax.tuning import concepts
 from dermjax.tuning import run as tuning
 from dermjax.tuning.autoencoder import picture_batches
@@ -53,22 +53,11 @@ def test_beside_a_lora_it_is_a_folder_of_its_own(base, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_one_ends_as_if_it_had_not_been(base, config, tmp_path, monkeypatch):
+def test_a_killed_one_ends_as_if_it_had_not_been(config, tmp_path, killed_at_its_first_checkpoint):
     settings = config(**FEW | {"tuned.vae": "full", "save_every": 2})
     tuning.run(settings, tmp_path / "whole")
 
-    class Killed(Exception):
-        pass
-
-    def dies(workdir, step, *rest, **more):
-        save(workdir, step, *rest, **more)
-        raise Killed
-
-    save = loop.checkpoints.save
-    monkeypatch.setattr(loop.checkpoints, "save", dies)
-    with pytest.raises(Killed):
-        tuning.run(settings, tmp_path / "killed")
-    monkeypatch.setattr(loop.checkpoints, "save", save)
+    killed_at_its_first_checkpoint(tuning.run, settings, tmp_path / "killed")
     tuning.run(settings, tmp_path / "killed")
     (_, ours), (_, whole) = (diffusers.read(tmp_path / name / "model") for name in ("killed", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours, whole)

@@ -13,7 +13,7 @@ from dermjax import machine, sharding
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.sampling.requests import SamplerSettings
 from dermjax.training import optimizers
-from dermjax.tuning import costs, trainable
+from dermjax.tuning import autoencoder, costs, trainable
 from dermjax.tuning.setup import Setup
 from dermjax.tuning.task import Samples
 
@@ -78,3 +78,15 @@ def test_the_cost_line_counts_the_samples_and_says_that_without_them_it_fits(pla
     said = capsys.readouterr().out
     assert f"about {machine.format_bytes(samples)} of memory" in said
     assert "with config.samples.images = 0 it fits" in said
+
+
+def test_the_autoencoder_s_step_needs_memory_where_it_is_tuned_and_more_for_more_images(planned):
+    """At 512 px Stable Diffusion's autoencoder needs more for a batch of 8 than its UNet: it is said before it runs."""
+    work, config = planned("full")
+    assert autoencoder.memory(work, config) == 0
+    config.tuned.vae = "full"
+    eight = autoencoder.memory(work, config)
+    config.vae.batch = 1
+    one = autoencoder.memory(work, config)
+    config.vae.size = 256
+    assert 0 < autoencoder.memory(work, config) < one < eight and eight > 40e9
