@@ -67,7 +67,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config = ConfigDict(
         {
             "base": "derm-base",  # or derm-tiny
-            "start": "derm-tiny",  # a model whose autoencoder is widened to begin with; "" begins with random numbers
+            "start": "derm-tiny",  # a model that the larger networks begin as; "" begins with random numbers
             "seed": 0,
             "first_seed": 0,  # of the phantoms; `prepare` draws from 10,000,000 on
             "phantoms": 12_000,
@@ -85,10 +85,11 @@ def get_config(variant: str | None = None) -> ConfigDict:
                 "settle": _phase(steps=2000, rate=4e-4, chroma=2.0, features=1.0),
             },
             "diffusion": {
-                "images": 6000,
-                "steps": 9000,
+                "images": 4000,  # of the phantoms
+                "ways": 4,  # in which each photograph is turned and mirrored, at most 8
+                "steps": 5000,
                 "batch": 16,
-                "rate": 8e-4,
+                "rate": 6e-4,
                 "warmup": 100,
                 "weight_decay": 0.01,
                 "timestep_bias": 1.5,
@@ -106,6 +107,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             config[part] = ConfigDict({"phases": ()})
         for path, value in TINY.items():
             config[path] = ConfigDict(value) if isinstance(value, dict) else value
+        config.diffusion.update(images=6000, steps=9000, rate=8e-4)
         for phase in (config.autoencoder.crops, config.autoencoder.whole, config.decoder.whole):
             phase.update(SHARED | {"weights": dict(PIXELS)})
         config.decoder.whole.weights.update(standout=6.0, chroma=6.0)

@@ -270,17 +270,16 @@ TINY = {
     "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
 }
 
-# derm-base: for photographs of 256 px (32 x 32 latents) and of 128 px; at most 80 MB in half precision
+# derm-base: for photographs of 256 px (32 x 32 latents). Its UNet is derm-tiny's with a level around it, its text
+# encoder the same, its autoencoder twice as wide, so that its training can begin as derm-tiny (`pretraining.growth`).
 BASE = {
-    "text_encoder": TINY["text_encoder"]
-    | {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 6, "projection_dim": 192},
+    "text_encoder": TINY["text_encoder"],
     "unet": TINY["unet"]
     | {
-        "block_out_channels": [64, 128, 256, 256],
-        "cross_attention_dim": 192,
-        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
+        "block_out_channels": [64, *TINY["unet"]["block_out_channels"]],
+        "down_block_types": ["DownBlock2D", *TINY["unet"]["down_block_types"]],
         "sample_size": 32,
-        "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
+        "up_block_types": [*TINY["unet"]["up_block_types"], "UpBlock2D"],
     },
     "vae": TINY["vae"] | {"block_out_channels": [32, 64, 128, 192], "sample_size": 256},
     "scheduler": TINY["scheduler"],

@@ -31,11 +31,11 @@ from dermjax.pretraining import (
     crops,
     descriptions,
     discriminator,
+    growth,
     losses,
     photographs,
     segmenter,
     teacher,
-    widening,
 )
 from dermjax.pretraining.crops import Source
 from dermjax.progress import bar, cost
@@ -49,7 +49,7 @@ from dermjax.weights import diffusers, model_files
 BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
 PART = 1000  # phantoms whose latents are kept at a time: a killed run makes no more of them again
-WAYS = 8  # in which a photograph is turned and mirrored
+WAYS = 8  # in which a photograph can be turned and mirrored
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -63,14 +63,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for part in (*phases, config.diffusion):
         sharding.check_batch(part.batch, 1, grid)
     sd = prepare_model(workdir, BASES[config.base])
-    params, start = sd.init(config.seed), start_autoencoder(sd, config)
+    params = start(sd, config)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
          autoencoder_steps=sum(phase.steps for phase in phases), diffusion_steps=config.diffusion.steps)  # fmt: skip
     photos, held_out = (read_photographs(config, split, photographs.SIDE, workdir) for split in ("train", "validation"))
     phantoms, captions = make_phantoms(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     share = config.photographs_share
     sources = [Source(phantoms, 1 - share), Source(photos, share)]
-    vae_params = train_autoencoder(sd, start, {}, sources, held_out, config, workdir / "autoencoder")
+    vae_params = train_autoencoder(sd, params["vae"], {}, sources, held_out, config, workdir / "autoencoder")
 
     captions, drawn = captions[: config.diffusion.images], phantoms[: config.diffusion.images]
     photos = read_photographs(config, "train", sd.size, workdir)
@@ -97,21 +97,29 @@ def check(config: ConfigDict) -> None:
             if name not in config[part]:
                 raise UserError(f"config.{part}.phases: config.{part} has no {name!r}")
             check_phase(f"config.{part}.{name}", config[part][name], config, sd)
+    if not 1 <= config.diffusion.ways <= WAYS:
+        raise UserError(f"config.diffusion.ways = {config.diffusion.ways}: give 1 to {WAYS}")
     if not config.phantoms or not config.diffusion.images:
         raise UserError("config.phantoms and config.diffusion.images: give 1 or more of both")
     if config.photographs_share and not config.photographs:
         raise UserError("config.photographs_share: give the manifest of the photographs, config.photographs, or 0")
 
 
-def start_autoencoder(sd: StableDiffusion, config: ConfigDict) -> Params:
-    """Returns the autoencoder's first parameters: random ones, or those of config.start made wider."""
+def start(sd: StableDiffusion, config: ConfigDict) -> Params:
+    """Returns the networks' first parameters: random ones, or those of config.start in the base's larger networks."""
+    fresh = sd.init(config.seed)
     if not config.start:
-        return sd.init(config.seed)["vae"]
-    _, params = diffusers.read(model_files.locate(config.start))
+        return fresh
+    small, params = diffusers.read(model_files.locate(config.start))
+    known, words = (tokens.load_tokenizer(each.tokenizer).get_vocab() for each in (small, sd))
     try:
-        return widening.widen(params["vae"], sd.shapes["vae"], config.seed)
+        return {
+            "vae": growth.widen(params["vae"], sd.shapes["vae"], config.seed),
+            "unet": growth.deepen(params["unet"], fresh["unet"]),
+            "text_encoder": growth.with_words(params["text_encoder"], fresh["text_encoder"], known, words),
+        }
     except ValueError as error:
-        raise UserError(f"config.start = {config.start}: cannot be widened to {config.base}, {error}") from error
+        raise UserError(f"config.start = {config.start}: cannot grow into {config.base}, {error}") from error
 
 
 def check_phase(path: str, phase: ConfigDict, config: ConfigDict, sd: StableDiffusion) -> None:
@@ -135,7 +143,7 @@ def read_photographs(config: ConfigDict, split: str, side: int, workdir: Path) -
 
 
 def describe(photos: np.ndarray, config: ConfigDict, workdir: Path) -> list[str]:
-    """Returns captions of the photographs turned in WAYS ways, one way after the other, each with words of its own."""
+    """Returns captions of the photographs in each of config.diffusion.ways, each with words of its own."""
     if not len(photos):
         return []
     small, masks = (
@@ -143,13 +151,13 @@ def describe(photos: np.ndarray, config: ConfigDict, workdir: Path) -> list[str]
         for read in (photographs.read, photographs.read_masks)
     )
     described = descriptions.describe_all(small, masks > 127)
-    return descriptions.write_captions(described * WAYS, config.seed)
+    return descriptions.write_captions(described * config.diffusion.ways, config.seed)
 
 
 def turned(pictures: np.ndarray, way: int) -> np.ndarray:
-    """Returns pictures [N, S, S, 3] in one of eight ways: turned by quarters, and mirrored from the fifth on."""
-    mirrored = pictures[:, :, ::-1] if way >= 4 else pictures
-    return np.rot90(mirrored, way % 4, axes=(1, 2))
+    """Returns pictures [N, S, S, 3] in one of WAYS: every second is mirrored, and all are turned, by quarters."""
+    mirrored = pictures[:, :, ::-1] if way % 2 else pictures
+    return np.rot90(mirrored, way // 2, axes=(1, 2))
 
 
 def mixed_epoch(phantoms: int, photos: int, share: float) -> np.ndarray:
@@ -264,14 +272,14 @@ def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[st
 def moments_of(
     sd: StableDiffusion, vae_params: Params, drawn: np.ndarray, photos: np.ndarray, config: ConfigDict, workdir: Path
 ) -> np.ndarray:
-    """Returns the moments of phantoms and, after them, of the photographs in each of WAYS, kept part by part."""
+    """Returns the moments of phantoms and, after them, of photographs in each of config.diffusion.ways; kept by parts."""
     causes = {
         run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
         "arithmetic": sharding.arithmetic(sd.dtype, sharding.mesh(config.mesh.data, config.mesh.fsdp)),
         "vae": digest_of(jax.tree.leaves(vae_params)),
     }
     parts = [drawn[at : at + PART] for at in range(0, len(drawn), PART)]
-    parts += [turned(photos, way) for way in range(WAYS if len(photos) else 0)]
+    parts += [turned(photos, way) for way in range(config.diffusion.ways if len(photos) else 0)]
     return np.concatenate([
         load_or_compute(
             workdir, f"moments_{number}", causes | {"images": digest_of([part])},
@@ -282,15 +290,24 @@ def moments_of(
 
 
 def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarray], batch: int) -> np.ndarray:
-    """Returns the moments float16 [N, h, w, 2 Z] of uint8 images [n, H, W, 3] each, one after the other."""
-    step = jax.jit(sd.encode)
+    """Returns the moments float16 [N, h, w, 2 Z] of uint8 images [n, H, W, 3] each, one after the other.
+
+    Every process encodes all, on its own devices.
+    """
+    grid = sharding.local_mesh()
+    batch += -batch % grid.size
+    step, vae_params = jax.jit(sd.encode), sharding.put(vae_params, sharding.replicated(grid))
     rows = []
     with bar(sum(map(len, pictures)), "latents", "images", 0) as progress:
         for images in pictures:
             for at in range(0, len(images), batch):
                 some = images[at : at + batch]
                 filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
-                rows.append(np.asarray(step({"vae": vae_params}, to_model(filled)), np.float16)[: len(some)])
+                rows.append(
+                    np.asarray(step({"vae": vae_params}, sharding.place(to_model(filled), grid)), np.float16)[
+                        : len(some)
+                    ]
+                )
                 progress.update(len(some))
     return np.concatenate(rows)
 
