@@ -272,7 +272,7 @@ def lengthen_unused_words(sd: StableDiffusion, params: Params, captions: list[st
 def moments_of(
     sd: StableDiffusion, vae_params: Params, drawn: np.ndarray, photos: np.ndarray, config: ConfigDict, workdir: Path
 ) -> np.ndarray:
-    """Returns the moments of phantoms and, after them, of photographs in each of config.diffusion.ways; kept by parts."""
+    """Returns the moments of phantoms and, after them, photographs in each of config.diffusion.ways; kept by parts."""
     causes = {
         run_folder.NUMERIC_VERSIONS: {"vae": vae.NUMERIC_VERSION},
         "arithmetic": sharding.arithmetic(sd.dtype, sharding.mesh(config.mesh.data, config.mesh.fsdp)),
@@ -296,7 +296,7 @@ def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarra
     """
     grid = sharding.local_mesh()
     batch += -batch % grid.size
-    step, vae_params = jax.jit(sd.encode), sharding.put(vae_params, sharding.replicated(grid))
+    step, vae_params = jax.jit(sd.encode), jax.device_put(vae_params, sharding.replicated(grid))
     rows = []
     with bar(sum(map(len, pictures)), "latents", "images", 0) as progress:
         for images in pictures:
