@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dermjax import config_file, progress, run_folder, sharding
-from dermjax.curation import calibration, label_score, likeness, measurements, report, reviews, rules, scoring
+from dermjax.curation import calibration, label_score, measurements, report, reviews, rules, scoring
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
 from dermjax.curation.scoring import Networks
@@ -15,6 +15,7 @@ from dermjax.data import records
 from dermjax.data.leaks import training_images
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
+from dermjax.evaluation import features
 from dermjax.models import classifier as network
 from dermjax.run_folder import write_atomically
 
@@ -53,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if unknown:
         raise UserError(f"config.noted: {min(unknown)!r} is no reason; there are: {', '.join(MEANINGS)}")
     verdicts = reviews.read(config.verdicts)
-    networks = Networks(label_score.read(config.classifier, manifest.labels), likeness.read(config.features))
+    networks = Networks(label_score.read(config.classifier, manifest.labels), features.read(config.features))
     causes = _causes(config, manifest, real, networks, verdicts)
     if run_folder.is_finished(workdir, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")

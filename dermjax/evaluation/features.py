@@ -1,0 +1,88 @@
+"""What a frozen network sees in images, as vectors: the features that sets are compared by and copies are found by.
+
+The network is any folder that a classifier is read from: DINOv2, another ViT, MobileNetV2. Its features are those
+before the head. Shapes: N images, D features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dermjax import run_folder, sharding
+from dermjax.data import images
+from dermjax.data.records import Manifest, Record
+from dermjax.models.classifier import NUMERIC_VERSION, Classifier, Params
+from dermjax.progress import bar
+from dermjax.training.disk_cache import digest_of, load_or_compute
+from dermjax.weights import classifiers
+from dermjax.weights.tensor_files import digest
+
+SIZE = 224  # side in pixels at which images are shown to it, as DINOv2 and ViTs are trained
+BATCH = 64
+PART = 1000  # images whose features are kept at a time: a killed run computes no more of them again
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that a network's answers follow from
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network, its (params, variables), and the digest of its files."""
+
+    network: Classifier
+    trees: tuple[Params, Params]
+    digest: str
+
+    def features(
+        self, manifest: Manifest, records: Sequence[Record], *, mirrored: bool = False, folder: Path | None = None
+    ) -> np.ndarray:
+        """The features of images, float32 [N, D], or of their mirror images; kept in a folder where one is given."""
+        if folder is None or not records:
+            return self._compute(manifest, records, mirrored)
+        parts = []
+        for start in range(0, len(records), PART):
+            some = records[start : start + PART]
+            names = "".join(record.sha256 for record in some).encode()
+            causes = {
+                run_folder.SUBJECT: f"{len(some)} images{' mirrored' if mirrored else ''}",
+                run_folder.NUMERIC_VERSIONS: {"classifier": NUMERIC_VERSION, "images": images.NUMERIC_VERSION},
+                "arithmetic": sharding.arithmetic(self.network.dtype, sharding.local_mesh()),
+                "images": digest_of([np.frombuffer(names, np.uint8)]),
+                "mirrored": mirrored,
+                "network": self.digest,
+                "size": SIZE,
+            }
+            parts.append(
+                load_or_compute(folder, "features", causes, lambda some=some: self._compute(manifest, some, mirrored))
+            )
+        return np.concatenate(parts)
+
+    def _compute(self, manifest: Manifest, records: Sequence[Record], mirrored: bool) -> np.ndarray:
+        lower = jax.jit(lambda trees, image: self.network.lower(*trees, image, last=0))
+        way = slice(None, None, -1 if mirrored else 1)
+        return in_batches(lambda image: lower(self.trees, image[:, :, way]), manifest, records, SIZE, "features")
+
+
+def read(folder: str) -> FeatureExtractor | None:
+    """The network in a folder of Hugging Face's layout, such as DINOv2's; None for ""."""
+    if not folder:
+        return None
+    network, trees = classifiers.read(Path(folder), ("",), SIZE)
+    files = {name: Path(folder) / name for name in FILES if (Path(folder) / name).is_file()}
+    return FeatureExtractor(network, trees, digest(files))
+
+
+def in_batches(
+    network: Callable[[np.ndarray], jax.Array], manifest: Manifest, records: Sequence[Record], size: int, title: str
+) -> np.ndarray:
+    """What a network makes of images float32 [BATCH, size, size, 3] in [-1, 1], of all records: [N, …]."""
+    rows = []
+    with bar(len(records), title, "images", 0) as progress:
+        for first in range(0, len(records), BATCH):
+            paths = [manifest.path(record) for record in records[first : first + BATCH]]
+            pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
+            full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
+            rows.append(np.asarray(network(full))[: len(pixels)])
+            progress.update(len(pixels))
+    return np.concatenate(rows)
