@@ -5,15 +5,35 @@
         --config.tuning=runs/tune --config.runs.vit_real=runs/vit_real --config.runs.vit_hybrid=runs/vit_hybrid
 
 Hardware: one CPU core, under a minute. Leaves results.json (every number) and report.html (one self-contained page).
-Variants: default; `demo`, which has a few pictures less for a few hundred images.
+Variants: default; `demo`, which has a few pictures less for a few hundred images; `images`, which judges the synthetic
+images themselves: fidelity, variety, copies, label, use and shortcuts, in the features of a frozen network, each figure
+beside that of real images:
+
+    dermjax evaluate --config=configs/evaluate.py:images --workdir=runs/evidence \\
+        --config.real=runs/prepare --config.synthetic=runs/curate --config.features=DINOV2_FOLDER
+
+The synthetic images may be anybody's: `prepare` makes a manifest of a folder of photographs, `curate` one of a folder
+of images. Hardware: one CPU core, 25 images a second. Its line of results.json can stand in a table of generators.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    """The config of `evaluate`; variant is None or "demo"."""
+    """The config of `evaluate`; variant is None, "demo" or "images"."""
     config = ConfigDict()
+    if variant == "images":
+        config.title = "Synthetic lesions beside real ones"
+        config.name = ""  # in the line for a table of generators; "" is the workdir's
+        config.real = (
+            ""  # manifest of real images: train is what the generator saw, validation and test what it did not
+        )
+        config.synthetic = ""  # manifest of the images that it made; those that curation rejected are left out
+        config.features = ""  # folder of the network: DINOv2 (the protocol's), another ViT or MobileNetV2
+        config.seed = 0
+        config.bootstrap = ConfigDict({"resamples": 2000, "seed": 0, "smallest": 10})
+        config.gallery = 8  # pictures a row
+        return config
     config.title = "dermjax: synthetic lesions and the classifiers trained with them"
     config.prepared = ""  # manifest of the real images; its test split is what everything is judged on
     config.generated = ""  # manifest of the synthetic images as they came; "" leaves its section out
@@ -33,5 +53,5 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.title = "dermjax demo: synthetic lesions and the classifiers trained with them"
         config.gallery = 8
     elif variant is not None:
-        raise ValueError(f"configs/evaluate.py has no variant {variant!r}; leave it out or take demo")
+        raise ValueError(f"configs/evaluate.py has no variant {variant!r}; it has: demo, images")
     return config

@@ -21,7 +21,7 @@ RANGES = {
         ("accumulate", "batch", "deep_cache", "encode_batch", "fsdp", "guidance", "hidden_size", "intermediate_size",
          "log_every", "looks", "normalise_over", "num_attention_heads", "num_hidden_layers", "patch_size",
          "phantoms_per_class", "prompts", "rank", "resamples", "sample", "smallest", "steps", "trials", "vectors",
-         "views"),
+         "views", "ways"),
     ),
     "0 or more": (
         lambda value: value >= 0,

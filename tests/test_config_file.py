@@ -26,7 +26,7 @@ VARIANTS = {
     "classify": ("probe", "mobilenetv2", "demo"),
     "curate": ("demo", "calibration"),
     "demo": ("photographs",),
-    "evaluate": ("demo",),
+    "evaluate": ("demo", "images"),
     "generate": ("released", "balanced_tones", "tiny", "demo"),
     "mask": (),
     "prepare": ("phantoms", "demo"),

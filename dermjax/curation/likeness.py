@@ -11,22 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation.features import FeatureExtractor
-
-BLOCK = 4096  # training images that are compared at a time
+from dermjax.evaluation.features import BLOCK, FeatureExtractor, unit
 
 
-def unit(network: FeatureExtractor, manifest: Manifest, records: Sequence[Record], *, mirrored: bool) -> np.ndarray:
+def of(network: FeatureExtractor, manifest: Manifest, records: Sequence[Record], *, mirrored: bool) -> np.ndarray:
     """The features of images, of length 1, float32 [N, D], and then those of their mirror images: [2 N, D]."""
     ways = (False, True) if mirrored else (False,)  # tuning shows both
-    features = np.concatenate([network.features(manifest, records, mirrored=way) for way in ways])
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def nearest(features: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """The cosine similarity of each image [N, D] to the nearest training image [M, D]: float32 [N]."""
-    blocks = [training[start : start + BLOCK] for start in range(0, len(training), BLOCK)]
-    return np.max([(features @ block.T).max(1) for block in blocks], axis=0)
+    return unit(np.concatenate([network.features(manifest, records, mirrored=way) for way in ways]))
 
 
 def nearest_other(training: np.ndarray) -> np.ndarray:

@@ -11,13 +11,13 @@ import numpy as np
 
 from dermjax.curation import likeness, measurements, reviews, rules
 from dermjax.curation.label_score import LabelScorer
-from dermjax.curation.likeness import nearest, nearest_other
+from dermjax.curation.likeness import nearest_other
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.captions import Requested, parse_prompt
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation.features import FeatureExtractor
+from dermjax.evaluation.features import FeatureExtractor, nearest
 
 NO_SKIN = 180.0  # degrees off, where a tone is requested and there is no skin
 HELD_OUT = "validation"  # real images that the generator has not seen and that no result is measured on
@@ -83,9 +83,9 @@ def measure_reference(
     label, network, features, similarities = networks.label, networks.likeness, None, np.empty(0)
     probabilities = label.probabilities(real, held_out or training) if label else np.empty(0)
     if network:
-        features = likeness.unit(network, real, training, mirrored=True)
-        unseen = likeness.unit(network, real, held_out, mirrored=False) if held_out else None
-        similarities = nearest_other(features) if unseen is None else nearest(unseen, features)
+        features = likeness.of(network, real, training, mirrored=True)
+        unseen = likeness.of(network, real, held_out, mirrored=False) if held_out else None
+        similarities = nearest_other(features) if unseen is None else nearest(unseen, features)[0]
     scores = [measured[index].scores for index in chosen]
     reference = derive_reference(thresholds, noted, scores, hashes, distances, probabilities, similarities)
     return replace(reference, features=features)
@@ -117,8 +117,8 @@ def score(
     if networks.label:
         _add(scores, "label", networks.label.probabilities(manifest, records))
     if networks.likeness:
-        features = likeness.unit(networks.likeness, manifest, records, mirrored=False)
-        _add(scores, "training_likeness", nearest(features, reference.features))
+        features = likeness.of(networks.likeness, manifest, records, mirrored=False)
+        _add(scores, "training_likeness", nearest(features, reference.features)[0])
 
     def reasons(index: int, by: Collection[Rule]) -> tuple[str, ...]:
         """The reasons of the rules that speak against an image; an artefact that was requested is none."""

@@ -7,6 +7,7 @@ same figure of one half of the real images against the other.
 Shapes: N real images, M synthetic ones, D features. Features are as the network gives them, any float [N, D].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,13 +18,15 @@ import numpy as np
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in arXiv 2002.09797
 ROWS = 1024  # images that are compared with all others at a time
 GROUP = 64  # columns of which the nearest alone is kept in a first pass
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CMMD_WIDTH, CMMD_SCALE = 10.0, 1000.0  # of arXiv 2401.09603
 
 
 def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
     """The Frechet distance of the normal distributions of both means and covariances (Heusel et al. 2017), squared.
 
-    Below about D images a covariance has no full rank, and the distance is large whatever the images are.
+    Of few images it is too large, by a share that falls with 1/n; `intervals.jackknife` takes it off. Of fewer than D
+    images a covariance has no full rank, and nothing mends that.
     """
     first, second = (each.astype(np.float64) for each in (real, synthetic))
     root = _square_root(np.cov(first, rowvar=False))
@@ -33,39 +36,18 @@ def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(apart + spread - 2 * np.sqrt(np.maximum(between, 0)).sum())
 
 
-def frechet_at_infinity(real: np.ndarray, synthetic: np.ndarray, seed: int, points: int = 8) -> float:
-    """The Frechet distance without the share that falls with the number n of images (Chong and Forsyth, CVPR 2020).
-
-    It is the value at 1/n = 0 of the line through distances of `points` random subsets, from a half of the images on.
-    """
-    most = min(len(real), len(synthetic))
-    sizes = np.unique(np.linspace(most / 2, most, points).astype(int))
-    rng = np.random.default_rng(seed)
-    drawn = [[rng.choice(each, size, replace=False) for each in (real, synthetic)] for size in sizes]
-    slope_and_value = np.polyfit(1 / sizes, [frechet(*pair) for pair in drawn], 1)
-    return float(slope_and_value[1])
-
-
-def kid(real: np.ndarray, synthetic: np.ndarray, block: int, blocks: int, seed: int) -> tuple[float, float]:
-    """The kernel distance (Binkowski et al. 2018) and its standard error: mean and spread over random blocks of images.
-
-    It is unbiased, so that it may be negative; the kernel is (x.y / D + 1)^3. `block` should be much smaller than the
-    sets: blocks of all images are one block many times.
-    """
-    rng = np.random.default_rng(seed)
-    block = min(block, len(real), len(synthetic))
-    found = []
-    for _ in range(blocks):
-        x, y = (rng.choice(each, block, replace=False).astype(np.float64) for each in (real, synthetic))
-        within = sum((_cubic(each, each).sum() - np.trace(_cubic(each, each))) for each in (x, y))
-        found.append(within / (block * (block - 1)) - 2 * _cubic(x, y).mean())
-    return float(np.mean(found)), float(np.std(found, ddof=1) / len(found) ** 0.5) if blocks > 1 else float("nan")
+def kid(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """The kernel distance (Binkowski et al. 2018), unbiased, so that it may be negative: kernel (x.y / D + 1)^3."""
+    x, y = (each.astype(np.float64) for each in (real, synthetic))
+    return _within(x, _cubic) + _within(y, _cubic) - 2 * _between(x, y, _cubic)
 
 
 def cmmd(real: np.ndarray, synthetic: np.ndarray) -> float:
     """The distance of arXiv 2401.09603: 1000 times the squared MMD of features of length 1 under a wide Gaussian."""
     x, y = (each.astype(np.float64) / np.linalg.norm(each, axis=1, keepdims=True) for each in (real, synthetic))
-    return CMMD_SCALE * float(_gaussian(x, x) + _gaussian(y, y) - 2 * _gaussian(x, y))
+    return CMMD_SCALE * sum(
+        sign * _between(*pair, _gaussian) for sign, pair in ((1, (x, x)), (1, (y, y)), (-2, (x, y)))
+    )
 
 
 def vendi(features: np.ndarray) -> float:
@@ -79,21 +61,22 @@ def vendi(features: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Shares in 0 to 1, but density, whose value is 1 where both sets are of one distribution.
+    """What the neighbours of each image say of it; means over the images are the usual figures.
 
-    precision: of synthetic images that lie within the reach of a real one (Kynkaanniemi et al. 2019).
-    recall: of real images within the reach of a synthetic one.
-    density: of reaches of real images that a synthetic one lies in, over those expected (Naeem et al. 2020).
-    coverage: of real images with a synthetic one within their reach.
-    authentic: of synthetic images that the nearest real one is nearer to another real one than to (Alaa et al. 2022).
     The reach of an image is the distance to its k-th neighbour within its own set.
+    precision bool [M]: the synthetic image lies within the reach of a real one (Kynkaanniemi et al. 2019).
+    recall bool [N]: the real image lies within the reach of a synthetic one.
+    density float [M]: how many reaches of real images it lies in, over k (Naeem et al. 2020). Its mean is 1 where both
+      sets are of one distribution.
+    coverage bool [N]: a synthetic image is within the reach of the real one.
+    authentic bool [M]: the nearest real image is nearer to another real one than to it (Alaa et al. 2022).
     """
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    authentic: float
+    precision: np.ndarray
+    recall: np.ndarray
+    density: np.ndarray
+    coverage: np.ndarray
+    authentic: np.ndarray
 
 
 def neighbourhoods(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS) -> Neighbourhoods:
@@ -101,14 +84,15 @@ def neighbourhoods(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS)
     middle = real.mean(0, keepdims=True)  # nearer to zero, float32 keeps more of a difference
     real, synthetic = (np.asarray(each - middle, np.float32) for each in (real, synthetic))
     reach_of_real, reach_of_synthetic = (nearest(each, each, k, itself=True) for each in (real, synthetic))
-    radii = reach_of_real[:, -1], reach_of_synthetic[:, -1]
-    within, covered, reached, distance, index = _compare(real, synthetic, *radii)
+    within, distance, index, covered, reached = _compare(
+        real, synthetic, reach_of_real[:, -1], reach_of_synthetic[:, -1]
+    )
     return Neighbourhoods(
-        precision=float((within > 0).mean()),
-        recall=float(reached.mean()),
-        density=float(within.mean() / k),
-        coverage=float(covered.mean()),
-        authentic=float((distance > reach_of_real[index, 0]).mean()),
+        precision=within > 0,
+        recall=reached,
+        density=within / k,
+        coverage=covered,
+        authentic=distance > reach_of_real[index, 0],
     )
 
 
@@ -134,22 +118,19 @@ def _nearest(rows: jax.Array, columns: jax.Array, valid: jax.Array, start: jax.A
     return -jax.lax.top_k(-chosen, k)[0]
 
 
-def _compare(real: np.ndarray, synthetic: np.ndarray, real_radius: np.ndarray, synthetic_radius: np.ndarray):
-    """Of each synthetic image: reaches of real ones that it is in [M], squared distance and index of the nearest [M];
-    of each real one: whether a synthetic one is in its reach [N], and whether it is in the reach of one [N]."""
-    within, distance, index = [], [], []
-    covered, reached = np.zeros(len(real), bool), np.zeros(len(real), bool)
+def _compare(
+    real: np.ndarray, synthetic: np.ndarray, real_radius: np.ndarray, synthetic_radius: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Of each synthetic image: reaches of real ones that it is in, squared distance and index of the nearest, [M]; of
+    each real one: whether a synthetic one is in its reach, and whether it is in the reach of one, bool [N]."""
+    own, of_real = [], np.zeros((2, len(real)), bool)
     radii = _filled(synthetic_radius, ROWS, -1.0)
     for start, rows in _blocks(synthetic):
         filled = min(ROWS, len(synthetic) - start)
-        each = _compared(rows, real, real_radius, radii[start : start + ROWS], filled)
-        inside, near, at, over, under = (np.asarray(value) for value in each)
-        within.append(inside[:filled])
-        distance.append(near[:filled])
-        index.append(at[:filled])
-        covered |= over
-        reached |= under
-    return np.concatenate(within), covered, reached, np.concatenate(distance), np.concatenate(index)
+        found = _compared(rows, real, real_radius, radii[start : start + ROWS], filled)
+        own.append([np.asarray(each)[:filled] for each in found[:3]])
+        of_real |= np.stack(found[3:])
+    return *(np.concatenate(each) for each in zip(*own, strict=True)), *of_real
 
 
 @jax.jit
@@ -186,5 +167,17 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _gaussian(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.exp((x @ y.T - 1) / CMMD_WIDTH**2).mean())  # |x - y|^2 = 2 - 2 x.y
+def _gaussian(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.exp((x @ y.T - 1) / CMMD_WIDTH**2)  # |x - y|^2 = 2 - 2 x.y
+
+
+def _between(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> float:
+    """The mean of a kernel over all pairs, a block of rows at a time."""
+    blocks = (kernel(x[start : start + ROWS], y).sum() for start in range(0, len(x), ROWS))
+    return float(sum(blocks) / (len(x) * len(y)))
+
+
+def _within(x: np.ndarray, kernel: Kernel) -> float:
+    """The mean of a kernel over pairs of different rows."""
+    alone = sum(kernel(row[None], row[None]).item() for row in x)
+    return (_between(x, x, kernel) * len(x) ** 2 - alone) / (len(x) * (len(x) - 1))

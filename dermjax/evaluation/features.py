@@ -4,8 +4,10 @@ The network is any folder that a classifier is read from: DINOv2, another ViT, M
 before the head. Shapes: N images, D features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 from dermjax import run_folder, sharding
 from dermjax.data import images
 from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
 from dermjax.models.classifier import NUMERIC_VERSION, Classifier, Params
 from dermjax.progress import bar
 from dermjax.training.disk_cache import digest_of, load_or_compute
@@ -22,6 +25,7 @@ from dermjax.weights.tensor_files import digest
 
 SIZE = 224  # side in pixels at which images are shown to it, as DINOv2 and ViTs are trained
 BATCH = 64
+BLOCK = 4096  # training images that are compared at a time
 PART = 1000  # images whose features are kept at a time: a killed run computes no more of them again
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that a network's answers follow from
 
@@ -58,10 +62,17 @@ class FeatureExtractor:
             )
         return np.concatenate(parts)
 
+    def of_pixels(self, pictures: Iterable[np.ndarray], number: int) -> np.ndarray:
+        """The features of `number` images uint8 [SIZE, SIZE, 3], float32 [N, D]."""
+        return batched(lambda image: self._lower(self.trees, image), map(images.to_model, pictures), number, "features")
+
+    @cached_property
+    def _lower(self) -> Callable[[tuple[Params, Params], np.ndarray], jax.Array]:
+        return jax.jit(lambda trees, image: self.network.lower(*trees, image, last=0))
+
     def _compute(self, manifest: Manifest, records: Sequence[Record], mirrored: bool) -> np.ndarray:
-        lower = jax.jit(lambda trees, image: self.network.lower(*trees, image, last=0))
         way = slice(None, None, -1 if mirrored else 1)
-        return in_batches(lambda image: lower(self.trees, image[:, :, way]), manifest, records, SIZE, "features")
+        return in_batches(lambda image: self._lower(self.trees, image[:, :, way]), manifest, records, SIZE, "features")
 
 
 def read(folder: str) -> FeatureExtractor | None:
@@ -73,16 +84,42 @@ def read(folder: str) -> FeatureExtractor | None:
     return FeatureExtractor(network, trees, digest(files))
 
 
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features of length 1."""
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def nearest(features: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The similarity of each image [N, D] to the nearest training image [M, D], float32 [N], and its index, int [N]."""
+    best, index = np.full(len(features), -np.inf, np.float32), np.zeros(len(features), int)
+    for start in range(0, len(training), BLOCK):
+        alike = features @ training[start : start + BLOCK].T
+        at = alike.argmax(1)
+        value = alike[np.arange(len(features)), at]
+        index, best = np.where(value > best, start + at, index), np.maximum(value, best)
+    return best, index
+
+
 def in_batches(
     network: Callable[[np.ndarray], jax.Array], manifest: Manifest, records: Sequence[Record], size: int, title: str
 ) -> np.ndarray:
     """What a network makes of images float32 [BATCH, size, size, 3] in [-1, 1], of all records: [N, …]."""
+    pictures = (images.to_model(images.load(manifest.path(record), size)) for record in records)
+    return batched(network, pictures, len(records), title)
+
+
+def batched(
+    network: Callable[[np.ndarray], jax.Array], pictures: Iterable[np.ndarray], number: int, title: str
+) -> np.ndarray:
+    """What a network makes of `number` pictures [S, S, 3], shown to it BATCH at a time, the last batch filled up."""
     rows = []
-    with bar(len(records), title, "images", 0) as progress:
-        for first in range(0, len(records), BATCH):
-            paths = [manifest.path(record) for record in records[first : first + BATCH]]
-            pixels = np.stack([images.to_model(images.load(path, size)) for path in paths])
+    with bar(number, title, "images", 0) as progress:
+        pictures = iter(pictures)
+        while some := list(islice(pictures, BATCH)):
+            pixels = np.stack(some)
             full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
             rows.append(np.asarray(network(full))[: len(pixels)])
             progress.update(len(pixels))
+    if not all(np.isfinite(each).all() for each in rows):
+        raise UserError(f"{title} are not finite numbers; the network's weights are damaged")
     return np.concatenate(rows)

@@ -14,6 +14,7 @@ from dermjax.data.records import Manifest
 from dermjax.errors import UserError
 from dermjax.evaluation import findings, metrics, predictions, report
 from dermjax.evaluation.findings import Findings, Group
+from dermjax.evaluation.images import run as images
 from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import BASELINE, PAPER
 from dermjax.run_folder import write_atomically
@@ -26,7 +27,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Reads what the stages left, compares the runs on the real test split, and writes every number and the page.
 
     It is cheap and writes the same for the same input, so a second call does it again rather than trust old files.
+    With the variant images it is `images.run`.
     """
+    if "synthetic" in config:
+        images.run(config, workdir)
+        return
     prepared = records.read_named(config.prepared, "prepared")
     generated = records.read_named(config.generated, "generated") if config.generated else None
     curated = records.read_named(config.curated, "curated") if config.curated else None
@@ -53,8 +58,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         tuning = Path(config.tuning) if config.tuning else None
         page = report.page(config.title, prepared, generated, curated, result, folders, tuning, config.gallery)
         steps.update()
-    images, rejections = report.image_counts(prepared, generated, curated), report.rejection_counts(curated)
-    write_atomically(workdir / "results.json", _results(result, bootstrap, images, rejections))
+    counts, rejections = report.image_counts(prepared, generated, curated), report.rejection_counts(curated)
+    write_atomically(workdir / "results.json", _results(result, bootstrap, counts, rejections))
     write_atomically(workdir / "report.html", page)
     for group, each in runs.items() if config.isic else ():
         (workdir / "isic").mkdir(exist_ok=True)

@@ -97,7 +97,8 @@ def read(
         resized = resize_positions(np.asarray(tensors[positions].read(), np.float32), grid(config))
         tensors |= {positions: from_array(resized)}
     if given.get("id2label") != config["id2label"] or f"{HEAD}.weight" not in tensors:
-        say(f"{path}: its head is replaced by a new one for {', '.join(labels)}")
+        if any(labels):  # who reads features asks for no class
+            say(f"{path}: its head is replaced by a new one for {', '.join(labels)}")
         head = {f"{HEAD}.{leaf}": np.zeros(like.shape) for leaf, like in classifier.shapes[0][HEAD].items()}
         tensors |= torch_layout.to_file(head, np.float32)
     params, variables = (torch_layout.flatten(tree) for tree in classifier.shapes)

@@ -1,0 +1,1 @@
+"""A set of synthetic images against real ones: fidelity, diversity, copies, membership, use, shortcuts, fairness."""

@@ -1,0 +1,119 @@
+"""The page about a set of synthetic images: what was measured, in words, tables and pictures that nobody picked."""
+
+import base64
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from dermjax.data.records import Record
+from dermjax.data.thumbnails import Thumbnail, thumbnail
+from dermjax.evaluation import distances, wording
+from dermjax.evaluation.images.fidelity import HIGHER_IS_BETTER
+from dermjax.page import fill
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SORT = Path(__file__).with_name("sort.js")
+MEANINGS = {
+    "frechet": ("Fréchet distance", "of the mean and the covariance of what the network sees; 0 is the same"),
+    "kid": ("kernel distance (KID)", "of all moments up to the third; 0 is the same, and chance may put it below"),
+    "cmmd": ("CMMD", "a wide Gaussian kernel, times 1000; 0 is the same"),
+    "precision": ("precision", "share of images as near to held-out photographs as those are to each other"),
+    "recall": ("recall", "share of held-out photographs that lie among the images"),
+    "density": ("density", "how thickly held-out photographs lie around each image; 1 is as in real images"),
+    "coverage": ("coverage", "share of held-out photographs with an image beside them"),
+    "authentic": ("authentic", "share of images that are no nearer to a photograph than another photograph is"),
+    "vendi": ("Vendi score", "how many different images there are"),
+}
+
+
+def page(title: str, sets, results: dict, line: dict, count: int) -> str:
+    """The HTML of the page; `sets` are `run.Sets`, count: pictures a row."""
+    script = SORT.read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return fill(
+        TEMPLATE, {"estimate": estimate, **wording.FILTERS}, title=title, results=results, line=line, sets=sets,
+        sentences=sentences(results), meanings=MEANINGS, better=HIGHER_IS_BETTER, script=script, script_digest=digest,
+        pictures=_pictures(sets, count), pairs=_pairs(sets, results["copies"]["pairs"]),
+        artefacts=list(results["shortcuts"]["training"]["rates"]),
+    )  # fmt: skip
+
+
+def sentences(results: dict) -> list[str]:
+    """What the figures say, in a few words each."""
+    every = results["fidelity"]["all"]
+    made, ceiling = every["synthetic"], every["ceiling"]
+    use, copies, found = results["use"], results["copies"], []
+    found.append(
+        f"Fréchet distance {estimate(made['frechet'])} to {every['reference']} held-out real images, where real "
+        f"training images, equally many, have {estimate(ceiling['frechet'])}."
+    )
+    shares = [
+        f"{name} {made[name]['value'] / max(ceiling[name]['value'], 1e-9):.2f}" for name in ("recall", "coverage")
+    ]
+    found.append(f"Variety, as a share of what real images reach: {', '.join(shares)}.")
+    found.append(
+        f"A probe of real images sees the intended class in {estimate(use['label_fidelity'])} of synthetic ones and "
+        f"is right on {estimate(use['accuracy_on_real'])} of real ones: {use['fidelity_over_accuracy']:.2f} times."
+    )
+    found.append(
+        f"Copies of training images: {estimate(copies['share'])} (after what the limit misses; "
+        f"{copies['beyond'].value:.3f} of the images lie beyond it, and {copies['limit']['found']} of "
+        f"{copies['limit']['known']} known copies)."
+    )
+    auroc = use["auroc_on_test"]
+    found.append(
+        f"A probe of synthetic images alone has AUROC {estimate(auroc['synthetic'])} on real test images, one of real "
+        f"images {estimate(auroc['training'])}."
+    )
+    for name, each in results["shortcuts"].items():
+        if each["auroc"] is not None and each["auroc"].low is not None and each["auroc"].low > 0.5:
+            found.append(
+                f"Shortcut: hairs, rulers, corners, ink and gel alone tell the label of {name} images, AUROC "
+                f"{estimate(each['auroc'])}."
+            )
+    return found
+
+
+def estimate(each) -> str:
+    """A figure with its interval: 0.812 (0.790 to 0.834); an Estimate or its dict."""
+    value, low, high, note = (
+        (each[key] if isinstance(each, dict) else getattr(each, key)) for key in ("value", "low", "high", "note")
+    )
+    digits = 1 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f} ({note if low is None else f'{low:.{digits}f} to {high:.{digits}f}'})"
+
+
+def _pictures(sets, count: int) -> dict[str, list[Thumbnail]]:
+    """Synthetic images of each class: the nearest to real training images, those in the middle, the farthest."""
+    found = {}
+    for number, label in enumerate(sets.real.labels):
+        rows = np.flatnonzero(sets.classes("synthetic") == number)
+        real = sets.features["training"][sets.classes("training") == number]
+        apart = distances.nearest(sets.features["synthetic"][rows], real, 1)[:, 0]
+        order = rows[np.argsort(apart, kind="stable")]
+        middle = max(0, (len(order) - count) // 2)
+        chosen = {
+            "nearest to real images": order[:count],
+            "in the middle": order[middle : middle + count],
+            "farthest from real images": order[-count:][::-1],
+        }
+        for name, some in chosen.items():
+            found[f"{label}, {name}"] = [thumbnail(sets.synthetic, sets.records["synthetic"][at], "") for at in some]
+    return found
+
+
+def _pairs(sets, pairs: list[dict]) -> list[tuple[Thumbnail, Thumbnail]]:
+    """The nearest pairs: synthetic image and training image, with their similarity."""
+
+    def by_name(name: str) -> dict[str, Record]:
+        return {record.image: record for record in sets.records[name]}
+
+    made, real = by_name("synthetic"), by_name("training")
+    return [
+        (
+            thumbnail(sets.synthetic, made[pair["synthetic"]], f"similarity {pair['similarity']:.3f}"),
+            thumbnail(sets.real, real[pair["training"]], "nearest training image"),
+        )
+        for pair in pairs
+    ]

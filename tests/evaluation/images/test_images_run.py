@@ -1,0 +1,152 @@
+"""`evaluate`, variant images, from two manifests to a page; planted faults are named, bad input is one line."""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermjax.data import digests, images, records
+from dermjax.data.phantoms.painting import PAINTERS, phantom
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.evaluation import run as stage
+from dermjax.models import classifier
+from dermjax.weights import classifiers
+
+CONFIG = Path(__file__).parents[3] / "configs" / "evaluate.py"
+LABELS = ("benign", "malignant")
+SPLITS = ("train",) * 6 + ("validation", "test", "test", "test")
+NONE = dict.fromkeys((*PAINTERS, "blur"), False)
+
+
+def write(folder, pictures, *, synthetic=False):
+    """A manifest of (name, label, split, image)."""
+    found = []
+    (folder / "images").mkdir(parents=True)
+    for name, label, split, pixels in pictures:
+        path = folder / "images" / f"{name}.png"
+        path.write_bytes(images.encode_png(pixels))
+        found.append(
+            Record(image=f"images/{name}.png", sha256=digests.sha256(path), label=label, split=split, source="test",
+                   image_manipulation="synthetic" if synthetic else "none")
+        )  # fmt: skip
+    records.write(folder / "manifest.jsonl", Manifest(labels=LABELS, root=folder, records=tuple(found)))
+    return folder
+
+
+def drawn(count, first, splits, **of_malignant):
+    """Phantoms in turns of both classes, malignant ones with artefacts of their own."""
+    for number in range(count):
+        label = LABELS[number % 2]
+        given = NONE | (of_malignant if label == "malignant" else {})
+        pixels = phantom(first + number, 96, **given, colour=("golden", "black")[number % 2]).image
+        yield f"{first + number}", label, splits[number // 2 % len(splits)], pixels
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Real phantoms, synthetic ones with a ruler beside malignant ones alone and ten copies, and a small network."""
+    root = tmp_path_factory.mktemp("evidence")
+    real = list(drawn(160, 70_000_000, SPLITS))
+    made = list(drawn(60, 71_000_000, ("train",), ruler=True))
+    train = [each for each in real if each[2] == "train"]
+    copies = [(f"copy{i}", label, "train", pixels[:, ::-1]) for i, (_, label, _, pixels) in enumerate(train[:10])]
+    write(root / "real", real)
+    write(root / "synthetic", made + copies, synthetic=True)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = classifier.fresh(classifier.describe("vit", small | {"patch_size": 32}, LABELS, 224), np.float32)
+    classifiers.write(root / "network", kind, *kind.init(0))
+    return root
+
+
+def config(root):
+    found = runpy.run_path(str(CONFIG))["get_config"]("images")
+    found.update(real=str(root / "real"), synthetic=str(root / "synthetic"), features=str(root / "network"))
+    found.bootstrap.resamples = 200
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(folders):
+    stage.run(config(folders), folders / "run")
+    return json.loads((folders / "run" / "results.json").read_text())
+
+
+def test_every_part_has_its_figures_and_real_images_beside_them(results):
+    assert set(results["fidelity"]) == {"all", *LABELS}
+    every = results["fidelity"]["all"]
+    assert every["reference"] == 64 and every["synthetic"]["recall"]["n"] == 64
+    assert every["synthetic"]["precision"]["n"] == every["ceiling"]["precision"]["n"] == 70
+    assert every["synthetic"]["vendi"]["value"] > 1
+    assert results["use"]["label_fidelity"]["n"] == 70 and 0 <= results["use"]["label_fidelity"]["value"] <= 1
+    assert results["use"]["auroc_on_test"]["training"]["value"] > 0.7  # golden from black
+    assert results["line"]["n"] == 70 and len(results["line"]["extractor"]) == 16
+
+
+def test_planted_copies_are_the_nearest_pairs(results):
+    nearest = [pair["synthetic"] for pair in results["copies"]["pairs"][:10]]
+    assert all("copy" in name for name in nearest)
+    # a network that has learnt nothing does not know an altered image again, and says so
+    assert results["copies"]["share"]["low"] is None and "it cannot tell" in results["copies"]["share"]["note"]
+
+
+def test_a_planted_shortcut_is_named(folders, results, capsys):
+    found = results["shortcuts"]
+    assert found["synthetic"]["auroc"]["low"] > 0.7 > found["training"]["auroc"]["value"]
+    assert found["synthetic"]["rates"]["ruler"]["malignant"][0] > 20
+    stage.run(config(folders), folders / "run")
+    said = capsys.readouterr().out
+    assert "Shortcut: hairs, rulers, corners, ink and gel alone tell the label of synthetic images" in said
+    assert said.count("features: 0/") == 1  # of altered images; the others are kept
+
+
+def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
+    page = (folders / "run" / "report.html").read_text()
+    assert "default-src 'none'" in page and "research only" in page.lower()
+    assert "http" not in page.replace("http-equiv", "") and "prefers-color-scheme: dark" in page
+    assert page.count('class="pair"') == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: {"features": ""}, "config.features: no network"),
+        (lambda root: {"synthetic": ""}, "config.synthetic: no manifest"),
+        (lambda root: {"synthetic": str(root / "real")}, "no kept synthetic image"),
+        (lambda root: {"synthetic": str(root / "names")}, "classes .* are not the real ones"),
+        (lambda root: {"synthetic": str(root / "one")}, "the synthetic images have none of the class malignant"),
+        (lambda root: {"synthetic": str(root / "same")}, "is the real image images/70000000.png, and 0 others"),
+    ],
+)
+def test_bad_input_is_one_line(folders, tmp_path, change, message):
+    made = records.read(folders / "synthetic")
+    for name, few in {"one": made.records[:1], "names": made.records}.items():
+        labels = ("mole", *LABELS) if name == "names" else LABELS
+        (tmp_path / name).mkdir()
+        records.write(tmp_path / name / "manifest.jsonl", replace(made, labels=labels, records=few))
+    real = records.read(folders / "real")
+    same = [replace(real.records[0], image_manipulation="synthetic")]
+    others = [replace(each, image_manipulation="synthetic", split="train", sha256=f"{at:064x}")
+              for at, each in enumerate(real.records[1:4])]  # fmt: skip
+    (tmp_path / "same").mkdir()
+    records.write(tmp_path / "same" / "manifest.jsonl", replace(real, records=(*same, *others)))
+    settings = config(folders)
+    settings.update(change(tmp_path) if "real" not in str(change(folders).get("synthetic")) else change(folders))
+    with pytest.raises(UserError, match=message):
+        stage.run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_that_are_no_numbers_are_one_line(folders, tmp_path):
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = classifier.fresh(classifier.describe("vit", small | {"patch_size": 32}, LABELS, 224), np.float32)
+    params, variables = kind.init(0)
+    params["vit"]["layernorm"]["scale"] = np.full_like(params["vit"]["layernorm"]["scale"], np.nan)
+    classifiers.write(tmp_path / "network", kind, params, variables)
+    settings = config(folders)
+    settings.features = str(tmp_path / "network")
+    with pytest.raises(UserError, match="features are not finite"):
+        stage.run(settings, tmp_path / "run")
