@@ -30,6 +30,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
         )
         config.synthetic = ""  # manifest of the images that it made; those that curation rejected are left out
         config.features = ""  # folder of the network: DINOv2 (the protocol's), another ViT or MobileNetV2
+        config.model = (
+            ""  # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" is no
+        )
+        config.prompts = ConfigDict()  # of each class, as it was tuned; none takes those of the run that left the model
+        config.size = 0  # pixels that it was tuned at; 0 is its own
+        config.draws = 8  # noises that it is asked at
         config.seed = 0
         config.bootstrap = ConfigDict({"resamples": 2000, "seed": 0, "smallest": 10})
         config.gallery = 8  # pictures a row

@@ -18,8 +18,8 @@ LARGEST_SEED = 2**32 - 1  # of the whole numbers that numpy, grain and JAX take;
 RANGES = {
     "1 or more": (
         lambda value: value >= 1,
-        ("accumulate", "batch", "deep_cache", "encode_batch", "fsdp", "guidance", "hidden_size", "intermediate_size",
-         "log_every", "looks", "normalise_over", "num_attention_heads", "num_hidden_layers", "patch_size",
+        ("accumulate", "batch", "deep_cache", "draws", "encode_batch", "fsdp", "guidance", "hidden_size",
+         "intermediate_size", "log_every", "looks", "normalise_over", "num_attention_heads", "num_hidden_layers", "patch_size",
          "phantoms_per_class", "prompts", "rank", "resamples", "sample", "smallest", "steps", "trials", "vectors",
          "views", "ways"),
     ),

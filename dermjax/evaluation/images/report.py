@@ -66,6 +66,12 @@ def sentences(results: dict) -> list[str]:
         f"A probe of synthetic images alone has AUROC {estimate(auroc['synthetic'])} on real test images, one of real "
         f"images {estimate(auroc['training'])}."
     )
+    if results["membership"]:
+        attacked = results["membership"]["all"]
+        found.append(
+            f"Whoever has the model tells training images from others with AUROC {estimate(attacked.auroc)}, and finds "
+            f"{estimate(attacked.found[0.01])} of them at 1 % of false alarms."
+        )
     for name, each in results["shortcuts"].items():
         if each["auroc"] is not None and each["auroc"].low is not None and each["auroc"].low > 0.5:
             found.append(

@@ -1,6 +1,7 @@
 """`evaluate`, variant images: a set of synthetic images against real ones -> results.json, report.html, a line.
 
 real manifest + synthetic manifest -> features of a frozen network -> fidelity, copies, label, use, shortcuts, tones
+tuned model -> what it gives away of its training images
 """
 
 import json
@@ -17,12 +18,14 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import features, findings, intervals
 from dermjax.evaluation.features import FeatureExtractor
-from dermjax.evaluation.images import fidelity, memorisation, probe, report, shortcuts
+from dermjax.evaluation.images import fidelity, membership, memorisation, probe, report, shortcuts
 from dermjax.evaluation.images.fidelity import Fidelity
+from dermjax.evaluation.images.membership import Attack
 from dermjax.evaluation.intervals import Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
+from dermjax.weights import model_files
 
 HELD_OUT = ("validation", "test")  # splits whose images the generator has not seen
 EVERY = "all"  # the name of the set of all classes
@@ -80,6 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "use": use(sets, bootstrap),
         "shortcuts": find_shortcuts(sets, bootstrap, config.seed),
         "tones": tones(sets),
+        "membership": membership_of(sets, config) if config.model else None,
     }
     line = summary(config.name or workdir.name, results)
     write_atomically(workdir / "results.json", json.dumps(results | {"line": line}, indent=2, default=asdict))
@@ -216,9 +220,45 @@ def tones(sets: Sets) -> dict[str, dict[str, int]]:
     }
 
 
+def membership_of(sets: Sets, config: ConfigDict) -> dict[str, Attack]:
+    """What the tuned model gives away of its training images, of all and of each class."""
+    path = model_files.locate(config.model)
+    prompts = prompts_of(config.prompts.to_dict(), path, sets.real.labels)
+    sd, params = model_files.read(path)
+    size = config.size or sd.size
+    scores, classes = {}, {}
+    for name, splits in {"members": ("training",), "others": HELD_OUT}.items():
+        chosen = [record for split in splits for record in sets.records[split]]
+        scores[name] = -membership.losses(sd, params, sets.real, chosen, prompts, size, config.draws)
+        classes[name] = np.array([record.label for record in chosen])
+    found = {EVERY: membership.attack(scores["members"], scores["others"], config.seed)}
+    for label in sets.real.labels:
+        pair = [scores[name][classes[name] == label] for name in ("members", "others")]
+        if min(map(len, pair)) >= fidelity.LEAST:
+            found[label] = membership.attack(*pair, config.seed)
+    return found
+
+
+def prompts_of(given: dict[str, str], model: Path, labels: tuple[str, ...]) -> dict[str, str]:
+    """The prompt of each class: those given, else those that the model beside `model` was tuned with.
+
+    Raises:
+      UserError: a class has none, or one whose gaps an image would have to fill.
+    """
+    tuned = model.parent / "config.json"
+    if not given and tuned.is_file():
+        given = json.loads(tuned.read_text()).get("prompts", {})
+    prompts = {label: given.get(label, "").replace("{label}", label) for label in labels}
+    for label, prompt in prompts.items():
+        if not prompt or "{" in prompt:
+            raise UserError(f"config.prompts.{label} = {prompt!r}: give the prompt that the model was tuned with")
+    return prompts
+
+
 def summary(name: str, results: dict) -> dict:
     """The DermGenBench line of a set: what others can be ranked beside, a flat dict of numbers."""
     every, ceiling = (results["fidelity"][EVERY][key] for key in ("synthetic", "ceiling"))
+    attacked = results["membership"]
     return {
         "name": name,
         "n": sum(results["images"]["synthetic"].values()),
@@ -227,6 +267,8 @@ def summary(name: str, results: dict) -> dict:
         **{f"{key}_of_real": _plain(ceiling[key]) for key in ceiling},
         "copies": _plain(results["copies"]["share"]),
         "label_fidelity_over_accuracy": round(results["use"]["fidelity_over_accuracy"], 4),
+        "membership_auroc": _plain(attacked[EVERY].auroc) if attacked else None,
+        "membership_found_at_0.01": _plain(attacked[EVERY].found[0.01]) if attacked else None,
         "auroc_trained_on_synthetic": _plain(results["use"]["auroc_on_test"]["synthetic"]),
         "auroc_trained_on_real": _plain(results["use"]["auroc_on_test"]["training"]),
     }

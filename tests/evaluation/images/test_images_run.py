@@ -140,6 +140,22 @@ def test_bad_input_is_one_line(folders, tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_is_asked_what_it_gives_away(folders, tmp_path, capsys):
+    settings = config(folders)
+    settings.update(model="derm-tiny", size=64, draws=2)
+    settings.prompts = {label: f"dermoscopy of a {label} mole" for label in LABELS}
+    stage.run(settings, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    # it has seen none of them: chance
+    assert found["membership"]["all"]["auroc"]["low"] < 0.5 < found["membership"]["all"]["auroc"]["high"]
+    assert found["line"]["membership_auroc"] == round(found["membership"]["all"]["auroc"]["value"], 4)
+    assert "Whoever has the model" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"config\.prompts\.benign = '': give the prompt"):
+        stage.images.prompts_of({}, tmp_path / "model", LABELS)
+    (tmp_path / "config.json").write_text(json.dumps({"prompts": dict.fromkeys(LABELS, "a {label} mole")}))
+    assert stage.images.prompts_of({}, tmp_path / "model", LABELS)["malignant"] == "a malignant mole"
+
+
 def test_features_that_are_no_numbers_are_one_line(folders, tmp_path):
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     kind = classifier.fresh(classifier.describe("vit", small | {"patch_size": 32}, LABELS, 224), np.float32)
