@@ -24,6 +24,9 @@ Variants:
                                --config.manifest=runs/prepare --config.rate=1e-3 --config.steps=160 \\
                                --config.prompts.benign={caption} --config.prompts.malignant={caption}
   tiny                 8 + 8 images from derm-tiny, to see a plan at work. Hardware: 2 CPU cores, half a minute.
+  training             600 + 600 images to train a classifier with, not to look at: guidance of 1.5, which leaves the
+                       variety of photographs, and samplers of several kinds. Choose among sets of your own by validation
+                       photographs (configs/study.py, config.sets); strengths of config.init keep real layouts.
   demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
 """
 
@@ -59,6 +62,15 @@ VARIANTS = {  # what each has instead of the paper's
         "model": "derm-tiny",
         "plan.samplers": ("Euler a",),
         "plan.images_per_class": 8,
+    },
+    "training": {
+        "plan.prompts.benign": ("dermoscopy photo of a benign mole",),
+        "plan.prompts.malignant": ("dermoscopy photo of a malignant mole",),
+        "plan.images_per_class": 600,
+        "plan.samplers": ("Euler a", "DPM++ 2M", "DDIM"),
+        "plan.steps": 30,
+        "plan.guidance": 1.5,
+        "plan.batch": 16,
     },
     "demo": {
         "precision": "float32",

@@ -27,7 +27,7 @@ VARIANTS = {
     "curate": ("demo", "calibration"),
     "demo": ("photographs",),
     "evaluate": ("demo", "images"),
-    "generate": ("released", "balanced_tones", "tiny", "demo"),
+    "generate": ("released", "balanced_tones", "tiny", "training", "demo"),
     "mask": (),
     "prepare": ("phantoms", "demo"),
     "pretrain": ("tiny", "smoke", "segmenter"),
