@@ -25,8 +25,8 @@ Variants:
                                --config.prompts.benign={caption} --config.prompts.malignant={caption}
   tiny                 8 + 8 images from derm-tiny, to see a plan at work. Hardware: 2 CPU cores, half a minute.
   training             600 + 600 images to train a classifier with, not to look at: guidance of 1.5, which leaves the
-                       variety of photographs, and samplers of several kinds. Choose among sets of your own by validation
-                       photographs (configs/study.py, config.sets); strengths of config.init keep real layouts.
+                       variety of photographs, and samplers of several kinds. Make several sets and let validation
+                       photographs choose (configs/study.py, config.sets); config.init keeps real layouts.
   demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
 """
 

@@ -20,8 +20,8 @@ RANGES = {
         lambda value: value >= 1,
         ("accumulate", "batch", "deep_cache", "draws", "encode_batch", "fsdp", "guidance", "hidden_size",
          "intermediate_size", "log_every", "looks", "normalise_over", "num_attention_heads", "num_hidden_layers",
-         "patch_size", "phantoms_per_class", "prompts", "rank", "resamples", "sample", "smallest", "steps", "trials", "vectors",
-         "views", "ways"),
+         "patch_size", "phantoms_per_class", "prompts", "rank", "resamples", "sample", "smallest", "steps", "trials",
+         "vectors", "views", "ways"),
     ),
     "0 or more": (
         lambda value: value >= 0,
