@@ -16,7 +16,7 @@ from dermjax.data import augmentation, images, records
 from dermjax.data.images import from_model
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.evaluation import features, findings, intervals
+from dermjax.evaluation import fairness, features, findings, intervals
 from dermjax.evaluation.features import FeatureExtractor
 from dermjax.evaluation.images import fidelity, membership, memorisation, probe, report, shortcuts
 from dermjax.evaluation.images.fidelity import Fidelity
@@ -28,6 +28,7 @@ from dermjax.run_folder import write_atomically
 from dermjax.weights import model_files
 
 HELD_OUT = ("validation", "test")  # splits whose images the generator has not seen
+BOTH = "training + synthetic"
 EVERY = "all"  # the name of the set of all classes
 KNOWN_COPIES = 300  # training images that are altered, to measure how many copies are found
 PAIRS = 12  # nearest pairs that the page shows
@@ -173,14 +174,19 @@ def _altered(sets: Sets, network: FeatureExtractor, training: np.ndarray, seed: 
 
 
 def use(sets: Sets, bootstrap: dict[str, int]) -> dict:
-    """Label fidelity by a probe of real images, and what probes of each set reach on real test images."""
+    """Label fidelity by a probe of real images, and what probes of each set, and of both, reach on real test images."""
     validation = sets.features["validation"], sets.classes("validation")
     judges = {
         name: probe.fit(sets.features[name], sets.classes(name), validation) for name in ("training", "synthetic")
     }
+    both = probe.fit(
+        np.concatenate([sets.features[name] for name in ("training", "synthetic")]),
+        np.concatenate([sets.classes(name) for name in ("training", "synthetic")]),
+        validation,
+    )
     on_test = {
         name: probe.judge(each, sets.names("test"), sets.features["test"], sets.classes("test"))
-        for name, each in judges.items()
+        for name, each in {**judges, BOTH: both}.items()
     }
     asked = probe.judge(
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
@@ -196,6 +202,12 @@ def use(sets: Sets, bootstrap: dict[str, int]) -> dict:
             for number, name in enumerate(sets.real.labels)
         },
         "auroc_on_test": {name: _auroc(each, sets, "test", bootstrap) for name, each in on_test.items()},
+        "subgroups": {
+            name: fairness.compare(
+                _fold(on_test[name], sets, "test", bootstrap, fairness.FIGURES), findings.subgroups(sets.real)
+            )
+            for name in ("training", BOTH)
+        },
     }
 
 
@@ -280,8 +292,13 @@ def _plain(estimate: Estimate | dict) -> float:
 
 
 def _auroc(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str, int]) -> Estimate:
-    """AUROC with its interval over lesions, or over images where the manifest names none."""
+    return intervals.figures([_fold(predictions, sets, name, bootstrap, ("auroc",))], pooled=False)["auroc"]
+
+
+def _fold(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str, int], figures: tuple[str, ...]) -> Fold:
+    """Predictions whose intervals are over lesions, or over images where the manifest names none."""
     lesion_of = {record.image: record.lesion_id or record.image for record in sets.records[name]}
     drawn = Bootstrap(lesions=tuple(lesion_of[image] for image in predictions.images), **bootstrap)
-    fold = Fold(seeds=[predictions], classes=sets.real.labels, bootstrap=drawn, names=("auroc",))
-    return intervals.figures([fold], pooled=False)["auroc"]
+    if len(sets.real.labels) > 2:
+        figures = tuple(each for each in figures if each == findings.PRIMARY)
+    return Fold(seeds=[predictions], classes=sets.real.labels, bootstrap=drawn, names=figures)
