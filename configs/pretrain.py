@@ -35,7 +35,7 @@ TINY = {
 }
 SHARED = {"kl": 5e-4, "warmup": 20, "ema_decay": 0.99, "schedule": "cosine", "evaluate_every": 0}
 PIXELS = {"lines": 8.0, "standout": 0.0, "edges": 0.5, "patches": 1.0, "chroma": 3.0}
-PIXELS |= {"features": 0.0, "adversary": 0.0}
+PIXELS |= {"features": 0.0, "adversary": 0.0, "texture": 0.0}
 
 
 SEGMENTER = {
@@ -98,7 +98,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             },
             "decoder": {
                 "phases": ("texture",),
-                "texture": _phase(steps=1000, rate=3e-4, chroma=2.0, features=1.0, adversary=0.05),
+                "texture": _phase(steps=1000, rate=3e-4, chroma=2.0, features=1.0, adversary=0.05, texture=3.0),
             },
         }
     )
@@ -123,8 +123,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     return config
 
 
-def _phase(adversary: float = 0.0, features: float = 0.2, chroma: float = 3.0, **changes) -> dict:
+def _phase(features: float = 0.2, chroma: float = 3.0, adversary: float = 0.0, texture: float = 0.0, **changes) -> dict:
     """One phase of derm-base's autoencoder: what all share, and what this one has of its own."""
-    weights = PIXELS | {"lines": 2.0, "edges": 1.0, "chroma": chroma, "features": features, "adversary": adversary}
+    weights = PIXELS | {"lines": 2.0, "edges": 1.0, "chroma": chroma, "features": features}
+    weights |= {"adversary": adversary, "texture": texture}
     crops = {"size": 112, "sides": (160, 400), "batch": 8}
     return crops | SHARED | {"kl": 1e-4, "ema_decay": 0.998, "evaluate_every": 250, "weights": weights} | changes

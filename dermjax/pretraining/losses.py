@@ -8,6 +8,7 @@ skin.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 
 from dermjax import reconstruction
 from dermjax.diffusion import objective, schedule
@@ -18,14 +19,23 @@ from dermjax.pretraining import discriminator
 from dermjax.pretraining.teacher import Teacher
 from dermjax.training.step import Loss
 
+GRAIN = 8  # pixels
+
 
 def autoencoder_loss(
-    sd: StableDiffusion, teacher: Teacher | None, *, kl: float, features: float, adversary: float, **weights: float
+    sd: StableDiffusion,
+    teacher: Teacher | None,
+    *,
+    kl: float,
+    features: float,
+    adversary: float,
+    texture: float,
+    **weights: float,
 ) -> Loss:
     """Returns the loss over {"vae"}, or a part of it, and batches of "image" float32 [B, H, W, 3] in [-1, 1].
 
-    It is `reconstruction.learn`'s + features * the teacher's distance + adversary * what the discriminator sees, whose
-    own loss is added where `params` hold one. What of the autoencoder is not trained is in the constants, as are the
+    It is `reconstruction.learn`'s + features * the teacher's distance + texture * how far `roughness` is off + adversary
+    * what the discriminator sees, whose own loss is added where `params` hold one. What of the autoencoder is not trained is in the constants, as are the
     teacher's arrays.
     """
 
@@ -35,12 +45,25 @@ def autoencoder_loss(
         if teacher and features:
             apart = teacher.distance(constants["teacher"], again, image)
             total, scalars = total + features * apart, scalars | {"features": apart}
+        if texture:
+            apart = jnp.abs(roughness(again) - roughness(image)).mean()
+            total, scalars = total + texture * apart, scalars | {"texture": apart}
         if "discriminator" in params:
             fooled, own = discriminator.hinge(params["discriminator"], image, again)
             total, scalars = total + adversary * fooled + own, scalars | {"fooled": fooled, "discriminator": own}
         return total, (variables, scalars)
 
     return loss
+
+
+def roughness(image: jax.Array) -> jax.Array:
+    """How much neighbouring pixels differ in each square of GRAIN pixels: [B, H, W, 3] to [B, H / GRAIN, W / GRAIN, 3].
+
+    A distance of pixels rewards a decoder for a smooth mean where it cannot know the grain of the skin; this one asks
+    for as much of it as there is, whatever it is.
+    """
+    down, right = (jnp.abs(jnp.diff(image, axis=axis, append=image.take(jnp.array([-1]), axis))) for axis in (1, 2))
+    return reduce(down + right, "B (h a) (w b) C -> B h w C", "mean", a=GRAIN, b=GRAIN)
 
 
 def diffusion_loss(sd: StableDiffusion, empty: np.ndarray, *, timestep_bias: float, caption_dropout: float) -> Loss:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermjax.models.stable_diffusion import TINY, StableDiffusion
-from dermjax.pretraining.losses import normalise
+from dermjax.pretraining.losses import GRAIN, normalise, roughness
 from dermjax.reconstruction import LINE, thin_dark
 
 
@@ -28,6 +28,17 @@ def test_a_thin_dark_line_weighs_what_it_is_darker(width):
 @pytest.mark.parametrize(("width", "brightness"), [(LINE, -0.7), (2, 0.9)])
 def test_what_is_wide_or_light_weighs_nothing(width, brightness):
     assert np.all(np.asarray(thin_dark(striped(width, brightness))) == 0)
+
+
+def test_roughness_is_that_of_each_square_and_blind_to_what_it_is():
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    image[:, :8, :8] += 0.2 * (np.indices((8, 8)).sum(0) % 2)[None, :, :, None]  # a chessboard in one square
+    seen = np.asarray(roughness(jnp.asarray(image)))
+    assert seen.shape == (1, 16 // GRAIN, 16 // GRAIN, 3)
+    # 0.2 down and to the right at each pixel; beside the square, four of the eight pixels of an edge are lit
+    np.testing.assert_allclose(seen[0, 0, 0], (2 * 0.2 * 56 + 2 * 0.2 * 4) / 64, rtol=1e-5)
+    assert not seen[0, 1, 1].any()
+    np.testing.assert_allclose(roughness(jnp.asarray(-image)), seen, rtol=1e-6)
 
 
 def test_normalised_latents_have_unit_spread_and_the_same_pictures():

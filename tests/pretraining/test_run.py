@@ -22,7 +22,7 @@ def test_photographs_and_phantoms_become_a_model_that_is_loaded(photographs, tmp
     config.teacher = str(DINOV2) if DINOV2.is_dir() else ""
     for phase in (config.autoencoder.crops, config.decoder.whole):
         phase.update(size=56, sides=(56, 64), batch=2, steps=2, evaluate_every=1)
-        phase.weights.update(features=0.2 if config.teacher else 0.0, adversary=0.1)
+        phase.weights.update(features=0.2 if config.teacher else 0.0, adversary=0.1, texture=1.0)
     stage.run(config.lock(), tmp_path / "run")
     sd, params = diffusers.read(tmp_path / "run" / "model")
     assert all(np.isfinite(leaf).all() for leaf in params["vae"]["decoder"]["conv_out"].values())
