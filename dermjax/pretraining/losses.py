@@ -34,9 +34,9 @@ def autoencoder_loss(
 ) -> Loss:
     """Returns the loss over {"vae"}, or a part of it, and batches of "image" float32 [B, H, W, 3] in [-1, 1].
 
-    It is `reconstruction.learn`'s + features * the teacher's distance + texture * how far `roughness` is off + adversary
-    * what the discriminator sees, whose own loss is added where `params` hold one. What of the autoencoder is not trained is in the constants, as are the
-    teacher's arrays.
+    It is `reconstruction.learn`'s + features * the teacher's distance + texture * how far `roughness` is off +
+    adversary * what the discriminator sees, whose own loss is added where `params` hold one. What of the autoencoder is
+    not trained is in the constants, as are the teacher's arrays.
     """
 
     def loss(params: Params, variables: Params, constants: Params, batch: dict, key: jax.Array):
