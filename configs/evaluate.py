@@ -33,7 +33,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.model = (
             ""  # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" is no
         )
-        config.prompts = ConfigDict()  # of each class, as it was tuned; none takes those of the run that left the model
+        config.prompt = (
+            ""  # that it was tuned with, {label} for the class; "" takes that of the run that left the model
+        )
         config.size = 0  # pixels that it was tuned at; 0 is its own
         config.draws = 8  # noises that it is asked at
         config.seed = 0

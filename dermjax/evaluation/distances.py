@@ -19,7 +19,7 @@ NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in arXiv 2002
 ROWS = 1024  # images that are compared with all others at a time
 GROUP = 64  # columns of which the nearest alone is kept in a first pass
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
-CMMD_WIDTH, CMMD_SCALE = 10.0, 1000.0  # of arXiv 2401.09603
+MMD_WIDTH, MMD_SCALE = 10.0, 1000.0  # those of CMMD (arXiv 2401.09603), which is this distance on CLIP's features
 
 
 def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -42,12 +42,10 @@ def kid(real: np.ndarray, synthetic: np.ndarray) -> float:
     return _within(x, _cubic) + _within(y, _cubic) - 2 * _between(x, y, _cubic)
 
 
-def cmmd(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """The distance of arXiv 2401.09603: 1000 times the squared MMD of features of length 1 under a wide Gaussian."""
+def mmd(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """1000 times the squared MMD of features of length 1 under a wide Gaussian (Jayasumana et al. 2024)."""
     x, y = (each.astype(np.float64) / np.linalg.norm(each, axis=1, keepdims=True) for each in (real, synthetic))
-    return CMMD_SCALE * sum(
-        sign * _between(*pair, _gaussian) for sign, pair in ((1, (x, x)), (1, (y, y)), (-2, (x, y)))
-    )
+    return MMD_SCALE * sum(sign * _between(*pair, _gaussian) for sign, pair in ((1, (x, x)), (1, (y, y)), (-2, (x, y))))
 
 
 def vendi(features: np.ndarray) -> float:
@@ -168,7 +166,7 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _gaussian(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.exp((x @ y.T - 1) / CMMD_WIDTH**2)  # |x - y|^2 = 2 - 2 x.y
+    return np.exp((x @ y.T - 1) / MMD_WIDTH**2)  # |x - y|^2 = 2 - 2 x.y
 
 
 def _between(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> float:

@@ -1,28 +1,31 @@
 """Whether a classifier is as good for everybody: its figures in each subgroup, the worst one, and the gap.
 
-A subgroup counts where both classes have enough lesions in it for an interval. The gap between the best and the worst
-is never below zero, so that chance alone opens one: its interval, by a bootstrap over the lesions of each subgroup,
-says how far.
+A subgroup counts where every class has enough lesions in it for an interval. The gap between the best and the worst is
+never below zero: chance alone opens one, the wider the more and the smaller the subgroups are. So beside the gap stands
+the one that 95 % of divisions by chance stay below.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from dermjax.evaluation import intervals
-from dermjax.evaluation.findings import PRIMARY
+from dermjax.evaluation import intervals, metrics
 from dermjax.evaluation.intervals import LEVEL, Estimate, Fold
+from dermjax.evaluation.predictions import Predictions
 
+DEALT = 400
 FIGURES = ("auroc", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The subgroups of one kind, such as sex: figures by name, which is worst by AUROC, and how far from the best."""
+    """The subgroups of one kind, such as sex: figures by name, which is worst by AUROC, how far from the best, and
+    which gap the images, dealt at random within their class to as large subgroups, stay below in 95 %."""
 
     figures: dict[str, dict[str, Estimate]]
     worst: str
-    gap: Estimate
+    gap: float
+    by_chance: float
 
 
 def compare(fold: Fold, subgroups: dict[tuple[str, str], set[str]]) -> dict[str, Kind]:
@@ -37,13 +40,35 @@ def compare(fold: Fold, subgroups: dict[tuple[str, str], set[str]]) -> dict[str,
 
 
 def _kind(parts: dict[str, Fold]) -> Kind:
-    values = {name: float(part.spreads[PRIMARY].values.mean()) for name, part in parts.items()}
-    drawn = np.stack([part.spreads[PRIMARY].resampled.mean(0) for part in parts.values()])
-    low, high = np.quantile(drawn.max(0) - drawn.min(0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    apart, n = max(values.values()) - min(values.values()), sum(part.spreads[PRIMARY].n for part in parts.values())
+    values = {name: _auroc(part.seeds) for name, part in parts.items()}
     pooled = len(next(iter(parts.values())).seeds) > 1
     return Kind(
         figures={name: intervals.figures([part], pooled=pooled) for name, part in parts.items()},
         worst=min(values, key=values.get),
-        gap=Estimate(value=apart, n=n, low=float(low), high=float(high), note="never below zero"),
+        gap=max(values.values()) - min(values.values()),
+        by_chance=_gap_by_chance(list(parts.values())),
     )
+
+
+def _gap_by_chance(parts: list[Fold]) -> float:
+    """The gap that LEVEL of DEALT deals of the images to subgroups of the same size and classes stay below."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([part.seeds[0].labels for part in parts])
+    scores = [np.concatenate([part.seeds[seed].probabilities for part in parts]) for seed in range(len(parts[0].seeds))]
+    subgroup = np.repeat(np.arange(len(parts)), [len(part.seeds[0].labels) for part in parts])
+    gaps = []
+    for _ in range(DEALT):
+        dealt = subgroup.copy()
+        for label in np.unique(labels):
+            dealt[labels == label] = rng.permutation(dealt[labels == label])
+        rows = [np.flatnonzero(dealt == number) for number in range(len(parts))]
+        values = [
+            _auroc([Predictions(images=(), labels=labels[each], probabilities=score[each]) for score in scores])
+            for each in rows
+        ]
+        gaps.append(max(values) - min(values))
+    return float(np.quantile(gaps, LEVEL))
+
+
+def _auroc(seeds: list[Predictions]) -> float:
+    return float(np.mean([metrics.auroc(each) for each in seeds]))

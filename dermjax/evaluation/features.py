@@ -92,11 +92,14 @@ def unit(features: np.ndarray) -> np.ndarray:
 def nearest(features: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The similarity of each image [N, D] to the nearest training image [M, D], float32 [N], and its index, int [N]."""
     best, index = np.full(len(features), -np.inf, np.float32), np.zeros(len(features), int)
-    for start in range(0, len(training), BLOCK):
-        alike = features @ training[start : start + BLOCK].T
-        at = alike.argmax(1)
-        value = alike[np.arange(len(features)), at]
-        index, best = np.where(value > best, start + at, index), np.maximum(value, best)
+    for row in range(0, len(features), BLOCK):
+        rows = slice(row, row + BLOCK)
+        for start in range(0, len(training), BLOCK):
+            alike = features[rows] @ training[start : start + BLOCK].T
+            at = alike.argmax(1)
+            value = alike[np.arange(len(at)), at]
+            index[rows] = np.where(value > best[rows], start + at, index[rows])
+            best[rows] = np.maximum(value, best[rows])
     return best, index
 
 

@@ -38,8 +38,9 @@ def widen(narrow: Params, shapes: Params, seed: int) -> Params:
 def deepen(inner: Params, fresh: Params) -> Params:
     """Returns the UNet of `fresh`, which has one more level at its full resolution, that begins as the `inner` one.
 
-    Of the new level only its normalisations and its projections of the time keep their fresh values; its residual
-    branches add nothing, its 3x3 convolutions take the middle, and what they join is the first half of its channels.
+    The second convolution of each residual branch of the new level is zero, so that the branch adds nothing; what comes
+    before it keeps its fresh values. Convolutions between levels take the middle of their window, and where the level
+    joins what came from below with what it passed on, it takes the former.
 
     Raises:
       ValueError: a level of `fresh` has other layers than the inner network's.

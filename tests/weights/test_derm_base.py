@@ -27,10 +27,12 @@ from dermjax.sampling.render import Renderer
 from dermjax.sampling.requests import Request
 from dermjax.segmentation import segment
 from dermjax.weights import diffusers
+from dermjax.weights.tensor_files import SHIPPED
 
 SHARED = Path(__file__).parents[3] / "shared"
 DINOV2, PHOTOGRAPHS = SHARED / "weights/dinov2_vits14", SHARED / "data/dermoscopy"
 present = pytest.mark.skipif(not (DINOV2.is_dir() and PHOTOGRAPHS.is_dir()), reason="no photographs or no judge")
+pytestmark = pytest.mark.skipif("derm-base" not in SHIPPED, reason="no derm-base")
 SIDE = 224
 ABSENT = dict.fromkeys((*painting.PAINTERS, "blur"), False)
 

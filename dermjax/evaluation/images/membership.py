@@ -25,6 +25,7 @@ from dermjax.progress import bar
 
 BATCH = 16
 FALSE_ALARMS = (0.01, 0.001)  # rates at which found members are counted
+ENOUGH = 10  # false alarms that an interval needs
 RESAMPLES = 2000
 
 
@@ -34,6 +35,20 @@ class Attack:
 
     auroc: Estimate
     found: dict[float, Estimate]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score of each image, float [n], and the lesion that it shows, which are drawn together."""
+
+    values: np.ndarray
+    lesions: np.ndarray
+
+    def resample(self, rng: np.random.Generator) -> np.ndarray:
+        """The scores of as many lesions, drawn with replacement."""
+        _, of = np.unique(self.lesions, return_inverse=True)
+        times = np.bincount(rng.integers(0, of.max() + 1, of.max() + 1), minlength=of.max() + 1)
+        return np.repeat(self.values, times[of])
 
 
 def losses(
@@ -78,27 +93,25 @@ def losses(
     return np.concatenate(found)
 
 
-def attack(members: np.ndarray, others: np.ndarray, seed: int) -> Attack:
+def attack(members: Scores, others: Scores, seed: int) -> Attack:
     """What the scores of members and of others give away; the higher the score, the more it speaks for a member.
 
-    Intervals: a bootstrap of both. A rate of false alarms that so few others cannot show has a note in its place.
+    Intervals: a bootstrap over the lesions of both. Few others cannot show a low rate of false alarms: below one false
+    alarm there is no share, below ENOUGH no interval.
     """
     rng = np.random.default_rng(seed)
-    drawn = [(rng.choice(members, len(members)), np.sort(rng.choice(others, len(others)))) for _ in range(RESAMPLES)]
-    ordered = np.sort(others)
-    estimates = {}
-    for rate in FALSE_ALARMS:
-        if rate * len(others) < 1:
-            note = f"{len(others)} held-out images cannot show {100 * rate:g} % of false alarms"
-            estimates[rate] = Estimate(
-                value=_found(members, ordered, rate), n=len(members), low=None, high=None, note=note
-            )
-        else:
-            estimates[rate] = _estimate(
-                _found(members, ordered, rate), [_found(*each, rate) for each in drawn], len(members)
-            )
-    area = _estimate(_area(members, ordered), [_area(*each) for each in drawn], len(members) + len(others))
-    return Attack(auroc=area, found=estimates)
+    areas, found = [], {rate: [] for rate in FALSE_ALARMS}
+    for _ in range(RESAMPLES):
+        drawn = members.resample(rng), np.sort(others.resample(rng))
+        areas.append(_area(*drawn))
+        for rate, values in found.items():
+            values.append(_found(*drawn, rate))
+    ordered, n = np.sort(others.values), len(members.values)
+    estimates = {
+        rate: _estimate(_found(members.values, ordered, rate), values, n, _too_few(rate, len(ordered)))
+        for rate, values in found.items()
+    }
+    return Attack(auroc=_estimate(_area(members.values, ordered), areas, n + len(ordered), ""), found=estimates)
 
 
 def _area(members: np.ndarray, others: np.ndarray) -> float:
@@ -108,10 +121,24 @@ def _area(members: np.ndarray, others: np.ndarray) -> float:
 
 
 def _found(members: np.ndarray, others: np.ndarray, rate: float) -> float:
-    """The share of members above the score that at most `rate` of the others are above; `others` ascend."""
-    return float((members > others[-1 - int(rate * len(others))]).mean())
+    """The share of members above the score that an unseen other is above with a chance of at most `rate`.
+
+    `others` ascend; of n, the k-th largest is passed by an unseen one with a chance of k / (n + 1).
+    """
+    k = max(1, int(rate * (len(others) + 1)))
+    return float((members > others[-k]).mean())
 
 
-def _estimate(value: float, resampled: list[float], n: int) -> Estimate:
+def _too_few(rate: float, others: int) -> str:
+    """Why a share of members found at a rate of false alarms has no interval, or nothing."""
+    if rate * (others + 1) < 1:
+        return f"{others} held-out images cannot show {100 * rate:g} % of false alarms"
+    few = f"{others} held-out images have {rate * others:.0f} false alarms at {100 * rate:g} %: too few for an interval"
+    return few if rate * others < ENOUGH else ""
+
+
+def _estimate(value: float, resampled: list[float], n: int, note: str) -> Estimate:
+    if note:
+        return Estimate(value=value, n=n, low=None, high=None, note=note)
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=value, n=n, low=float(low), high=float(high), note="")

@@ -49,7 +49,9 @@ def share_of_copies(beyond: int, n: int, limit: Limit) -> Estimate:
     """The share of copies among n images of which `beyond` lie beyond the limit, corrected for what the limit misses.
 
     Rogan and Gladen 1978: (beyond / n - a) / (b - a), a and b the shares of non-copies and copies beyond the limit.
-    Its interval is drawn from the posteriors of the three shares, each under Jeffreys' prior.
+    Its interval is drawn from what is known of the three shares: Jeffreys' posterior of two of them and, as the limit
+    is the k-th largest of the held-out images themselves, Beta(k, m + 1 - k) of a. It holds where images that copy
+    nothing lie as near to training images as held-out ones, and copies as near as those that were made.
     """
     if limit.found / limit.known < LEAST_FOUND:
         note = f"of {limit.known} known copies this network recognises {limit.found}: it cannot tell"
@@ -62,8 +64,9 @@ def share_of_copies(beyond: int, n: int, limit: Limit) -> Estimate:
     def corrected(observed: np.ndarray, false: np.ndarray, true: np.ndarray) -> np.ndarray:
         return np.clip((observed - false) / np.maximum(true - false, 1e-9), 0, 1)
 
-    value = corrected(*(np.array(each) for each in (
-        beyond / n, limit.false_alarms / limit.held_out, limit.found / limit.known)))  # fmt: skip
-    spread = corrected(drawn(beyond, n), drawn(limit.false_alarms, limit.held_out), drawn(limit.found, limit.known))
+    rank, held_out = limit.false_alarms + 1, limit.held_out
+    value = corrected(*map(np.array, (beyond / n, rank / (held_out + 1), limit.found / limit.known)))
+    false = beta.rvs(rank, held_out + 1 - rank, size=20_000, random_state=rng)
+    spread = corrected(drawn(beyond, n), false, drawn(limit.found, limit.known))
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=float(value), n=n, low=float(low), high=float(high), note="corrected for misses")

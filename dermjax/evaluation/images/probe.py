@@ -24,7 +24,7 @@ ITERATIONS = 2000
 def fit(features: np.ndarray, labels: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]) -> Pipeline:
     """The probe of features [n, D] and classes int [n] whose AUROC on `held_out` images, (features, classes), is best.
 
-    Where held-out images show one class only, or there are none, the strength is the middle one.
+    Where held-out images do not show every class, the strength is the middle one.
     """
 
     def probe(strength: float) -> Pipeline:
@@ -33,7 +33,7 @@ def fit(features: np.ndarray, labels: np.ndarray, held_out: tuple[np.ndarray, np
         )
 
     unseen, truth = held_out
-    if len(set(truth.tolist())) < 2:
+    if len(set(truth.tolist())) < len(set(labels.tolist())):
         return probe(STRENGTHS[len(STRENGTHS) // 2])
     return max((probe(strength) for strength in STRENGTHS), key=lambda each: _auroc(each, unseen, truth))
 

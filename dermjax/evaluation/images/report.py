@@ -17,12 +17,12 @@ SORT = Path(__file__).with_name("sort.js")
 MEANINGS = {
     "frechet": ("Fréchet distance", "of the mean and the covariance of what the network sees; 0 is the same"),
     "kid": ("kernel distance (KID)", "of all moments up to the third; 0 is the same, and chance may put it below"),
-    "cmmd": ("CMMD", "a wide Gaussian kernel, times 1000; 0 is the same"),
+    "mmd": ("MMD", "the distance of means under a wide Gaussian kernel, times 1000; 0 is the same"),
     "precision": ("precision", "share of images as near to held-out photographs as those are to each other"),
     "recall": ("recall", "share of held-out photographs that lie among the images"),
     "density": ("density", "how thickly held-out photographs lie around each image; 1 is as in real images"),
     "coverage": ("coverage", "share of held-out photographs with an image beside them"),
-    "authentic": ("authentic", "share of images that are no nearer to a photograph than another photograph is"),
+    "authentic": ("authentic", "share of images that are no nearer to a training image than another training image is"),
     "vendi": ("Vendi score", "how many different images there are"),
 }
 
@@ -41,7 +41,8 @@ def page(title: str, sets, results: dict, line: dict, count: int) -> str:
 
 def sentences(results: dict) -> list[str]:
     """What the figures say, in a few words each."""
-    every = results["fidelity"]["all"]
+    every_class = next(iter(results["fidelity"]))
+    every = results["fidelity"][every_class]
     made, ceiling = every["synthetic"], every["ceiling"]
     use, copies, found = results["use"], results["copies"], []
     found.append(
@@ -54,7 +55,7 @@ def sentences(results: dict) -> list[str]:
     found.append(f"Variety, as a share of what real images reach: {', '.join(shares)}.")
     found.append(
         f"A probe of real images sees the intended class in {estimate(use['label_fidelity'])} of synthetic ones and "
-        f"is right on {estimate(use['accuracy_on_real'])} of real ones: {use['fidelity_over_accuracy']:.2f} times."
+        f"is right on {estimate(use['accuracy_on_real'])} of real ones, both the mean over classes."
     )
     found.append(
         f"Copies of training images: {estimate(copies['share'])} (after what the limit misses; "
@@ -67,7 +68,7 @@ def sentences(results: dict) -> list[str]:
         f"images {estimate(auroc['training'])}."
     )
     if results["membership"]:
-        attacked = results["membership"]["all"]
+        attacked = results["membership"][every_class]
         found.append(
             f"Whoever has the model tells training images from others with AUROC {estimate(attacked.auroc)}, and finds "
             f"{estimate(attacked.found[0.01])} of them at 1 % of false alarms."
@@ -102,7 +103,7 @@ def _pictures(sets, count: int) -> dict[str, list[Thumbnail]]:
         chosen = {
             "nearest to real images": order[:count],
             "in the middle": order[middle : middle + count],
-            "farthest from real images": order[-count:][::-1],
+            "farthest from real images": order[::-1][:count],
         }
         for name, some in chosen.items():
             found[f"{label}, {name}"] = [thumbnail(sets.synthetic, sets.records["synthetic"][at], "") for at in some]

@@ -12,24 +12,31 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from dermjax import run_folder, sharding
 from dermjax.data import augmentation, images, records
 from dermjax.data.images import from_model
+from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import fairness, features, findings, intervals
 from dermjax.evaluation.features import FeatureExtractor
 from dermjax.evaluation.images import fidelity, membership, memorisation, probe, report, shortcuts
-from dermjax.evaluation.images.fidelity import Fidelity
-from dermjax.evaluation.images.membership import Attack
+from dermjax.evaluation.images.fidelity import Features, Fidelity
+from dermjax.evaluation.images.membership import Attack, Scores
 from dermjax.evaluation.intervals import Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
+from dermjax.models import unet, vae
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
+from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.weights import model_files
 
-HELD_OUT = ("validation", "test")  # splits whose images the generator has not seen
+HELD_OUT = ("validation", "test")  # splits whose images the generator was not tuned on
+BALANCED = "balanced_accuracy"
+# measured on one core: DINOv2's features of an image, with those of its mirror image; a loss of derm-base
+SECONDS_OF_FEATURES, SECONDS_OF_LOSS = 0.06, 0.02
 BOTH = "training + synthetic"
-EVERY = "all"  # the name of the set of all classes
+EVERY = "all classes"
 KNOWN_COPIES = 300  # training images that are altered, to measure how many copies are found
 PAIRS = 12  # nearest pairs that the page shows
 
@@ -59,22 +66,26 @@ class Sets:
 def run(config: ConfigDict, workdir: Path) -> None:
     """Compares the kept synthetic images of a manifest with the real ones that their generator was tuned on.
 
-    Features are kept in the workdir; the rest is cheap and done anew in every call.
+    Features and the tuned model's losses are kept in the workdir; the rest is done anew in every call.
     """
     real, synthetic = (records.read_named(config[key], key) for key in ("real", "synthetic"))
     chosen = select(real, synthetic)
+    audit.refuse([real, synthetic])
     network = features.read(config.features)
     if network is None:
         raise UserError("config.features: no network; give a folder of DINOv2, another ViT or MobileNetV2")
+    model = model_files.locate(config.model) if config.model else None
+    prompts = prompts_of(config.prompt, model, real.labels) if model else {}
     number = sum(map(len, chosen.values()))
-    cost("evaluate", images=number, seconds=number * 0.06)
-    folder = workdir / "features"
+    asked = (len(chosen["training"]) + len(chosen["test"])) * config.draws if model else 0
+    cost("evaluate", images=number, losses=asked, seconds=number * SECONDS_OF_FEATURES + asked * SECONDS_OF_LOSS)
+    kept = workdir / "features"
     seen = {
-        name: network.features(synthetic if name == "synthetic" else real, each, folder=folder)
+        name: network.features(synthetic if name == "synthetic" else real, each, folder=kept)
         for name, each in chosen.items()
     }
     sets = Sets(real, synthetic, chosen, seen)
-    training_mirrored = network.features(real, chosen["training"], mirrored=True, folder=folder)
+    training_mirrored = network.features(real, chosen["training"], mirrored=True, folder=kept)
     bootstrap = config.bootstrap.to_dict()
     results = {
         "extractor": {"folder": Path(config.features).name, "digest": network.digest},
@@ -84,10 +95,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "use": use(sets, bootstrap),
         "shortcuts": find_shortcuts(sets, bootstrap, config.seed),
         "tones": tones(sets),
-        "membership": membership_of(sets, config) if config.model else None,
+        "membership": membership_of(sets, model, prompts, config, workdir) if model else None,
     }
     line = summary(config.name or workdir.name, results)
-    write_atomically(workdir / "results.json", json.dumps(results | {"line": line}, indent=2, default=asdict))
+    text = json.dumps(results | {"line": line}, indent=2, default=asdict, allow_nan=False)
+    write_atomically(workdir / "results.json", text)
     write_atomically(workdir / "report.html", report.page(config.title, sets, results, line, config.gallery))
     for row in report.sentences(results):
         say(f"evaluate: {row}")
@@ -100,6 +112,8 @@ def select(real: Manifest, synthetic: Manifest) -> dict[str, list[Record]]:
     Raises:
       UserError: classes differ, a set or a class of it is empty, or an image stands in both manifests.
     """
+    if len(real.labels) < 2:
+        raise UserError(f"config.real: one class, {real.labels[0]}; labels are told apart, so give two or more")
     if real.labels != synthetic.labels:
         raise UserError(f"config.synthetic: classes {synthetic.labels} are not the real ones, {real.labels}")
     chosen = {
@@ -109,7 +123,7 @@ def select(real: Manifest, synthetic: Manifest) -> dict[str, list[Record]]:
     }
     if not chosen["synthetic"]:
         raise UserError("config.synthetic: no kept synthetic image; give the manifest of `generate` or `curate`")
-    for name in ("training", "test", "synthetic"):
+    for name in ("training", *HELD_OUT, "synthetic"):
         if absent := [label for label in real.labels if label not in {record.label for record in chosen[name]}]:
             raise UserError(f"the {name} images have none of the class {absent[0]}")
     known = {record.sha256: record.image for name in ("training", *HELD_OUT) for record in chosen[name]}
@@ -121,17 +135,15 @@ def select(real: Manifest, synthetic: Manifest) -> dict[str, list[Record]]:
 
 def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
     """Fidelity of all images, and of each class that has enough of them."""
-    reference = np.concatenate([sets.features[split] for split in HELD_OUT])
-    of_reference = np.concatenate([sets.classes(split) for split in HELD_OUT])
-    training, synthetic = sets.features["training"], sets.features["synthetic"]
-    found = {EVERY: fidelity.compare(reference, training, synthetic, seed)}
+    reference = Features(
+        np.concatenate([sets.features[split] for split in HELD_OUT]),
+        np.concatenate([sets.classes(split) for split in HELD_OUT]),
+    )
+    others = [Features(sets.features[name], sets.classes(name)) for name in ("training", "synthetic")]
+    found = {EVERY: fidelity.compare(reference, *others, seed)}
     for number, label in enumerate(sets.real.labels):
-        some = (
-            reference[of_reference == number],
-            training[sets.classes("training") == number],
-            synthetic[sets.classes("synthetic") == number],
-        )
-        if min(map(len, some)) >= fidelity.LEAST:
+        some = [each.of(number) for each in (reference, *others)]
+        if min(len(each.values) for each in some) >= fidelity.LEAST:
             found[label] = fidelity.compare(*some, seed)
     return found
 
@@ -191,12 +203,15 @@ def use(sets: Sets, bootstrap: dict[str, int]) -> dict:
     asked = probe.judge(
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
     )
-    accuracy = intervals.share(int(on_test["training"].right.sum()), len(on_test["training"].right))
-    label = intervals.share(int(asked.right.sum()), len(asked.right))
+    # of both sets the mean over classes, as synthetic ones are often balanced and real ones never are
+    label, accuracy = (
+        intervals.figures([_fold(each, sets, name, bootstrap, (BALANCED,))], pooled=False)[BALANCED]
+        for each, name in ((asked, "synthetic"), (on_test["training"], "test"))
+    )
     return {
         "label_fidelity": label,
         "accuracy_on_real": accuracy,
-        "fidelity_over_accuracy": label.value / accuracy.value,
+        "fidelity_over_accuracy": label.value / accuracy.value if accuracy.value else None,
         "label_fidelity_of": {
             name: intervals.share(int(asked.right[asked.labels == number].sum()), int((asked.labels == number).sum()))
             for number, name in enumerate(sets.real.labels)
@@ -232,38 +247,69 @@ def tones(sets: Sets) -> dict[str, dict[str, int]]:
     }
 
 
-def membership_of(sets: Sets, config: ConfigDict) -> dict[str, Attack]:
-    """What the tuned model gives away of its training images, of all and of each class."""
-    path = model_files.locate(config.model)
-    prompts = prompts_of(config.prompts.to_dict(), path, sets.real.labels)
-    sd, params = model_files.read(path)
+def membership_of(
+    sets: Sets, model: Path, prompts: dict[str, str], config: ConfigDict, workdir: Path
+) -> dict[str, Attack]:
+    """What the tuned model gives away of its training images, of all and of each class.
+
+    The others are test images alone: tuning may have chosen its end by validation images.
+
+    Raises:
+      UserError: the model was tuned on other images.
+    """
+    known = {each.record.sha256 for each in training_images.read(model.parent)}
+    if known and not known >= {record.sha256 for record in sets.records["training"]}:
+        raise UserError(f"config.model {model}: it was tuned on other images than the training split of config.real")
+    sd, params = model_files.read(model)
     size = config.size or sd.size
-    scores, classes = {}, {}
-    for name, splits in {"members": ("training",), "others": HELD_OUT}.items():
-        chosen = [record for split in splits for record in sets.records[split]]
-        scores[name] = -membership.losses(sd, params, sets.real, chosen, prompts, size, config.draws)
-        classes[name] = np.array([record.label for record in chosen])
-    found = {EVERY: membership.attack(scores["members"], scores["others"], config.seed)}
-    for label in sets.real.labels:
-        pair = [scores[name][classes[name] == label] for name in ("members", "others")]
-        if min(map(len, pair)) >= fidelity.LEAST:
-            found[label] = membership.attack(*pair, config.seed)
+    scores = {}
+    for name in ("training", "test"):
+        chosen = sets.records[name]
+        images = "".join(record.sha256 for record in chosen).encode()
+        causes = {
+            run_folder.SUBJECT: f"{name} images",
+            run_folder.NUMERIC_VERSIONS: {"unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION},
+            "arithmetic": sharding.arithmetic(sd.dtype, sharding.local_mesh()),
+            "images": digest_of([np.frombuffer(images, np.uint8)]),
+            "model": model_files.digest(model),
+            "prompts": prompts,
+            "size": size,
+            "draws": config.draws,
+        }
+        scores[name] = -load_or_compute(
+            workdir / "features", "losses", causes,
+            lambda chosen=chosen: membership.losses(sd, params, sets.real, chosen, prompts, size, config.draws),
+        )  # fmt: skip
+
+    def attack(rows: dict[str, np.ndarray]) -> Attack:
+        lesions = {name: [record.lesion_id or record.image for record in sets.records[name]] for name in rows}
+        pair = [Scores(scores[name][rows[name]], np.array(lesions[name])[rows[name]]) for name in ("training", "test")]
+        return membership.attack(*pair, config.seed)
+
+    found = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
+    for number, label in enumerate(sets.real.labels):
+        rows = {name: np.flatnonzero(sets.classes(name) == number) for name in scores}
+        if min(map(len, rows.values())) >= fidelity.LEAST:
+            found[label] = attack(rows)
     return found
 
 
-def prompts_of(given: dict[str, str], model: Path, labels: tuple[str, ...]) -> dict[str, str]:
-    """The prompt of each class: those given, else those that the model beside `model` was tuned with.
+def prompts_of(template: str, model: Path, labels: tuple[str, ...]) -> dict[str, str]:
+    """The prompt of each class: the template with the class for {label}, else what the model was tuned with.
 
     Raises:
       UserError: a class has none, or one whose gaps an image would have to fill.
     """
     tuned = model.parent / "config.json"
-    if not given and tuned.is_file():
-        given = json.loads(tuned.read_text()).get("prompts", {})
-    prompts = {label: given.get(label, "").replace("{label}", label) for label in labels}
+    given = dict.fromkeys(labels, template)
+    if not template and tuned.is_file():
+        given |= json.loads(tuned.read_text()).get("prompts", {})
+    prompts = {label: given[label].replace("{label}", label.replace("_", " ")) for label in labels}
     for label, prompt in prompts.items():
         if not prompt or "{" in prompt:
-            raise UserError(f"config.prompts.{label} = {prompt!r}: give the prompt that the model was tuned with")
+            raise UserError(
+                f"config.prompt: {prompt!r} is no prompt of {label}; give that of tuning, 'photo of a {{label}} mole'"
+            )
     return prompts
 
 
@@ -275,10 +321,13 @@ def summary(name: str, results: dict) -> dict:
         "name": name,
         "n": sum(results["images"]["synthetic"].values()),
         "extractor": results["extractor"]["digest"],
-        **{key: _plain(every[key]) for key in every},
-        **{f"{key}_of_real": _plain(ceiling[key]) for key in ceiling},
+        **{key: _plain(every[key]) for key in every if key != "vendi"},
+        **{f"{key}_of_real": _plain(ceiling[key]) for key in ceiling if key != "vendi"},
+        "vendi": round(every["vendi"]["value"], 2),
+        "vendi_of_real": round(ceiling["vendi"]["value"], 2),
         "copies": _plain(results["copies"]["share"]),
-        "label_fidelity_over_accuracy": round(results["use"]["fidelity_over_accuracy"], 4),
+        "label_fidelity": _plain(results["use"]["label_fidelity"]),
+        "accuracy_on_real": _plain(results["use"]["accuracy_on_real"]),
         "membership_auroc": _plain(attacked[EVERY].auroc) if attacked else None,
         "membership_found_at_0.01": _plain(attacked[EVERY].found[0.01]) if attacked else None,
         "auroc_trained_on_synthetic": _plain(results["use"]["auroc_on_test"]["synthetic"]),
@@ -286,9 +335,10 @@ def summary(name: str, results: dict) -> dict:
     }
 
 
-def _plain(estimate: Estimate | dict) -> float:
-    value = estimate["value"] if isinstance(estimate, dict) else estimate.value
-    return round(float(value), 4)
+def _plain(estimate: Estimate | dict) -> float | None:
+    """The value of an estimate, None where it has no interval and so may mean nothing."""
+    each = estimate if isinstance(estimate, dict) else asdict(estimate)
+    return None if each["low"] is None else round(float(each["value"]), 4)
 
 
 def _auroc(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str, int]) -> Estimate:

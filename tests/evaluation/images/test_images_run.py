@@ -76,8 +76,8 @@ def results(folders):
 
 
 def test_every_part_has_its_figures_and_real_images_beside_them(results):
-    assert set(results["fidelity"]) == {"all", *LABELS}
-    every = results["fidelity"]["all"]
+    assert set(results["fidelity"]) == {"all classes", *LABELS}
+    every = results["fidelity"]["all classes"]
     assert every["reference"] == 64 and every["synthetic"]["recall"]["n"] == 64
     assert every["synthetic"]["precision"]["n"] == every["ceiling"]["precision"]["n"] == 70
     assert every["synthetic"]["vendi"]["value"] > 1
@@ -116,6 +116,7 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
         (lambda root: {"features": ""}, "config.features: no network"),
         (lambda root: {"synthetic": ""}, "config.synthetic: no manifest"),
         (lambda root: {"synthetic": str(root / "real")}, "no kept synthetic image"),
+        (lambda root: {"real": str(root / "novalidation")}, "the validation images have none of the class benign"),
         (lambda root: {"synthetic": str(root / "names")}, "classes .* are not the real ones"),
         (lambda root: {"synthetic": str(root / "one")}, "the synthetic images have none of the class malignant"),
         (lambda root: {"synthetic": str(root / "same")}, "is the real image images/70000000.png, and 0 others"),
@@ -128,32 +129,39 @@ def test_bad_input_is_one_line(folders, tmp_path, change, message):
         (tmp_path / name).mkdir()
         records.write(tmp_path / name / "manifest.jsonl", replace(made, labels=labels, records=few))
     real = records.read(folders / "real")
+    (tmp_path / "novalidation").mkdir()
+    few = tuple(record for record in real.records if record.split != "validation")
+    records.write(tmp_path / "novalidation" / "manifest.jsonl", replace(real, records=few))
     same = [replace(real.records[0], image_manipulation="synthetic")]
     others = [replace(each, image_manipulation="synthetic", split="train", sha256=f"{at:064x}")
               for at, each in enumerate(real.records[1:4])]  # fmt: skip
     (tmp_path / "same").mkdir()
     records.write(tmp_path / "same" / "manifest.jsonl", replace(real, records=(*same, *others)))
     settings = config(folders)
-    settings.update(change(tmp_path) if "real" not in str(change(folders).get("synthetic")) else change(folders))
+    asked = change(tmp_path)
+    if asked.get("synthetic", "").endswith("real"):
+        asked = change(folders)
+    settings.update(asked)
     with pytest.raises(UserError, match=message):
         stage.run(settings, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_a_model_is_asked_what_it_gives_away(folders, tmp_path, capsys):
     settings = config(folders)
-    settings.update(model="derm-tiny", size=64, draws=2)
-    settings.prompts = {label: f"dermoscopy of a {label} mole" for label in LABELS}
+    settings.update(model="derm-tiny", size=64, draws=2, prompt="dermoscopy of a {label} mole")
     stage.run(settings, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     # it has seen none of them: chance
-    assert found["membership"]["all"]["auroc"]["low"] < 0.5 < found["membership"]["all"]["auroc"]["high"]
-    assert found["line"]["membership_auroc"] == round(found["membership"]["all"]["auroc"]["value"], 4)
+    assert (
+        found["membership"]["all classes"]["auroc"]["low"] < 0.5 < found["membership"]["all classes"]["auroc"]["high"]
+    )
+    assert found["line"]["membership_auroc"] == round(found["membership"]["all classes"]["auroc"]["value"], 4)
     assert "Whoever has the model" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"config\.prompts\.benign = '': give the prompt"):
-        stage.images.prompts_of({}, tmp_path / "model", LABELS)
+    with pytest.raises(UserError, match=r"config\.prompt: '' is no prompt of benign"):
+        stage.images.prompts_of("", tmp_path / "model", LABELS)
     (tmp_path / "config.json").write_text(json.dumps({"prompts": dict.fromkeys(LABELS, "a {label} mole")}))
-    assert stage.images.prompts_of({}, tmp_path / "model", LABELS)["malignant"] == "a malignant mole"
+    assert stage.images.prompts_of("", tmp_path / "model", LABELS)["malignant"] == "a malignant mole"
 
 
 def test_features_that_are_no_numbers_are_one_line(folders, tmp_path):
