@@ -95,7 +95,7 @@ VARIANTS = {  # what each has instead of the paper's
         "ema_decay": 0.98,
         "watch_every": 200,
     },
-    # derm-base's autoencoder keeps photographs of another archive at 34 dB; with another model, tune it first (tuned.vae)
+    # derm-base's autoencoder keeps photographs of another archive at 34 dB; that of another model: tune it first
     "photographs": SMALL
     | {
         "model": "derm-base",

@@ -1,4 +1,4 @@
-"""The preset `photographs` on real photographs, with derm-tiny: its autoencoder learns them, the model draws with it."""
+"""The preset `photographs` on real photographs, with derm-tiny: the autoencoder learns them, and the model draws."""
 
 import runpy
 from pathlib import Path
