@@ -16,7 +16,8 @@ from dermjax.errors import UserError
 from dermjax.weights import safetensors, torch_pickle
 from dermjax.weights.safetensors import Tensors
 
-SHIPPED = {"derm-tiny": Path(__file__).parent / "derm_tiny"}  # models that come with dermjax
+FOLDER = Path(__file__).parent
+SHIPPED = {"derm-base": FOLDER / "derm_base", "derm-tiny": FOLDER / "derm_tiny"}  # models that come with dermjax
 SUFFIXES = (".safetensors", ".bin")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # a component's file, in diffusers and transformers
 
