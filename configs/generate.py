@@ -90,7 +90,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant not in (None, *VARIANTS):
         raise ValueError(f"configs/generate.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
     config = ConfigDict()
-    config.model = ""  # a folder in diffusers' layout, as tune leaves it, a single .safetensors or .ckpt, or derm-tiny
+    config.model = ""  # a folder as tune leaves it (diffusers'), a single .safetensors or .ckpt, derm-base or derm-tiny
     config.lora = ""  # a file in PEFT's or kohya's form, merged into the model; pipe.load_lora_weights
     config.lora_weight = 0.8  # 1 is as trained; diffusers' lora_scale
     config.embeddings = ()  # files of textual inversion; prompts use their words, such as "a photo of <mole>"

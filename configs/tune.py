@@ -123,7 +123,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant not in (None, *VARIANTS):
         raise ValueError(f"configs/tune.py has no variant {variant!r}; it has: {', '.join(VARIANTS)}")
     config = ConfigDict()
-    config.model = ""  # --pretrained_model_name_or_path: a folder in diffusers' layout, a single file, or derm-tiny
+    config.model = ""  # --pretrained_model_name_or_path: a folder of diffusers', a single file, derm-base or derm-tiny
     config.manifest = ""  # of `prepare`; --instance_data_dir, kohya --train_data_dir
     config.tuned = {  # each "full" (train_dreambooth.py), "lora" (train_dreambooth_lora.py) or "frozen"
         "unet": "lora",

@@ -2,7 +2,7 @@
 
 From Python, with images as files, PIL images or NumPy arrays (what is made is for research use only):
 
-    pipe = dermjax.load("runs/tune/model")               # a folder of diffusers', one file, or "derm-tiny"
+    pipe = dermjax.load("runs/tune/model")               # a folder of diffusers', one file, or "derm-base"
     images = pipe("dermoscopy of a malignant mole", sampler="DPM++ 2M", steps=20, seeds=range(8))
     pipe.save(images, "synthetic")                       # PNG files that say what they are, and a manifest
     table = dermjax.read_manifest("runs/prepare").to_pandas()
@@ -39,7 +39,8 @@ def load(
     """Returns a Stable Diffusion to call with prompts.
 
     Args:
-      model: a folder in diffusers' layout, a single .safetensors or .ckpt, or "derm-tiny", which ships with dermjax.
+      model: a folder in diffusers' layout, a single .safetensors or .ckpt, or what ships with dermjax,
+        "derm-base" or "derm-tiny".
       lora: a file in PEFT's or kohya's form, merged into the model at lora_weight; 1 is as trained.
       embeddings: files of textual inversion, whose words prompts can use.
       precision: of the arithmetic: float32, bfloat16 or float16; "" is float32 on a CPU, else bfloat16.
