@@ -1,4 +1,4 @@
-"""All of dermjax, small: phantoms (or your own photographs), a tuned derm-tiny, four classifiers, the report.
+"""All of dermjax, small: phantoms (or your own photographs), a tuned derm-base, four classifiers, the report.
 
     ./launch/demo
     ./launch/demo --images=DIR --limit=200
@@ -34,6 +34,11 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.classify.mobilenetv2.rate = 3e-3  # batch normalisation takes more, and from nothing it needs it
     if variant == "photographs":
         config.prepare.images = ""  # --images says where they are
+        config.prompt = "dermoscopy photo of a {label} mole"
+        config.tune.update(steps=1200, ema_decay=0.995, watch_every=400, save_every=100)
+        config.tune.loss.snr_gamma = 5.0
+        config.tune.concepts.balance = True
+        config.generate.plan.update(contrast=False, guidance=2.0)
         config.evaluate.title = "dermjax demo on photographs: synthetic lesions and the classifiers trained with them"
     return config
 

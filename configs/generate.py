@@ -27,7 +27,7 @@ Variants:
   training             600 + 600 images to train a classifier with, not to look at: guidance of 1.5, which leaves the
                        variety of photographs, and samplers of several kinds. Make several sets and let validation
                        photographs choose (configs/study.py, config.sets); config.init keeps real layouts.
-  demo                 96 + 96 images at 128 px from a tuned derm-tiny. Hardware: 2 CPU cores, a few minutes.
+  demo                 96 + 96 images at 256 px from a tuned derm-base. Hardware: 2 CPU cores, a few minutes.
 """
 
 from ml_collections import ConfigDict

@@ -60,6 +60,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     elif variant is not None:
         raise ValueError(f"configs/prepare.py has no variant {variant!r}; leave it out or take phantoms or demo")
     if variant == "demo":
+        config.size = 256
         config.phantoms_per_class = 600  # 402 to train, 60 to validate, 138 to test
         config.ratios.test = 0.23
     return config

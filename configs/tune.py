@@ -12,7 +12,7 @@ Variants, with the memory of a step on one device, at 512 px (BUILD_NOTES.md say
            19.5 GB at batch 4 with AdamW of whole floats, by a TPU v6e's compiler, whose state is 5.1 GB larger
   best     `full` with what the literature found to help few images: min-SNR, offset noise, classes balanced
   tiny     derm-tiny, LoRA, on 2 CPU cores in about two minutes: to see every part of it run
-  demo     derm-tiny, all of the UNet, on 2 CPU cores in about four minutes
+  demo     derm-base, all of the UNet, on 2 CPU cores in about four minutes
   photographs  derm-base on a thousand or more photographs: all of the UNet, until held-out images stop getting better;
            half an hour of 2 CPU cores
 The default is `paper` with the model and the manifest left open. `--dry_run` says the memory, the disk and, on a CPU,
@@ -43,7 +43,7 @@ FULL = LARGE | {
     "rate": 1e-5,
     "ema_decay": 0.999,
 }
-SMALL = {  # what the variants for derm-tiny share
+SMALL = {  # what the variants for derm-tiny and derm-base share
     "model": "derm-tiny",
     "size": 0,
     "precision": "float32",
@@ -89,6 +89,7 @@ VARIANTS = {  # what each has instead of the paper's
     },
     "demo": SMALL
     | {
+        "model": "derm-base",
         "tuned.unet": "full",
         "steps": 400,
         "rate": 4e-4,
