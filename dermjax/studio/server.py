@@ -39,6 +39,8 @@ def serve(runs: str, host: str, port: int, token: str, images: str) -> None:
         served, host=host, port=port, log_level="warning", access_log=False, server_header=False, ws="none",
         proxy_headers=False, limit_concurrency=CLIENTS, timeout_keep_alive=10, timeout_graceful_shutdown=2,
     )  # fmt: skip
+    machine.remove_programs()
+    os._exit(0)  # at once: a job that is at work ends with it, and XLA would crash where Python ends around it
 
 
 def check(host: str, port: int, token: str) -> str:

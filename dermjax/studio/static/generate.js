@@ -55,7 +55,7 @@ function values(inputs) {
 
 function menus(offered, prompt, message) {
   const start = { number: "one", size: "medium", colour: "brown", borders: "irregular", tone: "light" };
-  const chosen = Object.entries(offered).map(([name, options]) => [name, choice(name, options, start[name] || options[0])]);
+  const chosen = Object.entries(offered).map(([name, options]) => [name, choice(`menu_${name}`, options, start[name] || options[0])]);
   const photograph = element("input", { type: "checkbox", name: "photograph", checked: true });
   const write = async () => {
     const words = Object.fromEntries(chosen.map(([name, menu]) => [name, menu.value]));
