@@ -122,7 +122,7 @@ class Guard:
         left, at = self.rates.pop(client, (float(BURST), time.monotonic()))
         now = time.monotonic()
         left = min(left + (now - at) * RATE, BURST)
-        self.rates[client] = (max(left - 1, 0.0), now)
+        self.rates[client] = (left - (left >= 1), now)  # what is refused does not count
         if len(self.rates) > CLIENTS:
             self.rates.popitem(last=False)
         if left < 1:
