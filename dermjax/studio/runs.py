@@ -1,5 +1,6 @@
 """The runs of the folder: what each is, how far it is, and its report."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -30,7 +31,11 @@ REPORT_POLICY = (
 
 def listed(folder: Folder) -> dict:
     """The runs, newest first: name, stage, state (running, finished, stopped), changed (seconds), and what is there."""
-    found = [_run(folder, path, names) for path, names in folder.folders() if names & MARKS]
+    found = []
+    for path, names in folder.folders():
+        if names & MARKS:
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                found.append(_run(folder, path, names))
     return {"runs": sorted(found, key=lambda run: -run["changed"])}
 
 

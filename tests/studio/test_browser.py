@@ -87,6 +87,13 @@ def until(page, condition):
     raise AssertionError(condition)
 
 
+def press(page, keys):
+    """Presses keys as a person does, with the image on the screen."""
+    for key in keys:
+        page.wait_for_selector("img[data-ready]")
+        page.keyboard.press(key)
+
+
 def test_generate_stop_restore_and_take_home(page, tmp_path):
     page.click("summary:has-text('menus')")
     page.select_option("[name=menu_texture]", "network")
@@ -127,17 +134,15 @@ def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, r
     page.fill("[name=by]", "<b>Ada</b>")
     page.press("[name=by]", "Enter")
     page.wait_for_selector(".judge img")
-    for key in "kxu":
-        page.keyboard.press(key)
+    press(page, "kxu")
     page.wait_for_selector("text=all saved")
+    page.wait_for_timeout(500)  # the next ones are fetched
     server.kill()
-    for key in "xkz":  # nobody answers; the page keeps them
-        page.keyboard.press(key)
+    press(page, "xkz")  # nobody answers; the page keeps them
     page.wait_for_selector("text=not saved yet")
     server.start()
     page.wait_for_selector("text=all saved", timeout=30_000)
-    page.keyboard.press("k")
-    page.keyboard.press("ArrowLeft")
+    press(page, ["k", "ArrowLeft"])
     page.wait_for_selector("text=all saved")
     path = runs / "generate" / "verdicts.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -172,6 +177,8 @@ def test_reader_study_by_keyboard_to_its_csv(page, server):
     for place in range(6):
         page.wait_for_selector(f"text=Image {place + 1} of 6")
         assert "ynthetic" not in page.locator(".judge img").get_attribute("alt")
+        until(page, "document.querySelector('.judge img').complete")
+        page.wait_for_timeout(50)
         page.keyboard.press("rs"[place % 2])
     page.wait_for_selector("text=Right answers")
     with page.expect_download() as got:

@@ -9,8 +9,9 @@ export async function show(place, signal) {
   const known = await get("/api/models");
   const inputs = controls(known);
   const gallery = element("ul", { class: "gallery", "aria-label": "Gallery" });
-  const [message, stage] = [element("p", { role: "alert" }), element("div", { class: "stage", "aria-live": "polite" })];
-  const view = { inputs, gallery, message, stage, signal, shown: new Set() };
+  const [message, stage] = [element("p", { role: "alert" }), element("div", { class: "stage" })];
+  const status = element("p", { role: "status", class: "faint" });
+  const view = { inputs, gallery, message, status, stage, signal, shown: new Set() };
   const submit = (event) => {
     event.preventDefault();
     request(view).catch((error) => say(message, error));
@@ -26,7 +27,7 @@ export async function show(place, signal) {
   );
   const zip = () => take(view).catch((error) => say(message, error));
   const right = element(
-    "section", { "aria-label": "Images" }, stage, element("h2", {}, "Gallery"),
+    "section", { "aria-label": "Images" }, status, stage, element("h2", {}, "Gallery"),
     element("p", { class: "faint" }, "Every image is synthetic, and its file says so. The studio keeps the last ones until it is closed: take home what you want to keep."),
     element("div", { class: "buttons" }, element("button", { type: "button", click: zip }, "Download all as a zip with provenance")), gallery,
   );
@@ -92,6 +93,7 @@ async function follow(view, job) {
     add(view, state);
     if (ended(state)) {
       whole.remove();
+      view.status.textContent = `${state.state}: ${state.images.length} images`;
       if (state.error) say(view.message, new Error(state.error));
       return;
     }

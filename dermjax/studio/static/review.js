@@ -2,8 +2,7 @@
 
 import { choice, element, field, get, post, say } from "./calls.js";
 
-const KEYS = { k: "keep", x: "reject", u: "unsure" };
-const AHEAD = 6; // pictures that are fetched before they are needed
+const AHEAD = 8; // pictures that are fetched before they are needed
 
 export async function show(place, signal, chosen) {
   place.append(element("h1", {}, "Review"));
@@ -38,14 +37,54 @@ export async function show(place, signal, chosen) {
 async function review(place, signal, manifest, by) {
   const { images } = await get("/api/review/images", { manifest, by });
   if (!images.length) throw new Error("this manifest has no images");
-  const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], unsaved: 0 };
+  const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], unsaved: 0, drawn: -1, seen: -1 };
+  const pictures = new Map(); // number -> promise of its address, those near the one on the screen
   const view = parts();
   let chain = Promise.resolve(); // verdicts reach the disk in the order of the keys
   const url = (each) => `/api/review/picture?${new URLSearchParams({ manifest, sha256: each.sha256 })}`;
 
+  function fetched(number) {
+    if (!pictures.has(number)) {
+      const picture = fetch(url(images[number])).then((answer) => {
+        if (!answer.ok) throw new Error("this image cannot be shown");
+        return answer.blob();
+      });
+      pictures.set(number, picture.then(URL.createObjectURL));
+      pictures.get(number).catch(() => pictures.delete(number));
+    }
+    return pictures.get(number);
+  }
+
+  // No verdict counts before its image is on the screen, see judge().
+  async function look() {
+    const number = state.at;
+    state.seen = -1;
+    delete view.picture.dataset.ready;
+    for (const [n, picture] of pictures) {
+      if (n >= number - 2 && n <= number + AHEAD) continue;
+      pictures.delete(n);
+      picture.then(URL.revokeObjectURL, () => {});
+    }
+    for (let n = number + 1; n <= number + AHEAD && n < images.length; n++) fetched(n).catch(() => {});
+    try {
+      const found = await fetched(number);
+      if (state.at !== number) return;
+      view.picture.src = found;
+      await view.picture.decode();
+      if (state.at !== number) return;
+      state.seen = number;
+      view.picture.dataset.ready = "";
+    } catch (error) {
+      if (state.at !== number || signal.aborted) return;
+      say(view.message, error);
+      setTimeout(() => state.at === number && state.seen !== number && !signal.aborted && look(), 1000);
+    }
+  }
+
   function draw() {
     const each = images[state.at];
-    view.picture.src = url(each);
+    if (state.drawn !== state.at) look();
+    state.drawn = state.at;
     view.picture.alt = `${each.synthetic ? "Synthetic" : "Real"} ${each.label}, ${each.image}`;
     view.name.textContent = each.image;
     view.kind.textContent = `${each.synthetic ? "SYNTHETIC" : "real"} · ${each.label}`;
@@ -58,7 +97,6 @@ async function review(place, signal, manifest, by) {
     view.count.textContent = `Image ${state.at + 1} of ${images.length}; ${judged} judged, ${state.unsaved ? `${state.unsaved} being saved` : "all saved"}`;
     view.bar.max = images.length;
     view.bar.value = judged;
-    for (const next of images.slice(state.at + 1, state.at + 1 + AHEAD)) new Image().src = url(next);
   }
 
   function save(number, verdict) {
@@ -82,6 +120,7 @@ async function review(place, signal, manifest, by) {
   }
 
   function judge(verdict) {
+    if (state.seen !== state.at) return;
     state.past.push([state.at, images[state.at].verdict]);
     save(state.at, verdict);
     move(1);

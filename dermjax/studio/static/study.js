@@ -40,7 +40,7 @@ export async function show(place, signal, study) {
 async function ask(place, signal, study) {
   let { count, next, reader } = await get(`/api/studies/${encodeURIComponent(study)}`);
   const path = `/api/studies/${encodeURIComponent(study)}`;
-  const picture = element("img", { alt: "" });
+  const picture = element("img", { alt: "", load: () => { shown = performance.now(); } });
   const told = element("p", { class: "faint", "aria-live": "polite" });
   const message = element("p", { role: "alert" });
   let shown = 0;
@@ -51,11 +51,11 @@ async function ask(place, signal, study) {
     picture.src = `${path}/pictures/${next}`;
     picture.alt = `Image ${next + 1} of ${count}`;
     told.textContent = `Image ${next + 1} of ${count}, for ${reader}`;
-    shown = performance.now();
+    shown = 0; // nothing is answered before it is on the screen
   }
 
   async function answer(word) {
-    if (busy) return;
+    if (busy || !shown) return;
     busy = true;
     try {
       const seconds = (performance.now() - shown) / 1000;
