@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from dermjax.errors import UserError
-from dermjax.studio import generation, reader_study, review, runs
+from dermjax.studio import classifiers, generation, reader_study, review, runs
 from dermjax.studio.calls import Call, Field, openapi, refusal
+from dermjax.studio.classifiers import Classifiers
 from dermjax.studio.folder import Folder
 from dermjax.studio.generation import Studio
 from dermjax.studio.guard import Guard
@@ -31,7 +32,7 @@ STUDY = {"study": reader_study.KEY}
 
 def table(folder: Folder, studio: Studio) -> list[Call]:
     """Every call of the studio."""
-    judged, studies = Review(folder), ReaderStudies(folder)
+    judged, studies, classifying = Review(folder), ReaderStudies(folder), Classifiers(folder)
     digest = {"sha256": review.VERDICT_FIELDS["sha256"]}
     place = {"place": reader_study.ANSWER_FIELDS["place"]}
     get, post = partial(Call, method="GET"), partial(Call, method="POST")
@@ -54,6 +55,9 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
         get(path="/api/zip", function=studio.zipped, media="application/zip",
             summary="Images with a manifest, marked as synthetic.",
             fields={"images": Field(kind=str, summary="keys of images, divided by commas", most=8000)}),
+        get(path="/api/classifiers", function=classifying.listed, summary="The saved classifiers of the runs."),
+        post(path="/api/classify", function=classifying.classify, upload=True, fields=classifiers.FIELDS,
+             summary="What a classifier says of an image. Research use only, not a diagnosis."),
         get(path="/api/review/images", function=judged.images, fields=review.FIELDS,
             summary="A manifest's images, largest doubt first."),
         get(path="/api/review/picture", function=judged.picture, fields=MANIFEST | digest, media="image/jpeg",

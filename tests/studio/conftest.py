@@ -49,4 +49,6 @@ def client(runs):
 
     from dermjax.studio.app import app
 
-    return TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    opened = TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    opened.runs = runs
+    return opened

@@ -79,7 +79,7 @@ def page(browser, server):
 
 
 def until(page, condition):
-    """Waits for JavaScript to be true; Playwright's own waiting evaluates text in the page, which its policy forbids."""
+    """Waits for JavaScript to be true; Playwright's own way evaluates text in the page, which its policy forbids."""
     for _ in range(1200):
         if page.evaluate(condition):
             return
@@ -188,7 +188,7 @@ def test_reader_study_by_keyboard_to_its_csv(page, server):
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, server):
-    for name in ("generate", "review", "study", "runs"):
+    for name in ("generate", "classify", "review", "study", "runs"):
         page.goto(f"{server.url}/#{name}")
         page.wait_for_selector("h1")
         page.wait_for_timeout(300)

@@ -56,6 +56,7 @@ def test_no_parameter_opens_a_file_outside_of_the_folder(linked, client, name):
         ("/api/review/verdicts", {"manifest": name, "by": "Ada", "sha256": "a" * 64, "verdict": "keep"}),
         ("/api/studies", {"real": name, "synthetic": name, "reader": "Ada"}),
         ("/api/generate", {"model": name, "prompt": "mole"}),
+        ("/api/classify", {"classifier": name}),
         ("/api/generate", {"sampler": name, "prompt": "mole"}),
     ):
         refused(client.post(path, json=body))
@@ -264,7 +265,10 @@ def plain_png():
     ids=["400 MP", "64 MP", "short", "zip", "svg", "gif", "empty", "no settings", "cut", "no JPEG"],
 )  # fmt: skip
 def test_uploads_are_judged_by_their_content(client, content, status):
+    (client.runs / "vit" / "classifier").mkdir(parents=True)
+    (client.runs / "vit" / "classifier" / "model.safetensors").touch()
     for kind in ("image/png", "image/jpeg"):
+        refused(client.post("/api/classify?classifier=vit", content=content, headers={"content-type": kind}))
         refused(client.post("/api/settings", content=content, headers={"content-type": kind}), *status)
 
 
