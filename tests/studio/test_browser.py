@@ -103,7 +103,7 @@ def test_generate_stop_restore_and_take_home(page, tmp_path):
     page.select_option("[name=model]", "derm-tiny")
     page.press("[name=seed]", "Enter")
     page.wait_for_selector(".gallery li:nth-child(2)", timeout=120_000)
-    assert page.locator(".mark").all_inner_texts() == ["SYNTHETIC"] * 2
+    assert page.locator(".gallery .mark").all_inner_texts() == ["SYNTHETIC"] * 2
     with page.expect_download() as got:
         page.click("text=Download all")
     got.value.save_as(tmp_path / "home.zip")

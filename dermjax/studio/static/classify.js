@@ -35,7 +35,7 @@ async function ask(file, classifiers, answers, message) {
     if (synthetic && !answers.querySelector(".error")) answers.append(element("p", { class: "error" }, "This image says that it is synthetic: a model made it."));
     const rows = Object.entries(probabilities).map(([label, p]) => element(
       "tr", {}, element("th", { scope: "row" }, label), element("td", {}, `${(100 * p).toFixed(1)} %`),
-      element("td", {}, element("meter", { min: 0, max: 1, value: p, "aria-label": label })),
+      element("td", {}, element("progress", { max: 1, value: p, "aria-label": label })),
     ));
     answers.append(element("h2", {}, classifier || "(the folder itself)"), element("table", {}, ...rows), element("p", { class: "faint" }, use));
   }

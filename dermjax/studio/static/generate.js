@@ -81,10 +81,16 @@ async function request(view) {
 }
 
 async function follow(view, job) {
-  const row = { preview: element("img", { class: "preview", alt: "Preview, synthetic", hidden: true }), bar: element("progress", { "aria-label": "progress" }),
+  const row = { preview: element("img", { alt: "Preview, synthetic" }), bar: element("progress", { "aria-label": "progress" }),
     told: element("p", { class: "faint" }) };
-  const stop = element("button", { type: "button", click: () => post(`/api/jobs/${job}/stop`, {}).catch(() => {}) }, "Stop");
-  const whole = element("div", {}, row.preview, row.bar, row.told, stop);
+  const end = () => {
+    stop.disabled = true;
+    stop.textContent = "Stopping";
+    post(`/api/jobs/${job}/stop`, {}).catch((error) => say(view.message, error));
+  };
+  const stop = element("button", { type: "button", click: end }, "Stop");
+  const figure = element("figure", { class: "working", hidden: true }, row.preview, element("span", { class: "mark" }, "SYNTHETIC"));
+  const whole = element("div", {}, figure, row.bar, row.told, stop);
   view.stage.append(whole);
   whole.scrollIntoView({ block: "nearest" });
   let step = -1;
@@ -99,7 +105,7 @@ async function follow(view, job) {
     }
     if (state.step > step && state.step) {
       row.preview.src = `/api/jobs/${job}/preview?step=${state.step}`;
-      row.preview.hidden = false;
+      figure.hidden = false;
     }
     step = state.step;
     row.bar.max = state.steps;

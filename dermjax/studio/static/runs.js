@@ -9,7 +9,7 @@ export async function show(place) {
     place.append(element("p", {}, "There are no runs in this folder yet."));
     return;
   }
-  const heads = ["Run", "Stage", "State", "Changed", ""].map((each) => element("th", { scope: "col" }, each));
+  const heads = ["Run", "Open", "Stage", "State", "Changed"].map((each) => element("th", { scope: "col" }, each));
   const rows = runs.map(row);
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
   place.append(element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Runs" }, table));
@@ -26,5 +26,5 @@ function row(run) {
   if (run.manifest) links.append(element("a", { href: `#review/${path}`, "aria-label": `Review ${name}` }, "review"));
   const changed = new Date(1000 * run.changed).toLocaleString();
   const cells = [run.stage || "–", run.state, changed].map((each) => element("td", {}, each));
-  return element("tr", {}, element("th", { scope: "row" }, name), ...cells, links);
+  return element("tr", {}, element("th", { scope: "row" }, name), links, ...cells);
 }
