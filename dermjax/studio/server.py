@@ -5,8 +5,10 @@ dermjax serve runs --images=photographs              # and photographs that mani
 dermjax serve runs --host=0.0.0.0 --token=new        # for a network: prints an address with a fresh token in it
 """
 
+import contextlib
 import os
 import secrets
+import socket
 from pathlib import Path
 
 from dermjax import machine
@@ -27,18 +29,20 @@ def serve(runs: str, host: str, port: int, token: str, images: str) -> None:
         raise UserError("the studio needs two more packages: pip install 'dermjax[web]'") from error
     if not Path(runs).expanduser().is_dir():
         raise UserError(f"{runs}: no such folder; give the folder that holds the runs")
+    listener = _listen(host, port)
     machine.quiet_compiler(os.environ)
     machine.compile_once(os.environ)
     from dermjax.studio.app import app  # here: JAX reads the environment when it is imported
 
-    served = app(runs, images, token)
-    shown = f"[{host}]" if ":" in host else host
-    say(f"studio: http://{shown}:{port}/{f'?token={token}' if token else ''} (Ctrl-C ends it)")
     # no log of requests: addresses have tokens in them, and prompts are nobody's business
-    uvicorn.run(
-        served, host=host, port=port, log_level="warning", access_log=False, server_header=False, ws="none",
+    config = uvicorn.Config(
+        app(runs, images, token), log_level="warning", access_log=False, server_header=False, ws="none",
         proxy_headers=False, limit_concurrency=CLIENTS, timeout_keep_alive=10, timeout_graceful_shutdown=2,
     )  # fmt: skip
+    shown = f"[{host}]" if ":" in host else host
+    say(f"studio: http://{shown}:{port}/{f'?token={token}' if token else ''} (Ctrl-C ends it)")
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
     machine.remove_programs()
     os._exit(0)  # at once: a job that is at work ends with it, and XLA would crash where Python ends around it
 
@@ -55,3 +59,11 @@ def check(host: str, port: int, token: str) -> str:
     ):
         raise UserError(f"--token: give {SHORTEST} or more letters, digits, - and _, or new, which makes one")
     return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"--host={host} --port={port}: {reason}; give another address or port") from error

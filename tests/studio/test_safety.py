@@ -1,8 +1,10 @@
 """Every attack that the issue lists is refused in one plain sentence, and the studio still answers afterwards."""
 
+import asyncio
 import io
 import json
 import os
+import socket
 import struct
 import zipfile
 import zlib
@@ -178,6 +180,31 @@ def test_a_network_needs_a_token():
         server.check("0.0.0.0", 7860, "short")
     assert len(server.check("0.0.0.0", 7860, "new")) >= 32
     assert server.check("127.0.0.1", 7860, "none") == ""
+
+
+def test_what_cannot_be_served_is_one_line(command, runs):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, told = command("serve", runs, f"--port={port}")
+    assert code == 2 and "give another address or port" in told and len(told.splitlines()) == 1
+    assert command("serve", runs / "nowhere")[0] == 2
+    assert command("serve", runs, "--host=0.0.0.0")[0] == 2
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(runs, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 0.05)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/api/prompt", "headers": headers, "query_string": b""}
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(10)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(str(runs), "none", "")(scope, receive, send))
+    assert sent[0]["status"] == 408 and b"too slow" in sent[1]["body"]
 
 
 def test_a_body_is_no_larger_than_it_may_be(client):
