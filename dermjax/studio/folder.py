@@ -97,7 +97,10 @@ class Folder:
 
 def append(path: Path, line: dict) -> None:
     """Adds a line of JSON to a file; when this returns it is on the disk, and a half-written last line is gone."""
-    with open_for_append(path) as file:
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open_for_append(path) as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Refused(f"{path.name} cannot be written ({error.strerror}); nothing was saved", 507) from error

@@ -20,17 +20,18 @@ import jax
 import numpy as np
 from starlette.responses import Response
 
+from dermjax import machine, sharding
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import images, records
 from dermjax.data.phantoms import captions
 from dermjax.data.phantoms.appearance import COLOURS, SECOND_COLOURS, SIZES
 from dermjax.data.records import Manifest
 from dermjax.diffusion import samplers
-from dermjax.errors import Stopped
+from dermjax.errors import Stopped, UserError
 from dermjax.run_folder import write_atomically
 from dermjax.sampling import init_images, previews, provenance
 from dermjax.sampling.model import load_model
-from dermjax.sampling.render import Renderer, produce
+from dermjax.sampling.render import Renderer, memory, produce
 from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
@@ -201,6 +202,7 @@ class Studio:
         name, _, renderer = self._renderer(model)
         size, self.job, self.before = renderer.model.size(size), job, 0
         placed = renderer.model
+        _check_memory(renderer, size)
         work = rounds(batches(asked, 1, placed.kind), renderer.grid.size, placed.kind)
         init = init_images.read("", "", 1.0, asked)
 
@@ -264,6 +266,17 @@ class Studio:
         return {"image": key, "synthetic": True, "name": made.name, "model": made.model} | {
             name: made.generation[name] for name in told
         }
+
+
+def _check_memory(renderer: Renderer, size: int) -> None:
+    """Refuses a size whose attention would take more memory than there is, and the studio with it."""
+    model, grid = renderer.model, renderer.grid
+    need, have = memory(model.sd, model.params, size, grid)(1), sharding.free_memory(grid)
+    if need > have:
+        raise UserError(
+            f"{size} px take about {machine.format_bytes(need)} of memory and {machine.format_bytes(have)} are free; "
+            "give a smaller size"
+        )
 
 
 def written_prompt(**chosen: Any) -> dict:

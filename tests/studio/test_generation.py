@@ -140,6 +140,12 @@ def test_what_a_model_cannot_make_fails_in_one_sentence(studio):
     assert long["state"] == "failed" and "\n" not in long["error"]
 
 
+def test_a_size_that_does_not_fit_into_memory_is_refused_in_one_sentence(studio, monkeypatch):
+    monkeypatch.setattr("dermjax.sharding.free_memory", lambda grid: 1_000_000)
+    state = made(studio)
+    assert state["state"] == "failed" and "give a smaller size" in state["error"]
+
+
 def test_the_gallery_forgets_the_oldest(studio, monkeypatch):
     monkeypatch.setattr(generation, "GALLERY", 2)
     one, two = made(studio), made(studio, seed=9)

@@ -67,6 +67,14 @@ def test_a_line_that_a_kill_cut_is_lost_alone(client, runs):
     assert {each.keep for each in reviews.read(str(path)).values()} == {True, False}
 
 
+def test_what_cannot_be_saved_is_said_not_to_be(client, runs):
+    first = shown(client)[0]["sha256"]
+    (runs / "generate" / review.FILE).mkdir()
+    body = {"manifest": "generate", "by": "Ada", "sha256": first, "verdict": "keep"}
+    response = client.post("/api/review/verdicts", json=body)
+    assert response.status_code == 507 and "nothing was saved" in response.json()["error"]
+
+
 def test_every_synthetic_picture_is_marked_in_its_pixels(client):
     for manifest, dark in (("generate", True), ("prepare", False)):
         sha = shown(client, manifest=manifest)[0]["sha256"]

@@ -18,6 +18,7 @@ export async function show(place, signal, chosen) {
   const start = async (event) => {
     event.preventDefault();
     say(message);
+    by.value = by.value.trim();
     localStorage.setItem("reviewer", by.value);
     try {
       await review(below, signal, manifest.value, by.value);
