@@ -94,6 +94,12 @@ COMMANDS = {
         flags={"from": "", "to": "", "form": "timm"},
     ),
     "provenance": Command("dermjax.sampling.provenance:show", "what an image says of how it was made", "FILE"),
+    "serve": Command(
+        "dermjax.studio.server:serve",
+        "the studio: a browser page over a folder of runs; other hosts only with a token",
+        "RUNS",
+        {"port": 7860, "host": "127.0.0.1", "token": "none", "images": "none"},
+    ),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
 # what measures images in these is small: they leave accelerators alone and are one process

@@ -38,6 +38,7 @@ TABLE = {
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},
     **dict.fromkeys(STAGES, BELOW_STAGES),
     **dict.fromkeys(("study", "demo"), STAGES | BELOW_STAGES | {"demo"}),
+    "studio": STAGES | BELOW_STAGES,  # the browser page
     "__main__": set(),  # imports a stage by its name when it is asked for
     **{name: set() for name in FOUNDATIONS},
 }

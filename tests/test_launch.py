@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("launch/demo", "launch/test", "launch/gpu", "launch/slurm", "launch/tpu_pod", "launch/install.sh", ".ci/run")
+SCRIPTS = (
+    "launch/demo",
+    "launch/test",
+    "launch/gpu",
+    "launch/slurm",
+    "launch/tpu_pod",
+    "launch/studio",
+    "launch/install.sh",
+    ".ci/run",
+)
 # a Python of the version in the file `version` beside it: answers the checks of install.sh and logs everything else; it
 # makes no environments where a file `bare` is beside it, and its pip fails while the file `broken` exists
 PYTHON = """#!/bin/sh
@@ -150,6 +159,15 @@ def test_test_installs_the_oracle_runs_pytest_then_ruff(checkout, venv, tmp_path
     tests, *style = asked(tmp_path)[1:]
     assert tests.startswith("-m pytest --numprocesses=auto ") and tests.endswith(" --slow tests/data")
     assert style == ["-m ruff check", "-m ruff format --check"]
+
+
+def test_studio_installs_the_page_and_serves_a_folder(checkout, venv, tmp_path):
+    environment = {"VIRTUAL_ENV": str(venv), "LOG": str(tmp_path / "log")}
+    done = call(checkout / "launch/studio", "my runs", "--port=7999", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert asked(tmp_path)[0].endswith(f"--editable {checkout}[web]")
+    assert asked(tmp_path)[1:] == ["-m dermjax serve my runs --port=7999"]
+    assert (tmp_path / "my runs").is_dir()
 
 
 def test_the_core_is_not_installed_again_for_the_demo_after_the_tests(checkout, venv, tmp_path):

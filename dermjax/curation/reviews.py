@@ -36,7 +36,7 @@ def read(path: str) -> dict[str, Verdict]:
     verdicts = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            fields = _parse(line, f"config.verdicts {path} line {number}")
+            fields = parse(line, f"config.verdicts {path} line {number}")
             digest = fields.pop("sha256")
             verdicts[digest] = Verdict(**fields)
     return {digest: verdict for digest, verdict in verdicts.items() if verdict.keep is not None}
@@ -58,7 +58,8 @@ def apply(record: Record, verdict: Verdict | None) -> Record:
     return replace(record, attributes=attributes, rejected=() if verdict.keep else (*record.rejected, REASON))
 
 
-def _parse(line: str, place: str) -> dict:
+def parse(line: str, place: str) -> dict:
+    """The fields of a line of a verdicts file; UserError, which begins with its place, for what is none."""
     try:
         fields = json.loads(line)
     except ValueError as error:

@@ -61,11 +61,20 @@ def evenly_spaced(records: Sequence[Record], count: int) -> list[Record]:
 
 
 def mark_synthetic(image: Image.Image) -> None:
-    """Writes SYNTHETIC into the pixels of an image of SIDE pixels a side."""
+    """Writes SYNTHETIC into the pixels of a square image, into a strip at its foot."""
+    side = image.width
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, SIDE - STRIP, SIDE, SIDE), fill=(24, 24, 28))
+    draw.rectangle((0, side - STRIP, side, side), fill=(24, 24, 28))
     font = ImageFont.load_default(size=15)
-    draw.text((SIDE / 2, SIDE - STRIP / 2), "SYNTHETIC", fill=(255, 255, 255), font=font, anchor="mm")
+    draw.text((side / 2, side - STRIP / 2), "SYNTHETIC", fill=(255, 255, 255), font=font, anchor="mm")
+
+
+def jpeg(manifest: Manifest, record: Record, side: int) -> bytes:
+    """A JPEG of a record, `side` pixels a side, marked when a model made it."""
+    image = Image.fromarray(images.load(manifest.path(record), side))
+    if record.synthetic:
+        mark_synthetic(image)
+    return _jpeg(image)
 
 
 def _jpeg_of(manifest: Manifest, record: Record) -> bytes:
@@ -77,10 +86,7 @@ def _jpeg_of(manifest: Manifest, record: Record) -> bytes:
     kept = manifest.home and manifest.home / FOLDER / f"{record.sha256}{'_synthetic' * record.synthetic}.jpg"
     if kept and kept.is_file():
         return kept.read_bytes()
-    image = Image.fromarray(images.load(manifest.path(record), SIDE))
-    if record.synthetic:
-        mark_synthetic(image)
-    content = _jpeg(image)
+    content = jpeg(manifest, record, SIDE)
     if kept and os.access(manifest.home, os.W_OK):
         images.write_if_changed(kept, content)
     return content

@@ -1,0 +1,1 @@
+"""The studio: a browser page over a folder of runs, and the same calls as JSON."""

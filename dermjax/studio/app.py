@@ -1,0 +1,106 @@
+"""The app: the table of calls, the page and its files, behind the guard."""
+
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from dermjax.errors import UserError
+from dermjax.studio import classifiers, generation, reader_study, review, runs
+from dermjax.studio.calls import Call, Field, openapi, refusal
+from dermjax.studio.classifiers import Classifiers
+from dermjax.studio.folder import Folder
+from dermjax.studio.generation import Studio
+from dermjax.studio.guard import Guard
+from dermjax.studio.jobs import Queue
+from dermjax.studio.reader_study import ReaderStudies
+from dermjax.studio.review import Review
+
+STATIC = Path(__file__).with_name("static")
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+SENTENCES = {404: "there is nothing at this address", 405: "this address takes another method"}
+JOB = {"job": Field(kind=str, summary="the key of a job", most=40)}
+IMAGE = {"image": Field(kind=str, summary="the key of an image", most=40)}
+MANIFEST = {"manifest": review.FIELDS["manifest"]}
+STUDY = {"study": reader_study.KEY}
+
+
+def table(folder: Folder, studio: Studio) -> list[Call]:
+    """Every call of the studio."""
+    judged, studies, classifying = Review(folder), ReaderStudies(folder), Classifiers(folder)
+    digest = {"sha256": review.VERDICT_FIELDS["sha256"]}
+    place = {"place": reader_study.ANSWER_FIELDS["place"]}
+    get, post = partial(Call, method="GET"), partial(Call, method="POST")
+    return [
+        get(path="/api/runs", function=partial(runs.listed, folder), summary="The runs, newest first."),
+        get(path="/runs/{path:path}", function=partial(runs.report, folder), summary="The report of a run.",
+            fields={"path": Field(kind=str, summary="RUN/report.html", most=500)}, media="text/html"),
+        get(path="/api/models", function=studio.models, summary="Models, samplers, menus and defaults."),
+        post(path="/api/prompt", function=generation.written_prompt, summary="The prompt that the menus write.",
+             fields=generation.MENU_FIELDS),
+        post(path="/api/generate", function=studio.submit, summary="Puts images into the queue; all are synthetic.",
+             fields=generation.FIELDS, asks_who=True),
+        get(path="/api/jobs/{job}", function=lambda job: studio.state(job), summary="How far a job is.", fields=JOB),
+        get(path="/api/jobs/{job}/preview", function=lambda job: studio.preview(job), summary="What a job is at.",
+            fields=JOB, media="image/png"),
+        post(path="/api/jobs/{job}/stop", function=lambda job: studio.stop(job), summary="Stops a job.", fields=JOB),
+        get(path="/api/images/{image}", function=lambda image: studio.image(image), fields=IMAGE, media="image/png",
+            summary="A synthetic image: a PNG that says how it was made."),
+        post(path="/api/settings", function=studio.settings, upload=True, summary="The settings in a PNG of ours."),
+        get(path="/api/zip", function=studio.zipped, media="application/zip",
+            summary="Images with a manifest, marked as synthetic.",
+            fields={"images": Field(kind=str, summary="keys of images, divided by commas", most=8000)}),
+        get(path="/api/classifiers", function=classifying.listed, summary="The saved classifiers of the runs."),
+        post(path="/api/classify", function=classifying.classify, upload=True, fields=classifiers.FIELDS,
+             summary="What a classifier says of an image. Research use only, not a diagnosis."),
+        get(path="/api/review/images", function=judged.images, fields=review.FIELDS,
+            summary="A manifest's images, largest doubt first."),
+        get(path="/api/review/picture", function=judged.picture, fields=MANIFEST | digest, media="image/jpeg",
+            summary="An image of a manifest; a synthetic one has its mark in the pixels."),
+        post(path="/api/review/verdicts", function=judged.judge, fields=review.VERDICT_FIELDS,
+             summary="Saves a verdict, in the file that curate takes as config.verdicts."),
+        get(path="/api/review/agreement", function=judged.agreement, fields=MANIFEST,
+            summary="Cohen's kappa of every two reviewers, and what they disagree on."),
+        post(path="/api/studies", function=studies.begin, fields=reader_study.FIELDS,
+             summary="Begins a reader study: real or synthetic?"),
+        get(path="/api/studies/{study}", function=studies.state, fields=STUDY, summary="How far a study is."),
+        get(path="/api/studies/{study}/pictures/{place}", function=studies.picture, fields=STUDY | place,
+            media="image/jpeg", summary="The image at a place, blinded."),
+        post(path="/api/studies/{study}/answers", function=studies.answer, fields=reader_study.ANSWER_FIELDS,
+             summary="Keeps an answer."),
+        get(path="/api/studies/{study}/result", function=studies.result, fields=STUDY,
+            summary="Accuracy with its exact interval, after the last answer."),
+        get(path="/api/studies/{study}/table", function=studies.table, fields=STUDY, media="text/csv",
+            summary="The answers as CSV, after the last."),
+    ]  # fmt: skip
+
+
+def app(runs_folder: str, photographs: str, token: str) -> ASGIApp:
+    """The studio over a folder of runs; token "" asks for none."""
+    folder = Folder(runs_folder, photographs)
+    calls = table(folder, Studio(folder, Queue()))
+    described = openapi(calls, metadata.version("dermjax"))
+    calls.append(Call(method="GET", path="/api/openapi.json", function=lambda: described, summary="This description."))
+    files = [
+        Call(method="GET", path="/" if path.name == "index.html" else f"/{path.name}", summary="A file of the page.",
+             function=partial(_file, path)) for path in sorted(STATIC.iterdir()) if path.suffix in KINDS
+    ]  # fmt: skip
+
+    def said(request: Request, error: Exception) -> JSONResponse:
+        return refusal(error, folder.say)
+
+    handlers = {UserError: said, HTTPException: _http_error, Exception: said}
+    return Guard(Starlette(routes=[each.route() for each in [*calls, *files]], exception_handlers=handlers), token)
+
+
+def _file(path: Path) -> Response:
+    return Response(path.read_bytes(), media_type=f"{KINDS[path.suffix]}; charset=utf-8")
+
+
+def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    return JSONResponse({"error": SENTENCES.get(error.status_code, "this cannot be answered")}, error.status_code)

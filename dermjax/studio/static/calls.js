@@ -1,0 +1,59 @@
+// What every page of the studio uses: calls to the server, and elements whose text is never HTML.
+
+export async function get(path, query = {}) {
+  const words = new URLSearchParams(query).toString();
+  return answer(await reached(path + (words ? `?${words}` : "")));
+}
+
+export async function post(path, body) {
+  const headers = { "content-type": "application/json" };
+  return answer(await reached(path, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
+export async function send(path, file) {
+  return answer(await reached(path, { method: "POST", headers: { "content-type": file.type }, body: file }));
+}
+
+async function reached(...request) {
+  try {
+    return await fetch(...request);
+  } catch {
+    throw new Error("the studio does not answer; is it still running?");
+  }
+}
+
+async function answer(response) {
+  const value = await response.json().catch(() => ({ error: "the studio is busy; try again in a moment" }));
+  if (!response.ok) throw Object.assign(new Error(value.error), { status: response.status });
+  return value;
+}
+
+// element("p", {class: "hint"}, "text", another element …): attributes, listeners (functions) and children.
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(name, value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== undefined) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((each) => each !== undefined && each !== ""));
+  return made;
+}
+
+export function field(title, control, hint) {
+  return element("label", {}, title, control, hint ? element("span", { class: "hint" }, hint) : "");
+}
+
+export function choice(name, options, chosen) {
+  const made = options.map((each) => element("option", { value: each, selected: each === chosen }, each || "(all)"));
+  return element("select", { name }, ...made);
+}
+
+export function say(place, error) {
+  place.replaceChildren(error ? element("span", { class: "error" }, error.message) : "");
+}
+
+export function percent(share) {
+  const words = (value) => `${(100 * value).toFixed(1)} %`;
+  return `${words(share.value)} (95 % interval ${words(share.low)} to ${words(share.high)}, n = ${share.n})`;
+}

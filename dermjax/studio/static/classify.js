@@ -1,0 +1,42 @@
+// Classify: drop an image, and every saved classifier says what it takes it for.
+
+import { element, field, get, say, send } from "./calls.js";
+
+export async function show(place) {
+  place.append(element("h1", {}, "Classify"));
+  const { classifiers, use } = await get("/api/classifiers");
+  place.append(element("p", {}, element("strong", {}, use)));
+  if (!classifiers.length) {
+    place.append(element("p", {}, "No run in this folder has left a classifier yet; dermjax classify trains one."));
+    return;
+  }
+  const message = element("p", { role: "alert" });
+  const answers = element("section", { "aria-label": "Answers", "aria-live": "polite" });
+  const read = (file) => ask(file, classifiers, answers, message).catch((error) => say(message, error));
+  const pick = element("input", { type: "file", accept: "image/png,image/jpeg", change: (event) => read(event.target.files[0]) });
+  const over = (event) => {
+    event.preventDefault();
+    drop.classList.toggle("over", event.type === "dragover");
+    if (event.type === "drop") read(event.dataTransfer.files[0]);
+  };
+  const drop = element("div", { class: "drop", dragover: over, dragleave: over, drop: over }, field("Drop a PNG or a JPEG here; it is not kept", pick));
+  place.append(drop, message, answers);
+}
+
+async function ask(file, classifiers, answers, message) {
+  if (!file) return;
+  say(message);
+  if (!["image/png", "image/jpeg"].includes(file.type)) throw new Error("this is neither a PNG nor a JPEG");
+  const shown = element("img", { class: "dropped", alt: "The image that was dropped", src: URL.createObjectURL(file) });
+  answers.replaceChildren(shown);
+  for (const classifier of classifiers) {
+    const query = new URLSearchParams({ classifier });
+    const { probabilities, synthetic, use } = await send(`/api/classify?${query}`, file);
+    if (synthetic && !answers.querySelector(".error")) answers.append(element("p", { class: "error" }, "This image says that it is synthetic: a model made it."));
+    const rows = Object.entries(probabilities).map(([label, p]) => element(
+      "tr", {}, element("th", { scope: "row" }, label), element("td", {}, `${(100 * p).toFixed(1)} %`),
+      element("td", {}, element("progress", { max: 1, value: p, "aria-label": label })),
+    ));
+    answers.append(element("h2", {}, classifier || "(the folder itself)"), element("table", {}, ...rows), element("p", { class: "faint" }, use));
+  }
+}

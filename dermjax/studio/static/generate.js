@@ -1,0 +1,189 @@
+// Generate: a prompt or menus, settings, a preview while it is made, and the gallery.
+
+import { choice, element, field, get, post, say, send } from "./calls.js";
+
+const OFTEN = 250; // milliseconds between two looks at a job
+const KEPT = 128;
+
+export async function show(place, signal) {
+  const known = await get("/api/models");
+  const inputs = controls(known);
+  const gallery = element("ul", { class: "gallery", "aria-label": "Gallery" });
+  const [message, stage] = [element("p", { role: "alert" }), element("div", { class: "stage" })];
+  const status = element("p", { role: "status", class: "faint" });
+  const view = { inputs, gallery, message, status, stage, signal, shown: new Set() };
+  const submit = (event) => {
+    event.preventDefault();
+    request(view).catch((error) => say(message, error));
+  };
+  const form = element(
+    "form", { submit }, menus(known.menus, inputs.prompt, message), field("Prompt", inputs.prompt),
+    field("Negative prompt", inputs.negative_prompt),
+    element("div", { class: "pair" }, field("Model", inputs.model), field("Sampler", inputs.sampler)),
+    element("div", { class: "pair" }, field("Steps", inputs.steps), field("Guidance", inputs.guidance)),
+    element("div", { class: "pair" }, field("Seed", inputs.seed), field("Images", inputs.count)),
+    field("Side in pixels", inputs.size, "0 is the model's own"),
+    element("div", { class: "buttons" }, element("button", { class: "main" }, "Generate")), message, restoring(view),
+  );
+  const zip = () => take(view).catch((error) => say(message, error));
+  const right = element(
+    "section", { "aria-label": "Images" }, status, stage, element("h2", {}, "Gallery"),
+    element("p", { class: "faint" }, "Every image is synthetic, and its file says so. The studio keeps the last ones until it is closed: take home what you want to keep."),
+    element("div", { class: "buttons" }, element("button", { type: "button", click: zip }, "Download all as a zip with provenance")), gallery,
+  );
+  place.append(element("h1", {}, "Generate"), element("div", { class: "columns" }, form, right));
+  for (const job of jobs()) {
+    get(`/api/jobs/${job}`).then((state) => (ended(state) ? add(view, state) : follow(view, job)), () => forget(job));
+  }
+}
+
+function controls({ models, samplers, defaults }) {
+  const number = (name, least, most, step = 1) =>
+    element("input", { name, type: "number", min: least, max: most, step, required: true, value: defaults[name] });
+  const prompt = element("textarea", { name: "prompt", required: true, maxlength: 2000 });
+  prompt.value = defaults.prompt;
+  return {
+    prompt, negative_prompt: element("input", { name: "negative_prompt", maxlength: 2000 }),
+    model: choice("model", models, defaults.model), sampler: choice("sampler", samplers, defaults.sampler),
+    steps: number("steps", 1, 150), guidance: number("guidance", 1, 30, 0.1), seed: number("seed", 0, 4294967295),
+    count: number("count", 1, 16), size: number("size", 0, 1024, 8),
+  };
+}
+
+function values(inputs) {
+  return Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, input.type === "number" ? Number(input.value) : input.value]));
+}
+
+function menus(offered, prompt, message) {
+  const start = { number: "one", size: "medium", colour: "brown", borders: "irregular", tone: "light" };
+  const chosen = Object.entries(offered).map(([name, options]) => [name, choice(`menu_${name}`, options, start[name] || options[0])]);
+  const photograph = element("input", { type: "checkbox", name: "photograph", checked: true });
+  const write = async () => {
+    const words = Object.fromEntries(chosen.map(([name, menu]) => [name, menu.value]));
+    try {
+      prompt.value = (await post("/api/prompt", { ...words, photograph: photograph.checked })).prompt;
+    } catch (error) {
+      say(message, error);
+    }
+  };
+  const fields = chosen.map(([name, menu]) => field(name[0].toUpperCase() + name.slice(1).replace("_", " "), menu));
+  return element(
+    "details", { change: write }, element("summary", {}, "Write the prompt by menus"),
+    element("div", { class: "pair" }, ...fields), element("label", { class: "check" }, photograph, "like a photograph"),
+  );
+}
+
+async function request(view) {
+  say(view.message);
+  const { job } = await post("/api/generate", values(view.inputs));
+  sessionStorage.setItem("jobs", JSON.stringify([...jobs(), job].slice(-KEPT)));
+  await follow(view, job);
+}
+
+async function follow(view, job) {
+  const row = { preview: element("img", { alt: "Preview, synthetic" }), bar: element("progress", { "aria-label": "progress" }),
+    told: element("p", { class: "faint" }) };
+  const end = () => {
+    stop.disabled = true;
+    stop.textContent = "Stopping";
+    post(`/api/jobs/${job}/stop`, {}).catch((error) => say(view.message, error));
+  };
+  const stop = element("button", { type: "button", click: end }, "Stop");
+  const figure = element("figure", { class: "working", hidden: true }, row.preview, element("span", { class: "mark" }, "SYNTHETIC"));
+  const whole = element("div", {}, figure, row.bar, row.told, stop);
+  view.stage.append(whole);
+  whole.scrollIntoView({ block: "nearest" });
+  let step = -1;
+  while (!view.signal.aborted) {
+    const state = await get(`/api/jobs/${job}`).catch((error) => ({ state: "failed", images: [], error: error.message }));
+    add(view, state);
+    if (ended(state)) {
+      whole.remove();
+      view.status.textContent = `${state.state}: ${state.images.length} images`;
+      if (state.error) say(view.message, new Error(state.error));
+      return;
+    }
+    if (state.step > step && state.step) {
+      row.preview.src = `/api/jobs/${job}/preview?step=${state.step}`;
+      figure.hidden = false;
+    }
+    step = state.step;
+    row.bar.max = state.steps;
+    if (step) row.bar.value = step;
+    row.told.textContent = words(state);
+    await new Promise((done) => setTimeout(done, OFTEN));
+  }
+}
+
+function words(state) {
+  if (state.state === "waiting") return `In the queue: ${state.before_it} before it.`;
+  if (!state.step) return "The model is being made ready; the first time takes some seconds.";
+  const left = state.seconds_left === null ? "" : `, about ${Math.ceil(state.seconds_left)} s left`;
+  return `Step ${state.step} of ${state.steps}${left}`;
+}
+
+function ended(state) {
+  return !["waiting", "working"].includes(state.state);
+}
+
+function jobs() {
+  return JSON.parse(sessionStorage.getItem("jobs") || "[]");
+}
+
+function forget(job) {
+  sessionStorage.setItem("jobs", JSON.stringify(jobs().filter((each) => each !== job)));
+}
+
+function add(view, state) {
+  for (const made of state.images.filter((each) => !view.shown.has(each.image))) {
+    view.shown.add(made.image);
+    const again = () => set(view, { ...made, count: 1 });
+    const url = `/api/images/${made.image}`;
+    const told = `${made.prompt}${made.negative_prompt ? ` · not: ${made.negative_prompt}` : ""} · ${made.model}, ${made.sampler}, ${made.steps} steps, guidance ${made.guidance}, seed ${made.seed}, ${made.size} px`;
+    view.gallery.prepend(element("li", {}, element(
+      "figure", {}, element("img", { src: url, alt: `Synthetic: ${made.prompt}`, loading: "lazy" }), element("span", { class: "mark" }, "SYNTHETIC"),
+      element("figcaption", {}, element("details", {}, element("summary", {}, `Seed ${made.seed}`), told),
+        element("div", { class: "buttons" }, element("button", { type: "button", click: again, "aria-label": `Same again, seed ${made.seed}` }, "Same again"),
+          element("a", { href: url, download: `${made.name}.png` }, "PNG"))),
+    )));
+  }
+}
+
+function set(view, settings) {
+  for (const [name, input] of Object.entries(view.inputs)) {
+    if (settings[name] !== undefined && settings[name] !== "" || name === "negative_prompt") input.value = settings[name] ?? "";
+  }
+  view.inputs.prompt.focus();
+}
+
+function restoring(view) {
+  const read = async (file) => {
+    try {
+      if (!file) return;
+      if (!["image/png", "image/jpeg"].includes(file.type)) throw new Error("only a PNG that dermjax made has settings");
+      const settings = await send("/api/settings", file);
+      set(view, settings);
+      say(view.message, settings.model ? undefined : new Error("settings restored; its model is none of those here"));
+    } catch (error) {
+      say(view.message, error);
+    }
+  };
+  const pick = element("input", { type: "file", accept: "image/png", change: (event) => read(event.target.files[0]) });
+  const over = (event) => {
+    event.preventDefault();
+    drop.classList.toggle("over", event.type === "dragover");
+    if (event.type === "drop") read(event.dataTransfer.files[0]);
+  };
+  const drop = element("div", { class: "drop", dragover: over, dragleave: over, drop: over }, field("Drop a PNG of ours here to restore its settings", pick));
+  return drop;
+}
+
+async function take(view) {
+  if (!view.shown.size) throw new Error("there is nothing to take home yet");
+  const keys = [...view.shown].slice(-KEPT).join(",");
+  const response = await fetch(`/api/zip?images=${keys}`);
+  if (!response.ok) throw new Error((await response.json()).error);
+  const url = URL.createObjectURL(await response.blob());
+  element("a", { href: url, download: "dermjax_synthetic.zip" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}

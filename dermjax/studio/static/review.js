@@ -1,0 +1,204 @@
+// Review: one image at a time, one key a verdict, each saved before it counts; and how reviewers agree.
+
+import { choice, element, field, get, post, say } from "./calls.js";
+
+const AHEAD = 8; // pictures that are fetched before they are needed
+
+export async function show(place, signal, chosen) {
+  place.append(element("h1", {}, "Review"));
+  const names = (await get("/api/runs")).runs.filter((run) => run.manifest).map((run) => run.name);
+  if (!names.length) {
+    place.append(element("p", {}, "No run in this folder has a manifest yet."));
+    return;
+  }
+  const manifest = choice("manifest", names, chosen);
+  const by = element("input", { name: "by", required: true, maxlength: 60, autocomplete: "off" });
+  by.value = localStorage.getItem("reviewer") || "";
+  const [message, below] = [element("p", { role: "alert" }), element("div")];
+  const start = async (event) => {
+    event.preventDefault();
+    say(message);
+    by.value = by.value.trim();
+    localStorage.setItem("reviewer", by.value);
+    try {
+      await review(below, signal, manifest.value, by.value);
+    } catch (error) {
+      say(message, error);
+    }
+  };
+  const compare = () => agreement(below, manifest.value).catch((error) => say(message, error));
+  const buttons = element(
+    "div", { class: "buttons" }, element("button", { class: "main" }, "Start"),
+    element("button", { type: "button", click: compare }, "Agreement of reviewers"),
+  );
+  const fields = element("div", { class: "pair" }, field("Manifest", manifest), field("Your name", by));
+  place.append(element("form", { submit: start }, fields, buttons), message, below);
+}
+
+async function review(place, signal, manifest, by) {
+  const { images } = await get("/api/review/images", { manifest, by });
+  if (!images.length) throw new Error("this manifest has no images");
+  const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], unsaved: 0, drawn: -1, seen: -1 };
+  const pictures = new Map(); // number -> promise of its address, those near the one on the screen
+  const view = parts();
+  let chain = Promise.resolve(); // verdicts reach the disk in the order of the keys
+  const url = (each) => `/api/review/picture?${new URLSearchParams({ manifest, sha256: each.sha256 })}`;
+
+  function fetched(number) {
+    if (!pictures.has(number)) {
+      const picture = fetch(url(images[number])).then((answer) => {
+        if (!answer.ok) throw new Error("this image cannot be shown");
+        return answer.blob();
+      });
+      pictures.set(number, picture.then(URL.createObjectURL));
+      pictures.get(number).catch(() => pictures.delete(number));
+    }
+    return pictures.get(number);
+  }
+
+  // No verdict counts before its image is on the screen, see judge().
+  async function look() {
+    const number = state.at;
+    state.seen = -1;
+    delete view.picture.dataset.ready;
+    for (const [n, picture] of pictures) {
+      if (n >= number - 2 && n <= number + AHEAD) continue;
+      pictures.delete(n);
+      picture.then(URL.revokeObjectURL, () => {});
+    }
+    for (let n = number + 1; n <= number + AHEAD && n < images.length; n++) fetched(n).catch(() => {});
+    try {
+      const found = await fetched(number);
+      if (state.at !== number) return;
+      view.picture.src = found;
+      await view.picture.decode();
+      if (state.at !== number) return;
+      state.seen = number;
+      view.picture.dataset.ready = "";
+    } catch (error) {
+      if (state.at !== number || signal.aborted) return;
+      say(view.message, error);
+      setTimeout(() => state.at === number && state.seen !== number && !signal.aborted && look(), 1000);
+    }
+  }
+
+  function draw() {
+    const each = images[state.at];
+    if (state.drawn !== state.at) look();
+    state.drawn = state.at;
+    view.picture.alt = `${each.synthetic ? "Synthetic" : "Real"} ${each.label}, ${each.image}`;
+    view.name.textContent = each.image;
+    view.kind.textContent = `${each.synthetic ? "SYNTHETIC" : "real"} · ${each.label}`;
+    view.why.textContent = each.rejected.length ? `Rules speak against it: ${each.rejected.join(", ")}` : "No rule speaks against it.";
+    const scores = Object.entries(each.scores).map(([name, score]) => element("li", {}, `${name} ${score}`));
+    view.scores.replaceChildren(...scores);
+    view.verdict.textContent = each.verdict === "none" ? "no verdict yet" : each.verdict;
+    view.verdict.className = `verdict ${each.verdict}`;
+    const judged = images.filter((one) => one.verdict !== "none").length;
+    view.count.textContent = `Image ${state.at + 1} of ${images.length}; ${judged} judged, ${state.unsaved ? `${state.unsaved} being saved` : "all saved"}`;
+    view.bar.max = images.length;
+    view.bar.value = judged;
+  }
+
+  function save(number, verdict) {
+    images[number].verdict = verdict;
+    state.unsaved += 1;
+    chain = chain.then(async () => {
+      for (;;) {
+        try {
+          await post("/api/review/verdicts", { manifest, by, sha256: images[number].sha256, verdict });
+          break;
+        } catch (error) {
+          say(view.message, new Error(`not saved yet, trying again: ${error.message}`));
+          if (signal.aborted) return;
+          await new Promise((done) => setTimeout(done, 1000));
+        }
+      }
+      state.unsaved -= 1;
+      say(view.message);
+      draw();
+    });
+  }
+
+  function judge(verdict) {
+    if (state.seen !== state.at) return;
+    state.past.push([state.at, images[state.at].verdict]);
+    save(state.at, verdict);
+    move(1);
+  }
+
+  function move(by) {
+    state.at = Math.min(Math.max(state.at + by, 0), images.length - 1);
+    view.picture.classList.remove("zoomed");
+    draw();
+  }
+
+  function undo() {
+    const last = state.past.pop();
+    if (!last) return;
+    state.at = last[0];
+    save(...last);
+    draw();
+  }
+
+  const actions = {
+    k: () => judge("keep"), x: () => judge("reject"), u: () => judge("unsure"), z: undo,
+    ArrowLeft: () => move(-1), ArrowRight: () => move(1), " ": () => view.picture.classList.toggle("zoomed"),
+  };
+  review.ended?.abort();
+  review.ended = new AbortController();
+  const until = AbortSignal.any([signal, review.ended.signal]);
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input, select, textarea");
+    const pressing = event.key === " " && event.target.closest("button, a, summary");
+    if (!actions[event.key] || typing || pressing || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    actions[event.key]();
+  }, { signal: until });
+  addEventListener("beforeunload", (event) => state.unsaved && event.preventDefault(), { signal: until });
+  const labels = [["k", "Keep"], ["x", "Reject"], ["u", "Unsure"], ["z", "Undo"], ["ArrowLeft", "Back", "←"],
+    ["ArrowRight", "On", "→"], [" ", "Zoom", "space"]];
+  const buttons = labels.map(([key, title, shown]) =>
+    element("button", { type: "button", click: () => actions[key]() }, `${title} `, element("kbd", {}, shown || key)));
+  view.buttons.replaceChildren(...buttons);
+  place.replaceChildren(view.whole);
+  document.activeElement?.blur();
+  draw();
+}
+
+function parts() {
+  const view = {
+    picture: element("img", { alt: "" }), name: element("p", { class: "faint" }), kind: element("p"), why: element("p"),
+    scores: element("ul", { class: "faint" }), verdict: element("span", {}), count: element("p", { class: "faint" }),
+    bar: element("progress", { "aria-label": "judged" }), message: element("p", { role: "alert" }),
+    buttons: element("div", { class: "buttons" }),
+  };
+  const scores = element("details", {}, element("summary", {}, "Scores"), view.scores);
+  const said = element("p", { "aria-live": "polite" }, "Your verdict: ", view.verdict);
+  view.whole = element(
+    "section", { class: "judge", "aria-label": "Image under review" }, element("div", { class: "picture" }, view.picture),
+    element("div", {}, view.count, view.bar, view.kind, said, view.buttons, view.why, scores, view.name, view.message),
+  );
+  return view;
+}
+
+async function agreement(place, manifest) {
+  const { reviewers, pairs, file } = await get("/api/review/agreement", { manifest });
+  review.ended?.abort();
+  const people = Object.entries(reviewers).map(([by, n]) => element("li", {}, `${by}: ${n} images`));
+  const section = element("section", {}, element("h2", {}, "Agreement"), element("ul", {}, ...people));
+  for (const { reviewers: [one, other], kappa, disagreements } of pairs) {
+    const interval = kappa.low === null ? "no interval: images drawn again do not differ"
+      : `95 % interval ${kappa.low?.toFixed(2)} to ${kappa.high?.toFixed(2)}`;
+    const value = kappa.value === null ? "cannot be told: they use one word only, or share no image"
+      : `${kappa.value.toFixed(2)} (${interval}, n = ${kappa.n})`;
+    const rows = disagreements.map(({ image, verdicts }) => element("li", {}, `${image}: ${verdicts.join(" / ")}`));
+    section.append(
+      element("h2", {}, `${one} and ${other}`), element("p", {}, `Cohen's kappa ${value}`),
+      element("details", {}, element("summary", {}, `${rows.length} disagreements`), element("ul", {}, ...rows)),
+    );
+  }
+  if (!pairs.length) section.append(element("p", {}, "It takes two reviewers to agree."));
+  section.append(element("p", { class: "faint" }, `Verdicts are kept in ${file}, which curate takes as config.verdicts.`));
+  place.replaceChildren(section);
+}

@@ -1,0 +1,235 @@
+"""The page in a real browser, headless Chromium: what a person does with it, by keyboard where that is promised."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+
+import pytest
+
+from dermjax.curation import reviews
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium found; on Debian: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        # the tests of a container run as root, where Chromium's own sandbox cannot
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class Server:
+    """`dermjax serve` in a process of its own, that can be killed and started again at the same port."""
+
+    def __init__(self, runs):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.runs, self.url = runs, f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-m", "dermjax", "serve", str(self.runs), f"--port={self.port}"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            try:
+                return urllib.request.urlopen(f"{self.url}/api/runs").read()
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the studio did not start")
+
+    def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def server(runs):
+    started = Server(runs)
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def page(browser, server):
+    """A page of the studio that must end without a word in its console, refusals by policy included."""
+    context = browser.new_context(viewport={"width": 390, "height": 800}, accept_downloads=True)
+    opened, said = context.new_page(), []
+    opened.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("dialog", lambda dialog: said.append("a dialog: HTML was run"))
+    opened.said = said
+    opened.goto(server.url)
+    opened.wait_for_selector("textarea")
+    yield opened
+    context.close()
+
+
+def until(page, condition):
+    """Waits for JavaScript to be true; Playwright's own way evaluates text in the page, which its policy forbids."""
+    for _ in range(1200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(condition)
+
+
+def press(page, keys):
+    """Presses keys as a person does, with the image on the screen."""
+    for key in keys:
+        page.wait_for_selector("img[data-ready]")
+        page.keyboard.press(key)
+
+
+def test_generate_stop_restore_and_take_home(page, tmp_path):
+    page.click("summary:has-text('menus')")
+    page.select_option("[name=menu_texture]", "network")
+    until(page, "document.querySelector('[name=prompt]').value.includes('a pigment network')")
+    for name, value in {"count": "2", "steps": "4", "size": "64", "seed": "5"}.items():
+        page.fill(f"[name={name}]", value)
+    page.select_option("[name=model]", "derm-tiny")
+    page.press("[name=seed]", "Enter")
+    page.wait_for_selector(".gallery li:nth-child(2)", timeout=120_000)
+    assert page.locator(".gallery .mark").all_inner_texts() == ["SYNTHETIC"] * 2
+    with page.expect_download() as got:
+        page.click("text=Download all")
+    got.value.save_as(tmp_path / "home.zip")
+    with zipfile.ZipFile(tmp_path / "home.zip") as archive:
+        names = archive.namelist()
+        first = archive.read("dermjax_synthetic/images/synthetic_derm-tiny_5_001.png")
+    assert "dermjax_synthetic/manifest.jsonl" in names and "dermjax_synthetic/README.txt" in names
+    page.fill("[name=prompt]", "<img src=x onerror=alert(1)>")
+    page.fill("[name=seed]", "9")
+    page.set_input_files("[type=file]", {"name": "<b>.png", "mimeType": "image/png", "buffer": first})
+    until(page, "document.querySelector('[name=seed]').value === '5'")
+    assert "a pigment network" in page.input_value("[name=prompt]")
+    page.fill("[name=count]", "16")
+    page.fill("[name=steps]", "100")
+    page.fill("[name=prompt]", "<img src=x onerror=alert(1)>")
+    page.click("button.main")
+    until(page, "document.querySelector('.stage progress')?.value > 0")
+    page.click(".stage button")
+    page.wait_for_selector(".stage button", state="detached")
+    assert page.locator(".gallery li").count() < 18
+    page.reload()
+    page.wait_for_selector(".gallery li:nth-child(2)")
+    assert page.said == []
+
+
+def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, runs):
+    page.goto(f"{server.url}/#review/generate")
+    page.fill("[name=by]", "<b>Ada</b>")
+    page.press("[name=by]", "Enter")
+    page.wait_for_selector(".judge img")
+    press(page, "kxu")
+    page.wait_for_selector("text=all saved")
+    page.wait_for_timeout(500)  # the next ones are fetched
+    server.kill()
+    press(page, "xkz")  # nobody answers; the page keeps them
+    page.wait_for_selector("text=not saved yet")
+    server.start()
+    page.wait_for_selector("text=all saved", timeout=30_000)
+    press(page, ["k", "ArrowLeft"])
+    page.wait_for_selector("text=all saved")
+    path = runs / "generate" / "verdicts.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [each["keep"] for each in lines] == [True, False, None, False, True, None, True]
+    assert {each["by"] for each in lines} == {"<b>Ada</b>"}
+    assert sum(each.keep for each in reviews.read(str(path)).values()) == 2
+    page.click("text=Agreement of reviewers")
+    page.wait_for_selector("text=<b>Ada</b>: 5 images")
+    assert not [each for each in page.said if "ERR_CONNECTION" not in each]
+
+
+def test_html_in_names_is_shown_as_text(page, server):
+    page.goto(f"{server.url}/#review/hostile")
+    page.fill("[name=by]", "Ada")
+    page.press("[name=by]", "Enter")
+    page.wait_for_selector("text=<img src=x onerror=alert(1)>")
+    page.wait_for_selector("text=<b onclick=x>")
+    page.goto(f"{server.url}/#runs")
+    page.wait_for_selector("table")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.said == []
+
+
+def test_reader_study_by_keyboard_to_its_csv(page, server):
+    page.goto(f"{server.url}/#study")
+    page.wait_for_selector("[name=reader]")
+    page.select_option("[name=real]", "prepare")
+    page.select_option("[name=synthetic]", "generate")
+    page.fill("[name=count]", "6")
+    page.fill("[name=reader]", "Ada")
+    page.press("[name=reader]", "Enter")
+    for place in range(6):
+        page.wait_for_selector(f"text=Image {place + 1} of 6")
+        assert "ynthetic" not in page.locator(".judge img").get_attribute("alt")
+        until(page, "document.querySelector('.judge img').complete")
+        page.wait_for_timeout(50)
+        page.keyboard.press("rs"[place % 2])
+    page.wait_for_selector("text=Right answers")
+    with page.expect_download() as got:
+        page.click("text=Answers as CSV")
+    assert len(got.value.path().read_text().splitlines()) == 7
+    assert page.said == []
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, server):
+    for name in ("generate", "classify", "review", "study", "runs"):
+        page.goto(f"{server.url}/#{name}")
+        page.wait_for_selector("h1")
+        page.wait_for_timeout(300)
+        assert page.locator(".notice").inner_text() == "Research use only. Not a medical device."
+        nameless = page.evaluate(
+            """[...document.querySelectorAll('input, select, textarea, button, a, img, progress')].filter((each) =>
+            !(each.labels?.length || each.textContent.trim() || each.getAttribute('aria-label') || each.alt))
+            .map((each) => each.outerHTML)"""
+        )
+        assert nameless == []
+        wanted = page.evaluate(
+            "document.querySelectorAll('main input, main select, main textarea, main button').length"
+        )
+        reached = set()
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+        closed = page.evaluate("document.querySelectorAll('details:not([open]) :is(input, select)').length")
+        assert len(reached) >= wanted - closed
+    assert page.said == []
+
+
+def test_a_foreign_page_cannot_use_the_studio(page, browser, server):
+    elsewhere = browser.new_page()
+    elsewhere.goto("data:text/html,<title>elsewhere</title>")
+    told = elsewhere.evaluate(
+        """async (url) => {
+            const send = (headers) => fetch(`${url}/api/prompt`, {method: 'POST', headers, body: '{}', mode: 'cors'})
+                .then((r) => r.status, () => 'refused');
+            const read = fetch(`${url}/api/runs`).then((r) => r.text(), () => 'refused');
+            return [await send({'content-type': 'application/json'}), await send({}), await read];
+        }""",
+        server.url,
+    )
+    assert told == ["refused"] * 3
+    elsewhere.close()
+
+
+def test_it_ends_when_it_is_told_to_also_while_it_works(server):
+    asked = json.dumps({"model": "derm-tiny", "count": 16, "steps": 150}).encode()
+    headers = {"content-type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{server.url}/api/generate", asked, headers)).read()
+    time.sleep(2)  # it compiles by now
+    assert server.kill(signal.SIGTERM) in (0, 143)

@@ -1,0 +1,53 @@
+"""A dropped image gets what `dermjax.load_classifier` gives it, and is said to be synthetic where it says so."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dermjax
+from dermjax.sampling import provenance
+
+
+@pytest.fixture
+def trained(runs):
+    """A run that left a classifier."""
+    from dermjax.models.classifier import describe, fresh
+    from dermjax.weights import classifiers
+
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    classifier = fresh(describe("vit", settings | {"patch_size": 8}, ("benign", "<b>bad</b>"), 32), np.float32)
+    classifiers.write(runs / "vit" / "classifier", classifier, *classifier.init(0))
+    return runs / "vit"
+
+
+def classified(client, content, kind="image/png"):
+    return client.post("/api/classify?classifier=vit", content=content, headers={"content-type": kind})
+
+
+def test_it_says_what_the_interface_says(client, trained):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    assert client.get("/api/classifiers").json()["classifiers"] == ["vit"]
+    answer = classified(client, file.getvalue()).json()
+    expected = dermjax.load_classifier(trained).predict(pixels, batch=1).probabilities[0]
+    assert list(answer["probabilities"]) == ["benign", "<b>bad</b>"]
+    assert list(answer["probabilities"].values()) == pytest.approx(expected, abs=1e-4)
+    assert answer["synthetic"] is False and answer["use"] == "Research use only, not a diagnosis."
+
+
+def test_a_synthetic_image_is_said_to_be_so(client, trained):
+    generation = {"synthetic": True, "prompt": "mole", "negative_prompt": "", "seed": 1, "sampler": "DDIM", "steps": 1,
+                  "guidance": 1, "size": 40, "model": "0" * 16}  # fmt: skip
+    png = provenance.png(np.zeros((40, 40, 3), np.uint8), generation)
+    assert classified(client, png).json()["synthetic"] is True
+    assert classified(client, png[:-40]).status_code == 415
+
+
+def test_a_link_out_of_the_folder_is_no_classifier(client, trained, tmp_path):
+    (trained / "classifier").rename(tmp_path / "elsewhere")
+    (trained / "classifier").symlink_to(tmp_path / "elsewhere")
+    assert client.get("/api/classifiers").json()["classifiers"] == []
+    assert classified(client, b"\x89PNG\r\n\x1a\n").status_code == 404

@@ -1,0 +1,62 @@
+"""Runs are listed newest first with stage and state; their reports are served as they are."""
+
+import fcntl
+import json
+import os
+
+from dermjax import config_file
+
+
+def listed(client):
+    return {run["name"]: run for run in client.get("/api/runs").json()["runs"]}
+
+
+def test_the_runs_are_listed_newest_first(client, runs):
+    for age, name in enumerate(("generate", "prepare", "hostile")):
+        for path in (runs / name).glob("*.*"):
+            os.utime(path, (1e9 - age, 1e9 - age))
+    answer = client.get("/api/runs").json()["runs"]
+    assert [run["name"] for run in answer] == ["generate", "prepare", "hostile"]
+    assert [run["report"] for run in answer] == [False, True, False]
+    assert all(run["manifest"] and run["state"] == "finished" for run in answer)
+
+
+def test_the_stage_follows_from_the_config(client, runs):
+    for stage, variant in (("tune", ":lora"), ("curate", ""), ("evaluate", ":images"), ("study", ":few")):
+        (runs / "deep" / stage).mkdir(parents=True)
+        config = config_file.load(f"{config_file.PRESETS / stage}.py{variant}")
+        (runs / "deep" / stage / "config.json").write_text(json.dumps(config.to_dict()))
+    (runs / "other").mkdir()
+    (runs / "other" / "config.json").write_text('["no config"')
+    found = listed(client)
+    assert {name: found[f"deep/{name}"]["stage"] for name in ("tune", "curate", "evaluate", "study")} == {
+        "tune": "tune", "curate": "curate", "evaluate": "evaluate", "study": "study"
+    }  # fmt: skip
+    assert found["other"]["stage"] == "" and found["other"]["state"] == "stopped"
+
+
+def test_a_run_that_is_at_work_says_so(client, runs):
+    folder = os.open(runs / "prepare", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    assert listed(client)["prepare"]["state"] == "running"
+    os.close(folder)
+    assert listed(client)["prepare"]["state"] == "finished"
+
+
+def test_a_report_is_served_as_it_is(client, runs):
+    response = client.get("/runs/prepare/report.html")
+    assert response.content == (runs / "prepare" / "report.html").read_bytes()
+    assert response.headers["content-type"].startswith("text/html")
+    assert client.get("/runs/prepare/manifest.jsonl").status_code == 404
+
+
+def test_api_describes_itself(client):
+    described = client.get("/api/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    generate = described["paths"]["/api/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert generate["properties"]["steps"]["maximum"] == 150 and generate["additionalProperties"] is False
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            named = {each["name"] for each in operation["parameters"] if each["in"] == "path"}
+            assert named == {word.strip("{}") for word in path.split("/") if word.startswith("{")}
+            assert operation["summary"][-1] in ".?" and (method == "get" or "requestBody" in operation)
