@@ -69,7 +69,7 @@ FIELDS = {
     "model": Field(kind=str, summary="a name out of /api/models", default=SHIPPED[0]),
     "sampler": Field(kind=str, summary="a name out of /api/models", default="DPM++ 2M"),
     "steps": Field(kind=int, summary="steps of the sampler", default=20, least=1, most=150),
-    "guidance": Field(kind=float, summary="how closely the prompt is followed; 1 is not guided", default=7.0, least=1,
+    "guidance": Field(kind=float, summary="how closely the prompt is followed; 1 is not guided", default=3.5, least=1,
                       most=30),
     "seed": Field(kind=int, summary="of the first image; the next ones count up", default=0, most=LARGEST_SEED),
     "count": Field(kind=int, summary="images to make", default=4, least=1, most=16),
