@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation.features import BLOCK, FeatureExtractor, unit
+from dermjax.evaluation.features import BLOCK, FeatureExtractor
 
 
 def of(network: FeatureExtractor, manifest: Manifest, records: Sequence[Record], *, mirrored: bool) -> np.ndarray:
-    """The features of images, of length 1, float32 [N, D], and then those of their mirror images: [2 N, D]."""
+    """The features of images, float32 [N, D], and then those of their mirror images: [2 N, D]."""
     ways = (False, True) if mirrored else (False,)  # tuning shows both
-    return unit(np.concatenate([network.features(manifest, records, mirrored=way) for way in ways]))
+    return np.concatenate([network.features(manifest, records, mirrored=way) for way in ways])
 
 
 def nearest_other(training: np.ndarray) -> np.ndarray:

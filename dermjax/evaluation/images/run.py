@@ -153,10 +153,12 @@ def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: in
 
     Copies that are known are training images, strongly augmented: other crop, light and colours.
     """
-    training = features.unit(np.concatenate([sets.features["training"], mirrored]))
-    held_out = features.unit(np.concatenate([sets.features[split] for split in HELD_OUT]))
-    limit = memorisation.limit(features.nearest(held_out, training)[0], _altered(sets, network, training, seed))
-    similarity, index = features.nearest(features.unit(sets.features["synthetic"]), training)
+    middle = sets.features["training"].mean(0)
+    training = features.unit(np.concatenate([sets.features["training"], mirrored]), middle)
+    held_out = features.unit(np.concatenate([sets.features[split] for split in HELD_OUT]), middle)
+    altered = features.unit(_altered(sets, network, seed), middle)
+    limit = memorisation.limit(*(features.nearest(each, training)[0] for each in (held_out, altered)))
+    similarity, index = features.nearest(features.unit(sets.features["synthetic"], middle), training)
     beyond = similarity > limit.similarity
     order = np.argsort(-similarity)[:PAIRS]
     sources = sets.records["training"]
@@ -172,8 +174,8 @@ def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: in
     }  # fmt: skip
 
 
-def _altered(sets: Sets, network: FeatureExtractor, training: np.ndarray, seed: int) -> np.ndarray:
-    """The likeness of altered training images to the nearest training image, which is hardly ever another one."""
+def _altered(sets: Sets, network: FeatureExtractor, seed: int) -> np.ndarray:
+    """The features of altered training images."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(sets.records["training"]), min(KNOWN_COPIES, len(sets.records["training"])), replace=False)
     sources = [sets.records["training"][at] for at in np.sort(chosen)]
@@ -182,7 +184,7 @@ def _altered(sets: Sets, network: FeatureExtractor, training: np.ndarray, seed: 
         image = images.load(sets.real.path(record), features.SIZE)
         return from_model(augmentation.POLICIES["strong"](image, np.random.default_rng(int(record.sha256[:16], 16))))
 
-    return features.nearest(features.unit(network.of_pixels(map(alter, sources), len(sources))), training)[0]
+    return network.of_pixels(map(alter, sources), len(sources))
 
 
 def use(sets: Sets, bootstrap: dict[str, int]) -> dict:

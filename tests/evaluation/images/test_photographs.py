@@ -91,13 +91,17 @@ def test_copies_through_an_autoencoder_are_recovered(network, photographs, plant
         rng = np.random.default_rng(seed)
         return np.stack([images.from_model(altered(training[row], rng)) for row in rows])
 
-    seen = features.unit(network.of_pixels(training, EACH))
-    known = features.unit(network.of_pixels(made(range(100), 1), 100))
-    held_out = features.unit(network.of_pixels(others[: EACH // 2], EACH // 2))
+    plain = network.of_pixels(training, EACH)
+    middle = plain.mean(0)
+
+    def look(pictures):
+        return features.unit(network.of_pixels(pictures, len(pictures)), middle)
+
+    seen, known, held_out = features.unit(plain, middle), look(made(range(100), 1)), look(others[: EACH // 2])
     limit = memorisation.limit(features.nearest(held_out, seen)[0], features.nearest(known, seen)[0])
     copied = made(range(100, 100 + count), 2) if count else others[:0]
     judged = np.concatenate([copied, others[EACH // 2 : EACH - count]])
-    similarity, _ = features.nearest(features.unit(network.of_pixels(judged, len(judged))), seen)
+    similarity, _ = features.nearest(look(judged), seen)
     share = memorisation.share_of_copies(int((similarity > limit.similarity).sum()), len(judged), limit)
     hashes = np.stack([copies.orientation_hashes(image) for image in training])
     bits = copies.nearest(np.stack([copies.orientation_hashes(image)[0] for image in copied]), hashes) if count else []
