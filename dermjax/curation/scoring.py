@@ -17,7 +17,7 @@ from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.captions import Requested, parse_prompt
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation.features import FeatureExtractor, nearest, unit
+from dermjax.evaluation.features import FeatureExtractor, Space, nearest, space_of
 
 NO_SKIN = 180.0  # degrees off, where a tone is requested and there is no skin
 HELD_OUT = "validation"  # real images that the generator has not seen and that no result is measured on
@@ -26,14 +26,13 @@ HELD_OUT = "validation"  # real images that the generator has not seen and that 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What images are scored against: the rules, the palette, the training images' hashes uint64 [M, 8, 4] and their
-    features with those of their mirror images, float32 [2 M, D], of length 1 from their `middle` [D]; None where no
-    network is given for them."""
+    features with those of their mirror images in their `space`, float32 [2 M, D]; None where no network is given."""
 
     rules: tuple[Rule, ...]
     palette: Palette
     hashes: np.ndarray
     features: np.ndarray | None = None
-    middle: np.ndarray | None = None
+    space: Space | None = None
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,17 @@ def measure_reference(
     else:
         distances = copies.nearest_other(hashes, chosen)
     label, network, similarities = networks.label, networks.likeness, np.empty(0)
-    features = middle = None
+    features = space = None
     probabilities = label.probabilities(real, held_out or training) if label else np.empty(0)
     if network:
         features = likeness.of(network, real, training, mirrored=True)
-        middle = features.mean(0)
-        features = unit(features, middle)
-        unseen = unit(likeness.of(network, real, held_out, mirrored=False), middle) if held_out else None
+        space = space_of(features)
+        features = space.unit(features)
+        unseen = space.unit(likeness.of(network, real, held_out, mirrored=False)) if held_out else None
         similarities = nearest_other(features) if unseen is None else nearest(unseen, features)[0]
     scores = [measured[index].scores for index in chosen]
     reference = derive_reference(thresholds, noted, scores, hashes, distances, probabilities, similarities)
-    return replace(reference, features=features, middle=middle)
+    return replace(reference, features=features, space=space)
 
 
 def score(
@@ -122,7 +121,7 @@ def score(
     if networks.label:
         _add(scores, "label", networks.label.probabilities(manifest, records))
     if networks.likeness:
-        features = unit(likeness.of(networks.likeness, manifest, records, mirrored=False), reference.middle)
+        features = reference.space.unit(likeness.of(networks.likeness, manifest, records, mirrored=False))
         _add(scores, "training_likeness", nearest(features, reference.features)[0])
 
     def reasons(index: int, by: Collection[Rule]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ different lesions hardly ever do. The limit between them is read off held-out ph
 nearest training image, though they copy none. How many copies lie beyond the limit is measured on copies that are
 made: training images, altered.
 
-Shapes: N and M images, D features, seen from the mean of the training images, of length 1.
+Shapes: N and M images, D features, in a space of the training images (`features.Space`).
 """
 
 from dataclasses import dataclass

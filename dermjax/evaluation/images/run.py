@@ -151,14 +151,16 @@ def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
 def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: int) -> dict:
     """How many synthetic images are copies of training images, and the nearest pairs.
 
-    Copies that are known are training images, strongly augmented: other crop, light and colours.
+    Copies that are known are training images, mildly augmented: another crop and light, perhaps mirrored. A generator
+    that has learnt an image keeps what is where in it.
     """
-    middle = sets.features["training"].mean(0)
-    training = features.unit(np.concatenate([sets.features["training"], mirrored]), middle)
-    held_out = features.unit(np.concatenate([sets.features[split] for split in HELD_OUT]), middle)
-    altered = features.unit(_altered(sets, network, seed), middle)
+    seen = np.concatenate([sets.features["training"], mirrored])
+    space = features.space_of(seen)
+    training = space.unit(seen)
+    held_out = space.unit(np.concatenate([sets.features[split] for split in HELD_OUT]))
+    altered = space.unit(_altered(sets, network, seed))
     limit = memorisation.limit(*(features.nearest(each, training)[0] for each in (held_out, altered)))
-    similarity, index = features.nearest(features.unit(sets.features["synthetic"], middle), training)
+    similarity, index = features.nearest(space.unit(sets.features["synthetic"]), training)
     beyond = similarity > limit.similarity
     order = np.argsort(-similarity)[:PAIRS]
     sources = sets.records["training"]
@@ -182,7 +184,7 @@ def _altered(sets: Sets, network: FeatureExtractor, seed: int) -> np.ndarray:
 
     def alter(record: Record) -> np.ndarray:
         image = images.load(sets.real.path(record), features.SIZE)
-        return from_model(augmentation.POLICIES["strong"](image, np.random.default_rng(int(record.sha256[:16], 16))))
+        return from_model(augmentation.POLICIES["mild"](image, np.random.default_rng(int(record.sha256[:16], 16))))
 
     return network.of_pixels(map(alter, sources), len(sources))
 

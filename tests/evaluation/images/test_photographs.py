@@ -92,12 +92,12 @@ def test_copies_through_an_autoencoder_are_recovered(network, photographs, plant
         return np.stack([images.from_model(altered(training[row], rng)) for row in rows])
 
     plain = network.of_pixels(training, EACH)
-    middle = plain.mean(0)
+    space = features.space_of(plain)
 
     def look(pictures):
-        return features.unit(network.of_pixels(pictures, len(pictures)), middle)
+        return space.unit(network.of_pixels(pictures, len(pictures)))
 
-    seen, known, held_out = features.unit(plain, middle), look(made(range(100), 1)), look(others[: EACH // 2])
+    seen, known, held_out = space.unit(plain), look(made(range(100), 1)), look(others[: EACH // 2])
     limit = memorisation.limit(features.nearest(held_out, seen)[0], features.nearest(known, seen)[0])
     copied = made(range(100, 100 + count), 2) if count else others[:0]
     judged = np.concatenate([copied, others[EACH // 2 : EACH - count]])
