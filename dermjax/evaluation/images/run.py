@@ -151,8 +151,7 @@ def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
 def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: int) -> dict:
     """How many synthetic images are copies of training images, and the nearest pairs.
 
-    Copies that are known are training images, mildly augmented: another crop and light, perhaps mirrored. A generator
-    that has learnt an image keeps what is where in it.
+    Copies that are known are training images, mildly augmented: turned, mirrored, lit anew.
     """
     seen = np.concatenate([sets.features["training"], mirrored])
     space = features.space_of(seen)
