@@ -9,7 +9,7 @@ looks.jsonl, from which the same command with other verdicts goes on in seconds.
 
 Variants:
   default      every reason rejects
-  demo         derm-tiny on phantoms, which have artefacts by design: those are noted and do not reject, and the limit
+  demo         derm-base on phantoms, which have artefacts by design: those are noted and do not reject, and the limit
                of blur is below what its small decoder gives. Fewer pictures.
   calibration  judges nothing: precision and recall of the detectors on 2000 phantoms, in calibration.json, two minutes
 """

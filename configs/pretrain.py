@@ -5,8 +5,8 @@
 
 Derm-base: images of 256 px, learnt from photographs that may be given away (a manifest of `prepare`, whose test split
 is never read) and phantoms, with a frozen DINOv2 (a folder in Hugging Face's layout) as the teacher of what matters in
-a photograph. Hardware: two hours of a CPU core for the autoencoder, and more for the rest, which has not been measured;
-a killed run goes on where it was. Result: runs/pretrain/model, a diffusers folder of about 71 MB.
+a photograph. Hardware: two hours of a CPU core for the autoencoder, an hour of two cores for the rest; a killed run
+goes on where it was. Result: runs/pretrain/model, a diffusers folder of 38 MB.
 
 The variant `segmenter` trains the network that finds lesions, on photographs with experts' masks beside them and
 phantoms: 40 minutes of a core, 3 MB, in runs/pretrain/segmenter.

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax.curation import likeness, measurements, reviews, rules
+from dermjax.curation import measurements, reviews, rules
 from dermjax.curation.label_score import LabelScorer
-from dermjax.curation.likeness import nearest_other
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.captions import Requested, parse_prompt
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation.features import FeatureExtractor, Space, nearest, space_of
+from dermjax.evaluation.features import BLOCK, FeatureExtractor, Space, nearest, space_of
 
 NO_SKIN = 180.0  # degrees off, where a tone is requested and there is no skin
 HELD_OUT = "validation"  # real images that the generator has not seen and that no result is measured on
@@ -85,10 +84,10 @@ def measure_reference(
     features = space = None
     probabilities = label.probabilities(real, held_out or training) if label else np.empty(0)
     if network:
-        features = likeness.of(network, real, training, mirrored=True)
+        features = features_of(network, real, training, mirrored=True)
         space = space_of(features)
         features = space.unit(features)
-        unseen = space.unit(likeness.of(network, real, held_out, mirrored=False)) if held_out else None
+        unseen = space.unit(features_of(network, real, held_out, mirrored=False)) if held_out else None
         similarities = nearest_other(features) if unseen is None else nearest(unseen, features)[0]
     scores = [measured[index].scores for index in chosen]
     reference = derive_reference(thresholds, noted, scores, hashes, distances, probabilities, similarities)
@@ -121,7 +120,7 @@ def score(
     if networks.label:
         _add(scores, "label", networks.label.probabilities(manifest, records))
     if networks.likeness:
-        features = reference.space.unit(likeness.of(networks.likeness, manifest, records, mirrored=False))
+        features = reference.space.unit(features_of(networks.likeness, manifest, records, mirrored=False))
         _add(scores, "training_likeness", nearest(features, reference.features)[0])
 
     def reasons(index: int, by: Collection[Rule]) -> tuple[str, ...]:
@@ -160,3 +159,22 @@ def _add(scores: list[dict[str, float]], name: str, values: np.ndarray) -> None:
 
 def _evenly_spaced(count: int, sample: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, sample).round().astype(int))
+
+
+def features_of(
+    network: FeatureExtractor, manifest: Manifest, records: Sequence[Record], *, mirrored: bool
+) -> np.ndarray:
+    """The features of images, float32 [N, D], and then those of their mirror images: [2 N, D]."""
+    ways = (False, True) if mirrored else (False,)  # tuning shows both
+    return np.concatenate([network.features(manifest, records, mirrored=way) for way in ways])
+
+
+def nearest_other(training: np.ndarray) -> np.ndarray:
+    """The similarity of each of M training images to the nearest other one, of [2 M, D] with their mirror images."""
+    count, blocks = len(training) // 2, []
+    for start in range(0, count, BLOCK):
+        index = np.arange(start, min(start + BLOCK, count))
+        alike = training[index] @ training.T
+        alike[index - start, index] = alike[index - start, index + count] = -1
+        blocks.append(alike.max(1))
+    return np.concatenate(blocks)

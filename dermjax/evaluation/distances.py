@@ -2,7 +2,7 @@
 
 Frechet and kernel distances see whole sets; precision, recall, density and coverage look at the neighbours of each
 image; the Vendi score counts how many different images there are. None has a meaning of its own: beside each stands the
-same figure of one half of the real images against the other.
+same figure of real images (`images.fidelity`).
 
 Shapes: N real images, M synthetic ones, D features. Features are as the network gives them, any float [N, D].
 """

@@ -303,11 +303,8 @@ def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarra
             for at in range(0, len(images), batch):
                 some = images[at : at + batch]
                 filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
-                rows.append(
-                    np.asarray(step({"vae": vae_params}, sharding.place(to_model(filled), grid)), np.float16)[
-                        : len(some)
-                    ]
-                )
+                moments = step({"vae": vae_params}, sharding.place(to_model(filled), grid))
+                rows.append(np.asarray(moments, np.float16)[: len(some)])
                 progress.update(len(some))
     return np.concatenate(rows)
 

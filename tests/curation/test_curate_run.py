@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import likeness, measurements, rules, run, scoring
+from dermjax.curation import measurements, rules, run, scoring
 from dermjax.data import digests, images, records
 from dermjax.data.imaging import artefacts
 from dermjax.data.leaks import training_images
@@ -273,7 +273,7 @@ def test_a_network_sees_copies_that_are_cut_and_lit_anew(sets, tmp_path):
     run.run(settings, tmp_path / "curate")  # finished: nothing to do
 
     features = np.eye(4, dtype=np.float32)
-    np.testing.assert_array_equal(likeness.nearest_other(features), [0, 0])  # an image and its mirror image are no pair
+    np.testing.assert_array_equal(scoring.nearest_other(features), [0, 0])  # an image and its mirror image are no pair
     np.testing.assert_array_equal(nearest(features[:1], features[1:])[0], [0])
 
 

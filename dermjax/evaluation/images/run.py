@@ -268,12 +268,12 @@ def membership_of(
     scores = {}
     for name in ("training", "test"):
         chosen = sets.records[name]
-        images = "".join(record.sha256 for record in chosen).encode()
+        digests = "".join(record.sha256 for record in chosen).encode()
         causes = {
             run_folder.SUBJECT: f"{name} images",
             run_folder.NUMERIC_VERSIONS: {"unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION},
             "arithmetic": sharding.arithmetic(sd.dtype, sharding.local_mesh()),
-            "images": digest_of([np.frombuffer(images, np.uint8)]),
+            "images": digest_of([np.frombuffer(digests, np.uint8)]),
             "model": model_files.digest(model),
             "prompts": prompts,
             "size": size,

@@ -44,6 +44,18 @@ export function field(title, control, hint) {
   return element("label", {}, title, control, hint ? element("span", { class: "hint" }, hint) : "");
 }
 
+// A place to drop a file on, or to choose one in; read(file) gets it.
+export function dropZone(title, accept, read) {
+  const pick = element("input", { type: "file", accept, change: (event) => read(event.target.files[0]) });
+  const over = (event) => {
+    event.preventDefault();
+    zone.classList.toggle("over", event.type === "dragover");
+    if (event.type === "drop") read(event.dataTransfer.files[0]);
+  };
+  const zone = element("div", { class: "drop", dragover: over, dragleave: over, drop: over }, field(title, pick));
+  return zone;
+}
+
 export function choice(name, options, chosen) {
   const made = options.map((each) => element("option", { value: each, selected: each === chosen }, each || "(all)"));
   return element("select", { name }, ...made);

@@ -1,6 +1,6 @@
 // Classify: drop an image, and every saved classifier says what it takes it for.
 
-import { element, field, get, say, send } from "./calls.js";
+import { dropZone, element, get, say, send } from "./calls.js";
 
 export async function show(place) {
   place.append(element("h1", {}, "Classify"));
@@ -13,13 +13,7 @@ export async function show(place) {
   const message = element("p", { role: "alert" });
   const answers = element("section", { "aria-label": "Answers", "aria-live": "polite" });
   const read = (file) => ask(file, classifiers, answers, message).catch((error) => say(message, error));
-  const pick = element("input", { type: "file", accept: "image/png,image/jpeg", change: (event) => read(event.target.files[0]) });
-  const over = (event) => {
-    event.preventDefault();
-    drop.classList.toggle("over", event.type === "dragover");
-    if (event.type === "drop") read(event.dataTransfer.files[0]);
-  };
-  const drop = element("div", { class: "drop", dragover: over, dragleave: over, drop: over }, field("Drop a PNG or a JPEG here; it is not kept", pick));
+  const drop = dropZone("Drop a PNG or a JPEG here; it is not kept", "image/png,image/jpeg", read);
   place.append(drop, message, answers);
 }
 

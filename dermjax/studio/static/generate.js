@@ -1,6 +1,6 @@
 // Generate: a prompt or menus, settings, a preview while it is made, and the gallery.
 
-import { choice, element, field, get, post, say, send } from "./calls.js";
+import { choice, dropZone, element, field, get, post, say, send } from "./calls.js";
 
 const OFTEN = 250; // milliseconds between two looks at a job
 const KEPT = 128;
@@ -168,14 +168,7 @@ function restoring(view) {
       say(view.message, error);
     }
   };
-  const pick = element("input", { type: "file", accept: "image/png", change: (event) => read(event.target.files[0]) });
-  const over = (event) => {
-    event.preventDefault();
-    drop.classList.toggle("over", event.type === "dragover");
-    if (event.type === "drop") read(event.dataTransfer.files[0]);
-  };
-  const drop = element("div", { class: "drop", dragover: over, dragleave: over, drop: over }, field("Drop a PNG of ours here to restore its settings", pick));
-  return drop;
+  return dropZone("Drop a PNG of ours here to restore its settings", "image/png", read);
 }
 
 async function take(view) {

@@ -21,7 +21,6 @@ SHARED = Path(__file__).parents[4] / "shared"
 DINOV2, PHOTOGRAPHS = SHARED / "weights/dinov2_vits14", SHARED / "data/dermoscopy"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("derm-base" not in SHIPPED, reason="no derm-base"),
     pytest.mark.skipif(not (DINOV2.is_dir() and PHOTOGRAPHS.is_dir()), reason="no photographs or no real weights"),
 ]
 EACH = 400
