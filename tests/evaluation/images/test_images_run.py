@@ -23,7 +23,7 @@ NONE = dict.fromkeys((*PAINTERS, "blur"), False)
 
 
 def write(folder, pictures, *, synthetic=False):
-    """A manifest of (name, label, split, image)."""
+    """A manifest of (name, label, split, image); synthetic ones were asked for as one mole each."""
     found = []
     (folder / "images").mkdir(parents=True)
     for name, label, split, pixels in pictures:
@@ -31,7 +31,8 @@ def write(folder, pictures, *, synthetic=False):
         path.write_bytes(images.encode_png(pixels))
         found.append(
             Record(image=f"images/{name}.png", sha256=digests.sha256(path), label=label, split=split, source="test",
-                   image_manipulation="synthetic" if synthetic else "none")
+                   image_manipulation="synthetic" if synthetic else "none",
+                   generation={"prompt": "dermoscopy of one mole, tan skin"} if synthetic else {})
         )  # fmt: skip
     records.write(folder / "manifest.jsonl", Manifest(labels=LABELS, root=folder, records=tuple(found)))
     return folder
@@ -84,6 +85,50 @@ def test_every_part_has_its_figures_and_real_images_beside_them(results):
     assert results["use"]["label_fidelity"]["n"] == 70 and 0 <= results["use"]["label_fidelity"]["value"] <= 1
     assert results["use"]["auroc_on_test"]["training"]["value"] > 0.7  # golden from black
     assert results["line"]["n"] == 70 and len(results["line"]["extractor"]) == 16
+    assert results["line"]["features"] == 32  # a ViT's are those of its class token
+    assert set(results["use"]["auroc_masked"]) == {"with the lesion hidden", "with the lesion alone"}
+    assert results["ms_ssim"]["benign"]["synthetic"]["n"] == 17 and results["ms_ssim"]["benign"]["training"]["n"] == 24
+    number, tone = (results["adherence"][key] for key in ("number", "tone"))
+    assert number["words"]["one"]["n"] == tone["words"]["tan"]["n"] == number["right"]["n"] == 70
+    assert number["right"]["value"] > tone["right"]["value"]  # tones were drawn by chance
+    assert not results["adherence"]["size"]["words"]
+
+
+def test_two_sets_stand_side_by_side_and_in_one_table(folders, results):
+    """60 of the images beside all of them, as the workdir of their evaluation and as a manifest."""
+    table = folders / "tables" / "table.jsonl"
+    made = records.read(folders / "synthetic")
+    (folders / "fewer").mkdir()
+    records.write(folders / "fewer" / "manifest.jsonl", replace(made, records=made.records[:60]))
+    settings = config(folders)
+    settings.update(synthetic=str(folders / "fewer"), table=str(table), name="fewer")
+    for compare, name in (("run", "run"), ("synthetic/manifest.jsonl", "synthetic")):
+        settings.compare = str(folders / compare)
+        stage.run(settings, folders / "fewer_run")
+        page = (folders / "fewer_run" / "report.html").read_text()
+        assert f"<h2>Beside {name}</h2>" in page and "60 images" in page and "70 images" in page
+        assert ("<h3>DermGenBench</h3>" in page) == (name == "synthetic")
+        lines = [json.loads(line) for line in table.read_text().splitlines()]
+        own = json.loads((folders / "fewer_run" / "results.json").read_text())["line"]
+        assert lines[-1] == own and own["name"] == "fewer" and own["n"] == 60
+        if name == "run":
+            assert lines == [own]
+            table.write_text(json.dumps(own) + "\n" + json.dumps(results["line"]) + "\n")
+    assert [line["name"] for line in lines] == ["run", "fewer"]  # its older line is gone
+    row = page.partition("<th>copies of training images</th>")[2].partition("</tr>")[0]
+    assert row.count("<td>") == 2
+
+    other = folders / "other"
+    other.mkdir()
+    for content, message in (
+        (results | {"line": results["line"] | {"extractor": "0"}}, "measured by another network or on other real"),
+        (results | {"line": results["line"] | {"real": "0"}}, "measured by another network or on other real"),
+        ({"runs": {}}, "not of evaluate.py:images as it is now"),
+    ):
+        (other / "results.json").write_text(json.dumps(content))
+        settings.compare = str(other)
+        with pytest.raises(UserError, match=message):
+            stage.run(settings, folders / "fewer_run")
 
 
 def test_planted_copies_are_the_nearest_pairs(results):
@@ -116,6 +161,12 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
         (lambda root: {"features": ""}, "config.features: no network"),
         (lambda root: {"synthetic": ""}, "config.synthetic: no manifest"),
         (lambda root: {"synthetic": str(root / "real")}, "no kept synthetic image"),
+        (lambda root: {"features": str(root / "nowhere")}, "nowhere/config.json"),
+        (lambda root: {"tokens": "patches"}, "config.tokens = 'patches': give one of class, all"),
+        (lambda root: {"compare": str(root / "nowhere")}, "nowhere"),
+        (lambda root: {"compare": str(root / "names")}, "config.compare: classes .* are not the real ones"),
+        (lambda root: {"table": str(root / "one" / "manifest.jsonl")}, "config.table .*: line 1 is not one of"),
+        (lambda root: {"synthetic": str(root / "few")}, "1 real training and synthetic images: figures of whole sets"),
         (lambda root: {"real": str(root / "novalidation")}, "the validation images have none of the class benign"),
         (lambda root: {"synthetic": str(root / "names")}, "classes .* are not the real ones"),
         (lambda root: {"synthetic": str(root / "one")}, "the synthetic images have none of the class malignant"),
@@ -124,7 +175,7 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
 )
 def test_bad_input_is_one_line(folders, tmp_path, change, message):
     made = records.read(folders / "synthetic")
-    for name, few in {"one": made.records[:1], "names": made.records}.items():
+    for name, few in {"one": made.records[:1], "few": made.records[:2], "names": made.records}.items():
         labels = ("mole", *LABELS) if name == "names" else LABELS
         (tmp_path / name).mkdir()
         records.write(tmp_path / name / "manifest.jsonl", replace(made, labels=labels, records=few))

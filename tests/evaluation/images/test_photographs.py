@@ -14,7 +14,7 @@ from dermjax.data.leaks import copies
 from dermjax.data.phantoms.painting import phantom
 from dermjax.evaluation import features
 from dermjax.evaluation.images import fidelity, memorisation
-from dermjax.weights import diffusers
+from dermjax.weights import diffusers, image_encoders
 from dermjax.weights.tensor_files import SHIPPED
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -36,7 +36,7 @@ def photographs():
     """uint8 [2 EACH, 224, 224, 3] of training photographs, in an order of chance."""
     paths = sorted((PHOTOGRAPHS / "train").glob("*/*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(paths))[: 2 * EACH]
-    return np.stack([images.load(paths[at], features.SIZE) for at in chosen])
+    return np.stack([images.load(paths[at], image_encoders.SIZE) for at in chosen])
 
 
 def jpeg(image):
