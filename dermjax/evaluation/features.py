@@ -73,8 +73,8 @@ class FeatureExtractor:
 
     @cached_property
     def _describe(self) -> Callable[[np.ndarray], jax.Array]:
-        trees, run = self.encoder.trees, jax.jit(self.encoder.describe)
-        return lambda image: run(trees, image)
+        trees, run = jax.device_put(self.encoder.trees), jax.jit(self.encoder.describe)
+        return lambda image: run(trees, jax.device_put(image))
 
     def _compute(self, manifest: Manifest, records: Sequence[Record], view: str) -> np.ndarray:
         seen = VIEWS[view]

@@ -19,6 +19,7 @@ from dermjax.evaluation import intervals
 from dermjax.progress import bar
 
 SIDE = 256  # pixels at which lesions are measured
+TONES = {word: ANGLES[word] for word in (*appearance.TONES, *ANGLES)}  # the words of captions first
 SIZES = {word: place for place, word in enumerate(appearance.SIZES)}  # the smallest first
 
 
@@ -48,7 +49,7 @@ def compare(prompts: Sequence[str], scores: Sequence[dict[str, float]]) -> dict[
         "number": _aspect(requested, NUMBERS, lambda each: each.number, [each["lesions"] for each in scores],
                           Requested.number_off),
         "size": _aspect(requested, SIZES, lambda each: SIZES.get(each.size), area, None),
-        "tone": _aspect(requested, ANGLES, lambda each: each.tone, [each.get("ita") for each in scores],
+        "tone": _aspect(requested, TONES, lambda each: each.tone, [each.get("ita") for each in scores],
                         Requested.tone_off),
     }  # fmt: skip
 

@@ -104,14 +104,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     prompts = prompts_of(config.prompt, model, real.labels) if model else {}
     table.read(config.table)  # what cannot be read is said before anything is computed
     other = finished_evaluation(config, network, chosen)
-    number = sum(map(len, chosen.values())) + 2 * len(chosen["test"])
+    rival = records.read_named(config.compare, "compare") if config.compare and not other else None
+    if rival:
+        of_rival = select(real, rival, "compare")
+        audit.refuse([real, rival])
+    number = sum(map(len, chosen.values())) + 2 * len(chosen["test"]) + (len(of_rival["synthetic"]) if rival else 0)
     asked = (len(chosen["training"]) + len(chosen["test"])) * config.draws if model else 0
     cost("evaluate", images=number, losses=asked, seconds=number * SECONDS_OF_FEATURES + asked * SECONDS_OF_LOSS)
-    sets, results = measure(config, network, real, synthetic, chosen, config.name or workdir.name, workdir / FEATURES)
-    attacked = membership_of(sets, model, prompts, config, workdir / FEATURES) if model else None
+    kept = workdir / FEATURES
+    sets, results = measure(config, network, real, synthetic, chosen, config.name or workdir.name, kept)
+    attacked = membership_of(sets, model, prompts, config, kept) if model else None
     results = finished(results | {"membership": attacked})
-    if config.compare and not other:
-        other = evaluation_of(config, network, real, workdir / FEATURES)
+    if rival:
+        _, found = measure(config, network, real, rival, of_rival, rival.home.name, kept)
+        other = finished(found | {"membership": None})
     lines = table.append(config.table, results["line"])
     write_atomically(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False))
     page = report.page(config.title, sets, results, other, lines, config.gallery)
@@ -193,15 +199,6 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
         raise UserError(f"config.compare {path}: measured by another network or on other real images; give its "
                         "manifest instead")  # fmt: skip
     return found
-
-
-def evaluation_of(config: ConfigDict, network: FeatureExtractor, real: Manifest, kept: Path) -> dict:
-    """The results of the manifest that config.compare names, but for what its model gives away."""
-    synthetic, path = records.read_named(config.compare, "compare"), Path(config.compare)
-    chosen = select(real, synthetic, "compare")
-    audit.refuse([real, synthetic])
-    name = path.parent.name if path.is_file() else path.name
-    return finished(measure(config, network, real, synthetic, chosen, name, kept)[1] | {"membership": None})
 
 
 def _real(chosen: dict[str, list[Record]]) -> list[Record]:
@@ -375,6 +372,8 @@ def membership_of(
         raise UserError(f"config.model {model}: it was tuned on other images than the training split of config.real")
     sd, params = model_files.read(model)
     size = config.size or sd.size
+    if size % sd.factor:
+        raise UserError(f"config.size = {size} is not a multiple of {sd.factor}")
     scores = {}
     for name in ("training", "test"):
         chosen = sets.records[name]

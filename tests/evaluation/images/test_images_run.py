@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from dermjax.data import digests, images, records
+from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.phantoms.painting import PAINTERS, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import run as stage
+from dermjax.evaluation.images import adherence
 from dermjax.models import classifier
 from dermjax.weights import classifiers
 
@@ -23,18 +25,26 @@ NONE = dict.fromkeys((*PAINTERS, "blur"), False)
 
 
 def write(folder, pictures, *, synthetic=False):
-    """A manifest of (name, label, split, image); synthetic ones were asked for as one mole each."""
+    """A manifest of (name, label, split, image), with scores as `curate` leaves them: they are measured once.
+
+    Synthetic ones were asked for as one mole each.
+    """
     found = []
     (folder / "images").mkdir(parents=True)
     for name, label, split, pixels in pictures:
         path = folder / "images" / f"{name}.png"
         path.write_bytes(images.encode_png(pixels))
+        scores = artefacts.measure(images.load(path, skin_tone.SIDE))
         found.append(
             Record(image=f"images/{name}.png", sha256=digests.sha256(path), label=label, split=split, source="test",
                    image_manipulation="synthetic" if synthetic else "none",
-                   generation={"prompt": "dermoscopy of one mole, tan skin"} if synthetic else {})
+                   scores=scores, generation={"prompt": "dermoscopy of one mole, tan skin"} if synthetic else {})
         )  # fmt: skip
-    records.write(folder / "manifest.jsonl", Manifest(labels=LABELS, root=folder, records=tuple(found)))
+    manifest = Manifest(labels=LABELS, root=folder, records=tuple(found))
+    if synthetic:
+        found = [replace(record, scores=record.scores | seen)
+                 for record, seen in zip(found, adherence.measure(manifest, found), strict=True)]  # fmt: skip
+    records.write(folder / "manifest.jsonl", replace(manifest, records=tuple(found)))
     return folder
 
 
@@ -49,12 +59,16 @@ def drawn(count, first, splits, **of_malignant):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Real phantoms, synthetic ones with a ruler beside malignant ones alone and ten copies, and a small network."""
+    """Real phantoms, synthetic ones with ink around malignant ones alone and ten copies, and a small network."""
     root = tmp_path_factory.mktemp("evidence")
     real = list(drawn(160, 70_000_000, SPLITS))
-    made = list(drawn(60, 71_000_000, ("train",), ruler=True))
+    made = list(drawn(60, 71_000_000, ("train",), pen_ring=True))
     train = [each for each in real if each[2] == "train"]
-    copies = [(f"copy{i}", label, "train", pixels[:, ::-1]) for i, (_, label, _, pixels) in enumerate(train[:10])]
+    # of another size too
+    copies = [
+        (f"copy{i}", label, "train", pixels[:, ::-1].repeat(2, 0).repeat(2, 1))
+        for i, (_, label, _, pixels) in enumerate(train[:10])
+    ]
     write(root / "real", real)
     write(root / "synthetic", made + copies, synthetic=True)
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -141,7 +155,7 @@ def test_planted_copies_are_the_nearest_pairs(results):
 def test_a_planted_shortcut_is_named(folders, results, capsys):
     found = results["shortcuts"]
     assert found["synthetic"]["auroc"]["low"] > 0.7 > found["training"]["auroc"]["value"]
-    assert found["synthetic"]["rates"]["ruler"]["malignant"][0] > 20
+    assert found["synthetic"]["rates"]["ink"]["malignant"][0] > 20
     stage.run(config(folders), folders / "run")
     said = capsys.readouterr().out
     assert "Shortcut: hairs, rulers, corners, ink and gel alone tell the label of synthetic images" in said
@@ -209,6 +223,9 @@ def test_a_model_is_asked_what_it_gives_away(folders, tmp_path, capsys):
     )
     assert found["line"]["membership_auroc"] == round(found["membership"]["all classes"]["auroc"]["value"], 4)
     assert "Whoever has the model" in capsys.readouterr().out
+    settings.size = 65
+    with pytest.raises(UserError, match=r"config\.size = 65 is not a multiple of \d+"):
+        stage.run(settings, tmp_path / "run")
     with pytest.raises(UserError, match=r"config\.prompt: '' is no prompt of benign"):
         stage.images.prompts_of("", tmp_path / "model", LABELS)
     (tmp_path / "config.json").write_text(json.dumps({"prompts": dict.fromkeys(LABELS, "a {label} mole")}))
