@@ -51,17 +51,19 @@ class FeatureExtractor:
         for start in range(0, len(records), PART):
             some = records[start : start + PART]
             names = "".join(record.sha256 for record in some).encode()
+            shown = digest_of([np.frombuffer(names, np.uint8)])
             versions = {"classifier": self.encoder.version, "images": images.NUMERIC_VERSION}
+            if view in (HIDDEN, ALONE):
+                versions["segmentation"] = segmentation.NUMERIC_VERSION
             causes = {
-                run_folder.SUBJECT: f"{len(some)} images {view}".strip(),
-                run_folder.NUMERIC_VERSIONS: versions
-                | ({"segmentation": segmentation.NUMERIC_VERSION} if "lesion" in view else {}),
+                run_folder.SUBJECT: f"images {shown} {view}".strip(),
+                run_folder.NUMERIC_VERSIONS: versions,
                 "arithmetic": sharding.arithmetic(jnp.float32, sharding.local_mesh()),
-                "images": digest_of([np.frombuffer(names, np.uint8)]),
-                "mirrored": view == MIRRORED,
+                "images": shown,
                 "network": self.encoder.digest,
                 "size": self.encoder.size,
-            } | ({"view": view} if "lesion" in view else {})
+                "view": view,
+            }
             parts.append(
                 load_or_compute(folder, "features", causes, lambda some=some: self._compute(manifest, some, view))
             )
