@@ -48,12 +48,12 @@ def write(folder, pictures, *, synthetic=False):
     return folder
 
 
-def drawn(count, first, splits, **of_malignant):
+def drawn(count, first, splits, *, size=96, **of_malignant):
     """Phantoms in turns of both classes, malignant ones with artefacts of their own."""
     for number in range(count):
         label = LABELS[number % 2]
         given = NONE | (of_malignant if label == "malignant" else {})
-        pixels = phantom(first + number, 96, **given, colour=("golden", "black")[number % 2]).image
+        pixels = phantom(first + number, size, **given, colour=("golden", "black")[number % 2]).image
         yield f"{first + number}", label, splits[number // 2 % len(splits)], pixels
 
 
@@ -62,7 +62,8 @@ def folders(tmp_path_factory):
     """Real phantoms, synthetic ones with ink around malignant ones alone and ten copies, and a small network."""
     root = tmp_path_factory.mktemp("evidence")
     real = list(drawn(160, 70_000_000, SPLITS))
-    made = list(drawn(60, 71_000_000, ("train",), pen_ring=True))
+    made = list(drawn(56, 71_000_000, ("train",), pen_ring=True))
+    made += drawn(4, 71_500_000, ("train",), size=128, pen_ring=True)  # sizes may differ
     train = [each for each in real if each[2] == "train"]
     # of another size too
     copies = [
