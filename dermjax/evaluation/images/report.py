@@ -10,6 +10,7 @@ from dermjax.data.records import Record
 from dermjax.data.thumbnails import Thumbnail, thumbnail
 from dermjax.evaluation import distances, wording
 from dermjax.evaluation.images.fidelity import HIGHER_IS_BETTER
+from dermjax.evaluation.intervals import CONSTANT
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -118,12 +119,18 @@ def sentences(results: dict) -> list[str]:
         f"{estimate(alone['training'])}."
     )
     for name, each in results["shortcuts"].items():
-        if each["auroc"] is not None and each["auroc"]["low"] is not None and each["auroc"]["low"] > 0.5:
+        if each["auroc"] and tells(each["auroc"]):
             found.append(
                 f"Shortcut: hairs, rulers, corners, ink and gel alone tell the label of {name} images, AUROC "
                 f"{estimate(each['auroc'])}."
             )
     return found
+
+
+def tells(auroc: dict) -> bool:
+    """Whether an AUROC is above chance; where every resample is the same, as of 1, its value decides."""
+    low = auroc["value"] if auroc["note"] == CONSTANT else auroc["low"]
+    return low is not None and low > 0.5
 
 
 def estimate(each: dict | None) -> str:

@@ -14,7 +14,8 @@ from dermjax.data.phantoms.painting import PAINTERS, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import run as stage
-from dermjax.evaluation.images import adherence
+from dermjax.evaluation.images import adherence, report
+from dermjax.evaluation.intervals import CONSTANT
 from dermjax.models import classifier
 from dermjax.weights import classifiers
 
@@ -155,12 +156,21 @@ def test_planted_copies_are_the_nearest_pairs(results):
 
 def test_a_planted_shortcut_is_named(folders, results, capsys):
     found = results["shortcuts"]
-    assert found["synthetic"]["auroc"]["low"] > 0.7 > found["training"]["auroc"]["value"]
+    assert found["synthetic"]["auroc"]["value"] > 0.9 and report.tells(found["synthetic"]["auroc"])
+    assert not report.tells(found["training"]["auroc"])
     assert found["synthetic"]["rates"]["ink"]["malignant"][0] > 20
     stage.run(config(folders), folders / "run")
     said = capsys.readouterr().out
     assert "Shortcut: hairs, rulers, corners, ink and gel alone tell the label of synthetic images" in said
     assert said.count("features: 0/") == 1  # of altered images; the others are kept
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "note", "named"),
+    [(1.0, None, CONSTANT, True), (0.8, 0.7, "", True), (0.6, 0.45, "", False), (0.9, None, "too few lesions", False)],
+)
+def test_a_perfect_shortcut_is_one_without_an_interval_too(value, low, note, named):
+    assert report.tells({"value": value, "n": 60, "low": low, "high": None, "note": note}) == named
 
 
 def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
