@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from dermjax.errors import UserError
-from dermjax.studio import classifiers, generation, reader_study, review, runs
+from dermjax.studio import classifiers, comparison, generation, reader_study, review, runs, transformation
 from dermjax.studio.calls import Call, Field, openapi, refusal
 from dermjax.studio.classifiers import Classifiers
 from dermjax.studio.folder import Folder
@@ -20,6 +20,7 @@ from dermjax.studio.guard import Guard
 from dermjax.studio.jobs import Queue
 from dermjax.studio.reader_study import ReaderStudies
 from dermjax.studio.review import Review
+from dermjax.studio.transformation import Transformations
 
 STATIC = Path(__file__).with_name("static")
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -27,12 +28,14 @@ SENTENCES = {404: "there is nothing at this address", 405: "this address takes a
 JOB = {"job": Field(kind=str, summary="the key of a job", most=40)}
 IMAGE = {"image": Field(kind=str, summary="the key of an image", most=40)}
 MANIFEST = {"manifest": review.FIELDS["manifest"]}
+SOURCE = {"source": transformation.FIELDS["source"]}
 STUDY = {"study": reader_study.KEY}
 
 
 def table(folder: Folder, studio: Studio) -> list[Call]:
     """Every call of the studio."""
     judged, studies, classifying = Review(folder), ReaderStudies(folder), Classifiers(folder)
+    changing = Transformations(folder, studio)
     digest = {"sha256": review.VERDICT_FIELDS["sha256"]}
     place = {"place": reader_study.ANSWER_FIELDS["place"]}
     get, post = partial(Call, method="GET"), partial(Call, method="POST")
@@ -45,13 +48,28 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
              fields=generation.MENU_FIELDS),
         post(path="/api/generate", function=studio.submit, summary="Puts images into the queue; all are synthetic.",
              fields=generation.FIELDS, asks_who=True),
+        post(path="/api/compare", function=partial(comparison.submit, studio), fields=comparison.FIELDS, asks_who=True,
+             summary="Puts a grid over two settings into the queue, all from the same noise."),
         get(path="/api/jobs/{job}", function=lambda job: studio.state(job), summary="How far a job is.", fields=JOB),
         get(path="/api/jobs/{job}/preview", function=lambda job: studio.preview(job), summary="What a job is at.",
             fields=JOB, media="image/png"),
         post(path="/api/jobs/{job}/stop", function=lambda job: studio.stop(job), summary="Stops a job.", fields=JOB),
         get(path="/api/images/{image}", function=lambda image: studio.image(image), fields=IMAGE, media="image/png",
             summary="A synthetic image: a PNG that says how it was made."),
-        post(path="/api/settings", function=studio.settings, upload=True, summary="The settings in a PNG of ours."),
+        post(path="/api/settings", function=studio.settings, upload=True,
+             summary="The settings in a PNG of ours or of AUTOMATIC1111."),
+        post(path="/api/sources", function=changing.upload, upload=True, summary="An image to transform, measured."),
+        post(path="/api/sources/made", function=changing.pick_made, fields=IMAGE, summary="A made image to transform."),
+        post(path="/api/sources/listed", function=changing.pick_listed, fields=MANIFEST | digest,
+             summary="An image of a manifest to transform; one of a validation or test split is refused."),
+        get(path="/api/sources/{source}/picture", function=changing.picture, fields=SOURCE, media="image/png",
+            summary="The square of an image that is transformed."),
+        get(path="/api/sources/{source}/mask", function=changing.mask, fields=SOURCE, media="image/png",
+            summary="Where its lesions are: white."),
+        post(path="/api/sources/{source}/mask", function=changing.paint, fields=SOURCE, upload=True,
+             summary="Another mask, painted; the answer is what it measures."),
+        post(path="/api/transform", function=changing.submit, fields=transformation.FIELDS, asks_who=True,
+             summary="Puts a change into the queue: larger, smaller, more, another skin. The result is synthetic."),
         get(path="/api/zip", function=studio.zipped, media="application/zip",
             summary="Images with a manifest, marked as synthetic.",
             fields={"images": Field(kind=str, summary="keys of images, divided by commas", most=8000)}),

@@ -2,13 +2,10 @@
 
 import threading
 
-from PIL import Image
-
 from dermjax.classification.predictions import LesionClassifier
-from dermjax.data.images import load_any
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
-from dermjax.studio.uploads import open_upload, own_text
+from dermjax.studio.uploads import decoded, open_upload, other_text, own_text
 
 USE = "Research use only, not a diagnosis."
 FIELDS = {"classifier": Field(kind=str, summary="a name out of /api/classifiers", most=300)}
@@ -29,10 +26,10 @@ class Classifiers:
         """The calibrated probability of each class, and whether the image says of itself that a model made it."""
         if classifier not in self._names():
             raise Refused("there is no such classifier; the list of classifiers has their names", 404)
-        text = own_text(body)
+        text = own_text(body) or other_text(body)
         with self.lock, open_upload(body) as image:
             network = self._network(classifier)
-            _, rows = network.predict(_decoded(image, network.classifier.config["image_size"]), batch=1)
+            _, rows = network.predict(decoded(image, network.classifier.config["image_size"]), batch=1)
         return {
             "classifier": classifier,
             "probabilities": {label: round(float(p), 4) for label, p in zip(network.labels, rows[0], strict=True)},
@@ -54,12 +51,3 @@ class Classifiers:
         if not self.held or self.held[0] != state:
             self.held = (state, LesionClassifier(path))
         return self.held[1]
-
-
-def _decoded(image: Image.Image, size: int):
-    """uint8 [size, size, 3]; Refused for an image that is only there in part."""
-    try:
-        image.draft("RGB", (2 * size, 2 * size))  # lets JPEG skip detail that is not wanted
-        return load_any(image, size)
-    except Exception:  # Pillow's decoders raise anything
-        raise Refused("this image is damaged", 415) from None

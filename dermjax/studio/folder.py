@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dermjax.data import records
-from dermjax.data.records import Manifest
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.run_folder import open_for_append
 from dermjax.studio.calls import Refused
@@ -82,6 +82,15 @@ class Folder:
             while len(self._manifests) > MANIFESTS_KEPT:
                 self._manifests.pop(next(iter(self._manifests)))
         return kept[1]
+
+    def record(self, name: str, sha256: str) -> tuple[Manifest, Record]:
+        """An image of a manifest by its digest; Refused where there is none, or its file lies outside of the roots."""
+        manifest = self.manifest(name)
+        record = next((each for each in manifest.records if each.sha256 == sha256), None)
+        if record is None:
+            raise Refused("there is no such image in this manifest", 404)
+        self.check(manifest.unchecked_path(record))
+        return manifest, record
 
     def check(self, image: Path) -> None:
         """Refused for an image that lies outside of the roots, as one may since its manifest was read."""

@@ -64,11 +64,7 @@ class Review:
 
     def picture(self, manifest: str, sha256: str) -> Response:
         """An image of a manifest, a JPEG of SIDE pixels a side, with SYNTHETIC in its pixels where a model made it."""
-        read = self.folder.manifest(manifest)
-        record = next((each for each in read.records if each.sha256 == sha256), None)
-        if record is None:
-            raise Refused("there is no such image in this manifest", 404)
-        self.folder.check(read.unchecked_path(record))
+        read, record = self.folder.record(manifest, sha256)
         return Response(thumbnails.jpeg(read, record, SIDE), media_type="image/jpeg")
 
     def judge(self, manifest: str, by: str, sha256: str, verdict: str, why: str) -> dict:

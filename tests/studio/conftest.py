@@ -1,5 +1,7 @@
 """A folder of runs with images, real and synthetic, and a client of the studio over it."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,4 +53,26 @@ def client(runs):
 
     opened = TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
     opened.runs = runs
+    return opened
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """A client of one studio for a whole file, so that a model is compiled once; `ended` waits for a job."""
+    from starlette.testclient import TestClient
+
+    from dermjax.studio.app import app
+
+    runs = tmp_path_factory.mktemp("runs")
+    opened = TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+    def ended(job):
+        for _ in range(12000):
+            state = opened.get(f"/api/jobs/{job}").json()
+            if state["state"] not in ("waiting", "working"):
+                return state
+            time.sleep(0.01)
+        raise AssertionError("the job did not end")
+
+    opened.runs, opened.ended = runs, ended
     return opened
