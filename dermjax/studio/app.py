@@ -11,15 +11,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from dermjax.errors import UserError
-from dermjax.studio import classifiers, comparison, generation, reader_study, review, runs, transformation
+from dermjax.studio import classifiers, comparison, generation, prepared, reader_study, review, runs, transformation
 from dermjax.studio.calls import Call, Field, openapi, refusal
 from dermjax.studio.classifiers import Classifiers
 from dermjax.studio.folder import Folder
 from dermjax.studio.generation import Studio
 from dermjax.studio.guard import Guard
 from dermjax.studio.jobs import Queue
+from dermjax.studio.prepared import Prepared
 from dermjax.studio.reader_study import ReaderStudies
 from dermjax.studio.review import Review
+from dermjax.studio.runs import Watch
 from dermjax.studio.transformation import Transformations
 
 STATIC = Path(__file__).with_name("static")
@@ -35,12 +37,21 @@ STUDY = {"study": reader_study.KEY}
 def table(folder: Folder, studio: Studio) -> list[Call]:
     """Every call of the studio."""
     judged, studies, classifying = Review(folder), ReaderStudies(folder), Classifiers(folder)
-    changing = Transformations(folder, studio)
+    changing, watch, ready = Transformations(folder, studio), Watch(folder), Prepared(folder)
     digest = {"sha256": review.VERDICT_FIELDS["sha256"]}
     place = {"place": reader_study.ANSWER_FIELDS["place"]}
     get, post = partial(Call, method="GET"), partial(Call, method="POST")
     return [
         get(path="/api/runs", function=partial(runs.listed, folder), summary="The runs, newest first."),
+        get(path="/api/runs/progress", function=watch.progress, fields=runs.FIELDS,
+            summary="The curves of a run, how far it is and the seconds left."),
+        get(path="/api/runs/samples", function=watch.samples, fields=runs.FIELDS, media="image/png",
+            summary="The newest samples of a run; all are synthetic."),
+        get(path="/api/prepared", function=ready.listed, summary="Configs below the folder that can be started."),
+        post(path="/api/prepared/start", function=ready.start, fields=prepared.FIELDS,
+             summary="Starts a prepared config, or goes on with it."),
+        post(path="/api/prepared/stop", function=ready.stop, fields=prepared.FIELDS,
+             summary="Stops it; a training saves its step."),
         get(path="/runs/{path:path}", function=partial(runs.report, folder), summary="The report of a run.",
             fields={"path": Field(kind=str, summary="RUN/report.html", most=500)}, media="text/html"),
         get(path="/api/models", function=studio.models, summary="Models, samplers, menus and defaults."),

@@ -53,6 +53,7 @@ class Review:
                     "sha256": each.sha256,
                     "image": each.image,
                     "label": each.label,
+                    "split": each.split,
                     "synthetic": each.synthetic,
                     "rejected": list(each.rejected),
                     "scores": {name: round(float(score), 4) for name, score in each.scores.items()},

@@ -17,7 +17,6 @@ export async function show(place, signal, chosen) {
   const status = element("p", { role: "status", class: "faint" });
   const gallery = element("ul", { class: "gallery", "aria-label": "Before and after" });
   const view = { inputs, message, stage, status, gallery, signal, source: null, shown: new Set() };
-  view.add = (state) => add(view, state);
   view.mask = painter(view);
   const guarded = (run) => run().catch((error) => say(message, error));
   const drop = dropZone("Drop a PNG or a JPEG here; it is kept in memory alone", "image/png,image/jpeg",
@@ -55,7 +54,8 @@ async function picking(view, guarded) {
   const shown = element("ul", { class: "gallery small", "aria-label": "Images of the run" });
   const list = async () => {
     const { images } = await get("/api/review/images", { manifest: manifest.value, by: "transform" });
-    shown.replaceChildren(...images.slice(0, 24).map(({ sha256, label, synthetic }, n) => {
+    const training = images.filter((each) => each.split === "train"); // others would carry answers into training
+    shown.replaceChildren(...training.slice(0, 24).map(({ sha256, label, synthetic }, n) => {
       const src = `/api/review/picture?${new URLSearchParams({ manifest: manifest.value, sha256 })}`;
       const pick = () => guarded(() => take(view, () => post("/api/sources/listed", { manifest: manifest.value, sha256 })));
       const alt = `${synthetic ? "Synthetic" : "Real"} ${label}, image ${n + 1}`;
@@ -164,7 +164,11 @@ function painter(view) {
   });
   canvas.addEventListener("focus", () => { at.cursor = canvas.matches(":focus-visible"); draw(); });
   canvas.addEventListener("blur", () => { at.cursor = false; draw(); });
-  const clear = () => { masked.clearRect(0, 0, SIDE, SIDE); draw(); };
+  const clear = () => {
+    masked.clearRect(0, 0, SIDE, SIDE);
+    told.textContent = "Paint where the lesions are; until then the mask as it is kept counts.";
+    draw();
+  };
   const again = () => load().catch((error) => say(view.message, error));
   const buttons = element("div", { class: "buttons" }, element("button", { type: "button", click: clear }, "Clear the mask"),
     element("button", { type: "button", click: again }, "Mask as it is kept"));
@@ -177,8 +181,8 @@ async function request(view) {
   say(view.message);
   if (!view.source) throw new Error("choose an image first");
   const { job } = await post("/api/transform", { ...values(view.inputs), source: view.source.source });
-  view.from = view.source.source;
-  await follow(view, job);
+  const from = view.source.source;
+  await follow({ ...view, add: (state) => add(view, state, from) }, job);
 }
 
 function words({ count, area, ita }) {
@@ -186,14 +190,14 @@ function words({ count, area, ita }) {
   return `${count} ${count === 1 ? "lesion" : "lesions"}, ${(100 * area).toFixed(1)} % of the field, ${tone}`;
 }
 
-function add(view, state) {
+function add(view, state, from) {
   for (const made of state.images.filter((each) => !view.shown.has(each.image))) {
     view.shown.add(made.image);
     const { asked, before, after, met } = made.transformation;
     const url = `/api/images/${made.image}`;
     const rows = [["before", before], ["after", after]].map(([title, each]) => element("li", {}, `${title}: ${words(each)}`));
     view.gallery.prepend(element("li", { class: "twice" }, element(
-      "figure", {}, element("div", { class: "pair" }, element("img", { src: `/api/sources/${view.from}/picture`, alt: "Before" }),
+      "figure", {}, element("div", { class: "pair" }, element("img", { src: `/api/sources/${from}/picture`, alt: "Before" }),
         element("img", { src: url, alt: `Synthetic, ${asked}` })), element("span", { class: "mark right" }, "SYNTHETIC"),
       element("figcaption", {}, element("strong", {}, `${asked}: ${met ? "reached" : "not reached; try another seed or stay closer to the sketch"}`),
         element("ul", {}, ...rows), element("a", { href: url, download: `${made.name}.png` }, "PNG")),
