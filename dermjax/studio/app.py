@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 
 from dermjax.errors import UserError
 from dermjax.studio import classifiers, comparison, generation, prepared, reader_study, review, runs, transformation
-from dermjax.studio.calls import Call, Field, openapi, refusal
+from dermjax.studio.annotations import Annotations
+from dermjax.studio.calls import FILE, PICTURE, Call, Field, openapi, refusal
 from dermjax.studio.classifiers import Classifiers
 from dermjax.studio.folder import Folder
 from dermjax.studio.generation import Studio
@@ -30,6 +31,7 @@ SENTENCES = {404: "there is nothing at this address", 405: "this address takes a
 JOB = {"job": Field(kind=str, summary="the key of a job", most=40)}
 IMAGE = {"image": Field(kind=str, summary="the key of an image", most=40)}
 MANIFEST = {"manifest": review.FIELDS["manifest"]}
+TRAINING = Field(kind=str, summary="a run with the images that the generator learnt")
 SOURCE = {"source": transformation.FIELDS["source"]}
 STUDY = {"study": reader_study.KEY}
 
@@ -37,6 +39,7 @@ STUDY = {"study": reader_study.KEY}
 def table(folder: Folder, studio: Studio) -> list[Call]:
     """Every call of the studio."""
     judged, studies, classifying = Review(folder), ReaderStudies(folder), Classifiers(folder)
+    told = Annotations(folder, judged)
     changing, watch, ready = Transformations(folder, studio), Watch(folder), Prepared(folder)
     digest = {"sha256": review.VERDICT_FIELDS["sha256"]}
     place = {"place": reader_study.ANSWER_FIELDS["place"]}
@@ -67,9 +70,9 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
         post(path="/api/jobs/{job}/stop", function=lambda job: studio.stop(job), summary="Stops a job.", fields=JOB),
         get(path="/api/images/{image}", function=lambda image: studio.image(image), fields=IMAGE, media="image/png",
             summary="A synthetic image: a PNG that says how it was made."),
-        post(path="/api/settings", function=studio.settings, upload=True,
+        post(path="/api/settings", function=studio.settings, upload=PICTURE,
              summary="The settings in a PNG of ours or of AUTOMATIC1111."),
-        post(path="/api/sources", function=changing.upload, upload=True, summary="An image to transform, measured."),
+        post(path="/api/sources", function=changing.upload, upload=PICTURE, summary="An image to transform, measured."),
         post(path="/api/sources/made", function=changing.pick_made, fields=IMAGE, summary="A made image to transform."),
         post(path="/api/sources/listed", function=changing.pick_listed, fields=MANIFEST | digest,
              summary="An image of a manifest to transform; one of a validation or test split is refused."),
@@ -77,7 +80,7 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
             summary="The square of an image that is transformed."),
         get(path="/api/sources/{source}/mask", function=changing.mask, fields=SOURCE, media="image/png",
             summary="Where its lesions are: white."),
-        post(path="/api/sources/{source}/mask", function=changing.paint, fields=SOURCE, upload=True,
+        post(path="/api/sources/{source}/mask", function=changing.paint, fields=SOURCE, upload=PICTURE,
              summary="Another mask, painted; the answer is what it measures."),
         post(path="/api/transform", function=changing.submit, fields=transformation.FIELDS, asks_who=True,
              summary="Puts a change into the queue: larger, smaller, more, another skin. The result is synthetic."),
@@ -85,7 +88,7 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
             summary="Images with a manifest, marked as synthetic.",
             fields={"images": Field(kind=str, summary="keys of images, divided by commas", most=8000)}),
         get(path="/api/classifiers", function=classifying.listed, summary="The saved classifiers of the runs."),
-        post(path="/api/classify", function=classifying.classify, upload=True, fields=classifiers.FIELDS,
+        post(path="/api/classify", function=classifying.classify, upload=PICTURE, fields=classifiers.FIELDS,
              summary="What a classifier says of an image. Research use only, not a diagnosis."),
         get(path="/api/review/images", function=judged.images, fields=review.FIELDS,
             summary="A manifest's images, largest doubt first."),
@@ -93,6 +96,15 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
             summary="An image of a manifest; a synthetic one has its mark in the pixels."),
         post(path="/api/review/verdicts", function=judged.judge, fields=review.VERDICT_FIELDS,
              summary="Saves a verdict, in the file that curate takes as config.verdicts."),
+        get(path="/api/review/nearest", function=judged.nearest, fields=MANIFEST | digest | {"training": TRAINING},
+            summary="The nearest training image, by how many bits of their hashes differ."),
+        get(path="/api/review/label_studio", function=told.tasks, fields=MANIFEST,
+            summary="A manifest as tasks of Label Studio, with scores as predictions."),
+        get(path="/api/review/labelling", function=told.labelling, summary="The interface of Label Studio for them."),
+        post(path="/api/review/label_studio", function=told.take, fields=MANIFEST, upload=FILE,
+             summary="Verdicts out of a JSON export of Label Studio."),
+        get(path="/api/review/fiftyone", function=told.labels, fields=MANIFEST,
+            summary="A manifest as labels.json of FiftyOne's image classification data sets."),
         get(path="/api/review/agreement", function=judged.agreement, fields=MANIFEST,
             summary="Cohen's kappa of every two reviewers, and what they disagree on."),
         post(path="/api/studies", function=studies.begin, fields=reader_study.FIELDS,

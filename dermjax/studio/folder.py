@@ -104,11 +104,11 @@ class Folder:
         return sentence
 
 
-def append(path: Path, line: dict) -> None:
-    """Adds a line of JSON to a file; when this returns it is on the disk, and a half-written last line is gone."""
+def append(path: Path, *lines: dict) -> None:
+    """Adds lines of JSON to a file; when this returns they are on the disk, and a half-written last line is gone."""
     try:
         with open_for_append(path) as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
