@@ -121,10 +121,13 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
     ]  # fmt: skip
 
 
-def app(runs_folder: str, photographs: str, token: str) -> ASGIApp:
-    """The studio over a folder of runs; token "" asks for none."""
+def app(runs_folder: str, photographs: str, token: str, warm: bool) -> ASGIApp:
+    """The studio over a folder of runs; token "" asks for none; warm compiles at once what most ask for first."""
     folder = Folder(runs_folder, photographs)
-    calls = table(folder, Studio(folder, Queue()))
+    studio = Studio(folder, Queue())
+    calls = table(folder, studio)
+    if warm:
+        studio.warm()
     described = openapi(calls, metadata.version("dermjax"))
     calls.append(Call(method="GET", path="/api/openapi.json", function=lambda: described, summary="This description."))
     files = [

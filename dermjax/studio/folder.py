@@ -83,6 +83,15 @@ class Folder:
                 self._manifests.pop(next(iter(self._manifests)))
         return kept[1]
 
+    def run_of(self, path: object) -> str | None:
+        """The name of the run with the manifest that a config names by its path; None for one that is not here."""
+        try:
+            found = Path(path).resolve(strict=True) if isinstance(path, str) and path else Path(os.sep)
+        except (OSError, ValueError):
+            return None
+        found = found if found.is_dir() else found.parent
+        return self.name(found) if found.is_relative_to(self.root) and (found / records.FILE).is_file() else None
+
     def record(self, name: str, sha256: str) -> tuple[Manifest, Record]:
         """An image of a manifest by its digest; Refused where there is none, or its file lies outside of the roots."""
         manifest = self.manifest(name)

@@ -141,6 +141,18 @@ class Studio:
         job = self.queue.put(Job(client=client, work=work, total=sum(each.steps for each in requests)))
         return self.state(job.key)
 
+    def warm(self) -> None:
+        """Compiles what an untouched page asks for, as a job of nobody's, so that the first person does not wait."""
+        usual = {name: each.default for name, each in FIELDS.items()}
+
+        def work(job: Job) -> None:
+            self.begin(job)
+            renderer, request = self.renderer(usual["model"], "", 0.0), request_of(usual, 0)
+            size = renderer.model.size(usual["size"])
+            self.sample(job, renderer, init_images.NOISE, [request], size, lambda request, pixels: None)
+
+        self.queue.put(Job(client="", work=work, total=usual["steps"]))
+
     def check(self, model: str, adapter: str) -> None:
         """Refused where there is no model or, unless it is "", no LoRA of these names."""
         if model not in self._paths():

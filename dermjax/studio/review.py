@@ -60,7 +60,7 @@ class Review:
 
     def images(self, manifest: str, by: str) -> dict:
         """The images, largest doubt first, with what speaks against them and what `by` said before."""
-        read = self.folder.manifest(manifest)
+        read, path = self.folder.manifest(manifest), self.folder.path(manifest) if manifest else self.folder.root
         said = self._said(manifest).get(by, {})
         ordered = sorted(read.records, key=lambda record: (-doubt(record), record.image))
         return {
@@ -79,19 +79,8 @@ class Review:
                 for each in ordered
             ],
             "reasons": REASONS,
-            "training": self._training(manifest),
+            "training": self.folder.run_of(runs.config_of(path).get("training")) or "none",
         }
-
-    def _training(self, manifest: str) -> str:
-        """The run whose images the generator of a curated run learnt, "none" where it is not of this folder."""
-        path = self.folder.path(manifest) if manifest else self.folder.root
-        named = runs.config_of(path).get("training")
-        try:
-            found = Path(str(named)).resolve(strict=True)
-        except (OSError, ValueError):
-            return "none"
-        found = found if found.is_dir() else found.parent
-        return self.folder.name(found) if found.is_relative_to(self.folder.root) else "none"
 
     def picture(self, manifest: str, sha256: str) -> Response:
         """An image of a manifest, a JPEG of SIDE pixels a side, with SYNTHETIC in its pixels where a model made it."""

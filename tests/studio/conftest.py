@@ -51,7 +51,9 @@ def client(runs):
 
     from dermjax.studio.app import app
 
-    opened = TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    opened = TestClient(
+        app(str(runs), "none", "", False), base_url="http://127.0.0.1:7860", raise_server_exceptions=False
+    )
     opened.runs = runs
     return opened
 
@@ -64,7 +66,9 @@ def studio(tmp_path_factory):
     from dermjax.studio.app import app
 
     runs = tmp_path_factory.mktemp("runs")
-    opened = TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    opened = TestClient(
+        app(str(runs), "none", "", False), base_url="http://127.0.0.1:7860", raise_server_exceptions=False
+    )
 
     def ended(job):
         for _ in range(12000):

@@ -42,7 +42,7 @@ class Server:
         self.start()
 
     def start(self):
-        command = [sys.executable, "-m", "dermjax", "serve", str(self.runs), f"--port={self.port}"]
+        command = [sys.executable, "-m", "dermjax", "serve", str(self.runs), f"--port={self.port}", "--nowarm"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(600):
             try:

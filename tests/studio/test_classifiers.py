@@ -1,6 +1,9 @@
 """A dropped image gets what `dermjax.load_classifier` gives it, and is said to be synthetic where it says so."""
 
+import base64
 import io
+import json
+import os
 
 import numpy as np
 import pytest
@@ -44,6 +47,30 @@ def test_a_synthetic_image_is_said_to_be_so(client, trained):
     png = provenance.png(np.zeros((40, 40, 3), np.uint8), generation)
     assert classified(client, png).json()["synthetic"] is True
     assert classified(client, png[:-40]).status_code == 415
+
+
+def test_an_image_unlike_what_it_learnt_is_said_to_be_so(client, trained, runs):
+    from dermjax.data import records
+
+    rng = np.random.default_rng(0)
+
+    def png(pixels):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    noise, stripes = rng.integers(0, 255, (96, 96, 3), np.uint8), np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::24] = stripes[:, 1::24] = (255, 0, 255)
+    untold = classified(client, png(noise)).json()
+    assert untold["outside"] is None and "cannot be told" in untold["told"] and untold["distance"] is None
+    assert Image.open(io.BytesIO(base64.b64decode(untold["heat"].partition(",")[2]))).size == (176, 176)
+    (trained / "config.json").write_text(json.dumps({"manifest": str(runs / "prepare" / "manifest.jsonl")}))
+    os.utime(trained / "classifier" / "model.safetensors", (1, 1))
+    learnt = records.read(runs / "prepare")
+    known = classified(client, learnt.path(learnt.records[0]).read_bytes()).json()
+    assert known["outside"] is False and known["distance"] == pytest.approx(0, abs=1e-3)
+    unlike = classified(client, png(stripes)).json()
+    assert unlike["outside"] is True and unlike["distance"] > unlike["limit"] and "do not rely" in unlike["told"]
 
 
 def test_a_link_out_of_the_folder_is_no_classifier(client, trained, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,26 @@ def test_the_zip_says_that_all_in_it_is_synthetic(studio, tmp_path):
         assert provenance.origin(manifest.path(each)) == each.generation and "synthetic" in each.image
     assert "SYNTHETIC" in (home / "README.txt").read_text()
     assert studio.get("/api/zip", params={"images": ""}).status_code == 400
+
+
+@pytest.mark.slow
+def test_what_is_warmed_is_what_an_untouched_page_asks_for(studio, monkeypatch):
+    """The second image compiles nothing: it is there in a part of the time."""
+    monkeypatch.setitem(generation.FIELDS, "model", replace(generation.FIELDS["model"], default="derm-tiny"))
+    from dermjax.studio.folder import Folder
+    from dermjax.studio.jobs import Queue
+
+    warmed = generation.Studio(Folder(str(studio.runs)), Queue())
+    warmed.warm()
+    while warmed.queue.waiting or any(each.state == "working" for each in warmed.queue.jobs.values()):
+        time.sleep(0.05)
+    compiled = dict(warmed.held[2].compiled)
+    asked = {name: each.default for name, each in generation.FIELDS.items()} | {"count": 1}
+    state = warmed.submit(client="", **asked)
+    while state["state"] in ("waiting", "working"):
+        time.sleep(0.05)
+        state = warmed.state(state["job"])
+    assert state["state"] == "done" and len(compiled) == 1 and warmed.held[2].compiled.keys() == compiled.keys()
 
 
 def test_a_stop_leaves_out_the_images_that_are_left(studio):

@@ -104,7 +104,7 @@ def test_a_manifest_of_images_elsewhere_needs_the_word_of_whoever_started_it(run
     manifest.write_text(first.replace('"root": "."', f'"root": "{tmp_path}"') + "\n" + rest)
     asked = {"manifest": "prepare", "by": "Ada"}
     assert "--images" in refused(client.get("/api/review/images", params=asked), 403)
-    told = TestClient(app(str(runs), str(tmp_path), ""), base_url="http://localhost")
+    told = TestClient(app(str(runs), str(tmp_path), "", False), base_url="http://localhost")
     assert len(told.get("/api/review/images", params=asked).json()["images"]) == 8
 
 
@@ -160,7 +160,7 @@ def test_what_a_form_can_send_is_refused(client, kind):
 
 def test_a_token_opens_everything_and_nothing_opens_without(runs):
     token = "a-token-of-some-length"
-    told = TestClient(app(str(runs), "none", token), base_url="http://192.168.1.7", follow_redirects=False)
+    told = TestClient(app(str(runs), "none", token, False), base_url="http://192.168.1.7", follow_redirects=False)
     for path in ("/", "/studio.js", "/api/runs", "/runs/prepare/report.html", "/api/openapi.json", "/?token=wrong"):
         refused(told.get(path), 401)
     refused(told.get("/api/runs", headers={"authorization": "Bearer wrong"}), 401)
@@ -204,7 +204,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(runs, monkeypatch):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(app(str(runs), "none", "")(scope, receive, send))
+    asyncio.run(app(str(runs), "none", "", False)(scope, receive, send))
     assert sent[0]["status"] == 408 and b"too slow" in sent[1]["body"]
 
 
