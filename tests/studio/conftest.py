@@ -1,6 +1,11 @@
 """A folder of runs with images, real and synthetic, and a client of the studio over it."""
 
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -80,3 +85,35 @@ def studio(tmp_path_factory):
 
     opened.runs, opened.ended = runs, ended
     return opened
+
+
+class Server:
+    """`dermjax serve` in a process of its own, that can be killed and started again at the same port."""
+
+    def __init__(self, runs):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.runs, self.url = runs, f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-m", "dermjax", "serve", str(self.runs), f"--port={self.port}", "--nowarm"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            try:
+                return urllib.request.urlopen(f"{self.url}/api/runs").read()
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the studio did not start")
+
+    def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def server(runs):
+    started = Server(runs)
+    yield started
+    started.kill()

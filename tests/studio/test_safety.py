@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.studio import guard, server
 from dermjax.studio.app import app
@@ -40,11 +41,19 @@ def linked(runs, tmp_path):
 
 @pytest.mark.parametrize("name", TRAVERSALS)
 def test_no_parameter_opens_a_file_outside_of_the_folder(linked, client, name):
+    sha = records.read(linked / "prepare").records[0].sha256
     for path, query in (
         ("/api/review/images", {"manifest": name, "by": "Ada"}),
         ("/api/review/picture", {"manifest": name, "sha256": "a" * 64}),
         ("/api/review/picture", {"manifest": "prepare", "sha256": name.ljust(64, "x")}),
         ("/api/review/agreement", {"manifest": name}),
+        ("/api/review/nearest", {"manifest": name, "sha256": "a" * 64, "training": "prepare"}),
+        ("/api/review/nearest", {"manifest": "prepare", "sha256": sha, "training": name}),
+        ("/api/review/label_studio", {"manifest": name}),
+        ("/api/review/fiftyone", {"manifest": name}),
+        ("/api/runs/progress", {"run": name}),
+        ("/api/runs/samples", {"run": name}),
+        (f"/api/sources/{name}/mask".replace("\0", "%00"), {}),
         ("/api/zip", {"images": name}),
         (f"/api/images/{name}".replace("\0", "%00"), {}),
         (f"/api/jobs/{name}/preview".replace("\0", "%00"), {}),
@@ -60,6 +69,11 @@ def test_no_parameter_opens_a_file_outside_of_the_folder(linked, client, name):
         ("/api/studies", {"real": name, "synthetic": name, "reader": "Ada"}),
         ("/api/generate", {"model": name, "prompt": "mole"}),
         ("/api/classify", {"classifier": name}),
+        ("/api/generate", {"lora": name, "prompt": "mole", "model": "derm-tiny"}),
+        ("/api/sources/listed", {"manifest": name, "sha256": sha}),
+        ("/api/sources/made", {"image": name}),
+        ("/api/transform", {"source": name, "transformation": "larger"}),
+        ("/api/prepared/start", {"config": name}),
         ("/api/generate", {"sampler": name, "prompt": "mole"}),
     ):
         refused(client.post(path, json=body))
