@@ -56,16 +56,10 @@ class Watch:
     def progress(self, run: str) -> dict:
         """The curves [[step, value], …] of a run, its step, the seconds left where two looks tell, and its samples."""
         path = self.folder.path(run) if run else self.folder.root
-        file = self.folder.path(f"{run}/{METRICS}" if run else METRICS)
-        if file.stat().st_size > REPORT_BYTES:
-            raise Refused("the metrics of this run are too large to be shown here", 413)
-        try:
-            lines = [line for line in writers.read(file) if type(line["step"]) is int]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise Refused("the metrics of this run cannot be read") from None
-        step, changed, total = max((line["step"] for line in lines), default=0), file.stat().st_mtime, _steps(path)
+        lines, changed = self._metrics(path)
+        step, total = max((line["step"] for line in lines), default=0), _steps(path)
         first, began = self.looks.setdefault(path, (step, changed))
-        if step < first:  # begun anew
+        if step < first or not began:  # begun anew, or now
             first, began = self.looks[path] = (step, changed)
         running, left = is_locked(path), None
         if running and total > step > first:
@@ -75,6 +69,18 @@ class Watch:
                   for name in CURVES}  # fmt: skip
         told = {"run": run, "state": "running" if running else "ended", "step": step, "steps": total or None}
         return told | {"seconds_left": left, "curves": curves, "samples": max(grids, default=None)}
+
+    def _metrics(self, path: Path) -> tuple[list[dict], float]:
+        """What a run has written of its steps, and when; nothing where it has just begun."""
+        if not (path / METRICS).exists():
+            return [], 0.0
+        file = self.folder.path(self.folder.name(path / METRICS))
+        if file.stat().st_size > REPORT_BYTES:
+            raise Refused("the metrics of this run are too large to be shown here", 413)
+        try:
+            return [line for line in writers.read(file) if type(line["step"]) is int], file.stat().st_mtime
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise Refused("the metrics of this run cannot be read") from None
 
     def samples(self, run: str) -> Response:
         """The newest samples of a run: synthetic images, a row a prompt."""

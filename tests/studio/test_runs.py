@@ -74,7 +74,8 @@ def test_a_run_at_work_shows_its_curve_and_how_long_it_takes(client, runs):
     (run / "metrics.jsonl").write_text('["step"]\n')
     refused = client.get("/api/runs/progress", params={"run": "prepare"})
     assert refused.status_code == 400 and "cannot be read" in refused.json()["error"]
-    assert client.get("/api/runs/progress", params={"run": "generate"}).status_code == 404
+    begun = client.get("/api/runs/progress", params={"run": "generate"}).json()
+    assert begun["step"] == 0 and begun["curves"] == {"loss": [], "validation_loss": []} and begun["samples"] is None
     (run / "samples" / "00000099.png").symlink_to(runs.parent / "secret.txt")
     assert client.get("/api/runs/samples", params={"run": "prepare"}).status_code == 404
 

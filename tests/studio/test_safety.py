@@ -350,7 +350,7 @@ def test_the_page_never_writes_html():
     from dermjax.studio.app import STATIC
 
     for path in STATIC.iterdir():
-        text = path.read_text()
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a name that nothing fetches
         html = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "style=")
         found = [word for word in (*html, "http://", "https://") if word in text]
         assert not found, f"{path.name}: {found}"

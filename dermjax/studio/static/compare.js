@@ -29,7 +29,8 @@ export async function show(place, signal) {
     }
   };
   const form = element(
-    "form", { submit }, axes.across.whole, axes.down.whole, field("Prompt", inputs.prompt), field("Negative prompt", inputs.negative_prompt),
+    "form", { submit }, axes.across.whole, axes.down.whole,
+    element("p", { class: "hint" }, "Values are divided by commas; of a prompt word, the first is the one in the prompt."), field("Prompt", inputs.prompt), field("Negative prompt", inputs.negative_prompt),
     element("div", { class: "pair" }, field("Model", inputs.model), field("Sampler", inputs.sampler)),
     element("div", { class: "pair" }, field("Steps", inputs.steps), field("Guidance", inputs.guidance)),
     element("div", { class: "pair" }, field("LoRA", inputs.lora), field("Its weight", inputs.lora_weight)),
@@ -48,8 +49,7 @@ function axis(name, chosen, title) {
   const text = element("input", { name: `${name}_values`, required: true, maxlength: 600, value: USUAL[chosen] });
   const what = choice(name, AXES, chosen);
   what.addEventListener("change", () => { text.value = USUAL[what.value]; });
-  const hint = "divided by commas; of a prompt word, first the one in the prompt";
-  const whole = element("div", { class: "pair" }, field(title, what), field(`Values of ${title.toLowerCase()}`, text, hint));
+  const whole = element("div", { class: "pair" }, field(title, what), field(`Values of ${title.toLowerCase()}`, text));
   return { what, text, whole };
 }
 

@@ -80,6 +80,7 @@ function painter(view) {
   const brush = element("input", { name: "brush", type: "range", min: 4, max: 80, value: 24 });
   const erase = element("input", { name: "erase", type: "checkbox" });
   const told = element("p", { role: "status" });
+  const mark = element("span", { class: "mark", hidden: true }, "SYNTHETIC");
   const [picture, mask] = [new Image(), element("canvas", { width: SIDE, height: SIDE })];
   const [shown, masked] = [canvas.getContext("2d"), mask.getContext("2d", { willReadFrequently: true })];
   const at = { x: SIDE / 2, y: SIDE / 2, down: false, cursor: false };
@@ -117,7 +118,7 @@ function painter(view) {
     const pixels = masked.getImageData(0, 0, SIDE, SIDE);
     for (let n = 0; n < pixels.data.length; n += 4) pixels.data.set([53, 197, 255, pixels.data[n] > 127 ? 255 : 0], n);
     masked.putImageData(pixels, 0, 0);
-    whole.hidden = false;
+    [whole.hidden, mark.hidden] = [false, !view.source.synthetic];
     tell(view.source, `proposed, expected overlap with an expert's ${view.source.certainty}`);
     draw();
   }
@@ -172,7 +173,8 @@ function painter(view) {
   const again = () => load().catch((error) => say(view.message, error));
   const buttons = element("div", { class: "buttons" }, element("button", { type: "button", click: clear }, "Clear the mask"),
     element("button", { type: "button", click: again }, "Mask as it is kept"));
-  const whole = element("div", { hidden: true, class: "painter" }, element("h2", {}, "Mask"), canvas, told,
+  const whole = element("div", { hidden: true, class: "painter" }, element("h2", {}, "Mask"),
+    element("figure", {}, canvas, mark), told,
     element("div", { class: "pair" }, field("Brush", brush), element("label", { class: "check" }, erase, "erase")), buttons);
   return { whole, load };
 }
@@ -181,7 +183,7 @@ async function request(view) {
   say(view.message);
   if (!view.source) throw new Error("choose an image first");
   const { job } = await post("/api/transform", { ...values(view.inputs), source: view.source.source });
-  const from = view.source.source;
+  const from = view.source;
   await follow({ ...view, add: (state) => add(view, state, from) }, job);
 }
 
@@ -197,8 +199,9 @@ function add(view, state, from) {
     const url = `/api/images/${made.image}`;
     const rows = [["before", before], ["after", after]].map(([title, each]) => element("li", {}, `${title}: ${words(each)}`));
     view.gallery.prepend(element("li", { class: "twice" }, element(
-      "figure", {}, element("div", { class: "pair" }, element("img", { src: `/api/sources/${from}/picture`, alt: "Before" }),
-        element("img", { src: url, alt: `Synthetic, ${asked}` })), element("span", { class: "mark right" }, "SYNTHETIC"),
+      "figure", {}, element("div", { class: "pair" }, element("img", { src: `/api/sources/${from.source}/picture`, alt: from.synthetic ? "Before, synthetic" : "Before" }),
+        element("img", { src: url, alt: `Synthetic, ${asked}` })),
+      from.synthetic ? element("span", { class: "mark" }, "SYNTHETIC") : "", element("span", { class: "mark right" }, "SYNTHETIC"),
       element("figcaption", {}, element("strong", {}, `${asked}: ${met ? "reached" : "not reached; try another seed or stay closer to the sketch"}`),
         element("ul", {}, ...rows), element("a", { href: url, download: `${made.name}.png` }, "PNG")),
     )));
