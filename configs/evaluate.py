@@ -29,7 +29,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
             ""  # manifest of real images: train is what the generator saw, validation and test what it did not
         )
         config.synthetic = ""  # manifest of the images that it made; those that curation rejected are left out
-        config.features = ""  # folder of the network: DINOv2 (the protocol's), another ViT or MobileNetV2
+        # the network: a folder of DINOv2 (the protocol's), another ViT, MobileNetV2 or transformers' CLIP, or the file
+        # of the InceptionV3 of the Frechet inception distance, pt_inception-2015-12-05
+        config.features = ""
+        # what sets are compared by: "class" is DINOv2's class token (arXiv 2306.04675), half of its features, so that
+        # fewer images mean something; "all" has the mean of its patches besides
+        config.tokens = "class"
+        config.compare = ""  # another set beside it: a manifest, or the workdir of its evaluation; "" is none
+        config.table = ""  # file of lines of several sets, that this one's is added to; "" is none
         config.model = (
             ""  # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" is no
         )

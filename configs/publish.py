@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.manifest = ""  # of `curate`: what is kept is published, and the card counts what is not
     config.training = ""  # of the images that the generator was tuned on: their sources and licences go on the card
+    config.evidence = ""  # folder of `evaluate`, variant images, of these images; "" leaves them out
     config.evaluation = ""  # folder of `evaluate`, whose figures go on the card; "" leaves them out
     config.name = "synthetic-skin-lesions"
     config.licence = "research use only; the licences of the sources below hold as well"

@@ -192,6 +192,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.watch_every = 1000  # steps between two sets of samples and held-out losses; --validation_steps
     config.validation_draws = 4  # noises an image of the held-out split; 0 is off
     config.patience = 0  # steps without a better held-out loss that end tuning, and take the best; 0 takes the last
+    config.evidence = {  # at each look, of images drawn anew from the same seeds
+        "features": "",  # the network, as in evaluate.py:images; "" is no evidence
+        "images": 50,  # of each class
+        "minimise": "validation_loss",  # or "frechet": whose lowest value makes a look the best
+        "most_copies": 1.0,  # share of copies of training images; a look with more is not the best
+    }
     config.samples = {  # of each class, kohya --sample_prompts
         "images": 4,  # --num_validation_images
         "prompts": 1,

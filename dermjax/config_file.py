@@ -40,8 +40,8 @@ RANGES = {
     ),
     "0 to 1": (
         lambda value: 0 <= value <= 1,
-        ("caption_dropout", "empty_share", "guidance_rescale", "label", "photographs_share", "prompt_dropout",
-         "synthetic_fraction", "tail", "test", "validation"),
+        ("caption_dropout", "empty_share", "guidance_rescale", "label", "most_copies", "photographs_share",
+         "prompt_dropout", "synthetic_fraction", "tail", "test", "validation"),
     ),
     "0 or more and less than 1": (lambda value: 0 <= value < 1, ("ema_decay", "label_smoothing")),
     f"a seed from 0 to {LARGEST_SEED}": (lambda value: 0 <= value <= LARGEST_SEED, ("seed", "seeds")),

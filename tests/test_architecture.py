@@ -33,7 +33,7 @@ TABLE = {
     "weights": {"models"},
     "segmentation": {"data", "models", "weights"},
     "training": {"sharding"},
-    "evaluation": {"data", "diffusion", "models", "sharding", "training", "weights"},
+    "evaluation": {"data", "diffusion", "models", "segmentation", "sharding", "training", "weights"},
     "reconstruction": {"data", "diffusion", "models", "training"},
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},
     **dict.fromkeys(STAGES, BELOW_STAGES),

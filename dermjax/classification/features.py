@@ -72,7 +72,10 @@ class Features:
         if missing:
             self._compute(manifest, missing)
         with ThreadPoolExecutor(READERS) as pool:
-            return rearrange(np.stack(list(pool.map(self._load, pairs))), "(n V) ... -> n V ...", V=views)
+            files = pool.map(lambda pair: self.path(*pair).read_bytes(), pairs)
+            # one after the other: Python 3.11 may fail where several threads parse, as np.load does with a header
+            values = [self._load(*each) for each in zip(pairs, files, strict=True)]
+        return rearrange(np.stack(values), "(n V) ... -> n V ...", V=views)
 
     def _compute(self, manifest: Manifest, missing: list[tuple[Record, int]]) -> None:
         if not self.folder.is_dir():
@@ -108,10 +111,10 @@ class Features:
         np.save(file, value)
         write_atomically(self.path(*pair), file.getvalue())
 
-    def _load(self, pair: tuple[Record, int]) -> np.ndarray:
+    def _load(self, pair: tuple[Record, int], file: bytes) -> np.ndarray:
         try:
-            return np.load(self.path(*pair))
-        except (OSError, ValueError) as error:
+            return np.load(io.BytesIO(file))
+        except (EOFError, ValueError) as error:
             raise UserError(f"features {self.path(*pair)}: damaged ({error}); delete the file") from error
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.evaluation.features import FILES, in_batches
+from dermjax.evaluation.features import in_batches
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
+from dermjax.weights.image_encoders import FILES
 from dermjax.weights.tensor_files import digest, read_json
 
 

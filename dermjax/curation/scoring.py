@@ -16,7 +16,7 @@ from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.captions import Requested, parse_prompt
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation.features import BLOCK, FeatureExtractor, Space, nearest, space_of
+from dermjax.evaluation.features import BLOCK, MIRRORED, FeatureExtractor, Space, nearest, space_of
 
 NO_SKIN = 180.0  # degrees off, where a tone is requested and there is no skin
 HELD_OUT = "validation"  # real images that the generator has not seen and that no result is measured on
@@ -165,8 +165,8 @@ def features_of(
     network: FeatureExtractor, manifest: Manifest, records: Sequence[Record], *, mirrored: bool
 ) -> np.ndarray:
     """The features of images, float32 [N, D], and then those of their mirror images: [2 N, D]."""
-    ways = (False, True) if mirrored else (False,)  # tuning shows both
-    return np.concatenate([network.features(manifest, records, mirrored=way) for way in ways])
+    views = ("", MIRRORED) if mirrored else ("",)  # tuning shows both
+    return np.concatenate([network.features(manifest, records, view=view) for view in views])
 
 
 def nearest_other(training: np.ndarray) -> np.ndarray:

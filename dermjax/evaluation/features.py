@@ -1,7 +1,7 @@
 """What a frozen network sees in images, as vectors: the features that sets are compared by and copies are found by.
 
-The network is any folder that a classifier is read from: DINOv2, another ViT, MobileNetV2. Its features are those
-before the head. Shapes: N images, D features.
+The network is any that `weights.image_encoders` reads: DINOv2, another ViT, MobileNetV2, CLIP's image encoder, the
+InceptionV3 of the Frechet inception distance. Shapes: N images, D features.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,78 +11,82 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
-from dermjax import run_folder, sharding
+from dermjax import run_folder, segmentation, sharding
 from dermjax.data import images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.models.classifier import NUMERIC_VERSION, Classifier, Params
 from dermjax.progress import bar
 from dermjax.training.disk_cache import digest_of, load_or_compute
-from dermjax.weights import classifiers
-from dermjax.weights.tensor_files import digest
+from dermjax.weights import image_encoders
+from dermjax.weights.image_encoders import ImageEncoder
 
-SIZE = 224  # side in pixels at which images are shown to it, as DINOv2 and ViTs are trained
 BATCH = 64
 HARDLY = 0.01  # of the mean variance: directions of less are noise
 BLOCK = 4096  # training images that are compared at a time
 PART = 1000  # images whose features are kept at a time: a killed run computes no more of them again
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that a network's answers follow from
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A network, its (params, variables), and the digest of its files."""
+    """A network that is shown images, one of VIEWS of each, BATCH at a time."""
 
-    network: Classifier
-    trees: tuple[Params, Params]
-    digest: str
+    encoder: ImageEncoder
+
+    @property
+    def digest(self) -> str:
+        """The digest of the network's files."""
+        return self.encoder.digest
 
     def features(
-        self, manifest: Manifest, records: Sequence[Record], *, mirrored: bool = False, folder: Path | None = None
+        self, manifest: Manifest, records: Sequence[Record], *, view: str = "", folder: Path | None = None
     ) -> np.ndarray:
-        """The features of images, float32 [N, D], or of their mirror images; kept in a folder where one is given."""
+        """The features of images, float32 [N, D], seen as VIEWS has it; kept in a folder where one is given."""
         if folder is None or not records:
-            return self._compute(manifest, records, mirrored)
+            return self._compute(manifest, records, view)
         parts = []
         for start in range(0, len(records), PART):
             some = records[start : start + PART]
             names = "".join(record.sha256 for record in some).encode()
+            shown = digest_of([np.frombuffer(names, np.uint8)])
+            versions = {"classifier": self.encoder.version, "images": images.NUMERIC_VERSION}
+            if view in (HIDDEN, ALONE):
+                versions["segmentation"] = segmentation.NUMERIC_VERSION
             causes = {
-                run_folder.SUBJECT: f"{len(some)} images{' mirrored' if mirrored else ''}",
-                run_folder.NUMERIC_VERSIONS: {"classifier": NUMERIC_VERSION, "images": images.NUMERIC_VERSION},
-                "arithmetic": sharding.arithmetic(self.network.dtype, sharding.local_mesh()),
-                "images": digest_of([np.frombuffer(names, np.uint8)]),
-                "mirrored": mirrored,
-                "network": self.digest,
-                "size": SIZE,
+                run_folder.SUBJECT: f"images {shown} {view}".strip(),
+                run_folder.NUMERIC_VERSIONS: versions,
+                "arithmetic": sharding.arithmetic(jnp.float32, sharding.local_mesh()),
+                "images": shown,
+                "network": self.encoder.digest,
+                "size": self.encoder.size,
+                "view": view,
             }
             parts.append(
-                load_or_compute(folder, "features", causes, lambda some=some: self._compute(manifest, some, mirrored))
+                load_or_compute(folder, "features", causes, lambda some=some: self._compute(manifest, some, view))
             )
         return np.concatenate(parts)
 
     def of_pixels(self, pictures: Iterable[np.ndarray], number: int) -> np.ndarray:
-        """The features of `number` images uint8 [SIZE, SIZE, 3], float32 [N, D]."""
-        return batched(lambda image: self._lower(self.trees, image), map(images.to_model, pictures), number, "features")
+        """The features of `number` images uint8 [size, size, 3] of the encoder's size, float32 [N, D]."""
+        return batched(self._describe, map(images.to_model, pictures), number, "features")
 
     @cached_property
-    def _lower(self) -> Callable[[tuple[Params, Params], np.ndarray], jax.Array]:
-        return jax.jit(lambda trees, image: self.network.lower(*trees, image, last=0))
+    def _describe(self) -> Callable[[np.ndarray], jax.Array]:
+        trees, run = jax.device_put(self.encoder.trees), jax.jit(self.encoder.describe)
+        return lambda image: run(trees, jax.device_put(image))
 
-    def _compute(self, manifest: Manifest, records: Sequence[Record], mirrored: bool) -> np.ndarray:
-        way = slice(None, None, -1 if mirrored else 1)
-        return in_batches(lambda image: self._lower(self.trees, image[:, :, way]), manifest, records, SIZE, "features")
+    def _compute(self, manifest: Manifest, records: Sequence[Record], view: str) -> np.ndarray:
+        seen = VIEWS[view]
+        pictures = (seen(images.load(manifest.path(record), self.encoder.size)) for record in records)
+        return self.of_pixels(pictures, len(records))
 
 
 def read(folder: str) -> FeatureExtractor | None:
-    """The network in a folder of Hugging Face's layout, such as DINOv2's; None for ""."""
-    if not folder:
-        return None
-    network, trees = classifiers.read(Path(folder), ("",), SIZE)
-    files = {name: Path(folder) / name for name in FILES if (Path(folder) / name).is_file()}
-    return FeatureExtractor(network, trees, digest(files))
+    """The network in a folder or a file; None for ""."""
+    return FeatureExtractor(image_encoders.read(Path(folder))) if folder else None
 
 
 @dataclass(frozen=True)
@@ -147,3 +151,33 @@ def batched(
     if not all(np.isfinite(each).all() for each in rows):
         raise UserError(f"{title} are not finite numbers; the network's weights are damaged")
     return np.concatenate(rows)
+
+
+def lesion_hidden(image: np.ndarray) -> np.ndarray:
+    """The image uint8 [S, S, 3] with the boxes around its lesions in the mean colour of what is outside of them."""
+    mask = segmentation.segment(image).mask
+    box = np.zeros_like(mask)
+    for rows in ndimage.find_objects(ndimage.label(mask)[0]):
+        box[rows] = True
+    return _painted(image, box, ~box)
+
+
+def lesion_alone(image: np.ndarray) -> np.ndarray:
+    """The image uint8 [S, S, 3] with all that is outside of its lesions in one colour, the mean of that."""
+    outside = ~segmentation.segment(image).mask
+    return _painted(image, outside, outside)
+
+
+def _painted(image: np.ndarray, where: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """The image with pixels, bool [S, S], in the mean colour of others, if there are any."""
+    colour = image[source if source.any() else where | ~where].mean(0)
+    return np.where(where[..., None], colour.round().astype(np.uint8), image)
+
+
+MIRRORED, HIDDEN, ALONE = "mirrored", "with the lesion hidden", "with the lesion alone"
+VIEWS = {
+    "": lambda image: image,
+    MIRRORED: lambda image: image[:, ::-1],
+    HIDDEN: lesion_hidden,
+    ALONE: lesion_alone,
+}

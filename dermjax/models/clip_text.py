@@ -1,4 +1,5 @@
-"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020), driven by transformers' config.json.
+"""CLIP's text encoder (Radford et al. 2021, arXiv 2103.00020), driven by transformers' config.json; its layers are the
+image encoder's too (`clip_vision`), there without the mask.
 
 Attribute names are those of the files (`text_model.encoder.layers.0.self_attn.q_proj`). SD 1.x uses quick-GELU and
 all 12 layers; SD 2.x uses GELU and a config that already counts 23 layers. The context is the last hidden state after
@@ -25,10 +26,10 @@ ACTIVATIONS = {"quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x), "gelu": gelu}
 
 
 class SelfAttention(nnx.Module):
-    """Causal self-attention with biases everywhere."""
+    """Self-attention with biases everywhere; `causal` looks at earlier tokens only."""
 
-    def __init__(self, width: int, heads: int, *, dtype: DTypeLike):
-        self.heads = heads
+    def __init__(self, width: int, heads: int, *, causal: bool, dtype: DTypeLike):
+        self.heads, self.causal = heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear(width, width, dtype=dtype) for _ in range(4))
 
     def __call__(self, x: Array) -> Array:
@@ -36,7 +37,8 @@ class SelfAttention(nnx.Module):
             rearrange(project(x), "B N (K d) -> B N K d", K=self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=True), "B N K d -> B N (K d)"))
+        attended = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out_proj(rearrange(attended, "B N K d -> B N (K d)"))
 
 
 class MLP(nnx.Module):
@@ -55,10 +57,10 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """Attention and MLP, each on a LayerNorm, each with a residual."""
 
-    def __init__(self, config: dict, *, dtype: DTypeLike):
+    def __init__(self, config: dict, *, causal: bool, dtype: DTypeLike):
         width, epsilon = config["hidden_size"], config["layer_norm_eps"]
         self.layer_norm1 = layer_norm(width, epsilon=epsilon, dtype=dtype)
-        self.self_attn = SelfAttention(width, config["num_attention_heads"], dtype=dtype)
+        self.self_attn = SelfAttention(width, config["num_attention_heads"], causal=causal, dtype=dtype)
         self.layer_norm2 = layer_norm(width, epsilon=epsilon, dtype=dtype)
         self.mlp = MLP(width, config["intermediate_size"], config["hidden_act"], dtype=dtype)
 
@@ -84,8 +86,8 @@ class Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: dict, *, dtype: DTypeLike):
-        self.layers = nnx.List(Layer(config, dtype=dtype) for _ in range(config["num_hidden_layers"]))
+    def __init__(self, config: dict, *, causal: bool, dtype: DTypeLike):
+        self.layers = nnx.List(Layer(config, causal=causal, dtype=dtype) for _ in range(config["num_hidden_layers"]))
 
     def __call__(self, x: Array) -> Array:
         for layer in self.layers:
@@ -98,7 +100,7 @@ class TextModel(nnx.Module):
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
         self.embeddings = Embeddings(config, dtype=dtype)
-        self.encoder = Encoder(config, dtype=dtype)
+        self.encoder = Encoder(config, causal=True, dtype=dtype)
         self.final_layer_norm = layer_norm(config["hidden_size"], epsilon=config["layer_norm_eps"], dtype=dtype)
 
     def __call__(self, tokens: Array) -> Array:

@@ -8,7 +8,8 @@ from functools import partial
 import jax
 from jax import lax
 
-from dermjax.models.cpu.convolution import columns_gradient, few_pixels
+from dermjax.models.cpu import winograd
+from dermjax.models.cpu.convolution import columns, columns_gradient, few_pixels, small
 from dermjax.models.cpu.depthwise import shifted, shifted_gradients
 
 Array = jax.Array
@@ -19,7 +20,22 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 @jax.custom_vjp
 def convolution(x: Array, kernel: Array) -> Array:  # [B, h, w, C], [3, 3, C, D] -> [B, h, w, D]
     """Returns the convolution of x, with one zero around it, in the type of x."""
-    return xla_convolution(x, kernel)
+    cpu = columns if small(x) else xla_convolution
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=xla_convolution)
+
+
+def repeated_convolution(x: Array, kernel: Array, transformed: Array) -> Array:
+    """Returns `convolution` for many x and one kernel, of which `transformed` is `winograd.transform`; no gradient."""
+    if small(x) or not winograd.fits(x, kernel):
+        return convolution(x, kernel)
+
+    def cpu(x: Array, _: Array, transformed: Array) -> Array:
+        return winograd.winograd(x, transformed)
+
+    def default(x: Array, kernel: Array, _: Array) -> Array:
+        return xla_convolution(x, kernel)
+
+    return lax.platform_dependent(x, kernel, transformed, cpu=cpu, default=default)
 
 
 def xla_convolution(x: Array, kernel: Array) -> Array:
@@ -38,7 +54,7 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     return by_x, jax.linear_transpose(partial(xla_convolution, x), kernel)(gradient)[0]
 
 
-convolution.defvjp(lambda x, kernel: (xla_convolution(x, kernel), (x, kernel)), _backward)
+convolution.defvjp(lambda x, kernel: (convolution(x, kernel), (x, kernel)), _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dermjax.data.records import Manifest, Record
+from dermjax.evaluation.images import report
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -29,6 +30,7 @@ def text(
     curated: Manifest,
     training: Manifest,
     fidelity: Sequence[tuple[str, Mapping, Mapping]],
+    evidence: Mapping | None,
     *,
     name: str,
     licence: str,
@@ -38,7 +40,8 @@ def text(
     """Returns the card of a manifest of which curation kept some images, and compared all with the training images.
 
     fidelity: of each classifier its name, its agreement with the labels and its accuracy, each {"value", "n", "low",
-    "high", "note"}. contact may be empty. digest: of the curated manifest's file.
+    "high", "note"}. evidence: the results of evaluate.py:images. contact may be empty. digest: of the curated
+    manifest's file.
     """
     kept = [record for record in curated.records if record.kept]
     rejected = [record for record in curated.records if not record.kept]
@@ -72,6 +75,11 @@ def text(
         rejected=len(rejected),
         rejections=_table("reason", classes, reasons) if reasons else "",
         fidelity=_fidelity(fidelity) if fidelity else "",
+        sentences=report.sentences(evidence) if evidence else [],
+        evidence=_table("figure", ["these images", "real images in their place"], report.beside_real(evidence))
+        if evidence
+        else "",
+        line=json.dumps(evidence["line"]) if evidence else "",
         scores=_table("score", ["n", *QUANTILES], _spreads(kept)),
         copies=sum(COPY in record.rejected for record in curated.records),
         trained_on=len(learnt),

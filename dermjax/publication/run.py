@@ -24,6 +24,7 @@ from dermjax.data.export import forms
 from dermjax.data.leaks import fingerprints
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
+from dermjax.evaluation.images import table
 from dermjax.publication import card
 from dermjax.run_folder import write_atomically
 from dermjax.sampling import provenance
@@ -42,8 +43,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     training = records.read_named(config.training, "training")
     _refuse_uncurated(curated, config.manifest)
     text = card.text(
-        curated, training, _fidelity(config.evaluation), name=config.name, licence=config.licence,
-        contact=config.contact, digest=sha256(curated.home / records.FILE),
+        curated, training, _fidelity(config.evaluation), _evidence(config.evidence, curated), name=config.name,
+        licence=config.licence, contact=config.contact, digest=sha256(curated.home / records.FILE),
     )  # fmt: skip
     cards = {workdir / form / forms.CARD: text for form in config.forms}
     cards[workdir / forms.CARD] = card.with_samples(text)
@@ -110,8 +111,25 @@ def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
     if not path.is_file():
         raise UserError(f"config.evaluation {folder}: no {FIGURES}; give the workdir of `evaluate`, or leave it empty")
     results = json.loads(path.read_text())
+    if "line" in results:
+        raise UserError(f"config.evaluation {folder}: of evaluate.py:images; give it as config.evidence")
     runs, fidelity = results["runs"], results["label_fidelity"]
     return [(name, figure, runs[name]["figures"]["accuracy"]) for name, figure in fidelity.items()]
+
+
+def _evidence(folder: str, curated: Manifest) -> Mapping | None:
+    """Returns the results of an `evaluate` run, variant images, of the images that are published, None for ""."""
+    if not folder:
+        return None
+    path = Path(folder) / FIGURES
+    if not path.is_file():
+        raise UserError(f"config.evidence {folder}: no {FIGURES}; give the workdir of evaluate.py:images, or leave it "
+                        "empty")  # fmt: skip
+    results = json.loads(path.read_text())
+    if results.get("line", {}).get("synthetic") != table.digest(curated.split("train")):
+        raise UserError(f"config.evidence {folder}: not of the images that are published; evaluate this manifest with "
+                        "evaluate.py:images")  # fmt: skip
+    return results
 
 
 def _samples(curated: Manifest) -> bytes:

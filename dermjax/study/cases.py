@@ -1,5 +1,6 @@
 """The most confident right and wrong test cases of a study, with where the classifier looked."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,25 @@ from dermjax.evaluation.predictions import Predictions
 from dermjax.study.cells import Cell, Material
 
 
-def explained(
-    folders: dict[Cell, Path], material: Material, arms: tuple[str, ...], count: int
-) -> dict[str, list[Thumbnail]]:
-    """{heading: pictures} of some arms of every classifier: the first seed and fold, with the most real images."""
+def chosen(cells: Iterable[Cell], arms: tuple[str, ...]) -> list[Cell]:
+    """Returns the cells that are explained: of these arms the first seed and fold, with the most real images."""
+    cells = list(cells)
+    seed = min(cell.seed for cell in cells)
+    shots = min((cell.shots for cell in cells), key=lambda size: (size != 0, -size))
+    return [cell for cell in cells if (cell.fold, cell.seed, cell.shots) == (0, seed, shots) and cell.arm in arms]
+
+
+def explained(folders: dict[Cell, Path], material: Material, count: int) -> dict[str, list[Thumbnail]]:
+    """{heading: count pictures} of some cells, whose folders have classifiers; count 0 is none."""
     cases: dict[str, list[Thumbnail]] = {}
-    seed = min(cell.seed for cell in folders)
-    shots = min((cell.shots for cell in folders), key=lambda size: (size != 0, -size))
-    for cell, folder in folders.items():
-        if (cell.fold, cell.seed, cell.shots) == (0, seed, shots) and cell.arm in arms and count:
-            test = predictions.read_test(folder / "predictions.csv", material.real)
-            name = f"{wording.shown(cell.classifier)}, {wording.arm(cell.arm)}"
-            for kind, right in (("right", True), ("wrong", False)):
-                rows = np.flatnonzero(test.right == right)
-                rows = rows[np.argsort(-test.confidence[rows], kind="stable")][:count]
-                if len(rows):
-                    cases[f"{name}: confident and {kind}"] = _pictures(folder, test.at(rows), material)
+    for cell, folder in folders.items() if count else ():
+        test = predictions.read_test(folder / "predictions.csv", material.real)
+        name = f"{wording.shown(cell.classifier)}, {wording.arm(cell.arm)}"
+        for kind, right in (("right", True), ("wrong", False)):
+            rows = np.flatnonzero(test.right == right)
+            rows = rows[np.argsort(-test.confidence[rows], kind="stable")][:count]
+            if len(rows):
+                cases[f"{name}: confident and {kind}"] = _pictures(folder, test.at(rows), material)
     return cases
 
 

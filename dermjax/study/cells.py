@@ -8,6 +8,7 @@ arm is one of `classify`.
 
 import hashlib
 import os
+import shutil
 import socket
 import threading
 import uuid
@@ -171,6 +172,12 @@ def train(
         where = folder if last else folder / f"phase{number}"
         training.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
         start = str(where / "classifier")
+
+
+def shrink(folder: Path) -> None:
+    """Leaves of a finished cell what results are made of: a grid of classifiers takes tens of gigabytes."""
+    for name in ("checkpoints", "classifier", *(path.name for path in folder.glob("phase*"))):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def real_images(cell: Cell, real: Manifest, rare: Mapping[str, int]) -> Manifest:

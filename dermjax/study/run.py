@@ -41,14 +41,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     material_of = _materials(config, workdir, folders, prepared, reals)
     _report_other_causes(folders, material_of)
     materials = list({cell.fold: material for cell, material in material_of.items()}.values())
+    explained = cases.chosen(folders, report.PAPER_ARMS)
     for number, (cell, folder) in enumerate(folders.items(), start=1):
-        if finished(folder):
-            continue
-        with claimed(folder) as ours:
-            if ours and not finished(folder):  # another host may have finished it between the two checks
-                say(f"\nstudy: cell {number} of {len(folders)}, {cell.name}")
-                settings = config.classifiers[cell.classifier]
-                cells.train(cell, settings, material_of[cell], config.rare, workdir / "features", folder)
+        if not finished(folder):
+            with claimed(folder) as ours:
+                if ours and not finished(folder):  # another host may have finished it between the two checks
+                    say(f"\nstudy: cell {number} of {len(folders)}, {cell.name}")
+                    settings = config.classifiers[cell.classifier]
+                    cells.train(cell, settings, material_of[cell], config.rare, workdir / "features", folder)
+        if finished(folder) and cell not in explained:
+            cells.shrink(folder)
     left = [cell.name for cell, folder in folders.items() if not finished(folder)]
     if left:
         say(f"study: {len(left)} cells are being trained elsewhere, such as {left[0]}; the same command again reports")
@@ -64,10 +66,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
         config.bootstrap.to_dict(),
         own_generators=generator.sees_shots(config),
     )
-    explained = cases.explained(folders, materials[0], report.PAPER_ARMS, config.gallery)
+    # a run with more seeds or few-shot sizes kept the classifiers of other cells
+    kept = {cell: folders[cell] for cell in explained if (folders[cell] / "classifier").is_dir()}
+    pictures = cases.explained(kept, materials[0], config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
     case = report.describe_case(config.rare, config.without, generator.sees_shots(config), bool(any(config.shots)))
-    page = report.page(config.title, findings, materials, config.baseline, explained, frozen, config.gallery, case)
+    page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
     for (classifier, size), groups in report.by_setting(findings).items():

@@ -40,7 +40,8 @@ class Task:
     """What is learnt by which rule, and how it is watched.
 
     `evaluate(state, constants)` gives scalars and images to log; `minimise` names the scalar whose lowest value makes a
-    checkpoint the best, "" for none. `names` are what to call examples by their number in the batch's `row`.
+    checkpoint the best, "" for none; a step that leaves it out is not the best. `names` are what to call examples by
+    their number in the batch's `row`.
     """
 
     title: str
@@ -155,7 +156,7 @@ def fit(
                     raise NotFinite(f"{task.title}: {not_finite(streak, task.names)}; {remedy(folder)}")
                 if evaluated:
                     record |= task.evaluate(state, constants)
-                    value = record[task.minimise] if task.minimise else None
+                    value = record.get(task.minimise)
                     if value is not None and isfinite(value) and (best is None or value < best[1]):
                         best, saves = (k, value), True
                     elif value is not None and last and not (config.patience or isfinite(value)):

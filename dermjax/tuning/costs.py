@@ -76,7 +76,7 @@ def sampling_memory(setup: Setup, config: ConfigDict) -> float:
 
     State and frozen parameters stay where they are; the complete model is assembled beside them and draws a batch.
     """
-    if not (setup.samples.images and config.watch_every):
+    if not ((setup.samples.images or config.evidence.features) and config.watch_every):
         return 0.0
     state, frozen = setup.shapes
     resident = size(state) / setup.grid.shape["fsdp"] + size(frozen)

@@ -38,7 +38,7 @@ def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Con
         counts={label: (tuned[label], held_out[label]) for label in by_label},
         steps=config.steps,
         step=records[-1]["step"] if records else 0,
-        verdict=verdict(records),
+        verdict=f"{verdict(records)} {evidence(records)}".strip(),
         curves=data_uri(Image.open(io.BytesIO(curves)).convert("RGB")),
         grids={step: data_uri(Image.open(path)) for step, path in reversed(task.sample_grids(workdir).items())},
         prompts=sorted(set(training.prompts)),
@@ -68,9 +68,31 @@ def verdict(records: list[dict]) -> str:
     return f"{fell} and did not rise again."
 
 
+def evidence(records: list[dict]) -> str:
+    """Returns in words what images drawn at each look say, "" without any."""
+    looks = [record for record in records if "copies" in record]
+    if not looks:
+        return ""
+    first, last = looks[0], looks[-1]
+    return (
+        f"Of the images drawn at each look, nearer to a training image than one held-out image in a hundred comes: "
+        f"{first['copies']:.3f} at step {first['step']}, {max(look['copies'] for look in looks):.3f} at most, "
+        f"{last['copies']:.3f} at step {last['step']}. Their Fréchet distance to held-out images went from "
+        f"{first['frechet']:.4g} to {last['frechet']:.4g}; it compares looks of this run alone."
+    )
+
+
 def plot(records: list[dict]) -> bytes:
-    """Returns the curves of the training loss and of the loss on held-out images as a PNG."""
-    figure, axes = plt.subplots(figsize=(8, 3.6), dpi=110, layout="constrained")
+    """Returns the curves of the losses on training and on held-out images as a PNG; below them that of the copies."""
+    looks = [(record["step"], record["copies"]) for record in records if "copies" in record]
+    figure, grid = plt.subplots(
+        1 + bool(looks), squeeze=False, figsize=(8, 3.6 + 2 * bool(looks)), dpi=110, layout="constrained"
+    )
+    axes, *more = grid[:, 0]
+    for below in more:
+        below.plot(*zip(*looks, strict=True), color="#a94a26", lw=1.8, marker="o", ms=4)
+        below.set(xlabel="step", ylabel="share of copies", ylim=(0, 1))
+        below.spines[["top", "right"]].set_visible(False)
     for name, label, style in (
         ("loss", "training images, noise drawn anew", {"color": "#9a9da3", "lw": 1}),
         ("validation_loss", "held-out images, the same noise", {"color": "#a94a26", "lw": 1.8, "marker": "o", "ms": 4}),

@@ -8,6 +8,7 @@ for the moments and the contexts, for every evaluation, and once more when the t
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -21,13 +22,15 @@ from dermjax.data import images, pipelines
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
+from dermjax.evaluation import features
+from dermjax.evaluation.features import FeatureExtractor
 from dermjax.models import clip_text, unet, vae
 from dermjax.models.unet import REMAT
 from dermjax.progress import say
 from dermjax.training import optimizers
-from dermjax.training.loop import Evaluate, LoopConfig, Task, fit
+from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import autoencoder, costs, outputs, report, task, trainable
+from dermjax.tuning import autoencoder, costs, curve, outputs, report, task, trainable
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.latents import Encoder
 from dermjax.tuning.setup import Setup, read_setup
@@ -62,13 +65,13 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     costs.report(setup, config)
 
     setup = autoencoder.tune(setup, config, workdir)
-    sample = task.sampling(setup.sd, setup.complete, setup.prompts, setup.samples, setup.grid, workdir)
+    network = features.read(config.evidence.features)
     training, validation, texts = _encode(setup, config, workdir)
     batches = pipelines.array_batches(
         training, batch=config.batch, seed=config.seed, epoch=setup.training.epoch,
         rows=sharding.local_rows(config.batch, setup.grid),
     )  # fmt: skip
-    learning = _task(setup, config, workdir, sample, validation, on_loss)
+    learning = _task(setup, config, workdir, network, validation, on_loss)
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
@@ -108,6 +111,10 @@ def check(config: ConfigDict) -> None:
         if value or option != "precision":
             optimizers.pick(f"config.{option}", known, value)
     samplers.get_sampler(config.samples.sampler)
+    optimizers.pick("config.evidence.minimise", dict.fromkeys(curve.MINIMISED), config.evidence.minimise)
+    if config.evidence.features and not (config.watch_every and config.validation_draws and config.evidence.images):
+        raise UserError("config.evidence.features needs looks: give config.watch_every, config.validation_draws and "
+                        "config.evidence.images")  # fmt: skip
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs looks at held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
@@ -133,19 +140,35 @@ def _encode(setup: Setup, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows
 
 
 def _task(
-    setup: Setup, config: ConfigDict, workdir: Path, sample: Evaluate, validation: Rows, on_loss: Callable
-) -> Task:
-    """Returns the training task: the DreamBooth loss, watched by samples, the report and the held-out loss."""
+    setup: Setup, config: ConfigDict, workdir: Path, network: FeatureExtractor | None, validation: Rows,
+    on_loss: Callable,
+) -> Task:  # fmt: skip
+    """Returns the training task: the DreamBooth loss, watched by samples, the report and the held-out loss.
+
+    With a network copies and the Frechet distance of drawn images are watched too.
+    """
+
+    def drawing(samples: task.Samples) -> Callable[[State, dict], np.ndarray]:
+        return task.drawing(setup.sd, setup.complete, setup.prompts, samples, setup.grid)
+
+    evidence, watch = config.evidence, lambda state, constants: {}
+    if network:
+        draw = drawing(replace(setup.samples, images=evidence.images))
+        watch = curve.figures(draw, network, setup.training, setup.validation, workdir / "features")
+    sample = task.sampling(drawing(setup.samples), setup.samples, workdir)
     measure = task.validation(setup.loss(**task.PLAIN), validation, config.validation_draws, config.batch, setup.grid)
 
     def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
         samples = sample(state, constants)
         report.write(workdir, config, setup.training, setup.validation)
-        scalars = measure(state, constants)
+        scalars = measure(state, constants) | watch(state, constants)
+        if network:
+            scalars |= curve.judged(scalars, evidence.minimise, evidence.most_copies)
         on_loss(int(state.step), scalars.get("validation_loss", np.nan))
         return scalars | samples
 
-    minimise = "validation_loss" if validation and config.validation_draws else ""
+    held_out = "validation_loss" if validation and config.validation_draws else ""
+    minimise = curve.JUDGED if network else held_out
     return Task("tune", setup.loss(**config.loss), setup.optimizer, evaluate, minimise, setup.training.names)
 
 

@@ -80,6 +80,8 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
     manifest = records.read(Path(config.manifest))
     training = concepts.training(manifest, config.prompts, **config.concepts)
     validation = concepts.plain(manifest, manifest.split("validation"), config.prompts)
+    if config.evidence.features and len(validation.sources) < 2:
+        raise UserError("config.evidence.features needs two or more images in the validation split of the manifest")
     if config.patience and not (validation.sources and config.validation_draws):
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
     sd, params, words = latents.read_model(

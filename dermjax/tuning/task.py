@@ -115,41 +115,48 @@ class Samples:
     batch: int
 
 
-def sampling(
-    sd: StableDiffusion,
-    complete: Callable[[dict, dict], Params],
-    prompts: Prompts,
-    samples: Samples,
-    grid: Mesh,
-    workdir: Path,
-) -> Evaluate:
-    """Returns sample(state, constants) -> {"samples": uint8 [H, W, 3]}, a row a prompt; it is in workdir/samples too.
+def drawing(
+    sd: StableDiffusion, complete: Callable[[dict, dict], Params], prompts: Prompts, samples: Samples, grid: Mesh
+) -> Callable[[State, dict], np.ndarray]:
+    """Returns draw(state, constants) -> uint8 [images, H, W, 3], those of one prompt after those of another.
 
     `complete(trained, constants)` gives the parameters of the complete model. Images are drawn from the seeds 0, 1, …
-    every time, so that they show what the steps changed. Without images it returns {}.
+    every time, so that they show what the steps changed.
     """
-    if not samples.images:
-        return lambda state, constants: {}
-    draw = text_to_image(latent_diffusion(sd, samples.settings, None), samples.size)
+    one = text_to_image(latent_diffusion(sd, samples.settings, None), samples.size)
     seeds = np.arange(samples.images * len(samples.prompts), dtype=np.uint32)
     tokens = np.repeat(prompts.tokens[prompts.rows(samples.prompts)], samples.images, axis=0)
     negative = np.broadcast_to(prompts.tokens[-1], tokens.shape) if samples.settings.guidance > 1 else None
     guidance = samples.settings.weights()
     gather = jax.jit(lambda images: images, out_shardings=sharding.replicated(grid))
 
-    def sample(state: State, constants: dict) -> dict[str, np.ndarray]:
+    def draw(state: State, constants: dict) -> np.ndarray:
         machine.release_memory()
         params, parts = complete(state.smooth, constants), []
         for at in range(0, len(seeds), samples.batch):
             some = np.arange(at, at + samples.batch) % len(seeds)
             against = None if negative is None else negative[some]
-            parts.append(gather(draw(params, tokens[some], against, seeds[some], guidance)))
+            parts.append(gather(one(params, tokens[some], against, seeds[some], guidance)))
         images = np.concatenate([np.asarray(part) for part in parts])[: len(seeds)]
         del params, parts
         machine.release_memory()
         for number, image in enumerate(images):
             check_drawn(image, f"sample of step {int(state.step)}, {samples.prompts[number // samples.images]!r}")
-        page = thumbnails.grid(np.split(images, len(samples.prompts)))
+        return images
+
+    return draw
+
+
+def sampling(draw: Callable[[State, dict], np.ndarray], samples: Samples, workdir: Path) -> Evaluate:
+    """Returns sample(state, constants) -> {"samples": uint8 [H, W, 3]}, a row a prompt; it is in workdir/samples too.
+
+    Without images it returns {}.
+    """
+    if not samples.images:
+        return lambda state, constants: {}
+
+    def sample(state: State, constants: dict) -> dict[str, np.ndarray]:
+        page = thumbnails.grid(np.split(draw(state, constants), len(samples.prompts)))
         if jax.process_index() == 0:
             folder = workdir / FOLDER
             folder.mkdir(exist_ok=True)

@@ -44,6 +44,19 @@ def test_the_jackknife_takes_off_what_few_images_add():
     assert abs(estimate.value) < 0.15 * distances.frechet(one, two)
 
 
+def test_extrapolation_reaches_the_distance_of_infinitely_many_images():
+    """Two samples of normals 0.1 apart in each of 40 dimensions: 0.4, where 400 images say more than 2."""
+    found = []
+    for seed in range(8):
+        one, two = (
+            normal(400, np.zeros(40), np.eye(40), 2 * seed),
+            normal(400, np.full(40, 0.1), np.eye(40), 2 * seed + 1),
+        )
+        assert distances.frechet(one, two) > 1.5
+        found.append(distances.frechet_infinite(one, two, seed))
+    assert np.mean(found) == pytest.approx(0.4, abs=0.15) and np.std(found) < 0.3
+
+
 def test_intervals_of_the_jackknife_cover_the_truth():
     """Of 200 pairs of samples, 95 % within a binomial's 99 % interval: 0.905 to 0.985; the truth by its closed form."""
     rng, shift = np.random.default_rng(4), np.full(6, 0.2)

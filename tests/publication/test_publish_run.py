@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from dermjax.data import digests, images, records
 from dermjax.data.export import forms
 from dermjax.data.records import Manifest, Record
+from dermjax.evaluation.images import table
 
 PUBLISH = Path(__file__).parents[2] / "configs" / "publish.py"
 LABELS = ("benign", "malignant")
@@ -151,6 +152,49 @@ def test_without_an_evaluation_the_card_says_so(publish, tmp_path):
     assert "Whether images show their label has not been measured" in (tmp_path / "out/README.md").read_text()
 
 
+def evidence(curated, **changes):
+    """The results of evaluate.py:images, as far as they go on the card."""
+    figure = {"value": 0.25, "n": 9, "low": 0.2, "high": 0.3, "note": ""}
+    names = ("frechet", "kid", "precision", "recall", "coverage")
+    kept = [record for record in curated if record.kept]
+    return {
+        "line": {"name": "mine", "synthetic": table.digest(kept)} | changes,
+        "fidelity": {"all classes": {"reference": 20, **dict.fromkeys(("synthetic", "ceiling"), dict.fromkeys(
+            names, figure))}},
+        "ms_ssim": {"benign": {"synthetic": figure, "training": None}},
+        "copies": {"share": figure, "beyond": figure, "limit": {"found": 8, "known": 9}},
+        "use": {
+            "label_fidelity": figure, "accuracy_on_real": figure | {"value": 0.75},
+            "auroc_on_test": dict.fromkeys(("training", "synthetic", "training + synthetic"), figure),
+            "auroc_masked": dict.fromkeys(("hidden", "alone"), dict.fromkeys(("training", "synthetic"), figure)),
+        },
+        "shortcuts": {"synthetic": {"auroc": figure | {"low": 0.9}}},
+        "membership": {"all classes": {"auroc": figure, "found": {"0.01": figure}}},
+    }  # fmt: skip
+
+
+def test_the_evidence_of_these_images_stands_on_the_card(publish, tmp_path, curated):
+    (tmp_path / "evidence").mkdir()
+    path = tmp_path / "evidence" / "results.json"
+    path.write_text(json.dumps(evidence(curated[:4])))
+    code, _, error = publish(evidence="evidence")
+    assert code == 2 and "config.evidence evidence: not of the images that are published" in error
+    path.write_text(json.dumps(evidence(curated)))
+    code, _, error = publish(evaluation="evidence")
+    assert code == 2 and "config.evaluation evidence: of evaluate.py:images; give it as config.evidence" in error
+    assert publish(evidence="evidence")[0] == 0
+    card = (tmp_path / "out/README.md").read_text()
+    for told in (
+        "## Evidence\n\n- Fréchet distance 0.250 (0.200 to 0.300) to 20 held-out real images",
+        "\n- Shortcut: hairs, rulers, corners, ink and gel alone tell the label of synthetic images",
+        "| figure | these images | real images in their place |",
+        "| label fidelity | 0.250 (0.200 to 0.300) | 0.750 (0.200 to 0.300) |",
+        "| copies of training images | 0.250 (0.200 to 0.300) | – |",
+        '    {"name": "mine", "synthetic": "',
+    ):
+        assert told in card, f"{told}\n{card}"
+
+
 def test_killed_and_run_twice_it_ends_the_same(publish, tmp_path):
     class Killed(BaseException):
         """What stops a process at once."""
@@ -193,6 +237,7 @@ def test_croissant_is_valid(publish, tmp_path, curated, form):
         ({"manifest": "raw"}, "manifest raw: not compared with the training images; publish what `curate` left"),
         ({"manifest": "none"}, "manifest none: curation kept no image"),
         ({"evaluation": "curate"}, "config.evaluation curate: no results.json; give the workdir of `evaluate`"),
+        ({"evidence": "curate"}, "config.evidence curate: no results.json; give the workdir of evaluate.py:images"),
         ({"forms": "('zip',)"}, "config.forms: ['zip']; give some of imagefolder, webdataset, array_record"),
         ({"forms": "()"}, "config.forms: none; give some of imagefolder"),
     ],

@@ -20,6 +20,7 @@ LEAST = 2 * NEIGHBOURS  # images of a set; a neighbourhood needs more than NEIGH
 MOST = 5000  # images of each set whose kernels are compared twenty times over
 DISTANCES = {"frechet": distances.frechet, "kid": distances.kid, "mmd": distances.mmd}
 SHARES = ("precision", "recall", "density", "coverage")
+COMPARED_ONLY = ("vendi", "frechet_infinite")  # without an interval
 HIGHER_IS_BETTER = (*SHARES, "authentic", "vendi")
 
 
@@ -86,9 +87,14 @@ def figures(reference: np.ndarray, images: np.ndarray, seed: int) -> dict[str, E
     rng = np.random.default_rng(seed)
     sets = [each if len(each) <= MOST else rng.choice(each, MOST, replace=False) for each in (reference, images)]
     found = {name: intervals.jackknife(distance, sets, seed) for name, distance in DISTANCES.items()}
-    if min(map(len, sets)) <= reference.shape[1]:
-        note = f"{min(map(len, sets))} images for {reference.shape[1]} features: too few, the value is no distance"
-        found["frechet"] = Estimate(value=found["frechet"].value, n=found["frechet"].n, low=None, high=None, note=note)
+    few, width = min(map(len, sets)), reference.shape[1]
+    if few <= width:
+        note = f"{few} images for {width} features: too few, the value is no distance"
+        found["frechet"] = Estimate(value=found["frechet"].value, n=few, low=None, high=None, note=note)
+    if few * distances.SMALLEST_PART > width:
+        note = f"extrapolated from {few * distances.SMALLEST_PART:.0f} to {few} images"
+        value = distances.frechet_infinite(*sets, seed)
+        found["frechet_infinite"] = Estimate(value=value, n=few, low=None, high=None, note=note)
     near = distances.neighbourhoods(reference, images)
     found |= {name: intervals.mean(getattr(near, name)) for name in SHARES}
     # it grows with the number of images, so that it has no value to estimate, and is only compared at the same number

@@ -10,12 +10,14 @@ from dermjax.data.records import Record
 from dermjax.data.thumbnails import Thumbnail, thumbnail
 from dermjax.evaluation import distances, wording
 from dermjax.evaluation.images.fidelity import HIGHER_IS_BETTER
+from dermjax.evaluation.intervals import CONSTANT
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SORT = Path(__file__).with_name("sort.js")
 MEANINGS = {
     "frechet": ("Fréchet distance", "of the mean and the covariance of what the network sees; 0 is the same"),
+    "frechet_infinite": ("Fréchet distance, n → ∞", "the same, extrapolated to infinitely many images"),
     "kid": ("kernel distance (KID)", "of all moments up to the third; 0 is the same, and chance may put it below"),
     "mmd": ("MMD", "the distance of means under a wide Gaussian kernel, times 1000; 0 is the same"),
     "precision": ("precision", "share of images as near to held-out photographs as those are to each other"),
@@ -27,20 +29,57 @@ MEANINGS = {
 }
 
 
-def page(title: str, sets, results: dict, line: dict, count: int) -> str:
-    """The HTML of the page; `sets` are `run.Sets`, count: pictures a row."""
+LABEL, AREA = "label fidelity", "AUROC on real test images, trained on these"
+COLUMNS = {  # of the table of models
+    "n": "n", "frechet": "FD", "frechet_of_real": "FD of real", "kid": "KID", "precision": "P", "recall": "R",
+    "density": "D", "coverage": "C", "copies": "copies", "membership_found_at_0.01": "MIA found at 1 %",
+    "label_fidelity": "label fidelity", "auroc_trained_on_real": "AUROC, real", "auroc_trained_on_both": "AUROC, both",
+}  # fmt: skip
+
+
+def page(title: str, sets, results: dict, other: dict | None, lines: list[dict], count: int) -> str:
+    """The HTML of the page; `sets` are `run.Sets`, results and those of another set as they stand in their file, lines
+    those of the table of models, count: pictures a row."""
     script = SORT.read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return fill(
-        TEMPLATE, {"estimate": estimate, **wording.FILTERS}, title=title, results=results, line=line, sets=sets,
+        TEMPLATE, {"estimate": estimate, **wording.FILTERS}, title=title, results=results, sets=sets, lines=lines,
+        columns=COLUMNS, line=results["line"], figures=figures(results),
+        other=other, others=figures(other) if other else {},
         sentences=sentences(results), meanings=MEANINGS, better=HIGHER_IS_BETTER, script=script, script_digest=digest,
         pictures=_pictures(sets, count), pairs=_pairs(sets, results["copies"]["pairs"]),
         artefacts=list(results["shortcuts"]["training"]["rates"]),
     )  # fmt: skip
 
 
+def beside_real(results: dict) -> list[tuple[str, str, str]]:
+    """(figure, of the set, of real images in its place), as text."""
+    ceiling = next(iter(results["fidelity"].values()))["ceiling"]
+    real = {MEANINGS[name][0]: value for name, value in ceiling.items()}
+    real |= {f"MS-SSIM within {label}": each["training"] for label, each in results["ms_ssim"].items()}
+    real |= {LABEL: results["use"]["accuracy_on_real"], AREA: results["use"]["auroc_on_test"]["training"]}
+    return [(name, estimate(each), estimate(real.get(name))) for name, each in figures(results).items() if each]
+
+
+def figures(results: dict) -> dict[str, dict | None]:
+    """The figures of a set that another is compared by, under the names that people read."""
+    every = next(iter(results["fidelity"].values()))["synthetic"]
+    use, attacked = results["use"], results["membership"]
+    attacked = next(iter(attacked.values())) if attacked else {"auroc": None, "found": {"0.01": None}}
+    return {
+        **{MEANINGS[name][0]: value for name, value in every.items()},
+        **{f"MS-SSIM within {label}": each["synthetic"] for label, each in results["ms_ssim"].items()},
+        "copies of training images": results["copies"]["share"],
+        LABEL: use["label_fidelity"],
+        AREA: use["auroc_on_test"]["synthetic"],
+        "the same, trained on these and real ones": use["auroc_on_test"]["training + synthetic"],
+        "AUROC of the attack on the model": attacked["auroc"],
+        "training images found at 1 % of false alarms": attacked["found"]["0.01"],
+    }
+
+
 def sentences(results: dict) -> list[str]:
-    """What the figures say, in a few words each."""
+    """What the figures say, in a few words each; results as they stand in their file."""
     every_class = next(iter(results["fidelity"]))
     every = results["fidelity"][every_class]
     made, ceiling = every["synthetic"], every["ceiling"]
@@ -59,7 +98,7 @@ def sentences(results: dict) -> list[str]:
     )
     found.append(
         f"Copies of training images: {estimate(copies['share'])} (after what the limit misses; "
-        f"{copies['beyond'].value:.3f} of the images lie beyond it, and {copies['limit']['found']} of "
+        f"{copies['beyond']['value']:.3f} of the images lie beyond it, and {copies['limit']['found']} of "
         f"{copies['limit']['known']} known copies)."
     )
     auroc = use["auroc_on_test"]
@@ -70,11 +109,17 @@ def sentences(results: dict) -> list[str]:
     if results["membership"]:
         attacked = results["membership"][every_class]
         found.append(
-            f"Whoever has the model tells training images from others with AUROC {estimate(attacked.auroc)}, and finds "
-            f"{estimate(attacked.found[0.01])} of them at 1 % of false alarms."
+            f"Whoever has the model tells training images from others with AUROC {estimate(attacked['auroc'])}, and "
+            f"finds {estimate(attacked['found']['0.01'])} of them at 1 % of false alarms."
         )
+    hidden, alone = use["auroc_masked"].values()
+    found.append(
+        f"With the lesion hidden, the probe of synthetic images has AUROC {estimate(hidden['synthetic'])}, that of "
+        f"real ones {estimate(hidden['training'])}; with the lesion alone {estimate(alone['synthetic'])} and "
+        f"{estimate(alone['training'])}."
+    )
     for name, each in results["shortcuts"].items():
-        if each["auroc"] is not None and each["auroc"].low is not None and each["auroc"].low > 0.5:
+        if each["auroc"] and tells(each["auroc"]):
             found.append(
                 f"Shortcut: hairs, rulers, corners, ink and gel alone tell the label of {name} images, AUROC "
                 f"{estimate(each['auroc'])}."
@@ -82,11 +127,17 @@ def sentences(results: dict) -> list[str]:
     return found
 
 
-def estimate(each) -> str:
-    """A figure with its interval: 0.812 (0.790 to 0.834); an Estimate or its dict."""
-    value, low, high, note = (
-        (each[key] if isinstance(each, dict) else getattr(each, key)) for key in ("value", "low", "high", "note")
-    )
+def tells(auroc: dict) -> bool:
+    """Whether an AUROC is above chance; where every resample is the same, as of 1, its value decides."""
+    low = auroc["value"] if auroc["note"] == CONSTANT else auroc["low"]
+    return low is not None and low > 0.5
+
+
+def estimate(each: dict | None) -> str:
+    """A figure with its interval, 0.812 (0.790 to 0.834), or with the reason why there is none."""
+    if each is None:
+        return "–"
+    value, low, high, note = (each[key] for key in ("value", "low", "high", "note"))
     digits = 1 if abs(value) >= 10 else 3
     return f"{value:.{digits}f} ({note if low is None else f'{low:.{digits}f} to {high:.{digits}f}'})"
 

@@ -2,6 +2,7 @@
 
 real manifest + synthetic manifest -> features of a frozen network -> fidelity, copies, label, use, shortcuts, tones
 tuned model -> what it gives away of its training images
+another set, or its finished evaluation -> beside it
 """
 
 import json
@@ -19,9 +20,19 @@ from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import fairness, features, findings, intervals
-from dermjax.evaluation.features import FeatureExtractor
-from dermjax.evaluation.images import fidelity, membership, memorisation, probe, report, shortcuts
-from dermjax.evaluation.images.fidelity import Features, Fidelity
+from dermjax.evaluation.features import ALONE, HIDDEN, MIRRORED, FeatureExtractor
+from dermjax.evaluation.images import (
+    adherence,
+    fidelity,
+    membership,
+    memorisation,
+    probe,
+    report,
+    shortcuts,
+    similarity,
+    table,
+)
+from dermjax.evaluation.images.fidelity import COMPARED_ONLY, Features, Fidelity
 from dermjax.evaluation.images.membership import Attack, Scores
 from dermjax.evaluation.intervals import Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
@@ -31,6 +42,9 @@ from dermjax.run_folder import write_atomically
 from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.weights import model_files
 
+RESULTS, FEATURES = "results.json", "features"  # in the workdir
+CLASS = "class"
+TOKENS = (CLASS, "all")
 HELD_OUT = ("validation", "test")  # splits whose images the generator was not tuned on
 BALANCED = "balanced_accuracy"
 # measured on one core: DINOv2's features of an image, with those of its mirror image; a loss of derm-base
@@ -43,16 +57,25 @@ PAIRS = 12  # nearest pairs that the page shows
 
 @dataclass(frozen=True)
 class Sets:
-    """The images that are compared, and what the network sees in them: float32 [N, D] by set."""
+    """The images that are compared, and what the network sees in them: float32 [N, D] by set.
+
+    The first `leading` features are those that sets are compared by; None is all.
+    """
 
     real: Manifest
     synthetic: Manifest
     records: dict[str, list[Record]]  # "training", "validation", "test", "synthetic"
     features: dict[str, np.ndarray]
+    leading: int | None
 
     def classes(self, name: str) -> np.ndarray:
         """The class of each image of a set, int [N]."""
         return np.array([self.real.labels.index(record.label) for record in self.records[name]], int)
+
+    def compared(self, *names: str) -> Features:
+        """What sets, joined, are compared by."""
+        values = np.concatenate([self.features[name][:, : self.leading] for name in names])
+        return Features(values, np.concatenate([self.classes(name) for name in names]))
 
     def names(self, name: str) -> list[str]:
         """The path of each image of a set."""
@@ -69,45 +92,122 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Features and the tuned model's losses are kept in the workdir; the rest is done anew in every call.
     """
     real, synthetic = (records.read_named(config[key], key) for key in ("real", "synthetic"))
-    chosen = select(real, synthetic)
+    chosen = select(real, synthetic, "synthetic")
     audit.refuse([real, synthetic])
+    if config.tokens not in TOKENS:
+        raise UserError(f"config.tokens = {config.tokens!r}: give one of {', '.join(TOKENS)}")
     network = features.read(config.features)
     if network is None:
-        raise UserError("config.features: no network; give a folder of DINOv2, another ViT or MobileNetV2")
+        raise UserError("config.features: no network; give a folder of DINOv2, another ViT, MobileNetV2 or CLIP, or "
+                        "the file of InceptionV3")  # fmt: skip
     model = model_files.locate(config.model) if config.model else None
     prompts = prompts_of(config.prompt, model, real.labels) if model else {}
-    number = sum(map(len, chosen.values()))
+    table.read(config.table)  # what cannot be read is said before anything is computed
+    other = finished_evaluation(config, network, chosen)
+    rival = records.read_named(config.compare, "compare") if config.compare and not other else None
+    if rival:
+        of_rival = select(real, rival, "compare")
+        audit.refuse([real, rival])
+    number = sum(map(len, chosen.values())) + 2 * len(chosen["test"]) + (len(of_rival["synthetic"]) if rival else 0)
     asked = (len(chosen["training"]) + len(chosen["test"])) * config.draws if model else 0
     cost("evaluate", images=number, losses=asked, seconds=number * SECONDS_OF_FEATURES + asked * SECONDS_OF_LOSS)
-    kept = workdir / "features"
-    seen = {
-        name: network.features(synthetic if name == "synthetic" else real, each, folder=kept)
-        for name, each in chosen.items()
-    }
-    sets = Sets(real, synthetic, chosen, seen)
-    training_mirrored = network.features(real, chosen["training"], mirrored=True, folder=kept)
-    bootstrap = config.bootstrap.to_dict()
-    results = {
-        "extractor": {"folder": Path(config.features).name, "digest": network.digest},
-        "images": {name: dict(Counter(record.label for record in each)) for name, each in chosen.items()},
-        "fidelity": {name: asdict(each) for name, each in compare(sets, config.seed).items()},
-        "copies": copies(sets, network, training_mirrored, config.seed),
-        "use": use(sets, bootstrap),
-        "shortcuts": find_shortcuts(sets, bootstrap, config.seed),
-        "tones": tones(sets),
-        "membership": membership_of(sets, model, prompts, config, workdir) if model else None,
-    }
-    line = summary(config.name or workdir.name, results)
-    text = json.dumps(results | {"line": line}, indent=2, default=asdict, allow_nan=False)
-    write_atomically(workdir / "results.json", text)
-    write_atomically(workdir / "report.html", report.page(config.title, sets, results, line, config.gallery))
+    kept = workdir / FEATURES
+    sets, results = measure(config, network, real, synthetic, chosen, config.name or workdir.name, kept)
+    attacked = membership_of(sets, model, prompts, config, kept) if model else None
+    results = finished(results | {"membership": attacked})
+    if rival:
+        _, found = measure(config, network, real, rival, of_rival, rival.home.name, kept)
+        other = finished(found | {"membership": None})
+    lines = table.append(config.table, results["line"])
+    write_atomically(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False))
+    page = report.page(config.title, sets, results, other, lines, config.gallery)
+    write_atomically(workdir / "report.html", page)
     for row in report.sentences(results):
         say(f"evaluate: {row}")
     say(f"evaluate: the report is {workdir / 'report.html'}")
 
 
-def select(real: Manifest, synthetic: Manifest) -> dict[str, list[Record]]:
-    """The records of each set.
+def measure(
+    config: ConfigDict, network: FeatureExtractor, real: Manifest, synthetic: Manifest,
+    chosen: dict[str, list[Record]], name: str, kept: Path,
+) -> tuple[Sets, dict]:  # fmt: skip
+    """The sets and every figure about the images, whatever model made them; features are kept in a folder."""
+    seen = {
+        each: network.features(synthetic if each == "synthetic" else real, some, folder=kept)
+        for each, some in chosen.items()
+    }
+    leading = network.encoder.leading if config.tokens == CLASS else None
+    sets = Sets(real, synthetic, chosen, seen, leading)
+    mirrored = network.features(real, chosen["training"], view=MIRRORED, folder=kept)
+    masked = {view: network.features(real, chosen["test"], view=view, folder=kept) for view in (HIDDEN, ALONE)}
+    bootstrap = config.bootstrap.to_dict()
+    asked = [record for record in synthetic.records if record.synthetic and record.generation.get("prompt")]
+    return sets, {
+        "name": name,
+        "extractor": {
+            "folder": Path(config.features).name,
+            "digest": network.digest,
+            "size": network.encoder.size,
+            "features": sets.compared("test").values.shape[1],
+            "tokens": config.tokens,
+        },
+        "digests": {
+            "real": table.digest(_real(chosen)),
+            "synthetic": table.digest(chosen["synthetic"]),
+        },
+        "images": {each: dict(Counter(record.label for record in some)) for each, some in chosen.items()},
+        "fidelity": {each: asdict(found) for each, found in compare(sets, config.seed).items()},
+        "ms_ssim": {
+            label: {each: similarity.within(sets.manifest(each),
+                                            [record for record in chosen[each] if record.label == label], config.seed)
+                    for each in ("training", "synthetic")}
+            for label in real.labels
+        },
+        "copies": copies(sets, network, mirrored, config.seed),
+        "use": use(sets, masked, bootstrap),
+        "shortcuts": find_shortcuts(sets, bootstrap, config.seed),
+        "adherence": adherence.compare(
+            [record.generation["prompt"] for record in asked], adherence.measure(synthetic, asked)
+        ),
+        "tones": tones(sets),
+    }  # fmt: skip
+
+
+def finished(results: dict) -> dict:
+    """The results as they stand in their file, plain numbers alone, with the line of the table."""
+    return json.loads(json.dumps(results | {"line": summary(results)}, default=asdict, allow_nan=False))
+
+
+def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: dict[str, list[Record]]) -> dict | None:
+    """The results that config.compare holds; None where it is empty or a manifest.
+
+    Raises:
+      UserError: they are of another kind, by another network or of other real images.
+    """
+    path = Path(config.compare, RESULTS)
+    if not config.compare or not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        report.figures(found)
+        others = (found["line"]["extractor"], found["line"]["tokens"], found["line"]["real"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"config.compare {path}: not of evaluate.py:images as it is now; evaluate it again, or give "
+                        "its manifest") from error  # fmt: skip
+    own = (network.digest, config.tokens, table.digest(_real(chosen)))
+    if others != own:
+        raise UserError(f"config.compare {path}: measured by another network or on other real images; give its "
+                        "manifest instead")  # fmt: skip
+    return found
+
+
+def _real(chosen: dict[str, list[Record]]) -> list[Record]:
+    """The real images of all sets."""
+    return [record for name in ("training", *HELD_OUT) for record in chosen[name]]
+
+
+def select(real: Manifest, synthetic: Manifest, key: str) -> dict[str, list[Record]]:
+    """The records of each set; key: of the config, that names the synthetic ones.
 
     Raises:
       UserError: classes differ, a set or a class of it is empty, or an image stands in both manifests.
@@ -115,31 +215,28 @@ def select(real: Manifest, synthetic: Manifest) -> dict[str, list[Record]]:
     if len(real.labels) < 2:
         raise UserError(f"config.real: one class, {real.labels[0]}; labels are told apart, so give two or more")
     if real.labels != synthetic.labels:
-        raise UserError(f"config.synthetic: classes {synthetic.labels} are not the real ones, {real.labels}")
+        raise UserError(f"config.{key}: classes {synthetic.labels} are not the real ones, {real.labels}")
     chosen = {
         "training": [record for record in real.split("train") if not record.synthetic],
         **{split: real.split(split) for split in HELD_OUT},
         "synthetic": [record for record in synthetic.split("train") if record.synthetic],
     }
     if not chosen["synthetic"]:
-        raise UserError("config.synthetic: no kept synthetic image; give the manifest of `generate` or `curate`")
+        raise UserError(f"config.{key}: no kept synthetic image; give the manifest of `generate` or `curate`")
     for name in ("training", *HELD_OUT, "synthetic"):
         if absent := [label for label in real.labels if label not in {record.label for record in chosen[name]}]:
             raise UserError(f"the {name} images have none of the class {absent[0]}")
-    known = {record.sha256: record.image for name in ("training", *HELD_OUT) for record in chosen[name]}
+    known = {record.sha256: record.image for record in _real(chosen)}
     if same := [record for record in chosen["synthetic"] if record.sha256 in known]:
-        raise UserError(f"config.synthetic: {same[0].image} is the real image {known[same[0].sha256]}, and "
+        raise UserError(f"config.{key}: {same[0].image} is the real image {known[same[0].sha256]}, and "
                         f"{len(same) - 1} others are real ones too")  # fmt: skip
     return chosen
 
 
 def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
     """Fidelity of all images, and of each class that has enough of them."""
-    reference = Features(
-        np.concatenate([sets.features[split] for split in HELD_OUT]),
-        np.concatenate([sets.classes(split) for split in HELD_OUT]),
-    )
-    others = [Features(sets.features[name], sets.classes(name)) for name in ("training", "synthetic")]
+    reference = sets.compared(*HELD_OUT)
+    others = [sets.compared(name) for name in ("training", "synthetic")]
     found = {EVERY: fidelity.compare(reference, *others, seed)}
     for number, label in enumerate(sets.real.labels):
         some = [each.of(number) for each in (reference, *others)]
@@ -182,14 +279,17 @@ def _altered(sets: Sets, network: FeatureExtractor, seed: int) -> np.ndarray:
     sources = [sets.records["training"][at] for at in np.sort(chosen)]
 
     def alter(record: Record) -> np.ndarray:
-        image = images.load(sets.real.path(record), features.SIZE)
+        image = images.load(sets.real.path(record), network.encoder.size)
         return from_model(augmentation.POLICIES["mild"](image, np.random.default_rng(int(record.sha256[:16], 16))))
 
     return network.of_pixels(map(alter, sources), len(sources))
 
 
-def use(sets: Sets, bootstrap: dict[str, int]) -> dict:
-    """Label fidelity by a probe of real images, and what probes of each set, and of both, reach on real test images."""
+def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) -> dict:
+    """Label fidelity by a probe of real images, and what probes of each set, and of both, reach on real test images.
+
+    masked: features of the test images without the lesion, and of it alone: whether they look at the lesion.
+    """
     validation = sets.features["validation"], sets.classes("validation")
     judges = {
         name: probe.fit(sets.features[name], sets.classes(name), validation) for name in ("training", "synthetic")
@@ -199,10 +299,13 @@ def use(sets: Sets, bootstrap: dict[str, int]) -> dict:
         np.concatenate([sets.classes(name) for name in ("training", "synthetic")]),
         validation,
     )
-    on_test = {
-        name: probe.judge(each, sets.names("test"), sets.features["test"], sets.classes("test"))
-        for name, each in {**judges, BOTH: both}.items()
-    }
+    probes = {**judges, BOTH: both}
+
+    def on(seen: np.ndarray) -> dict[str, Predictions]:
+        return {name: probe.judge(each, sets.names("test"), seen, sets.classes("test"))
+                for name, each in probes.items()}  # fmt: skip
+
+    on_test = on(sets.features["test"])
     asked = probe.judge(
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
     )
@@ -220,6 +323,10 @@ def use(sets: Sets, bootstrap: dict[str, int]) -> dict:
             for number, name in enumerate(sets.real.labels)
         },
         "auroc_on_test": {name: _auroc(each, sets, "test", bootstrap) for name, each in on_test.items()},
+        "auroc_masked": {
+            view: {name: _auroc(each, sets, "test", bootstrap) for name, each in on(seen).items()}
+            for view, seen in masked.items()
+        },
         "subgroups": {
             name: fairness.compare(
                 _fold(on_test[name], sets, "test", bootstrap, fairness.FIGURES), findings.subgroups(sets.real)
@@ -251,7 +358,7 @@ def tones(sets: Sets) -> dict[str, dict[str, int]]:
 
 
 def membership_of(
-    sets: Sets, model: Path, prompts: dict[str, str], config: ConfigDict, workdir: Path
+    sets: Sets, model: Path, prompts: dict[str, str], config: ConfigDict, kept: Path
 ) -> dict[str, Attack]:
     """What the tuned model gives away of its training images, of all and of each class.
 
@@ -265,6 +372,8 @@ def membership_of(
         raise UserError(f"config.model {model}: it was tuned on other images than the training split of config.real")
     sd, params = model_files.read(model)
     size = config.size or sd.size
+    if size % sd.factor:
+        raise UserError(f"config.size = {size} is not a multiple of {sd.factor}")
     scores = {}
     for name in ("training", "test"):
         chosen = sets.records[name]
@@ -280,7 +389,7 @@ def membership_of(
             "draws": config.draws,
         }
         scores[name] = -load_or_compute(
-            workdir / "features", "losses", causes,
+            kept, "losses", causes,
             lambda chosen=chosen: membership.losses(sd, params, sets.real, chosen, prompts, size, config.draws),
         )  # fmt: skip
 
@@ -316,25 +425,29 @@ def prompts_of(template: str, model: Path, labels: tuple[str, ...]) -> dict[str,
     return prompts
 
 
-def summary(name: str, results: dict) -> dict:
+def summary(results: dict) -> dict:
     """The DermGenBench line of a set: what others can be ranked beside, a flat dict of numbers."""
     every, ceiling = (results["fidelity"][EVERY][key] for key in ("synthetic", "ceiling"))
-    attacked = results["membership"]
-    return {
-        "name": name,
+    attacked, auroc = results["membership"], results["use"]["auroc_on_test"]
+    line = {
+        "name": results["name"],
         "n": sum(results["images"]["synthetic"].values()),
         "extractor": results["extractor"]["digest"],
-        **{key: _plain(every[key]) for key in every if key != "vendi"},
-        **{f"{key}_of_real": _plain(ceiling[key]) for key in ceiling if key != "vendi"},
-        "vendi": round(every["vendi"]["value"], 2),
-        "vendi_of_real": round(ceiling["vendi"]["value"], 2),
+        **{key: results["extractor"][key] for key in ("tokens", "features")},
+        **results["digests"],
+    }
+    for suffix, each in (("", every), ("_of_real", ceiling)):
+        line |= {f"{key}{suffix}": round(value["value"], 4) if key in COMPARED_ONLY else _plain(value)
+                 for key, value in each.items()}  # fmt: skip
+    return line | {
         "copies": _plain(results["copies"]["share"]),
         "label_fidelity": _plain(results["use"]["label_fidelity"]),
         "accuracy_on_real": _plain(results["use"]["accuracy_on_real"]),
         "membership_auroc": _plain(attacked[EVERY].auroc) if attacked else None,
         "membership_found_at_0.01": _plain(attacked[EVERY].found[0.01]) if attacked else None,
-        "auroc_trained_on_synthetic": _plain(results["use"]["auroc_on_test"]["synthetic"]),
-        "auroc_trained_on_real": _plain(results["use"]["auroc_on_test"]["training"]),
+        "auroc_trained_on_synthetic": _plain(auroc["synthetic"]),
+        "auroc_trained_on_real": _plain(auroc["training"]),
+        "auroc_trained_on_both": _plain(auroc[BOTH]),
     }
 
 

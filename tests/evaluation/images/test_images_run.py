@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from dermjax.data import digests, images, records
+from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.phantoms.painting import PAINTERS, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import run as stage
+from dermjax.evaluation.images import adherence, report
+from dermjax.evaluation.intervals import CONSTANT
 from dermjax.models import classifier
 from dermjax.weights import classifiers
 
@@ -23,37 +26,51 @@ NONE = dict.fromkeys((*PAINTERS, "blur"), False)
 
 
 def write(folder, pictures, *, synthetic=False):
-    """A manifest of (name, label, split, image)."""
+    """A manifest of (name, label, split, image), with scores as `curate` leaves them: they are measured once.
+
+    Synthetic ones were asked for as one mole each.
+    """
     found = []
     (folder / "images").mkdir(parents=True)
     for name, label, split, pixels in pictures:
         path = folder / "images" / f"{name}.png"
         path.write_bytes(images.encode_png(pixels))
+        scores = artefacts.measure(images.load(path, skin_tone.SIDE))
         found.append(
             Record(image=f"images/{name}.png", sha256=digests.sha256(path), label=label, split=split, source="test",
-                   image_manipulation="synthetic" if synthetic else "none")
+                   image_manipulation="synthetic" if synthetic else "none",
+                   scores=scores, generation={"prompt": "dermoscopy of one mole, tan skin"} if synthetic else {})
         )  # fmt: skip
-    records.write(folder / "manifest.jsonl", Manifest(labels=LABELS, root=folder, records=tuple(found)))
+    manifest = Manifest(labels=LABELS, root=folder, records=tuple(found))
+    if synthetic:
+        found = [replace(record, scores=record.scores | seen)
+                 for record, seen in zip(found, adherence.measure(manifest, found), strict=True)]  # fmt: skip
+    records.write(folder / "manifest.jsonl", replace(manifest, records=tuple(found)))
     return folder
 
 
-def drawn(count, first, splits, **of_malignant):
+def drawn(count, first, splits, *, size=96, **of_malignant):
     """Phantoms in turns of both classes, malignant ones with artefacts of their own."""
     for number in range(count):
         label = LABELS[number % 2]
         given = NONE | (of_malignant if label == "malignant" else {})
-        pixels = phantom(first + number, 96, **given, colour=("golden", "black")[number % 2]).image
+        pixels = phantom(first + number, size, **given, colour=("golden", "black")[number % 2]).image
         yield f"{first + number}", label, splits[number // 2 % len(splits)], pixels
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Real phantoms, synthetic ones with a ruler beside malignant ones alone and ten copies, and a small network."""
+    """Real phantoms, synthetic ones with ink around malignant ones alone and ten copies, and a small network."""
     root = tmp_path_factory.mktemp("evidence")
     real = list(drawn(160, 70_000_000, SPLITS))
-    made = list(drawn(60, 71_000_000, ("train",), ruler=True))
+    made = list(drawn(56, 71_000_000, ("train",), pen_ring=True))
+    made += drawn(4, 71_500_000, ("train",), size=128, pen_ring=True)  # sizes may differ
     train = [each for each in real if each[2] == "train"]
-    copies = [(f"copy{i}", label, "train", pixels[:, ::-1]) for i, (_, label, _, pixels) in enumerate(train[:10])]
+    # of another size too
+    copies = [
+        (f"copy{i}", label, "train", pixels[:, ::-1].repeat(2, 0).repeat(2, 1))
+        for i, (_, label, _, pixels) in enumerate(train[:10])
+    ]
     write(root / "real", real)
     write(root / "synthetic", made + copies, synthetic=True)
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -84,23 +101,78 @@ def test_every_part_has_its_figures_and_real_images_beside_them(results):
     assert results["use"]["label_fidelity"]["n"] == 70 and 0 <= results["use"]["label_fidelity"]["value"] <= 1
     assert results["use"]["auroc_on_test"]["training"]["value"] > 0.7  # golden from black
     assert results["line"]["n"] == 70 and len(results["line"]["extractor"]) == 16
+    assert results["line"]["features"] == 32  # a ViT's are those of its class token
+    assert set(results["use"]["auroc_masked"]) == {"with the lesion hidden", "with the lesion alone"}
+    assert results["ms_ssim"]["benign"]["synthetic"]["n"] == 17 and results["ms_ssim"]["benign"]["training"]["n"] == 24
+    number, tone = (results["adherence"][key] for key in ("number", "tone"))
+    assert number["words"]["one"]["n"] == tone["words"]["tan"]["n"] == number["right"]["n"] == 70
+    assert number["right"]["value"] > tone["right"]["value"]  # tones were drawn by chance
+    assert not results["adherence"]["size"]["words"]
+
+
+def test_two_sets_stand_side_by_side_and_in_one_table(folders, results):
+    """60 of the images beside all of them, as the workdir of their evaluation and as a manifest."""
+    table = folders / "tables" / "table.jsonl"
+    made = records.read(folders / "synthetic")
+    (folders / "fewer").mkdir()
+    records.write(folders / "fewer" / "manifest.jsonl", replace(made, records=made.records[:60]))
+    settings = config(folders)
+    settings.update(synthetic=str(folders / "fewer"), table=str(table), name="fewer")
+    for compare, name in (("run", "run"), ("synthetic/manifest.jsonl", "synthetic")):
+        settings.compare = str(folders / compare)
+        stage.run(settings, folders / "fewer_run")
+        page = (folders / "fewer_run" / "report.html").read_text()
+        assert f"<h2>Beside {name}</h2>" in page and "60 images" in page and "70 images" in page
+        assert ("<h3>DermGenBench</h3>" in page) == (name == "synthetic")
+        lines = [json.loads(line) for line in table.read_text().splitlines()]
+        own = json.loads((folders / "fewer_run" / "results.json").read_text())["line"]
+        assert lines[-1] == own and own["name"] == "fewer" and own["n"] == 60
+        if name == "run":
+            assert lines == [own]
+            table.write_text(json.dumps(own) + "\n" + json.dumps(results["line"]) + "\n")
+    assert [line["name"] for line in lines] == ["run", "fewer"]  # its older line is gone
+    row = page.partition("<th>copies of training images</th>")[2].partition("</tr>")[0]
+    assert row.count("<td>") == 2
+
+    other = folders / "other"
+    other.mkdir()
+    for content, message in (
+        (results | {"line": results["line"] | {"extractor": "0"}}, "measured by another network or on other real"),
+        (results | {"line": results["line"] | {"real": "0"}}, "measured by another network or on other real"),
+        ({"runs": {}}, "not of evaluate.py:images as it is now"),
+    ):
+        (other / "results.json").write_text(json.dumps(content))
+        settings.compare = str(other)
+        with pytest.raises(UserError, match=message):
+            stage.run(settings, folders / "fewer_run")
 
 
 def test_planted_copies_are_the_nearest_pairs(results):
     nearest = [pair["synthetic"] for pair in results["copies"]["pairs"][:10]]
-    assert all("copy" in name for name in nearest)
+    assert (
+        sum("copy" in name for name in nearest) >= 9
+    )  # to a network that has learnt nothing two rings of ink are alike
     # a network that has learnt nothing does not know an altered image again, and says so
     assert results["copies"]["share"]["low"] is None and "it cannot tell" in results["copies"]["share"]["note"]
 
 
 def test_a_planted_shortcut_is_named(folders, results, capsys):
     found = results["shortcuts"]
-    assert found["synthetic"]["auroc"]["low"] > 0.7 > found["training"]["auroc"]["value"]
-    assert found["synthetic"]["rates"]["ruler"]["malignant"][0] > 20
+    assert found["synthetic"]["auroc"]["value"] > 0.9 and report.tells(found["synthetic"]["auroc"])
+    assert not report.tells(found["training"]["auroc"])
+    assert found["synthetic"]["rates"]["ink"]["malignant"][0] > 20
     stage.run(config(folders), folders / "run")
     said = capsys.readouterr().out
     assert "Shortcut: hairs, rulers, corners, ink and gel alone tell the label of synthetic images" in said
     assert said.count("features: 0/") == 1  # of altered images; the others are kept
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "note", "named"),
+    [(1.0, None, CONSTANT, True), (0.8, 0.7, "", True), (0.6, 0.45, "", False), (0.9, None, "too few lesions", False)],
+)
+def test_a_perfect_shortcut_is_one_without_an_interval_too(value, low, note, named):
+    assert report.tells({"value": value, "n": 60, "low": low, "high": None, "note": note}) == named
 
 
 def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
@@ -116,6 +188,12 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
         (lambda root: {"features": ""}, "config.features: no network"),
         (lambda root: {"synthetic": ""}, "config.synthetic: no manifest"),
         (lambda root: {"synthetic": str(root / "real")}, "no kept synthetic image"),
+        (lambda root: {"features": str(root / "nowhere")}, "nowhere/config.json"),
+        (lambda root: {"tokens": "patches"}, "config.tokens = 'patches': give one of class, all"),
+        (lambda root: {"compare": str(root / "nowhere")}, "nowhere"),
+        (lambda root: {"compare": str(root / "names")}, "config.compare: classes .* are not the real ones"),
+        (lambda root: {"table": str(root / "one" / "manifest.jsonl")}, "config.table .*: line 1 is not one of"),
+        (lambda root: {"synthetic": str(root / "few")}, "1 real training and synthetic images: figures of whole sets"),
         (lambda root: {"real": str(root / "novalidation")}, "the validation images have none of the class benign"),
         (lambda root: {"synthetic": str(root / "names")}, "classes .* are not the real ones"),
         (lambda root: {"synthetic": str(root / "one")}, "the synthetic images have none of the class malignant"),
@@ -124,7 +202,7 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
 )
 def test_bad_input_is_one_line(folders, tmp_path, change, message):
     made = records.read(folders / "synthetic")
-    for name, few in {"one": made.records[:1], "names": made.records}.items():
+    for name, few in {"one": made.records[:1], "few": made.records[:2], "names": made.records}.items():
         labels = ("mole", *LABELS) if name == "names" else LABELS
         (tmp_path / name).mkdir()
         records.write(tmp_path / name / "manifest.jsonl", replace(made, labels=labels, records=few))
@@ -158,6 +236,9 @@ def test_a_model_is_asked_what_it_gives_away(folders, tmp_path, capsys):
     )
     assert found["line"]["membership_auroc"] == round(found["membership"]["all classes"]["auroc"]["value"], 4)
     assert "Whoever has the model" in capsys.readouterr().out
+    settings.size = 65
+    with pytest.raises(UserError, match=r"config\.size = 65 is not a multiple of \d+"):
+        stage.run(settings, tmp_path / "run")
     with pytest.raises(UserError, match=r"config\.prompt: '' is no prompt of benign"):
         stage.images.prompts_of("", tmp_path / "model", LABELS)
     (tmp_path / "config.json").write_text(json.dumps({"prompts": dict.fromkeys(LABELS, "a {label} mole")}))

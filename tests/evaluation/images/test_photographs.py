@@ -14,7 +14,7 @@ from dermjax.data.leaks import copies
 from dermjax.data.phantoms.painting import phantom
 from dermjax.evaluation import features
 from dermjax.evaluation.images import fidelity, memorisation
-from dermjax.weights import diffusers
+from dermjax.weights import diffusers, image_encoders
 from dermjax.weights.tensor_files import SHIPPED
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -36,7 +36,7 @@ def photographs():
     """uint8 [2 EACH, 224, 224, 3] of training photographs, in an order of chance."""
     paths = sorted((PHOTOGRAPHS / "train").glob("*/*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(paths))[: 2 * EACH]
-    return np.stack([images.load(paths[at], features.SIZE) for at in chosen])
+    return np.stack([images.load(paths[at], image_encoders.SIZE) for at in chosen])
 
 
 def jpeg(image):
@@ -55,16 +55,28 @@ def noise(image):
 
 
 def test_every_distance_ranks_faults_by_how_bad_they_are(network, photographs, capsys):
-    reference = network.of_pixels(photographs[:EACH], EACH)
+    """Beside other photographs; 400 cannot tell JPEG 60 from none, so that it is ranked beside the same ones."""
+    reference = network.of_pixels(photographs[:EACH], EACH)[:, :384]
     worse = {"real": lambda image: image, "JPEG 60": jpeg, "blur": blur, "noise": noise}
-    sets = {name: network.of_pixels(map(change, photographs[EACH:]), EACH) for name, change in worse.items()}
-    sets["phantoms"] = network.of_pixels((phantom(80_000_000 + i, 224).image for i in range(EACH)), EACH)
-    found = {name: fidelity.figures(reference[:, :384], each[:, :384], seed=0) for name, each in sets.items()}
+
+    def faults(pictures):
+        return {name: network.of_pixels(map(change, pictures), EACH)[:, :384] for name, change in worse.items()}
+
+    sets = faults(photographs[EACH:])
+    sets["phantoms"] = network.of_pixels((phantom(80_000_000 + i, 224).image for i in range(EACH)), EACH)[:, :384]
+    found = {name: fidelity.figures(reference, each, seed=0) for name, each in sets.items()}
+    same = {name: {key: distance(reference, each) for key, distance in fidelity.DISTANCES.items()}
+            for name, each in faults(photographs[:EACH]).items()}  # fmt: skip
     with capsys.disabled():
         for name, each in found.items():
             print(f"\n{name}: " + ", ".join(f"{key} {value.value:.3f}" for key, value in each.items()))
+        print(f"\nbeside the same photographs: {same}")
     for distance in fidelity.DISTANCES:
-        values = [each[distance].value for each in found.values()]
+        real, compressed, *others = (each[distance] for each in found.values())
+        assert compressed.low < real.high and compressed.value < others[0].low, distance
+        values = [each.value for each in others]
+        assert values == sorted(values), distance
+        values = [each[distance] for each in same.values()]
         assert values == sorted(values), distance
     repeated = fidelity.figures(reference, np.tile(reference[:10], (40, 1)), seed=0)
     for name in ("recall", "coverage", "vendi"):
