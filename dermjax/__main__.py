@@ -98,7 +98,7 @@ COMMANDS = {
         "dermjax.studio.server:serve",
         "the studio: a browser page over a folder of runs; other hosts only with a token",
         "RUNS",
-        {"port": 7860, "host": "127.0.0.1", "token": "none", "images": "none"},
+        {"port": 7860, "host": "127.0.0.1", "token": "none", "images": "none", "warm": True},
     ),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }

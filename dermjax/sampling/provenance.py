@@ -7,6 +7,7 @@ place where it can say so: these three, and the record in the manifest.jsonl tha
 
 import io
 import json
+import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,10 @@ UNUSUAL = {  # what is only named where it is requested, and how `parameters` ca
     "strength": "Denoising strength",
     "words": "Words",
 }
+SETTING = re.compile(r'(\w[\w /-]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')  # of A1111's last line
+LORA = re.compile(r"<lora:([^:<>]+):(-?\d*\.?\d+)>")  # in A1111's prompts
+LADDERS = ("karras", "exponential")  # of A1111's "Schedule type", those that our samplers' names take
+LONGEST = 8000  # characters of a text that is read
 FOLDERS = 4  # above a file in which its manifest is looked for
 
 
@@ -114,6 +119,41 @@ def parameters(generation: dict) -> str:
     }
     negative = [f"Negative prompt: {generation['negative_prompt']}"] if generation["negative_prompt"] else []
     return "\n".join([generation["prompt"], *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+
+
+def read_parameters(text: str) -> dict:
+    """Returns what a text of A1111's tools, or of `parameters`, says, as `generation` names it; what is missing there,
+    or is no number, is missing here. Of an A1111 LoRA, `lora` is its name."""
+    *lines, last = text[-LONGEST:].strip().split("\n")
+    settings = {name.strip(): value.strip('"') for name, value in SETTING.findall(last)}
+    if len(settings) < 3:  # as A1111 has it: the line is a part of the prompt
+        lines, settings = [*lines, last], {}
+    prompt, _, negative = ("\n" + "\n".join(lines)).partition("\nNegative prompt:")
+    written = {"synthetic": True, "prompt": LORA.sub("", prompt).strip(), "negative_prompt": negative.strip()}
+    named = LORA.search(prompt)
+    adapter, weight = (named[1], named[2]) if named else (settings.get("Lora hash"), settings.get("Lora weight"))
+    width, _, height = settings.get("Size", "").partition("x")
+    sampler, ladder = settings.get("Sampler", ""), settings.get("Schedule type", "")
+    if ladder.lower() in LADDERS and ladder.lower() not in sampler.lower():
+        sampler = f"{sampler} {ladder}"
+    read = {
+        "seed": _number(int, settings.get("Seed")),
+        "sampler": sampler or None,
+        "steps": _number(int, settings.get("Steps")),
+        "guidance": _number(float, settings.get("CFG scale")),
+        "size": _number(int, width) if width == height else None,
+        "model": settings.get("Model hash"),
+        "lora": adapter,
+        "lora_weight": _number(float, weight),
+    }
+    return written | {name: value for name, value in read.items() if value is not None}
+
+
+def _number(kind: type, text: str | None) -> int | float | None:
+    try:
+        return kind(text[:40]) if text else None
+    except ValueError:
+        return None
 
 
 def origin(path: Path) -> dict | None:

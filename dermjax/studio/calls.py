@@ -19,6 +19,7 @@ from starlette.routing import Route
 from dermjax.errors import UserError
 
 OUR_FAULT = "something went wrong in the studio; its terminal says what"
+PICTURE, FILE = ("image/png", "image/jpeg"), ("application/octet-stream",)  # kinds of uploads
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -102,7 +103,7 @@ class Call:
     function: Callable[..., Any]
     summary: str
     fields: Mapping[str, Field] = field(default_factory=dict)
-    upload: bool = False
+    upload: tuple[str, ...] = ()  # kinds of the body, for one that is no JSON
     asks_who: bool = False
     media: str = "application/json"
 
@@ -145,7 +146,7 @@ class Call:
             },
         }
         if self.upload:
-            operation["requestBody"] = {"required": True, "content": {"image/png": {}, "image/jpeg": {}}}
+            operation["requestBody"] = {"required": True, "content": {kind: {} for kind in self.upload}}
         elif self.method == "POST":
             schema = {"type": "object", "properties": {name: each.schema() for name, each in rest.items()}}
             schema |= {"required": [name for name, each in rest.items() if each.default is None]}

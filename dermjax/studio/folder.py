@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dermjax.data import records
-from dermjax.data.records import Manifest
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.run_folder import open_for_append
 from dermjax.studio.calls import Refused
@@ -83,6 +83,24 @@ class Folder:
                 self._manifests.pop(next(iter(self._manifests)))
         return kept[1]
 
+    def run_of(self, path: object) -> str | None:
+        """The name of the run with the manifest that a config names by its path; None for one that is not here."""
+        try:
+            found = Path(path).resolve(strict=True) if isinstance(path, str) and path else Path(os.sep)
+        except (OSError, ValueError):
+            return None
+        found = found if found.is_dir() else found.parent
+        return self.name(found) if found.is_relative_to(self.root) and (found / records.FILE).is_file() else None
+
+    def record(self, name: str, sha256: str) -> tuple[Manifest, Record]:
+        """An image of a manifest by its digest; Refused where there is none, or its file lies outside of the roots."""
+        manifest = self.manifest(name)
+        record = next((each for each in manifest.records if each.sha256 == sha256), None)
+        if record is None:
+            raise Refused("there is no such image in this manifest", 404)
+        self.check(manifest.unchecked_path(record))
+        return manifest, record
+
     def check(self, image: Path) -> None:
         """Refused for an image that lies outside of the roots, as one may since its manifest was read."""
         if not any(Path(os.path.realpath(image)).is_relative_to(root) for root in self.roots):
@@ -95,11 +113,11 @@ class Folder:
         return sentence
 
 
-def append(path: Path, line: dict) -> None:
-    """Adds a line of JSON to a file; when this returns it is on the disk, and a half-written last line is gone."""
+def append(path: Path, *lines: dict) -> None:
+    """Adds lines of JSON to a file; when this returns they are on the disk, and a half-written last line is gone."""
     try:
         with open_for_append(path) as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dermjax.studio.calls import Refused
+from dermjax.studio.calls import FILE, PICTURE, Refused
 
 JSON_BYTES = 64 * 1024
 UPLOAD_BYTES = 16 * 1024 * 1024
@@ -27,7 +27,7 @@ SECONDS = 20  # that a body may take to arrive
 RATE, BURST = 30.0, 90  # changes a second from one address, and how many may come at once
 CLIENTS = 1024  # addresses whose rate is remembered
 COOKIE = "dermjax_studio"
-LIMITS = {"application/json": JSON_BYTES, "image/png": UPLOAD_BYTES, "image/jpeg": UPLOAD_BYTES}
+LIMITS = {"application/json": JSON_BYTES} | dict.fromkeys((*PICTURE, *FILE), UPLOAD_BYTES)
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -6,15 +6,17 @@ stays their word; agreement is measured on these.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from starlette.responses import Response
 
 from dermjax.curation import reviews
-from dermjax.data import thumbnails
-from dermjax.data.records import Record
+from dermjax.data import images, thumbnails
+from dermjax.data.leaks import copies
+from dermjax.data.records import Manifest, Record
+from dermjax.studio import runs
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder, append
 
@@ -24,6 +26,19 @@ CATEGORIES = ("keep", "reject", "unsure")
 UNSURE = "unsure"  # how `why` begins where somebody is
 SIDE = 480  # pixels of an image under review
 RESAMPLES = 2000
+HASHED = 128  # pixels at which images are compared, as curate does
+# why an image is rejected, by the keys 1 to 9: words of `curation.rules`
+REASONS = (
+    "blur",
+    "noise",
+    "colour_cast",
+    "hairs",
+    "ruler",
+    "wrong_number",
+    "wrong_tone",
+    "other_class",
+    "training_copy",
+)
 FIELDS = {
     "manifest": Field(kind=str, summary="a run with a manifest"),
     "by": Field(kind=str, summary="who says so", least=1, most=60),
@@ -40,11 +55,12 @@ class Review:
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.lock = threading.Lock()
+        self.lock, self.hashing = threading.Lock(), threading.Lock()
+        self.known: dict[str, np.ndarray] = {}  # hashes by digest
 
     def images(self, manifest: str, by: str) -> dict:
         """The images, largest doubt first, with what speaks against them and what `by` said before."""
-        read = self.folder.manifest(manifest)
+        read, path = self.folder.manifest(manifest), self.folder.path(manifest) if manifest else self.folder.root
         said = self._said(manifest).get(by, {})
         ordered = sorted(read.records, key=lambda record: (-doubt(record), record.image))
         return {
@@ -53,33 +69,58 @@ class Review:
                     "sha256": each.sha256,
                     "image": each.image,
                     "label": each.label,
+                    "split": each.split,
                     "synthetic": each.synthetic,
                     "rejected": list(each.rejected),
                     "scores": {name: round(float(score), 4) for name, score in each.scores.items()},
                     "verdict": said.get(each.sha256, ("none", ""))[0],
+                    "why": said.get(each.sha256, ("none", ""))[1],
                 }
                 for each in ordered
-            ]
+            ],
+            "reasons": REASONS,
+            "training": self.folder.run_of(runs.config_of(path).get("training")) or "none",
         }
 
     def picture(self, manifest: str, sha256: str) -> Response:
         """An image of a manifest, a JPEG of SIDE pixels a side, with SYNTHETIC in its pixels where a model made it."""
-        read = self.folder.manifest(manifest)
-        record = next((each for each in read.records if each.sha256 == sha256), None)
-        if record is None:
-            raise Refused("there is no such image in this manifest", 404)
-        self.folder.check(read.unchecked_path(record))
+        read, record = self.folder.record(manifest, sha256)
         return Response(thumbnails.jpeg(read, record, SIDE), media_type="image/jpeg")
 
     def judge(self, manifest: str, by: str, sha256: str, verdict: str, why: str) -> dict:
         """Appends a verdict; when this returns it is on the disk."""
         if all(each.sha256 != sha256 for each in self.folder.manifest(manifest).records):
             raise Refused("there is no such image in this manifest", 404)
-        why = f"{UNSURE}: {why}".rstrip(": ") if verdict == "unsure" else why
-        line = {"sha256": sha256, "keep": VERDICTS[verdict], "by": by, "why": why}
-        with self.lock:
-            append(self._file(manifest), line)
+        self.save(manifest, [line(sha256, by, verdict, why)])
         return {"saved": True}
+
+    def save(self, manifest: str, lines: Sequence[dict]) -> None:
+        """Appends lines to the verdicts of a manifest, all in one."""
+        with self.lock:
+            append(self._file(manifest), *lines)
+
+    def nearest(self, manifest: str, sha256: str, training: str) -> dict:
+        """The training image that is nearest to an image, and by how many of 256 bits of their hashes they differ.
+
+        Whichever way round it is held; below about 20 bits it is a copy, between two photographs 59 or more lie.
+        """
+        read, record = self.folder.record(manifest, sha256)
+        others = self.folder.manifest(training)
+        of = [each for each in others.split("train") if each.sha256 != sha256]
+        if not of:
+            raise Refused("this run has no other training images")
+        with self.hashing:
+            turned = np.stack([self._hashes(others, each) for each in of])
+            bits = copies.distances(self._hashes(read, record)[None, 0], turned)[0]
+        at = int(bits.argmin())
+        return {"sha256": of[at].sha256, "image": of[at].image, "label": of[at].label, "bits": int(bits[at])}
+
+    def _hashes(self, manifest: Manifest, record: Record) -> np.ndarray:
+        """The hashes of the eight orientations of an image, uint64 [8, 4], made once for its bytes."""
+        if record.sha256 not in self.known:
+            self.folder.check(manifest.unchecked_path(record))
+            self.known[record.sha256] = copies.orientation_hashes(images.load(manifest.path(record), HASHED))
+        return self.known[record.sha256]
 
     def agreement(self, manifest: str) -> dict:
         """Cohen's kappa of every two reviewers with its interval, and the images that they disagree on."""
@@ -114,6 +155,12 @@ class Review:
 
     def _name(self, manifest: str) -> str:
         return "/".join(filter(None, (manifest, FILE)))
+
+
+def line(sha256: str, by: str, verdict: str, why: str) -> dict:
+    """A verdict as its file has it."""
+    why = f"{UNSURE}: {why}".rstrip(": ") if verdict == "unsure" else why
+    return {"sha256": sha256, "keep": VERDICTS[verdict], "by": by, "why": why}
 
 
 def doubt(record: Record) -> float:

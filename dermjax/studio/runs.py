@@ -1,8 +1,9 @@
-"""The runs of the folder: what each is, how far it is, and its report."""
+"""The runs of the folder: what each is, how far it is, its curve and samples while it is at work, and its report."""
 
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -12,11 +13,17 @@ from starlette.responses import Response
 
 from dermjax import config_file
 from dermjax.data import records
-from dermjax.studio.calls import Refused
+from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
+from dermjax.training import writers
+from dermjax.tuning.task import sample_grids
 
 REPORT = "report.html"
+METRICS = "metrics.jsonl"
 REPORT_BYTES = 64 * 1024 * 1024
+CURVES = ("loss", "validation_loss")
+POINTS = 400  # of a curve
+FIELDS = {"run": Field(kind=str, summary="the name of a run, empty for the folder itself", default="", most=300)}
 MARKS = {"config.json", "manifest.jsonl", REPORT}  # a folder with one of these is a run
 LEFT = {REPORT, "manifest.jsonl", "model", "classifier", "results.json", "metrics.json"}  # what a stage leaves at last
 VARIANTS = ("prepare", "pretrain", "tune", "sweep", "generate", "transform", "mask", "curate", "curate:calibration",
@@ -39,6 +46,51 @@ def listed(folder: Folder) -> dict:
     return {"runs": sorted(found, key=lambda run: -run["changed"])}
 
 
+class Watch:
+    """What runs show of their training while it goes on; the first look at each tells how fast it is."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        self.looks: dict[Path, tuple[int, float]] = {}  # step, and when it was written
+
+    def progress(self, run: str) -> dict:
+        """The curves [[step, value], …] of a run, its step, the seconds left where two looks tell, and its samples."""
+        path = self.folder.path(run) if run else self.folder.root
+        lines, changed = self._metrics(path)
+        step, total = max((line["step"] for line in lines), default=0), _steps(path)
+        first, began = self.looks.setdefault(path, (step, changed))
+        if step < first or not began:  # begun anew, or now
+            first, began = self.looks[path] = (step, changed)
+        running, left = is_locked(path), None
+        if running and total > step > first:
+            left = round((changed - began) / (step - first) * (total - step), 1)
+        grids = sample_grids(path)
+        curves = {name: _thinned([[line["step"], line[name]] for line in lines if _is_finite(line.get(name))])
+                  for name in CURVES}  # fmt: skip
+        told = {"run": run, "state": "running" if running else "ended", "step": step, "steps": total or None}
+        return told | {"seconds_left": left, "curves": curves, "samples": max(grids, default=None)}
+
+    def _metrics(self, path: Path) -> tuple[list[dict], float]:
+        """What a run has written of its steps, and when; nothing where it has just begun."""
+        if not (path / METRICS).exists():
+            return [], 0.0
+        file = self.folder.path(self.folder.name(path / METRICS))
+        if file.stat().st_size > REPORT_BYTES:
+            raise Refused("the metrics of this run are too large to be shown here", 413)
+        try:
+            return [line for line in writers.read(file) if type(line["step"]) is int], file.stat().st_mtime
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise Refused("the metrics of this run cannot be read") from None
+
+    def samples(self, run: str) -> Response:
+        """The newest samples of a run: synthetic images, a row a prompt."""
+        grids = sample_grids(self.folder.path(run) if run else self.folder.root)
+        if not grids:
+            raise Refused("this run has no samples yet", 404)
+        file = self.folder.path(self.folder.name(grids[max(grids)]))
+        return Response(file.read_bytes(), media_type="image/png")
+
+
 def report(folder: Folder, path: str) -> Response:
     """The report of a run."""
     file = folder.path(path)
@@ -51,24 +103,46 @@ def report(folder: Folder, path: str) -> Response:
 
 
 def _run(folder: Folder, path: Path, names: set[str]) -> dict:
-    changed = max((path / name).lstat().st_mtime for name in names & (MARKS | {"metrics.jsonl"}))
+    changed = max((path / name).lstat().st_mtime for name in names & (MARKS | {METRICS}))
     return {
         "name": folder.name(path),
         "stage": _stage(path) if "config.json" in names else "",
-        "state": "running" if _is_locked(path) else "finished" if names & LEFT else "stopped",
+        "state": "running" if is_locked(path) else "finished" if names & LEFT else "stopped",
         "changed": changed,
         "report": REPORT in names,
+        "metrics": METRICS in names,
         "manifest": records.FILE in names,
     }
 
 
-def _stage(path: Path) -> str:
-    """The stage whose config has the most keys in common with that of the run, "" where none is like it."""
+def config_of(path: Path) -> Mapping:
+    """The config of a run, {} where it cannot be read."""
     try:
         config = json.loads((path / "config.json").read_text()) if not (path / "config.json").is_symlink() else {}
     except (OSError, ValueError, RecursionError):
-        return ""
-    keys = set(config) if isinstance(config, Mapping) else set()
+        return {}
+    return config if isinstance(config, Mapping) else {}
+
+
+def _steps(path: Path) -> int:
+    """How many steps a run takes, 0 where its config does not say."""
+    steps = config_of(path).get("steps")
+    return steps if type(steps) is int and 0 < steps < 10**9 else 0
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _thinned(points: list) -> list:
+    """At most POINTS of the points, the last one among them."""
+    every = -(-len(points) // POINTS) or 1
+    return points[::-1][::every][::-1]
+
+
+def _stage(path: Path) -> str:
+    """The stage whose config has the most keys in common with that of the run, "" where none is like it."""
+    keys = set(config_of(path))
     likeness = {stage: len(keys & known) / max(len(keys | known), 1) for stage, known in _keys().items()}
     best = max(likeness, key=likeness.__getitem__)
     return best.partition(":")[0] if likeness[best] > 0.5 else ""
@@ -82,7 +156,7 @@ def _keys() -> dict[str, set[str]]:
             for name, (file, *variant) in named.items()}  # fmt: skip
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a run works in a folder, as `run_folder.lock` locks it; a shared lock of ours disturbs none."""
     try:
         opened = os.open(path, os.O_RDONLY)

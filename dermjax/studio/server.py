@@ -2,6 +2,7 @@
 
 dermjax serve runs                                   # http://127.0.0.1:7860, for this machine alone
 dermjax serve runs --images=photographs              # and photographs that manifests name outside of runs
+dermjax serve runs --nowarm                          # and nothing is compiled before somebody asks for images
 dermjax serve runs --host=0.0.0.0 --token=new        # for a network: prints an address with a fresh token in it
 """
 
@@ -20,7 +21,7 @@ SHORTEST = 16  # characters of a token
 CLIENTS = 64  # requests at a time
 
 
-def serve(runs: str, host: str, port: int, token: str, images: str) -> None:
+def serve(runs: str, host: str, port: int, token: str, images: str, warm: bool) -> None:
     """Serves the page until it is told to stop."""
     token = check(host, port, token)
     try:
@@ -36,7 +37,7 @@ def serve(runs: str, host: str, port: int, token: str, images: str) -> None:
 
     # no log of requests: addresses have tokens in them, and prompts are nobody's business
     config = uvicorn.Config(
-        app(runs, images, token), log_level="warning", access_log=False, server_header=False, ws="none",
+        app(runs, images, token, warm), log_level="warning", access_log=False, server_header=False, ws="none",
         proxy_headers=False, limit_concurrency=CLIENTS, timeout_keep_alive=10, timeout_graceful_shutdown=2,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host

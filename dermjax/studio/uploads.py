@@ -1,10 +1,13 @@
 """Uploads: an image that somebody drops on the page, by its content alone, and what it says of itself."""
 
+import hashlib
 import io
 import json
 
+import numpy as np
 from PIL import Image
 
+from dermjax.data.images import load_any
 from dermjax.sampling import provenance
 from dermjax.studio.calls import Refused
 
@@ -25,12 +28,36 @@ def open_upload(body: bytes) -> Image.Image:
     return image
 
 
+def decoded(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]; Refused for an image that is only there in part."""
+    try:
+        image.draft("RGB", (2 * size, 2 * size))  # lets JPEG skip detail that is not wanted
+        return load_any(image, size)
+    except Exception:  # Pillow's decoders raise anything
+        raise Refused("this image is damaged", 415) from None
+
+
+def digest(body: bytes) -> str:
+    """The SHA-256 of an upload."""
+    return hashlib.sha256(body).hexdigest()
+
+
 def own_text(body: bytes) -> dict | None:
     """What an image of ours says of itself, None for any other; no pixel is decoded for it."""
-    with open_upload(body) as image:
-        written = image.info.get(provenance.KEY)
     try:
-        text = json.loads(written)
-    except (TypeError, ValueError, RecursionError):
+        text = json.loads(_text(body, provenance.KEY))
+    except (ValueError, RecursionError):
         return None
     return text if isinstance(text, dict) else None
+
+
+def other_text(body: bytes) -> dict | None:
+    """What an image says of itself as AUTOMATIC1111 writes it, in our words; None for one that says nothing."""
+    written = _text(body, provenance.PARAMETERS)
+    return provenance.read_parameters(written) if written else None
+
+
+def _text(body: bytes, key: str) -> str:
+    with open_upload(body) as image:
+        written = image.info.get(key, "")
+    return written if isinstance(written, str) else ""

@@ -46,6 +46,13 @@ def test_parameters_in_the_form_of_a1111():
     ]
 
 
+def test_parameters_are_read_as_they_are_written():
+    given = GENERATION | {"lora": "fedcba", "lora_weight": 0.8, "prompt": "a mole, 2: brown\nsecond line"}
+    read = provenance.read_parameters(provenance.parameters(given))
+    assert read == {name: given[name] for name in read}
+    assert given.keys() - read.keys() == {"use"}
+
+
 def test_what_is_unusual_is_named(tmp_path):
     """DeepCache is an approximation: an image that it made says so, and is not taken for one that it did not make."""
     unusual = replace(REQUEST, spacing="karras", guidance_rescale=0.7, guidance_interval=(0.3, 5.0), deep_cache=3)

@@ -1,5 +1,12 @@
 """A folder of runs with images, real and synthetic, and a client of the studio over it."""
 
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +56,64 @@ def client(runs):
 
     from dermjax.studio.app import app
 
-    opened = TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    opened = TestClient(
+        app(str(runs), "none", "", False), base_url="http://127.0.0.1:7860", raise_server_exceptions=False
+    )
     opened.runs = runs
     return opened
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """A client of one studio for a whole file, so that a model is compiled once; `ended` waits for a job."""
+    from starlette.testclient import TestClient
+
+    from dermjax.studio.app import app
+
+    runs = tmp_path_factory.mktemp("runs")
+    opened = TestClient(
+        app(str(runs), "none", "", False), base_url="http://127.0.0.1:7860", raise_server_exceptions=False
+    )
+
+    def ended(job):
+        for _ in range(12000):
+            state = opened.get(f"/api/jobs/{job}").json()
+            if state["state"] not in ("waiting", "working"):
+                return state
+            time.sleep(0.01)
+        raise AssertionError("the job did not end")
+
+    opened.runs, opened.ended = runs, ended
+    return opened
+
+
+class Server:
+    """`dermjax serve` in a process of its own, that can be killed and started again at the same port."""
+
+    def __init__(self, runs):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.runs, self.url = runs, f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-m", "dermjax", "serve", str(self.runs), f"--port={self.port}", "--nowarm"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            try:
+                return urllib.request.urlopen(f"{self.url}/api/runs").read()
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the studio did not start")
+
+    def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def server(runs):
+    started = Server(runs)
+    yield started
+    started.kill()

@@ -1,6 +1,9 @@
 """A dropped image gets what `dermjax.load_classifier` gives it, and is said to be synthetic where it says so."""
 
+import base64
 import io
+import json
+import os
 
 import numpy as np
 import pytest
@@ -44,6 +47,44 @@ def test_a_synthetic_image_is_said_to_be_so(client, trained):
     png = provenance.png(np.zeros((40, 40, 3), np.uint8), generation)
     assert classified(client, png).json()["synthetic"] is True
     assert classified(client, png[:-40]).status_code == 415
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def lesions(folder, count):
+    """A run of discs of several sizes on skin, alike as photographs of a clinic are."""
+    from dermjax.data import records
+    from dermjax.data.digests import sha256
+    from dermjax.data.records import Manifest, Record
+
+    (folder / "images").mkdir(parents=True)
+    y, x = np.mgrid[:64, :64] - 32
+    fields, entries = {"label": "mole", "source": "test", "image_manipulation": "none"}, []
+    for n in range(count):
+        inside = (np.hypot(x, y) < 10 + n / 2)[..., None]
+        pixels = np.uint8(inside * np.array([96, 58, 42]) + ~inside * np.array([226, 187, 165]))
+        (folder / f"images/{n}.png").write_bytes(png(pixels))
+        split, name = ("validation" if n % 4 == 1 else "train"), f"images/{n}.png"
+        entries.append(Record(image=name, sha256=sha256(folder / name), split=split, **fields))
+    records.write(folder / records.FILE, Manifest(labels=("mole",), root=folder, records=tuple(entries)))
+
+
+def test_an_image_unlike_what_it_learnt_is_said_to_be_so(client, trained, runs):
+    noise = png(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8))
+    untold = classified(client, noise).json()
+    assert untold["outside"] is None and "cannot be told" in untold["told"] and untold["distance"] is None
+    assert Image.open(io.BytesIO(base64.b64decode(untold["heat"].partition(",")[2]))).size == (176, 176)
+    lesions(runs / "clinic", 24)
+    (trained / "config.json").write_text(json.dumps({"manifest": str(runs / "clinic" / "manifest.jsonl")}))
+    os.utime(trained / "classifier" / "model.safetensors", (1, 1))  # else what is known of it is kept
+    known = classified(client, (runs / "clinic" / "images" / "2.png").read_bytes()).json()
+    assert known["outside"] is False and known["distance"] == pytest.approx(0, abs=1e-3)
+    unlike = classified(client, noise).json()
+    assert unlike["outside"] is True and unlike["distance"] > unlike["limit"] and "do not rely" in unlike["told"]
 
 
 def test_a_link_out_of_the_folder_is_no_classifier(client, trained, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,30 +28,10 @@ MENUS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    """A client of one studio, so that the model is compiled once."""
-    from starlette.testclient import TestClient
-
-    from dermjax.studio.app import app
-
-    runs = tmp_path_factory.mktemp("runs")
-    return TestClient(app(str(runs), "none", ""), base_url="http://127.0.0.1:7860")
-
-
 def made(studio, **changed):
     """The state that a job ends in."""
     job = studio.post("/api/generate", json=ASKED | changed).json()["job"]
-    return ended(studio, job)
-
-
-def ended(studio, job):
-    for _ in range(6000):
-        state = studio.get(f"/api/jobs/{job}").json()
-        if state["state"] not in ("waiting", "working"):
-            return state
-        time.sleep(0.01)
-    raise AssertionError("the job did not end")
+    return studio.ended(job)
 
 
 def test_menus_write_words_that_the_models_know(studio):
@@ -80,9 +61,64 @@ def test_an_image_gives_its_settings_back(studio):
     png = studio.get(f"/api/images/{first['image']}").content
     told = studio.post("/api/settings", content=png, headers={"content-type": "image/png"}).json()
     assert told["synthetic"] is True and told["model"] == "derm-tiny" and told["negative_prompt"] == "hairs <b>"
-    asked = {name: value for name, value in told.items() if name != "synthetic"}
+    asked = {name: value for name, value in told.items() if name not in ("synthetic", "notes")}
     again = studio.post("/api/generate", json=asked).json()["job"]
-    assert studio.get(f"/api/images/{ended(studio, again)['images'][0]['image']}").content == png
+    assert studio.get(f"/api/images/{studio.ended(again)['images'][0]['image']}").content == png
+
+
+def test_a_lora_changes_images_by_its_weight_and_is_restored(studio):
+    """A weight of 0 makes the image of the model alone; nothing is compiled again for another weight."""
+    from dermjax.sampling.model import load_model
+    from dermjax.weights import lora
+
+    shapes = load_model("derm-tiny", "", 1.0, (), "refuse", "").sd.shapes
+    fresh = lora.init({"unet": shapes["unet"]}, 2, 0)
+    fresh = lora.flatten(fresh)
+    fresh = lora.unflatten(
+        {n: np.full(a.shape, 0.05, np.float32) if n.endswith(".up") else a for n, a in fresh.items()}
+    )
+    (studio.runs / "tune").mkdir()
+    lora.write_peft(studio.runs / "tune" / "lora.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
+    (studio.runs / "tune" / "broken.safetensors").write_bytes(b"no tensors")
+    assert studio.get("/api/models").json()["loras"] == ["tune/lora.safetensors"]
+    bare = made(studio, count=1)["images"][0]
+    asked = ASKED | {"lora": "tune/lora.safetensors", "across": "lora_weight", "across_values": "0, 1"}
+    asked |= {"down": "seed", "down_values": "7, 8"}
+    began = time.monotonic()
+    job = studio.post("/api/compare", json={name: v for name, v in asked.items() if name != "count"}).json()["job"]
+    cells = {each["place"]: each for each in studio.ended(job)["images"]}
+    assert len(cells) == 4 and time.monotonic() - began < 20
+    files = {n: studio.get(f"/api/images/{each['image']}").content for n, each in cells.items()}
+    pixels = [np.asarray(Image.open(io.BytesIO(png))) for png in (files[0], files[1])]
+    alone = np.asarray(Image.open(io.BytesIO(studio.get(f"/api/images/{bare['image']}").content)))
+    assert np.array_equal(pixels[0], alone) and not np.array_equal(pixels[1], alone)
+    told = studio.post("/api/settings", content=files[1], headers={"content-type": "image/png"}).json()
+    assert (told["lora"], told["lora_weight"], told["notes"]) == ("tune/lora.safetensors", 1.0, "")
+    assert studio.post("/api/generate", json=ASKED | {"lora": "../x"}).status_code == 404
+
+
+def test_a_png_of_automatic1111_gives_its_settings(studio):
+    from PIL.PngImagePlugin import PngInfo
+
+    def told(text):
+        info, file = PngInfo(), io.BytesIO()
+        info.add_text("parameters", text)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG", pnginfo=info)
+        return studio.post("/api/settings", content=file.getvalue(), headers={"content-type": "image/png"}).json()
+
+    usual = told(
+        "mole <lora:skin:0.7>, macro\nNegative prompt: hair, ruler\n"
+        "Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 123, Size: 512x512, "
+        'Model hash: abcdef0123, Lora hashes: "skin: 12, other: 3", Version: 1'
+    )
+    assert usual["prompt"] == "mole , macro" and usual["negative_prompt"] == "hair, ruler" and usual["synthetic"]
+    assert [usual[n] for n in ("steps", "guidance", "seed", "size")] == [30, 6.5, 123, 512]
+    assert usual["sampler"] == "DPM++ 2M Karras" and usual["lora_weight"] == 0.7
+    assert "its model is none of those here" in usual["notes"] and "its LoRA is none" in usual["notes"]
+    odd = told("mole\nSteps: 900, Sampler: <b>Restart</b>, CFG scale: x, Seed: -1, Size: 512x768")
+    assert (odd["steps"], odd["guidance"], odd["seed"], odd["size"]) == (20, 3.5, 0, 0)
+    assert "its steps is left out" in odd["notes"] and "its sampler is left out" in odd["notes"]
+    assert told("only a prompt, no more")["prompt"] == "only a prompt, no more"
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"prompt": 1}', '{"prompt": "x", "steps": 1e9}', "{"])
@@ -110,13 +146,33 @@ def test_the_zip_says_that_all_in_it_is_synthetic(studio, tmp_path):
     assert studio.get("/api/zip", params={"images": ""}).status_code == 400
 
 
+@pytest.mark.slow
+def test_what_is_warmed_is_what_an_untouched_page_asks_for(studio, monkeypatch):
+    """The second image compiles nothing: it is there in a part of the time."""
+    monkeypatch.setitem(generation.FIELDS, "model", replace(generation.FIELDS["model"], default="derm-tiny"))
+    from dermjax.studio.folder import Folder
+    from dermjax.studio.jobs import Queue
+
+    warmed = generation.Studio(Folder(str(studio.runs)), Queue())
+    warmed.warm()
+    while warmed.queue.waiting or any(each.state == "working" for each in warmed.queue.jobs.values()):
+        time.sleep(0.05)
+    compiled = dict(warmed.held[2].compiled)
+    asked = {name: each.default for name, each in generation.FIELDS.items()} | {"count": 1}
+    state = warmed.submit(client="", **asked)
+    while state["state"] in ("waiting", "working"):
+        time.sleep(0.05)
+        state = warmed.state(state["job"])
+    assert state["state"] == "done" and len(compiled) == 1 and warmed.held[2].compiled.keys() == compiled.keys()
+
+
 def test_a_stop_leaves_out_the_images_that_are_left(studio):
     made(studio)  # compiled
     job = studio.post("/api/generate", json=ASKED | {"count": 16}).json()["job"]
     while studio.get(f"/api/jobs/{job}").json()["step"] < 2:
         time.sleep(0.002)
     studio.post(f"/api/jobs/{job}/stop", json={})
-    state = ended(studio, job)
+    state = studio.ended(job)
     assert state["state"] == "stopped" and len(state["images"]) < 16
     assert made(studio)["state"] == "done"
 
@@ -128,7 +184,7 @@ def test_a_stop_ends_the_computation_in_its_middle(studio):
     while studio.get(f"/api/jobs/{job}").json()["step"] < 3:
         time.sleep(0.002)
     studio.post(f"/api/jobs/{job}/stop", json={})
-    state = ended(studio, job)
+    state = studio.ended(job)
     assert state["state"] == "stopped" and state["step"] < 150 * 16 and state["error"] == ""
     assert made(studio)["state"] == "done"
 

@@ -115,3 +115,34 @@ def test_of_an_image_that_is_not_there_nothing_is_said(client, runs):
     body = {"manifest": "generate", "by": "Ada", "sha256": "0" * 64, "verdict": "keep"}
     assert client.post("/api/review/verdicts", json=body).status_code == 404
     assert not (runs / "generate" / review.FILE).exists()
+
+
+def test_a_reason_is_kept_and_shown_again(client, runs):
+    images = client.get("/api/review/images", params={"manifest": "generate", "by": "Ada"}).json()
+    assert images["training"] == "none" and "blur" in images["reasons"]
+    sha = images["images"][0]["sha256"]
+    said = {"manifest": "generate", "by": "Ada", "sha256": sha, "verdict": "reject", "why": "blur"}
+    assert client.post("/api/review/verdicts", json=said).json() == {"saved": True}
+    again = client.get("/api/review/images", params={"manifest": "generate", "by": "Ada"}).json()["images"]
+    assert [(each["verdict"], each["why"]) for each in again if each["sha256"] == sha] == [("reject", "blur")]
+
+
+def test_the_nearest_training_image_is_found_whichever_way_round_it_is_held(client, runs, tmp_path):
+    """A mirrored copy among the generated images; the run says itself which images the generator learnt."""
+    from PIL import Image, ImageOps
+
+    from dermjax.data.digests import sha256
+
+    source, copy = runs / "prepare" / "images" / "003.png", runs / "generate" / "images" / "000.png"
+    before = sha256(copy)
+    ImageOps.mirror(Image.open(source)).save(copy)
+    manifest = runs / "generate" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace(before, sha256(copy)))
+    (runs / "generate" / "config.json").write_text(json.dumps({"training": str(runs / "prepare")}))
+    assert client.get("/api/review/images", params={"manifest": "generate", "by": "A"}).json()["training"] == "prepare"
+    asked = {"manifest": "generate", "sha256": sha256(copy), "training": "prepare"}
+    found = client.get("/api/review/nearest", params=asked).json()
+    assert found["sha256"] == sha256(source) and found["bits"] <= 20
+    assert client.get("/api/review/nearest", params=asked | {"training": "../prepare"}).status_code == 404
+    (runs / "generate" / "config.json").write_text(json.dumps({"training": str(tmp_path)}))
+    assert client.get("/api/review/images", params={"manifest": "generate", "by": "A"}).json()["training"] == "none"

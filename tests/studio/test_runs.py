@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 
+from PIL import Image
+
 from dermjax import config_file
 
 
@@ -41,6 +43,41 @@ def test_a_run_that_is_at_work_says_so(client, runs):
     assert listed(client)["prepare"]["state"] == "running"
     os.close(folder)
     assert listed(client)["prepare"]["state"] == "finished"
+
+
+def test_a_run_at_work_shows_its_curve_and_how_long_it_takes(client, runs):
+    run = runs / "prepare"
+    (run / "config.json").write_text('{"steps": 100}')
+    (run / "samples").mkdir()
+
+    def written(step, at):
+        lines = [{"step": n, "loss": 1 / (n + 1), "validation_loss": 0.5} for n in range(0, step + 1, 2)]
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": step, "loss": float("nan")}])
+        (run / "metrics.jsonl").write_text(text + '{"step": 9')
+        os.utime(run / "metrics.jsonl", (at, at))
+        Image.new("RGB", (8, 8)).save(run / "samples" / f"{step:08d}.png")
+
+    def looked():
+        return client.get("/api/runs/progress", params={"run": "prepare"}).json()
+
+    folder = os.open(run, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    written(20, 1000)
+    first = looked()
+    assert (first["state"], first["step"], first["steps"], first["seconds_left"]) == ("running", 20, 100, None)
+    assert first["curves"]["loss"][-1] == [20, 1 / 21] and len(first["curves"]["validation_loss"]) == 11
+    written(40, 1010)
+    assert looked()["seconds_left"] == 30 and looked()["samples"] == 40
+    assert client.get("/api/runs/samples", params={"run": "prepare"}).headers["content-type"] == "image/png"
+    os.close(folder)
+    assert looked()["state"] == "ended" and looked()["seconds_left"] is None
+    (run / "metrics.jsonl").write_text('["step"]\n')
+    refused = client.get("/api/runs/progress", params={"run": "prepare"})
+    assert refused.status_code == 400 and "cannot be read" in refused.json()["error"]
+    begun = client.get("/api/runs/progress", params={"run": "generate"}).json()
+    assert begun["step"] == 0 and begun["curves"] == {"loss": [], "validation_loss": []} and begun["samples"] is None
+    (run / "samples" / "00000099.png").symlink_to(runs.parent / "secret.txt")
+    assert client.get("/api/runs/samples", params={"run": "prepare"}).status_code == 404
 
 
 def test_a_report_is_served_as_it_is(client, runs):

@@ -56,8 +56,8 @@ export function dropZone(title, accept, read) {
   return zone;
 }
 
-export function choice(name, options, chosen) {
-  const made = options.map((each) => element("option", { value: each, selected: each === chosen }, each || "(all)"));
+export function choice(name, options, chosen, empty = "(the folder itself)") {
+  const made = options.map((each) => element("option", { value: each, selected: each === chosen }, each || empty));
   return element("select", { name }, ...made);
 }
 

@@ -1,4 +1,4 @@
-// Classify: drop an image, and every saved classifier says what it takes it for.
+// Classify: drop an image, and every saved classifier says what it takes it for and where it looked.
 
 import { dropZone, element, get, say, send } from "./calls.js";
 
@@ -25,12 +25,17 @@ async function ask(file, classifiers, answers, message) {
   answers.replaceChildren(shown);
   for (const classifier of classifiers) {
     const query = new URLSearchParams({ classifier });
-    const { probabilities, synthetic, use } = await send(`/api/classify?${query}`, file);
+    const { probabilities, heat, called, outside, told, synthetic, use } = await send(`/api/classify?${query}`, file);
     if (synthetic && !answers.querySelector(".error")) answers.append(element("p", { class: "error" }, "This image says that it is synthetic: a model made it."));
     const rows = Object.entries(probabilities).map(([label, p]) => element(
       "tr", {}, element("th", { scope: "row" }, label), element("td", {}, `${(100 * p).toFixed(1)} %`),
       element("td", {}, element("progress", { max: 1, value: p, "aria-label": label })),
     ));
-    answers.append(element("h2", {}, classifier || "(the folder itself)"), element("table", {}, ...rows), element("p", { class: "faint" }, use));
+    const looked = element("figure", { class: "heat" }, element("img", { src: heat, alt: `Heat map: where it looked for ${called}` }),
+      element("figcaption", {}, `Lit where it looked for ${called}; that says where, not why.`));
+    answers.append(
+      element("h2", {}, classifier || "(the folder itself)"), element("p", { class: outside ? "error" : "faint" }, told),
+      element("div", { class: "answer" }, looked, element("div", {}, element("table", {}, ...rows), element("p", { class: "faint" }, use))),
+    );
   }
 }

@@ -11,7 +11,7 @@ export async function show(place, signal) {
   const gallery = element("ul", { class: "gallery", "aria-label": "Gallery" });
   const [message, stage] = [element("p", { role: "alert" }), element("div", { class: "stage" })];
   const status = element("p", { role: "status", class: "faint" });
-  const view = { inputs, gallery, message, status, stage, signal, shown: new Set() };
+  const view = { inputs, gallery, message, status, stage, signal, shown: new Set(), add: (state) => add(view, state) };
   const submit = (event) => {
     event.preventDefault();
     request(view).catch((error) => say(message, error));
@@ -22,6 +22,7 @@ export async function show(place, signal) {
     element("div", { class: "pair" }, field("Model", inputs.model), field("Sampler", inputs.sampler)),
     element("div", { class: "pair" }, field("Steps", inputs.steps), field("Guidance", inputs.guidance)),
     element("div", { class: "pair" }, field("Seed", inputs.seed), field("Images", inputs.count)),
+    element("div", { class: "pair" }, field("LoRA", inputs.lora), field("Its weight", inputs.lora_weight, "1 is as trained")),
     field("Side in pixels", inputs.size, "0 is the model's own"),
     element("div", { class: "buttons" }, element("button", { class: "main" }, "Generate")), message, restoring(view),
   );
@@ -37,7 +38,7 @@ export async function show(place, signal) {
   }
 }
 
-function controls({ models, samplers, defaults }) {
+export function controls({ models, loras, samplers, defaults }) {
   const number = (name, least, most, step = 1) =>
     element("input", { name, type: "number", min: least, max: most, step, required: true, value: defaults[name] });
   const prompt = element("textarea", { name: "prompt", required: true, maxlength: 2000 });
@@ -45,12 +46,13 @@ function controls({ models, samplers, defaults }) {
   return {
     prompt, negative_prompt: element("input", { name: "negative_prompt", maxlength: 2000 }),
     model: choice("model", models, defaults.model), sampler: choice("sampler", samplers, defaults.sampler),
+    lora: choice("lora", ["", ...loras], "", "(none)"), lora_weight: number("lora_weight", -2, 2, 0.05),
     steps: number("steps", 1, 150), guidance: number("guidance", 1, 30, 0.1), seed: number("seed", 0, 4294967295),
     count: number("count", 1, 16), size: number("size", 0, 1024, 8),
   };
 }
 
-function values(inputs) {
+export function values(inputs) {
   return Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, input.type === "number" ? Number(input.value) : input.value]));
 }
 
@@ -80,7 +82,8 @@ async function request(view) {
   await follow(view, job);
 }
 
-async function follow(view, job) {
+// Shows a job until it ends: a preview, the time left, a stop. view: message, status, stage, signal, and add(state).
+export async function follow(view, job) {
   const row = { preview: element("img", { alt: "Preview, synthetic" }), bar: element("progress", { "aria-label": "progress" }),
     told: element("p", { class: "faint" }) };
   const end = () => {
@@ -96,7 +99,7 @@ async function follow(view, job) {
   let step = -1;
   while (!view.signal.aborted) {
     const state = await get(`/api/jobs/${job}`).catch((error) => ({ state: "failed", images: [], error: error.message }));
-    add(view, state);
+    view.add(state);
     if (ended(state)) {
       whole.remove();
       view.status.textContent = `${state.state}: ${state.images.length} images`;
@@ -139,11 +142,12 @@ function add(view, state) {
     view.shown.add(made.image);
     const again = () => set(view, { ...made, count: 1 });
     const url = `/api/images/${made.image}`;
-    const told = `${made.prompt}${made.negative_prompt ? ` · not: ${made.negative_prompt}` : ""} · ${made.model}, ${made.sampler}, ${made.steps} steps, guidance ${made.guidance}, seed ${made.seed}, ${made.size} px`;
+    const told = `${made.prompt}${made.negative_prompt ? ` · not: ${made.negative_prompt}` : ""} · ${made.model}${made.lora ? ` with ${made.lora} at ${made.lora_weight}` : ""}, ${made.sampler}, ${made.steps} steps, guidance ${made.guidance}, seed ${made.seed}, ${made.size} px`;
     view.gallery.prepend(element("li", {}, element(
       "figure", {}, element("img", { src: url, alt: `Synthetic: ${made.prompt}`, loading: "lazy" }), element("span", { class: "mark" }, "SYNTHETIC"),
       element("figcaption", {}, element("details", {}, element("summary", {}, `Seed ${made.seed}`), told),
         element("div", { class: "buttons" }, element("button", { type: "button", click: again, "aria-label": `Same again, seed ${made.seed}` }, "Same again"),
+          element("a", { href: `#transform/${made.image}`, "aria-label": `Transform, seed ${made.seed}` }, "Transform"),
           element("a", { href: url, download: `${made.name}.png` }, "PNG"))),
     )));
   }
@@ -151,7 +155,10 @@ function add(view, state) {
 
 function set(view, settings) {
   for (const [name, input] of Object.entries(view.inputs)) {
-    if (settings[name] !== undefined && settings[name] !== "" || name === "negative_prompt") input.value = settings[name] ?? "";
+    const value = settings[name] ?? "";
+    if (value === "" && !["negative_prompt", "lora"].includes(name)) continue;
+    if (name === "sampler" && ![...input.options].some((each) => each.value === value)) input.append(element("option", { value }, value));
+    input.value = value;
   }
   view.inputs.prompt.focus();
 }
@@ -160,15 +167,15 @@ function restoring(view) {
   const read = async (file) => {
     try {
       if (!file) return;
-      if (!["image/png", "image/jpeg"].includes(file.type)) throw new Error("only a PNG that dermjax made has settings");
+      if (!["image/png", "image/jpeg"].includes(file.type)) throw new Error("only a PNG has settings in it");
       const settings = await send("/api/settings", file);
       set(view, settings);
-      say(view.message, settings.model ? undefined : new Error("settings restored; its model is none of those here"));
+      say(view.message, settings.notes ? new Error(`settings restored, but: ${settings.notes}`) : undefined);
     } catch (error) {
       say(view.message, error);
     }
   };
-  return dropZone("Drop a PNG of ours here to restore its settings", "image/png", read);
+  return dropZone("Drop a PNG of ours or of AUTOMATIC1111 here to restore its settings", "image/png", read);
 }
 
 async function take(view) {

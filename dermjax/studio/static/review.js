@@ -1,7 +1,8 @@
 // Review: one image at a time, one key a verdict, each saved before it counts; and how reviewers agree.
 
-import { choice, element, field, get, post, say } from "./calls.js";
+import { choice, dropZone, element, field, get, post, say, send } from "./calls.js";
 
+const COPY = 20; // bits that a copy may differ by
 const AHEAD = 8; // pictures that are fetched before they are needed
 
 export async function show(place, signal, chosen) {
@@ -32,15 +33,41 @@ export async function show(place, signal, chosen) {
     element("button", { type: "button", click: compare }, "Agreement of reviewers"),
   );
   const fields = element("div", { class: "pair" }, field("Manifest", manifest), field("Your name", by));
-  place.append(element("form", { submit: start }, fields, buttons), message, below);
+  place.append(element("form", { submit: start }, fields, buttons), elsewhere(manifest, message), message, below);
+}
+
+// The same review in other tools: files to take there, and the file that comes back.
+function elsewhere(manifest, message) {
+  const link = (path, title) => element("button", { type: "button", click: () => { location.href = `${path}?${new URLSearchParams({ manifest: manifest.value })}`; } }, title);
+  const interfaceText = element("pre", { tabindex: 0, "aria-label": "Labelling interface" });
+  const opened = () => get("/api/review/labelling").then(({ xml }) => { interfaceText.textContent = xml; }, (error) => say(message, error));
+  const read = async (file) => {
+    if (!file) return;
+    try {
+      const body = new Blob([file], { type: "application/octet-stream" });
+      const { saved, left_out: out } = await send(`/api/review/label_studio?${new URLSearchParams({ manifest: manifest.value })}`, body);
+      message.replaceChildren(`${saved} verdicts saved${out ? `; ${out} left out: cancelled, without a verdict, or of other images` : ""}`);
+    } catch (error) {
+      say(message, error);
+    }
+  };
+  return element(
+    "details", { toggle: opened }, element("summary", {}, "The same review in Label Studio or FiftyOne"),
+    element("div", { class: "buttons" }, link("/api/review/label_studio", "Tasks for Label Studio"), link("/api/review/fiftyone", "labels.json for FiftyOne")),
+    element("p", { class: "faint" }, "Label Studio finds the images through a local storage whose root is the folder of the runs, with this interface:"), interfaceText,
+    dropZone("Drop Label Studio's JSON export here: its annotations become verdicts", ".json", read),
+  );
 }
 
 async function review(place, signal, manifest, by) {
-  const { images } = await get("/api/review/images", { manifest, by });
+  const { images, reasons, training } = await get("/api/review/images", { manifest, by });
   if (!images.length) throw new Error("this manifest has no images");
   const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], unsaved: 0, drawn: -1, seen: -1 };
   const pictures = new Map(); // number -> promise of its address, those near the one on the screen
-  const view = parts();
+  const names = (await get("/api/runs")).runs.filter((run) => run.manifest).map((run) => run.name);
+  const beside = choice("training", ["none", ...names], training);
+  const view = parts(beside);
+  beside.addEventListener("change", () => near(images[state.at]));
   let chain = Promise.resolve(); // verdicts reach the disk in the order of the keys
   const url = (each) => `/api/review/picture?${new URLSearchParams({ manifest, sha256: each.sha256 })}`;
 
@@ -75,10 +102,30 @@ async function review(place, signal, manifest, by) {
       if (state.at !== number) return;
       state.seen = number;
       view.picture.dataset.ready = "";
+      near(images[number]);
     } catch (error) {
       if (state.at !== number || signal.aborted) return;
       say(view.message, error);
       setTimeout(() => state.at === number && state.seen !== number && !signal.aborted && look(), 1000);
+    }
+  }
+
+  // The nearest training image, side by side, once the image has stayed on the screen for a moment.
+  async function near(each) {
+    const of = beside.value;
+    view.near.hidden = of === "none";
+    if (of === "none") return;
+    await new Promise((done) => setTimeout(done, 150));
+    if (images[state.at] !== each || signal.aborted) return;
+    view.nearest.textContent = "Looking for the nearest training image …";
+    try {
+      const found = await get("/api/review/nearest", { manifest, sha256: each.sha256, training: of });
+      if (images[state.at] !== each) return;
+      view.other.src = `/api/review/picture?${new URLSearchParams({ manifest: of, sha256: found.sha256 })}`;
+      view.other.alt = `The nearest training image, ${found.label}`;
+      view.nearest.textContent = `The nearest of ${of}: ${found.bits} of 256 bits differ${found.bits <= COPY ? "; a copy" : ""}`;
+    } catch (error) {
+      view.nearest.textContent = error.message;
     }
   }
 
@@ -92,7 +139,7 @@ async function review(place, signal, manifest, by) {
     view.why.textContent = each.rejected.length ? `Rules speak against it: ${each.rejected.join(", ")}` : "No rule speaks against it.";
     const scores = Object.entries(each.scores).map(([name, score]) => element("li", {}, `${name} ${score}`));
     view.scores.replaceChildren(...scores);
-    view.verdict.textContent = each.verdict === "none" ? "no verdict yet" : each.verdict;
+    view.verdict.textContent = each.verdict === "none" ? "no verdict yet" : [each.verdict, each.why].filter(Boolean).join(": ");
     view.verdict.className = `verdict ${each.verdict}`;
     const judged = images.filter((one) => one.verdict !== "none").length;
     view.count.textContent = `Image ${state.at + 1} of ${images.length}; ${judged} judged, ${state.unsaved ? `${state.unsaved} being saved` : "all saved"}`;
@@ -100,13 +147,13 @@ async function review(place, signal, manifest, by) {
     view.bar.value = judged;
   }
 
-  function save(number, verdict) {
-    images[number].verdict = verdict;
+  function save(number, verdict, why = "") {
+    Object.assign(images[number], { verdict, why });
     state.unsaved += 1;
     chain = chain.then(async () => {
       for (;;) {
         try {
-          await post("/api/review/verdicts", { manifest, by, sha256: images[number].sha256, verdict });
+          await post("/api/review/verdicts", { manifest, by, sha256: images[number].sha256, verdict, why });
           break;
         } catch (error) {
           say(view.message, new Error(`not saved yet, trying again: ${error.message}`));
@@ -120,10 +167,11 @@ async function review(place, signal, manifest, by) {
     });
   }
 
-  function judge(verdict) {
+  function judge(verdict, why) {
     if (state.seen !== state.at) return;
-    state.past.push([state.at, images[state.at].verdict]);
-    save(state.at, verdict);
+    const { verdict: before, why: reason } = images[state.at];
+    state.past.push([state.at, before, reason.replace(/^unsure(: )?/, "")]);
+    save(state.at, verdict, why);
     move(1);
   }
 
@@ -145,6 +193,7 @@ async function review(place, signal, manifest, by) {
     k: () => judge("keep"), x: () => judge("reject"), u: () => judge("unsure"), z: undo,
     ArrowLeft: () => move(-1), ArrowRight: () => move(1), " ": () => view.picture.classList.toggle("zoomed"),
   };
+  for (const [n, reason] of reasons.entries()) actions[n + 1] = () => judge("reject", reason);
   review.ended?.abort();
   review.ended = new AbortController();
   const until = AbortSignal.any([signal, review.ended.signal]);
@@ -161,23 +210,27 @@ async function review(place, signal, manifest, by) {
   const buttons = labels.map(([key, title, shown]) =>
     element("button", { type: "button", click: () => actions[key]() }, `${title} `, element("kbd", {}, shown || key)));
   view.buttons.replaceChildren(...buttons);
+  view.reasons.replaceChildren(...reasons.map((reason, n) =>
+    element("button", { type: "button", click: () => actions[n + 1]() }, `${reason.replace("_", " ")} `, element("kbd", {}, `${n + 1}`))));
   place.replaceChildren(view.whole);
   document.activeElement?.blur();
   draw();
 }
 
-function parts() {
+function parts(beside) {
   const view = {
     picture: element("img", { alt: "" }), name: element("p", { class: "faint" }), kind: element("p"), why: element("p"),
     scores: element("ul", { class: "faint" }), verdict: element("span", {}), count: element("p", { class: "faint" }),
     bar: element("progress", { "aria-label": "judged" }), message: element("p", { role: "alert" }),
-    buttons: element("div", { class: "buttons" }),
+    buttons: element("div", { class: "buttons" }), reasons: element("div", { class: "buttons tight" }),
+    other: element("img", { alt: "" }), nearest: element("p", { class: "faint", role: "status" }),
   };
+  view.near = element("div", { hidden: true }, view.other, view.nearest);
   const scores = element("details", {}, element("summary", {}, "Scores"), view.scores);
   const said = element("p", { "aria-live": "polite" }, "Your verdict: ", view.verdict);
   view.whole = element(
-    "section", { class: "judge", "aria-label": "Image under review" }, element("div", { class: "picture" }, view.picture),
-    element("div", {}, view.count, view.bar, view.kind, said, view.buttons, view.why, scores, view.name, view.message),
+    "section", { class: "judge", "aria-label": "Image under review" }, element("div", {}, element("div", { class: "picture" }, view.picture), view.near),
+    element("div", {}, view.count, view.bar, view.kind, said, view.buttons, element("h2", {}, "Reject because of"), view.reasons, field("Beside it, the nearest training image of", beside), view.why, scores, view.name, view.message),
   );
   return view;
 }

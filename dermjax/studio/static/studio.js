@@ -1,13 +1,15 @@
 // The page: which part of it is shown follows from the address behind the #.
 
 import * as classify from "./classify.js";
+import * as compare from "./compare.js";
 import * as generate from "./generate.js";
 import * as review from "./review.js";
 import * as runs from "./runs.js";
 import * as study from "./study.js";
+import * as transform from "./transform.js";
 import { element } from "./calls.js";
 
-const PAGES = { generate, classify, review, study, runs };
+const PAGES = { generate, compare, transform, classify, review, study, runs };
 const main = document.getElementById("main");
 let leave = () => {};
 
