@@ -207,7 +207,7 @@ config.tune, config.generate = get("tune", "paper"), get("generate", "paper")
 config.tune.model, config.tune.size, config.tune.steps, config.tune.warmup = model, 256, 1, 1
 config.tune.samples.images = 0
 config.generate.size, config.generate.plan.steps, config.generate.plan.images_per_class = 256, 2, 1
-made = generator.synthesise(config.lock(), Path(workdir), 0, Path(manifest))
+made = generator.synthesise(config.lock(), Path(workdir), Path(manifest))
 print(len(made.records), "images")
 """
 

@@ -35,10 +35,11 @@ def test_a_large_image_is_taken_in_bands():
 
 
 @pytest.mark.parametrize(("shape", "dtype", "taken"), [
-    ((1, 32, 32, 128, 128), jnp.float32, True),
-    ((1, 32, 32, 128, 128), jnp.bfloat16, False),  # its sums and differences would lose bits
-    ((1, 33, 32, 128, 128), jnp.float32, False),
-    ((1, 32, 32, 64, 128), jnp.float32, False),
+    ((1, 32, 32, 256, 256), jnp.float32, True),
+    ((1, 32, 32, 256, 256), jnp.bfloat16, False),  # its sums and differences would lose bits
+    ((1, 33, 32, 256, 256), jnp.float32, False),
+    ((1, 32, 32, 128, 256), jnp.float32, False),
+    ((1, 16, 16, 256, 256), jnp.float32, False),
     ((1, 8, 8, 512, 512), jnp.float32, False),  # columns are faster
 ])  # fmt: skip
 def test_where_it_is_taken(shape, dtype, taken):
@@ -55,8 +56,8 @@ def test_where_it_is_taken(shape, dtype, taken):
 
 def test_a_network_makes_its_kernels_ready_once():
     """The transform stands before the loop of a sampler, and what comes out is the same."""
-    convolution = layers.conv(128, 128, 3, padding=1, dtype=jnp.float32)
-    x, convolution.kernel[...] = drawn(1, 16, 16, 128, 128)
+    convolution = layers.conv(256, 256, 3, padding=1, dtype=jnp.float32)
+    x, convolution.kernel[...] = drawn(1, 32, 32, 256, 256)
     expected = x
     for _ in range(3):
         expected = convolution(expected)
