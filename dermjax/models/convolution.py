@@ -8,7 +8,6 @@ from functools import partial
 import jax
 from jax import lax
 
-from dermjax.models.cpu import winograd
 from dermjax.models.cpu.convolution import columns, columns_gradient, few_pixels, small
 from dermjax.models.cpu.depthwise import shifted, shifted_gradients
 
@@ -22,20 +21,6 @@ def convolution(x: Array, kernel: Array) -> Array:  # [B, h, w, C], [3, 3, C, D]
     """Returns the convolution of x, with one zero around it, in the type of x."""
     cpu = columns if small(x) else xla_convolution
     return lax.platform_dependent(x, kernel, cpu=cpu, default=xla_convolution)
-
-
-def repeated_convolution(x: Array, kernel: Array, transformed: Array) -> Array:
-    """Returns `convolution` for many x and one kernel, of which `transformed` is `winograd.transform`; no gradient."""
-    if small(x) or not winograd.fits(x, kernel):
-        return convolution(x, kernel)
-
-    def cpu(x: Array, _: Array, transformed: Array) -> Array:
-        return winograd.winograd(x, transformed)
-
-    def default(x: Array, kernel: Array, _: Array) -> Array:
-        return xla_convolution(x, kernel)
-
-    return lax.platform_dependent(x, kernel, transformed, cpu=cpu, default=default)
 
 
 def xla_convolution(x: Array, kernel: Array) -> Array:

@@ -17,8 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dermjax.models.attention import attention
-from dermjax.models.convolution import convolution, repeated_convolution
-from dermjax.models.cpu import winograd
+from dermjax.models.convolution import convolution
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
@@ -41,26 +40,11 @@ def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding: int | Pads
 
 
 class Conv3x3(nnx.Conv):
-    """A 3x3 convolution of stride 1 and padding 1 that is fast on a CPU too, as its gradient is."""
-
-    transformed: Array | None = None  # the kernel, for a network that only samples
+    """A 3x3 convolution of stride 1 and padding 1, whose gradient is fast on a CPU too."""
 
     def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        if self.transformed is None:
-            return convolution(x, kernel) + bias[None, None, None]
-        return repeated_convolution(x, kernel, self.transformed) + bias[None, None, None]
-
-
-def transform_kernels(network: nnx.Module) -> nnx.Module:
-    """Returns the network, which from now on has no gradient, with what its 3x3 convolutions can make ready once.
-
-    What a platform or a size has no use for is left out by the compiler.
-    """
-    for _, module in nnx.iter_graph(network):
-        if isinstance(module, Conv3x3) and module.kernel[...].dtype == jnp.float32:
-            module.transformed = winograd.transform(module.kernel[...])
-    return network
+        return convolution(x, kernel) + bias[None, None, None]
 
 
 class PixelLinear(nnx.Conv):

@@ -20,7 +20,6 @@ from einops import rearrange
 from dermjax.errors import UserError
 from dermjax.models import configs, nnx_tree
 from dermjax.models.clip_text import CLIPText
-from dermjax.models.layers import transform_kernels
 from dermjax.models.nnx_tree import Params
 from dermjax.models.unet import UNet
 from dermjax.models.vae import VAE
@@ -114,9 +113,8 @@ class StableDiffusion:
         return self.networks["vae"].merge(params["vae"]).decode(latents)
 
     def decode(self, params: Params, latents: Array) -> Array:
-        """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]; it has no gradient."""
-        vae = transform_kernels(self.networks["vae"].merge(params["vae"]))
-        return jnp.clip(vae.decode(latents / self.scale), -1.0, 1.0)
+        """Returns images [B, H, W, 3] in [-1, 1], clipped, from scaled latents [B, h, w, Z]."""
+        return jnp.clip(self.reconstruct(params, latents / self.scale), -1.0, 1.0)
 
     def _split(self, name: str) -> nnx_tree.Network:
         make = functools.partial(NETWORKS[name], self.configs[name], dtype=self.dtype)

@@ -19,7 +19,6 @@ from dermjax.diffusion.ladders import Ladder
 from dermjax.diffusion.samplers import Sampler
 from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
-from dermjax.models.layers import transform_kernels
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import say
 from dermjax.sampling.deep_cache import deep_cache
@@ -49,10 +48,9 @@ class LatentDiffusion:
     ) -> Predict:
         """Returns the network for the words of a batch, guided away from the negative ones unless they are None.
 
-        What attention makes of the words, and convolutions of their kernels, is made here, once, not at every step.
-        shape is that of the latents.
+        What attention makes of the words is made here, once, not at every step. shape is that of the latents.
         """
-        unet = transform_kernels(self.model.network(params))
+        unet = self.model.network(params)
         words = unet.words(self.model.encode_text(params, tokens))
         x = jax.ShapeDtypeStruct((*shape[:-1], self.model.configs["unet"]["in_channels"]), jnp.float32)
         network = deep_cache(unet, self.interval, x, words)
