@@ -193,7 +193,7 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
         (lambda root: {"compare": str(root / "nowhere")}, "nowhere"),
         (lambda root: {"compare": str(root / "names")}, "config.compare: classes .* are not the real ones"),
         (lambda root: {"table": str(root / "one" / "manifest.jsonl")}, "config.table .*: line 1 is not one of"),
-        (lambda root: {"synthetic": str(root / "few")}, "1 real training and synthetic images: figures of whole sets"),
+        (lambda root: {"synthetic": str(root / "few")}, "2 real training and synthetic images: figures of whole sets"),
         (lambda root: {"real": str(root / "novalidation")}, "the validation images have none of the class benign"),
         (lambda root: {"synthetic": str(root / "names")}, "classes .* are not the real ones"),
         (lambda root: {"synthetic": str(root / "one")}, "the synthetic images have none of the class malignant"),
