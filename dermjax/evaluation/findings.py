@@ -173,13 +173,13 @@ def elsewhere(folds: dict[Group, list[Fold]], baseline: str) -> dict[Group, dict
 
 
 def subgroups(manifest: Manifest) -> dict[tuple[str, str], set[str]]:
-    """The test images of each (kind, name), in kinds of more than one name."""
+    """The test images of each (kind, name), where others are not of it."""
     groups: dict[tuple[str, str], set[str]] = {}
-    for record in manifest.split("test"):
+    records = manifest.split("test")
+    for record in records:
         for key in record_subgroups(record).items():
             groups.setdefault(key, set()).add(record.image)
-    kinds = [kind for kind, _ in groups]
-    return {key: groups[key] for key in sorted(groups) if kinds.count(key[0]) > 1}
+    return {key: groups[key] for key in sorted(groups) if len(groups[key]) < len(records)}
 
 
 def record_subgroups(record: Record) -> dict[str, str]:
