@@ -26,8 +26,9 @@ Variants:
   tiny                 8 + 8 images from derm-tiny, to see a plan at work. Hardware: 2 CPU cores, half a minute.
   training             600 + 600 images to train a classifier with, not to look at: guidance of 1.5, which leaves the
                        variety of photographs, and samplers of several kinds. --config.init.images=runs/prepare
-                       --config.init.strength=0.7 has helped most (README, "Does it help?"). Make several sets and let
-                       validation photographs choose (configs/study.py, config.sets).
+                       --config.init.strength=0.7 has helped most, and leaves near-copies that curate's config.features
+                       finds (README, "Does it help?"). Make several sets and let validation photographs choose
+                       (configs/study.py, config.sets).
   demo                 96 + 96 images at 256 px from a tuned derm-base. Hardware: 2 CPU cores, a few minutes.
 """
 
