@@ -66,12 +66,13 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
 
     setup = autoencoder.tune(setup, config, workdir)
     network = features.read(config.evidence.features)
+    draw = _drawing(setup, setup.samples)  # refuses what no sampler can do before an image is decoded
     training, validation, texts = _encode(setup, config, workdir)
     batches = pipelines.array_batches(
         training, batch=config.batch, seed=config.seed, epoch=setup.training.epoch,
         rows=sharding.local_rows(config.batch, setup.grid),
     )  # fmt: skip
-    learning = _task(setup, config, workdir, network, validation, on_loss)
+    learning = _task(setup, config, workdir, draw, network, validation, on_loss)
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
@@ -139,23 +140,23 @@ def _encode(setup: Setup, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows
     return training, validation, {"contexts": encoder.contexts(setup.prompts)}
 
 
+def _drawing(setup: Setup, samples: task.Samples) -> Callable[[State, dict], np.ndarray]:
+    return task.drawing(setup.sd, setup.complete, setup.prompts, samples, setup.grid)
+
+
 def _task(
-    setup: Setup, config: ConfigDict, workdir: Path, network: FeatureExtractor | None, validation: Rows,
-    on_loss: Callable,
+    setup: Setup, config: ConfigDict, workdir: Path, draw: Callable[[State, dict], np.ndarray],
+    network: FeatureExtractor | None, validation: Rows, on_loss: Callable,
 ) -> Task:  # fmt: skip
     """Returns the training task: the DreamBooth loss, watched by samples, the report and the held-out loss.
 
     With a network copies and the Frechet distance of drawn images are watched too.
     """
-
-    def drawing(samples: task.Samples) -> Callable[[State, dict], np.ndarray]:
-        return task.drawing(setup.sd, setup.complete, setup.prompts, samples, setup.grid)
-
     evidence, watch = config.evidence, lambda state, constants: {}
     if network:
-        draw = drawing(replace(setup.samples, images=evidence.images))
-        watch = curve.figures(draw, network, setup.training, setup.validation, workdir / "features")
-    sample = task.sampling(drawing(setup.samples), setup.samples, workdir)
+        many = _drawing(setup, replace(setup.samples, images=evidence.images))
+        watch = curve.figures(many, network, setup.training, setup.validation, workdir / "features")
+    sample = task.sampling(draw, setup.samples, workdir)
     measure = task.validation(setup.loss(**task.PLAIN), validation, config.validation_draws, config.batch, setup.grid)
 
     def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:

@@ -59,6 +59,10 @@ def test_subgroups_are_of_what_records_tell():
     )  # fmt: skip
     found = findings.subgroups(Manifest(labels=CLASSES, root=".", records=records))
     assert found == {
-        ("age", "30-44"): {"a"}, ("age", "45-59"): {"b"}, ("sex", "female"): {"b"}, ("sex", "male"): {"a"},
-        ("site", "back"): {"c"}, ("tone", "tan"): {"a"},
+        ("age", "30-44"): {"a"},
+        ("age", "45-59"): {"b"},
+        ("sex", "female"): {"b"},
+        ("sex", "male"): {"a"},
+        ("site", "back"): {"c"},
+        ("tone", "tan"): {"a"},
     }  # fmt: skip; not the source, of which all are
