@@ -65,4 +65,4 @@ def test_subgroups_are_of_what_records_tell():
         ("sex", "male"): {"a"},
         ("site", "back"): {"c"},
         ("tone", "tan"): {"a"},
-    }  # fmt: skip; not the source, of which all are
+    }  # not the source, of which all are
