@@ -177,7 +177,7 @@ def train(
 def shrink(folder: Path) -> None:
     """Leaves of a finished cell what results are made of: a grid of classifiers takes tens of gigabytes."""
     for name in ("checkpoints", "classifier", *(path.name for path in folder.glob("phase*"))):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / name, ignore_errors=True)  # another host may do the same
 
 
 def real_images(cell: Cell, real: Manifest, rare: Mapping[str, int]) -> Manifest:

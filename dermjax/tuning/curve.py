@@ -13,7 +13,7 @@ import numpy as np
 from dermjax.data.images import load_any
 from dermjax.evaluation import distances, features
 from dermjax.evaluation.features import MIRRORED, FeatureExtractor
-from dermjax.evaluation.images.memorisation import FALSE_ALARMS
+from dermjax.evaluation.images.memorisation import similarity_limit
 from dermjax.training.loop import Evaluate
 from dermjax.training.state import State
 from dermjax.tuning.concepts import Concepts
@@ -28,7 +28,7 @@ def figures(
 ) -> Evaluate:  # fmt: skip
     """Returns measure(state, constants) -> {"copies", "frechet"}; features of real images are kept in the folder.
 
-    copies: the share of drawn images that are nearer to a training image than FALSE_ALARMS of held-out images are.
+    copies: the share of drawn images that are nearer to a training image than all but one held-out image in a hundred.
     frechet: the Frechet distance to the held-out images.
     """
 
@@ -40,7 +40,7 @@ def figures(
     known, held_out = np.concatenate([of(training, view) for view in ("", MIRRORED)]), of(validation, "")
     space = features.space_of(known)
     near = space.unit(known)
-    limit = np.quantile(features.nearest(space.unit(held_out), near)[0], 1 - FALSE_ALARMS, method="higher")
+    limit = similarity_limit(features.nearest(space.unit(held_out), near)[0])
     leading = slice(network.encoder.leading)
 
     def measure(state: State, constants: dict) -> dict[str, float]:

@@ -33,9 +33,14 @@ class Limit:
     known: int
 
 
+def similarity_limit(held_out: np.ndarray) -> float:
+    """The similarity to the nearest training image beyond which FALSE_ALARMS of held-out images lie."""
+    return float(np.quantile(held_out, 1 - FALSE_ALARMS, method="higher"))
+
+
 def limit(held_out: np.ndarray, known_copies: np.ndarray) -> Limit:
-    """The limit beyond which FALSE_ALARMS of held-out images lie; both are likenesses to the nearest training one."""
-    similarity = float(np.quantile(held_out, 1 - FALSE_ALARMS, method="higher"))
+    """The limit of held-out images, and what it knows; both are similarities to the nearest training image."""
+    similarity = similarity_limit(held_out)
     return Limit(
         similarity=similarity,
         false_alarms=int((held_out > similarity).sum()),
