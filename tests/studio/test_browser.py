@@ -16,6 +16,7 @@ from dermjax.data import records
 from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 
+PAGES = ("generate", "compare", "transform", "classify", "review", "study", "runs")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 pytestmark = [
@@ -268,7 +269,7 @@ def test_reader_study_by_keyboard_to_its_csv(page, server):
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, server):
-    for name in ("generate", "compare", "transform", "classify", "review", "study", "runs"):
+    for name in PAGES:
         page.goto(f"{server.url}/#{name}")
         page.wait_for_selector("h1")
         page.wait_for_timeout(300)
@@ -289,6 +290,39 @@ def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, server):
         closed = page.evaluate("document.querySelectorAll('details:not([open]) :is(input, select)').length")
         assert len(reached) >= wanted - closed
     assert page.said == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser, server, scheme):
+    """The rules of axe-core (WCAG 2 A and AA, best practices) on every page, at work too, at phone and desk width."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    faults = []
+    for width in (390, 1280):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        opened = context.new_page()
+        for name in (*PAGES, "generate at work", "review/generate at work"):
+            opened.goto(f"{server.url}/#{name.split()[0]}")
+            opened.wait_for_selector("h1")
+            opened.wait_for_timeout(300)
+            if name.startswith("generate at"):
+                for field, value in {"count": "1", "steps": "2", "size": "64"}.items():
+                    opened.fill(f"[name={field}]", value)
+                opened.press("[name=seed]", "Enter")
+                opened.wait_for_selector(".gallery li", timeout=120_000)
+            elif name.startswith("review/"):
+                opened.fill("[name=by]", "Ada")
+                opened.press("[name=by]", "Enter")
+                opened.wait_for_selector("img[data-ready]")
+            found = axe.run(opened).response
+            assert len(found["passes"]) > 10
+            faults += [
+                (name, width, each["id"], node["html"])
+                for each in found["violations"]
+                if each["impact"] in ("serious", "critical")
+                for node in each["nodes"]
+            ]
+        context.close()
+    assert faults == []
 
 
 def test_a_foreign_page_cannot_use_the_studio(page, browser, server):
