@@ -40,7 +40,7 @@ def measure(image: np.ndarray) -> Measurement:
     no skin)."""
     view = View(image)
     lesions = segmentation.segment(view)
-    scores = quality.measure(image) | artefacts.measure(view)
+    scores = quality.measure(view) | artefacts.measure(view)
     scores |= {"lesions": lesions.count, "area": float(lesions.areas.sum()), "certainty": lesions.certainty}
     if np.isfinite(lesions.ita):
         scores["ita"] = lesions.ita
