@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from dermjax.data.imaging import morphology
 from dermjax.data.imaging.colour import planes_to_lab
-from dermjax.data.imaging.fields import coordinates
+from dermjax.data.imaging.fields import away
 from dermjax.data.imaging.hair import long_pieces, straight_pieces
 from dermjax.data.imaging.smoothing import blur, percentile
 
@@ -157,9 +157,8 @@ def ink(image: np.ndarray | View) -> float:
     lightness, _, b = planes_to_lab(ndimage.gaussian_filter(view.planes, 0.005 * size, axes=(1, 2)))
     fall = percentile(lightness, 65) - lightness
     bluer = percentile(b, 60) - b
-    x, y = coordinates(size)
     inked = (bluer > np.maximum(BLUER, 0.7 * fall)) & (b < COLD) & (fall > DARKER)
-    inked &= (np.hypot(x - 0.5, y - 0.5) >= CORE) & ~view.outside
+    inked &= (away(size) >= CORE) & ~view.outside
     pieces, _ = ndimage.label(inked, np.ones((3, 3)))
     sizes = np.bincount(pieces.ravel())
     if sizes[1:].max(initial=0) < BLOT * size**2:

@@ -18,6 +18,13 @@ def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
     return centres[None, :], centres[:, None]
 
 
+@cache
+def away(size: int) -> np.ndarray:
+    """How far each pixel is from the middle, in fields: float32 [S, S]."""
+    x, y = coordinates(size)
+    return np.hypot(x - 0.5, y - 0.5)
+
+
 def noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
     """Smooth noise of mean zero and variance one with `cells` features across the field. float32 [S, S]"""
     knots = rng.standard_normal((cells + 3, cells + 3), np.float32)

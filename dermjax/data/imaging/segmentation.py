@@ -19,7 +19,7 @@ from scipy import ndimage
 from dermjax.data.imaging import morphology
 from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.colour import planes_to_lab, typology_angle
-from dermjax.data.imaging.fields import coordinates
+from dermjax.data.imaging.fields import away, coordinates
 from dermjax.data.imaging.smoothing import blur, percentile
 
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
@@ -107,33 +107,34 @@ def _absorbance(view: View) -> tuple[np.ndarray, np.ndarray]:
         light = [np.where(hidden, morphology.close_by_square(plane, beside), plane) for plane in light]
     light = np.stack([blur(plane, SMOOTHING * size) for plane in light])
     field = ~view.outside
-    terms, sampled, away = _terms(size)
+    terms, sampled = _terms(size)
     samples = _samples(size)
     known = field[samples].ravel()
     values = light[samples].reshape(3, -1)
     surface = _surface(sampled, values, known, [percentile(plane, 62) for plane in values[:, known]])
-    if (surface[:, 3] + surface[:, 5]).mean() > BOWL:  # light falls off towards the edge: what is darkest amid is a lesion
-        edge = known & (away[samples].ravel() > EDGE)
+    if (
+        surface[:, 3] + surface[:, 5]
+    ).mean() > BOWL:  # light falls off towards the edge: what is darkest amid is a lesion
+        edge = known & (2 * away(size)[samples].ravel() > EDGE)
         start = [percentile(plane, 80) for plane in values[:, edge if edge.any() else known]]
         surface = _surface(sampled[:3], values, known, start)
     red, green, blue = darker = (surface @ terms[: surface.shape[1]]).reshape(light.shape) - light
     ink = np.minimum(red, green) - blue > INK
-    field &= ~morphology.grow(ink & (away > 0.85), 0.02 * size)
+    field &= ~morphology.grow(ink & (2 * away(size) > 0.85), 0.02 * size)
     return np.sqrt(sum(plane.clip(0) ** 2 for plane in darker) / np.float32(3)), field
 
 
 def _samples(size: int) -> tuple:
-    """Which pixels the surface is fitted to: every second of a 128th of the field."""
+    """Which pixels the surface is fitted to: 64 along each side of the field."""
     return (..., *(slice(size // 128 or None, None, max(size // 64, 1)),) * 2)
 
 
 @cache
-def _terms(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The terms of a quadratic at every pixel, float32 [6, S S], at the samples alone, and how far each pixel is from
-    the middle, in half fields, [S, S]."""
+def _terms(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The terms of a quadratic at every pixel, float32 [6, S S], and at the samples alone."""
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*coordinates(size)))
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
-    return terms.reshape(6, -1), terms[_samples(size)].reshape(6, -1), np.hypot(x, y)
+    return terms.reshape(6, -1), terms[_samples(size)].reshape(6, -1)
 
 
 def _surface(terms: np.ndarray, values: np.ndarray, known: np.ndarray, start: Sequence[float]) -> np.ndarray:

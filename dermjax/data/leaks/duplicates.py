@@ -68,8 +68,9 @@ def spectra(image: np.ndarray, windows: Sequence[tuple[float, float, float]]) ->
     """The low cosine coefficients of windows of an image uint8 [S, S, 3], float32 [V, FREQUENCIES, FREQUENCIES]."""
     grey = image @ LUMA
     grey -= grey.mean()  # else the brightness would leak into a window that ends within a pixel
-    bases = [[_cosines(len(image), start, length) for start in place] for *place, length in windows]
-    return np.stack([rows @ grey @ columns.T for rows, columns in bases])
+    side = len(image)
+    rows = {(down, length): _cosines(side, down, length) @ grey for down, _, length in windows}
+    return np.stack([rows[down, length] @ _cosines(side, across, length).T for down, across, length in windows])
 
 
 def signs(spectra: np.ndarray) -> np.ndarray:
