@@ -10,7 +10,7 @@ What is computed for every pixel is computed for a plane of one colour at a time
 Shape legend: S side in pixels. Images are uint8 [S, S, 3] in sRGB, their planes [3, S, S].
 """
 
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -19,7 +19,7 @@ from dermjax.data.imaging import morphology
 from dermjax.data.imaging.colour import planes_to_lab
 from dermjax.data.imaging.fields import away
 from dermjax.data.imaging.hair import long_pieces, straight_pieces
-from dermjax.data.imaging.smoothing import blur, percentile
+from dermjax.data.imaging.planes import blur, percentile
 
 TICKS = (0.085, 0.1)  # distance between two ticks of the ruler
 STRIP = 0.10  # height of the ruler
@@ -233,7 +233,7 @@ def _ticks(luminance: np.ndarray, corners: np.ndarray) -> float:
     return min(best / EVERY_TICK, 1.0)
 
 
-@cache
+@lru_cache(64)  # dark corners end anywhere
 def _rulers(size: int, first: int, last: int) -> list[np.ndarray]:
     """Where the ticks of every ruler between two columns would be, and halfway to the left and right of each.
 

@@ -6,7 +6,7 @@ brought to it by cubic B-splines, so one seed gives one field at every size.
 Shape legend: S side in pixels, C = 3 channels.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
     return centres[None, :], centres[:, None]
 
 
-@cache
+@lru_cache(4)
 def away(size: int) -> np.ndarray:
     """How far each pixel is from the middle, in fields: float32 [S, S]."""
     x, y = coordinates(size)

@@ -8,7 +8,7 @@ DullRazor: Lee et al. 1997, Comput. Biol. Med. 27(6).
 Shapes: H, W the sides in pixels. All lengths are fractions of the shorter side.
 """
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -68,7 +68,7 @@ def long_pieces(mask: np.ndarray, length: float, share: float) -> np.ndarray:
     return chosen
 
 
-@cache
+@lru_cache(64)
 def line(length: float, degrees: float) -> np.ndarray:
     """A line of pixels of an odd length in a direction, as a bool footprint."""
     reach = max(round(length) // 2, 1)

@@ -11,7 +11,7 @@ Shape legend: S side in pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -20,7 +20,7 @@ from dermjax.data.imaging import morphology
 from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.colour import planes_to_lab, typology_angle
 from dermjax.data.imaging.fields import away, coordinates
-from dermjax.data.imaging.smoothing import blur, percentile
+from dermjax.data.imaging.planes import blur, percentile
 
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
@@ -129,7 +129,7 @@ def _samples(size: int) -> tuple:
     return (..., *(slice(size // 128 or None, None, max(size // 64, 1)),) * 2)
 
 
-@cache
+@lru_cache(4)
 def _terms(size: int) -> tuple[np.ndarray, np.ndarray]:
     """The terms of a quadratic at every pixel, float32 [6, S S], and at the samples alone."""
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*coordinates(size)))

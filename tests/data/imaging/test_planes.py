@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dermjax.data.imaging.smoothing import blur, percentile
+from dermjax.data.imaging.planes import blur, percentile
 
 
 @pytest.mark.parametrize("sigma", [0.38, 0.64, 1.024, 3.1])
