@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from dermjax.data.images import load_any, to_model
+from dermjax.data.imaging import morphology
 from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.segmentation import SMALLEST, Segmentation, measure_mask
 from dermjax.models import segmenter
@@ -32,7 +32,7 @@ def segment(image: np.ndarray | View) -> Segmentation:
     """The lesions of a uint8 sRGB image [S, S, 3], each connected piece one."""
     view = View.of(image)
     share = probabilities(view.image)
-    mask = ndimage.binary_fill_holes(share > 0.5)
+    mask = morphology.fill_holes(share > 0.5)
     return measure_mask(view, mask, smallest=SMALLEST, certainty=expected_overlap(share, mask))
 
 

@@ -21,7 +21,7 @@ from dermjax.progress import say
 from dermjax.run_folder import NUMERIC_VERSIONS, differences, open_for_append, write_atomically
 
 # Of hashes and scores, for whatever is kept of them: raise it where `measure` gives others of the same pixels
-NUMERIC_VERSION = 2
+NUMERIC_VERSION = 3
 FILE = "looks.jsonl"
 DIGITS = 5  # of a score that are kept; sums of one image may differ in their last bits from run to run
 
@@ -40,7 +40,7 @@ def measure(image: np.ndarray) -> Measurement:
     no skin)."""
     view = View(image)
     lesions = segmentation.segment(view)
-    scores = quality.measure(image) | artefacts.measure(view)
+    scores = quality.measure(view) | artefacts.measure(view)
     scores |= {"lesions": lesions.count, "area": float(lesions.areas.sum()), "certainty": lesions.certainty}
     if np.isfinite(lesions.ita):
         scores["ita"] = lesions.ita

@@ -5,18 +5,21 @@ requests drawn? A score goes from 0 to 1; from its threshold in THRESHOLDS on, t
 phantoms and checked by eye on photographs (curation/calibration.json). No score knows the class. All lengths are
 fractions of the field.
 
-Shape legend: S side in pixels. Images are uint8 [S, S, 3] in sRGB.
+What is computed for every pixel is computed for a plane of one colour at a time: NumPy is slow over short last axes.
+
+Shape legend: S side in pixels. Images are uint8 [S, S, 3] in sRGB, their planes [3, S, S].
 """
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage
 
 from dermjax.data.imaging import morphology
-from dermjax.data.imaging.colour import rgb_to_lab
-from dermjax.data.imaging.fields import coordinates
+from dermjax.data.imaging.colour import planes_to_lab
+from dermjax.data.imaging.fields import away
 from dermjax.data.imaging.hair import long_pieces, straight_pieces
+from dermjax.data.imaging.planes import blur, percentile
 
 TICKS = (0.085, 0.1)  # distance between two ticks of the ruler
 STRIP = 0.10  # height of the ruler
@@ -53,14 +56,19 @@ class View:
         return image if isinstance(image, View) else cls(image)
 
     @cached_property
+    def planes(self) -> np.ndarray:
+        """Red, green and blue, uint8 [3, S, S]."""
+        return np.ascontiguousarray(np.moveaxis(self.image, -1, 0))
+
+    @cached_property
     def luminance(self) -> np.ndarray:
         """The mean of the colours, float32 [S, S]."""
-        return self.image.astype(np.float32).mean(-1)
+        return self.planes.sum(0, dtype=np.float32) / np.float32(3)
 
     @cached_property
     def bright(self) -> np.float32:
         """The luminance that six tenths of the image stay below."""
-        return np.percentile(self.luminance, 60)
+        return percentile(self.luminance, 60)
 
     @cached_property
     def corners(self) -> np.ndarray:
@@ -68,15 +76,15 @@ class View:
         size = len(self.image)
         if dark_corners(self) < THRESHOLDS["dark_corners"]:
             return np.zeros((size, size), bool)
-        luminance = ndimage.gaussian_filter(self.luminance, 0.006 * size)
-        dark, _ = ndimage.label(luminance < 0.5 * np.percentile(luminance, 60))
+        luminance = blur(self.luminance, 0.006 * size)
+        dark, _ = ndimage.label(luminance < 0.5 * percentile(luminance, 60))
         corners = {dark[0, 0], dark[0, -1], dark[-1, 0], dark[-1, -1]} - {0}
-        return ndimage.distance_transform_edt(~np.isin(dark, list(corners))) <= 0.025 * size
+        return morphology.grow(np.isin(dark, list(corners)), 0.025 * size)
 
     @cached_property
     def ticks(self) -> tuple[float, ...]:
         """The score of a ruler along the lower edge of the image, turned by quarters."""
-        return tuple(_ticks(np.rot90(self.image, quarter), np.rot90(self.corners, quarter)) for quarter in range(4))
+        return tuple(_ticks(np.rot90(self.luminance, quarter), np.rot90(self.corners, quarter)) for quarter in range(4))
 
     @cached_property
     def outside(self) -> np.ndarray:
@@ -99,15 +107,15 @@ class View:
 
     def dark_lines(self, radius: float, darker: float) -> np.ndarray:
         """Where a closing by a disc of `radius` brightens skin by `darker` in the logarithm of blue. bool [S, S]"""
-        light = self._light
-        beside = morphology.close_by_disc(light, max(round(radius * len(self.image)), 2))
-        green, blue = np.moveaxis(beside - light, -1, 0)
-        skin = (beside > np.median(beside, (0, 1)) - 0.25).all(-1)
+        radius = max(round(radius * len(self.image)), 2)
+        beside = [morphology.close_by_disc(plane, radius) for plane in self._light]
+        green, blue = (closed - plane for closed, plane in zip(beside, self._light, strict=True))
+        skin = np.logical_and(*(plane > percentile(plane, 50) - 0.25 for plane in beside))
         return (blue > darker) & (blue > 0.6 * green) & skin
 
     @cached_property
-    def _light(self) -> np.ndarray:
-        return _logarithm(self.image[..., 1:], 0.004)
+    def _light(self) -> list[np.ndarray]:
+        return [_logarithm(plane, 0.004) for plane in self.planes[1:]]
 
 
 def measure(image: np.ndarray | View) -> dict[str, float]:
@@ -145,48 +153,55 @@ def ink(image: np.ndarray | View) -> float:
     Strokes are narrow, bluer than grey, and have skin beside them: patches of a lesion have the lesion.
     """
     view = View.of(image)
-    image, size = view.image, len(view.image)
-    lightness, _, b = np.moveaxis(rgb_to_lab(ndimage.gaussian_filter(image, (0.005 * size,) * 2 + (0,))), -1, 0)
-    fall = np.percentile(lightness, 65) - lightness
-    bluer = np.percentile(b, 60) - b
-    x, y = coordinates(size)
+    size = len(view.image)
+    lightness, _, b = planes_to_lab(ndimage.gaussian_filter(view.planes, 0.005 * size, axes=(1, 2)))
+    fall = percentile(lightness, 65) - lightness
+    bluer = percentile(b, 60) - b
     inked = (bluer > np.maximum(BLUER, 0.7 * fall)) & (b < COLD) & (fall > DARKER)
-    inked &= (np.hypot(x - 0.5, y - 0.5) >= CORE) & ~view.outside
-    depth = ndimage.distance_transform_edt(inked)
+    inked &= (away(size) >= CORE) & ~view.outside
     pieces, _ = ndimage.label(inked, np.ones((3, 3)))
+    sizes = np.bincount(pieces.ravel())
+    if sizes[1:].max(initial=0) < BLOT * size**2:
+        return 0.0
+    wide = ~morphology.grow(~inked, THICK * size)
     reach = max(round(0.02 * size), 2)
     area = 0
     for number, box in enumerate(ndimage.find_objects(pieces), 1):
+        if sizes[number] < BLOT * size**2:
+            continue
         box = tuple(slice(max(side.start - reach - 1, 0), side.stop + reach + 1) for side in box)
         piece = pieces[box] == number
-        away = ndimage.distance_transform_edt(~piece)
-        beside = (away <= reach) & (away > 1.5) & ~inked[box]
-        is_stroke = piece.sum() >= BLOT * size**2 and depth[box][piece].max() <= THICK * size
+        beside = morphology.grow(piece, reach) & ~morphology.grow(piece, 1.5) & ~inked[box]
+        is_stroke = not (wide[box] & piece).any()
         if is_stroke and not (beside.any() and (fall[box] > 12)[beside].mean() > 0.3):
-            area += piece.sum()
+            area += sizes[number]
     return min(float(area) / (INKED * size**2), 1.0)
 
 
 def gel(image: np.ndarray | View) -> float:
     """How bright the clearest round rim of a bubble is, in logarithms: nearly all the way round, 1 from RIMMED on."""
-    image = View.of(image).image
-    size = len(image)
-    light = _logarithm(image[..., 1:], 0.003)
-    above = (light - np.median(light, (0, 1)) - BRIM).min(-1)
-    opened = morphology.open_by_disc(light, max(round(0.016 * size), 2))
-    rim = np.minimum((light - opened).min(-1), above).clip(0)
+    view = View.of(image)
+    size = len(view.image)
+    light = [_logarithm(plane, 0.003) for plane in view.planes[1:]]
+    above = np.minimum(*(plane - percentile(plane, 50) - BRIM for plane in light))
+    if not (above > 0).any():
+        return 0.0
+    radius = max(round(0.016 * size), 2)
+    rim = np.minimum(*(plane - morphology.open_by_disc(plane, radius) for plane in light))
+    rim = np.minimum(rim, above).clip(0)
+    reach = int(np.ceil(RADII.max() * size)) + 1
+    padded = np.pad(rim, reach)
+    flat, bright, width = padded.ravel(), padded.ravel() > 0, padded.shape[1]
+    margin = reach * (width + 1)
     angles = 2 * np.pi * np.arange(AROUND) / AROUND
     best = 0.0
     for radius in RADII * size:
-        steps = np.rint(radius * np.stack([np.sin(angles), np.cos(angles)], -1)).astype(int)
-        reach = int(np.ceil(radius)) + 1
-        padded = np.pad(rim, reach)
-        lowest, second, larger = np.full_like(rim, np.inf), np.full_like(rim, np.inf), np.empty_like(rim)
-        for dy, dx in steps:
-            point = padded[reach + dy :, reach + dx :][:size, :size]
-            np.minimum(second, np.maximum(lowest, point, out=larger), out=second)
-            np.minimum(lowest, point, out=lowest)
-        best = max(best, float(second.max()))
+        steps = np.rint(radius * np.stack([np.sin(angles), np.cos(angles)], -1)).astype(int) @ (width, 1)
+        # few middles have bright pixels nearly all the way round
+        around = sum(bright[margin + step : flat.size - margin + step].view(np.uint8) for step in steps)
+        chosen = margin + np.flatnonzero(around >= AROUND - 1)
+        if chosen.size:
+            best = max(best, float(np.partition(flat[chosen[:, None] + steps], 1)[:, 1].max()))
     return min(best / RIMMED, 1.0)
 
 
@@ -200,27 +215,40 @@ def straight_hairs(view: View) -> np.ndarray:
     return long_pieces(straight_pieces(dark, STRAIGHT * size, DIRECTIONS), LONG * size, 0.15)
 
 
-def _ticks(image: np.ndarray, corners: np.ndarray) -> float:
+def _ticks(luminance: np.ndarray, corners: np.ndarray) -> float:
     """The score of a ruler along the lower edge of an image with these dark corners, bool [S, S]."""
-    size = len(image)
+    size = len(luminance)
     rows = slice(round(0.948 * size), round(0.985 * size))
-    light = np.log(image[rows].astype(np.float32).mean(-1).mean(0) / 255 + 0.04)
+    light = np.log(luminance[rows].mean(0) / 255 + 0.04)
     visible = np.flatnonzero(~corners[rows].any(0))
     if np.ptp(light) < THRESHOLDS["ruler"] * EVERY_TICK or len(visible) < 0.3 * size:
         return 0.0
-    start, stop = visible[[0, -1]] / size
     best = 0.0
-    for period in np.linspace(*TICKS, 7):
-        first = start + period * np.linspace(0.5, 1.5, 13)[:-1, None]
-        ticks = first + period * np.arange(int((stop - start) / period) - 1)
-        at, left, right = (
-            np.interp((ticks + shift * period) * size - 0.5, np.arange(size), light) for shift in (0, -0.5, 0.5)
-        )
-        best = max(best, float(np.percentile(np.minimum(left, right) - at, 20, axis=1).max()))
+    for places in _rulers(size, int(visible[0]), int(visible[-1])):
+        at, left, right = np.interp(places, np.arange(size), light)
+        darker = np.sort(np.minimum(left, right) - at, axis=1)
+        place = (darker.shape[1] - 1) / 5  # the percentile 20, between two ticks
+        low, high = darker[:, int(place)], darker[:, int(place) + 1]
+        best = max(best, float((low + (place - int(place)) * (high - low)).max()))
     return min(best / EVERY_TICK, 1.0)
 
 
-def _logarithm(image: np.ndarray, smoothing: float) -> np.ndarray:
-    """The logarithm of channels [S, S, C], smoothed a little, far from black: float32."""
-    soft = ndimage.gaussian_filter(image.astype(np.float32), (smoothing * len(image),) * 2 + (0,))
-    return np.log(soft / 255 + 0.04)
+@lru_cache(64)  # dark corners end anywhere
+def _rulers(size: int, first: int, last: int) -> list[np.ndarray]:
+    """Where the ticks of every ruler between two columns would be, and halfway to the left and right of each.
+
+    Columns, float [3, rulers, ticks], those with the same number of ticks in one array.
+    """
+    start, stop = first / size, last / size
+    rulers = {}
+    for period in np.linspace(*TICKS, 7):
+        phases = start + period * np.linspace(0.5, 1.5, 13)[:-1, None]
+        ticks = phases + period * np.arange(int((stop - start) / period) - 1)
+        shifted = np.stack([(ticks + shift * period) * size - 0.5 for shift in (0, -0.5, 0.5)])
+        rulers.setdefault(ticks.shape[1], []).append(shifted)
+    return [np.concatenate(each, axis=1) for each in rulers.values()]
+
+
+def _logarithm(plane: np.ndarray, smoothing: float) -> np.ndarray:
+    """The logarithm of a plane [S, S], smoothed a little, far from black: float32."""
+    return np.log(blur(plane.astype(np.float32), smoothing * len(plane)) / 255 + 0.04)

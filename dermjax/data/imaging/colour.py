@@ -22,15 +22,28 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 def rgb_to_lab(image: np.ndarray) -> np.ndarray:
     """CIELAB of a uint8 sRGB image. [..., 3] -> float32 [..., 3]"""
-    xyz = _LINEAR[image] @ (TO_XYZ / WHITE[:, None]).T.astype(np.float32)
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + np.float32(4 / 29))
-    x, y, z = np.moveaxis(f, -1, 0)
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+    return np.moveaxis(planes_to_lab(np.moveaxis(image, -1, 0)), 0, -1)
+
+
+def planes_to_lab(planes: np.ndarray) -> np.ndarray:
+    """CIELAB of the uint8 planes of red, green and blue. [3, ...] -> float32 [3, ...]"""
+    red, green, blue = (_LINEAR.take(plane) for plane in planes)
+    x, y, z = (_curve(r * red + g * green + b * blue) for r, g, b in (TO_XYZ / WHITE[:, None]).astype(np.float32))
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def typology_angle(lab: np.ndarray) -> float:
     """Individual typology angle in degrees of one colour [3]: atan2(L* - 50, b*). Light skin is high."""
     return float(np.degrees(np.arctan2(lab[0] - 50, lab[2])))
+
+
+def _curve(share: np.ndarray) -> np.ndarray:
+    """The cube root of a share of white, and a line where it is small, as CIELAB has it."""
+    dark = share <= (6 / 29) ** 3
+    root = np.cbrt(share)
+    if dark.any():
+        root[dark] = share[dark] / (3 * (6 / 29) ** 2) + np.float32(4 / 29)
+    return root
 
 
 def _linear(levels: np.ndarray) -> np.ndarray:

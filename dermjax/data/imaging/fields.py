@@ -6,7 +6,7 @@ brought to it by cubic B-splines, so one seed gives one field at every size.
 Shape legend: S side in pixels, C = 3 channels.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -16,6 +16,13 @@ def coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixel centres in fields: x [1, S] and y [S, 1]."""
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return centres[None, :], centres[:, None]
+
+
+@lru_cache(4)
+def away(size: int) -> np.ndarray:
+    """How far each pixel is from the middle, in fields: float32 [S, S]."""
+    x, y = coordinates(size)
+    return np.hypot(x - 0.5, y - 0.5)
 
 
 def noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:

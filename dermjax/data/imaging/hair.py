@@ -8,6 +8,8 @@ DullRazor: Lee et al. 1997, Comput. Biol. Med. 27(6).
 Shapes: H, W the sides in pixels. All lengths are fractions of the shorter side.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import ndimage
 
@@ -48,8 +50,7 @@ def hair_mask(image: np.ndarray) -> np.ndarray:
 
 def straight_pieces(mask: np.ndarray, length: float, directions: int) -> np.ndarray:
     """The parts of a mask bool [H, W] in which a line of so many pixels fits, in one of the directions."""
-    lines = [line(length, 180 * way / directions) for way in range(directions)]
-    return np.any([morphology.open_by(mask, each) for each in lines], axis=0)
+    return morphology.open_by_any(mask, [line(length, 180 * way / directions) for way in range(directions)])
 
 
 def long_pieces(mask: np.ndarray, length: float, share: float) -> np.ndarray:
@@ -60,13 +61,14 @@ def long_pieces(mask: np.ndarray, length: float, share: float) -> np.ndarray:
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))
     chosen = np.zeros_like(mask)
     for number, box in enumerate(ndimage.find_objects(pieces), 1):
-        piece = pieces[box] == number
-        extent = np.hypot(*piece.shape)
-        if extent > length and piece.sum() < share * extent**2:
-            chosen[box] |= piece
+        extent = np.hypot(*(side.stop - side.start for side in box))
+        if extent > length:
+            piece = pieces[box] == number
+            chosen[box] |= piece & (piece.sum() < share * extent**2)
     return chosen
 
 
+@lru_cache(64)
 def line(length: float, degrees: float) -> np.ndarray:
     """A line of pixels of an odd length in a direction, as a bool footprint."""
     reach = max(round(length) // 2, 1)

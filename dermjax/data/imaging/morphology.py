@@ -1,87 +1,121 @@
-"""Closing and opening by small shapes, as scipy.ndimage gives them, number for number, several times as fast.
+"""Closing, opening and growing by small shapes, as scipy.ndimage gives them, number for number, many times as fast.
 
-SciPy visits every pixel under a shape for every pixel of the image. A shape here is a few shifted copies of the whole
-image: a disc is a stack of rows, whose windows of 1, 2, 4, … pixels are each the larger of two shorter ones.
+SciPy visits every pixel under a shape for every pixel of the image. Here the padded image is one row of memory, in
+which a step down is a step by its width, so a shape is a few shifted copies of the whole: a disc is a stack of rows,
+whose windows of 1, 2, 4, … pixels are each the larger of two shorter ones. What wraps around an edge falls into the
+padding, which is cut off again.
 
-Shapes: H, W the sides in pixels; … trailing channels, each for itself.
+Shapes: H, W the sides in pixels. An image is one plane [H, W]: what a plane of 128 pixels takes is memory at hand, what
+three take the system has to find anew for every copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
+from scipy import ndimage
 
 
-def disc(radius: int) -> np.ndarray:
-    """The pixels within `radius` of the middle, bool [2 radius + 1, 2 radius + 1]."""
-    rows, columns = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return rows**2 + columns**2 <= radius**2 + 0.5
+def disc(radius: float) -> np.ndarray:
+    """The pixels within `radius` of the middle, bool [2 r + 1, 2 r + 1], r the whole part of the radius."""
+    reach = int(radius)
+    rows, columns = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    return np.sqrt(rows**2 + columns**2) <= radius
 
 
 def close_by_disc(image: np.ndarray, radius: int) -> np.ndarray:
-    """The grey closing of an image [H, W, …] by a disc: what is dark and narrower than it gives way to its surround.
+    """The grey closing of an image [H, W] by a disc: what is dark and narrower than it gives way to its surround.
 
     Beyond its edges the image is its mirror image.
     """
-    return _over_disc(_over_disc(image, radius, np.maximum), radius, np.minimum)
+    return _over_disc(_over_disc(image, radius, np.maximum, "symmetric"), radius, np.minimum, "symmetric")
 
 
 def open_by_disc(image: np.ndarray, radius: int) -> np.ndarray:
-    """The grey opening of an image [H, W, …] by a disc: what is bright and narrower than it gives way."""
-    return _over_disc(_over_disc(image, radius, np.minimum), radius, np.maximum)
+    """The grey opening of an image [H, W] by a disc: what is bright and narrower than it gives way."""
+    return _over_disc(_over_disc(image, radius, np.minimum, "symmetric"), radius, np.maximum, "symmetric")
 
 
 def close_by_square(image: np.ndarray, side: int) -> np.ndarray:
-    """The grey closing of an image [H, W, …] by a square of an odd side, in the middle of each pixel."""
+    """The grey closing of an image [H, W] by a square of an odd side, in the middle of each pixel."""
     return _over_square(_over_square(image, side // 2, np.maximum), side // 2, np.minimum)
 
 
-def open_by(mask: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """The opening of a mask bool [H, W] by a shape bool [h, w] of odd sides; beyond the image there is nothing."""
-    offsets = np.argwhere(shape) - np.array(shape.shape) // 2
-    reach = int(np.abs(offsets).max())
-    inside = _over(np.pad(mask, reach), offsets, mask.shape, reach, np.logical_and)
-    return _over(np.pad(inside, reach), -offsets, mask.shape, reach, np.logical_or)
+def grow(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Everything within `radius` pixels of a mask bool [H, W]."""
+    return _over_disc(mask, radius, np.logical_or, "constant")
 
 
-def _over(padded: np.ndarray, offsets: np.ndarray, shape: tuple[int, int], reach: int, of_two: Callable) -> np.ndarray:
-    """`of_two` over the shifted copies of an image that is padded by `reach`."""
-    height, width = shape
-    result = None
-    for row, column in offsets + reach:
-        part = padded[row : row + height, column : column + width]
-        result = part.copy() if result is None else of_two(result, part, out=result)
-    return result
+def shrink(mask: np.ndarray, radius: float) -> np.ndarray:
+    """What of a mask bool [H, W] is more than `radius` pixels from what is not in it, or beyond the image."""
+    return _over_disc(mask, radius, np.logical_and, "constant")
 
 
-def _over_disc(image: np.ndarray, radius: int, of_two: Callable) -> np.ndarray:
-    """`of_two` over the pixels of a disc around every pixel."""
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((radius, radius), (radius, radius)) + ((0, 0),) * (image.ndim - 2), "symmetric")
-    halves = [int(row.sum()) // 2 for row in disc(radius)]  # of the width of each row of the disc, without its middle
-    windows = _windows(padded, sorted(set(halves)), of_two)
-    result = None
-    for row, half in enumerate(halves):
-        part = windows[half][row : row + height, radius - half : radius - half + width]
-        result = part.copy() if result is None else of_two(result, part, out=result)
-    return result
+def open_by_any(mask: np.ndarray, shapes: Sequence[np.ndarray]) -> np.ndarray:
+    """The pixels of a mask bool [H, W] that some of the shapes covers where it lies in the mask; none beyond the image.
+
+    shapes: bool [h, w] of odd sides, each with its own middle.
+    """
+    reach = max(max(shape.shape) for shape in shapes) // 2
+    padded = np.pad(mask, reach)
+    width, margin = padded.shape[1], reach * (padded.shape[1] + 1)
+    flat, inside = padded.ravel(), np.zeros(padded.size, bool)
+    opened, middle = np.zeros_like(inside), slice(margin, padded.size - margin)
+    for shape in shapes:
+        rows, columns = np.nonzero(shape)
+        steps = (rows - shape.shape[0] // 2) * width + columns - shape.shape[1] // 2
+        inside[middle] = flat[middle]
+        for step in steps:
+            np.logical_and(inside[middle], flat[margin + step : padded.size - margin + step], out=inside[middle])
+        if inside.any():
+            for step in steps:
+                np.logical_or(opened[middle], inside[margin - step : padded.size - margin - step], out=opened[middle])
+    height, width = mask.shape
+    return opened.reshape(padded.shape)[reach : reach + height, reach : reach + width]
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask bool [H, W] with everything that it encloses."""
+    pieces, _ = ndimage.label(~np.pad(mask, 1))
+    return (pieces != pieces[0, 0])[1:-1, 1:-1]
+
+
+def _over_disc(image: np.ndarray, radius: float, of_two: Callable, beyond: str) -> np.ndarray:
+    """`of_two` over the pixels of a disc around every pixel; beyond: np.pad's mode for what lies beyond the image."""
+    halves, reach = _halves(radius), int(radius)
+    padded = np.pad(image, reach, beyond)
+    flat, width = padded.ravel(), padded.shape[1]
+    windows = _windows(flat, sorted(set(halves)), of_two, 1)
+    made, count = np.empty_like(flat), flat.size - 2 * reach * (width + 1)
+    made[:count] = windows[halves[0]][reach - halves[0] :][:count]
+    for row, half in enumerate(halves[1:], 1):
+        of_two(made[:count], windows[half][row * width + reach - half :][:count], out=made[:count])
+    return made.reshape(padded.shape)[: image.shape[0], : image.shape[1]]
 
 
 def _over_square(image: np.ndarray, half: int, of_two: Callable) -> np.ndarray:
     """`of_two` over the pixels of a square around every pixel: along rows, then along columns."""
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((half, half), (half, half)) + ((0, 0),) * (image.ndim - 2), "symmetric")
-    along = _windows(padded, [half], of_two)[half][:, :width]
-    return _windows(along.swapaxes(0, 1), [half], of_two)[half][:, :height].swapaxes(0, 1)
+    padded = np.pad(image, half, "symmetric")
+    along = _windows(padded.ravel(), [half], of_two, 1)[half]
+    both = _windows(along, [half], of_two, padded.shape[1])[half]
+    padded.ravel()[: both.size] = both
+    return padded[: image.shape[0], : image.shape[1]]
 
 
-def _windows(padded: np.ndarray, halves: list[int], of_two: Callable) -> dict[int, np.ndarray]:
-    """{half: `of_two` over the 2 half + 1 pixels from each on to the right}, for ascending halves."""
-    windows, power, length = {}, padded, 1
+def _windows(flat: np.ndarray, halves: Sequence[int], of_two: Callable, step: int) -> dict[int, np.ndarray]:
+    """{half: `of_two` over the 2 half + 1 pixels from each on, a step apart}, for ascending halves."""
+    windows, power, length = {}, flat, 1
     for half in halves:
         wanted = 2 * half + 1
         while 2 * length <= wanted:
-            power = of_two(power[:, :-length], power[:, length:])
+            power = of_two(power[: power.size - length * step], power[length * step :])
             length *= 2
-        rest = wanted - length
-        windows[half] = of_two(power[:, : power.shape[1] - rest], power[:, rest:]) if rest else power
+        rest = (wanted - length) * step
+        windows[half] = of_two(power[: power.size - rest], power[rest:]) if rest else power
     return windows
+
+
+@cache
+def _halves(radius: float) -> tuple[int, ...]:
+    """Half the width of each row of a disc, without its middle."""
+    return tuple(int(row.sum()) // 2 for row in disc(radius))

@@ -9,15 +9,18 @@ radius CORE, which hairs, ticks of a ruler and a pen ring are not. All lengths a
 Shape legend: S side in pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
 
 from dermjax.data.imaging import morphology
 from dermjax.data.imaging.artefacts import View
-from dermjax.data.imaging.colour import rgb_to_lab, typology_angle
-from dermjax.data.imaging.fields import coordinates
+from dermjax.data.imaging.colour import planes_to_lab, typology_angle
+from dermjax.data.imaging.fields import away, coordinates
+from dermjax.data.imaging.planes import blur, percentile
 
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
@@ -48,20 +51,20 @@ class Segmentation:
 def segment_classically(image: np.ndarray | View) -> Segmentation:
     """The lesions of a uint8 sRGB image [S, S, 3], by their absorbance."""
     view = View.of(image)
-    image, size = view.image, len(view.image)
+    size = len(view.image)
     absorbance, field = _absorbance(view)
     # more than FAINTEST where the skin itself is restless; beyond RESTLESS most of the field shows a lesion and no skin
     floor = min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
     candidates = (absorbance > floor) & field
-    candidates = ndimage.binary_fill_holes(_close(candidates, CLOSING * size)) & field
+    candidates = morphology.fill_holes(_close(candidates, CLOSING * size)) & field
     blobs, count = ndimage.label(_open(candidates, CORE * size))
     mask = np.zeros_like(field)
     for blob in range(1, count + 1):
         core = blobs == blob
         if not _is_ring(core):
-            mask |= _grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
-    mask = _open(ndimage.binary_fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
-    return _on_skin(image, mask, SMALLEST, field & (np.abs(absorbance) < FAINTEST), float("nan"))
+            mask |= morphology.grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
+    mask = _open(morphology.fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
+    return _on_skin(view, mask, SMALLEST, field & (absorbance < FAINTEST), float("nan"))
 
 
 def measure_mask(
@@ -73,21 +76,23 @@ def measure_mask(
     """
     view = View.of(image)
     absorbance, field = _absorbance(view)
-    return _on_skin(view.image, mask, smallest, field & (np.abs(absorbance) < FAINTEST), certainty)
+    return _on_skin(view, mask, smallest, field & (absorbance < FAINTEST), certainty)
 
 
-def _on_skin(image: np.ndarray, mask: np.ndarray, smallest: float, plain: np.ndarray, certainty: float) -> Segmentation:
+def _on_skin(view: View, mask: np.ndarray, smallest: float, plain: np.ndarray, certainty: float) -> Segmentation:
     """The pieces of a mask of at least this area, with the tone of what is plain, bool [S, S], and not near them."""
-    pieces, count = ndimage.label(mask)
-    areas = ndimage.sum_labels(mask, pieces, np.arange(1, count + 1)) / mask.size
+    pieces, _ = ndimage.label(mask)
+    areas = np.bincount(pieces.ravel())[1:] / mask.size
     kept = areas >= smallest
     labels = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)[pieces]
     areas, mask = areas[kept], labels > 0
-    skin = plain & ~_grow(mask, 0.03 * len(mask))
+    skin = plain & ~morphology.grow(mask, 0.03 * len(mask))
     if not skin.any():
         return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan), certainty)
-    ita = typology_angle(np.median(rgb_to_lab(image[skin]), 0))
-    return Segmentation(mask, labels, len(areas), areas, ita, np.median(image[skin], 0), certainty)
+    colours = view.planes.reshape(3, -1).take(np.flatnonzero(skin), 1)
+    ita = typology_angle([percentile(each, 50) for each in planes_to_lab(colours)])
+    middle = np.array([percentile(each.astype(np.float64), 50) for each in colours])
+    return Segmentation(mask, labels, len(areas), areas, ita, middle, certainty)
 
 
 def _absorbance(view: View) -> tuple[np.ndarray, np.ndarray]:
@@ -95,41 +100,56 @@ def _absorbance(view: View) -> tuple[np.ndarray, np.ndarray]:
 
     Returns float32 [S, S] and bool [S, S], which leaves out dark corners and a ruler's strip.
     """
-    image, size = view.image, len(view.image)
-    light = np.log(image.astype(np.float32) / 255 + 0.02)
-    # hairs give way to the brighter skin on both sides of them
-    hairless = morphology.close_by_square(light, round(BESIDE * size) | 1)
-    light = np.where(_grow(view.strands, 0.016 * size)[..., None], hairless, light)
-    light = ndimage.gaussian_filter(light, (SMOOTHING * size, SMOOTHING * size, 0))
+    size = len(view.image)
+    light = [np.log(plane.astype(np.float32) / 255 + 0.02) for plane in view.planes]
+    if view.strands.any():  # hairs give way to the brighter skin on both sides of them
+        hidden, beside = morphology.grow(view.strands, 0.016 * size), round(BESIDE * size) | 1
+        light = [np.where(hidden, morphology.close_by_square(plane, beside), plane) for plane in light]
+    light = np.stack([blur(plane, SMOOTHING * size) for plane in light])
     field = ~view.outside
+    terms, sampled = _terms(size)
+    samples = _samples(size)
+    known = field[samples].ravel()
+    values = light[samples].reshape(3, -1)
+    surface = _surface(sampled, values, known, [percentile(plane, 62) for plane in values[:, known]])
+    if (
+        surface[:, 3] + surface[:, 5]
+    ).mean() > BOWL:  # light falls off towards the edge: what is darkest amid is a lesion
+        edge = known & (2 * away(size)[samples].ravel() > EDGE)
+        start = [percentile(plane, 80) for plane in values[:, edge if edge.any() else known]]
+        surface = _surface(sampled[:3], values, known, start)
+    red, green, blue = darker = (surface @ terms[: surface.shape[1]]).reshape(light.shape) - light
+    ink = np.minimum(red, green) - blue > INK
+    field &= ~morphology.grow(ink & (2 * away(size) > 0.85), 0.02 * size)
+    return np.sqrt(sum(plane.clip(0) ** 2 for plane in darker) / np.float32(3)), field
+
+
+def _samples(size: int) -> tuple:
+    """Which pixels the surface is fitted to: 64 along each side of the field."""
+    return (..., *(slice(size // 128 or None, None, max(size // 64, 1)),) * 2)
+
+
+@lru_cache(4)
+def _terms(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The terms of a quadratic at every pixel, float32 [6, S S], and at the samples alone."""
     x, y = (2 * axis - 1 for axis in np.broadcast_arrays(*coordinates(size)))
-    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
-    samples = (slice(size // 128 or None, None, max(size // 64, 1)),) * 2
-    known = field[samples]
-    terms, values, edge = basis[samples][known], light[samples][known], (np.hypot(x, y) > EDGE)[samples][known]
-    surface = _surface(terms, values, np.percentile(values, 62, axis=0))
-    if (surface[3] + surface[5]).mean() > BOWL:  # light falls off towards the edge: what is darkest amid is a lesion
-        start = np.percentile(values[edge] if edge.any() else values, 80, axis=0)
-        surface = _surface(terms * np.array([1, 1, 1, 0, 0, 0], np.float32), values, start)
-    darker = np.einsum("yxk,kc->yxc", basis, surface) - light
-    ink = np.minimum(darker[..., 0], darker[..., 1]) - darker[..., 2] > INK
-    field &= ~_grow(ink & (np.hypot(x, y) > 0.85), 0.02 * size)
-    return np.sqrt(np.mean(np.clip(darker, 0, None) ** 2, -1)), field
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+    return terms.reshape(6, -1), terms[_samples(size)].reshape(6, -1)
 
 
-def _surface(terms: np.ndarray, values: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The coefficients [6, 3] of the skin's light: of terms [n, 6] where the image has `values` [n, 3].
+def _surface(terms: np.ndarray, values: np.ndarray, known: np.ndarray, start: Sequence[float]) -> np.ndarray:
+    """The coefficients [3, T] of the skin's light: of terms [T, n] where the image has `values` [3, n] and is known.
 
     Lesions and hairs cover less than half of the field: the fit starts at `start`, a little above the median, and keeps
     the pixels that agree.
     """
-    fitted, surface = start, np.zeros((terms.shape[-1], values.shape[-1]), np.float32)
+    fitted, both = np.array(start, np.float32)[:, None], np.concatenate([terms, values])
     for tolerance in (0.35, 0.25, 0.18, 0.15):
-        skin = np.sqrt(np.mean((values - fitted) ** 2, 1)) < tolerance
-        near = terms[skin]
+        skin = terms * (known & (np.sqrt(np.mean((values - fitted) ** 2, 0)) < tolerance))
         # the normal equations, six by six: a thread is all they take
-        surface = np.linalg.lstsq(near.T @ near, near.T @ values[skin], rcond=None)[0]
-        fitted = terms @ surface
+        products = skin @ both.T
+        surface = np.linalg.lstsq(products[:, : len(terms)], products[:, len(terms) :], rcond=None)[0].T
+        fitted = surface @ terms
     return surface
 
 
@@ -140,17 +160,11 @@ def _is_ring(blob: np.ndarray) -> bool:
     return bool(away > 0.45 and ndimage.distance_transform_edt(np.pad(blob, 1)).max() < 0.036 * len(blob))
 
 
-def _grow(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Everything within `radius` pixels of the mask."""
-    return ndimage.distance_transform_edt(~mask) <= radius if mask.any() else mask
-
-
 def _open(mask: np.ndarray, radius: float) -> np.ndarray:
     """The mask without what is too narrow for a disc of `radius` pixels; beyond the image there is nothing."""
-    deep = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] > radius
-    return _grow(deep, radius)
+    return morphology.grow(morphology.shrink(mask, radius), radius)
 
 
 def _close(mask: np.ndarray, radius: float) -> np.ndarray:
     """The mask with gaps bridged that are too narrow for a disc of `radius` pixels."""
-    return ~_grow(~_grow(mask, radius), radius)
+    return ~morphology.grow(~morphology.grow(mask, radius), radius)

@@ -11,15 +11,23 @@ Shapes: N and M images, 4 words of 64 bits a hash.
 
 import numpy as np
 
-from dermjax.data.leaks.duplicates import BITS, hashes, orientations
+from dermjax.data.leaks.duplicates import BITS, FREQUENCIES, VIEWS, signs, spectra
 
 ORIENTATIONS = 8
+ACROSS = (-1.0) ** np.arange(FREQUENCIES, dtype=np.float32)  # what a mirror from left to right does to cosines
+DOWN = ACROSS[:, None]
 BLOCK = 1 << 20  # distances held at once
 
 
 def orientation_hashes(image: np.ndarray) -> np.ndarray:
-    """The hashes of the eight orientations of uint8 [S, S, 3], as uint64 [8, 4]; the first is of the image itself."""
-    return hashes(np.stack(orientations(image, (0, 1))))
+    """The hashes of the eight orientations of uint8 [S, S, 3], as uint64 [8, 4]; the first is of the image itself.
+
+    In their order `duplicates.orientations` turns an image; of its cosines a turn exchanges the axes and a mirror
+    negates every other one.
+    """
+    spectrum = spectra(image, VIEWS[:1])[0]
+    quarters = (spectrum, spectrum.T * DOWN, spectrum * DOWN * ACROSS, spectrum.T * ACROSS)
+    return signs(np.stack([each for way in quarters for each in (way, way * ACROSS)]))
 
 
 def distances(upright: np.ndarray, turned: np.ndarray) -> np.ndarray:

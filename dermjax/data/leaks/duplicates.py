@@ -21,7 +21,7 @@ from collections.abc import Hashable, Sequence
 from functools import cache
 
 import numpy as np
-from einops import rearrange, reduce
+from einops import rearrange
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -58,15 +58,25 @@ def hashes(images: np.ndarray) -> np.ndarray:
 
 def views(images: np.ndarray, windows: Sequence[tuple[float, float, float]] = VIEWS) -> np.ndarray:
     """The hashes of windows of uint8 images [N, S, S, 3], as uint64 [N, V, 4]; the first window is the whole image."""
-    side = images.shape[1]
-    bases = [(_cosines(side, down, length), _cosines(side, across, length)) for down, across, length in windows]
-    bits = np.empty((len(images), len(windows), BITS), bool)
+    found = np.empty((len(images), len(windows), BITS // 64), np.uint64)
     for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
-        grey = image @ LUMA
-        grey -= grey.mean()  # else the brightness would leak into a window that ends within a pixel
-        for view, (rows, columns) in enumerate(bases):
-            bits[row, view] = (rows @ grey @ columns.T).ravel() > 0
-    bits[..., 0] = False  # the mean brightness says nothing
+        found[row] = signs(spectra(image, windows))
+    return found
+
+
+def spectra(image: np.ndarray, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:
+    """The low cosine coefficients of windows of an image uint8 [S, S, 3], float32 [V, FREQUENCIES, FREQUENCIES]."""
+    grey = image @ LUMA
+    grey -= grey.mean()  # else the brightness would leak into a window that ends within a pixel
+    side = len(image)
+    rows = {(down, length): _cosines(side, down, length) @ grey for down, _, length in windows}
+    return np.stack([rows[down, length] @ _cosines(side, across, length).T for down, across, length in windows])
+
+
+def signs(spectra: np.ndarray) -> np.ndarray:
+    """The hashes uint64 [N, 4] of spectra [N, FREQUENCIES, FREQUENCIES]: which coefficients are positive."""
+    bits = spectra.reshape(len(spectra), BITS) > 0
+    bits[:, 0] = False  # the mean brightness says nothing
     return np.packbits(bits, axis=-1).view(np.uint64)
 
 
@@ -100,7 +110,9 @@ def group(links: np.ndarray, identities: Sequence[Sequence[Hashable]]) -> np.nda
 
 def cells(image: np.ndarray) -> np.ndarray:
     """The mean colours of an image uint8 [S, S, 3], S a multiple of CELLS, as uint8 [CELLS, CELLS, 3]."""
-    return reduce(image.astype(np.float32), "(h a) (w b) c -> h w c", "mean", h=CELLS, w=CELLS).round().astype(np.uint8)
+    side = len(image) // CELLS
+    rows = image.reshape(CELLS, side, -1).sum(1, dtype=np.float32)  # whole numbers: exact in any order
+    return (rows.reshape(CELLS, CELLS, side, 3).sum(2) / side**2).round().astype(np.uint8)
 
 
 def confirm(near: np.ndarray, colours: np.ndarray) -> np.ndarray:

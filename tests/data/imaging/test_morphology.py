@@ -1,4 +1,4 @@
-"""Closing and opening by shifted copies are SciPy's, number for number, also at edges and of small images."""
+"""Closing, opening and growing by shifted copies are SciPy's, number for number, also at edges and of small images."""
 
 import numpy as np
 import pytest
@@ -10,25 +10,40 @@ from dermjax.data.imaging.hair import line
 
 @pytest.mark.parametrize(("height", "width", "radius"), [(64, 64, 2), (40, 57, 7), (21, 30, 9), (128, 128, 4)])
 def test_discs_close_and_open_as_scipy_does(height, width, radius):
-    image = np.random.default_rng(radius).normal(size=(height, width, 2)).astype(np.float32)
+    image = np.random.default_rng(radius).normal(size=(height, width)).astype(np.float32)
     shape = morphology.disc(radius)
     for ours, theirs in (
         (morphology.close_by_disc, ndimage.grey_closing),
         (morphology.open_by_disc, ndimage.grey_opening),
     ):
-        expected = np.stack([theirs(image[..., channel], footprint=shape) for channel in range(2)], -1)
-        np.testing.assert_array_equal(ours(image, radius), expected)
-        np.testing.assert_array_equal(ours(image[..., 0], radius), expected[..., 0])
+        np.testing.assert_array_equal(ours(image, radius), theirs(image, footprint=shape))
 
 
 @pytest.mark.parametrize("side", [3, 5, 9, 13])
 def test_squares_close_as_scipy_does(side):
-    image = np.random.default_rng(side).normal(size=(33, 48, 3)).astype(np.float32)
-    np.testing.assert_array_equal(morphology.close_by_square(image, side), ndimage.grey_closing(image, (side, side, 1)))
+    image = np.random.default_rng(side).normal(size=(33, 48)).astype(np.float32)
+    np.testing.assert_array_equal(morphology.close_by_square(image, side), ndimage.grey_closing(image, (side, side)))
 
 
 @pytest.mark.parametrize("way", range(12))
 def test_lines_open_masks_as_scipy_does(way):
     mask = np.random.default_rng(way).random((50, 71)) < 0.8
-    shape = line(9, 180 * way / 12)
-    np.testing.assert_array_equal(morphology.open_by(mask, shape), ndimage.binary_opening(mask, shape))
+    shapes = [line(9, 180 * way / 12), line(15, 180 * way / 12 + 70)]
+    opened = np.any([ndimage.binary_opening(mask, shape) for shape in shapes], axis=0)
+    np.testing.assert_array_equal(morphology.open_by_any(mask, shapes), opened)
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.5, 2.048, 5, 7.3])
+def test_masks_grow_and_shrink_by_euclidean_distance(radius):
+    mask = np.random.default_rng(int(radius)).random((44, 61)) < 0.02
+    away = ndimage.distance_transform_edt(~mask)
+    np.testing.assert_array_equal(morphology.grow(mask, radius), away <= radius)
+    within = ndimage.distance_transform_edt(np.pad(~mask, 1))[1:-1, 1:-1]
+    np.testing.assert_array_equal(morphology.shrink(~mask, radius), within > radius)
+    assert not morphology.grow(np.zeros_like(mask), radius).any()
+
+
+def test_holes_are_filled_as_scipy_does():
+    for seed in range(8):
+        mask = np.random.default_rng(seed).random((40, 53)) < 0.62
+        np.testing.assert_array_equal(morphology.fill_holes(mask), ndimage.binary_fill_holes(mask))

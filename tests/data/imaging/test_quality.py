@@ -5,12 +5,16 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from dermjax.data.imaging import quality
-from dermjax.data.imaging.colour import rgb_to_lab
+from dermjax.data.imaging.colour import planes_to_lab
 from dermjax.data.phantoms.painting import phantom
 
 
 def field(level):
     return np.full((128, 128, 3), level, np.uint8)
+
+
+def lab(image):
+    return planes_to_lab(np.moveaxis(image, -1, 0))
 
 
 def noise(seed):
@@ -31,17 +35,17 @@ def test_an_even_field_has_no_contrast_no_structure_and_no_detail(level):
 
 
 def test_a_lesion_stands_out_and_noise_does_not(lesion):
-    assert quality.contrast(rgb_to_lab(lesion)) > 8
-    assert quality.structure(rgb_to_lab(lesion)) > 0.2
+    assert quality.contrast(lab(lesion)) > 8
+    assert quality.structure(lab(lesion)) > 0.2
     # white noise keeps one part in the 64 pixels of a cell
-    assert quality.structure(rgb_to_lab(noise(0))) == pytest.approx(1 / 64, rel=0.3)
+    assert quality.structure(lab(noise(0))) == pytest.approx(1 / 64, rel=0.3)
 
 
 def test_a_dark_frame_is_no_lesion():
     image = field(190)
     y, x = np.mgrid[:128, :128] - 63.5
     image[np.hypot(x, y) > 70] = 0
-    assert quality.contrast(rgb_to_lab(image)) < 1
+    assert quality.contrast(lab(image)) < 1
 
 
 def test_sharpness_falls_with_blur_and_not_with_contrast(lesion):
