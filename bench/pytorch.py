@@ -23,6 +23,7 @@ ON_CPU = DEVICE == "cpu"
 DTYPE = torch.float32 if ON_CPU else torch.bfloat16
 LAYOUT = torch.contiguous_format if ON_CPU else torch.channels_last
 CONTEXT = (77, 768)
+TOKENS = 40  # of a text of derm-tiny
 BATCH = 32
 RATE, CLIP, DECAY = 1e-4, 1.0, 0.98
 
@@ -147,11 +148,12 @@ def tune(batch, steps, compiled):
     unet = unet.train().to(DEVICE, memory_format=LAYOUT)
     scheduler = diffusers.DDPMScheduler.from_pretrained(folder / "scheduler")
     scale = diffusers.AutoencoderKL.from_pretrained(folder / "vae").config.scaling_factor
-    network, side, width = torch.compile(unet) if compiled else unet, unet.config.sample_size, 128
+    network, config = torch.compile(unet) if compiled else unet, unet.config
     weights = list(unet.parameters())
     average = [weight.detach().clone() for weight in weights]
     rule = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01, fused=not ON_CPU or None)
-    moments, context = torch.randn(batch, 8, side, side, device=DEVICE), torch.randn(batch, 40, width, device=DEVICE)
+    moments = torch.randn(batch, 8, config.sample_size, config.sample_size, device=DEVICE)
+    context = torch.randn(batch, TOKENS, config.cross_attention_dim, device=DEVICE)
 
     def run():
         for _ in range(steps):

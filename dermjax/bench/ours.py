@@ -27,6 +27,7 @@ from dermjax.data.pipelines import MixturePlan
 from dermjax.data.records import Manifest, Record
 from dermjax.models import vit
 from dermjax.models.classifier import describe, fresh
+from dermjax.models.cpu import eigen
 from dermjax.models.stable_diffusion import SD15, Params, StableDiffusion
 from dermjax.preparation import examination
 from dermjax.sampling.requests import SamplerSettings
@@ -57,6 +58,11 @@ def operations(function: Callable, *arguments: Any) -> float:
     return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
 
 
+def sampling(function: Callable) -> Callable:
+    """Returns a function compiled as `sampling.render` compiles it."""
+    return jax.jit(function, compiler_options=eigen.options())
+
+
 def drawn(shapes: Params) -> Params:
     """Returns small random parameters on the device."""
     leaves, form = jax.tree.flatten(shapes)
@@ -84,7 +90,7 @@ def unet(batch: int, side: int, evaluations: int) -> Work:
     params = {"unet": drawn(sd.shapes["unet"])}
     x, context = normal(batch, side, side, 4), normal(batch, *CONTEXT)
 
-    @jax.jit
+    @sampling
     def sample(params: Params, x: jax.Array, context: jax.Array) -> jax.Array:
         network = sd.network(params)
         words, t = network.words(context), jnp.full(batch, 500.0)
@@ -98,7 +104,7 @@ def decode(pixels: int) -> Work:
     """An image from its latents by Stable Diffusion 1.5's autoencoder."""
     sd = StableDiffusion(SD15, Path(), DTYPE)
     params = {"vae": drawn(sd.shapes["vae"])}
-    latents, call = normal(1, pixels // sd.factor, pixels // sd.factor, 4), jax.jit(sd.decode)
+    latents, call = normal(1, pixels // sd.factor, pixels // sd.factor, 4), sampling(sd.decode)
     return Work(lambda: call(params, latents).block_until_ready(), operations(sd.decode, params, latents), peak)
 
 
@@ -112,10 +118,13 @@ def sample(steps: int, batch: int, guidance: float) -> Work:
     tokens = np.random.default_rng(1).integers(0, vocabulary, (batch, length), np.int32)
     seeds = np.arange(batch, dtype=np.uint32)
     cells = sd.size // sd.factor
-    x, context = np.zeros((2 * batch, cells, cells, 4), np.float32), np.zeros((2 * batch, length, 128), np.float32)
+    width = sd.configs["unet"]["cross_attention_dim"]
+    x, context = np.zeros((2 * batch, cells, cells, 4), np.float32), np.zeros((2 * batch, length, width), np.float32)
     work = steps * operations(sd.unet, params, x, np.zeros(2 * batch, np.float32), context)
     work += operations(sd.decode, params, x[:batch])
-    return Work(lambda: np.asarray(make(params, tokens, tokens, seeds, settings.weights())), work, peak)
+    arguments = (params, tokens, tokens, seeds, settings.weights())
+    compiled = make.lower(*arguments).compile(eigen.options())
+    return Work(lambda: np.asarray(compiled(*arguments)), work, peak)
 
 
 def moments(batch: int, side: int) -> dict[str, np.ndarray]:
@@ -144,7 +153,7 @@ def tune(batch: int, steps: int) -> Work:
     loss = task.dreambooth_loss(sd, partial(trainable.assemble, alpha=1.0), **task.PLAIN)
     step = compile_step(loss, rule, 0.98, 1, places, grid, False)
     everywhere = sharding.replicated(grid)
-    length, width = sd.text_limits[0], sd.configs["text_encoder"]["hidden_size"]
+    length, width = sd.text_limits[0], sd.configs["unet"]["cross_attention_dim"]
     constants = jax.device_put(frozen | {"contexts": normal(3, length, width)}, everywhere)
     key, rows = jax.device_put(jax.random.key(0), everywhere), moments(batch, side)
     held = [jax.device_put(state, places)]
