@@ -101,6 +101,11 @@ COMMANDS = {
         {"port": 7860, "host": "127.0.0.1", "token": "none", "images": "none", "warm": True},
     ),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
+    "bench": Command(
+        "dermjax.bench.run:bench",
+        "how fast this machine samples, tunes, classifies and reads, beside PyTorch where that is installed",
+        flags={"workdir": "", "cases": "all", "rounds": 5, "torch_compile": False},
+    ),
 }
 # what measures images in these is small: they leave accelerators alone and are one process
 WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")

@@ -39,6 +39,7 @@ TABLE = {
     **dict.fromkeys(STAGES, BELOW_STAGES),
     **dict.fromkeys(("study", "demo"), STAGES | BELOW_STAGES | {"demo"}),
     "studio": STAGES | BELOW_STAGES,  # the browser page
+    "bench": STAGES | BELOW_STAGES,  # times what the stages do
     "__main__": set(),  # imports a stage by its name when it is asked for
     **{name: set() for name in FOUNDATIONS},
 }
@@ -143,7 +144,7 @@ def test_tests_are_no_package():
 def test_nothing_names_a_machine():
     """No folder of one machine, no package registry, no local address of a package in what people clone."""
     machine = re.compile(r"(?<![\w.~])/(?:work|root|home|Users)/|py[p]i\.org|python[h]osted|file:[/]{2}")
-    folders = (PACKAGE, ROOT / "configs", ROOT / "tests", ROOT / "launch", ROOT / ".ci")
+    folders = (PACKAGE, *(ROOT / name for name in ("bench", "configs", "tests", "launch", ".ci")))
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += [path for path in ROOT.glob("*") if path.suffix in (".md", ".toml")]
     texts = [

@@ -17,6 +17,7 @@ from dermjax import machine, sharding
 from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Denoiser
 from dermjax.diffusion.ladders import Ladder
+from dermjax.models.cpu import eigen
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count, operations
 from dermjax.models.unet import per_block
 from dermjax.sampling.init_images import InitImages
@@ -76,7 +77,8 @@ class Renderer:
             self.functions[process] = text_to_image(diffusion, size, init.strength)
         shapes = (*process, tokens.shape, jax.tree.structure(arguments))
         if shapes not in self.compiled:  # by itself, so that no compilation counts as a device's work
-            self.compiled[shapes] = self.functions[process].lower(self.model.params, **arguments).compile()
+            lowered = self.functions[process].lower(self.model.params, **arguments)
+            self.compiled[shapes] = lowered.compile(eigen.options())
         at = time.monotonic()
         return Started(rows, self.compiled[shapes](self.model.params, **arguments), at)
 

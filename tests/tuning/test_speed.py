@@ -1,16 +1,9 @@
-"""A step of tuning against the same step in PyTorch, in turns, on the same cores or the same GPU.
+"""A step of tuning Stable Diffusion 1.5 at 512 px against the same step in PyTorch, in turns, on the same GPU.
 
-On a CPU it is derm-tiny in float32, each in a process of its own, as their users have them: within one, PyTorch's
-memory and threads suffer from JAX's. On a GPU it is Stable Diffusion 1.5 at 512 px, random weights, in bfloat16
-arithmetic. `python tests/tuning/test_speed.py` is PyTorch's process.
+Random weights, arithmetic in bfloat16. What a CPU tunes is a case of `dermjax bench`.
 """
 
-import os
-import resource
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -19,15 +12,12 @@ import numpy as np
 import pytest
 
 from dermjax import sharding
-from dermjax.machine import keep_freed_memory
 from dermjax.models.stable_diffusion import SD15, StableDiffusion
 from dermjax.tuning import trainable
-from dermjax.weights import diffusers as folders
-from dermjax.weights import model_files
 
 pytestmark = pytest.mark.slow
 BACKEND = jax.default_backend()
-ROUNDS, WARM = (15, 3) if BACKEND == "cpu" else (7, 2)
+ROUNDS, WARM = 7, 2
 RATE, CLIP = 1e-4, 1.0
 PEAK = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4}  # TFLOP/s in bfloat16, dense, as the vendor says
 
@@ -110,63 +100,6 @@ def medians(runs: dict, steps: int) -> dict[str, float]:
     return {name: float(np.median(each[WARM:])) for name, each in seconds.items()}
 
 
-def contexts() -> np.ndarray:
-    """What derm-tiny's text encoder might say of two prompts and the empty one."""
-    return np.random.default_rng(1).normal(size=(3, 40, 128)).astype(np.float32)
-
-
-def serve() -> None:
-    """Takes as many steps of derm-tiny in PyTorch as each line of the input says, and answers with the last loss."""
-    import diffusers
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    folder = model_files.locate("derm-tiny")
-    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).train()
-    scheduler = diffusers.DDPMScheduler.from_pretrained(folder / "scheduler")
-    scale = diffusers.AutoencoderKL.from_pretrained(folder / "vae").config.scaling_factor
-    run = theirs(torch, unet, scheduler, scale, 0.98, rows(16, 16), contexts())
-    for line in sys.stdin:
-        print(run(int(line)), flush=True)
-
-
-@contextmanager
-def elsewhere():
-    """A function that has the process of `serve` take steps and waits for the last; returns its loss."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, __file__], **pipes) as other:
-
-        def run(steps: int) -> float:
-            print(steps, file=other.stdin, flush=True)
-            return float(other.stdout.readline())
-
-        yield run
-
-
-@pytest.mark.skipif(BACKEND != "cpu", reason="a CPU's")
-def test_derm_tiny_trains_no_slower_than_in_pytorch(tuning_step, capsys):
-    """On as many devices and threads as this process has cores."""
-    pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    cores = len(os.sched_getaffinity(0))
-    assert jax.device_count() == cores, f"start this test with JAX_NUM_CPU_DEVICES={cores}"
-    keep_freed_memory()  # as `dermjax tune` does
-    grid = sharding.mesh(0, 1)
-    made = tuning_step(*folders.read(model_files.locate("derm-tiny")), grid, how="full", optimizer="adamw",
-                       ema_decay=0.98, precision="float32", said=jnp.asarray(contexts()))  # fmt: skip
-    run = ours(made, grid, rows(16, 16))
-    with elsewhere() as pytorch:
-        found = medians({"dermjax": run, "PyTorch": pytorch}, steps=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    run(5)
-    faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5
-    ratio = found["dermjax"] / found["PyTorch"]
-    with capsys.disabled():
-        print(f"\n{cores} cores, batch 16:", ", ".join(f"{n} {s:.3f} s a step" for n, s in found.items()),
-              f"-> {ratio:.2f} times PyTorch's; {faults:.0f} page faults a step")  # fmt: skip
-    assert faults < 5000  # 48,000 where temporaries go back to the system
-    assert ratio <= 1
-
-
 @pytest.mark.skipif(BACKEND != "gpu", reason="needs a GPU; start it with XLA_PYTHON_CLIENT_PREALLOCATE=false")
 @pytest.mark.parametrize(("how", "size"), [("lora", 2), ("lora", 8), ("full", 4)])
 def test_stable_diffusion_tunes_no_slower_than_in_pytorch(how, size, tuning_step, capsys):
@@ -217,7 +150,3 @@ def test_stable_diffusion_tunes_no_slower_than_in_pytorch(how, size, tuning_step
               f"dermjax {jax.devices()[0].memory_stats()['peak_bytes_in_use'] / 1e9:.1f} GB, "
               f"PyTorch {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")  # fmt: skip
     assert found["dermjax"] <= found["PyTorch"]
-
-
-if __name__ == "__main__":
-    serve()

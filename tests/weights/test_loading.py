@@ -1,11 +1,10 @@
-"""What loading a published model costs: memory beside the parameters, and time and memory beside diffusers'.
+"""What loading a published model costs in memory; how long it takes beside diffusers is a case of `dermjax bench`.
 
-A random SD 1.5 folder of 2.1 GB in half precision is written and read in processes of their own, with `--slow`; the
-path of a tensor alone, file to parameter, is measured always.
+A random SD 1.5 folder of 2.1 GB in half precision is written and read in a process of its own, with `--slow`; the path
+of a tensor alone, file to parameter, is measured always.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dermjax.weights
+from dermjax.bench.ours import write_random
 from dermjax.models.stable_diffusion import SD15, StableDiffusion, count
 from dermjax.weights import diffusers, safetensors
 from dermjax.weights.safetensors import LazyTensor
-from dermjax.weights.torch_layout import expected
 
 MEASURE = """
 import json, sys, time
@@ -33,36 +31,14 @@ seconds, processor = time.perf_counter() - start, time.process_time() - busy
 print(json.dumps({{"seconds": seconds, "processor": processor, "peak": memory("VmHWM") - before}}))
 """
 OURS = "import numpy as np; from dermjax.weights import diffusers; from dermjax.models import stable_diffusion"
-THEIRS = "import torch, diffusers; from diffusers import StableDiffusionPipeline as Pipeline"
 LARGEST = 49408 * 768  # the token table
-ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder as diffusers writes SD 1.5, with random weights of half precision."""
     folder = tmp_path_factory.mktemp("sd15") / "model"
-    sd = StableDiffusion(SD15, Path(dermjax.weights.__file__).parent / "clip_tokenizer", np.float32)
-    rng = np.random.default_rng(0)
-
-    def random(shape):
-        # bits of small positive numbers: drawing normals would take a minute
-        def read():
-            return rng.integers(0, 2**14, shape, np.uint16).view(np.float16)
-
-        return LazyTensor(shape, np.dtype(np.float16), read)
-
-    folder.mkdir()
-    shutil.copytree(sd.tokenizer, folder / "tokenizer")
-    (folder / "model_index.json").write_text(json.dumps(diffusers.index(sd)))
-    for name, config in sd.configs.items():
-        (folder / name).mkdir()
-        (folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")).write_text(
-            json.dumps(config)
-        )
-    for name, file in diffusers.FILES.items():
-        tensors = {key: random(shape) for key, shape in expected(sd.shapes[name]).items()}
-        safetensors.write(folder / name / file, tensors, {})
+    write_random(folder)
     return folder
 
 
@@ -117,32 +93,3 @@ def test_memory_beside_the_parameters_is_that_of_the_largest_tensor(folder, caps
         print(f"\n{kind}: {found['seconds']:.1f} s, {extra / 2**20:.0f} MiB beside the parameters")
     # one tensor as it is in the file, and what the shapes of the networks take
     assert extra <= LARGEST * 2 + 64 * 2**20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["float16", "float32"])
-def test_no_slower_and_leaner_than_diffusers(folder, capsys, kind):
-    """In float32, which is what both take unasked. In float16 both map the file and have read nothing of it yet.
-
-    Medians of processor time: the clock follows how fast a virtual machine gets its memory, from 3 to 9 s for one load.
-    """
-    pytest.importorskip("diffusers")
-    load = f"Pipeline.from_pretrained({str(folder)!r}, torch_dtype=torch.{kind}, safety_checker=None)"
-    runs = {
-        "diffusers": (THEIRS, load),
-        "dermjax": (OURS, f"diffusers.read(Path({str(folder)!r}), params_dtype=np.{kind})"),
-    }
-    found = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            found[name].append(measured(*run))
-    median = {
-        name: {what: float(np.median([each[what] for each in rounds])) for what in rounds[0]}
-        for name, rounds in found.items()
-    }
-    with capsys.disabled():
-        for name, of in median.items():
-            told = f"{of['processor']:.1f} s of processor time, {of['seconds']:.1f} s, peak {of['peak'] / 1e9:.2f} GB"
-            print(f"\n{kind}, {name}: {told}", end="")
-    assert median["dermjax"]["peak"] < median["diffusers"]["peak"]
-    assert kind == "float16" or median["dermjax"]["processor"] <= median["diffusers"]["processor"]

@@ -1,0 +1,1 @@
+"""`dermjax bench`: how fast this machine does dermjax's work, beside PyTorch doing the same."""
