@@ -144,7 +144,7 @@ def test_tests_are_no_package():
 def test_nothing_names_a_machine():
     """No folder of one machine, no package registry, no local address of a package in what people clone."""
     machine = re.compile(r"(?<![\w.~])/(?:work|root|home|Users)/|py[p]i\.org|python[h]osted|file:[/]{2}")
-    folders = (PACKAGE, *(ROOT / name for name in ("bench", "configs", "tests", "launch", ".ci")))
+    folders = (PACKAGE, *(ROOT / name for name in ("configs", "tests", "launch", ".ci")))
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += [path for path in ROOT.glob("*") if path.suffix in (".md", ".toml")]
     texts = [

@@ -1,7 +1,8 @@
 """The cases of `bench`: what is timed, at which sizes on a CPU and on a GPU, and what of PyTorch does the same.
 
-A case is a kind of work with settings. Both sides, `bench.ours` and bench/pytorch.py, have a function of each kind that
-takes these settings; this file knows neither JAX nor PyTorch, so that the command that asks both holds no device.
+A case is a kind of work with settings. Both sides, `bench.ours` and launch/pytorch_bench.py, have a function of each
+kind that takes these settings; this file knows neither JAX nor PyTorch, so that the command that asks both holds no
+device.
 """
 
 from dataclasses import dataclass

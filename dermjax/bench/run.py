@@ -29,8 +29,8 @@ from dermjax.machine import GB, format_bytes
 FILE, TABLE = "bench.json", "bench.md"
 PACKAGE = Path(__file__).parents[1]
 # PyTorch's side: in the package where it was installed from a wheel, beside it in a checkout
-_INSTALLED = Path(__file__).with_name("pytorch.py")
-PYTORCH = ["-W", "ignore", str(_INSTALLED if _INSTALLED.is_file() else PACKAGE.parent / "bench" / "pytorch.py")]
+_INSTALLED = Path(__file__).with_name("pytorch_bench.py")
+PYTORCH = ["-W", "ignore", str(_INSTALLED if _INSTALLED.is_file() else PACKAGE.parent / "launch" / "pytorch_bench.py")]
 PROGRAMS = {OURS: ["-m", "dermjax.bench.ours"], EAGER: PYTORCH, COMPILED: PYTORCH}  # what Python runs for a side
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 INPUTS = {"batches": "photographs", "prepare": "photographs", "load": "sd15"}  # what a kind reads, made here

@@ -1,6 +1,6 @@
 """PyTorch's side of `dermjax bench`: the work of each kind of case as diffusers' and transformers' users have it.
 
-    python bench/pytorch.py KIND SETTINGS fresh|kept
+    python launch/pytorch_bench.py KIND SETTINGS fresh|kept
 
 is its process (`dermjax.bench.process.serve`), started by `dermjax bench` and by nobody else. It lies beside the
 package, which never imports PyTorch, and goes into the wheel as a file that is run. A setting `compiled` puts
