@@ -9,6 +9,7 @@ the environment asks for it, see `machine`.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -22,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import config_file, machine, run_folder, signals
+from dermjax import config_file, machine, parts, progress, run_folder, signals
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -75,6 +76,12 @@ COMMANDS = {
         "a manifest's kept images as imagefolder, webdataset or array_record",
         "MANIFEST",
         {"to": "", "form": "imagefolder"},
+    ),
+    "merge": Command(
+        "dermjax.merge:merge",
+        "join the parts of generate, transform or curate",
+        operands="WORKDIR",
+        flags={"any_versions": False},
     ),
     "inspect": Command("dermjax.weights.inspection:inspect", "what a model, LoRA or embedding is", operands="PATH"),
     "convert": Command(
@@ -139,6 +146,12 @@ def main() -> int:
 
 def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
+    processes = machine.distributed(os.environ)
+    part = None
+    if "part" in config:
+        config.part = config.part or parts.assigned(os.environ, joined=processes is not None)
+        part = parts.read(config.part)
+        config.part = str(part or "")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
     machine.quiet_compiler(os.environ)
     if stage in WITHOUT_ACCELERATOR:
@@ -146,8 +159,14 @@ def _run(stage: str, arguments: list[str]) -> None:
     if workdir is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
-    processes = machine.distributed(os.environ)
-    with run_folder.lock(workdir, alone=processes is None and stage not in SHARED):
+    with contextlib.ExitStack() as held:
+        if part:
+            held.enter_context(run_folder.lock(workdir, alone=False))
+            if not flags.FLAGS.allow_config_change:
+                parts.refuse_others(workdir, part, config.to_dict())
+            workdir = workdir / part.folder
+            progress.say(f"{stage}: part {part} in {workdir}")
+        held.enter_context(run_folder.lock(workdir, alone=processes is None and stage not in SHARED))
         run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
         _begin(stage, config, workdir, processes)
 
@@ -163,6 +182,9 @@ def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None
         importlib.import_module(STAGES[stage]).run(config, workdir)
     except UserError:
         run_folder.disclaim(workdir)
+        if config.get("part"):
+            with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
+                run_folder.disclaim(workdir.parent)
         raise
 
 
