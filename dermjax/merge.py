@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dermjax import parts, run_folder
-from dermjax.curation import judging, measurements, report
 from dermjax.curation.rules import NUMERIC_VERSION, Rule
 from dermjax.data import digests, records
 from dermjax.data.leaks import training_images
@@ -166,32 +165,31 @@ def _join_transformed(home: Path, shares: Sequence[Share], config: Mapping) -> N
 
 def _join_curated(home: Path, shares: Sequence[Share], config: Mapping) -> None:
     """Judges the records of all parts as one set, and writes them and the report."""
-    rules = _rules(shares)
-    hashes = _hashes(shares)
+    from dermjax.curation import judging, report  # here, as they import JAX
+
+    limits = _rules(shares)
     labels, root, _ = _joined(shares)
-    judged = judging.judge(lambda: _joined(shares)[2], hashes, rules, {})
+    judged = judging.judge(lambda: _joined(shares)[2], _hashes(shares), limits, {})
     records.write_stream(home / records.FILE, labels, root, judged)
-    del hashes, judged
-    write_atomically(home / "report.html", _page(home, rules, shares[0].finished, config))
-
-
-def _page(home: Path, rules: Sequence[Rule], first: Finished, config: Mapping) -> str:
-    manifest = records.read(home)
-    return report.page(manifest, rules, first.findings["training_images"], config["gallery"], config["hits"])
+    training = shares[0].finished.findings["training_images"]
+    page = report.page(records.read(home), limits, training, config["gallery"], config["hits"])
+    write_atomically(home / "report.html", page)
 
 
 def _rules(shares: Sequence[Share]) -> tuple[Rule, ...]:
     """Returns the rules of the first part; UserError where another one has other limits."""
     first, *others = [[Rule(**rule) for rule in share.finished.findings["rules"]] for share in shares]
-    for share, rules in zip(shares[1:], others, strict=True):
-        same = [rule.reason for rule in rules] == [rule.reason for rule in first]
-        if not same or not np.allclose([r.limit for r in rules], [r.limit for r in first], LIMITS_APART):
+    for share, limits in zip(shares[1:], others, strict=True):
+        same = [rule.reason for rule in limits] == [rule.reason for rule in first]
+        if not same or not np.allclose([r.limit for r in limits], [r.limit for r in first], LIMITS_APART):
             raise UserError(f"{share.folder.name} measured other limits than {shares[0].folder.name}; make it again")
     return tuple(first)
 
 
 def _hashes(shares: Sequence[Share]) -> np.ndarray:
     """Returns the hashes of all images in the order of the plan, uint64 [N, 8, 4]."""
+    from dermjax.curation import measurements  # here, as it imports JAX
+
     hashes = np.empty((shares[0].finished.total, 8, 4), np.uint64)
     for share in shares:
         known = measurements.read_hashes(share.folder)

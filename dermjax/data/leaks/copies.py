@@ -16,7 +16,7 @@ from dermjax.data.leaks.neighbours import Index
 
 ORIENTATIONS = 8
 BLOCK = 1 << 20  # distances held at once
-EXACT, A_BLOCK = 1 << 14, 1 << 11  # images
+EXACT, A_BLOCK = 1 << 13, 1 << 11  # images
 SLACK = 2  # bits: the hash of a turned image may differ from the turned hash where a cosine is next to nothing
 
 
@@ -54,7 +54,7 @@ def nearest_kept(turned: np.ndarray, limit: float, eligible: np.ndarray) -> np.n
     """
     found, kept = np.full(len(turned), BITS), np.empty_like(turned)
     many, count = len(turned) > EXACT, 0
-    index = Index(int(eligible.sum()), int(limit) + SLACK) if many else None
+    index = Index(int(eligible.sum()), min(int(limit) + SLACK, BITS - 1)) if many else None
     for start in range(0, len(turned), A_BLOCK if many else EXACT):
         block, first = turned[start : start + (A_BLOCK if many else EXACT)], count
         if many and first:
