@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import config_file, machine, parts, progress, run_folder, signals
+from dermjax import buckets, config_file, machine, parts, progress, run_folder, signals
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def _run(stage: str, arguments: list[str]) -> None:
-    config, workdir = _parse(stage, arguments)
+    config, given = _parse(stage, arguments)
     processes = machine.distributed(os.environ)
     part = None
     if "part" in config:
@@ -156,19 +156,42 @@ def _run(stage: str, arguments: list[str]) -> None:
     machine.quiet_compiler(os.environ)
     if stage in WITHOUT_ACCELERATOR:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if workdir is None:
+    recorded = config.to_dict()
+    _fetch(config)
+    if given is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
+    workdir = _workdir(stage, given, part, parted="part" in config)
     with contextlib.ExitStack() as held:
         if part:
             held.enter_context(run_folder.lock(workdir, alone=False))
             if not flags.FLAGS.allow_config_change:
-                parts.refuse_others(workdir, part, config.to_dict())
+                parts.refuse_others(workdir, part, recorded)
             workdir = workdir / part.folder
-            progress.say(f"{stage}: part {part} in {workdir}")
+            progress.say(f"{stage}: part {part} in {given.rstrip('/')}/{part.folder}")
         held.enter_context(run_folder.lock(workdir, alone=processes is None and stage not in SHARED))
-        run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
+        run_folder.claim(workdir, recorded, allow_change=flags.FLAGS.allow_config_change)
         _begin(stage, config, workdir, processes)
+
+
+def _fetch(config: ConfigDict) -> None:
+    """Puts paths in place of the URLs of a config, and what they name there."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _fetch(value)
+        elif isinstance(value, str) and buckets.is_url(value):
+            config[key] = str(buckets.local(value))
+
+
+def _workdir(stage: str, given: str, part: parts.Part | None, *, parted: bool) -> Path:
+    """Returns the absolute path of --workdir; of one in a bucket, of a part, what it and the others said is fetched."""
+    if not buckets.is_url(given):
+        return Path(given).expanduser().absolute()
+    if not parted and not given.startswith("file:"):
+        raise UserError(f"--workdir={given}: only stages with config.part write into a bucket; give a folder")
+    own = part.folder + "/" if part else ""
+    wanted = (lambda key: key.startswith(own) or key.endswith(f"/{run_folder.CONFIG}")) if part else buckets.is_small
+    return buckets.local(given, wanted)
 
 
 def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
@@ -212,8 +235,8 @@ def _answer(command: Command, arguments: list[str]) -> None:
     getattr(importlib.import_module(module), name)(*operands, **named)
 
 
-def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
-    """Returns the locked config and the absolute workdir, None for --dry_run.
+def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
+    """Returns the locked config and the workdir as it is given, None for --dry_run.
 
     flags.FLAGS is parsed afterwards, as grain's workers need.
     """
@@ -243,7 +266,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
         raise UserError(f"--workdir is missing; say where the run goes, as in --workdir=runs/{stage}")
     if stage == "demo":
         _set_demo(config)
-    return config, Path(flags.FLAGS.workdir).expanduser().absolute()
+    return config, flags.FLAGS.workdir
 
 
 def _take_config(stage: str, arguments: list[str]) -> tuple[str, list[str]]:

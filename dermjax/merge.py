@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dermjax import parts, run_folder
+from dermjax import buckets, parts, run_folder
 from dermjax.curation.rules import NUMERIC_VERSION, Rule
 from dermjax.data import digests, records
 from dermjax.data.leaks import training_images
@@ -49,6 +49,8 @@ def merge(workdir: str, *, any_versions: bool) -> None:
       UserError: a part is missing, unfinished, of another plan, config or version, or there twice.
     """
     home = Path(workdir).expanduser().absolute()
+    if buckets.is_url(workdir):
+        home = buckets.local(workdir, lambda key: not buckets.IMAGES.fullmatch(key))
     if not parts.folders(home):
         raise UserError(f"{workdir}: no parts in it; give the --workdir of the parts")
     with run_folder.lock(home, alone=True):

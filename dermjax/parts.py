@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dermjax import run_folder
+from dermjax import buckets, run_folder
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
@@ -121,11 +121,12 @@ def root(workdir: Path, part: Part | None) -> Path:
 
 def begin(workdir: Path) -> None:
     """Takes back that a part is finished, before anything of it is made again."""
-    (workdir / FILE).unlink(missing_ok=True)
+    buckets.remove(workdir / FILE)
 
 
 def finish(workdir: Path, finished: Finished) -> None:
     """Records that a part is done; the last file that it writes."""
+    buckets.put_all(workdir)
     write_atomically(workdir / FILE, json.dumps(vars(finished), sort_keys=True) + "\n")
 
 

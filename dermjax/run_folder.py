@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
+from dermjax import buckets
 from dermjax.errors import UserError
 from dermjax.progress import say
 
@@ -115,7 +116,7 @@ def disclaim(workdir: Path) -> None:
     claimed = {CONFIG, VERSIONS, CAUSES}
     if {path.name for path in workdir.iterdir()} <= claimed:
         for name in claimed:
-            (workdir / name).unlink(missing_ok=True)
+            buckets.remove(workdir / name)
         workdir.rmdir()
 
 
@@ -224,6 +225,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        buckets.put(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a write that fails does not say where
         raise

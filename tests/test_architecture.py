@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # files at the root that everyone may import
-FOUNDATIONS = {"config_file", "errors", "machine", "page", "parts", "progress", "run_folder", "signals"}
+FOUNDATIONS = {"buckets", "config_file", "errors", "machine", "page", "parts", "progress", "run_folder", "signals"}
 LEAVES = {"models", "sharding", "data"}
 STAGES = {
     "preparation",

@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dermjax import buckets
 from dermjax.data import digests, shards
 from dermjax.errors import UserError
 from dermjax.run_folder import writing
@@ -101,7 +102,7 @@ class Manifest:
     def mask(self, record: Record) -> Path | None:
         """The mask that lay beside the image of a record, white on the lesion, checked as the image is."""
         mask = record.attributes.get("mask")
-        return digests.verify(self.root / mask["image"], mask["sha256"]) if mask else None
+        return digests.verify(shards.locate(self.root / mask["image"]), mask["sha256"]) if mask else None
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The records as a table: a row an image, a column a field, `attributes.age` inside, and its file as `path`."""
@@ -339,4 +340,8 @@ def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:
 def _written_root(path: Path, root: Path) -> str:
     """Relative when the images lie beside the manifest's folder, so that a run can be moved whole; else absolute."""
     here, root = path.parent.resolve(), root.resolve()
+    if buckets.mirrors(root):
+        if not buckets.mirrors(here):
+            raise UserError(f"manifest {path}: its images are in a bucket; give a --workdir there")
+        return Path(os.path.relpath(root, here)).as_posix()
     return Path(os.path.relpath(root, here)).as_posix() if root.is_relative_to(here.parent) else str(root)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from dermjax import buckets
 from dermjax.run_folder import writing
 
 SUFFIX = ".tar"
@@ -60,8 +61,9 @@ class Member(type(Path())):
 
 
 def locate(path: Path) -> Path:
-    """The path as it is, or as a Member where it leads into a shard that is there."""
-    return Member(path) if container(path) != path and container(path).is_file() else path
+    """The path as it is, or as a Member where it leads into a shard that is there; fetched if it is in a bucket."""
+    shard = buckets.fetch(container(path))
+    return Member(path) if shard != path and shard.is_file() else path
 
 
 def container(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Eight parts as processes of their own, four killed at random and started again: merged, they are the undivided run."""
+"""Eight parts as processes of their own, four killed at random and started again, are the undivided run once merged."""
 
 import os
 import random
