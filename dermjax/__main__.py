@@ -109,6 +109,7 @@ COMMANDS = {
     ),
     "samplers": Command("dermjax.diffusion.samplers:show", "list the samplers"),
 }
+READ = ("MANIFEST", "MANIFEST...", "PATH", "FILE")  # operands that may be in a bucket
 # what measures images in these is small: they leave accelerators alone and are one process
 WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
@@ -226,6 +227,8 @@ def _answer(command: Command, arguments: list[str]) -> None:
         raise UserError(f"{command.operands} is missing")
     if most is not None and len(operands) > most:
         raise UserError(f"unexpected argument {operands[most]}; flags are --name=value")
+    if command.operands in READ:
+        operands = [str(buckets.local(each)) if buckets.is_url(each) else each for each in operands]
     given = {name: known[name].value for name in command.flags}
     missing = [name for name, value in given.items() if value == ""]
     if missing:

@@ -1,4 +1,4 @@
-"""Folders in a bucket (s3://, gs://, whatever fsspec knows), each mirrored by a temporary folder of this process.
+"""Folders in a bucket (s3://, gs://, by way of fsspec), each mirrored by a temporary folder of this process.
 
 Place in the flow: `local(url)` -> a path, as all other code knows them -> what `run_folder.writing` completes is put
 into the bucket as one object, and is there for others from that moment on, complete. Small files of a folder are
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import url2pathname
 
 from dermjax.errors import UserError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 URL = re.compile(r"([a-z][a-z0-9+]*)://(.+)")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+SCHEMES = (*PACKAGES, "memory")  # a manifest's root may name one, so that it reaches no other servers
 IMAGES = re.compile(r"(.*/)?(images|shards|masks|sketches|regions)/.*")  # fetched when they are read
 PARTS = re.compile(r"(.*/)?part-\d+-of-\d+/.*")
 ASKED_AGAIN = 1.0  # seconds until a file that was not there is asked for again: a shard is, for each of its images
@@ -33,7 +35,7 @@ _mirrors: dict[Path, tuple[str, "AbstractFileSystem"]] = {}  # the folder of a s
 
 
 def is_url(text: str) -> bool:
-    """Returns whether a text names something in a bucket, or file://."""
+    """Returns whether a text names something in a bucket, or a file by its URL."""
     return bool(URL.fullmatch(text))
 
 
@@ -48,10 +50,9 @@ def local(url: str, wanted: Callable[[str], bool] = is_small) -> Path:
     Raises:
       UserError: an unknown scheme, a missing package, or a bucket that cannot be read.
     """
-    scheme, key = URL.fullmatch(url).groups()
-    if scheme == "file":
-        return Path(key)
-    path = _mirror(scheme, url) / key.strip("/")
+    path = mirror(url)
+    if not mirrors(path):
+        return path
     fs = _filesystem(path)
     try:
         for found in fs.find(url):
@@ -62,6 +63,17 @@ def local(url: str, wanted: Callable[[str], bool] = is_small) -> Path:
     except Exception as error:  # each file system has its own errors for what is not there or not allowed
         raise UserError(f"{url}: cannot be read ({_line(error)})") from error
     return path
+
+
+def mirror(url: str) -> Path:
+    """Returns the path that mirrors a URL, nothing of it fetched; UserError as `local`, but for what cannot be read."""
+    scheme, key = URL.fullmatch(url).groups()
+    return Path(url2pathname(key)) if scheme == "file" else _tree(scheme, url) / key.strip("/")
+
+
+def shown(path: Path) -> str:
+    """Returns a path for people: the URL that it mirrors, if it mirrors one."""
+    return (_mirrors and _url(path)) or str(path)
 
 
 def fetch(path: Path) -> Path:
@@ -106,10 +118,13 @@ def mirrors(path: Path) -> bool:
     return bool(_mirrors and _url(path))
 
 
-def _mirror(scheme: str, url: str) -> Path:
+def _tree(scheme: str, url: str) -> Path:
+    """Returns the folder that mirrors all buckets of a scheme."""
     for path, (known, _) in _mirrors.items():
         if known == scheme:
             return path
+    if scheme not in SCHEMES:
+        raise UserError(f"{url}: nothing reads {scheme}://; give s3:// or gs://, or a folder")
     import fsspec  # here, since it takes a tenth of a second and most runs need none
 
     try:
@@ -117,8 +132,6 @@ def _mirror(scheme: str, url: str) -> Path:
     except ImportError as error:
         package = PACKAGES.get(scheme, str(error))
         raise UserError(f"{url}: {package} is missing; pip install 'dermjax[buckets]'") from error
-    except ValueError as error:
-        raise UserError(f"{url}: {_line(error)}; give s3://, gs:// or file://") from error
     home = Path(tempfile.mkdtemp(prefix="dermjax-mirror-")).resolve()
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     _mirrors[home / scheme] = scheme, fs

@@ -65,7 +65,7 @@ def merge(workdir: str, *, any_versions: bool) -> None:
         JOINS[stage](home, shares, config)
         training_images.pass_on([shares[0].folder], home)
         run_folder.mark_finished(home, causes)
-        say(f"merge: {total} images of {len(shares)} parts of {stage} in {home / records.FILE}")
+        say(f"merge: {total} images of {len(shares)} parts of {stage} in {buckets.shown(home / records.FILE)}")
 
 
 def _read(home: Path, any_versions: bool) -> tuple[list[Share], dict]:
@@ -75,18 +75,24 @@ def _read(home: Path, any_versions: bool) -> tuple[list[Share], dict]:
     expected = [Part(count, index) for index in range(count)]
     strange = next((part for part in found if part.count != count), None)
     if strange:
-        raise UserError(f"{home}: {found[strange].name} is of another division than the other parts; remove either")
+        raise UserError(
+            f"{buckets.shown(home)}: {found[strange].name} is of another division than the other parts; remove either"
+        )
     read = {part: parts.read_finished(home / part.folder) for part in expected}
     unfinished = [str(part) for part, finished in read.items() if not finished]
     if unfinished:
         listed = ", ".join(unfinished[:8]) + (f" and {len(unfinished) - 8} more" if len(unfinished) > 8 else "")
-        raise UserError(f"{home}: missing or not finished: {listed}; start with --config.part={unfinished[0]}")
+        raise UserError(
+            f"{buckets.shown(home)}: missing or not finished: {listed}; start with --config.part={unfinished[0]}"
+        )
     shares = [Share(home / part.folder, finished) for part, finished in read.items()]
     configs = [_json(each.folder / run_folder.CONFIG) for each in shares]
     versions = [_json(each.folder / run_folder.VERSIONS) for each in shares]
     for part, share, config, version in zip(expected, shares, configs, versions, strict=True):
         if not share.finished.part == config.get("part") == str(part):
-            raise UserError(f"{share.folder}: holds part {share.finished.part}; its name says {part}; rename it back")
+            raise UserError(
+                f"{buckets.shown(share.folder)}: holds part {share.finished.part}; its name says {part}; rename it back"
+            )
         same = {
             "config": (configs[0] | {"part": str(part)}, config),
             "inputs": (_common(shares[0].finished), _common(share.finished)),
@@ -113,9 +119,13 @@ def _check_places(shares: Sequence[Share]) -> None:
             raise UserError(f"{share.folder / parts.FILE}: place {places.max()} of a plan of {total}; make it again")
         np.add.at(times, places, 1)
         if times.max(initial=0) > 1:
-            raise UserError(f"{share.folder}: image {int(times.argmax())} of the plan is in another part as well")
+            raise UserError(
+                f"{buckets.shown(share.folder)}: image {int(times.argmax())} of the plan is in another part as well"
+            )
         if (have := records.count(share.manifest)) != len(share.finished.places):
-            raise UserError(f"{share.manifest}: {have} records of {len(share.finished.places)}; make the part again")
+            raise UserError(
+                f"{buckets.shown(share.manifest)}: {have} records of {len(share.finished.places)}; make the part again"
+            )
     if not times.all():
         raise UserError(f"{shares[0].folder.parent}: image {int(times.argmin())} of the plan is in no part")
 
@@ -143,7 +153,9 @@ def _joined(shares: Sequence[Share]) -> tuple[tuple[str, ...], Path, Iterator[Re
     labels, root, _ = streams[0]
     for share, (its_labels, its_root, _) in zip(shares, streams, strict=True):
         if (its_labels, its_root) != (labels, root):
-            raise UserError(f"{share.manifest}: has other labels, or another root, than {shares[0].manifest}")
+            raise UserError(
+                f"{buckets.shown(share.manifest)}: has other labels, or another root, than {shares[0].manifest}"
+            )
     return labels, root, _in_order(shares, [found for _, _, found in streams])
 
 

@@ -1,6 +1,8 @@
 """A folder in a bucket is worked on as one of this machine; fsspec's own memory stands in for the bucket."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -64,17 +66,17 @@ def test_a_path_outside_of_buckets_is_left_alone(bucket, tmp_path):
     buckets.local("memory://bucket/run")
     run_folder.write_atomically(tmp_path / "a.txt", "a")
     assert keys(bucket) == set(CONTENT) and not buckets.mirrors(tmp_path / "a.txt")
-    assert buckets.local(f"file://{tmp_path}") == tmp_path
+    assert buckets.local(tmp_path.as_uri()) == tmp_path
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/run", "gs://b", "file:///tmp", "memory://bucket"])
+@pytest.mark.parametrize("text", ["s3://bucket/run", "gs://b", Path("/tmp").as_uri(), "memory://bucket"])
 def test_what_is_a_url(text):
     assert buckets.is_url(text)
     assert not buckets.is_url(text.removeprefix(text.split(":")[0])) and not buckets.is_url("runs/tune")
 
 
 def test_a_missing_package_and_an_unknown_scheme_are_one_line(bucket, monkeypatch):
-    with pytest.raises(UserError, match=r"nosuch://a/b: Protocol not known"):
+    with pytest.raises(UserError, match=r"nosuch://a/b: nothing reads nosuch://"):
         buckets.local("nosuch://a/b")
 
     def missing(*given, **more):
@@ -99,10 +101,26 @@ def test_a_bucket_that_cannot_be_read_or_written_is_one_line(bucket, monkeypatch
         run_folder.write_atomically(path / "a.txt", "a")
 
 
-def test_a_manifest_here_of_images_there_is_refused(bucket, tmp_path):
+def test_a_manifest_here_leads_to_images_there_and_to_no_other_server(bucket, tmp_path):
     path = buckets.local("memory://bucket/run")
-    with pytest.raises(UserError, match="its images are in a bucket; give a --workdir there"):
-        records.write(tmp_path / records.FILE, Manifest(labels=("a",), root=path, records=()))
+    image = Record(image="images/0.png", sha256=hashlib.sha256(b"b").hexdigest(), label="a", split="train",
+                   source="dermjax", image_manipulation="synthetic")  # fmt: skip
+    records.write(tmp_path / records.FILE, Manifest(labels=("a",), root=path, records=(image,)))
+    bucket.new_process()
+    manifest = records.read(tmp_path)
+    assert manifest.path(image).read_bytes() == b"b" and buckets.shown(manifest.root) == "memory://bucket/run"
+    (tmp_path / records.FILE).write_text('{"dermjax_manifest": 1, "labels": ["a"], "root": "http://host/a"}\n')
+    with pytest.raises(UserError, match=r"http://host/a: nothing reads http://; give s3://"):
+        records.read(tmp_path)
+
+
+def test_a_command_reads_a_manifest_there(bucket, command):
+    made = Manifest(labels=("a",), root=buckets.local("memory://bucket/run"), records=())
+    records.write(made.root / records.FILE, made)
+    bucket.new_process()
+    assert command("audit", "memory://bucket/run")[0] == 0
+    code, _, error = command("audit", "memory://bucket/none")
+    assert (code, len(error.splitlines())) == (2, 1)
 
 
 def test_parts_in_a_bucket_are_merged_there(bucket):

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dermjax import config_file, parts, progress, run_folder, sharding
+from dermjax import buckets, config_file, parts, progress, run_folder, sharding
 from dermjax.curation import calibration, judging, label_score, measurements, report, reviews, rules, scoring
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
@@ -93,7 +93,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     without = len(verdicts.keys() - {record.sha256 for record in judged})
     stray = f"; {without} verdicts are on images that are not in this manifest" if without and not part else ""
     reasons = report.count_reasons(judged)
-    progress.say(f"curate: {kept} of {count} images kept, {reasons}{stray}; see {workdir / 'report.html'}")
+    progress.say(
+        f"curate: {kept} of {count} images kept, {reasons}{stray}; see {buckets.shown(workdir / 'report.html')}"
+    )
 
 
 def _causes(

@@ -257,7 +257,7 @@ def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
         raise UserError(f"manifest {path} line 1: labels must be a list of distinct class names, not {labels!r}")
     if not isinstance(root, str) or not _can_name_a_file(root):
         raise UserError(f"manifest {path} line 1: root must be a folder, not {root!r}")
-    return tuple(labels), Path(os.path.realpath(path.parent / root))
+    return tuple(labels), buckets.mirror(root) if buckets.is_url(root) else Path(os.path.realpath(path.parent / root))
 
 
 def _record(line: dict, number: int, path: Path) -> Record:
@@ -338,10 +338,9 @@ def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:
 
 
 def _written_root(path: Path, root: Path) -> str:
-    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole; else absolute."""
+    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole, and where both are
+    in buckets; else absolute, and a URL of images in a bucket."""
     here, root = path.parent.resolve(), root.resolve()
     if buckets.mirrors(root):
-        if not buckets.mirrors(here):
-            raise UserError(f"manifest {path}: its images are in a bucket; give a --workdir there")
-        return Path(os.path.relpath(root, here)).as_posix()
+        return Path(os.path.relpath(root, here)).as_posix() if buckets.mirrors(here) else buckets.shown(root)
     return Path(os.path.relpath(root, here)).as_posix() if root.is_relative_to(here.parent) else str(root)

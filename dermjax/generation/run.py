@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import config_file, machine, parts, sharding
+from dermjax import buckets, config_file, machine, parts, sharding
 from dermjax.data import records, shards
 from dermjax.data.export.items import Item
 from dermjax.data.leaks import training_images
@@ -147,7 +147,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         sources = [Path(each) for each in (config.model, config.lora, *config.embeddings) if each]
         training_images.pass_on(sources, workdir)
         records.write_stream(workdir / records.FILE, generation.labels, root, entries)
-        say(f"generate: {len(generation.requests)} images in {workdir / records.FILE}")
+        say(f"generate: {len(generation.requests)} images in {buckets.shown(workdir / records.FILE)}")
         if part:
             done = parts.Finished(stage="generate", part=str(part), total=generation.total, places=generation.places,
                                   left_out=[], causes=generation.model.digests, findings={})  # fmt: skip
