@@ -26,15 +26,17 @@ def judge(
     hashes: np.ndarray,
     rules: Sequence[Rule],
     verdicts: Mapping[str, Verdict],
+    tick: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Record]:
     """Yields the scored records with the reasons against them; reasons that are not curation's stay.
 
-    records: called twice, so that they need not be in memory. hashes: theirs, uint64 [N, 8, 4].
+    records: called twice, so that they need not be in memory. hashes: theirs, uint64 [N, 8, 4]. tick(n): see
+    `copies.nearest_kept`, which takes longest.
     """
     limit = next(rule.limit for rule in rules if rule.reason == NEAR)
     alone = [rule for rule in rules if rule.reason != NEAR]
     stands = [_stands(record, alone, verdicts) for record in records()]
-    near = copies.nearest_kept(hashes, limit, np.array(stands, bool))
+    near = copies.nearest_kept(hashes, limit, np.array(stands, bool), tick)
     for record, bits in zip(records(), near.tolist(), strict=True):
         scored = replace(record, scores=record.scores | {NEAR: float(bits)})
         rejected = _foreign(record) + reasons(scored, rules)

@@ -190,7 +190,7 @@ def write_stream(path: Path, labels: tuple[str, ...], root: Path, records: Itera
             if fault or record.image in images:
                 raise UserError(f"manifest {path}: {fault or f'{record.image} stands there twice'}")
             images.add(record.image)
-            file.write(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(vars(record), allow_nan=False).encode() + b"\n")
 
 
 def age_band(years: float) -> str:

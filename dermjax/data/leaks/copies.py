@@ -9,6 +9,8 @@ another stays 59 bits away, a blurred mirror image of itself 2).
 Shapes: N and M images, 4 words of 64 bits a hash.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dermjax.data.leaks.duplicates import BITS, hashes, orientations
@@ -43,11 +45,14 @@ def nearest_other(turned: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.array([each.min(initial=BITS) for each in others])
 
 
-def nearest_kept(turned: np.ndarray, limit: float, eligible: np.ndarray) -> np.ndarray:
+def nearest_kept(
+    turned: np.ndarray, limit: float, eligible: np.ndarray, tick: Callable[[int], None] = lambda images: None
+) -> np.ndarray:
     """The distance of each image [N, 8, 4] to the nearest earlier one that is kept: int [N].
 
     It is BITS where none is within the limit. eligible: bool [N], the images that nothing else speaks against. One of
-    them is kept when no earlier kept one is within the limit, so that of a group of duplicates the first is.
+    them is kept when no earlier kept one is within the limit, so that of a group of duplicates the first is. tick(n)
+    counts images.
 
     Up to EXACT images are compared with all kept ones. Of more, a block is, and those of earlier blocks are found by
     tables (`neighbours.Index`), which hold the kept ones alone: memory grows with these, however alike the others are.
@@ -68,6 +73,7 @@ def nearest_kept(turned: np.ndarray, limit: float, eligible: np.ndarray) -> np.n
                 if eligible[row]:
                     kept[count] = turned[row]
                     count += 1
+        tick(len(block))
         if many:
             index.add(kept[first:count, 0])
     return found
