@@ -36,8 +36,8 @@ class Member(type(Path())):
         """The bytes of the file."""
         return self.open().getvalue()
 
-    def stat(self) -> os.stat_result:
-        """The status of the shard, with the size of the file."""
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """The status of the shard, with the size of the file; there are no links in shards."""
         _, (values, named) = os.stat(container(self)).__reduce__()  # named: times in nanoseconds, and more
         values = [*values]
         values[stat.ST_SIZE] = self._place()[1]

@@ -192,7 +192,7 @@ def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request]
 
 def show(file: str) -> None:
     """Prints what a file says; one that is no image, or says nothing, is a UserError."""
-    path = Path(file).expanduser()
+    path = shards.locate(Path(file).expanduser())
     try:
         with images.open_image(path) as image:
             image.load()

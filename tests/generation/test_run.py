@@ -263,6 +263,8 @@ def test_shards_hold_the_images_of_an_undivided_run(folder, whole, tmp_path, cap
         assert record.image.endswith(expected.image.removeprefix("images"))
         assert replace(record, image="") == replace(expected, image="")
         assert ours.path(record).read_bytes() == theirs.path(expected).read_bytes()
+    provenance.show(str(alone / ours.records[0].image))
+    assert "the bytes are those of the record, and it says the same" in capsys.readouterr().out
     for part in ("0/2", "1/2"):
         part_of(folder, divided, part, shard=9)
     merge.merge(str(divided), any_versions=False)
