@@ -9,7 +9,7 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +22,16 @@ INDICES = 1024  # shards whose contents are remembered, about 300 kB each of 1,0
 
 class Member(type(Path())):
     """The path SHARD.tar/NAME of a file inside a shard: what reads a file's bytes, size and times reads it too."""
+
+    @property
+    def parents(self) -> Sequence[Path]:
+        """The folders above the file, the shard among them, as they are on disk."""
+        return Path(self).parents
+
+    @property
+    def parent(self) -> Path:
+        """The folder in the shard, or the shard itself."""
+        return self.parents[0]
 
     def open(self, mode: str = "rb") -> io.BytesIO:
         """Opens the file to read; OSError where it is not there, or the shard is damaged."""
@@ -68,7 +78,7 @@ def locate(path: Path) -> Path:
 
 def container(path: Path) -> Path:
     """The file on disk that holds the bytes of a path: its shard, or itself."""
-    return next((parent for parent in map(Path, path.parents) if parent.suffix == SUFFIX), path)
+    return next((parent for parent in path.parents if parent.suffix == SUFFIX), path)
 
 
 def write(path: Path, files: Iterable[tuple[str, bytes]]) -> None:

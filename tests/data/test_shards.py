@@ -27,6 +27,7 @@ def test_a_member_is_read_as_a_file(shard):
         assert path.is_file() and path.read_bytes() == content and path.stat().st_size == len(content)
         assert (path.name, path.suffix, path.parent.name) == (f"{number}.png", ".png", "benign")
         assert digests.sha256(path) == digests.cached_sha256(path) == hashlib.sha256(content).hexdigest()
+        assert path.parents[1] == shard and path.parents[1].is_file() and (path.parents[2] / shard.name).is_file()
         np.testing.assert_array_equal(images.decode(path), PIXELS[number])
         with images.open_image(path) as image:
             assert image.size == (8, 8)
