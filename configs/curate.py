@@ -47,6 +47,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "label": 0.05,  # other class: less probable than to all but so many held-out real images of their own class
         "bits": 46,  # copies: largest hash distance, of 256; less where held-out images lie closer
     })  # fmt: skip
+    # i/n, part i of n from 0 on, in a folder of its own, for `dermjax merge` to join. "" is the part that an array job
+    # of Slurm, Kubernetes or SkyPilot gave this process, else the whole; "0/1" is the whole in any case
+    config.part = ""
     config.gallery = 48  # pictures a section of the report
     config.hits = 40  # pictures of the first images that each rule speaks against
     config.phantoms = 0  # how many to measure the detectors on, instead of judging

@@ -104,6 +104,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "mask": "",  # white where to paint: a picture, or a folder with NAME.png for picture NAME; "" is everywhere
         "strength": 0.6,  # how far from them: 0.3 varies details, 1 leaves little; without images it does nothing
     }
+    # i/n, part i of n from 0 on, in a folder of its own, for `dermjax merge` to join. "" is the part that an array job
+    # of Slurm, Kubernetes or SkyPilot gave this process, else the whole; "0/1" is the whole in any case
+    config.part = ""
+    config.shard = 0  # images a file in WebDataset's form, held in memory until it is whole; 0 is a PNG file each
     config.preview_every = 0  # steps between two looks at the batch being made, in preview.png; 0 is none
     config.credentials = {  # PEM files to sign C2PA manifests with; "" is none
         "certificate": "",

@@ -42,6 +42,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.precision = ""  # of the arithmetic: float32, bfloat16 or float16; "" is float32 on a CPU, else bfloat16
     config.seed = 0
     config.batch = 8
+    # i/n, part i of n from 0 on, in a folder of its own, for `dermjax merge` to join. "" is the part that an array job
+    # of Slurm, Kubernetes or SkyPilot gave this process, else the whole; "0/1" is the whole in any case
+    config.part = ""
     config.tone_tolerance = 5.0  # degrees that skin may be outside of what its word stands for
     config.gallery = 12  # pairs that the report shows of each transformation and way
     if variant == "demo":

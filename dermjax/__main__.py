@@ -9,6 +9,7 @@ the environment asks for it, see `machine`.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -22,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dermjax import config_file, machine, run_folder, signals
+from dermjax import buckets, config_file, machine, parts, progress, run_folder, signals
 from dermjax.errors import Stopped, UserError
 
 STAGES = {
@@ -76,6 +77,12 @@ COMMANDS = {
         "MANIFEST",
         {"to": "", "form": "imagefolder"},
     ),
+    "merge": Command(
+        "dermjax.merge:merge",
+        "join the parts of generate, transform or curate",
+        operands="WORKDIR",
+        flags={"any_versions": False},
+    ),
     "inspect": Command("dermjax.weights.inspection:inspect", "what a model, LoRA or embedding is", operands="PATH"),
     "convert": Command(
         "dermjax.weights.conversion:convert",
@@ -107,6 +114,7 @@ COMMANDS = {
         flags={"workdir": "", "cases": "all", "rounds": 5, "torch_compile": False},
     ),
 }
+READ = ("MANIFEST", "MANIFEST...", "PATH", "FILE")  # operands that may be in a bucket
 # what measures images in these is small: they leave accelerators alone and are one process
 WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
@@ -143,18 +151,53 @@ def main() -> int:
 
 
 def _run(stage: str, arguments: list[str]) -> None:
-    config, workdir = _parse(stage, arguments)
+    config, given = _parse(stage, arguments)
+    processes = machine.distributed(os.environ)
+    part = None
+    if "part" in config:
+        config.part = config.part or parts.assigned(os.environ, joined=processes is not None)
+        part = parts.read(config.part)
+        config.part = str(part or "")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
     machine.quiet_compiler(os.environ)
     if stage in WITHOUT_ACCELERATOR:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if workdir is None:
+    recorded = config.to_dict()
+    _fetch(config)
+    if given is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
-    processes = machine.distributed(os.environ)
-    with run_folder.lock(workdir, alone=processes is None and stage not in SHARED):
-        run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
+    workdir = _workdir(stage, given, part, parted="part" in config)
+    with contextlib.ExitStack() as held:
+        if part:
+            held.enter_context(run_folder.lock(workdir, alone=False))
+            if not flags.FLAGS.allow_config_change:
+                parts.refuse_others(workdir, part, recorded)
+            workdir = workdir / part.folder
+            progress.say(f"{stage}: part {part} in {given.rstrip('/')}/{part.folder}")
+        held.enter_context(run_folder.lock(workdir, alone=processes is None and stage not in SHARED))
+        run_folder.claim(workdir, recorded, allow_change=flags.FLAGS.allow_config_change)
         _begin(stage, config, workdir, processes)
+
+
+def _fetch(config: ConfigDict) -> None:
+    """Puts paths in place of the URLs of a config, and what they name there."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _fetch(value)
+        elif isinstance(value, str) and buckets.is_url(value):
+            config[key] = str(buckets.local(value))
+
+
+def _workdir(stage: str, given: str, part: parts.Part | None, *, parted: bool) -> Path:
+    """Returns the absolute path of --workdir; of one in a bucket, of a part, what it and the others said is fetched."""
+    if not buckets.is_url(given):
+        return Path(given).expanduser().absolute()
+    if not parted and not given.startswith("file:"):
+        raise UserError(f"--workdir={given}: only stages with config.part write into a bucket; give a folder")
+    own = part.folder + "/" if part else ""
+    wanted = (lambda key: key.startswith(own) or key.endswith(f"/{run_folder.CONFIG}")) if part else buckets.is_small
+    return buckets.local(given, wanted)
 
 
 def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
@@ -168,6 +211,9 @@ def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None
         importlib.import_module(STAGES[stage]).run(config, workdir)
     except UserError:
         run_folder.disclaim(workdir)
+        if config.get("part"):
+            with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
+                run_folder.disclaim(workdir.parent)
         raise
 
 
@@ -186,6 +232,8 @@ def _answer(command: Command, arguments: list[str]) -> None:
         raise UserError(f"{command.operands} is missing")
     if most is not None and len(operands) > most:
         raise UserError(f"unexpected argument {operands[most]}; flags are --name=value")
+    if command.operands in READ:
+        operands = [str(buckets.local(each)) if buckets.is_url(each) else each for each in operands]
     given = {name: known[name].value for name in command.flags}
     missing = [name for name, value in given.items() if value == ""]
     if missing:
@@ -195,8 +243,8 @@ def _answer(command: Command, arguments: list[str]) -> None:
     getattr(importlib.import_module(module), name)(*operands, **named)
 
 
-def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
-    """Returns the locked config and the absolute workdir, None for --dry_run.
+def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
+    """Returns the locked config and the workdir as it is given, None for --dry_run.
 
     flags.FLAGS is parsed afterwards, as grain's workers need.
     """
@@ -226,7 +274,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, Path | None]:
         raise UserError(f"--workdir is missing; say where the run goes, as in --workdir=runs/{stage}")
     if stage == "demo":
         _set_demo(config)
-    return config, Path(flags.FLAGS.workdir).expanduser().absolute()
+    return config, flags.FLAGS.workdir
 
 
 def _take_config(stage: str, arguments: list[str]) -> tuple[str, list[str]]:

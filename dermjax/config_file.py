@@ -29,7 +29,7 @@ RANGES = {
          "features", "first_seed",
          "fold", "folds", "gallery", "gel", "hairs", "hits", "huber", "images", "images_per_class", "ink", "kl",
          "last_blocks", "limit", "lines", "number", "offset_noise", "patches", "patience", "phantoms", "preview_every",
-         "prior_weight", "rate", "ruler", "save_every", "shots", "size", "snr_gamma", "standout", "startup",
+         "prior_weight", "rate", "ruler", "save_every", "shard", "shots", "size", "snr_gamma", "standout", "startup",
          "structure", "text_rate", "texture", "tone", "tone_tolerance", "validation_draws", "warmup", "watch_every",
          "weight_decay"),
     ),

@@ -22,11 +22,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
+from dermjax import buckets
 from dermjax.errors import UserError
 from dermjax.progress import say
 
 PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-CHANGES = "config_changes.jsonl"
+CONFIG, CHANGES = "config.json", "config_changes.jsonl"
+VERSIONS = "versions.json"
 CAUSES = "causes.json"
 # keys of causes: {code: its version}, and the subject of a file, where others beside it are no older state of it
 NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"
@@ -84,12 +86,11 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
     """
     _make_folder(workdir)
-    config_path, versions_path = workdir / "config.json", workdir / "versions.json"
+    config_path, versions_path = workdir / CONFIG, workdir / VERSIONS
     config = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
     changed = _changes(_read(config_path), config) if config_path.exists() else {}
     if changed and not allow_change:
-        hint = "give another --workdir, or --allow_config_change to go on with it"
-        raise UserError(f"workdir {workdir} is of another config ({_one_line(changed)}); {hint}")
+        check_config(workdir, config)
     if changed:
         say(f"workdir {workdir}: the config changes: {_one_line(changed)}")
         past = workdir / CHANGES
@@ -102,12 +103,20 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None
         write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
 
 
+def check_config(workdir: Path, config: Mapping) -> None:
+    """Raises UserError, with the keys, where the folder's config is another one."""
+    changed = _changes(_read(workdir / CONFIG), json.loads(json.dumps(config)))
+    if changed:
+        hint = "give another --workdir, or --allow_config_change to go on with it"
+        raise UserError(f"workdir {workdir} is of another config ({_one_line(changed)}); {hint}")
+
+
 def disclaim(workdir: Path) -> None:
     """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind."""
-    claimed = {"config.json", "versions.json", CAUSES}
+    claimed = {CONFIG, VERSIONS, CAUSES}
     if {path.name for path in workdir.iterdir()} <= claimed:
         for name in claimed:
-            (workdir / name).unlink(missing_ok=True)
+            buckets.remove(workdir / name)
         workdir.rmdir()
 
 
@@ -202,14 +211,21 @@ def open_for_append(path: Path) -> BinaryIO:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that readers, and a killed run, see the old content or the complete new one."""
-    data = content.encode() if isinstance(content, str) else content
+    with writing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file that has the name `path` once it is complete; what is raised within leaves the old content."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        buckets.put(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a write that fails does not say where
         raise

@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # files at the root that everyone may import
-FOUNDATIONS = {"config_file", "errors", "machine", "page", "progress", "run_folder", "signals"}
+FOUNDATIONS = {"buckets", "config_file", "errors", "machine", "page", "parts", "progress", "run_folder", "signals"}
 LEAVES = {"models", "sharding", "data"}
 STAGES = {
     "preparation",
@@ -38,6 +38,7 @@ TABLE = {
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},
     **dict.fromkeys(STAGES, BELOW_STAGES),
     **dict.fromkeys(("study", "demo"), STAGES | BELOW_STAGES | {"demo"}),
+    "merge": STAGES | BELOW_STAGES,  # the parts of a stage
     "studio": STAGES | BELOW_STAGES,  # the browser page
     "bench": STAGES | BELOW_STAGES,  # times what the stages do
     "__main__": set(),  # imports a stage by its name when it is asked for

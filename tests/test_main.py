@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 def get_config(variant=None):
     if variant == "broken":
         return 1 / 0
+    parted = {"part": ""} if variant == "parted" else {}
     return ConfigDict({"steps": 3, "rate": 0.1, "model": {"folder": "tiny"}, "act": "print", "variant": variant or "",
-                       "rare": {}, "words": {}})
+                       "rare": {}, "words": {}} | parted)
 """
 # a stage that does what its config says
 STAGE = """
@@ -196,6 +197,39 @@ def test_a_workdir_of_another_config_is_refused(folder):
     assert code == 2
     assert "steps: 3 -> 4" in err
     assert tune(folder)[0] == 0
+
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "0",
+         "SLURM_ARRAY_TASK_MAX": "7"}  # fmt: skip
+
+
+def test_a_task_of_an_array_is_a_part_with_a_folder_of_its_own(folder):
+    parted = ("tune", "--config=config.py:parted", "--workdir=run")
+    code, out, err = call(folder, *parted, **ARRAY)
+    home = folder / "run" / "part-00003-of-00008"
+    assert (code, err) == (0, "") and out.splitlines() == [
+        f"tune: part 3/8 in {home}", f"True True 3 tiny parted {home}"
+    ]  # fmt: skip
+    assert json.loads((home / "config.json").read_text())["part"] == "3/8"
+    assert [path.name for path in (folder / "run").iterdir()] == [home.name]
+    # what is given comes before what the cluster says
+    assert call(folder, *parted, "--config.part=3/8")[0] == 0
+    code, _, err = call(folder, *parted, "--config.part=1/4", **ARRAY)
+    assert code == 2 and "is divided into 8 parts and not 4" in err
+    code, _, err = call(folder, *parted, "--config.part=4/8", "--config.steps=5")
+    assert code == 2 and "steps: 3 -> 5" in err
+    code, _, err = call(folder, *parted, "--config.part=8/8")
+    assert (code, len(err.splitlines())) == (2, 1) and "give i/n with i from 0 to n - 1" in err
+    assert [path.name for path in (folder / "run").iterdir()] == [home.name]
+
+
+def test_a_stage_without_parts_knows_nothing_of_arrays(folder):
+    assert tune(folder, **ARRAY)[1] == f"True True 3 tiny  {folder / 'run'}\n"
+
+
+def test_a_part_that_refuses_its_input_leaves_nothing(folder):
+    code, _, err = call(folder, "tune", "--config=config.py:parted", "--workdir=run", "--config.act=refuse", **ARRAY)
+    assert (code, len(err.splitlines())) == (2, 1) and not (folder / "run").exists()
 
 
 def test_a_stage_that_refuses_its_input_leaves_nothing(folder):

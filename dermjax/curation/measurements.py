@@ -106,17 +106,30 @@ def _line(digest: str, measurement: Measurement, made_of: dict) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
+def read_hashes(folder: Path) -> dict[str, np.ndarray]:
+    """The hashes uint64 [8, 4] that are kept in a folder, by the digest of their image, read line by line."""
+    with (folder / FILE).open("rb") as file:
+        return {digest: each.hashes for digest, each, _ in filter(None, map(_parse, file))}
+
+
 def _read(path: Path, now: dict) -> tuple[dict[str, Measurement], list[dict]]:
     """The measurements of these causes in a file, by digest, and the causes of the others; torn lines do not count."""
     current, outdated = {}, []
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        try:
-            fields = json.loads(line)
-            hashes = np.frombuffer(bytes.fromhex(fields["hashes"]), np.uint64).reshape(copies.ORIENTATIONS, 4)
-            if fields.get("causes") == now:
-                current[fields["sha256"]] = Measurement(hashes, fields["scores"])
+        if parsed := _parse(line):
+            digest, measurement, made_of = parsed
+            if made_of == now:
+                current[digest] = measurement
             else:
-                outdated.append(fields.get("causes", {}))
-        except (ValueError, TypeError, KeyError):
-            continue
+                outdated.append(made_of)
     return current, outdated
+
+
+def _parse(line: bytes) -> tuple[str, Measurement, dict] | None:
+    """The digest, the measurement and the causes on a line, None where it is torn or of another form."""
+    try:
+        fields = json.loads(line)
+        hashes = np.frombuffer(bytes.fromhex(fields["hashes"]), np.uint64).reshape(copies.ORIENTATIONS, 4)
+        return fields["sha256"], Measurement(hashes, fields["scores"]), fields.get("causes", {})
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -6,6 +6,7 @@ Images are named by the SHA-256 of their bytes, so that nobody's word reaches an
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def read(path: str) -> dict[str, Verdict]:
     return {digest: verdict for digest, verdict in verdicts.items() if verdict.keep is not None}
 
 
-def verdict_on(record: Record, verdicts: dict[str, Verdict]) -> Verdict | None:
+def verdict_on(record: Record, verdicts: Mapping[str, Verdict]) -> Verdict | None:
     """The verdict on a record's image: the file's, or one that an earlier curation recorded."""
     recorded = record.attributes.get("verdict")
     earlier = Verdict(**{name: recorded[name] for name in ("keep", "by", "why")}) if recorded else None

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dermjax import config_file, progress, run_folder, sharding
-from dermjax.curation import calibration, label_score, measurements, report, reviews, rules, scoring
+from dermjax import buckets, config_file, parts, progress, run_folder, sharding
+from dermjax.curation import calibration, judging, label_score, measurements, report, reviews, rules, scoring
 from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
 from dermjax.curation.scoring import Networks
-from dermjax.data import records
+from dermjax.data import digests, records
 from dermjax.data.leaks import training_images
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
@@ -19,7 +19,8 @@ from dermjax.evaluation import features
 from dermjax.models import classifier as network
 from dermjax.run_folder import write_atomically
 
-PATHS = ("manifest", "training", "verdicts", "classifier", "features")  # what these name counts, by its contents
+# what these name counts, by its contents; a part's by its records
+PATHS = ("manifest", "training", "verdicts", "classifier", "features", "part")
 SMALLEST, CELLS = 64, 32  # side in pixels at which images can be measured, and what it is a multiple of
 SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
 SECONDS_OF_FEATURES = 0.06  # of one core, by DINOv2 of size S at 224 px
@@ -45,10 +46,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if config.phantoms:
         calibration.run(config.phantoms, config.size, thresholds, workdir)
         return
-    manifest, real = records.read_named(config.manifest, "manifest"), records.read_named(config.training, "training")
+    part, given = parts.read(config.part), records.named(config.manifest, "manifest")
+    total = records.count(given)
+    if part:
+        part.check(total, "images")
+    places = part.block(total) if part else range(total)
+    manifest, real = records.read(given, places), records.read_named(config.training, "training")
     training = real.split("train")
-    if not manifest.records or not training:
-        empty = config.training if manifest.records else config.manifest
+    if not total or not training:
+        empty = config.training if total else config.manifest
         raise UserError(f"curate: {empty} has no images to judge by or of")
     unknown = set(config.noted) - set(MEANINGS)
     if unknown:
@@ -60,6 +66,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
+    parts.begin(workdir)
     size, count = config.size, len(manifest.records)
     reals = len(training) + min(len(real.split(scoring.HELD_OUT)), config.sample)
     seconds = reals * SECONDS_A_REAL_ONE + count * SECONDS_AN_IMAGE
@@ -68,19 +75,27 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress.cost("curate", images=reals + count, seconds=seconds)
     with progress.bar(total=reals + count, title="curate", unit="images", done=0) as bar:
         reference = scoring.measure_reference(real, size, config.sample, thresholds, config.noted, networks, bar.update)
-        scored = scoring.score(manifest, size, reference, networks, verdicts, workdir, bar.update)
-    curated = Manifest(labels=manifest.labels, root=manifest.root, records=scored)
+        scored, hashes = scoring.score(manifest, size, reference, networks, workdir, bar.update)
+    judged = tuple(judging.judge(lambda: scored, hashes, reference.rules, verdicts))
+    curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
     page = report.page(curated, reference.rules, len(training), config.gallery, config.hits)
     write_atomically(workdir / "report.html", page)
     training_images.write(workdir, [(real, record) for record in training], [Path(config.manifest)])
     records.write(workdir / FILE, curated)
+    if part:
+        findings = {"rules": [vars(rule) for rule in reference.rules], "training_images": len(training)}
+        done = parts.Finished(stage="curate", part=str(part), total=total, places=list(places), left_out=[],
+                              causes=causes | {"manifest": digests.sha256(given)}, findings=findings)  # fmt: skip
+        parts.finish(workdir, done)
     run_folder.mark_finished(workdir, causes)
 
-    kept = sum(record.kept for record in scored)
-    without = len(verdicts.keys() - {record.sha256 for record in scored})
-    stray = f"; {without} verdicts are on images that are not in this manifest" if without else ""
-    reasons = report.count_reasons(scored)
-    progress.say(f"curate: {kept} of {count} images kept, {reasons}{stray}; see {workdir / 'report.html'}")
+    kept = sum(record.kept for record in judged)
+    without = len(verdicts.keys() - {record.sha256 for record in judged})
+    stray = f"; {without} verdicts are on images that are not in this manifest" if without and not part else ""
+    reasons = report.count_reasons(judged)
+    progress.say(
+        f"curate: {kept} of {count} images kept, {reasons}{stray}; see {buckets.shown(workdir / 'report.html')}"
+    )
 
 
 def _causes(

@@ -1,6 +1,6 @@
-"""From images to records with scores and reasons: what real images say is usual, then each image against it.
+"""From images to records with scores: what real images say is usual, then each image against it.
 
-Place in the flow: real images -> `measure_reference`; a manifest -> measurements -> `score` -> records.
+Place in the flow: real images -> `measure_reference`; a manifest -> measurements -> `score` -> `judging`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dermjax.curation import measurements, reviews, rules
+from dermjax.curation import measurements, rules
 from dermjax.curation.label_score import LabelScorer
-from dermjax.curation.reviews import Verdict
-from dermjax.curation.rules import MEANINGS, Palette, Rule, Thresholds
+from dermjax.curation.rules import Palette, Rule, Thresholds
 from dermjax.data.leaks import copies
 from dermjax.data.phantoms.captions import Requested, parse_prompt
 from dermjax.data.records import Manifest, Record
@@ -99,15 +98,10 @@ def score(
     size: int,
     reference: Reference,
     networks: Networks,
-    verdicts: dict[str, Verdict],
     folder: Path,
     tick: Callable[[], None],
-) -> tuple[Record, ...]:
-    """The records with every score on each and the reasons against them; reasons that are not curation's stay.
-
-    Near-duplicates come last: of a group, the first image that nothing else speaks against is kept. People's verdicts
-    come after everything.
-    """
+) -> tuple[tuple[Record, ...], np.ndarray]:
+    """The records with every score of an image by itself, and their hashes uint64 [N, 8, 4] (see `judging`)."""
     records = manifest.records
     measured = measurements.measure_all(manifest, records, size, folder, tick)
     requested = [parse_prompt(record.generation.get("prompt", "")) for record in records]
@@ -122,24 +116,8 @@ def score(
     if networks.likeness:
         features = reference.space.unit(features_of(networks.likeness, manifest, records, mirrored=False))
         _add(scores, "training_likeness", nearest(features, reference.features)[0])
-
-    def reasons(index: int, by: Collection[Rule]) -> tuple[str, ...]:
-        """The reasons of the rules that speak against an image; an artefact that was requested is none."""
-        return tuple(rule.reason for rule in by if rule.speaks_against(scores[index])
-                     and rule.reason not in requested[index].artefacts)  # fmt: skip
-
-    rejecting = [rule for rule in reference.rules if rule.rejects]
-    others = [rule for rule in rejecting if rule.reason != "near_duplicate"]
-    limit = next(rule.limit for rule in reference.rules if rule.reason == "near_duplicate")
-    people = [reviews.verdict_on(record, verdicts) for record in records]
-    eligible = [person.keep if person else not reasons(index, others) for index, person in enumerate(people)]
-    _add(scores, "near_duplicate", copies.nearest_kept(hashes, limit, np.array(eligible)))
-    scored = []
-    for index, (record, person) in enumerate(zip(records, people, strict=True)):
-        foreign = tuple(reason for reason in record.rejected if reason not in MEANINGS)
-        rejected = foreign + reasons(index, rejecting)
-        scored.append(reviews.apply(replace(record, scores=record.scores | scores[index], rejected=rejected), person))
-    return tuple(scored)
+    scored = (replace(each, scores=each.scores | found) for each, found in zip(records, scores, strict=True))
+    return tuple(scored), hashes
 
 
 def deviations(requested: Requested, scores: Mapping[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import stat
 import time
 from pathlib import Path
 
+from dermjax.data import shards
 from dermjax.errors import UserError
 
 FOLDER = "a folder"
@@ -33,7 +34,7 @@ def sha256(path: Path) -> str:
 def cached_sha256(path: Path) -> str:
     """The SHA-256 of an image file, hashed again only where the file has changed; UserError where it cannot be read."""
     try:
-        status = os.stat(path)
+        status = path.stat() if isinstance(path, shards.Member) else os.stat(path)
         if special_kind(status):
             raise UserError(f"image {path}: {special_kind(status)} and no file; remove it")
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

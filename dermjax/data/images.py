@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dermjax import machine, progress
-from dermjax.data import digests
+from dermjax.data import digests, shards
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
@@ -142,7 +142,7 @@ def open_image(path: Path) -> Image.Image:
 
     Raises UserError for what is no file and for a package that is missing, else whatever a decoder raises.
     """
-    special = digests.special_kind(os.stat(path))
+    special = digests.special_kind(path.stat())
     if special:
         raise UserError(f"image {path}: {special} and no file; remove it")
     with path.open("rb") as file:
@@ -151,7 +151,7 @@ def open_image(path: Path) -> Image.Image:
         return _dicom(path)
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         return _heif(path)
-    return Image.open(path, formats=FORMATS)
+    return Image.open(path.open() if isinstance(path, shards.Member) else path, formats=FORMATS)
 
 
 def missing_package(path: Path) -> str:

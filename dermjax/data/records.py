@@ -10,13 +10,15 @@ import os
 import re
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dermjax.data import digests
+from dermjax import buckets
+from dermjax.data import digests, shards
 from dermjax.errors import UserError
-from dermjax.run_folder import write_atomically
+from dermjax.run_folder import writing
 
 if TYPE_CHECKING:
     import pandas
@@ -95,12 +97,12 @@ class Manifest:
 
     def unchecked_path(self, record: Record) -> Path:
         """The image file of a record, whatever its bytes are: for its name, or to be hashed."""
-        return self.root / record.image
+        return shards.locate(self.root / record.image)
 
     def mask(self, record: Record) -> Path | None:
         """The mask that lay beside the image of a record, white on the lesion, checked as the image is."""
         mask = record.attributes.get("mask")
-        return digests.verify(self.root / mask["image"], mask["sha256"]) if mask else None
+        return digests.verify(shards.locate(self.root / mask["image"]), mask["sha256"]) if mask else None
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The records as a table: a row an image, a column a field, `attributes.age` inside, and its file as `path`."""
@@ -117,49 +119,78 @@ class Manifest:
         return [record for record in self.records if record.split == name and record.kept]
 
 
-def read(path: Path) -> Manifest:
-    """The manifest in a file, or in the folder that holds it; UserError names the file and line of what is wrong."""
-    manifest = read_unaudited(path)
-    for number, record in enumerate(manifest.records, start=2):
+def read(path: Path, places: range | None = None) -> Manifest:
+    """The manifest in a file, or in the folder that holds it; UserError names the file and line of what is wrong.
+
+    places: of the records to read, from 0 on; None for all.
+    """
+    manifest = read_unaudited(path, places)
+    for number, record in enumerate(manifest.records, start=2 + (places.start if places else 0)):
         if misplacement(record):
             raise UserError(f"manifest {_file(path)} line {number}: {misplacement(record)}")
     return manifest
 
 
-def read_unaudited(path: Path) -> Manifest:
+def read_unaudited(path: Path, places: range | None = None) -> Manifest:
     """As `read`, but with synthetic images in any split: for `audit`, which lists them all."""
     path = _file(path)
-    if not path.is_file():
-        raise UserError(f"manifest {path}: no such file; give a {FILE} or the folder of the stage that wrote it")
-    lines = _lines(path)
-    labels, root = _header(lines[0], path)
-    records = tuple(_record(line, number, path) for number, line in enumerate(lines[1:], start=2))
-    for number, record in enumerate(records, start=2):
-        fault = _fault(record, labels, root)
-        if fault:
-            raise UserError(f"manifest {path} line {number}: {fault}")
+    labels, root, found = stream(path, places)
+    records = tuple(found)
     _refuse_repeats(records, path)
     return Manifest(labels=labels, root=root, records=records, home=path.parent)
 
 
-def read_named(path: str, key: str) -> Manifest:
+def stream(path: Path, places: range | None = None) -> tuple[tuple[str, ...], Path, Iterator[Record]]:
+    """The labels, the absolute root and the records of a manifest's file one by one, for more than memory holds."""
+    lines = _lines(_existing(path))
+    labels, root = _header(_object(*next(lines), path), path)
+
+    def records() -> Iterator[Record]:
+        for number, line in lines:
+            if places is None or number - 2 in places:
+                record = _record(_object(number, line, path), number, path)
+                fault = _fault(record, labels, root)
+                if fault:
+                    raise UserError(f"manifest {path} line {number}: {fault}")
+                yield record
+
+    return labels, root, records()
+
+
+def count(path: Path) -> int:
+    """How many records a manifest's file has."""
+    return sum(1 for _ in _lines(_existing(path))) - 1
+
+
+def read_named(path: str, key: str, places: range | None = None) -> Manifest:
     """The manifest that config.KEY names; UserError for "", else as `read`."""
+    return read(named(path, key), places)
+
+
+def named(path: str, key: str) -> Path:
+    """The file of the manifest that config.KEY names; UserError for ""."""
     if not path:
         raise UserError(f"config.{key}: no manifest; give one, as --config.{key}=DIR/{FILE}")
-    return read(Path(path))
+    return _file(Path(path))
 
 
 def write(path: Path, manifest: Manifest) -> None:
     """Writes a manifest so that either all of it or nothing is there; refuses what `read` would refuse."""
-    path = Path(path)
-    for record in manifest.records:
-        fault = _fault(record, manifest.labels, manifest.root.resolve()) or misplacement(record)
-        if fault:
-            raise UserError(f"manifest {path}: {fault}")
-    _refuse_repeats(manifest.records, path)
-    header = {"dermjax_manifest": VERSION, "labels": list(manifest.labels), "root": _written_root(path, manifest.root)}
-    lines = [header, *(asdict(record) for record in manifest.records)]
-    write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    write_stream(Path(path), manifest.labels, manifest.root, manifest.records)
+
+
+def write_stream(path: Path, labels: tuple[str, ...], root: Path, records: Iterable[Record]) -> None:
+    """As `write`, of records that come one by one."""
+    header = {"dermjax_manifest": VERSION, "labels": list(labels), "root": _written_root(path, root)}
+    root, images = root.resolve(), set()
+    with writing(path) as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        for record in records:
+            fault = _fault(record, labels, root) or misplacement(record)
+            if fault or record.image in images:
+                raise UserError(f"manifest {path}: {fault or f'{record.image} stands there twice'}")
+            images.add(record.image)
+            file.write(json.dumps(vars(record), allow_nan=False).encode() + b"\n")
 
 
 def age_band(years: float) -> str:
@@ -179,23 +210,38 @@ def _file(path: Path) -> Path:
     return path / FILE if path.is_dir() else path
 
 
-def _lines(path: Path) -> list[dict]:
-    """The JSON object on each line; blank lines at the end do not count."""
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"manifest {path}: no such file; give a {FILE} or the folder of the stage that wrote it")
+    return path
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers; blank lines at the end do not count, and the first one is always there."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            waiting = [(1, "")]  # what stands where all lines are blank
+            for number, line in enumerate(file, start=1):
+                waiting = [*(waiting if number > 1 else []), (number, line)]
+                if line.strip():
+                    yield from waiting
+                    waiting = []
+            yield from waiting[:1] if waiting and waiting[0][0] == 1 else ()
     except OSError as error:
         raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"manifest {path}: not UTF-8 text ({error.reason}); is it a manifest?") from error
-    objects = []
-    for number, line in enumerate(text.rstrip().split("\n"), start=1):
-        try:
-            objects.append(json.loads(line, parse_constant=_refuse_constant))
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
-            raise UserError(f"manifest {path} line {number}: not JSON ({error})") from error
-        if not isinstance(objects[-1], dict):
-            raise UserError(f"manifest {path} line {number}: not a JSON object")
-    return objects
+
+
+def _object(number: int, line: str, path: Path) -> dict:
+    """The JSON object on a line."""
+    try:
+        found = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
+        raise UserError(f"manifest {path} line {number}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"manifest {path} line {number}: not a JSON object")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
@@ -211,7 +257,7 @@ def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
         raise UserError(f"manifest {path} line 1: labels must be a list of distinct class names, not {labels!r}")
     if not isinstance(root, str) or not _can_name_a_file(root):
         raise UserError(f"manifest {path} line 1: root must be a folder, not {root!r}")
-    return tuple(labels), Path(os.path.realpath(path.parent / root))
+    return tuple(labels), buckets.mirror(root) if buckets.is_url(root) else Path(os.path.realpath(path.parent / root))
 
 
 def _record(line: dict, number: int, path: Path) -> Record:
@@ -292,6 +338,9 @@ def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:
 
 
 def _written_root(path: Path, root: Path) -> str:
-    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole; else absolute."""
+    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole, and where both are
+    in buckets; else absolute, and a URL of images in a bucket."""
     here, root = path.parent.resolve(), root.resolve()
+    if buckets.mirrors(root):
+        return Path(os.path.relpath(root, here)).as_posix() if buckets.mirrors(here) else buckets.shown(root)
     return Path(os.path.relpath(root, here)).as_posix() if root.is_relative_to(here.parent) else str(root)

@@ -2,25 +2,27 @@
 
 An image follows from its request and the model alone, so the stage resumes from what is there: an image file that is
 complete and says that it was made for its request is kept, the rest is made, and the manifest is written last and at
-once. Processes divide the batches among themselves and meet only in the folder.
+once. Images are files, or lie in shards of so many. Processes divide the batches, or the shards, among themselves and
+meet only in the folder; parts (`parts`) do not even meet there.
 """
 
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import config_file, machine, sharding
-from dermjax.data import records
+from dermjax import buckets, config_file, machine, parts, sharding
+from dermjax.data import records, shards
+from dermjax.data.export.items import Item
 from dermjax.data.leaks import training_images
-from dermjax.data.records import Manifest
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
 from dermjax.generation import card
@@ -41,14 +43,21 @@ SECONDS_BETWEEN_CHECKS = 1.0  # of what the other processes have made
 
 @dataclass(frozen=True)
 class Generation:
-    """The images that are requested, how they are divided into batches, what makes them, and their side in pixels."""
+    """The images that are requested, how they are divided into batches, what makes them, and their side in pixels.
+
+    requests: those of this part, in the order of the plan, and their `places` among its `total`. units: what stays
+    together when processes divide the work, each a list of batches: those of a shard, or a single one.
+    """
 
     requests: list[Request]
-    batches: list[list[Request]]
+    places: list[int]
+    total: int
+    units: list[list[list[Request]]]
     model: Model
     init: InitImages
     size: int
     batch: int
+    labels: tuple[str, ...]
 
     def origin(self, request: Request) -> dict:
         """Returns what the file and the record of an image say of how it was made."""
@@ -70,8 +79,7 @@ def load(config: ConfigDict) -> Generation:
     check(config)
     settings = config.plan.to_dict()
     batch = settings.pop("batch")
-    requests = Plan(**settings).requests()
-    init = init_images.read(config.init.images, config.init.mask, config.init.strength, requests)
+    requests, part = Plan(**settings).requests(), parts.read(config.part)
     model = load_model(config.model, config.lora, config.lora_weight, config.embeddings, config.long_prompts,
                        config.precision)  # fmt: skip
     size = model.size(config.size)
@@ -79,37 +87,71 @@ def load(config: ConfigDict) -> Generation:
         # what it cannot walk fails here
         samplers.get_sampler(sampler).ladder(model.sd.configs["scheduler"], steps, spacing)
     divided = batches(requests, model.largest_batch(batch, size), model.kind)  # a prompt too long fails here
+    units = [[each] for each in divided]
+    if config.shard:
+        requests, units = _into_shards(requests, divided, config.shard)
+    init = init_images.read(config.init.images, config.init.mask, config.init.strength, requests)
     for warning in card.tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
         say(f"generate: {warning}")
-    return Generation(requests, divided, model, init, size, max(map(len, divided)))
+    if part:
+        part.check(len(units), "shards" if config.shard else "batches")
+    own = units[part.index :: part.count] if part else units
+    wanted = {request for unit in own for each in unit for request in each}
+    places = [place for place, request in enumerate(requests) if request in wanted]
+    labels = tuple(sorted(config.plan.prompts))
+    mine, most = [requests[place] for place in places], max(map(len, divided))
+    return Generation(mine, places, len(requests), own, model, init, size, most, labels)
+
+
+def _into_shards(
+    requests: list[Request], divided: list[list[Request]], images: int
+) -> tuple[list[Request], list[list[list[Request]]]]:
+    """Returns the requests, each for an image in a shard of at most `images`, or a batch, and the batches by shard."""
+    each = max(1, images // max(map(len, divided)))
+    placed, units = {}, []
+    for number, first in enumerate(range(0, len(divided), each)):
+        shard = f"shards/{number:06d}{shards.SUFFIX}"
+        units.append([])
+        for batch in divided[first : first + each]:
+            placed |= {r: replace(r, image=f"{shard}/{PurePosixPath(r.image).relative_to('images')}") for r in batch}
+            units[-1].append([placed[request] for request in batch])
+    return [placed[request] for request in requests], units
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Makes the images that config.plan asks config.model for, and workdir/manifest.jsonl with a record of each."""
-    generation = load(config)
+    """Makes the images that config.plan asks config.model for, and workdir/manifest.jsonl with a record of each.
+
+    Of a part, workdir is its folder, and the images go to the folder above it.
+    """
+    generation, part = load(config), parts.read(config.part)
+    root = parts.root(workdir, part)
     process, processes = jax.process_index(), jax.process_count()
-    mine = generation.batches[process::processes]
-    own = {request for batch in mine for request in batch}
-    missing, differing = generation.missing(workdir, own)
+    units = generation.units[process::processes]
+    own = {request for unit in units for batch in unit for request in batch}
+    missing, differing = generation.missing(root, own)
     if differing:
         say(f"generate: {differing}")
     if missing:
+        parts.begin(workdir)
         sign = credentials.signer(**config.credentials.to_dict())
-        check_storage(workdir, missing, generation.size)
-        _make(generation, mine, missing, sign, config.preview_every, workdir)
+        check_storage(root, missing, generation.size)
+        _make(generation, units, missing, sign, config.preview_every, workdir, root)
     left = set(generation.requests) - own
-    while left := generation.missing(workdir, left)[0]:  # other processes are at them
+    while left := generation.missing(root, left)[0]:  # other processes are at them
         time.sleep(SECONDS_BETWEEN_CHECKS)
     if process == 0:
-        entries = tuple(
-            provenance.record(workdir, request.image, request.label, generation.origin(request))
+        entries = (
+            provenance.record(root, request.image, request.label, generation.origin(request))
             for request in generation.requests
         )
-        labels = tuple(sorted(config.plan.prompts))
         sources = [Path(each) for each in (config.model, config.lora, *config.embeddings) if each]
         training_images.pass_on(sources, workdir)
-        records.write(workdir / records.FILE, Manifest(labels=labels, root=workdir, records=entries))
-        say(f"generate: {len(entries)} images in {workdir / records.FILE}")
+        records.write_stream(workdir / records.FILE, generation.labels, root, entries)
+        say(f"generate: {len(generation.requests)} images in {buckets.shown(workdir / records.FILE)}")
+        if part:
+            done = parts.Finished(stage="generate", part=str(part), total=generation.total, places=generation.places,
+                                  left_out=[], causes=generation.model.digests, findings={})  # fmt: skip
+            parts.finish(workdir, done)
 
 
 def dry_run(config: ConfigDict) -> None:
@@ -127,7 +169,7 @@ def needed_disk(images: int, size: int) -> int:
 def check_storage(workdir: Path, missing: Collection[Request], size: int) -> None:
     """Makes the folders of the images; UserError where there is no room for the missing ones or no way to write."""
     machine.check_disk(workdir, needed_disk(len(missing), size), f"{len(missing)} images of {size} px")
-    for folder in sorted({(workdir / request.image).parent for request in missing}):
+    for folder in sorted({shards.container(workdir / request.image).parent for request in missing}):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
@@ -139,20 +181,25 @@ def check_storage(workdir: Path, missing: Collection[Request], size: int) -> Non
 
 def _make(
     generation: Generation,
-    mine: list[list[Request]],
+    units: list[list[list[Request]]],
     missing: set[Request],
     sign: Callable[[bytes, dict], bytes],
     preview_every: int,
     workdir: Path,
+    root: Path,
 ) -> None:
     """Makes the missing images of this process; what is complete stays, though its batch is computed again."""
-    model = generation.model
-    total = sum(map(len, mine))
+    model, mine = generation.model, [batch for unit in units for batch in unit]
+    total, write = sum(map(len, mine)), _write_file
+    if shards.container(root / mine[0][0].image) != root / mine[0][0].image:
+        incomplete = [unit for unit in units if not all(missing.isdisjoint(batch) for batch in unit)]
+        missing = {request for unit in incomplete for batch in unit for request in batch}
+        write = Shards(incomplete, generation).write
     _report_cost(generation, missing)
 
-    def write(request: Request, image: np.ndarray) -> None:
+    def finish(request: Request, image: np.ndarray) -> None:
         origin = generation.origin(request)
-        write_atomically(workdir / request.image, sign(provenance.png(image, origin), origin))
+        write(root, request, sign(provenance.png(image, origin), origin))
 
     with bar(total, "generate", "images", total - len(missing)) as progress:
         placed = model.placed()
@@ -161,8 +208,41 @@ def _make(
         begin = partial(renderer.begin, init=generation.init, size=generation.size, batch=generation.batch)
         incomplete = [batch for batch in mine if not missing.isdisjoint(batch)]
         work = rounds(incomplete, renderer.grid.size, model.kind)
-        accounts = produce(work, begin, missing, write, progress.update)
+        accounts = produce(work, begin, missing, finish, progress.update)
     say(f"generate: {_summary(accounts, renderer.grid.size)}")
+
+
+def _write_file(root: Path, request: Request, content: bytes) -> None:
+    write_atomically(root / request.image, content)
+
+
+class Shards:
+    """Holds the images of each shard until all are there, and writes it then: what is killed before makes it again."""
+
+    def __init__(self, units: list[list[list[Request]]], generation: Generation):
+        self.generation, self.lock, self.held = generation, threading.Lock(), {}
+        self.wanted = {_shard(unit[0][0]): [request for batch in unit for request in batch] for unit in units}
+
+    def write(self, root: Path, request: Request, content: bytes) -> None:
+        """Takes an image; the last one of a shard writes it."""
+        shard = _shard(request)
+        with self.lock:
+            held = self.held.setdefault(shard, {})
+            held[request] = content
+            if len(held) < len(self.wanted[shard]):
+                return
+            del self.held[shard]
+        shards.write(root / shard, (file for each in self.wanted[shard] for file in self._files(each, held[each])))
+
+    def _files(self, request: Request, content: bytes) -> Iterable[tuple[str, bytes]]:
+        path = PurePosixPath(request.image).relative_to(_shard(request))
+        entry = provenance.entry(request.image, content, request.label, self.generation.origin(request))
+        return Item(str(path.with_suffix("")), path, entry).files(content, self.generation.labels).items()
+
+
+def _shard(request: Request) -> PurePosixPath:
+    """Returns the shard of a request's image, relative to the stage's folder."""
+    return PurePosixPath(request.image).parents[1]
 
 
 def _report_cost(generation: Generation, missing: Collection[Request]) -> None:

@@ -5,6 +5,7 @@ JSON. A signed manifest can come on top (`credentials`). `dermjax provenance FIL
 place where it can say so: these three, and the record in the manifest.jsonl that lists it.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from dermjax.data import images, records
+from dermjax.data import images, records, shards
 from dermjax.data.digests import sha256
 from dermjax.data.records import Record
 from dermjax.errors import UserError
@@ -95,8 +96,13 @@ def texts(generation: dict) -> dict[str, str]:
 
 def record(root: Path, image: str, label: str, generation: dict, **known: Any) -> Record:
     """Returns the record of a finished image file root/image, with other known fields: synthetic, for training only."""
+    return entry(image, shards.locate(root / image).read_bytes(), label, generation, **known)
+
+
+def entry(image: str, content: bytes, label: str, generation: dict, **known: Any) -> Record:
+    """Returns the record of an image of these bytes that is at the path `image`, else as `record`."""
     fixed = {"split": "train", "source": "dermjax", "image_manipulation": "synthetic"}
-    digest = sha256(root / image)
+    digest = hashlib.sha256(content).hexdigest()
     return Record(image=image, sha256=digest, label=label, generation=generation, **fixed, **{"licence": USE} | known)
 
 
@@ -159,9 +165,10 @@ def _number(kind: type, text: str | None) -> int | float | None:
 def origin(path: Path) -> dict | None:
     """Returns the generation that a complete image file of ours carries; None for one that is damaged or of others."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.verify()  # the checksum of every chunk
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             generation = json.loads(image.text[KEY])
             return generation if isinstance(generation, dict) else None
     except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
@@ -172,7 +179,8 @@ def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request]
     """Returns the requests whose image is not there, damaged or of another generation than is wanted, and how the
     generations that are there differ, on one line, "" where none does."""
     with ThreadPoolExecutor() as pool:
-        origins = dict(zip(wanted, pool.map(lambda request: origin(workdir / request.image), wanted), strict=True))
+        files = (shards.locate(workdir / request.image) for request in wanted)
+        origins = dict(zip(wanted, pool.map(origin, files), strict=True))
     others = {request for request in wanted if origins[request] != wanted[request]}
     differing = [request for request in wanted if request in others and origins[request] is not None]
     if not differing:
@@ -184,7 +192,7 @@ def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request]
 
 def show(file: str) -> None:
     """Prints what a file says; one that is no image, or says nothing, is a UserError."""
-    path = Path(file).expanduser()
+    path = shards.locate(Path(file).expanduser())
     try:
         with images.open_image(path) as image:
             image.load()

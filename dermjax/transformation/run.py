@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from dermjax import run_folder, segmentation
+from dermjax import parts, run_folder, segmentation
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import digests, images, records
 from dermjax.data.records import Manifest, Record
@@ -38,8 +38,8 @@ from dermjax.transformation.report import Outcome
 from dermjax.transformation.sketches import SKETCHES
 
 FEATHER = 0.03  # of the field: how far within the region the painted pixels fade in
-NUMERIC_VERSION = 1
-PATHS = ("images", "masks", "model", "lora")  # what these name counts, by its contents
+NUMERIC_VERSION = 2
+PATHS = ("images", "masks", "model", "lora", "part")  # what these name counts, by its contents
 SEEDS_APART = 1_000_003  # between two attempts
 
 
@@ -121,14 +121,23 @@ def pasted(job: Job, image: np.ndarray) -> np.ndarray:
 def run(config: ConfigDict, workdir: Path) -> None:
     """Makes every transformation that the config asks for, measures it, and writes the outcomes."""
     _check(config)
-    manifest = _sources(config.images, config.label)
+    manifest, part = _sources(config.images, config.label), parts.read(config.part)
+    root, chosen = parts.root(workdir, part), _chosen(manifest, config.limit)
+    if part:
+        part.check(len(chosen), "images")
+    share = part.block(len(chosen)) if part else range(len(chosen))
     model = load_model(config.model, config.lora, config.lora_weight, (), "refuse", config.precision)
     causes = _causes(config, manifest, model)
+    shared, causes = causes, causes | ({"part": str(part)} if part else {})
     if run_folder.is_finished(workdir, records.FILE, causes):
         say(f"transform: {workdir} is finished; nothing to do")
         return
-    renderer = JobRenderer(model, model.size(config.size), config.batch, workdir)
-    jobs = _jobs(config, manifest, renderer)
+    parts.begin(workdir)
+    renderer = JobRenderer(model, model.size(config.size), config.batch, root)
+    placed = _jobs(config, manifest, chosen, share, renderer)
+    jobs = list(placed.values())
+    if not jobs and not part:
+        raise UserError(f"transform: nothing can be done with {config.images}: no lesion is seen, or there is no room")
     cost("transform", parameters=count(model.params), images=len(jobs), steps=config.steps)
     renderer.write_sketches(jobs)
     latest, waiting = {}, jobs
@@ -144,7 +153,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     listed = json.dumps([each.as_json() for each in outcomes], indent=1)
     write_atomically(workdir / "transformations.json", listed + "\n")
     write_atomically(workdir / "report.html", report.page(outcomes, config.gallery))
-    records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=workdir, records=entries))
+    records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=root, records=entries))
+    if part:
+        each = len(config.transformations) * len(config.ways)
+        left_out = [place for place in range(share.start * each, share.stop * each) if place not in placed]
+        done = parts.Finished(stage="transform", part=str(part), total=len(chosen) * each, places=list(placed),
+                              left_out=left_out, causes=shared, findings={})  # fmt: skip
+        parts.finish(workdir, done)
     run_folder.mark_finished(workdir, causes)
     for line in report.lines(outcomes):
         say(line)
@@ -197,30 +212,38 @@ def _causes(config: ConfigDict, manifest: Manifest, model: Model) -> dict:
     }
 
 
-def _jobs(config: ConfigDict, manifest: Manifest, renderer: JobRenderer) -> list[Job]:
-    """Returns the jobs; what cannot be done on an image is reported and left out, and nothing at all is a UserError."""
+def _chosen(manifest: Manifest, limit: int) -> list[Record]:
+    """Returns the training images to transform, class by class, at most `limit` of each unless that is 0."""
     training = manifest.split("train")
     by_label = {label: [record for record in training if record.label == label] for label in manifest.labels}
-    chosen = [record for label in manifest.labels for record in by_label[label][: config.limit or None]]
+    return [record for label in manifest.labels for record in by_label[label][: limit or None]]
+
+
+def _jobs(
+    config: ConfigDict, manifest: Manifest, chosen: Sequence[Record], share: range, renderer: JobRenderer
+) -> dict[int, Job]:
+    """Returns the jobs of a share of the chosen images, by their place among all that could be done with these.
+
+    The place gives the seed. What cannot be done on an image is reported and left out.
+    """
     first = Request(
         image="", label="", prompt="", negative=config.negative_prompt, seed=config.seed,
         sampler=samplers.get_sampler(config.sampler).name, steps=config.steps, guidance=float(config.guidance),
     )  # fmt: skip
-    jobs, left_out = [], []
-    for subject in subjects(manifest, chosen, config.masks, renderer.size):
-        for transformation in config.transformations:
-            for way in config.ways:
-                request = replace(first, seed=config.seed + len(jobs))
+    changes = [(transformation, way) for transformation in config.transformations for way in config.ways]
+    jobs, left_out = {}, []
+    for number in share:
+        for subject in subjects(manifest, [chosen[number]], config.masks, renderer.size):
+            for place, (transformation, way) in enumerate(changes, start=number * len(changes)):
+                request = replace(first, seed=config.seed + place)
                 try:
-                    jobs.append(plan_job(subject, transformation, way, config.prompt, config.factor,
-                                         config.strengths[0], request))  # fmt: skip
+                    jobs[place] = plan_job(subject, transformation, way, config.prompt, config.factor,
+                                           config.strengths[0], request)  # fmt: skip
                 except UserError as error:
                     left_out.append(f"{subject.record.image}, {transformation}, {way}: {error}")
     if left_out:
         say(f"transform: {len(left_out)} left out, such as {left_out[0]}")
-    if not jobs:
-        raise UserError(f"transform: nothing can be done with {config.images}: no lesion is seen, or there is no room")
-    for job in jobs:
+    for job in jobs.values():
         renderer.model.tokens(job.request)  # a prompt too long fails here
     return jobs
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax.curation import measurements, rules, run, scoring
+from dermjax import merge, run_folder
+from dermjax.curation import judging, measurements, rules, run, scoring
+from dermjax.curation.reviews import Verdict
 from dermjax.data import digests, images, records
 from dermjax.data.imaging import artefacts
 from dermjax.data.leaks import training_images
@@ -21,6 +23,7 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation.features import nearest
 from dermjax.models import classifier
+from dermjax.parts import Part
 from dermjax.weights import classifiers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "curate.py"
@@ -145,6 +148,34 @@ def test_the_same_again(sets, finished, tmp_path):
     assert (tmp_path / "report.html").read_text() == (finished / "report.html").read_text()
 
 
+def test_parts_are_judged_as_one_set(sets, finished):
+    """A part does not see the image that `again` is a turned copy of; merged, the files are those of the whole."""
+    workdir = sets / "curate_in_parts"
+    for index in range(3):
+        settings, part = config(sets), Part(3, index)
+        settings.part = str(part)
+        run_folder.claim(workdir / part.folder, settings.to_dict())
+        curated(settings, workdir / part.folder)
+    last = records.read(workdir / Part(3, 2).folder).records[-1]
+    assert last.image == "images/again.png" and last.kept
+    merge.merge(str(workdir), any_versions=False)
+    for name in (records.FILE, "report.html", training_images.FILE):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_verdict_keeps_what_it_overrules_when_parts_are_judged_again():
+    """Also reasons that are not curation's, which a kept record no longer has among its own."""
+    limits = (rules.Rule(reason="near_duplicate", score="near_duplicate", limit=40.0, high=False, rejects=True),)
+    given = Record(
+        image="a.png", sha256="0" * 64, label="benign", split="train", source="test", image_manipulation="synthetic",
+        rejected=("looked wrong",),
+    )  # fmt: skip
+    hashes, verdicts = np.zeros((1, 8, 4), np.uint64), {given.sha256: Verdict(keep=True, by="me", why="")}
+    (once,) = judging.judge(lambda: [given], hashes, limits, verdicts)
+    (twice,) = judging.judge(lambda: [once], hashes, limits, {})
+    assert once == twice and once.kept and once.attributes["verdict"]["overrules"] == ["looked wrong"]
+
+
 def test_verdicts_of_others_stay_and_its_own_are_judged_anew(sets, tmp_path):
     made = records.read(sets / "made")
     first = replace(made.records[0], rejected=("looked wrong", "blur"))
@@ -182,12 +213,13 @@ def test_a_folder_of_other_code_or_real_images_is_made_again(sets, finished, tmp
         raise Reached
 
     monkeypatch.setattr(scoring, "measure_reference", reached)
-    monkeypatch.setattr(rules, "NUMERIC_VERSION", 2)
+    now = rules.NUMERIC_VERSION
+    monkeypatch.setattr(rules, "NUMERIC_VERSION", now + 1)
     with pytest.raises(Reached):
         curated(config(sets), finished)
-    line = f"{finished / records.FILE} is made again (numeric_versions.rules: 1 -> 2)"
+    line = f"{finished / records.FILE} is made again (numeric_versions.rules: {now} -> {now + 1})"
     assert capsys.readouterr().out.startswith(line)
-    monkeypatch.setattr(rules, "NUMERIC_VERSION", 1)
+    monkeypatch.setattr(rules, "NUMERIC_VERSION", now)
     real = records.read(sets / "training")
     records.write(tmp_path / records.FILE, replace(real, records=real.records[1:]))
     fewer = config(sets)

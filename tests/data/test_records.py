@@ -222,3 +222,21 @@ def test_a_mask_out_of_the_root_is_refused(tmp_path, mask):
 @pytest.mark.parametrize("age, band", [(0, "0-29"), (29.9, "0-29"), (30, "30-44"), (60, "60-74"), (85, "75+")])
 def test_bands_of_age(age, band):
     assert records.age_band(age) == band
+
+
+def test_a_share_of_the_places_is_read_alone(tmp_path):
+    whole = manifest(tmp_path.resolve(), *(record(image=f"{number}.png") for number in range(9)))
+    path = tmp_path / "manifest.jsonl"
+    records.write(path, whole)
+    assert records.count(path) == 9
+    blocks = [records.read(tmp_path, range(begin, begin + 3)).records for begin in (0, 3, 6)]
+    assert sum(blocks, ()) == whole.records
+    labels, root, found = records.stream(path)
+    assert (labels, root, tuple(found)) == (whole.labels, whole.root, whole.records)
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n", "\ufeff"])
+def test_an_empty_file_is_refused(tmp_path, text):
+    (tmp_path / "manifest.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.jsonl line 1: not JSON"):
+        records.read(tmp_path)

@@ -19,7 +19,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dermjax import run_folder
+from dermjax import merge, parts, run_folder
 from dermjax.data import records, tokens
 from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
@@ -94,6 +94,7 @@ def fake(folder, dtype, lazy):
 def config(folder, **changes):
     plan = {key: changes.pop(key, value) for key, value in PLAN.items()}
     added = {"lora": "", "lora_weight": 0.8, "embeddings": (), "long_prompts": "refuse", "preview_every": 0}
+    added |= {"part": "", "shard": 0}
     added["precision"] = "float32"
     added["credentials"] = {key: changes.pop(key, "") for key in ("certificate", "key")}
     added["init"] = {key: changes.pop(key, value) for key, value in INIT.items()}
@@ -128,6 +129,13 @@ def killed(folder, workdir, survivors):
 
     with mock.patch.object(run_folder.os, "replace", replace):
         generate(Path(folder), Path(workdir))
+
+
+def part_of(folder, workdir, part, **changes):
+    """Runs a part, "i/n", as `dermjax generate` would, in its folder; returns how many image files it computed."""
+    home = workdir / parts.read(part).folder
+    run_folder.claim(home, config(folder, part=part, **changes).to_dict())
+    return generate(folder, home, part=part, **changes)
 
 
 def alone(folder, workdir):
@@ -230,6 +238,52 @@ def test_two_processes_share_the_work(folder, whole, tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     assert [out.splitlines()[-1] for out, _ in said] == ["6", "4"]
     assert contents(tmp_path) == contents(whole)
+
+
+def test_parts_are_the_undivided_run(folder, whole, tmp_path):
+    """Three batches of 4, 4 and 2 images in two parts, the second of them first; each again does nothing."""
+    assert [part_of(folder, tmp_path, part) for part in ("1/2", "0/2", "0/2")] == [4, 6, 0]
+    assert not (tmp_path / records.FILE).exists()
+    merge.merge(str(tmp_path), any_versions=False)
+    made = contents(tmp_path)
+    assert {path: made[path] for path in contents(whole)} == contents(whole)
+    assert records.read(tmp_path).records == records.read(whole).records
+    one = records.read(tmp_path / "part-00001-of-00002")
+    assert len(one.records) == 4 and all(one.path(record).is_file() for record in one.records)
+
+
+def test_shards_hold_the_images_of_an_undivided_run(folder, whole, tmp_path, capsys):
+    """Ten images in shards of two batches and of one, whole and in parts; a shard that is lost is made again."""
+    alone, divided = tmp_path / "alone", tmp_path / "divided"
+    generate(folder, alone, shard=9)
+    assert [path.name for path in sorted((alone / "shards").iterdir())] == ["000000.tar", "000001.tar"]
+    assert not list(alone.rglob("*.png"))
+    ours, theirs = records.read(alone), records.read(whole)
+    for record, expected in zip(ours.records, theirs.records, strict=True):
+        assert record.image.endswith(expected.image.removeprefix("images"))
+        assert replace(record, image="") == replace(expected, image="")
+        assert ours.path(record).read_bytes() == theirs.path(expected).read_bytes()
+    provenance.show(str(alone / ours.records[0].image))
+    assert "the bytes are those of the record, and it says the same" in capsys.readouterr().out
+    for part in ("0/2", "1/2"):
+        part_of(folder, divided, part, shard=9)
+    merge.merge(str(divided), any_versions=False)
+    made = contents(divided)
+    assert {path: made[path] for path in contents(alone)} == contents(alone)
+    (divided / "shards/000000.tar").unlink()
+    (divided / "shards/000001.tar").write_bytes(made[Path("shards/000001.tar")][:1500])
+    for part in ("0/2", "1/2"):
+        part_of(folder, divided, part, shard=9)
+    assert contents(divided) == made
+    merge.merge(str(divided), any_versions=False)
+    assert "nothing to do" in capsys.readouterr().out and contents(divided) == made
+
+
+def test_more_parts_than_batches_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"config.part = 0/4: there are 3 batches to divide"):
+        generate(folder, tmp_path, part="0/4")
+    with pytest.raises(UserError, match=r"config.part = 0/2: there are 1 shards to divide"):
+        generate(folder, tmp_path, part="0/2", shard=12)
 
 
 def test_damaged_and_foreign_images_are_made_again(folder, whole, tmp_path):

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dermjax import merge, run_folder
 from dermjax.data import digests, images, records
 from dermjax.data.phantoms.appearance import ARTEFACTS
 from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
+from dermjax.parts import Part
 from dermjax.sampling import provenance
 from dermjax.transformation import run
 
@@ -112,12 +114,13 @@ def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, 
         raise Reached
 
     monkeypatch.setattr(run, "JobRenderer", reached)
-    monkeypatch.setattr(run, "NUMERIC_VERSION", 2)
+    now = run.NUMERIC_VERSION
+    monkeypatch.setattr(run, "NUMERIC_VERSION", now + 1)
     with pytest.raises(Reached):
         run.run(config(photographs), finished)
-    said = f"{finished / records.FILE} is made again (numeric_versions.transformations: 1 -> 2)\n"
+    said = f"{finished / records.FILE} is made again (numeric_versions.transformations: {now} -> {now + 1})\n"
     assert capsys.readouterr().out == said
-    monkeypatch.setattr(run, "NUMERIC_VERSION", 1)
+    monkeypatch.setattr(run, "NUMERIC_VERSION", now)
     with pytest.raises(Reached):
         run.run(config(photographs, images=str(photographs / "2.png"), label="benign"), finished)
     assert "; images: " in capsys.readouterr().out
@@ -151,3 +154,19 @@ def test_a_skin_without_a_lesion_is_nothing_to_transform(tmp_path):
     plain.write_bytes(images.encode_png(np.full((128, 128, 3), (205, 165, 145), np.uint8)))
     with pytest.raises(UserError, match="no lesion is seen"):
         run.run(config(plain, label="benign"), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_parts_are_the_undivided_run(finished, photographs, tmp_path):
+    """A source each; seeds go by an image's place, so that one that is left out changes no other."""
+    for index in range(2):
+        settings, part = config(photographs), Part(2, index)
+        settings.part = str(part)
+        run_folder.claim(tmp_path / part.folder, settings.to_dict())
+        run.run(settings, tmp_path / part.folder)
+    merge.merge(str(tmp_path), any_versions=False)
+    for name in (records.FILE, merge.CHANGES):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    images = sorted(path.relative_to(finished) for path in (finished / "images").rglob("*.png"))
+    assert images and all((tmp_path / path).read_bytes() == (finished / path).read_bytes() for path in images)
+    assert (tmp_path / Part(2, 0).folder / "report.html").is_file()

@@ -11,13 +11,11 @@ synthetic, and its licence, go wherever it goes.
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 
 from dermjax import progress
-from dermjax.data import records
+from dermjax.data import records, shards
 from dermjax.data.export import croissant, items
 from dermjax.data.export.items import COLUMNS, Item
 from dermjax.data.records import Manifest
@@ -72,12 +70,7 @@ def webdataset(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], 
     """Tar files of A_SHARD images; the same bytes whenever they are written."""
     for split, of_split in splits.items():
         for number, shard in enumerate(_shards(of_split)):
-            with tarfile.open(folder / f"{split}-{number:06d}.tar", "w") as tar:
-                for item in shard:
-                    _add(tar, item.name, item.content())
-                    _add(tar, f"{item.key}.cls", str(manifest.labels.index(item.record.label)).encode())
-                    _add(tar, f"{item.key}.json", json.dumps(item.row).encode())
-                    tick()
+            shards.write(folder / f"{split}-{number:06d}{shards.SUFFIX}", _files(manifest, shard, tick))
 
 
 def array_record(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], tick: Callable[[], None]) -> None:
@@ -126,7 +119,8 @@ def _shards(of_split: list[Item]) -> Iterator[list[Item]]:
     return (of_split[first : first + A_SHARD] for first in range(0, len(of_split), A_SHARD))
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # without owner and time
-    member.size = len(content)
-    tar.addfile(member, BytesIO(content))
+def _files(manifest: Manifest, shard: list[Item], tick: Callable[[], None]) -> Iterator[tuple[str, bytes]]:
+    """The files of a shard's images, one image in memory at a time."""
+    for item in shard:
+        yield from item.files(item.content(), manifest.labels).items()
+        tick()

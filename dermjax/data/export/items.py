@@ -1,6 +1,7 @@
 """What is exported of each image, alike in every form: its bytes, and a flat row of text that says where it is from."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Item:
             column: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
             for column, value in values.items()
         }
+
+    def files(self, image: bytes, labels: Sequence[str]) -> dict[str, bytes]:
+        """The image's bytes under its name in a shard, with the number of its class and its row beside it."""
+        label, row = str(labels.index(self.record.label)), json.dumps(self.row)
+        return {self.name: image, f"{self.key}.cls": label.encode(), f"{self.key}.json": row.encode()}
 
     def content(self) -> bytes:
         """The bytes of the file; UserError where they are not those that the manifest names."""

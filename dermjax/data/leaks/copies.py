@@ -9,14 +9,19 @@ another stays 59 bits away, a blurred mirror image of itself 2).
 Shapes: N and M images, 4 words of 64 bits a hash.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dermjax.data.leaks.duplicates import BITS, FREQUENCIES, VIEWS, signs, spectra
+from dermjax.data.leaks.neighbours import Index
 
 ORIENTATIONS = 8
 ACROSS = (-1.0) ** np.arange(FREQUENCIES, dtype=np.float32)  # what a mirror from left to right does to cosines
 DOWN = ACROSS[:, None]
 BLOCK = 1 << 20  # distances held at once
+EXACT, A_BLOCK = 1 << 13, 1 << 11  # images
+SLACK = 2  # bits: the hash of a turned image may differ from the turned hash where a cosine is next to nothing
 
 
 def orientation_hashes(image: np.ndarray) -> np.ndarray:
@@ -48,16 +53,35 @@ def nearest_other(turned: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.array([each.min(initial=BITS) for each in others])
 
 
-def nearest_kept(turned: np.ndarray, limit: float, eligible: np.ndarray) -> np.ndarray:
-    """The distance of each image [N, 8, 4] to the nearest earlier one that is kept, BITS where there is none: int [N].
+def nearest_kept(
+    turned: np.ndarray, limit: float, eligible: np.ndarray, tick: Callable[[int], None] = lambda images: None
+) -> np.ndarray:
+    """The distance of each image [N, 8, 4] to the nearest earlier one that is kept: int [N].
 
-    eligible: bool [N], the images that nothing else speaks against. One of them is kept when no earlier kept one is
-    within the limit, so that of a group of duplicates the first is.
+    It is BITS where none is within the limit. eligible: bool [N], the images that nothing else speaks against. One of
+    them is kept when no earlier kept one is within the limit, so that of a group of duplicates the first is. tick(n)
+    counts images.
+
+    Up to EXACT images are compared with all kept ones. Of more, a block is, and those of earlier blocks are found by
+    tables (`neighbours.Index`), which hold the kept ones alone: memory grows with these, however alike the others are.
     """
-    nearest, kept = np.full(len(turned), BITS), []
-    for index in range(len(turned)):
-        if kept:
-            nearest[index] = distances(turned[index : index + 1, 0], turned[kept]).min()
-        if eligible[index] and nearest[index] > limit:
-            kept.append(index)
-    return nearest
+    found, kept = np.full(len(turned), BITS), np.empty_like(turned)
+    many, count = len(turned) > EXACT, 0
+    index = Index(int(eligible.sum()), min(int(limit) + SLACK, BITS - 1)) if many else None
+    for start in range(0, len(turned), A_BLOCK if many else EXACT):
+        block, first = turned[start : start + (A_BLOCK if many else EXACT)], count
+        if many and first:
+            for row, near in index.near(block):
+                found[start + row] = distances(block[row : row + 1, 0], kept[near]).min()
+        for row in range(start, start + len(block)):
+            if count > first:
+                found[row] = min(found[row], distances(turned[row : row + 1, 0], kept[first:count]).min())
+            if found[row] > limit:
+                found[row] = BITS
+                if eligible[row]:
+                    kept[count] = turned[row]
+                    count += 1
+        tick(len(block))
+        if many:
+            index.add(kept[first:count, 0])
+    return found

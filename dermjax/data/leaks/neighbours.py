@@ -12,15 +12,18 @@ the axes, so the eight orientations are permutations and flips of the bits of on
 Shapes: N images, V views, 4 words of 64 bits a hash, P pairs.
 """
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import ceil, comb, log, log2
+from functools import partial
+from math import ceil, comb, log, log1p, log2
 
 import numpy as np
 
 from dermjax import machine
 from dermjax.data.leaks.duplicates import BITS, FREQUENCIES, NEAR, NEAR_CROPPED, pairs
+from dermjax.errors import UserError
 
 MISSED = 1e-3  # share of the pairs at exactly NEAR bits that may be missed; at 3/4 of it, a millionth
 FEW = 300  # images up to which all are compared with all
@@ -58,6 +61,66 @@ def near(views: np.ndarray) -> np.ndarray:
     met = np.concatenate([same[same[:, 0] < same[:, 1]], met])
     met = met[np.argsort(met[:, 2], kind="stable")]
     return met[np.unique(met[:, :2], axis=0, return_index=True)[1]]  # each pair once, with its least distance, in order
+
+
+class Index:
+    """Whole images that are added as one goes, and which of them are near others in some orientation.
+
+    A table is a chain for each key: the last image that has it, and for each image the one before it. It takes 4 bytes
+    an image and table, as much again for the keys, and hardly a pair is missed, as in `near`.
+    """
+
+    def __init__(self, capacity: int, distance: int):
+        size = ceil(log2(max(2, capacity)))
+        tables, have = _enough(distance, size), machine.free_memory()
+        needed = tables * 4 * (capacity + (1 << size))
+        if needed > have:
+            raise UserError(
+                f"near-duplicates: {capacity} images within {distance} bits take {machine.format_bytes(needed)} of "
+                f"memory, {machine.format_bytes(have)} are free; give a smaller thresholds.bits, or another machine"
+            )
+        self.distance, self.sets, self.count = distance, _bit_sets(tables, size), 0
+        self.last = np.full((len(self.sets), 1 << size), -1, np.int32)
+        self.before = np.empty((len(self.sets), capacity), np.int32)
+        self.hashes = np.empty((capacity, 4), np.uint64)
+
+    def add(self, hashes: np.ndarray) -> None:
+        """Adds the hashes of images, uint64 [N, 4]; their numbers go on from those before."""
+        if not len(hashes):
+            return
+        planes, rows = np.ascontiguousarray(_bits(hashes).T), np.arange(self.count, self.count + len(hashes))
+        self.hashes[rows] = hashes
+        self.count += len(hashes)
+        for bits, last, before in zip(self.sets, self.last, self.before, strict=True):
+            keys = _keys(planes, bits)
+            order = np.argsort(keys, kind="stable")
+            keys, sorted_rows = keys[order], rows[order]
+            before[sorted_rows] = last[keys]
+            before[sorted_rows[1:]] = np.where(keys[1:] == keys[:-1], sorted_rows[:-1], before[sorted_rows[1:]])
+            last[keys] = sorted_rows  # of equal keys the last one stays
+
+    def near(self, turned: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (row, numbers) of the images uint64 [N, 8, 4], in their eight orientations, near which others are."""
+        queried = np.ascontiguousarray(turned.reshape(-1, 4))
+        planes = np.ascontiguousarray(_bits(queried).T)
+        with ThreadPoolExecutor(machine.cores()) as pool:
+            met = np.concatenate(list(pool.map(partial(self._met, queried, planes), range(len(self.sets)))))
+        met[:, 0] //= turned.shape[1]
+        met = np.unique(met, axis=0)
+        rows, starts = np.unique(met[:, 0], return_index=True)
+        return zip(rows.tolist(), np.split(met[:, 1], starts[1:]), strict=True)
+
+    def _met(self, queried: np.ndarray, planes: np.ndarray, table: int) -> np.ndarray:
+        """The pairs (query, number) of a table that are near each other, int64 [P, 2]."""
+        queries, numbers = np.arange(len(queried)), self.last[table][_keys(planes, self.sets[table])]
+        met = [np.empty((0, 2), np.int64)]
+        while len(alive := np.flatnonzero(numbers >= 0)):
+            queries, numbers = queries[alive], numbers[alive]
+            bits = np.bitwise_count(queried[queries] ^ self.hashes[numbers]).sum(-1, dtype=np.int64)
+            close = bits <= self.distance
+            met.append(np.stack([queries[close], numbers[close].astype(np.int64)], axis=-1))
+            numbers = self.before[table][numbers]
+        return np.concatenate(met)
 
 
 def _meetings(views: np.ndarray, view: int, order: np.ndarray, tables: tuple[Table, ...]) -> np.ndarray:
@@ -99,12 +162,21 @@ def _blocks(table: Table, keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def _tables(planes: np.ndarray) -> tuple[Table, ...]:
-    """Tables over disjoint sets of bits as long as these last, then over sets of another permutation, and so on.
-
-    A table has as many bits as give about one image a key; the first bit of a hash is always 0 and is left out.
-    """
+    """Tables of the images with these bit planes; a table has as many bits as give about one image a key."""
     size = ceil(log2(planes.shape[1]))
-    count = _enough(NEAR, size)
+    tables = []
+    for bits in _bit_sets(_enough(NEAR, size), size):
+        keys = _keys(planes, bits)
+        start = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << size))])
+        tables.append(Table(bits, start.astype(np.int32), np.argsort(keys, kind="stable").astype(np.int32)))
+    return tuple(tables)
+
+
+def _bit_sets(count: int, size: int) -> list[np.ndarray]:
+    """The bits of so many tables: disjoint sets as long as these last, then those of another permutation, and so on.
+
+    The first bit of a hash is always 0 and is left out.
+    """
     rng = np.random.default_rng(0)
     a_permutation = (BITS - 1) // size
     sets = [
@@ -112,18 +184,13 @@ def _tables(planes: np.ndarray) -> tuple[Table, ...]:
         for _ in range(ceil(count / a_permutation))
         for bits in (1 + rng.permutation(BITS - 1))[: a_permutation * size].reshape(a_permutation, size)
     ]
-    tables = []
-    for bits in sets[:count]:
-        keys = _keys(planes, bits)
-        start = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << size))])
-        tables.append(Table(bits, start.astype(np.int32), np.argsort(keys, kind="stable").astype(np.int32)))
-    return tuple(tables)
+    return sets[:count]
 
 
 def _enough(distance: int, size: int) -> int:
     """How many tables of `size` bits miss at most MISSED of the pairs at this distance."""
     meets = comb(BITS - 1 - distance, size) / comb(BITS - 1, size)
-    return ceil(log(MISSED) / log(1 - meets))
+    return ceil(log(MISSED) / log1p(-meets)) if meets else sys.maxsize
 
 
 def _keys(planes: np.ndarray, bits: np.ndarray) -> np.ndarray:

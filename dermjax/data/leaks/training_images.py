@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dermjax import buckets
 from dermjax.data.leaks import fingerprints
 from dermjax.data.leaks.fingerprints import Fingerprint
 from dermjax.data.records import Manifest, Record
@@ -51,7 +52,12 @@ def read(folder: Path) -> list[TrainingImage]:
 def _lines(paths: Sequence[Path]) -> list[bytes]:
     """The lines beside files, in folders, and beside those: a model's folder lies in that of its run."""
     lists = dict.fromkeys(folder / FILE for path in paths for folder in (path, path.parent))
-    return [line for path in lists if path.is_file() for line in path.read_bytes().splitlines(keepends=True)]
+    return [
+        line
+        for path in map(buckets.fetch, lists)
+        if path.is_file()
+        for line in path.read_bytes().splitlines(keepends=True)
+    ]
 
 
 def _line(record: Record, fingerprint: Fingerprint) -> bytes:
