@@ -116,7 +116,8 @@ def describe(each: Forecast) -> str:
     lines += [
         *work_lines(found),
         f"  a step        {shown} ms: {longest} bind, {1000 * bound.overlapped:.3g} ms at least, "
-        f"{1000 * bound.serial:.3g} where sending hides nothing",
+        f"{1000 * bound.serial:.3g} where nothing hides what is sent"
+        + (f", {1000 * found.estimate:.3g} by the compiler's own estimate" if found.estimate else ""),
         f"  at most       {figures['images_per_second']:.3g} images/s, MFU {figures['mfu']:.2f}",
         f"  the run       {each.steps} steps, at least {duration(3600 * figures['hours'])}",
     ]

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
 from dermjax import sharding
@@ -30,8 +31,9 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Needs:
     """What a step takes of each device: bytes, operations, bytes read and written, and collectives.
 
-    parameters: trained and frozen ones. activations: all that a step holds for itself, gradients among it. `by` says
-    who says so. Of a step that finds no room the compiler names the peak alone: `fits` is false, the rest 0.
+    parameters: trained and frozen ones. activations: all else at the peak, gradients and padding among it. estimate:
+    the seconds of a step by the compiler's own count, operation by operation, 0 without one. `by` says who says so. Of
+    a step that finds no room the compiler names the peak alone: `fits` is false, the rest 0.
     """
 
     by: str
@@ -42,6 +44,7 @@ class Needs:
     operations: float = 0.0
     traffic: float = 0.0
     collectives: dict[str, Collective] = field(default_factory=dict)
+    estimate: float = 0.0
     fits: bool = True
 
     @property
@@ -51,41 +54,48 @@ class Needs:
 
 
 def compiled(setup: Setup, config: ConfigDict) -> Needs:
-    """Returns the needs of a step by the compiler of the mesh's devices, which need not be there.
+    """Returns the needs of a step by the compiler of the mesh's devices, which need not be there."""
+    try:
+        return from_program(setup, config, lower(setup, config).compile())
+    except jax.errors.JaxRuntimeError as error:
+        found = NO_ROOM.search(str(error))
+        if not found:
+            raise
+        held = resident(setup)
+        activations = float(found[1]) * UNITS[found[2]] - sum(held.values())
+        return Needs(compiler(setup.grid), **held, activations=activations, fits=False)
 
-    Operations and traffic are XLA's count for what it compiled. It counts the body of a loop once, and the parts of a
-    batch (config.accumulate) are a loop, of all but the update.
-    """
+
+def lower(setup: Setup, config: ConfigDict) -> Lowered:
+    """Returns the training step of a config, lowered for the devices of its mesh."""
     state, frozen = setup.shapes
-    grid, held = setup.grid, resident(setup)
-    homes = sharding.tree_shardings(state, sharding.RULES, grid)
+    grid, homes = setup.grid, sharding.tree_shardings(state, sharding.RULES, setup.grid)
     constants, rows, key = frozen | texts(setup), batch(setup), jax.eval_shape(lambda: jax.random.key(0))
     step = compile_step(
         setup.loss(**config.loss), setup.optimizer, config.ema_decay, config.accumulate, homes, grid, large=False
     )
-    lowered = step.lower(
+    return step.lower(
         sharding.shaped(state, homes),
         sharding.shaped(constants, sharding.tree_shardings(constants, sharding.RULES, grid)),
         sharding.shaped(rows, jax.tree.map(lambda leaf: sharding.batch_sharding(grid), rows)),
         sharding.shaped(key, sharding.replicated(grid)),
     )
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        found = NO_ROOM.search(str(error))
-        if not found:
-            raise
-        activations = float(found[1]) * UNITS[found[2]] - sum(held.values())
-        return Needs(compiler(grid), **held, activations=activations, fits=False)
-    memory, cost = program.memory_analysis(), program.cost_analysis()
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def from_program(setup: Setup, config: ConfigDict, program: Compiled) -> Needs:
+    """Returns the needs of a compiled step.
+
+    Operations and traffic are XLA's count for what it compiled. It counts the body of a loop once, and the parts of a
+    batch (config.accumulate) are a loop, of all but the update.
+    """
+    held, memory, cost = resident(setup), program.memory_analysis(), program.cost_analysis()
+    peak = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
     each = max(cost["bytes accessed"] - 2 * sum(held.values()), 0.0)
     return Needs(
-        compiler(grid), **held, activations=peak - sum(held.values()),
+        compiler(setup.grid), **held, activations=peak - sum(held.values()),
         operations=cost["flops"] * config.accumulate,
         traffic=cost["bytes accessed"] + (config.accumulate - 1) * each,
-        collectives=collectives(program.as_text()),
+        collectives=collectives(program.as_text()), estimate=cost.get("optimal_seconds", 0.0) * config.accumulate,
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ from dermjax.tuning.setup import arithmetic, shaped_setup
 from dermjax.weights import model_files
 
 FILE = "plan.json"
+# libtpu asks neither a cloud nor this machine about its TPUs
+ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
 SHARE_SWEPT = (0.5, 1, 2)  # of the batch
 
 
@@ -152,7 +154,8 @@ def tpus(where: Slice) -> list[jax.Device]:
     """Returns the chips of a slice as the TPU compiler knows them."""
     if not (find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
         raise UserError("the TPU compiler is not installed; pip install dermjax[plan]")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no machine of a cloud to be asked about its TPUs
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=str(where)).devices
     except RuntimeError as error:
