@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -62,11 +63,11 @@ def mesh(data: int, fsdp: int, parameters: int = 0, devices: Sequence[jax.Device
     idle = set(range(jax.process_count())) - {device.process_index for device in devices}
     if idle:
         raise UserError(f"mesh {data} x {fsdp} leaves process {min(idle)} without a device; make the mesh larger")
+    sides, types = (data, fsdp), (AxisType.Auto,) * 2
     try:
-        return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
-    except NotImplementedError as error:  # on a TPU each axis is made of complete axes of the slice
-        wrong = f"mesh {data} x {fsdp} does not lie along the sides of this TPU slice"
-        raise UserError(f"{wrong}; give a mesh.fsdp that is a side, or a product of sides") from error
+        return jax.make_mesh(sides, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # on some TPUs only axes that are sides of the slice, unless these may be split
+        return Mesh(mesh_utils.create_device_mesh(sides, devices, allow_split_physical_axes=True), AXES, types)
 
 
 def abstract_mesh(data: int, fsdp: int, devices: int, device_kind: str) -> AbstractMesh:

@@ -98,7 +98,10 @@ def parse(topology: str) -> Slice:
     axes = shapes[0].count("x") + 1
     if not re.fullmatch("x".join([r"[1-9]\d*"] * axes), sides):
         raise UserError(f"topology {topology!r}: give a slice of {name} as one of {', '.join(shapes)}")
-    return Slice(name, tuple(map(int, sides.split("x"))))
+    found = Slice(name, tuple(map(int, sides.split("x"))))
+    if found.chip.ring and found.size > found.chip.joined:
+        raise UserError(f"topology {topology!r}: a slice of {name} has {found.chip.joined} chips at most")
+    return found
 
 
 def slices(name: str) -> list[Slice]:

@@ -129,8 +129,11 @@ def describe(each: Forecast) -> str:
 
 def memory_lines(found: Needs) -> list[str]:
     """Returns the lines of what a device holds."""
-    names = ("parameters", "optimizer", "average", "activations")
-    return [f"  {name:13} {machine.format_bytes(getattr(found, name))}" for name in names]
+    held = {"parameters": found.parameters, "optimiser": found.optimizer, "average": found.average}
+    return [
+        f"  {name:13} {machine.format_bytes(size)}"
+        for name, size in (held | {"activations": found.activations}).items()
+    ]
 
 
 def work_lines(found: Needs) -> list[str]:

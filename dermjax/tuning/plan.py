@@ -32,8 +32,13 @@ from dermjax.tuning.setup import arithmetic, shaped_setup
 from dermjax.weights import model_files
 
 FILE = "plan.json"
-# libtpu asks neither a cloud nor this machine about its TPUs
-ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+# libtpu asks neither a cloud nor this machine about its TPUs, and leaves them to whoever uses them
+ALONE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 SHARE_SWEPT = (0.5, 1, 2)  # of the batch
 
 
@@ -156,9 +161,13 @@ def tpus(where: Slice) -> list[jax.Device]:
         raise UserError("the TPU compiler is not installed; pip install dermjax[plan]")
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
+    host = [min(side, 2) for side in where.sides[:2]] + [1]  # chips of a host along each axis
+    cores = {"chip_config_name": "megacore"} if where.name == "v4" else {}  # the two cores of a chip are one device
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=str(where)).devices
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=str(where), chips_per_host_bounds=host, **cores
+        ).devices
     except RuntimeError as error:
         near = ", ".join(map(str, roofline.slices(where.name)))
         reason = str(error).splitlines()[0]
-        raise UserError(f"topology {where}: the TPU compiler has none such ({reason}); give one of {near}") from error
+        raise UserError(f"topology {where}: the TPU compiler refuses it ({reason}); give one of {near}") from error

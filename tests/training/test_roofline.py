@@ -44,6 +44,7 @@ def test_a_device_is_known_by_what_jax_calls_it(kind, name):
     ("v5e:4", "one of 1x1, 2x2"),
     ("v5e:0x4", "one of 1x1, 2x2"),
     ("v5p:4x4", "one of 2x2x1"),
+    ("v5e:64x64", "256 chips at most"),
     ("h100:eight", "one of 1, 2, 4, 8"),
 ])  # fmt: skip
 def test_what_is_no_slice_is_said_with_those_that_are(topology, said):
