@@ -23,7 +23,8 @@ from dermjax.tuning import costs, trainable
 from dermjax.tuning.setup import Setup
 from dermjax.tuning.trainable import Tree
 
-NO_ROOM = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")  # what the TPU compiler says
+# what the TPU compiler says of a step without room: its temporaries, or all that it takes
+NO_ROOM = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -58,12 +59,20 @@ def compiled(setup: Setup, config: ConfigDict) -> Needs:
     try:
         return from_program(setup, config, lower(setup, config).compile())
     except jax.errors.JaxRuntimeError as error:
-        found = NO_ROOM.search(str(error))
-        if not found:
-            raise
         held = resident(setup)
-        activations = float(found[1]) * UNITS[found[2]] - sum(held.values())
+        activations = without_room(str(error), sum(held.values()))
+        if activations is None:
+            raise
         return Needs(compiler(setup.grid), **held, activations=activations, fits=False)
+
+
+def without_room(said: str, held: float) -> float | None:
+    """Returns the bytes besides those held that a step lacks room for, by the compiler's error; None of another."""
+    found = NO_ROOM.search(said)
+    if not found:
+        return None
+    temporaries, unit, used, unit_used = found.groups()
+    return float(temporaries) * UNITS[unit] if temporaries else float(used) * UNITS[unit_used] - held
 
 
 def lower(setup: Setup, config: ConfigDict) -> Lowered:

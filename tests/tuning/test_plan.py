@@ -9,7 +9,7 @@ import pytest
 
 from dermjax.models.stable_diffusion import SD15
 from dermjax.training import roofline
-from dermjax.tuning import plan
+from dermjax.tuning import needs, plan
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
 TPU = os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")
@@ -83,11 +83,22 @@ def test_fsdp_divides_what_a_device_holds_and_gathers_it(config):
     assert "all-gather" in divided.collectives and "all-gather" not in whole.collectives
 
 
+@pytest.mark.parametrize("said, bytes_lacking", [
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.5G) exceeds "
+     "available HBM (15.75G).", 22.5 * 2**30),
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded hbm capacity by "
+     "4.25G.", 16 * 2**30),
+    ("INTERNAL: something else", None),
+])  # fmt: skip
+def test_the_compiler_s_words_for_no_room_are_understood(said, bytes_lacking):
+    assert needs.without_room(said, held=4 * 2**30) == bytes_lacking
+
+
 @compiles
 @pytest.mark.slow
 def test_a_step_without_room_says_how_much_it_would_take(config):
-    """1,024 images of 512 px: more than the 16 GB of a v5e."""
-    found = narrow(config, "v5e:1x1", batch=1024, size=512)
+    """512 images of 512 px: more than the 16 GB of a v5e."""
+    found = narrow(config, "v5e:1x1", batch=512, size=512)
     assert not found.fits and found.needs.peak > 16 * 2**30
 
 
