@@ -30,6 +30,7 @@ STAGES = {
     "prepare": "dermjax.preparation.run",
     "pretrain": "dermjax.pretraining.run",
     "tune": "dermjax.tuning.run",
+    "plan": "dermjax.tuning.plan",
     "sweep": "dermjax.tuning.sweep",
     "generate": "dermjax.generation.run",
     "transform": "dermjax.transformation.run",
@@ -45,6 +46,7 @@ SUMMARIES = {
     "prepare": "labelled images, or phantoms, become a manifest with leak-free splits",
     "pretrain": "train a base model on captioned phantoms and photographs, or the segmenter",
     "tune": "teach a Stable Diffusion the classes with DreamBooth",
+    "plan": "whether a config of `tune` fits on a slice of TPUs or GPUs, how fast it is at most, without them",
     "sweep": "find the rate, rank, steps and loss that tune best, by held-out images",
     "generate": "sample synthetic lesions from a plan of prompts",
     "transform": "make lesions of images larger, smaller, more, or their skin another, and measure it",
@@ -116,7 +118,7 @@ COMMANDS = {
 }
 READ = ("MANIFEST", "MANIFEST...", "PATH", "FILE")  # operands that may be in a bucket
 # what measures images in these is small: they leave accelerators alone and are one process
-WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("prepare", "publish"), ("tune", "generate")
+WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("plan", "prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
 DEMO_CONFIG = config_file.PRESETS / "demo.py"
 
@@ -164,6 +166,10 @@ def _run(stage: str, arguments: list[str]) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     recorded = config.to_dict()
     _fetch(config)
+    if stage == "plan":
+        folder = Path(given).expanduser().absolute() if given else None
+        importlib.import_module(STAGES[stage]).run(config, folder, flags.FLAGS.topology, flags.FLAGS.sweep)
+        return
     if given is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
@@ -259,6 +265,9 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
     if stage == "demo":
         flags.DEFINE_string("images", None, "folder of class/* or split/class/* images (else phantoms)")
         flags.DEFINE_integer("limit", None, "at most this many images per class and split", lower_bound=0)
+    if stage == "plan":
+        flags.DEFINE_string("topology", None, "chips and how many, v5e:4x4, v5p:2x2x2, h100:8")
+        flags.DEFINE_bool("sweep", False, "a table of meshes and batches")
     if stage in WITH_DRY_RUN:
         flags.DEFINE_bool("dry_run", False, "print what would be done, how long it takes and what it needs")
     try:
@@ -270,6 +279,10 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
     config_file.check(config)
     if stage in WITH_DRY_RUN and flags.FLAGS.dry_run:
         return config, None
+    if stage == "plan":
+        if not flags.FLAGS.topology:
+            raise UserError("--topology is missing; say which chips, as in --topology=v5e:4x4 or --topology=h100:8")
+        return config, flags.FLAGS.workdir
     if not flags.FLAGS.workdir:
         raise UserError(f"--workdir is missing; say where the run goes, as in --workdir=runs/{stage}")
     if stage == "demo":
@@ -371,6 +384,9 @@ def _usage(stage: str) -> str:
         flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
     else:
         flag_names = f"--config=configs/{stage}.py[:VARIANT]" + " [--dry_run]" * (stage in WITH_DRY_RUN)
+    if stage == "plan":
+        flags_of = "--config=configs/tune.py[:VARIANT] --topology=CHIP:SIDES [--sweep] [--config.key=value ...]"
+        return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {flags_of} [--workdir=DIR]"
     given = f"{flag_names} [--config.key=value ...] --workdir=DIR [--allow_config_change]"
     return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {given}"
 

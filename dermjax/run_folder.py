@@ -44,7 +44,7 @@ def lock(workdir: Path, *, alone: bool) -> Iterator[None]:
 
     Raises UserError where the folder cannot be made or written, or another run works in it.
     """
-    _make_folder(workdir)
+    make_folder(workdir)
     folder = os.open(workdir, os.O_RDONLY)
     try:
         if free := _locked(folder, fcntl.LOCK_EX, PATIENCE if alone else 0.0):
@@ -85,7 +85,7 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None
     Raises:
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
     """
-    _make_folder(workdir)
+    make_folder(workdir)
     config_path, versions_path = workdir / CONFIG, workdir / VERSIONS
     config = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
     changed = _changes(_read(config_path), config) if config_path.exists() else {}
@@ -233,7 +233,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def _make_folder(workdir: Path) -> None:
+def make_folder(workdir: Path) -> None:
+    """Makes a run's folder where there is none; UserError where it cannot be made or written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

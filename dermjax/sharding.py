@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dermjax import machine
@@ -40,26 +41,40 @@ RULES: Rules = (
 )
 
 
-def mesh(data: int, fsdp: int, parameters: int = 0) -> Mesh:
+def mesh(data: int, fsdp: int, parameters: int = 0, devices: Sequence[jax.Device] = ()) -> Mesh:
     """Returns the mesh (data, fsdp) over the devices of all processes; data = 0 takes every device left by fsdp.
 
-    On a CPU data = 0 is 1 for a model of so many parameters that it is LARGE.
+    On a CPU data = 0 is 1 for a model of so many parameters that it is LARGE. `devices` take the place of this
+    machine's, to compile for others.
     Axes are Auto: with jax.make_mesh's explicit default, convolutions with sharded parameters raise.
 
     Raises:
       UserError: there are fewer devices, or a process would be left without one.
     """
-    have = jax.device_count()
+    large = not devices and jax.process_count() == 1 and is_large(parameters)
+    devices = devices or jax.devices()
+    have = len(devices)
     if data < 0 or fsdp < 1:
         raise UserError(f"mesh {data} x {fsdp}: give mesh.data = 0 (all devices) or more, mesh.fsdp = 1 or more")
-    data = data or (1 if jax.process_count() == 1 and is_large(parameters) else max(1, have // fsdp))
+    data = data or (1 if large else max(1, have // fsdp))
     if data * fsdp > have:
         raise UserError(f"mesh {data} x {fsdp} needs {data * fsdp} devices, here are {have}; make the mesh smaller")
-    devices = jax.devices()[: data * fsdp]
+    devices = devices[: data * fsdp]
     idle = set(range(jax.process_count())) - {device.process_index for device in devices}
     if idle:
         raise UserError(f"mesh {data} x {fsdp} leaves process {min(idle)} without a device; make the mesh larger")
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    sides, types = (data, fsdp), (AxisType.Auto,) * 2
+    try:
+        return jax.make_mesh(sides, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # on some TPUs only axes that are sides of the slice, unless these may be split
+        return Mesh(mesh_utils.create_device_mesh(sides, devices, allow_split_physical_axes=True), AXES, types)
+
+
+def abstract_mesh(data: int, fsdp: int, devices: int, device_kind: str) -> AbstractMesh:
+    """Returns the mesh (data, fsdp) of so many GPUs that are not here, for shapes alone; data = 0 as in `mesh`."""
+    sides = (data or max(1, devices // fsdp), fsdp)
+    device = AbstractDevice(device_kind, None, "gpu")
+    return AbstractMesh(sides, AXES, axis_types=(AxisType.Auto,) * 2, abstract_device=device)
 
 
 def local_mesh(parameters: int = 0) -> Mesh:
@@ -78,9 +93,9 @@ def fastest_precision() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def platform(grid: Mesh) -> str:
+def platform(grid: Mesh | AbstractMesh) -> str:
     """Returns what the devices of a mesh are: "cpu", "gpu" or "tpu"."""
-    return grid.devices.flat[0].platform
+    return (grid.devices.flat[0] if isinstance(grid, Mesh) else grid.abstract_device).platform
 
 
 def arithmetic(dtype: jnp.dtype, grid: Mesh) -> str:
@@ -108,6 +123,11 @@ def tree_shardings(tree: Tree, rules: Rules, grid: Mesh) -> Tree:
         return NamedSharding(grid, spec if fits else P())
 
     return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def shaped(tree: Tree, shardings: Tree) -> Tree:
+    """Returns arrays or shapes as shapes with shardings: what a compiler, or a checkpoint to restore, needs of them."""
+    return jax.tree.map(lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), tree, shardings)
 
 
 def replicated(grid: Mesh) -> NamedSharding:

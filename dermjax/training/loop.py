@@ -107,7 +107,7 @@ def fit(
     """
     folder, evaluates = workdir / "checkpoints", config.evaluate_every > 0
     shardings = sharding.tree_shardings(state, sharding.RULES, mesh)
-    target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
+    target = sharding.shaped(state, shardings)
     resumed = bool(checkpoints.steps(folder))
     if resumed:
         consume(state)  # the restored one takes its memory: of a whole UNet two would be 17 GB

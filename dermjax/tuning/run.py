@@ -30,7 +30,7 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import autoencoder, costs, curve, outputs, report, task, trainable
+from dermjax.tuning import autoencoder, costs, curve, forecast, outputs, report, task, trainable
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.latents import Encoder
 from dermjax.tuning.setup import Setup, read_setup
@@ -102,10 +102,19 @@ def dry_run(config: ConfigDict) -> None:
         setup = read_setup(config, Path(folder))
         say(costs.plan(setup, config))
         costs.report(setup, config)
+        say(forecast.here(setup, config))
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for options of `tune` that no model and no data would make right."""
+    """Raises UserError for options of `tune` that no model and no data would make right on this machine."""
+    check_options(config)
+    # how many devices data = 0 takes depends on the model where one process runs; a batch divides over one at least
+    least = config.mesh.data or (1 if jax.process_count() == 1 else 0)
+    sharding.check_batch(config.batch, config.accumulate, sharding.mesh(least, config.mesh.fsdp))
+
+
+def check_options(config: ConfigDict) -> None:
+    """Raises UserError for options of `tune` that no model, no data and no machine would make right."""
     config_file.check(config)
     for option, known in NAMES.items():
         value = reduce(getitem, option.split("."), config)
@@ -120,9 +129,6 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.patience needs looks at held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
-    # how many devices data = 0 takes depends on the model where one process runs; a batch divides over one at least
-    least = config.mesh.data or (1 if jax.process_count() == 1 else 0)
-    sharding.check_batch(config.batch, config.accumulate, sharding.mesh(least, config.mesh.fsdp))
 
 
 def _encode(setup: Setup, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, Rows]:

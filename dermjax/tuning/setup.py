@@ -1,11 +1,13 @@
 """The setup of a run of `tune`, from its config, checked: images, prompts, model, what is trained, optimiser."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -76,7 +78,6 @@ class Setup:
 def read_setup(config: ConfigDict, folder: Path) -> Setup:
     """Returns the setup of a config; what it cannot do is a UserError. `folder` gets the tokenizer of new words."""
     precision = config.precision or sharding.fastest_precision()
-    _, arithmetic = trainable.PRECISIONS[precision]
     manifest = records.read(Path(config.manifest))
     training = concepts.training(manifest, config.prompts, **config.concepts)
     validation = concepts.plain(manifest, manifest.split("validation"), config.prompts)
@@ -85,20 +86,62 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
     if config.patience and not (validation.sources and config.validation_draws):
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
     sd, params, words = latents.read_model(
-        config.model, dtype=arithmetic, remat=config.remat, words=config.words, vectors=config.vectors, folder=folder
+        config.model,
+        dtype=arithmetic(precision),
+        remat=config.remat,
+        words=config.words,
+        vectors=config.vectors,
+        folder=folder,
     )
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp, count(params))
     sharding.check_batch(config.batch, config.accumulate, grid)
+    check_sizes(config, sd)
+    if config.tuned.vae != "frozen" and config.vae.batch % grid.size:
+        raise UserError(f"config.vae.batch = {config.vae.batch} does not divide over {grid.size} devices")
+    prompts = latents.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
+    return _set_up(config, precision, grid, sd, params, words, prompts, training, validation)
+
+
+def shaped_setup(config: ConfigDict, sd: StableDiffusion, grid: Mesh) -> Setup:
+    """Returns the setup of a config by shapes alone, without images, weights and tokenizer, for any devices.
+
+    It knows as many prompts as config has, one for a class. config.precision is given.
+    """
+    sharding.check_batch(config.batch, config.accumulate, grid)
+    text = sd.configs["text_encoder"]
+    text = text | {"vocab_size": text["vocab_size"] + config.vectors * len(config.words)}
+    sd = replace(
+        sd, configs=sd.configs | {"text_encoder": text}, dtype=arithmetic(config.precision), remat=config.remat
+    )
+    check_sizes(config, sd)
+    words = [Embedding(word, np.zeros((config.vectors, text["hidden_size"]), np.float32)) for word in config.words]
+    tokens = np.zeros((len(config.prompts) + 1, text["max_position_embeddings"]), np.int32)
+    prompts = Prompts(list(config.prompts.values()), tokens, words)
+    empty = Concepts([], [], np.zeros(0, np.float32), np.zeros(0, np.int32))
+    return _set_up(config, config.precision, grid, sd, sd.shapes, words, prompts, empty, empty)
+
+
+def arithmetic(precision: str) -> jnp.dtype:
+    """Returns the type that a precision computes in."""
+    return trainable.PRECISIONS[precision][1]
+
+
+def check_sizes(config: ConfigDict, sd: StableDiffusion) -> None:
+    """Raises UserError for a side of images that is no whole number of latent cells."""
     size = config.size or sd.size
     if size % sd.factor or config.vae.size % sd.factor:
         wrong = f"size = {size}" if size % sd.factor else f"config.vae.size = {config.vae.size}"
         raise UserError(f"{wrong} is not a multiple of {sd.factor}")
-    if config.tuned.vae != "frozen" and config.vae.batch % grid.size:
-        raise UserError(f"config.vae.batch = {config.vae.batch} does not divide over {grid.size} devices")
-    prompts = latents.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
+
+
+def _set_up(
+    config: ConfigDict, precision: str, grid: Mesh, sd: StableDiffusion, params: Params, words: list[Embedding],
+    prompts: Prompts, training: Concepts, validation: Concepts,
+) -> Setup:  # fmt: skip
     chosen = config.samples
     settings = SamplerSettings(sampler=chosen.sampler, steps=chosen.steps, guidance=chosen.guidance)
-    samples = Samples(concepts.first_prompts(training, chosen.prompts), chosen.images, settings, size, config.batch)
+    shown = concepts.first_prompts(training, chosen.prompts)
+    samples = Samples(shown, chosen.images, settings, config.size or sd.size, config.batch)
     tuned = {network: config.tuned[network] for network in ("unet", "text_encoder")}
     divide = partial(
         trainable.divide, tuned=tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,

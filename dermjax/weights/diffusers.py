@@ -78,14 +78,21 @@ def read(
     Raises:
       UserError: the folder or one of its files is missing or broken, or its tensors do not fit its configs.
     """
+    sd = describe(folder, dtype=dtype)
+    folder = locate(str(folder))
+    varied = [name for name in FILES if variant and any((folder / name).glob(f"*.{variant}.*"))] or FILES
+    networks = {name: read_network(folder / name, variant if name in varied else "") for name in FILES}
+    return sd, parameters(sd, networks, str(folder), params_dtype, lazy)
+
+
+def describe(folder: Path, *, dtype=jnp.float32) -> StableDiffusion:
+    """Returns a model folder's description, by its configs alone; UserError where they are missing or do not fit."""
     folder = locate(str(folder))
     configs = {name: read_json(folder / name / "config.json") for name in FILES}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
-    varied = [name for name in FILES if variant and any((folder / name).glob(f"*.{variant}.*"))] or FILES
-    networks = {name: read_network(folder / name, variant if name in varied else "") for name in FILES}
     sd = StableDiffusion(configs, folder / "tokenizer", dtype)
     sd.check()
-    return sd, parameters(sd, networks, str(folder), params_dtype, lazy)
+    return sd
 
 
 def read_network(folder: Path, variant: str) -> Tensors:

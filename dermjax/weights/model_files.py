@@ -27,6 +27,11 @@ def read(path: Path, *, dtype=jnp.float32, lazy: bool = False) -> tuple[StableDi
     return (single_file if path.is_file() else diffusers).read(path, dtype=dtype, lazy=lazy)
 
 
+def describe(path: Path) -> StableDiffusion:
+    """Returns a model's description alone; of a folder it reads the configs, so that no weights need to be there."""
+    return read(path, lazy=True)[0] if path.is_file() else diffusers.describe(path)
+
+
 def place(params: Params, home: Sharding) -> Params:
     """Returns parameters, lazy ones too, on their devices: one after the other, so that the host holds one of them."""
     return jax.tree.map(lambda leaf: jax.block_until_ready(jax.device_put(np.asarray(leaf), home)), params)

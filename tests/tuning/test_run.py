@@ -81,6 +81,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(config, tmp_path, 
     said = capsys.readouterr().out
     assert "text_encoder frozen, unet full, vae frozen; 6 steps of 8 images of 32 px by adamw" in said
     assert "8 images shown, 2 held out" in said
+    assert "a step on each of 1 devices, by shapes" in said and "collectives   none" in said
     assert re.search(r"6 steps, about [\d.]+ .B of memory, up to [\d.]+ .B of disk, about \d+ s", said)
     assert not list(tmp_path.iterdir())
 
