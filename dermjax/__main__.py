@@ -9,12 +9,14 @@ the environment asks for it, see `machine`.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import keyword
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,12 +126,12 @@ def main() -> int:
             return 0
         with signals.interruptible(stage):
             _answer(COMMANDS[stage], arguments[1:]) if stage in COMMANDS else _run(stage, arguments[1:])
-    except UserError as error:
-        return _mendable(stage, str(error))
-    except OSError as error:
-        if error.errno not in machine.DISK_FULL:
+    except (UserError, OSError) as error:
+        line = _mendable(error)
+        if not line:
             raise
-        return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
+        print(f"dermjax {stage}: {' '.join(line.splitlines())}", file=sys.stderr)
+        return 2
     except Stopped as stop:
         print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)
     except KeyboardInterrupt as stop:
@@ -140,30 +142,34 @@ def main() -> int:
 def _run(stage: str, arguments: list[str]) -> None:
     config, workdir = _parse(stage, arguments)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
-    machine.quiet_compiler(os.environ)
     if stage in WITHOUT_ACCELERATOR:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    coordination = None if stage in WITHOUT_ACCELERATOR else machine.distributed(os.environ)
+    machine.quiet_compiler(os.environ, joined=coordination is not None)
     if workdir is None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
-    processes = machine.distributed(os.environ)
-    with run_folder.lock(workdir, alone=processes is None and stage not in SHARED):
-        run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
-        _begin(stage, config, workdir, processes)
+    work = _claimed(stage, config, workdir)
+    if coordination is None:
+        machine.compile_once(os.environ)
+    else:
+        from dermjax import processes  # here, since JAX is not for every stage
 
-
-def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
-    try:
-        if processes is None:
-            machine.compile_once(os.environ)
-        elif stage not in WITHOUT_ACCELERATOR:
-            import jax  # here, since not every stage needs it
-
-            jax.distributed.initialize(**processes)
+        work = processes.joined(coordination, stage, config.to_dict(), work, _mendable)
+    with work:
         importlib.import_module(STAGES[stage]).run(config, workdir)
-    except UserError:
-        run_folder.disclaim(workdir)
-        raise
+
+
+@contextlib.contextmanager
+def _claimed(stage: str, config: ConfigDict, workdir: Path) -> Iterator[None]:
+    """Holds a workdir for the run of a config; one that is refused for its input leaves nothing there."""
+    with run_folder.lock(workdir, alone=stage not in SHARED):
+        run_folder.claim(workdir, config.to_dict(), allow_change=flags.FLAGS.allow_config_change)
+        try:
+            yield
+        except UserError:
+            run_folder.disclaim(workdir)
+            raise
 
 
 def _answer(command: Command, arguments: list[str]) -> None:
@@ -290,9 +296,13 @@ def _near(word: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known) or 'none below it'}"
 
 
-def _mendable(stage: str, message: str) -> int:
-    print(f"dermjax {stage}: {' '.join(message.splitlines())}", file=sys.stderr)
-    return 2
+def _mendable(error: Exception) -> str:
+    """Returns the line for an error that a person can mend, "" for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in machine.DISK_FULL:
+        return f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command"
+    return ""
 
 
 def _unknown_stage(stage: str) -> str:

@@ -40,6 +40,7 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
             "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
             "num_processes": count,
             "process_id": index,
+            "cluster_detection_method": "deactivate",  # else JAX warns in Kubernetes, and takes one GPU a task on Slurm
         }
     on_slurm = environment.get("SLURM_STEP_NUM_TASKS") and _whole(environment, "SLURM_STEP_NUM_TASKS") > 1
     on_tpu_pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -107,9 +108,12 @@ def release_memory() -> None:
         trim(0)
 
 
-def quiet_compiler(environment: MutableMapping[str, str]) -> None:
-    """Has XLA print errors alone, unless the environment says otherwise: nobody can act on its many warnings."""
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def quiet_compiler(environment: MutableMapping[str, str], *, joined: bool) -> None:
+    """Has XLA print errors alone, unless the environment says otherwise: nobody can act on its many warnings.
+
+    Of joined processes it leaves out what ends one of them too, a page for one that is lost: `processes` has the line.
+    """
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "4" if joined else "2")
 
 
 def compile_once(environment: MutableMapping[str, str]) -> None:

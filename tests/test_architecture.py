@@ -14,7 +14,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # files at the root that everyone may import
 FOUNDATIONS = {"config_file", "errors", "machine", "page", "progress", "run_folder", "signals"}
-LEAVES = {"models", "sharding", "data"}
+LEAVES = {"models", "sharding", "data", "processes"}
 STAGES = {
     "preparation",
     "pretraining",
@@ -32,14 +32,14 @@ TABLE = {
     **{name: set() for name in LEAVES | {"diffusion"}},
     "weights": {"models"},
     "segmentation": {"data", "models", "weights"},
-    "training": {"sharding"},
+    "training": {"processes", "sharding"},
     "evaluation": {"data", "diffusion", "models", "segmentation", "sharding", "training", "weights"},
     "reconstruction": {"data", "diffusion", "models", "training"},
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},
     **dict.fromkeys(STAGES, BELOW_STAGES),
     **dict.fromkeys(("study", "demo"), STAGES | BELOW_STAGES | {"demo"}),
     "studio": STAGES | BELOW_STAGES,  # the browser page
-    "__main__": set(),  # imports a stage by its name when it is asked for
+    "__main__": {"processes"},  # imports a stage by its name when it is asked for
     **{name: set() for name in FOUNDATIONS},
 }
 ORACLES = {"torch", "torchvision", "diffusers", "tensorflow"}  # for tests only, never in the package

@@ -23,7 +23,12 @@ from dermjax.errors import UserError
         ({"DERMJAX_DISTRIBUTED": "1"}, {}),
         (
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
-            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
+            {
+                "coordinator_address": "a:1",
+                "num_processes": 2,
+                "process_id": 0,
+                "cluster_detection_method": "deactivate",
+            },
         ),
     ],
 )
