@@ -44,7 +44,7 @@ from dermjax.progress import duration, say
 # seconds
 BEAT = 1.0
 FAILING, SILENCE = 6.0, 30.0
-BEHIND, STRAGGLING = 60.0, 600.0  # a process that is behind is named, later it ends the run
+BEHIND, STRAGGLING = 120.0, 1800.0  # a process that is behind is named, later it ends the run
 HEARTBEAT = 60
 START = 300  # for the others to begin
 GRACE = 10.0  # that process 0 stays at most, for the others to read why it ends
@@ -180,7 +180,7 @@ class Processes:
         self.command = command
         self.step = 0
         self._sign = {"beat": 0}
-        self._joined = self._begun = False
+        self._joined = self._begun = self._lost = False
         self._hosts: Sequence[str] = ()
         self._over = threading.Event()
         self._last_word = threading.Lock()
@@ -227,6 +227,7 @@ class Processes:
         """Ends this process for an error that may be another's doing: a collective fails where a process is lost."""
         self._sign["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
         self._over.wait(SILENCE + FAILING)
+        self._last_word.acquire()
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
@@ -244,15 +245,20 @@ class Processes:
         self._announce("told to stop", AGAIN, None)
 
     def _announce(self, line: str, code: int, told: Ending | None) -> None:
-        if not self._joined:
-            return
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service may be what is lost
+        """Tells the others, in a thread that may wait for ever where process 0 is what is lost."""
+
+        def announce() -> None:
             if self.index == 0:
                 self._tell(told or Ending(f"{self._name(0)}: {line}", code, 0, (0,)))
             else:
                 self._sign |= {"line": line, "code": code}
                 self._give_sign()
                 self._put(f"{LEFT}/{self.index}", "")
+
+        if self._joined and not self._lost:
+            thread = threading.Thread(target=announce, daemon=True)
+            thread.start()
+            thread.join(GRACE)
 
     def on_abort(self, number: int) -> NoReturn:
         """Ends this process in place of abort(), by which JAX and XLA end it."""
@@ -261,6 +267,7 @@ class Processes:
         try:
             self._get(BEGUN, BEAT)
         except jax.errors.JaxRuntimeError:
+            self._lost = True
             self.end(f"process 0, which joins the others, is lost; {SAME}", AGAIN)
         self.end("a library ended this process by abort(); TF_CPP_MIN_LOG_LEVEL=3 has XLA say why", 128 + number)
 

@@ -16,14 +16,14 @@ from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"steps": 200, "save_every": 10, "log_every": 10, "watch_every": 100, "samples.images": 0}
+SETTINGS = {"steps": 30, "save_every": 10, "log_every": 10, "watch_every": 100, "samples.images": 0}
 HOST = re.escape(os.uname().nodename)
 SAME = "start all again with the same command\n"
-SPARE = 10.0  # seconds that a busy machine may take besides
+SPARE = 60.0  # seconds that a busy machine may take besides
 # the command, after `{}`; in the process of the fault alone
 PROGRAM = "import sys, time; from dermjax import __main__ as m, processes as p; {}; sys.exit(m.main())"
 STANDS_STILL = (
-    "now = p.reached; p.reached = lambda step: time.sleep(1000) if step == 25 else now(step)"  # its threads live
+    "now = p.reached; p.reached = lambda step: time.sleep(1000) if step == 15 else now(step)"  # its threads live
 )
 PATIENT = "p.BEHIND, p.STRAGGLING = 3.0, 10.0"
 
@@ -37,6 +37,7 @@ def begin(tune):
             listener.bind(("localhost", 0))
             address = f"localhost:{listener.getsockname()[1]}"
         joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+        joined["TF_CPP_MIN_LOG_LEVEL"] = "4"  # as the command sets it; JAX has lowered it for the tests' own process
         given = [{"program": program} | (own or {}).get(index, {}) for index in range(count)]
         return [
             tune(run, environment=joined | {"JAX_PROCESS_ID": str(index)}, **each, **(SETTINGS | changes))
@@ -109,7 +110,7 @@ def told(capsys):
 def test_a_killed_process_ends_the_others(begin, whole, tmp_path, told, count, killed):
     run = tmp_path / "run"
     started = begin(run, count)
-    wait_for_step(run, 20, started)
+    wait_for_step(run, 10, started)
     started[killed].kill()
     results, seconds = ends(started, processes.SILENCE)
     told(f"one of {count} killed", results, seconds)
@@ -123,14 +124,14 @@ def test_a_killed_process_ends_the_others(begin, whole, tmp_path, told, count, k
 
 def test_the_killed_coordinator_ends_the_others(begin, whole, tmp_path, told):
     run = tmp_path / "run"
-    started = begin(run, 4)
-    wait_for_step(run, 20, started)
+    started = begin(run)
+    wait_for_step(run, 10, started)
     started[0].kill()
-    results, seconds = ends(started, processes.FAILING)
-    told("process 0 of 4 killed", results, seconds)
-    assert [code for code, _ in results] == [-signal.SIGKILL, AGAIN, AGAIN, AGAIN]
-    assert {said for _, said in results[1:]} == {f"dermjax tune: process 0, which joins the others, is lost; {SAME}"}
-    goes_on_to_the_same_end(begin, run, whole(4), count=4)
+    results, seconds = ends(started, processes.GRACE)
+    told("process 0 of 2 killed", results, seconds)
+    assert [code for code, _ in results] == [-signal.SIGKILL, AGAIN]
+    assert results[1][1] == f"dermjax tune: process 0, which joins the others, is lost; {SAME}"
+    goes_on_to_the_same_end(begin, run, whole())
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -138,7 +139,7 @@ def test_a_process_that_answers_no_more_ends_the_others(begin, whole, tmp_path, 
     """As of a host that is suspended, or whose network is cut: no connection is closed."""
     run = tmp_path / "run"
     started = begin(run)
-    wait_for_step(run, 20, started)
+    wait_for_step(run, 10, started)
     started[stopped].send_signal(signal.SIGSTOP)
     other = started[1 - stopped]
     results, seconds = ends([other], processes.HEARTBEAT if stopped == 0 else processes.SILENCE)
@@ -154,18 +155,18 @@ def test_a_straggler_is_named_and_ends_the_run(begin, whole, tmp_path, told):
     run = tmp_path / "run"
     programs = {0: {"program": ("-c", PROGRAM.format(PATIENT))}, 1: {"program": ("-c", PROGRAM.format(STANDS_STILL))}}
     started = begin(run, own=programs)
-    wait_for_step(run, 20, started)
+    wait_for_step(run, 10, started)
     begun = time.monotonic()
     for process in started:
         process.wait(timeout=60)
     seconds = time.monotonic() - begun
     outputs = [process.communicate() for process in started]
     results = [(process.returncode, said) for process, (_, said) in zip(started, outputs, strict=True)]
-    told("process 1 of 2 stands still at step 25, others may go on for 10 s", results, seconds)
-    line = rf"process 1 of 2 \({HOST}\) has been at step 24 for 1\d s, others are at \d+; see what holds it up"
+    told("process 1 of 2 stands still at step 15, others may go on for 10 s", results, seconds)
+    line = rf"process 1 of 2 \({HOST}\) has been at step 14 for 1\d s, others are at \d+; see what holds it up"
     for code, said in results:
         assert code == AGAIN and re.fullmatch(f"dermjax tune: {line}, then {SAME}", said), said
-    assert re.search(rf"tune: process 1 of 2 \({HOST}\) is behind, at step 24\n", outputs[0][0])
+    assert re.search(rf"tune: process 1 of 2 \({HOST}\) is behind, at step 14\n", outputs[0][0])
     goes_on_to_the_same_end(begin, run, whole())
 
 
@@ -191,10 +192,10 @@ def test_a_full_disk_of_one_host_is_one_line_in_both(begin, whole, tmp_path, tol
 
 
 def test_a_bug_of_one_process_has_its_traceback_there_and_is_one_line_elsewhere(begin, tmp_path, told):
-    bug = ("-c", PROGRAM.format("p.reached = lambda step: step < 25 or 1 / 0"))
+    bug = ("-c", PROGRAM.format("p.reached = lambda step: step < 15 or 1 / 0"))
     run = tmp_path / "run"
     started = begin(run, own={1: {"program": bug}})
-    wait_for_step(run, 20, started)
+    wait_for_step(run, 10, started)
     results, seconds = ends(started, 2 * processes.FAILING)
     told("a bug in process 1 of 2", results, seconds)
     (code, said), (bad, traceback) = results
