@@ -36,6 +36,8 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
         raise UserError(f"{given[0]} is set and {missing} not; set all three or none")
     if given:
         count, index = _whole(environment, "JAX_NUM_PROCESSES"), _whole(environment, "JAX_PROCESS_ID")
+        if not 0 <= index < count:
+            raise UserError(f"JAX_PROCESS_ID={index}: give 0 to {count - 1}, as JAX_NUM_PROCESSES={count}")
         return {
             "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
             "num_processes": count,

@@ -70,35 +70,49 @@ def reached(step: int) -> None:
 @contextlib.contextmanager
 def joined(
     arguments: Mapping, command: str, config: Mapping, claimed: AbstractContextManager,
-    mendable: Callable[[Exception], str | None],
+    mendable: Callable[[Exception], str],
 ) -> Iterator[None]:  # fmt: skip
     """Joins the processes of a run and enters `claimed` in the first of them, for all.
 
     Where a process is refused something, there or in the block, or is lost, every process says so on one line and ends.
 
     arguments: of `jax.distributed.initialize`.
-    mendable: gives the line for what a person can mend, None for any other error.
+    mendable: gives the line for what a person can mend, "" for any other error.
     """
     global _run
     run = _run = Processes(command)
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(run.on_abort)  # Python's own handlers run once abort() has returned
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
-    jax.distributed.initialize(**arguments, initialization_timeout=START, heartbeat_timeout_seconds=HEARTBEAT)
-    try:
-        with run.begun(config, claimed):
-            yield
-    except Stopped:
+    with calls_on_abort(run.on_abort):
+        try:
+            jax.distributed.initialize(**arguments, initialization_timeout=START, heartbeat_timeout_seconds=HEARTBEAT)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"the processes of this run cannot be joined: {str(error).splitlines()[0]}") from error
+        try:
+            with run.begun(config, claimed):
+                yield
+        except Stopped:
+            run.leave()
+            raise
+        except KeyboardInterrupt:
+            run.stop()
+            raise
+        except Exception as error:
+            line = mendable(error)
+            if line:
+                run.end(line, 2)
+            run.fail(error)
         run.leave()
-        raise
-    except KeyboardInterrupt:
-        run.stop()
-        raise
-    except Exception as error:
-        line = mendable(error)
-        if line:
-            run.end(line, 2)
-        run.fail(error)
-    run.leave()
+
+
+@contextlib.contextmanager
+def calls_on_abort(function: Callable[[int], None]) -> Iterator[None]:
+    """Within the block abort() calls a function first, in C: Python's own handlers run once abort() has returned."""
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(function)
+    library = ctypes.CDLL(None)
+    library.signal(int(signal.SIGABRT), handler)
+    try:
+        yield
+    finally:
+        library.signal(int(signal.SIGABRT), None)  # as it was: SIG_DFL
 
 
 def versions() -> dict[str, str]:
@@ -203,12 +217,8 @@ class Processes:
         self._put(f"{FACTS}/{self.index}", facts)
         with contextlib.ExitStack() as stack:
             if self.index == 0:
-                try:
-                    self._compare()
-                    stack.enter_context(claimed)
-                except UserError as refusal:
-                    self._put(BEGUN, str(refusal))
-                    raise
+                self._compare()
+                stack.enter_context(claimed)
                 self._put(BEGUN, "")
             elif refusal := self._get(BEGUN, START):
                 raise UserError(refusal)
@@ -225,8 +235,12 @@ class Processes:
 
     def fail(self, error: Exception) -> NoReturn:
         """Ends this process for an error that may be another's doing: a collective fails where a process is lost."""
-        self._sign["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        self._over.wait(SILENCE + FAILING)
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        if self._begun:
+            self._sign["failed"] = told
+            self._over.wait(SILENCE + FAILING)
+        else:
+            self._announce(f"failed ({told})", AGAIN, None)
         self._last_word.acquire()
         traceback.print_exc()
         sys.stderr.flush()
@@ -249,6 +263,8 @@ class Processes:
 
         def announce() -> None:
             if self.index == 0:
+                if not self._begun:
+                    self._put(BEGUN, line)
                 self._tell(told or Ending(f"{self._name(0)}: {line}", code, 0, (0,)))
             else:
                 self._sign |= {"line": line, "code": code}

@@ -1,4 +1,4 @@
-"""Processes of one run: compared at the start, and why they end; `tuning/test_faults` has them killed."""
+"""Processes of one run: compared at the start, and why they end; `training/test_faults` has them killed."""
 
 import os
 import socket
