@@ -3,9 +3,10 @@
 A command without a config, such as `dermjax samplers`, takes arguments and flags of its own and answers with text.
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
-been saved; 2 with one line on stderr for what a user can mend; 130 when interrupted, 143 by SIGTERM where there was
-nothing to save. Any other exception is a bug and keeps its traceback. `jax.distributed` is joined before a stage where
-the environment asks for it, see `machine`.
+been saved; 2 with one line on stderr for what a user can mend; 75, with one too, where another process of the run was
+lost and the same command goes on; 130 when interrupted, 143 by SIGTERM where there was nothing to save. Any other
+exception is a bug and keeps its traceback. `jax.distributed` is joined before a stage where the environment asks for
+it, see `machine` and `processes`.
 """
 
 import ast
@@ -16,6 +17,7 @@ import keyword
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,12 +141,12 @@ def main() -> int:
             return 0
         with signals.interruptible(stage):
             _answer(COMMANDS[stage], arguments[1:]) if stage in COMMANDS else _run(stage, arguments[1:])
-    except UserError as error:
-        return _mendable(stage, str(error))
-    except OSError as error:
-        if error.errno not in machine.DISK_FULL:
+    except (UserError, OSError) as error:
+        line = _mendable(error)
+        if not line:
             raise
-        return _mendable(stage, f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command")
+        print(f"dermjax {stage}: {' '.join(line.splitlines())}", file=sys.stderr)
+        return 2
     except Stopped as stop:
         print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)
     except KeyboardInterrupt as stop:
@@ -154,14 +156,14 @@ def main() -> int:
 
 def _run(stage: str, arguments: list[str]) -> None:
     config, given = _parse(stage, arguments)
-    processes = machine.distributed(os.environ)
+    coordination = None if stage in WITHOUT_ACCELERATOR else machine.distributed(os.environ)
     part = None
     if "part" in config:
-        config.part = config.part or parts.assigned(os.environ, joined=processes is not None)
+        config.part = config.part or parts.assigned(os.environ, joined=coordination is not None)
         part = parts.read(config.part)
         config.part = str(part or "")
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(machine.cpu_devices(machine.cores())))
-    machine.quiet_compiler(os.environ)
+    machine.quiet_compiler(os.environ, joined=coordination is not None)
     if stage in WITHOUT_ACCELERATOR:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     recorded = config.to_dict()
@@ -174,16 +176,39 @@ def _run(stage: str, arguments: list[str]) -> None:
         importlib.import_module(STAGES[stage]).dry_run(config)
         return
     workdir = _workdir(stage, given, part, parted="part" in config)
+    work = _claimed(stage, recorded, workdir, part)
+    if part:
+        workdir = workdir / part.folder
+        progress.say(f"{stage}: part {part} in {given.rstrip('/')}/{part.folder}")
+    if coordination is None:
+        machine.compile_once(os.environ)
+    else:
+        from dermjax import processes  # here, since JAX is not for every stage
+
+        work = processes.joined(coordination, stage, recorded, work, _mendable)
+    with work:
+        importlib.import_module(STAGES[stage]).run(config, workdir)
+
+
+@contextlib.contextmanager
+def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -> Iterator[None]:
+    """Holds a workdir, or its part, for the run of a config; one refused for its input leaves nothing there."""
     with contextlib.ExitStack() as held:
+        folder = workdir / part.folder if part else workdir
         if part:
             held.enter_context(run_folder.lock(workdir, alone=False))
             if not flags.FLAGS.allow_config_change:
-                parts.refuse_others(workdir, part, recorded)
-            workdir = workdir / part.folder
-            progress.say(f"{stage}: part {part} in {given.rstrip('/')}/{part.folder}")
-        held.enter_context(run_folder.lock(workdir, alone=processes is None and stage not in SHARED))
-        run_folder.claim(workdir, recorded, allow_change=flags.FLAGS.allow_config_change)
-        _begin(stage, config, workdir, processes)
+                parts.refuse_others(workdir, part, config)
+        held.enter_context(run_folder.lock(folder, alone=stage not in SHARED))
+        run_folder.claim(folder, config, allow_change=flags.FLAGS.allow_config_change)
+        try:
+            yield
+        except UserError:
+            run_folder.disclaim(folder)
+            if part:
+                with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
+                    run_folder.disclaim(workdir)
+            raise
 
 
 def _fetch(config: ConfigDict) -> None:
@@ -204,23 +229,6 @@ def _workdir(stage: str, given: str, part: parts.Part | None, *, parted: bool) -
     own = part.folder + "/" if part else ""
     wanted = (lambda key: key.startswith(own) or key.endswith(f"/{run_folder.CONFIG}")) if part else buckets.is_small
     return buckets.local(given, wanted)
-
-
-def _begin(stage: str, config: ConfigDict, workdir: Path, processes: dict | None) -> None:
-    try:
-        if processes is None:
-            machine.compile_once(os.environ)
-        elif stage not in WITHOUT_ACCELERATOR:
-            import jax  # here, since not every stage needs it
-
-            jax.distributed.initialize(**processes)
-        importlib.import_module(STAGES[stage]).run(config, workdir)
-    except UserError:
-        run_folder.disclaim(workdir)
-        if config.get("part"):
-            with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
-                run_folder.disclaim(workdir.parent)
-        raise
 
 
 def _answer(command: Command, arguments: list[str]) -> None:
@@ -356,9 +364,13 @@ def _near(word: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known) or 'none below it'}"
 
 
-def _mendable(stage: str, message: str) -> int:
-    print(f"dermjax {stage}: {' '.join(message.splitlines())}", file=sys.stderr)
-    return 2
+def _mendable(error: Exception) -> str:
+    """Returns the line for an error that a person can mend, "" for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in machine.DISK_FULL:
+        return f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command"
+    return ""
 
 
 def _unknown_stage(stage: str) -> str:

@@ -36,10 +36,13 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
         raise UserError(f"{given[0]} is set and {missing} not; set all three or none")
     if given:
         count, index = _whole(environment, "JAX_NUM_PROCESSES"), _whole(environment, "JAX_PROCESS_ID")
+        if not 0 <= index < count:
+            raise UserError(f"JAX_PROCESS_ID={index}: give 0 to {count - 1}, as JAX_NUM_PROCESSES={count}")
         return {
             "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
             "num_processes": count,
             "process_id": index,
+            "cluster_detection_method": "deactivate",  # else JAX warns in Kubernetes, and takes one GPU a task on Slurm
         }
     on_slurm = environment.get("SLURM_STEP_NUM_TASKS") and _whole(environment, "SLURM_STEP_NUM_TASKS") > 1
     on_tpu_pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -107,9 +110,12 @@ def release_memory() -> None:
         trim(0)
 
 
-def quiet_compiler(environment: MutableMapping[str, str]) -> None:
-    """Has XLA print errors alone, unless the environment says otherwise: nobody can act on its many warnings."""
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def quiet_compiler(environment: MutableMapping[str, str], *, joined: bool) -> None:
+    """Has XLA print errors alone, unless the environment says otherwise: nobody can act on its many warnings.
+
+    Of joined processes it leaves out what ends one of them too, a page for one that is lost: `processes` has the line.
+    """
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "4" if joined else "2")
 
 
 def compile_once(environment: MutableMapping[str, str]) -> None:

@@ -2,7 +2,9 @@
 
 A folder belongs to the config it was started with, so that a resumed run cannot silently become another one. Where the
 user allows it, the config changes and `config_changes.jsonl` records how. One run at a time works in a folder, unless
-several share it, and what a killed one left half-written is removed when the next one starts.
+several share it, and what a killed one left half-written is removed when the next one starts. `.lock` says so to the
+runs of this host, by the system's lock on it, which ends with its process, and to those of other hosts that share the
+folder, by what its process writes into it every BEAT seconds: file systems differ in how far their locks reach.
 
 A derived file has its causes beside it: the digests of its inputs, the arithmetic that it was computed in and the
 numeric versions of the code. Where one of them differs, it is computed again.
@@ -16,15 +18,18 @@ import os
 import platform
 import re
 import shutil
+import sys
+import threading
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
 from dermjax import buckets
-from dermjax.errors import UserError
-from dermjax.progress import say
+from dermjax.errors import AGAIN, UserError
+from dermjax.progress import duration, say
 
 PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
@@ -36,6 +41,9 @@ KEYS_SHOWN = 8
 # names under which files, folders and checkpoints are written before they are complete
 PART = re.compile(r"(\..*|\d{8})\.part|.*\.part\.(npy|png)")
 PATIENCE = 10.0  # seconds that a run waits for one before it, which may have been killed and be giving its memory back
+LOCK = ".lock"
+BEAT = 10.0  # seconds between two signs of life of the run that holds a folder
+SILENCE = 60.0  # seconds after which a run of another host that gives none is dead; NFS may show a file that much later
 
 
 @contextlib.contextmanager
@@ -45,15 +53,33 @@ def lock(workdir: Path, *, alone: bool) -> Iterator[None]:
     Raises UserError where the folder cannot be made or written, or another run works in it.
     """
     make_folder(workdir)
-    folder = os.open(workdir, os.O_RDONLY)
+    path = workdir / LOCK
+    file = _locked(path, fcntl.LOCK_EX, PATIENCE if alone else 0.0)
+    free = file is not None
+    if not free and not alone:
+        file = _locked(path, fcntl.LOCK_SH, PATIENCE)
+    if file is None:
+        raise UserError(f"workdir {workdir}: another run works in it; wait for it or end it")
     try:
-        if free := _locked(folder, fcntl.LOCK_EX, PATIENCE if alone else 0.0):
+        if free:
+            _check_other_hosts(path)
             sweep(workdir)
-        if not (free if alone else _locked(folder, fcntl.LOCK_SH, PATIENCE)):
-            raise UserError(f"workdir {workdir}: another run works in it; wait for it or end it")
-        yield
+        with _signs_of_life(path, file) if alone else _shared(path, file):
+            yield
     finally:
-        os.close(folder)
+        os.close(file)
+
+
+def is_locked(workdir: Path) -> bool:
+    """Returns whether a run of this host works alone in a folder; asking disturbs none."""
+    try:
+        file = os.open(workdir / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(file)
 
 
 def sweep(folder: Path) -> None:
@@ -62,19 +88,106 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _locked(folder: int, kind: int, seconds: float) -> bool:
-    """Returns whether this process gets the lock of an open folder within so many seconds; it ends with the process."""
+def _locked(path: Path, kind: int, seconds: float) -> int | None:
+    """Returns the open file once this process has its lock, None where another has it for so many seconds."""
     until = time.monotonic() + seconds
     while True:
-        try:
-            fcntl.flock(folder, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # NFS gives an exclusive lock to those alone that may write
+        if _flock(file, kind | fcntl.LOCK_NB):
+            with contextlib.suppress(FileNotFoundError):  # removed by the run that held it, meanwhile
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
+        elif time.monotonic() > until:
+            os.close(file)
+            return None
+        else:
             time.sleep(0.1)
-        except OSError:  # a file system without locks: nothing can be known of other runs
-            return True
+        os.close(file)
+
+
+def _flock(file: int, kind: int) -> bool:
+    """Returns whether this process gets the lock of an open file; it ends with the process."""
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: the signs of life alone tell
+        return True
+    return True
+
+
+def _check_other_hosts(path: Path) -> None:
+    """Raises UserError where a run of another host gives signs of life in a lock file; one of this host is dead."""
+    holder = _holder(path)
+    if not holder or holder["host"] == _host():
+        return
+    patience = f"waiting up to {duration(SILENCE)} for a sign of it"
+    say(f"workdir {path.parent}: a run of {holder['name']} was in it; {patience}")
+    until = time.monotonic() + SILENCE
+    while time.monotonic() < until:
+        time.sleep(min(1.0, SILENCE / 10))
+        now = _holder(path)
+        if now != holder and now:
+            raise UserError(f"workdir {path.parent}: a run of {now['name']} works in it; wait for it or end it")
+        if not now:  # it ended
+            return
+
+
+@contextlib.contextmanager
+def _signs_of_life(path: Path, file: int) -> Iterator[None]:
+    """Writes into a locked file every BEAT seconds; ends this process where another host has taken it for dead."""
+    holder = {"host": _host(), "name": platform.node(), "process": os.getpid(), "run": uuid.uuid4().hex, "beat": 0}
+    ended = threading.Event()
+
+    def write() -> None:
+        os.pwrite(file, json.dumps(holder).encode().ljust(512), 0)  # in place: no reader finds it empty
+        os.fsync(file)
+
+    def live() -> None:
+        while not ended.wait(BEAT):
+            now = _holder(path)
+            if now and now["run"] != holder["run"]:
+                print(f"workdir {path.parent}: a run of {now['name']} took over while this one stood still; it is that "
+                      "one's now", file=sys.stderr, flush=True)  # fmt: skip
+                os._exit(AGAIN)
+            holder["beat"] += 1
+            with contextlib.suppress(OSError):  # a server that is away for a moment: the next beat may succeed
+                write()
+
+    write()
+    thread = threading.Thread(target=live, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _shared(path: Path, file: int) -> Iterator[None]:
+    """Shares a lock; the last that holds it removes its file."""
+    _flock(file, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            path.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> dict:
+    """Returns what the run that holds a lock file wrote into it, {} where none has."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _host() -> str:
+    """Returns what tells this host, since it was started, from all others."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
 def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None:
@@ -113,11 +226,12 @@ def check_config(workdir: Path, config: Mapping) -> None:
 
 def disclaim(workdir: Path) -> None:
     """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind."""
-    claimed = {CONFIG, VERSIONS, CAUSES}
+    claimed = {CONFIG, VERSIONS, CAUSES, LOCK}
     if {path.name for path in workdir.iterdir()} <= claimed:
         for name in claimed:
             buckets.remove(workdir / name)
-        workdir.rmdir()
+        with contextlib.suppress(OSError):  # NFS keeps a name for the lock's file while it is open
+            workdir.rmdir()
 
 
 def derived(folder: Path, name: str, causes: Mapping) -> Path:

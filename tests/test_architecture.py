@@ -14,7 +14,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # files at the root that everyone may import
 FOUNDATIONS = {"buckets", "config_file", "errors", "machine", "page", "parts", "progress", "run_folder", "signals"}
-LEAVES = {"models", "sharding", "data"}
+LEAVES = {"models", "sharding", "data", "processes"}
 STAGES = {
     "preparation",
     "pretraining",
@@ -32,7 +32,7 @@ TABLE = {
     **{name: set() for name in LEAVES | {"diffusion"}},
     "weights": {"models"},
     "segmentation": {"data", "models", "weights"},
-    "training": {"sharding"},
+    "training": {"processes", "sharding"},
     "evaluation": {"data", "diffusion", "models", "segmentation", "sharding", "training", "weights"},
     "reconstruction": {"data", "diffusion", "models", "training"},
     "sampling": {"data", "diffusion", "models", "sharding", "weights"},
@@ -41,7 +41,7 @@ TABLE = {
     "merge": STAGES | BELOW_STAGES,  # the parts of a stage
     "studio": STAGES | BELOW_STAGES,  # the browser page
     "bench": STAGES | BELOW_STAGES,  # times what the stages do
-    "__main__": set(),  # imports a stage by its name when it is asked for
+    "__main__": {"processes"},  # imports a stage by its name when it is asked for
     **{name: set() for name in FOUNDATIONS},
 }
 ORACLES = {"torch", "torchvision", "diffusers", "tensorflow"}  # for tests only, never in the package

@@ -1,6 +1,8 @@
 """The launch scripts, with a Python that only writes down what it is asked, so that nothing is installed."""
 
+import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -350,12 +352,47 @@ def test_a_dry_run_of_slurm(checkout, tmp_path, venv):
 def test_slurm_gives_a_process_all_gpus_of_its_node(checkout, tmp_path, venv):
     (tmp_path / "tools").mkdir()
     srun = tmp_path / "tools" / "srun"
-    srun.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')  # one task, here
+    srun.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')  # one task, here; the flags are two
     srun.chmod(0o755)
     (venv / "bin" / "python").write_text('#!/bin/sh\necho "$JAX_LOCAL_DEVICE_IDS $*"\n')
     environment = {"VIRTUAL_ENV": str(venv), "PATH": f"{srun.parent}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "4"}
     done = call(checkout / "launch/slurm", "tune", "--config.name=a b", cwd=checkout, **environment)
     assert done.stdout == "0,1,2,3 -m dermjax tune --config.name=a b\n"
+
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0"}
+
+
+def test_a_task_of_a_slurm_array_makes_its_part(checkout, tmp_path, venv):
+    environment = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_ARRAY_TASK_MAX": "63", "SLURM_ARRAY_TASK_COUNT": "64"}
+    (command,) = dry(checkout, tmp_path, venv, "slurm", "generate", "--workdir=run", **ARRAY, **environment)[-1:]
+    assert command.rstrip().endswith("generate --workdir=run --config.part=3/64")
+    given = ("generate", "--config.part=5/9")
+    (command,) = dry(checkout, tmp_path, venv, "slurm", *given, **ARRAY, **environment)[-1:]
+    assert command.rstrip().endswith("generate --config.part=5/9")
+
+
+def test_a_slurm_array_of_some_parts_is_refused(checkout, tmp_path, venv):
+    environment = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_COUNT": "1"}
+    environment |= ARRAY | {"SLURM_ARRAY_TASK_MIN": "3", "VIRTUAL_ENV": str(venv)}
+    done = call(checkout / "launch/slurm", "generate", cwd=tmp_path, DRY_RUN="1", **environment)
+    assert done.returncode == 2
+    assert done.stderr == ("launch/slurm: the array is 3-3 with 1 tasks; give 0-N without gaps, or --config.part=i/n\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (2, 0, False), (143, 0, False), (75, 0, True), (137, 2, True), (137, 3, False), (1, 0, True)],
+)
+def test_slurm_requeues_what_nobody_must_mend_three_times(checkout, tmp_path, venv, code, restarts, requeued):
+    (tmp_path / "tools").mkdir()
+    for name, script in (("srun", f"exit {code}"), ("scontrol", 'echo "scontrol $*"')):
+        (tmp_path / "tools" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "tools" / name).chmod(0o755)
+    environment = {"VIRTUAL_ENV": str(venv), "PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "SLURM_JOB_ID": "9"}
+    environment |= {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_RESTART_COUNT": str(restarts)}
+    done = call(checkout / "launch/slurm", "tune", cwd=checkout, **environment)
+    assert (done.returncode, done.stdout) == (code, "scontrol requeue 9\n" if requeued else "")
 
 
 def test_slurm_away_from_the_root_is_refused(checkout, tmp_path):
@@ -380,3 +417,122 @@ def test_tpu_pod_says_what_is_missing(checkout, tmp_path, arguments):
     assert done.returncode == 2
     assert done.stderr.startswith("launch/tpu_pod: ")
     assert done.stderr.count("\n") == 1
+
+
+IMAGE = ("--image=registry/dermjax:1", "--claim=shared")
+TUNE = ("tune", "--config=configs/tune.py:lora", "--config.manifest=/shared/prepare", "--workdir=/shared/tune")
+GENERATE = (
+    "generate",
+    "--config=configs/generate.py",
+    "--config.model=/shared/tune/model",
+    "--workdir=/shared/generate",
+)
+SLICE = ("--hosts=4", "--tpu=tpu-v5-lite-podslice", "--topology=4x4", "--queue=research")
+MANIFESTS = {
+    "jobset_tpu.json": (*IMAGE, *SLICE, *TUNE),
+    "jobset_gpu.json": (*IMAGE, "--hosts=2", "--gpus=8", "--cpus=64", "--memory=512Gi", "--name=mine", *TUNE),
+    "job.json": (*IMAGE, "--parts=64", "--at_once=16", "--gpus=1", "--queue=research", *GENERATE),
+}
+
+
+def gke(*arguments):
+    return call(ROOT / "launch/gke", *arguments, cwd=ROOT, DRY_RUN="1")
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_dry_run_of_gke(name):
+    """To the letter; DERMJAX_GOLDEN=1 writes the files anew, to be read before they are committed."""
+    golden = ROOT / "tests/launch" / name
+    done = gke(*MANIFESTS[name])
+    assert done.returncode == 0, done.stderr
+    if os.environ.get("DERMJAX_GOLDEN") == "1":
+        golden.write_text(done.stdout)
+    assert done.stdout == golden.read_text()
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_the_manifests_are_what_kubernetes_and_jobset_publish(name):
+    """The models are made from their OpenAPI schemas: what they do not know, or of another type, does not come back."""
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    published = models.IoK8sApiBatchV1Job if name == "job.json" else models.JobsetV1alpha2JobSet
+    manifest = json.loads((ROOT / "tests/launch" / name).read_text())
+    assert published.from_dict(manifest).to_dict() == manifest
+    misspelt = manifest | {"spec": manifest["spec"] | {"suspended": True}}
+    assert published.from_dict(misspelt).to_dict() != misspelt
+
+
+def test_what_kubernetes_would_take_for_a_variable_stays_as_it_is():
+    manifest = json.loads(gke(*IMAGE, "--hosts=1", "tune", '--config.name=$(PART) "a" \\').stdout)
+    (hosts,) = manifest["spec"]["replicatedJobs"]
+    (container,) = hosts["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["tune", '--config.name=$$(PART) "a" \\']
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--hosts=2", "tune"), "the following arguments are required: --image, --claim"),
+        ((*IMAGE, "tune"), "one of the arguments --hosts --parts is required"),
+        ((*IMAGE, "--hosts=2", "--parts=3", "tune"), "argument --parts: not allowed with argument --hosts"),
+        ((*IMAGE, "--hosts=0", "tune"), "argument --hosts: 0 is not a whole number from 1 on"),
+        ((*IMAGE, "--hosts=2"), "the following arguments are required: stage"),
+        ((*IMAGE, "--hosts=2", "--nodes=3", "tune"), "unrecognized arguments: --nodes=3"),
+        ((*IMAGE, "--hosts=2", "--tpu=tpu7x", "tune"), "--tpu and --topology go together, and without --gpus"),
+        ((*IMAGE, "--hosts=2", "--at_once=1", "tune"), "--at_once is of --parts"),
+        ((*IMAGE, "--hosts=2", "--name=My", "tune"), "--name=My: give a-z, 0-9 and -, 40 characters at most"),
+    ],
+)
+def test_gke_says_what_is_missing(arguments, message):
+    done = gke(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"launch/gke: {message}") and done.stderr.count("\n") == 1
+
+
+def test_gke_gives_the_manifest_to_kubectl(tmp_path):
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text('#!/bin/sh\necho "$*"\ncat\n')
+    kubectl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = call(ROOT / "launch/gke", *MANIFESTS["job.json"], cwd=ROOT, PATH=path)
+    assert done.stdout == "apply -f -\n" + (ROOT / "tests/launch/job.json").read_text().rstrip("\n")
+
+
+NODES = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+JOINED = "10.0.0.1:8476 2 1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "joined", "arguments"),
+    [
+        (NODES | {"PARTS": ""}, JOINED, "tune --workdir=/shared/run"),
+        (NODES | {"PARTS": "1"}, "", "tune --workdir=/shared/run --config.part=1/2"),
+        (NODES | {"PARTS": "", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}, "", "tune --workdir=/shared/run"),
+    ],
+)
+def test_what_skypilot_runs_on_a_node(tmp_path, environment, joined, arguments):
+    """The task's own shell, with the variables that SkyPilot sets, in a checkout whose launch/gpu says what it got."""
+    yaml = pytest.importorskip("yaml")
+    task = yaml.safe_load((ROOT / "launch/sky.yaml").read_text())
+    assert set(task["envs"]) == {"BUCKET", "COMMAND", "PARTS"} and task["envs"]["PARTS"] == ""
+    (tmp_path / "launch").mkdir()
+    gpu = tmp_path / "launch/gpu"
+    gpu.write_text('#!/bin/sh\necho $JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID\necho "$*"\n')
+    gpu.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = clean | environment | {"COMMAND": "tune --workdir=/shared/run"}
+    done = subprocess.run(
+        ["bash", "-c", task["run"]], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [joined, arguments]
+
+
+def test_sky_yaml_has_the_fields_of_a_task():
+    """Those that are used, of SkyPilot's schema of a task, which needs all of SkyPilot."""
+    yaml = pytest.importorskip("yaml")
+    task = yaml.safe_load((ROOT / "launch/sky.yaml").read_text())
+    assert set(task) <= {"name", "num_nodes", "workdir", "resources", "envs", "file_mounts", "volumes", "setup", "run"}
+    assert set(task["resources"]) <= {"accelerators", "use_spot", "job_recovery"}
+    assert set(task["resources"]["job_recovery"]) <= {"max_restarts_on_errors", "recover_on_exit_codes"}
+    assert re.fullmatch(r"[A-Z0-9]+:\d+", task["resources"]["accelerators"])
+    for script in (task["setup"], task["run"]):
+        subprocess.run(["bash", "-n", "-c", script], check=True)

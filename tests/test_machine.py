@@ -23,7 +23,12 @@ from dermjax.errors import UserError
         ({"DERMJAX_DISTRIBUTED": "1"}, {}),
         (
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
-            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0},
+            {
+                "coordinator_address": "a:1",
+                "num_processes": 2,
+                "process_id": 0,
+                "cluster_detection_method": "deactivate",
+            },
         ),
     ],
 )
@@ -36,6 +41,8 @@ def test_half_a_coordination_is_refused():
         machine.distributed({"JAX_NUM_PROCESSES": "2"})
     with pytest.raises(UserError, match="JAX_PROCESS_ID=first: not a whole number"):
         machine.distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "first"})
+    with pytest.raises(UserError, match="JAX_PROCESS_ID=2: give 0 to 1, as JAX_NUM_PROCESSES=2"):
+        machine.distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"})
 
 
 def test_the_processor_is_a_power_of_two_of_devices():

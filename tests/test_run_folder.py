@@ -1,9 +1,12 @@
 import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -216,6 +219,97 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):
         pass
 
 
+def test_a_run_leaves_no_lock_behind(tmp_path):
+    with run_folder.lock(tmp_path, alone=True):
+        assert run_folder.is_locked(tmp_path) and (tmp_path / ".lock").exists()
+    with run_folder.lock(tmp_path, alone=False):
+        with run_folder.lock(tmp_path, alone=False):
+            pass
+        assert (tmp_path / ".lock").exists()
+    with pytest.raises(ZeroDivisionError), run_folder.lock(tmp_path, alone=True):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == [] and not run_folder.is_locked(tmp_path)
+
+
+def held_elsewhere(path, beat=0):
+    holder = {"host": "elsewhere 1", "name": "elsewhere", "process": 7, "run": "0123", "beat": beat}
+    path.write_text(json.dumps(holder))
+
+
+def test_a_run_of_another_host_that_gives_signs_of_life_is_let_be(tmp_path, monkeypatch):
+    """As on a file system whose locks do not reach other hosts."""
+    monkeypatch.setattr(run_folder, "SILENCE", 20.0)
+    held_elsewhere(tmp_path / ".lock")
+    (tmp_path / ".a.png.7.part").touch()
+    sign = threading.Timer(0.3, held_elsewhere, (tmp_path / ".lock", 1))
+    sign.start()
+    with pytest.raises(UserError, match="a run of elsewhere works in it; wait for it or end it"):
+        run_folder.lock(tmp_path, alone=True).__enter__()
+    assert json.loads((tmp_path / ".lock").read_text())["beat"] == 1 and (tmp_path / ".a.png.7.part").exists()
+
+
+def test_a_run_of_another_host_that_ends_meanwhile_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "SILENCE", 20.0)
+    held_elsewhere(tmp_path / ".lock")
+    threading.Timer(0.3, (tmp_path / ".lock").unlink).start()
+    with run_folder.lock(tmp_path, alone=True):
+        pass
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_run_of_another_host_that_is_silent_is_dead(tmp_path, monkeypatch, capsys, alone):
+    monkeypatch.setattr(run_folder, "SILENCE", 0.3)
+    held_elsewhere(tmp_path / ".lock")
+    (tmp_path / ".a.png.7.part").touch()
+    with run_folder.lock(tmp_path, alone=alone):
+        assert not (tmp_path / ".a.png.7.part").exists()
+    assert "a run of elsewhere was in it; waiting up to 0 s for a sign of it" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_run_of_this_host_is_followed_at_once(tmp_path):
+    before = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert before.stdout.readline() == "held\n"
+    before.kill(), before.wait(), before.stdout.close(), before.stdin.close()
+    assert json.loads((tmp_path / ".lock").read_text())["process"] == before.pid
+    begun = time.monotonic()
+    with run_folder.lock(tmp_path, alone=True):
+        assert time.monotonic() - begun < 1
+        assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+
+
+def test_a_run_gives_signs_of_life_and_ends_once_another_host_has_taken_it_for_dead(tmp_path):
+    """It stood still, as a suspended machine does, and must not write into what is another's now."""
+    holds = HOLDS.replace("with", "run_folder.BEAT = 0.1\nwith", 1)
+    run = subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout.readline() == "held\n"
+    while json.loads((tmp_path / ".lock").read_text())["beat"] < 2:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGSTOP)
+    held_elsewhere(tmp_path / ".lock")
+    run.send_signal(signal.SIGCONT)
+    assert run.wait(timeout=60) == 75
+    _, said = run.communicate()
+    assert said == (
+        f"workdir {tmp_path}: a run of elsewhere took over while this one stood still; it is that one's now\n"
+    )
+    assert json.loads((tmp_path / ".lock").read_text())["name"] == "elsewhere"
+
+
+def test_a_file_system_without_locks_leaves_it_to_the_signs_of_life(tmp_path, monkeypatch):
+    def none(file, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with run_folder.lock(tmp_path, alone=True):
+        assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
+
+
 def test_a_run_waits_for_one_before_it_that_ends(tmp_path):
     before = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -246,7 +340,7 @@ def test_what_a_killed_run_left_half_written_is_swept_by_the_next_alone(tmp_path
         (tmp_path / name).touch()
     with run_folder.lock(tmp_path, alone=False):
         swept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-        assert swept == set(KEPT)
+        assert swept == {*KEPT, ".lock"}
         (tmp_path / LITTER[0]).touch()
         with run_folder.lock(tmp_path, alone=False):  # the other may be at it
             assert (tmp_path / LITTER[0]).exists()

@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+from dermjax import run_folder
 from dermjax.studio import runs
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
@@ -41,7 +42,7 @@ class Prepared:
         with self.lock:
             if self._works():
                 raise Refused(f"{self.started} is at work; stop it or wait for its end", 409)
-            if runs.is_locked(self._workdir(path)):
+            if run_folder.is_locked(self._workdir(path)):
                 raise Refused("a run that was started elsewhere works in this folder", 409)
             stage, log = NAME.fullmatch(path.name)[1], self._log(path)
             command = [sys.executable, "-m", "dermjax", stage, f"--config={path}", f"--workdir={self._workdir(path)}"]
@@ -68,7 +69,7 @@ class Prepared:
 
     def _state(self, name: str, path: Path) -> dict:
         ours, workdir = self.started == name and self._works(), self._workdir(path)
-        state = "running" if ours or runs.is_locked(workdir) else "ended" if workdir.is_dir() else ""
+        state = "running" if ours or run_folder.is_locked(workdir) else "ended" if workdir.is_dir() else ""
         said = self._said(path)
         return {"config": name, "run": self.folder.name(workdir), "state": state, "ours": ours, "said": said}
 

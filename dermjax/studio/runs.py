@@ -1,17 +1,15 @@
 """The runs of the folder: what each is, how far it is, its curve and samples while it is at work, and its report."""
 
 import contextlib
-import fcntl
 import json
 import math
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from starlette.responses import Response
 
-from dermjax import config_file
+from dermjax import config_file, run_folder
 from dermjax.data import records
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
@@ -61,7 +59,7 @@ class Watch:
         first, began = self.looks.setdefault(path, (step, changed))
         if step < first or not began:  # begun anew, or now
             first, began = self.looks[path] = (step, changed)
-        running, left = is_locked(path), None
+        running, left = run_folder.is_locked(path), None
         if running and total > step > first:
             left = round((changed - began) / (step - first) * (total - step), 1)
         grids = sample_grids(path)
@@ -107,7 +105,7 @@ def _run(folder: Folder, path: Path, names: set[str]) -> dict:
     return {
         "name": folder.name(path),
         "stage": _stage(path) if "config.json" in names else "",
-        "state": "running" if is_locked(path) else "finished" if names & LEFT else "stopped",
+        "state": "running" if run_folder.is_locked(path) else "finished" if names & LEFT else "stopped",
         "changed": changed,
         "report": REPORT in names,
         "metrics": METRICS in names,
@@ -154,20 +152,3 @@ def _keys() -> dict[str, set[str]]:
     named = {name: name.split(":") for name in VARIANTS}
     return {name: set(config_file.load(":".join([f"{config_file.PRESETS / file}.py", *variant])))
             for name, (file, *variant) in named.items()}  # fmt: skip
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a run works in a folder, as `run_folder.lock` locks it; a shared lock of ours disturbs none."""
-    try:
-        opened = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(opened)

@@ -31,7 +31,7 @@ def serve(runs: str, host: str, port: int, token: str, images: str, warm: bool) 
     if not Path(runs).expanduser().is_dir():
         raise UserError(f"{runs}: no such folder; give the folder that holds the runs")
     listener = _listen(host, port)
-    machine.quiet_compiler(os.environ)
+    machine.quiet_compiler(os.environ, joined=False)
     machine.compile_once(os.environ)
     from dermjax.studio.app import app  # here: JAX reads the environment when it is imported
 

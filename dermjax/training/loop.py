@@ -21,7 +21,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dermjax import machine, sharding, signals
+from dermjax import machine, processes, sharding, signals
 from dermjax.errors import Stopped, UserError
 from dermjax.progress import bar
 from dermjax.training import checkpoints
@@ -226,7 +226,12 @@ def watch_for_preemption() -> Iterator[Callable[[int], type[BaseException] | Non
     handles no signals, a single process answers None.
     """
     if jax.process_count() > 1:
-        yield lambda step: Stopped if multihost_utils.reached_preemption_sync_point(step) else None
+
+        def together(step: int) -> type[BaseException] | None:
+            processes.reached(step)
+            return Stopped if multihost_utils.reached_preemption_sync_point(step) else None
+
+        yield together
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: None

@@ -38,7 +38,7 @@ def test_the_stage_follows_from_the_config(client, runs):
 
 
 def test_a_run_that_is_at_work_says_so(client, runs):
-    folder = os.open(runs / "prepare", os.O_RDONLY)
+    folder = os.open(runs / "prepare" / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(folder, fcntl.LOCK_EX)
     assert listed(client)["prepare"]["state"] == "running"
     os.close(folder)
@@ -60,7 +60,7 @@ def test_a_run_at_work_shows_its_curve_and_how_long_it_takes(client, runs):
     def looked():
         return client.get("/api/runs/progress", params={"run": "prepare"}).json()
 
-    folder = os.open(run, os.O_RDONLY)
+    folder = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(folder, fcntl.LOCK_EX)
     written(20, 1000)
     first = looked()
