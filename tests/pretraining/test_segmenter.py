@@ -53,7 +53,7 @@ def test_a_run_leaves_a_folder_that_is_read(photographs, tmp_path):
     run(settings(photographs), tmp_path / "run")
     params, config = segmenters.read(tmp_path / "run" / "segmenter")
     assert config["temperature"] > 0 and 0 <= config["validation_iou"] <= 1
-    assert params["conv_out"]["kernel"].shape == (3, 3, 16, 1)
+    assert params["conv_out"]["kernel"].shape == (3, 3, 32, 16)
     assert (tmp_path / "run" / "segmenter" / "model.safetensors").stat().st_size < 6e6
 
 
