@@ -158,7 +158,7 @@ def environment(side: str, case: Case) -> dict[str, str]:
     if side == OURS:
         found["JAX_NUM_CPU_DEVICES"] = str(case.devices or machine.cpu_devices(machine.cores()))
         found.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        machine.quiet_compiler(found)
+        machine.quiet_compiler(found, joined=False)
     return found
 
 

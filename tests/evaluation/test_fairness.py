@@ -35,6 +35,7 @@ def test_the_subgroup_that_is_failed_is_the_worst(subgroups):
     assert set(female) == set(fairness.FIGURES)
 
 
+@pytest.mark.slow
 def test_without_a_difference_gaps_stay_below_that_of_chance():
     """Of 40 classifiers without a difference between eight subgroups, hardly more than 5 % are beyond it."""
     beyond = []

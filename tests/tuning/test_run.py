@@ -86,6 +86,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(config, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same(config, whole, tmp_path):
     asked = [json.dumps(config().to_dict()), str(tmp_path)]
     call = f"import runpy; runpy.run_path({__file__!r})['killed'](*{asked!r})"
@@ -213,6 +214,7 @@ def test_a_changed_config_goes_on_from_the_last_step_and_patience_takes_the_best
         assert kept.read_bytes() == best.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", [0, 2])
 def test_with_the_largest_seed_and_periods_of_0_it_leaves_all_but_the_looks(config, tmp_path, period):
     changes = {"seed": 2**32 - 1, "watch_every": period, "save_every": 0, "steps": 2}
