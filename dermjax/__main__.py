@@ -119,7 +119,7 @@ COMMANDS = {
     ),
 }
 READ = ("MANIFEST", "MANIFEST...", "PATH", "FILE")  # operands that may be in a bucket
-# what measures images in these is small: they leave accelerators alone and are one process
+# these are one process and leave accelerators alone: what measures images is small, and a plan is for other machines
 WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("plan", "prepare", "publish"), ("tune", "generate")
 SHARED = ("study",)  # several hosts, each started by itself, work in one folder
 DEMO_CONFIG = config_file.PRESETS / "demo.py"
@@ -394,12 +394,12 @@ def _usage(stage: str) -> str:
         return f"{stage}: {command.summary}\n\nusage: dermjax {words}"
     if stage == "demo":
         flag_names = "[--images=DIR] [--limit=N] [--config=FILE[:VARIANT]]"
+    elif stage == "plan":
+        flag_names = "--config=configs/tune.py[:VARIANT] --topology=CHIP:SIDES [--sweep]"
     else:
         flag_names = f"--config=configs/{stage}.py[:VARIANT]" + " [--dry_run]" * (stage in WITH_DRY_RUN)
-    if stage == "plan":
-        flags_of = "--config=configs/tune.py[:VARIANT] --topology=CHIP:SIDES [--sweep] [--config.key=value ...]"
-        return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {flags_of} [--workdir=DIR]"
-    given = f"{flag_names} [--config.key=value ...] --workdir=DIR [--allow_config_change]"
+    folder = "[--workdir=DIR]" if stage == "plan" else "--workdir=DIR [--allow_config_change]"
+    given = f"{flag_names} [--config.key=value ...] {folder}"
     return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {given}"
 
 

@@ -7,6 +7,7 @@ package, which never imports PyTorch, and goes into the wheel as a file that is 
 torch.compile around the network. On a GPU all is in channels last and in bfloat16, what is trained by autocast.
 """
 
+import json
 import math
 import os
 import random
@@ -16,15 +17,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
+from dermjax.bench.cases import BATCH, CONTEXT
 from dermjax.bench.process import Work, peak_memory, serve
 
 DEVICE = "cuda" if torch.cuda.is_available() and "cpu" not in os.environ.get("JAX_PLATFORMS", "") else "cpu"
 ON_CPU = DEVICE == "cpu"
 DTYPE = torch.float32 if ON_CPU else torch.bfloat16
 LAYOUT = torch.contiguous_format if ON_CPU else torch.channels_last
-CONTEXT = (77, 768)
-TOKENS = 40  # of a text of derm-tiny
-BATCH = 32
 RATE, CLIP, DECAY = 1e-4, 1.0, 0.98
 
 
@@ -153,7 +152,8 @@ def tune(batch, steps, compiled):
     average = [weight.detach().clone() for weight in weights]
     rule = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01, fused=not ON_CPU or None)
     moments = torch.randn(batch, 8, config.sample_size, config.sample_size, device=DEVICE)
-    context = torch.randn(batch, TOKENS, config.cross_attention_dim, device=DEVICE)
+    tokens = json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+    context = torch.randn(batch, tokens, config.cross_attention_dim, device=DEVICE)
 
     def run():
         for _ in range(steps):
@@ -189,7 +189,7 @@ def gradient(how, batch, side, compiled):
 
     def run():
         unet.zero_grad(set_to_none=True)
-        prediction(network, scheduler, 0.18215, moments, context).backward()
+        prediction(network, scheduler, SD15["vae"]["scaling_factor"], moments, context).backward()
         wait()
 
     return Work(run, peak=peak)
@@ -294,21 +294,11 @@ def load(dtype, folder):
     return Work(lambda: StableDiffusionPipeline.from_pretrained(folder, **options))
 
 
-KINDS = {
-    "matrix": matrix,
-    "unet": unet,
-    "decode": decode,
-    "sample": sample,
-    "tune": tune,
-    "gradient": gradient,
-    "classify": classify,
-    "batches": batches,
-    "load": load,
-}
+KINDS = (matrix, unet, decode, sample, tune, gradient, classify, batches, load)
 
 if __name__ == "__main__":
     if hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    serve(KINDS)
+    serve(*KINDS)

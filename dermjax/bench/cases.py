@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GB = 10**9
+from dermjax.machine import GB
+
+CONTEXT = (77, 768)  # of Stable Diffusion 1.5: tokens, width
+BATCH = 32  # images of a batch of the data pipeline
 DIFFUSERS, TRANSFORMERS = ("torch", "diffusers"), ("torch", "transformers")
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dermjax import machine, sharding
+from dermjax.bench.cases import BATCH, CONTEXT
 from dermjax.bench.process import Work, peak_memory, serve
 from dermjax.classification import recipes
 from dermjax.data import pipelines
@@ -42,8 +43,6 @@ from dermjax.weights.torch_layout import expected
 
 ON_CPU = jax.default_backend() == "cpu"
 DTYPE = jnp.float32 if ON_CPU else jnp.bfloat16
-CONTEXT = (77, 768)  # of Stable Diffusion 1.5: tokens, width
-BATCH = 32  # images of a batch of the data pipeline
 PASSES = {"full": 3, "lora": 2}  # a gradient costs two passes more, or one where the kernels have none
 CLASSIFIERS = {"vit": ("vit", "S/16"), "mobilenetv2": ("mobilenet_v2", "")}
 
@@ -282,18 +281,7 @@ def write_random(folder: Path) -> None:
     part.rename(folder)
 
 
-KINDS = {
-    "matrix": matrix,
-    "unet": unet,
-    "decode": decode,
-    "sample": sample,
-    "tune": tune,
-    "gradient": gradient,
-    "classify": classify,
-    "batches": batches,
-    "prepare": prepare,
-    "load": load,
-}
+KINDS = (matrix, unet, decode, sample, tune, gradient, classify, batches, prepare, load)
 
 if __name__ == "__main__":
-    serve(KINDS)
+    serve(*KINDS)

@@ -40,8 +40,10 @@ class Work:
     peak: Callable[[], int] = peak_memory
 
 
-def serve(kinds: Mapping[str, Callable[..., Work]]) -> None:
+def serve(*kinds: Callable[..., Work]) -> None:
     """Does the work of `sys.argv[1:]`, a kind, its settings and whether its first call counts, once for each line read.
+
+    kinds: functions of settings; the name of each is that of its kind.
 
     The answers are lines of JSON on standard output; whatever libraries print goes to the errors' side.
     """
@@ -58,7 +60,7 @@ def serve(kinds: Mapping[str, Callable[..., Work]]) -> None:
         seconds, busy = time.perf_counter() - began, time.process_time() - busy
         return {"seconds": seconds, "processor_seconds": busy, "page_faults": _faults() - faults, "peak": work.peak()}
 
-    work = kinds[kind](**settings)
+    work = {each.__name__: each for each in kinds}[kind](**settings)
     answer(first=0.0 if fresh else timed(work)["seconds"], operations=work.operations)
     for _ in sys.stdin:
         answer(**timed(work))

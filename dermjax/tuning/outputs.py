@@ -57,8 +57,8 @@ def write(
             lora.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             params = setup.params | setup.assemble(trained, {"networks": setup.params})
-            rows = np.asarray(trainable.token_table(params))[-sum(len(word.vectors) for word in setup.words) :]
-            for word in setup.words:
+            rows = np.asarray(trainable.token_table(params))[-sum(len(word.vectors) for word in setup.prompts.words) :]
+            for word in setup.prompts.words:
                 (workdir / WORDS).mkdir(exist_ok=True)
                 vectors, rows = np.split(rows, [len(word.vectors)])
                 path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"

@@ -139,7 +139,7 @@ def described(config: ConfigDict) -> StableDiffusion:
     if config.model:
         return model_files.describe(model_files.locate(config.model))
     say("plan: config.model is empty: planned for Stable Diffusion 1.5")
-    return StableDiffusion(SD15, Path(), arithmetic(config.precision))
+    return StableDiffusion(SD15, Path(), arithmetic(config))
 
 
 def grid_of(config: ConfigDict, where: Slice) -> Mesh | AbstractMesh:

@@ -38,7 +38,6 @@ class Setup:
     validation: Concepts
     sd: StableDiffusion
     params: Params
-    words: list[Embedding]
     prompts: Prompts
     samples: Samples
     divide: Callable[[Params], tuple[Tree, Tree]]  # into what is trained and what is frozen
@@ -77,7 +76,6 @@ class Setup:
 
 def read_setup(config: ConfigDict, folder: Path) -> Setup:
     """Returns the setup of a config; what it cannot do is a UserError. `folder` gets the tokenizer of new words."""
-    precision = config.precision or sharding.fastest_precision()
     manifest = records.read(Path(config.manifest))
     training = concepts.training(manifest, config.prompts, **config.concepts)
     validation = concepts.plain(manifest, manifest.split("validation"), config.prompts)
@@ -87,7 +85,7 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
         raise UserError("config.patience needs a validation split in the manifest and config.validation_draws")
     sd, params, words = latents.read_model(
         config.model,
-        dtype=arithmetic(precision),
+        dtype=arithmetic(config),
         remat=config.remat,
         words=config.words,
         vectors=config.vectors,
@@ -99,31 +97,34 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
     if config.tuned.vae != "frozen" and config.vae.batch % grid.size:
         raise UserError(f"config.vae.batch = {config.vae.batch} does not divide over {grid.size} devices")
     prompts = latents.tokenize_prompts(sd, [*training.prompts, *validation.prompts], words)
-    return _set_up(config, precision, grid, sd, params, words, prompts, training, validation)
+    return _set_up(config, grid, sd, params, prompts, training, validation)
 
 
 def shaped_setup(config: ConfigDict, sd: StableDiffusion, grid: Mesh) -> Setup:
     """Returns the setup of a config by shapes alone, without images, weights and tokenizer, for any devices.
 
-    It knows as many prompts as config has, one for a class. config.precision is given.
+    It knows as many prompts as config has, one for a class.
     """
     sharding.check_batch(config.batch, config.accumulate, grid)
     text = sd.configs["text_encoder"]
     text = text | {"vocab_size": text["vocab_size"] + config.vectors * len(config.words)}
-    sd = replace(
-        sd, configs=sd.configs | {"text_encoder": text}, dtype=arithmetic(config.precision), remat=config.remat
-    )
+    sd = replace(sd, configs=sd.configs | {"text_encoder": text}, dtype=arithmetic(config), remat=config.remat)
     check_sizes(config, sd)
     words = [Embedding(word, np.zeros((config.vectors, text["hidden_size"]), np.float32)) for word in config.words]
     tokens = np.zeros((len(config.prompts) + 1, text["max_position_embeddings"]), np.int32)
     prompts = Prompts(list(config.prompts.values()), tokens, words)
     empty = Concepts([], [], np.zeros(0, np.float32), np.zeros(0, np.int32))
-    return _set_up(config, config.precision, grid, sd, sd.shapes, words, prompts, empty, empty)
+    return _set_up(config, grid, sd, sd.shapes, prompts, empty, empty)
 
 
-def arithmetic(precision: str) -> jnp.dtype:
-    """Returns the type that a precision computes in."""
-    return trainable.PRECISIONS[precision][1]
+def precision(config: ConfigDict) -> str:
+    """Returns the precision of a config, by itself this machine's fastest."""
+    return config.precision or sharding.fastest_precision()
+
+
+def arithmetic(config: ConfigDict) -> jnp.dtype:
+    """Returns the type that a config's precision computes in."""
+    return trainable.PRECISIONS[precision(config)][1]
 
 
 def check_sizes(config: ConfigDict, sd: StableDiffusion) -> None:
@@ -135,8 +136,8 @@ def check_sizes(config: ConfigDict, sd: StableDiffusion) -> None:
 
 
 def _set_up(
-    config: ConfigDict, precision: str, grid: Mesh, sd: StableDiffusion, params: Params, words: list[Embedding],
-    prompts: Prompts, training: Concepts, validation: Concepts,
+    config: ConfigDict, grid: Mesh, sd: StableDiffusion, params: Params, prompts: Prompts, training: Concepts,
+    validation: Concepts,
 ) -> Setup:  # fmt: skip
     chosen = config.samples
     settings = SamplerSettings(sampler=chosen.sampler, steps=chosen.steps, guidance=chosen.guidance)
@@ -145,7 +146,7 @@ def _set_up(
     tuned = {network: config.tuned[network] for network in ("unet", "text_encoder")}
     divide = partial(
         trainable.divide, tuned=tuned, rank=config.lora.rank, targets=config.lora.targets, seed=config.seed,
-        words=config.vectors * len(words), precision=precision,
+        words=config.vectors * len(prompts.words), precision=precision(config),
     )  # fmt: skip
     optimizer = optimizers.build(
         config.optimizer, rate=config.rate, warmup=config.warmup, steps=config.steps, schedule=config.schedule,
@@ -157,7 +158,6 @@ def _set_up(
         validation=validation,
         sd=sd,
         params=params,
-        words=words,
         prompts=prompts,
         samples=samples,
         divide=divide,

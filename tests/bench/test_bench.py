@@ -38,7 +38,7 @@ def fail(**settings):
 def exhaust(**settings):
     os.kill(os.getpid(), 9)
 
-serve({"sleep": sleep, "fail": fail, "exhaust": exhaust})
+serve(sleep, fail, exhaust)
 """
 SECONDS = {OURS: 0.02, EAGER: 0.06, COMPILED: 0.04}
 BENCH = """
