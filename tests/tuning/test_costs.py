@@ -36,7 +36,7 @@ def planned():
         samples = Samples(
             [], config.samples.images, SamplerSettings(sampler="Euler", steps=20, guidance=5.0), size, config.batch
         )
-        work = Setup(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, [], None, samples, divide, trainable.assemble,
+        work = Setup(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, None, samples, divide, trainable.assemble,
                     rule, config.ema_decay > 0)  # fmt: skip
         return work, config
 
