@@ -9,15 +9,13 @@ Shapes: N real images, M synthetic ones, D features. Features are as the network
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in arXiv 2002.09797
-ROWS = 1024  # images that are compared with all others at a time
-GROUP = 64  # columns of which the nearest alone is kept in a first pass
+TILE = 1024  # images that are compared with as many others at a time: their distances stay in a core's cache
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SMALLEST_PART, PARTS, REPEATS = 0.5, 6, 3  # of the extrapolation
 MMD_WIDTH, MMD_SCALE = 10.0, 1000.0  # those of CMMD (arXiv 2401.09603), which is this distance on CLIP's features
@@ -97,7 +95,7 @@ def neighbourhoods(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS)
     """Looks at the neighbours of every image; each set needs more than k images."""
     middle = real.mean(0, keepdims=True)  # nearer to zero, float32 keeps more of a difference
     real, synthetic = (np.asarray(each - middle, np.float32) for each in (real, synthetic))
-    reach_of_real, reach_of_synthetic = (nearest(each, each, k, itself=True) for each in (real, synthetic))
+    reach_of_real, reach_of_synthetic = (_nearest_of_own(each, k) for each in (real, synthetic))
     within, distance, index, covered, reached = _compare(
         real, synthetic, reach_of_real[:, -1], reach_of_synthetic[:, -1]
     )
@@ -110,66 +108,79 @@ def neighbourhoods(real: np.ndarray, synthetic: np.ndarray, k: int = NEIGHBOURS)
     )
 
 
-def nearest(features: np.ndarray, others: np.ndarray, k: int, *, itself: bool = False) -> np.ndarray:
-    """The squared distances of each image [N, D] to its k nearest others [M, D], ascending: float32 [N, k].
-
-    With `itself` both are one set, and no image is its own neighbour.
-    """
-    columns = _filled(others, GROUP)
-    valid = jnp.arange(len(columns)) < len(others)
-    found = [_nearest(rows, columns, valid, start if itself else -ROWS, k=k) for start, rows in _blocks(features)]
-    return np.concatenate(found)[: len(features)]
-
-
-@partial(jax.jit, static_argnames="k")
-def _nearest(rows: jax.Array, columns: jax.Array, valid: jax.Array, start: jax.Array, *, k: int) -> jax.Array:
-    number = jnp.arange(len(columns))
-    own = number[None] == start + jnp.arange(len(rows))[:, None]
-    apart = jnp.where(valid[None] & ~own, _squared(rows, columns), jnp.inf).reshape(len(rows), -1, GROUP)
-    # the k nearest columns lie in the k groups whose nearest columns are nearest
-    best = jax.lax.top_k(-apart.min(-1), min(k, apart.shape[1]))[1]
-    chosen = jnp.take_along_axis(apart, best[..., None], axis=1).reshape(len(rows), -1)
-    return -jax.lax.top_k(-chosen, k)[0]
+def nearest(features: np.ndarray, others: np.ndarray, k: int) -> np.ndarray:
+    """The squared distances of each image [N, D] to its k nearest others [M, D], ascending: float32 [N, k]."""
+    found = []
+    for rows in _tiles(features):
+        best = jnp.full((len(rows), k), jnp.inf)
+        for columns in _tiles(others):
+            best = _nearer(_squared(rows, columns), best)
+        found.append(best)
+    return np.concatenate(found)
 
 
-def _compare(
-    real: np.ndarray, synthetic: np.ndarray, real_radius: np.ndarray, synthetic_radius: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Of each synthetic image: reaches of real ones that it is in, squared distance and index of the nearest, [M]; of
-    each real one: whether a synthetic one is in its reach, and whether it is in the reach of one, bool [N]."""
-    own, of_real = [], np.zeros((2, len(real)), bool)
-    radii = _filled(synthetic_radius, ROWS, -1.0)
-    for start, rows in _blocks(synthetic):
-        filled = min(ROWS, len(synthetic) - start)
-        found = _compared(rows, real, real_radius, radii[start : start + ROWS], filled)
-        own.append([np.asarray(each)[:filled] for each in found[:3]])
-        of_real |= np.stack(found[3:])
-    return *(np.concatenate(each) for each in zip(*own, strict=True)), *of_real
+def _nearest_of_own(features: np.ndarray, k: int) -> np.ndarray:
+    """`nearest` of the other images of the same set; each pair of tiles is multiplied once and read both ways."""
+    tiles = _tiles(features)
+    best = [jnp.full((len(rows), k), jnp.inf) for rows in tiles]
+    for i, rows in enumerate(tiles):
+        best[i] = _nearer_of_own(rows, best[i])
+        for j in range(i + 1, len(tiles)):
+            best[i], best[j] = _nearer_both_ways(rows, tiles[j], best[i], best[j])
+    return np.concatenate(best)
 
 
 @jax.jit
-def _compared(rows: jax.Array, real: jax.Array, real_radius: jax.Array, radius: jax.Array, filled: jax.Array):
-    valid = (jnp.arange(len(rows)) < filled)[:, None]
-    apart = jnp.where(valid, _squared(rows, real), jnp.inf)
-    inside = apart <= real_radius[None]
-    return inside.sum(1), apart.min(1), apart.argmin(1), inside.any(0), (apart <= radius[:, None]).any(0)
+def _nearer_of_own(rows: jax.Array, best: jax.Array) -> jax.Array:
+    return _nearer(jnp.where(jnp.eye(len(rows), dtype=bool), jnp.inf, _squared(rows, rows)), best)
 
 
+@jax.jit
+def _nearer_both_ways(rows: jax.Array, columns: jax.Array, best_of_rows: jax.Array, best_of_columns: jax.Array):
+    apart = _squared(rows, columns)
+    return _nearer(apart, best_of_rows), _nearer(apart.T, best_of_columns)
+
+
+@jax.jit
+def _nearer(apart: jax.Array, best: jax.Array) -> jax.Array:
+    """The smallest distances of each row of `apart` and of those known, `best` [rows, k], ascending."""
+    return -jax.lax.top_k(-jnp.concatenate([apart, best], axis=1), best.shape[1])[0]
+
+
+def _compare(
+    real: np.ndarray, synthetic: np.ndarray, reach_of_real: np.ndarray, reach_of_synthetic: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Of each synthetic image: reaches of real ones that it is in, squared distance and index of the nearest, [M]; of
+    each real one: whether a synthetic one is in its reach, and whether it is in the reach of one, bool [N]."""
+    of_synthetic, of_real = [], np.zeros((2, len(real)), bool)
+    columns = list(zip(_tiles(real), _tiles(reach_of_real), strict=True))
+    for rows, reach in zip(_tiles(synthetic), _tiles(reach_of_synthetic), strict=True):
+        # one tile after the other: two at a time would push each other's distances out of the cache
+        found = [jax.device_get(_compared(rows, *each, reach)) for each in columns]
+        within, distance, index, covered, reached = zip(*found, strict=True)
+        tile, each = np.argmin(distance, axis=0), np.arange(len(rows))
+        at = TILE * tile + np.stack(index)[tile, each]
+        of_synthetic.append((np.sum(within, axis=0), np.stack(distance)[tile, each], at))
+        of_real |= np.stack([np.concatenate(covered), np.concatenate(reached)])
+    return *(np.concatenate(each) for each in zip(*of_synthetic, strict=True)), *of_real
+
+
+@jax.jit
+def _compared(rows: jax.Array, columns: jax.Array, reach_of_columns: jax.Array, reach_of_rows: jax.Array):
+    apart = _squared(rows, columns)
+    inside = apart <= reach_of_columns[None]
+    nearest, index = jax.lax.top_k(-apart, 1)  # on a CPU much quicker than argmin
+    return inside.sum(1), -nearest[:, 0], index[:, 0], inside.any(0), (apart <= reach_of_rows[:, None]).any(0)
+
+
+@jax.jit
 def _squared(rows: jax.Array, columns: jax.Array) -> jax.Array:
     product = jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum((rows**2).sum(1)[:, None] + (columns**2).sum(1)[None] - 2 * product, 0)
 
 
-def _blocks(features: np.ndarray):
-    """The first index and the images of every block of ROWS, the last one filled with zeros."""
-    filled = _filled(features, ROWS)
-    for start in range(0, len(filled), ROWS):
-        yield start, filled[start : start + ROWS]
-
-
-def _filled(array: np.ndarray, multiple: int, value: float = 0.0) -> np.ndarray:
-    rest = -len(array) % multiple
-    return np.concatenate([array, np.full((rest, *array.shape[1:]), value, array.dtype)])
+def _tiles(array: np.ndarray) -> list[jax.Array]:
+    return [jnp.asarray(array[start : start + TILE]) for start in range(0, len(array), TILE)]
 
 
 def _square_root(matrix: np.ndarray) -> np.ndarray:
@@ -187,7 +198,7 @@ def _gaussian(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _between(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> float:
     """The mean of a kernel over all pairs, a block of rows at a time."""
-    blocks = (kernel(x[start : start + ROWS], y).sum() for start in range(0, len(x), ROWS))
+    blocks = (kernel(x[start : start + TILE], y).sum() for start in range(0, len(x), TILE))
     return float(sum(blocks) / (len(x) * len(y)))
 
 

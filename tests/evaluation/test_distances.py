@@ -112,13 +112,15 @@ def test_neighbourhoods_are_those_of_brute_force(sets):
     assert not found.authentic[:40].any()  # the copies
 
 
-@pytest.mark.parametrize("block", (7, 64, 1024))
-def test_blocks_and_groups_change_nothing(sets, monkeypatch, block):
-    real, synthetic = sets
+@pytest.mark.parametrize("tile", (7, 64, 350))
+def test_tiles_change_nothing(sets, monkeypatch, tile):
+    real, synthetic = (each.astype(np.float32) for each in sets)
     expected = np.sort(cdist(synthetic, real), axis=1)[:, :9] ** 2
-    monkeypatch.setattr(distances, "ROWS", block)
-    np.testing.assert_allclose(distances.nearest(synthetic.astype(np.float32), real.astype(np.float32), 9), expected,
-                               atol=1e-5)  # fmt: skip
+    whole = distances.neighbourhoods(real, synthetic)
+    monkeypatch.setattr(distances, "TILE", tile)
+    np.testing.assert_allclose(distances.nearest(synthetic, real, 9), expected, atol=1e-5)
+    for name, values in vars(distances.neighbourhoods(real, synthetic)).items():
+        np.testing.assert_array_equal(values, getattr(whole, name), err_msg=name)
 
 
 def test_ten_images_repeated_show_as_collapse(sets):
