@@ -21,7 +21,6 @@ from dermjax.studio.folder import Folder
 STAGES = tuple(dict.fromkeys(name.partition(":")[0] for name in runs.VARIANTS))
 NAME = re.compile(rf"({'|'.join(STAGES)})(_[\w-]{{1,80}})?\.py")
 FIELDS = {"config": Field(kind=str, summary="a name out of /api/prepared", most=300)}
-TAIL = 2000  # bytes of what a run printed that are looked at for its last line
 
 
 class Prepared:
@@ -33,7 +32,10 @@ class Prepared:
         self.started = ""  # the config that it works for
 
     def listed(self) -> dict:
-        """The configs: the run that each makes, its state (running, ended or ""), and the last line that it printed."""
+        """The configs: the run that each makes, its state, and the last line that it printed.
+
+        state: "" where none was made, starting until it works in its folder, else as `runs.state` says.
+        """
         return {"configs": [self._state(name, path) for name, path in self._files().items()]}
 
     def start(self, config: str) -> dict:
@@ -69,19 +71,11 @@ class Prepared:
 
     def _state(self, name: str, path: Path) -> dict:
         ours, workdir = self.started == name and self._works(), self._workdir(path)
-        state = "running" if ours or run_folder.is_locked(workdir) else "ended" if workdir.is_dir() else ""
-        said = self._said(path)
+        state = runs.state(workdir) if workdir.is_dir() else ""
+        if ours and state != "running":
+            state = "starting"
+        said = runs.last_line(self.folder, workdir)
         return {"config": name, "run": self.folder.name(workdir), "state": state, "ours": ours, "said": said}
-
-    def _said(self, path: Path) -> str:
-        """The last line of what the run printed."""
-        log = self._log(path)
-        if not log.is_file():
-            return ""
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - TAIL, 0))
-            lines = file.read().decode(errors="replace").splitlines()
-        return self.folder.say("".join(each for each in (lines or [""])[-1] if each.isprintable()))
 
     def _files(self) -> dict[str, Path]:
         files = {}
@@ -101,7 +95,7 @@ class Prepared:
         return self.folder.root / path.stem
 
     def _log(self, path: Path) -> Path:
-        log = self.folder.root / f"{path.stem}.log"
+        log = runs.log(self._workdir(path))
         if log.is_symlink() or self._workdir(path).is_symlink():
             raise Refused(f"{path.stem} is a link; replace it by a folder", 403)
         return log

@@ -21,9 +21,11 @@ METRICS = "metrics.jsonl"
 REPORT_BYTES = 64 * 1024 * 1024
 CURVES = ("loss", "validation_loss")
 POINTS = 400  # of a curve
+TAIL = 2000  # bytes of what a run printed that are looked at for its last line
 FIELDS = {"run": Field(kind=str, summary="the name of a run, empty for the folder itself", default="", most=300)}
 MARKS = {"config.json", "manifest.jsonl", REPORT}  # a folder with one of these is a run
-LEFT = {REPORT, "manifest.jsonl", "model", "classifier", "results.json", "metrics.json"}  # what a stage leaves at last
+# what a stage leaves at last; a training writes its report at every look
+LEFT = {REPORT, "manifest.jsonl", "model", "classifier", "results.json", "metrics.json", "README.md"}
 VARIANTS = ("prepare", "pretrain", "tune", "sweep", "generate", "transform", "mask", "curate", "curate:calibration",
             "classify", "publish", "evaluate", "evaluate:images", "study", "demo")  # fmt: skip
 # A report is a page of its own, which keeps the policy in its head and gets an origin of its own: it can ask for
@@ -49,36 +51,42 @@ class Watch:
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.looks: dict[Path, tuple[int, float]] = {}  # step, and when it was written
+        self.looks: dict[Path, tuple[int, int, float]] = {}  # of each start: its file, a step, and when it was written
 
     def progress(self, run: str) -> dict:
-        """The curves [[step, value], …] of a run, its step, the seconds left where two looks tell, and its samples."""
+        """The curves [[step, value], …] of a run, its step, the seconds left where two looks tell, its newest samples.
+
+        said: the last line that it printed, "" where the studio did not start it.
+        """
         path = self.folder.path(run) if run else self.folder.root
-        lines, changed = self._metrics(path)
+        lines, file, changed = self._metrics(path)
         step, total = max((line["step"] for line in lines), default=0), _steps(path)
-        first, began = self.looks.setdefault(path, (step, changed))
-        if step < first or not began:  # begun anew, or now
-            first, began = self.looks[path] = (step, changed)
-        running, left = run_folder.is_locked(path), None
-        if running and total > step > first:
+        started, first, began = self.looks.get(path, (file, 0, 0.0))
+        if file != started or step < first or not first:  # a start writes a new file; its first step was compiled
+            _, first, began = self.looks[path] = (file, step, changed)
+        now, left = state(path), None
+        if now == "running" and total > step > first:
             left = round((changed - began) / (step - first) * (total - step), 1)
         grids = sample_grids(path)
         curves = {name: _thinned([[line["step"], line[name]] for line in lines if _is_finite(line.get(name))])
                   for name in CURVES}  # fmt: skip
-        told = {"run": run, "state": "running" if running else "ended", "step": step, "steps": total or None}
-        return told | {"seconds_left": left, "curves": curves, "samples": max(grids, default=None)}
+        told = {"run": run, "state": now, "step": step, "steps": total or None}
+        told |= {"seconds_left": left, "said": last_line(self.folder, path)}
+        return told | {"curves": curves, "samples": max(grids, default=None)}
 
-    def _metrics(self, path: Path) -> tuple[list[dict], float]:
-        """What a run has written of its steps, and when; nothing where it has just begun."""
+    def _metrics(self, path: Path) -> tuple[list[dict], int, float]:
+        """What a run has written of its steps, into which file and when; nothing where it has just begun."""
         if not (path / METRICS).exists():
-            return [], 0.0
+            return [], 0, 0.0
         file = self.folder.path(self.folder.name(path / METRICS))
-        if file.stat().st_size > REPORT_BYTES:
+        written = file.stat()
+        if written.st_size > REPORT_BYTES:
             raise Refused("the metrics of this run are too large to be shown here", 413)
         try:
-            return [line for line in writers.read(file) if type(line["step"]) is int], file.stat().st_mtime
+            lines = [line for line in writers.read(file) if type(line["step"]) is int]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise Refused("the metrics of this run cannot be read") from None
+        return lines, written.st_ino, written.st_mtime
 
     def samples(self, run: str) -> Response:
         """The newest samples of a run: synthetic images, a row a prompt."""
@@ -100,12 +108,36 @@ def report(folder: Folder, path: str) -> Response:
     return Response(file.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
 
 
+def state(path: Path) -> str:
+    """running, finished where what its stage leaves at last is there, else stopped."""
+    left = LEFT - ({REPORT} if (path / METRICS).exists() else set())
+    if run_folder.is_locked(path):
+        return "running"
+    return "finished" if any((path / name).exists() for name in left) else "stopped"
+
+
+def log(path: Path) -> Path:
+    """The file beside a run of what it prints, where the studio started it."""
+    return path.with_name(f"{path.name}.log")
+
+
+def last_line(folder: Folder, path: Path) -> str:
+    """The last line of a run's log, "" where it has none."""
+    file = log(path)
+    if path == folder.root or file.is_symlink() or not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        opened.seek(max(file.stat().st_size - TAIL, 0))
+        lines = opened.read().decode(errors="replace").splitlines()
+    return folder.say("".join(each for each in (lines or [""])[-1] if each.isprintable()))
+
+
 def _run(folder: Folder, path: Path, names: set[str]) -> dict:
     changed = max((path / name).lstat().st_mtime for name in names & (MARKS | {METRICS}))
     return {
         "name": folder.name(path),
         "stage": _stage(path) if "config.json" in names else "",
-        "state": "running" if run_folder.is_locked(path) else "finished" if names & LEFT else "stopped",
+        "state": state(path),
         "changed": changed,
         "report": REPORT in names,
         "metrics": METRICS in names,

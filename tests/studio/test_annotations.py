@@ -1,11 +1,21 @@
-"""A manifest goes to Label Studio and comes back as verdicts; FiftyOne finds every image by its name."""
+"""A manifest goes to Label Studio and comes back as verdicts; FiftyOne finds every image by its name.
+
+label_studio/ has what Label Studio 1.23.2 exported of four phantoms, one in JSON and one in JSON-MIN: its user 1 keeps
+the first, rejects the second, is unsure of the third and skips the fourth; then user 2 rejects the first two and keeps
+the third; then user 1 is unsure of the first.
+"""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from dermjax.curation import reviews
 from dermjax.data import records
+
+EXPORTS = Path(__file__).with_name("label_studio")
 
 
 def exported(client, chosen, **changed):
@@ -18,7 +28,8 @@ def exported(client, chosen, **changed):
         ]
         task["id"] = number
         task["annotations"] = [
-            {"completed_by": {"email": "ada@clinic"}, "was_cancelled": False, "result": result} | changed
+            {"completed_by": {"email": "ada@clinic"}, "was_cancelled": False, "result": result, "updated_at": "2026"}
+            | changed
         ]
     return tasks
 
@@ -31,10 +42,13 @@ def sent(client, content):
 
 def test_tasks_carry_scores_as_predictions_and_come_back_as_verdicts(client, runs):
     tasks = exported(client, ["keep", "reject", "unsure"])
-    assert len(tasks) == 8 and tasks[0]["data"]["image"] == "/data/local-files/?d=generate/images/000.png"
-    assert tasks[0]["data"]["synthetic"] is True and 0 <= tasks[0]["predictions"][0]["score"] <= 1
-    said = [task["predictions"][0]["result"][0]["value"]["choices"] for task in tasks]
-    assert said[5] == ["reject"] and said[0] == ["keep"]
+    said = {task["data"]["file"]: task["predictions"][0] for task in tasks}
+    assert said["images/005.png"]["result"][0]["value"]["choices"] == ["reject"]
+    assert said["images/000.png"]["result"][0]["value"]["choices"] == ["keep"]
+    scores = [each["score"] for each in said.values()]
+    assert len(tasks) == 8 and scores == sorted(scores) and 0 <= scores[0] <= scores[-1] <= 1
+    (first,) = (task["data"] for task in tasks if task["data"]["file"] == "images/005.png")
+    assert first["kind"] == "SYNTHETIC, mole" and first["rules"] == "Rules speak against it: hairs, blur"
     assert sent(client, tasks).json() == {"saved": 3, "left_out": 0}
     verdicts = reviews.read(str(runs / "generate" / "verdicts.jsonl"))
     assert [(each.keep, each.by, each.why) for each in verdicts.values()] == [
@@ -46,7 +60,51 @@ def test_tasks_carry_scores_as_predictions_and_come_back_as_verdicts(client, run
     other = exported(client, ["keep"], completed_by=3)
     other[0]["data"]["sha256"] = "0" * 64
     assert sent(client, other).json() == {"saved": 0, "left_out": 1}
-    assert "<Choice value=" in client.get("/api/review/labelling").json()["xml"]
+
+
+@pytest.mark.parametrize("form", ["json", "json_min"])
+def test_real_exports_become_the_verdicts_that_people_gave(client, runs, form):
+    content = (EXPORTS / f"{form}.json").read_bytes()
+    tasks = json.loads((EXPORTS / "json.json").read_bytes())
+    digests = [task["data"]["sha256"] for task in tasks]
+    manifest = records.read(runs / "generate")
+    known = [replace(each, sha256=sha) for each, sha in zip(manifest.records, digests, strict=False)]
+    records.write(runs / "generate" / records.FILE, replace(manifest, records=tuple(known)))
+    assert sent(client, content).json() == {"saved": 6, "left_out": 1 if form == "json" else 0}
+    lines = [json.loads(each) for each in (runs / "generate" / "verdicts.jsonl").read_text().splitlines()]
+    assert [(digests.index(each["sha256"]), each["keep"], each["by"], each["why"]) for each in lines] == [
+        (1, False, "Label Studio 1", "ruler"),
+        (2, None, "Label Studio 1", 'unsure: ärmel "x"'),
+        (0, False, "Label Studio 2", "not a mole"),
+        (1, False, "Label Studio 2", ""),
+        (2, True, "Label Studio 2", ""),
+        (0, None, "Label Studio 1", "unsure"),
+    ]
+    counted = reviews.read(str(runs / "generate" / "verdicts.jsonl"))
+    assert {digests.index(sha): each.keep for sha, each in counted.items()} == {1: False, 2: True}
+
+
+def test_label_studio_finds_every_image_below_the_folder_above_the_runs(client, runs, tmp_path):
+    """Whatever its name; it refuses a storage that is its document root, so the runs are the storage."""
+    old, new = (runs / "generate" / "images" / name for name in ("000.png", "odd name #2 & 50%+ä?.png"))
+    old.rename(new)
+    manifest = runs / "generate" / records.FILE
+    manifest.write_text(manifest.read_text().replace("images/000.png", f"images/{new.name}"), encoding="utf-8")
+    told = client.get("/api/review/labelling", params={"manifest": "generate"}).json()
+    assert (told["storage"], told["images"]) == ("runs", "runs/generate") and '<Choice value="keep"' in told["xml"]
+    for task in client.get("/api/review/label_studio", params={"manifest": "generate"}).json():
+        address = urlsplit(task["data"]["image"])
+        (named,) = parse_qs(address.query)["d"]
+        assert address.path == "/data/local-files/" and not address.fragment
+        assert (tmp_path / named).samefile(runs / "generate" / task["data"]["file"])
+
+
+def test_images_in_tar_files_are_not_for_other_programs(client, runs):
+    manifest = runs / "generate" / records.FILE
+    manifest.write_text(manifest.read_text().replace("images/000.png", "00000.tar/000.png"))
+    for path in ("label_studio", "fiftyone"):
+        refused = client.get(f"/api/review/{path}", params={"manifest": "generate"})
+        assert refused.status_code == 409 and "tar files" in refused.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,13 @@ def test_review_by_reason_beside_the_nearest_training_image(page, server, runs):
     tasks = json.loads(urllib.request.urlopen(f"{server.url}/api/review/label_studio?manifest=generate").read())
     choice = {"from_name": "verdict", "to_name": "image", "type": "choices", "value": {"choices": ["keep"]}}
     for task in tasks:
-        task["annotations"] = [{"completed_by": 1, "was_cancelled": False, "result": [choice]}]
+        said = {
+            "completed_by": 1,
+            "was_cancelled": False,
+            "result": [choice],
+            "updated_at": "2026-11-30T04:19:27.218800Z",
+        }
+        task["annotations"] = [said]
     file = {"name": "export.json", "mimeType": "application/json", "buffer": json.dumps(tasks).encode()}
     page.set_input_files("[type=file]", file)
     page.wait_for_selector("text=8 verdicts saved")

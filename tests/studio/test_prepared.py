@@ -32,7 +32,7 @@ def test_one_is_started_and_stopped_by_name(client, runs):
         *slow.values(),
     ]
     assert client.post("/api/prepared/stop", json=slow).status_code == 409
-    assert client.post("/api/prepared/start", json=slow).json()["state"] == "running"
+    assert client.post("/api/prepared/start", json=slow).json()["state"] == "starting"
     until(client, slow["config"], said="asleep")
     refused = client.post("/api/prepared/start", json=broken)
     assert refused.status_code == 409 and "prepare_slow.py is at work" in refused.json()["error"]

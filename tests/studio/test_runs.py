@@ -37,6 +37,15 @@ def test_the_stage_follows_from_the_config(client, runs):
     assert found["other"]["stage"] == "" and found["other"]["state"] == "stopped"
 
 
+def test_a_training_is_finished_by_its_model_and_not_by_its_report(client, runs):
+    (runs / "tune").mkdir()
+    for name in ("config.json", "metrics.jsonl", "report.html"):
+        (runs / "tune" / name).write_text("{}\n")
+    assert listed(client)["tune"]["state"] == "stopped"
+    (runs / "tune" / "model").mkdir()
+    assert listed(client)["tune"]["state"] == "finished"
+
+
 def test_a_run_that_is_at_work_says_so(client, runs):
     folder = os.open(runs / "prepare" / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(folder, fcntl.LOCK_EX)
@@ -70,7 +79,7 @@ def test_a_run_at_work_shows_its_curve_and_how_long_it_takes(client, runs):
     assert looked()["seconds_left"] == 30 and looked()["samples"] == 40
     assert client.get("/api/runs/samples", params={"run": "prepare"}).headers["content-type"] == "image/png"
     os.close(folder)
-    assert looked()["state"] == "ended" and looked()["seconds_left"] is None
+    assert looked()["state"] == "finished" and looked()["seconds_left"] is None
     (run / "metrics.jsonl").write_text('["step"]\n')
     refused = client.get("/api/runs/progress", params={"run": "prepare"})
     assert refused.status_code == 400 and "cannot be read" in refused.json()["error"]
@@ -78,6 +87,36 @@ def test_a_run_at_work_shows_its_curve_and_how_long_it_takes(client, runs):
     assert begun["step"] == 0 and begun["curves"] == {"loss": [], "validation_loss": []} and begun["samples"] is None
     (run / "samples" / "00000099.png").symlink_to(runs.parent / "secret.txt")
     assert client.get("/api/runs/samples", params={"run": "prepare"}).status_code == 404
+
+
+def test_the_time_that_a_run_stood_still_is_not_counted(client, runs):
+    """A run that goes on writes its metrics into a new file; the first step, which was compiled, does not count."""
+    run = runs / "prepare"
+    (run / "config.json").write_text('{"steps": 100}')
+    folder = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+
+    def left(step, at, new=False):
+        lines = "".join(json.dumps({"step": n, "loss": 0.5}) + "\n" for n in range(0, step + 1, 10))
+        file = run / ("part" if new else "metrics.jsonl")
+        file.write_text(lines)
+        os.utime(file, (at, at))
+        file.replace(run / "metrics.jsonl")
+        return client.get("/api/runs/progress", params={"run": "prepare"}).json()["seconds_left"]
+
+    assert [left(0, 900, new=True), left(10, 1000), left(20, 1010)] == [None, None, 80]
+    assert [left(20, 4000, new=True), left(30, 4010)] == [None, 70]
+    os.close(folder)
+
+
+def test_the_last_line_that_a_run_printed_is_shown(client, runs, tmp_path):
+    def said(run):
+        return client.get("/api/runs/progress", params={"run": run}).json()["said"]
+
+    (runs / "prepare.log").write_text(f"one\n{runs}/prepare: two\n")
+    (tmp_path / "runs.log").write_text("secret")
+    (runs / "generate.log").symlink_to(tmp_path / "secret.txt")
+    assert [said("prepare"), said("generate"), said("hostile"), said("")] == ["prepare: two", "", "", ""]
 
 
 def test_a_report_is_served_as_it_is(client, runs):

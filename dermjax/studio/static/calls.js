@@ -14,6 +14,15 @@ export async function send(path, file) {
   return answer(await reached(path, { method: "POST", headers: { "content-type": file.type }, body: file }));
 }
 
+// Saves what is at an address as a file, as a link would; a refusal is an error.
+export async function download(address, name) {
+  const response = await reached(address);
+  if (!response.ok) await answer(response);
+  const url = URL.createObjectURL(await response.blob());
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
 async function reached(...request) {
   try {
     return await fetch(...request);

@@ -1,6 +1,6 @@
 // Generate: a prompt or menus, settings, a preview while it is made, and the gallery.
 
-import { choice, dropZone, element, field, get, post, say, send } from "./calls.js";
+import { choice, download, dropZone, element, field, get, post, say, send } from "./calls.js";
 
 const OFTEN = 250; // milliseconds between two looks at a job
 const KEPT = 128;
@@ -181,9 +181,5 @@ function restoring(view) {
 async function take(view) {
   if (!view.shown.size) throw new Error("there is nothing to take home yet");
   const keys = [...view.shown].slice(-KEPT).join(",");
-  const response = await fetch(`/api/zip?images=${keys}`);
-  if (!response.ok) throw new Error((await response.json()).error);
-  const url = URL.createObjectURL(await response.blob());
-  element("a", { href: url, download: "dermjax_synthetic.zip" }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
+  await download(`/api/zip?images=${keys}`, "dermjax_synthetic.zip");
 }

@@ -1,6 +1,6 @@
 // Review: one image at a time, one key a verdict, each saved before it counts; and how reviewers agree.
 
-import { choice, dropZone, element, field, get, post, say, send } from "./calls.js";
+import { choice, download, dropZone, element, field, get, post, say, send } from "./calls.js";
 
 const COPY = 20; // bits that a copy may differ by
 const AHEAD = 8; // pictures that are fetched before they are needed
@@ -38,25 +38,41 @@ export async function show(place, signal, chosen) {
 
 // The same review in other tools: files to take there, and the file that comes back.
 function elsewhere(manifest, message) {
-  const link = (path, title) => element("button", { type: "button", click: () => { location.href = `${path}?${new URLSearchParams({ manifest: manifest.value })}`; } }, title);
-  const interfaceText = element("pre", { tabindex: 0, "aria-label": "Labelling interface" });
-  const opened = () => get("/api/review/labelling").then(({ xml }) => { interfaceText.textContent = xml; }, (error) => say(message, error));
-  const read = async (file) => {
-    if (!file) return;
-    try {
-      const body = new Blob([file], { type: "application/octet-stream" });
-      const { saved, left_out: out } = await send(`/api/review/label_studio?${new URLSearchParams({ manifest: manifest.value })}`, body);
-      message.replaceChildren(`${saved} verdicts saved${out ? `; ${out} left out: cancelled, without a verdict, or of other images` : ""}`);
-    } catch (error) {
-      say(message, error);
-    }
+  const address = (path) => `${path}?${new URLSearchParams({ manifest: manifest.value })}`;
+  const guarded = (run) => run().catch((error) => say(message, error));
+  const button = (path, name, title) => element("button", { type: "button", click: () => guarded(() => download(address(path), name)) }, title);
+  const steps = element("div");
+  const read = (file) => file && guarded(async () => {
+    const body = new Blob([file], { type: "application/octet-stream" });
+    const { saved, left_out: out } = await send(address("/api/review/label_studio"), body);
+    message.replaceChildren(`${saved} verdicts saved${out ? `; ${out} left out: skipped, without a verdict, or of other images` : ""}`);
+  });
+  const step = (...words) => element("li", {}, ...words);
+  const text = (title, words) => element("pre", { tabindex: 0, "aria-label": title }, words);
+  const tell = async () => {
+    const { xml, storage, images } = await get(address("/api/review/labelling"));
+    steps.replaceChildren(
+      element("h2", {}, "Label Studio"),
+      element("ol", {},
+        step(`Start it so that it may show files. FOLDER is the one in which ${storage} lies:`, text("How to start Label Studio",
+          "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=FOLDER label-studio start")),
+        step("Make a project. In its settings, under Labeling Interface, Code, put this:", text("Labelling interface", xml)),
+        step(`In its settings, under Cloud Storage, add a source storage of the kind Local Files with the path FOLDER/${storage}. Save it; do not sync it.`),
+        step("Import these tasks into it. ", button("/api/review/label_studio", "label_studio_tasks.json", "Tasks for Label Studio")),
+        step("At the end export JSON or JSON-MIN from it. ", dropZone("Drop Label Studio's export here: its annotations become verdicts", ".json", read))),
+      element("h2", {}, "FiftyOne"),
+      element("ol", {},
+        step("Take the labels. ", button("/api/review/fiftyone", "labels.json", "labels.json for FiftyOne")),
+        step("In Python:", text("How to open them in FiftyOne", `import fiftyone as fo
+data = fo.Dataset.from_dir(
+    dataset_type=fo.types.FiftyOneImageClassificationDataset,
+    data_path="FOLDER/${images}", labels_path="labels.json")
+fo.launch_app(data)`))),
+    );
   };
-  return element(
-    "details", { toggle: opened }, element("summary", {}, "The same review in Label Studio or FiftyOne"),
-    element("div", { class: "buttons" }, link("/api/review/label_studio", "Tasks for Label Studio"), link("/api/review/fiftyone", "labels.json for FiftyOne")),
-    element("p", { class: "faint" }, "Label Studio finds the images through a local storage whose root is the folder of the runs, with this interface:"), interfaceText,
-    dropZone("Drop Label Studio's JSON export here: its annotations become verdicts", ".json", read),
-  );
+  const whole = element("details", { toggle: () => whole.open && guarded(tell) }, element("summary", {}, "The same review in Label Studio or FiftyOne"), steps);
+  manifest.addEventListener("change", () => whole.open && guarded(tell));
+  return whole;
 }
 
 async function review(place, signal, manifest, by) {

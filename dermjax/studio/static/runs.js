@@ -7,81 +7,94 @@ const OFTEN = 2000; // milliseconds between two looks at a run
 export async function show(place, signal, chosen) {
   place.append(element("h1", {}, "Runs"));
   if (chosen !== "") return watch(place, signal, chosen);
-  const { runs } = await get("/api/runs");
-  if (runs.length) {
-    const heads = ["Run", "Open", "Stage", "State", "Changed"].map((each) => element("th", { scope: "col" }, each));
-    place.append(wide("Runs", element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...runs.map(row)))));
-  } else place.append(element("p", {}, "There are no runs in this folder yet."));
-  const configs = element("section", { "aria-label": "Prepared configs" });
-  place.append(configs);
+  const [refused, lost] = [element("p", { role: "alert" }), element("p", { role: "alert" })];
+  const [list, configs] = [element("section", { "aria-label": "Runs" }), element("section", { "aria-label": "Prepared configs" })];
+  place.append(lost, list, configs, refused);
   while (!signal.aborted) {
-    await prepared(configs);
+    try {
+      redraw(list, (await get("/api/runs")).runs, listed);
+      redraw(configs, (await get("/api/prepared")).configs, (each) => prepared(each, refused));
+      say(lost);
+    } catch (error) {
+      say(lost, error);
+    }
     await wait();
   }
 }
 
-function wide(title, table) {
-  return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": title }, table);
+// Draws what has changed since the last look; the focus stays where it was.
+function redraw(section, value, draw) {
+  const now = JSON.stringify(value);
+  if (section.dataset.drawn === now) return;
+  const focused = section.contains(document.activeElement) ? document.activeElement.dataset.of : undefined;
+  section.dataset.drawn = now;
+  section.replaceChildren(...draw(value));
+  if (focused) [...section.querySelectorAll("[data-of]")].find((each) => each.dataset.of === focused)?.focus();
+}
+
+function table(title, heads, rows) {
+  const head = element("tr", {}, ...heads.map((each) => element(each ? "th" : "td", each ? { scope: "col" } : {}, each)));
+  return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": title, "data-of": title },
+    element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
 }
 
 function wait() {
   return new Promise((done) => setTimeout(done, OFTEN));
 }
 
+function listed(runs) {
+  if (!runs.length) return [element("p", {}, "There are no runs in this folder yet.")];
+  return [table("Runs", ["Run", "Open", "Stage", "State", "Changed"], runs.map(row))];
+}
+
 function row(run) {
   const name = run.name || "(the folder itself)";
   const path = run.name.split("/").map(encodeURIComponent).join("/");
   const links = element("td");
-  if (run.report) {
-    const report = `/runs/${path ? `${path}/` : ""}report.html`;
-    links.append(element("a", { href: report, "aria-label": `Report of ${name}` }, "report"), " ");
-  }
-  if (run.manifest) links.append(element("a", { href: `#review/${path}`, "aria-label": `Review ${name}` }, "review"), " ");
-  if (run.metrics) links.append(element("a", { href: `#runs/${path || "."}`, "aria-label": `Curve of ${name}` }, "curve"));
+  const link = (href, title, text) => links.append(element("a", { href, "aria-label": `${title} ${name}`, "data-of": `${title} ${name}` }, text), " ");
+  if (run.report) link(`/runs/${path ? `${path}/` : ""}report.html`, "Report of", "report");
+  if (run.manifest) link(`#review/${path}`, "Review", "review");
+  if (run.metrics) link(`#runs/${path || "."}`, "Curve of", "curve");
   const changed = new Date(1000 * run.changed).toLocaleString();
   const cells = [run.stage || "–", run.state, changed].map((each) => element("td", {}, each));
   return element("tr", {}, element("th", { scope: "row" }, name), links, ...cells);
 }
 
-// Rows are kept from one look to the next, so that the focus stays on a button.
-async function prepared(section) {
-  const { configs } = await get("/api/prepared");
-  const now = JSON.stringify(configs);
-  if (section.dataset.drawn === now) return;
-  const focused = document.activeElement?.getAttribute?.("aria-label");
-  section.dataset.drawn = now;
-  const message = element("p", { role: "alert" });
+function prepared(configs, refused) {
+  const heading = element("h2", {}, "Prepared configs");
+  if (!configs.length) {
+    return [heading, element("p", { class: "faint" }, "None. A file of this folder named after its stage, such as tune.py or tune_few.py, can be started here; nothing else can.")];
+  }
   const rows = configs.map((each) => {
-    const action = each.ours ? "stop" : "start";
+    const title = each.ours ? "Stop" : each.state === "stopped" ? "Continue" : "Start";
     const click = (event) => {
       event.target.disabled = true;
-      post(`/api/prepared/${action}`, { config: each.config }).catch((error) => say(message, error)).finally(() => { event.target.disabled = false; });
+      const asked = post(`/api/prepared/${each.ours ? "stop" : "start"}`, { config: each.config });
+      asked.then(() => say(refused), (error) => say(refused, error)).finally(() => { event.target.disabled = false; });
     };
-    const title = each.ours ? "Stop" : "Start";
-    const button = each.state === "running" && !each.ours ? "started elsewhere" : element("button", { type: "button", click, "aria-label": `${title} ${each.config}` }, title);
-    const run = each.state ? element("a", { href: `#runs/${each.run}` }, each.run) : each.run;
+    const button = each.state === "running" && !each.ours ? "started elsewhere"
+      : element("button", { type: "button", click, "aria-label": `${title} ${each.config}`, "data-of": each.config }, title);
+    const made = !["", "starting"].includes(each.state);
+    const run = made ? element("a", { href: `#runs/${each.run}`, "data-of": `run ${each.run}` }, each.run) : each.run;
     return element("tr", {}, element("th", { scope: "row" }, each.config), element("td", {}, button), element("td", {}, run),
       element("td", {}, each.state || "not started"), element("td", { class: "faint" }, each.said));
   });
-  const heads = ["Config", "", "Run", "State", "Its last line"].map((each) => element(each ? "th" : "td", each ? { scope: "col" } : {}, each));
-  section.replaceChildren(element("h2", {}, "Prepared configs"));
-  if (rows.length) section.append(wide("Prepared configs", element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows))), message);
-  else section.append(element("p", { class: "faint" }, "None. A file of this folder named after its stage, such as tune.py or tune_few.py, can be started here; nothing else can."));
-  if (focused) [...section.querySelectorAll("button")].find((each) => each.getAttribute("aria-label").slice(5).trim() === focused.slice(5).trim())?.focus();
+  return [heading, table("Prepared configs", ["Config", "", "Run", "State", "Its last line"], rows)];
 }
 
 async function watch(place, signal, chosen) {
   const run = chosen === "." ? "" : chosen;
-  const told = element("p", { role: "status" });
+  const [told, said] = [element("p", { role: "status" }), element("p", { class: "faint" })];
   const [curve, message] = [element("div"), element("p", { role: "alert" })];
   const picture = element("img", { alt: "Synthetic samples, a row a prompt" });
   const samples = element("figure", { class: "samples", hidden: true }, picture, element("span", { class: "mark" }, "SYNTHETIC"));
-  place.append(element("h2", {}, run || "(the folder itself)"), told, message, curve, samples, element("p", {}, element("a", { href: "#runs" }, "All runs")));
+  place.append(element("h2", {}, run || "(the folder itself)"), told, said, message, curve, samples, element("p", {}, element("a", { href: "#runs" }, "All runs")));
   let newest = null;
   while (!signal.aborted) {
     try {
       const state = await get("/api/runs/progress", { run });
-      told.textContent = words(state);
+      if (told.textContent !== words(state)) told.textContent = words(state);
+      said.textContent = state.said;
       curve.replaceChildren(drawn(state.curves));
       if (state.samples !== null && state.samples !== newest) {
         newest = state.samples;
@@ -90,7 +103,6 @@ async function watch(place, signal, chosen) {
         samples.hidden = false;
       }
       say(message);
-      if (state.state !== "running") return;
     } catch (error) {
       say(message, error);
     }
