@@ -144,7 +144,7 @@ def _is_short(text: Any, most: int) -> bool:
 
 def _label(record: Record) -> dict:
     told = {"synthetic": record.synthetic, "split": record.split, "kept": record.kept}
-    told |= {"rejected": list(record.rejected)} | record.scores
+    told |= {"rejected": list(record.rejected)} | {f"score_{name}": score for name, score in record.scores.items()}
     label = record.scores.get("label")
     confidence = {"confidence": label} if isinstance(label, float) and 0 <= label <= 1 else {}
     return {"label": record.label, **confidence, "attributes": told}

@@ -124,4 +124,7 @@ def test_fiftyone_finds_every_image_by_its_name(client, runs):
     assert set(labels["labels"]) == files and labels["classes"] == ["mole"]
     first = labels["labels"]["images/000"]
     assert first["label"] == "mole" and first["confidence"] == 0.5 and first["attributes"]["synthetic"] is True
+    # each becomes an attribute beside these, and FiftyOne refuses a name twice
+    assert not {"label", "confidence", "id", "tags", "logits"} & set(first["attributes"])
+    assert first["attributes"]["score_label"] == 0.5
     assert len(records.read(runs / "generate").records) == len(labels["labels"])

@@ -66,7 +66,7 @@ function elsewhere(manifest, message) {
         step("In Python:", text("How to open them in FiftyOne", `import fiftyone as fo
 data = fo.Dataset.from_dir(
     dataset_type=fo.types.FiftyOneImageClassificationDataset,
-    data_path="FOLDER/${images}", labels_path="labels.json")
+    data_path="FOLDER/${images}", labels_path="labels.json", dynamic=True)
 fo.launch_app(data)`))),
     );
   };
