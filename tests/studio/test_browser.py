@@ -17,12 +17,26 @@ from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 
 PAGES = ("generate", "compare", "transform", "classify", "review", "study", "runs")
+LIVE = """
+from pathlib import Path
+from ml_collections import ConfigDict
+from dermjax import config_file
+
+
+def get_config():
+    config = config_file.preset("tune", "tiny")
+    config.manifest = str(Path(__file__).parent / "prepare")
+    config.prompts = ConfigDict({"mole": "dermoscopy of a mole"})
+    config.update_from_flattened_dict({
+        "size": 64, "batch": 4, "steps": 400, "log_every": 5, "watch_every": 20, "save_every": 20, "samples.images": 1,
+        "samples.steps": 2,
+    })
+    return config
+"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium found; on Debian: apt-get install chromium"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found; on Debian: apt-get install chromium")
+slow = pytest.mark.slow  # all but two, which show in every run of the tests that the page works at all
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +79,7 @@ def press(page, keys):
         page.keyboard.press(key)
 
 
+@slow
 def test_generate_stop_restore_and_take_home(page, tmp_path):
     page.click("summary:has-text('menus')")
     page.select_option("[name=menu_texture]", "network")
@@ -100,6 +115,7 @@ def test_generate_stop_restore_and_take_home(page, tmp_path):
     assert page.said == []
 
 
+@slow
 def test_a_grid_and_a_change_of_one_of_its_images(page, server):
     """Compare, then Transform with a mask that is painted by keyboard, all at phone width."""
     page.goto(f"{server.url}/#compare")
@@ -137,6 +153,7 @@ def test_a_grid_and_a_change_of_one_of_its_images(page, server):
     assert page.said == []
 
 
+@slow
 def test_a_prepared_config_is_started_watched_and_stopped(page, server, runs):
     slow = "import time\n\n\ndef get_config():\n    print('<b>asleep</b>', flush=True)\n    time.sleep(100)\n"
     (runs / "tune_few.py").write_text(slow)
@@ -154,6 +171,49 @@ def test_a_prepared_config_is_started_watched_and_stopped(page, server, runs):
     assert page.said == []
 
 
+@slow
+def test_the_curve_of_a_tune_grows_while_it_runs_and_goes_on_after_a_stop(page, server, runs):
+    """A real `tune` of derm-tiny, started, watched, stopped and continued from the page."""
+    (runs / "tune_live.py").write_text(LIVE)
+
+    def curve():
+        """The step of each point of the loss, by its place; the axis ends at the last step."""
+        points = page.evaluate("document.querySelector('polyline.loss')?.getAttribute('points') || ''").split()
+        return len(points)
+
+    def watched(condition):
+        page.goto(f"{server.url}/#runs/tune_live")
+        until(page, f"document.querySelector('[role=status]')?.textContent.{condition}")
+
+    def step():
+        return int(page.locator("[role=status]").inner_text().partition(": step ")[2].split()[0])
+
+    page.goto(f"{server.url}/#runs")
+    page.press("[aria-label='Start tune_live.py']", "Enter")
+    page.wait_for_selector("td >> text=running", timeout=120_000)
+    watched("includes('s left')")
+    first, points = step(), curve()
+    until(page, f"document.querySelector('polyline.loss').getAttribute('points').split(' ').length > {points}")
+    assert step() > first >= 10
+    page.wait_for_selector(".samples img", timeout=120_000)
+    assert page.locator(".samples .mark").inner_text() == "SYNTHETIC"
+    page.goto(f"{server.url}/#runs")
+    page.press("[aria-label='Stop tune_live.py']", "Enter")
+    page.wait_for_selector("[aria-label='Continue tune_live.py']", timeout=120_000)
+    watched("startsWith('stopped')")
+    stopped, points = step(), curve()
+    assert 0 < stopped < 400
+    page.goto(f"{server.url}/#runs")
+    page.press("[aria-label='Continue tune_live.py']", "Enter")
+    watched(f"match(/^running: step (\\d+)/)?.[1] > {stopped}")
+    assert curve() > points
+    page.goto(f"{server.url}/#runs")
+    page.press("[aria-label='Stop tune_live.py']", "Enter")
+    page.wait_for_selector("[aria-label='Continue tune_live.py']", timeout=120_000)
+    assert page.said == []
+
+
+@slow
 def test_review_by_reason_beside_the_nearest_training_image(page, server, runs):
     page.goto(f"{server.url}/#review/generate")
     page.fill("[name=by]", "Ada")
@@ -186,6 +246,7 @@ def test_review_by_reason_beside_the_nearest_training_image(page, server, runs):
     assert page.said == []
 
 
+@slow
 def test_thousands_of_verdicts_by_key_presses(page, server, runs):
     """DERMJAX_REVIEW=6000 for as many as the issue asks for: five a second at least, and none is lost."""
     count = int(os.environ.get("DERMJAX_REVIEW", "200"))
@@ -216,6 +277,7 @@ def test_thousands_of_verdicts_by_key_presses(page, server, runs):
     assert rate >= 5
 
 
+@slow
 def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, runs):
     page.goto(f"{server.url}/#review/generate")
     page.fill("[name=by]", "<b>Ada</b>")
@@ -274,6 +336,7 @@ def test_reader_study_by_keyboard_to_its_csv(page, server):
     assert page.said == []
 
 
+@slow
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, server):
     for name in PAGES:
         page.goto(f"{server.url}/#{name}")
@@ -299,6 +362,7 @@ def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, server):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@slow
 def test_axe_finds_no_serious_fault(browser, server, scheme):
     """The rules of axe-core (WCAG 2 A and AA, best practices) on every page, at work too, at phone and desk width."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
@@ -331,6 +395,7 @@ def test_axe_finds_no_serious_fault(browser, server, scheme):
     assert faults == []
 
 
+@slow
 def test_a_foreign_page_cannot_use_the_studio(page, browser, server):
     elsewhere = browser.new_page()
     elsewhere.goto("data:text/html,<title>elsewhere</title>")
@@ -347,6 +412,7 @@ def test_a_foreign_page_cannot_use_the_studio(page, browser, server):
     elsewhere.close()
 
 
+@slow
 def test_it_ends_when_it_is_told_to_also_while_it_works(server):
     asked = json.dumps({"model": "derm-tiny", "count": 16, "steps": 150}).encode()
     headers = {"content-type": "application/json"}
