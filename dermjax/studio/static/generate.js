@@ -29,7 +29,7 @@ export async function show(place, signal) {
   const zip = () => take(view).catch((error) => say(message, error));
   const right = element(
     "section", { "aria-label": "Images" }, status, stage, element("h2", {}, "Gallery"),
-    element("p", { class: "faint" }, "Every image is synthetic, and its file says so. The studio keeps the last ones until it is closed: take home what you want to keep."),
+    element("p", { class: "faint" }, "Every image is synthetic, and its file says so. The studio keeps the last ones until it is closed: download what you want to keep."),
     element("div", { class: "buttons" }, element("button", { type: "button", click: zip }, "Download all as a zip with provenance")), gallery,
   );
   place.append(element("h1", {}, "Generate"), element("div", { class: "columns" }, form, right));
@@ -70,7 +70,7 @@ function menus(offered, prompt, message) {
   };
   const fields = chosen.map(([name, menu]) => field(name[0].toUpperCase() + name.slice(1).replace("_", " "), menu));
   return element(
-    "details", { change: write }, element("summary", {}, "Write the prompt by menus"),
+    "details", { change: write }, element("summary", {}, "Write the prompt with menus"),
     element("div", { class: "pair" }, ...fields), element("label", { class: "check" }, photograph, "like a photograph"),
   );
 }
@@ -175,11 +175,11 @@ function restoring(view) {
       say(view.message, error);
     }
   };
-  return dropZone("Drop a PNG of ours or of AUTOMATIC1111 here to restore its settings", "image/png", read);
+  return dropZone("Drop a PNG made by dermjax or AUTOMATIC1111 here to restore its settings", "image/png", read);
 }
 
 async function take(view) {
-  if (!view.shown.size) throw new Error("there is nothing to take home yet");
+  if (!view.shown.size) throw new Error("there are no images yet");
   const keys = [...view.shown].slice(-KEPT).join(",");
   await download(`/api/zip?images=${keys}`, "dermjax_synthetic.zip");
 }

@@ -32,7 +32,7 @@ export async function show(place, signal, chosen) {
     "div", { class: "buttons" }, element("button", { class: "main" }, "Start"),
     element("button", { type: "button", click: compare }, "Agreement of reviewers"),
   );
-  const fields = element("div", { class: "pair" }, field("Manifest", manifest), field("Your name", by));
+  const fields = element("div", { class: "pair" }, field("Run", manifest), field("Your name", by));
   place.append(element("form", { submit: start }, fields, buttons), elsewhere(manifest, message), message, below);
 }
 
@@ -54,15 +54,15 @@ function elsewhere(manifest, message) {
     steps.replaceChildren(
       element("h2", {}, "Label Studio"),
       element("ol", {},
-        step(`Start it so that it may show files. FOLDER is the one in which ${storage} lies:`, text("How to start Label Studio",
+        step(`Start it so that it may show files. FOLDER stands for the folder that holds "${storage}":`, text("How to start Label Studio",
           "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=FOLDER label-studio start")),
-        step("Make a project. In its settings, under Labeling Interface, Code, put this:", text("Labelling interface", xml)),
+        step("Make a project. In its settings, under Labeling Interface, Code, paste this:", text("Labelling interface", xml)),
         step(`In its settings, under Cloud Storage, add a source storage of the kind Local Files with the path FOLDER/${storage}. Save it; do not sync it.`),
         step("Import these tasks into it. ", button("/api/review/label_studio", "label_studio_tasks.json", "Tasks for Label Studio")),
-        step("At the end export JSON or JSON-MIN from it. ", dropZone("Drop Label Studio's export here: its annotations become verdicts", ".json", read))),
+        step("When all are judged, export it as JSON or JSON-MIN. ", dropZone("Drop Label Studio's export here: its annotations become verdicts", ".json", read))),
       element("h2", {}, "FiftyOne"),
       element("ol", {},
-        step("Take the labels. ", button("/api/review/fiftyone", "labels.json", "labels.json for FiftyOne")),
+        step("Download the labels. ", button("/api/review/fiftyone", "labels.json", "labels.json for FiftyOne")),
         step("In Python:", text("How to open them in FiftyOne", `import fiftyone as fo
 data = fo.Dataset.from_dir(
     dataset_type=fo.types.FiftyOneImageClassificationDataset,
@@ -222,7 +222,7 @@ async function review(place, signal, manifest, by) {
   }, { signal: until });
   addEventListener("beforeunload", (event) => state.unsaved && event.preventDefault(), { signal: until });
   const labels = [["k", "Keep"], ["x", "Reject"], ["u", "Unsure"], ["z", "Undo"], ["ArrowLeft", "Back", "←"],
-    ["ArrowRight", "On", "→"], [" ", "Zoom", "space"]];
+    ["ArrowRight", "Next", "→"], [" ", "Zoom", "space"]];
   const buttons = labels.map(([key, title, shown]) =>
     element("button", { type: "button", click: () => actions[key]() }, `${title} `, element("kbd", {}, shown || key)));
   view.buttons.replaceChildren(...buttons);

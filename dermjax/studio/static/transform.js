@@ -19,7 +19,7 @@ export async function show(place, signal, chosen) {
   const view = { inputs, message, stage, status, gallery, signal, source: null, shown: new Set() };
   view.mask = painter(view);
   const guarded = (run) => run().catch((error) => say(message, error));
-  const drop = dropZone("Drop a PNG or a JPEG here; it is kept in memory alone", "image/png,image/jpeg",
+  const drop = dropZone("Drop a PNG or a JPEG here; it is never saved", "image/png,image/jpeg",
     (file) => file && guarded(() => take(view, () => send("/api/sources", file))));
   const submit = (event) => {
     event.preventDefault();
@@ -27,7 +27,7 @@ export async function show(place, signal, chosen) {
   };
   const form = element(
     "form", { submit }, field("Change", inputs.transformation, "more adds one lesion; the rest of the image keeps its pixels"),
-    element("div", { class: "pair" }, field("Times as wide, or as narrow", inputs.factor), field("How far from the sketch", inputs.strength, "0.2 varies details, 1 leaves little")),
+    element("div", { class: "pair" }, field("Times as wide, or as narrow", inputs.factor), field("How far from the sketch", inputs.strength, "0.2 changes details, 1 paints nearly all anew")),
     element("div", { class: "pair" }, field("Model", inputs.model), field("Sampler", inputs.sampler)),
     element("div", { class: "pair" }, field("Steps", inputs.steps), field("Guidance", inputs.guidance)),
     element("div", { class: "pair" }, field("LoRA", inputs.lora), field("Its weight", inputs.lora_weight)),
@@ -37,7 +37,7 @@ export async function show(place, signal, chosen) {
   );
   const left = element("div", {}, drop, await picking(view, guarded), message, view.mask.whole);
   const right = element("section", { "aria-label": "Change" }, form, status, stage, element("h2", {}, "Before and after"),
-    element("p", { class: "faint" }, "What comes out is synthetic, and its file says so. Area, number and tone are measured by a network that errs; research use only, not a diagnosis."), gallery);
+    element("p", { class: "faint" }, "What comes out is synthetic, and its file says so. Area, number and tone are measured by a network, which can be wrong; research use only, not a diagnosis."), gallery);
   place.append(element("h1", {}, "Transform"), element("div", { class: "columns" }, left, right));
   if (chosen) await guarded(() => take(view, () => post("/api/sources/made", { image: chosen })));
 }
@@ -167,12 +167,12 @@ function painter(view) {
   canvas.addEventListener("blur", () => { at.cursor = false; draw(); });
   const clear = () => {
     masked.clearRect(0, 0, SIDE, SIDE);
-    told.textContent = "Paint where the lesions are; until then the mask as it is kept counts.";
+    told.textContent = "Paint where the lesions are. Until you do, the last mask is used.";
     draw();
   };
   const again = () => load().catch((error) => say(view.message, error));
   const buttons = element("div", { class: "buttons" }, element("button", { type: "button", click: clear }, "Clear the mask"),
-    element("button", { type: "button", click: again }, "Mask as it is kept"));
+    element("button", { type: "button", click: again }, "Back to the last mask"));
   const whole = element("div", { hidden: true, class: "painter" }, element("h2", {}, "Mask"),
     element("figure", {}, canvas, mark), told,
     element("div", { class: "pair" }, field("Brush", brush), element("label", { class: "check" }, erase, "erase")), buttons);
