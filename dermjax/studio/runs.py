@@ -21,6 +21,7 @@ METRICS = "metrics.jsonl"
 REPORT_BYTES = 64 * 1024 * 1024
 CURVES = ("loss", "validation_loss")
 POINTS = 400  # of a curve
+LOOKS = 6  # at a run, of which its speed is taken
 TAIL = 2000  # bytes of what a run printed that are looked at for its last line
 FIELDS = {"run": Field(kind=str, summary="the name of a run, empty for the folder itself", default="", most=300)}
 MARKS = {"config.json", "manifest.jsonl", REPORT}  # a folder with one of these is a run
@@ -51,7 +52,7 @@ class Watch:
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.looks: dict[Path, tuple[int, int, float]] = {}  # of each start: its file, a step, and when it was written
+        self.looks: dict[Path, tuple[int, list]] = {}  # the file of a start, and steps with the time they were written
 
     def progress(self, run: str) -> dict:
         """The curves [[step, value], …] of a run, its step, the seconds left where two looks tell, its newest samples.
@@ -61,12 +62,16 @@ class Watch:
         path = self.folder.path(run) if run else self.folder.root
         lines, file, changed = self._metrics(path)
         step, total = max((line["step"] for line in lines), default=0), _steps(path)
-        started, first, began = self.looks.get(path, (file, 0, 0.0))
-        if file != started or step < first or not first:  # a start writes a new file; its first step was compiled
-            _, first, began = self.looks[path] = (file, step, changed)
+        started, looks = self.looks.get(path, (file, []))
+        if file != started or (looks and step < looks[-1][0]):  # a start writes a new file
+            looks = []
+        if not looks or step > looks[-1][0]:
+            looks = [*looks, (step, changed)][-LOOKS:]
+        self.looks[path] = file, looks
         now, left = state(path), None
-        if now == "running" and total > step > first:
-            left = round((changed - began) / (step - first) * (total - step), 1)
+        if now == "running" and total > step and len(looks) > 1:
+            (first, began), (last, ended) = looks[len(looks) > 2], looks[-1]  # a step was compiled before the second
+            left = round((ended - began) / (last - first) * (total - step), 1)
         grids = sample_grids(path)
         curves = {name: _thinned([[line["step"], line[name]] for line in lines if _is_finite(line.get(name))])
                   for name in CURVES}  # fmt: skip

@@ -63,9 +63,9 @@ def page(browser, server):
     context.close()
 
 
-def until(page, condition):
+def until(page, condition, seconds=120):
     """Waits for JavaScript to be true; Playwright's own way evaluates text in the page, which its policy forbids."""
-    for _ in range(1200):
+    for _ in range(10 * seconds):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(100)
@@ -177,13 +177,12 @@ def test_the_curve_of_a_tune_grows_while_it_runs_and_goes_on_after_a_stop(page, 
     (runs / "tune_live.py").write_text(LIVE)
 
     def curve():
-        """The step of each point of the loss, by its place; the axis ends at the last step."""
-        points = page.evaluate("document.querySelector('polyline.loss')?.getAttribute('points') || ''").split()
-        return len(points)
+        """How many points the curve of the loss has."""
+        return len(page.evaluate("document.querySelector('polyline.loss')?.getAttribute('points') || ''").split())
 
     def watched(condition):
         page.goto(f"{server.url}/#runs/tune_live")
-        until(page, f"document.querySelector('[role=status]')?.textContent.{condition}")
+        until(page, f"document.querySelector('[role=status]')?.textContent.{condition}", seconds=600)
 
     def step():
         return int(page.locator("[role=status]").inner_text().partition(": step ")[2].split()[0])
@@ -191,9 +190,9 @@ def test_the_curve_of_a_tune_grows_while_it_runs_and_goes_on_after_a_stop(page, 
     page.goto(f"{server.url}/#runs")
     page.press("[aria-label='Start tune_live.py']", "Enter")
     page.wait_for_selector("td >> text=running", timeout=120_000)
-    watched("includes('s left')")
+    watched("includes(' left')")
     first, points = step(), curve()
-    until(page, f"document.querySelector('polyline.loss').getAttribute('points').split(' ').length > {points}")
+    until(page, f"document.querySelector('polyline.loss').getAttribute('points').split(' ').length > {points}", 600)
     assert step() > first >= 10
     page.wait_for_selector(".samples img", timeout=120_000)
     assert page.locator(".samples .mark").inner_text() == "SYNTHETIC"

@@ -50,6 +50,7 @@ def test_no_parameter_opens_a_file_outside_of_the_folder(linked, client, name):
         ("/api/review/nearest", {"manifest": name, "sha256": "a" * 64, "training": "prepare"}),
         ("/api/review/nearest", {"manifest": "prepare", "sha256": sha, "training": name}),
         ("/api/review/label_studio", {"manifest": name}),
+        ("/api/review/labelling", {"manifest": name}),
         ("/api/review/fiftyone", {"manifest": name}),
         ("/api/runs/progress", {"run": name}),
         ("/api/runs/samples", {"run": name}),
@@ -120,6 +121,8 @@ def test_a_manifest_of_images_elsewhere_needs_the_word_of_whoever_started_it(run
     assert "--images" in refused(client.get("/api/review/images", params=asked), 403)
     told = TestClient(app(str(runs), str(tmp_path), "", False), base_url="http://localhost")
     assert len(told.get("/api/review/images", params=asked).json()["images"]) == 8
+    tasks = told.get("/api/review/label_studio", params={"manifest": "prepare"}).json()
+    assert f"/data/local-files/?d={tmp_path.name}/images/000.png" in [task["data"]["image"] for task in tasks]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ export async function show(place, signal) {
   };
   const form = element(
     "form", { submit }, axes.across.whole, axes.down.whole,
-    element("p", { class: "hint" }, "Values are divided by commas; of a prompt word, the first is the one in the prompt."), field("Prompt", inputs.prompt), field("Negative prompt", inputs.negative_prompt),
+    element("p", { class: "hint" }, "Put commas between values. For a prompt word, the first is the one that stands in the prompt."), field("Prompt", inputs.prompt), field("Negative prompt", inputs.negative_prompt),
     element("div", { class: "pair" }, field("Model", inputs.model), field("Sampler", inputs.sampler)),
     element("div", { class: "pair" }, field("Steps", inputs.steps), field("Guidance", inputs.guidance)),
     element("div", { class: "pair" }, field("LoRA", inputs.lora), field("Its weight", inputs.lora_weight)),
@@ -39,7 +39,7 @@ export async function show(place, signal) {
   );
   const right = element(
     "section", { "aria-label": "Grid" },
-    element("p", { class: "faint" }, "Every cell starts from the same noise, unless the seed differs. A sampler or a number of steps that is new here is compiled first."),
+    element("p", { class: "faint" }, "Every cell starts from the same noise, unless the seed differs. The first image with another sampler or number of steps takes longer."),
     status, stage, grid,
   );
   place.append(element("h1", {}, "Compare"), element("div", { class: "columns" }, form, right));

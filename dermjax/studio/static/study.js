@@ -32,7 +32,7 @@ export async function show(place, signal, study) {
     "form", { submit: start },
     element("div", { class: "pair" }, field("Real images from", inputs.real), field("Synthetic images from", inputs.synthetic)),
     field("Reader", inputs.reader),
-    element("div", { class: "pair" }, field("Images", inputs.count, "half of each kind"), field("Seed of the order", inputs.seed)),
+    element("div", { class: "pair" }, field("Images", inputs.count, "half of each kind"), field("Seed for the order", inputs.seed)),
     element("div", { class: "buttons" }, element("button", { class: "main" }, "Start")), message,
   ));
 }
