@@ -59,6 +59,7 @@ def scan(folder: Path) -> Listing:
     photographs = set(separation.photographs)
     images_of = {path: [image for image in each if image in photographs] for path, each in images_of.items()}
     _refuse_empty(root, images_of)
+    layouts.refuse_twins({path.name for _, path in classes}, f"folder {root}")
     labels = layouts.ordered({path.name for _, path in classes})
     _refuse_gaps(root, labels, classes)
     others = [other for _, path in classes for other in tree.visible(path) if not tree.is_image(other)]
@@ -139,6 +140,7 @@ def merge(listings: Sequence[Listing], classes: str) -> Listing:
     if len(listings) == 1:
         return listings[0]
     labels = set().union(*(listing.labels for listing in listings))
+    layouts.refuse_twins(labels, "config.images")
     for listing in listings:
         if classes != "diagnoses" and set(listing.labels) != labels:
             raise UserError(f"folder {listing.root}: its classes are {', '.join(listing.labels)}, those of all folders "

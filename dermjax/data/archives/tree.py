@@ -16,7 +16,9 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # left by file managers, like everything that begins with a dot
+# left by file managers and network disks, like everything that begins with a dot
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+          "system volume information")  # fmt: skip
 TABLES = (".csv", ".tsv", ".tab")
 NAMED_TABLES = ("HAM10000_metadata", "metadata.jsonl")  # HAM10000's has no suffix; other JSON lines are no tables
 NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
