@@ -278,8 +278,8 @@ def test_what_a_disk_refuses_is_one_line(folder, act, said):
 
 def test_a_path_at_the_user_s_folder(folder):
     """A shell leaves it as it is behind `--config.model.folder=`; config.json has what was given."""
-    code, out, _ = tune(folder, "--config.model.folder=~/models/x", HOME="/home/ada")
-    assert code == 0 and "/home/ada/models/x" in out
+    code, out, _ = tune(folder, "--config.model.folder=~/models/x", HOME="/srv/ada")
+    assert code == 0 and "/srv/ada/models/x" in out
     assert json.loads((folder / "run" / "config.json").read_text())["model"] == {"folder": "~/models/x"}
     code, _, err = call(folder, "inspect", "~/x.safetensors", HOME=str(folder))
     assert code == 2 and f"{folder}/x.safetensors: no such file or folder" in err

@@ -13,7 +13,7 @@ from PIL import Image
 from dermjax.data import images, splits
 from dermjax.data.archives.table_records import TableOptions
 from dermjax.errors import UserError
-from dermjax.preparation.listing import list_folder
+from dermjax.preparation.listing import list_folder, list_images
 
 COLUMNS = dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", "age"), "")
 EIGHT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
@@ -565,3 +565,39 @@ def test_what_disks_and_file_managers_leave_is_no_class_and_no_image(put, litter
     put("benign/a.png", 1), put("malignant/b.png", 2)
     root = put(litter, 3)
     assert told(read(root)[1]) == {"benign/a.png": "benign", "malignant/b.png": "malignant"}
+
+
+def test_a_column_that_no_table_has_is_not_ignored(put):
+    """Without its patients a table leaks; a name with a typing error was as good as none."""
+    put("a.png", 1), put("b.png", 2)
+    root = put("t.csv", "file,label,patient\na.png,benign,p\nb.png,malignant,q\n")
+    with pytest.raises(UserError, match=r"config.columns.patient_id = 'patients': no table has this column; t.csv has"):
+        read(root, patient_id="patients", label="label")
+    with pytest.raises(UserError, match=r"config.columns: none of the folders has a table with all of label, patients"):
+        list_images(f"{root},{root.parent}", layout="detect", positive="", options=None,
+                    columns={"label": "label", "patient_id": "patients"})  # fmt: skip
+
+
+def test_quotation_marks_behind_a_blank_and_one_that_is_not_closed(put):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    root = put("t.csv", '"file", "note", "label"\n"a.png", "large, pale", "benign"\n"b.png", "", "malignant"\n')
+    assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
+    put("t.csv", 'file,label\na.png,benign\nb.png,malignant\nc.png,"benign\nd.png,malignant\n')
+    with pytest.raises(UserError, match=r"t.csv line 5: label runs over several lines; close the quotation mark"):
+        read(root)
+
+
+@pytest.mark.parametrize("name, said", [("a.zip", "is a file; unpack it"), ("t.csv", "give the folder that it lies")])
+def test_a_file_in_place_of_a_folder(put, name, said):
+    with pytest.raises(UserError, match=said):
+        read(put(name, "image,label\n") / name)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_link_to_itself_is_a_bad_image_and_no_traceback(put, skip):
+    root = put("benign/a.png", 1)
+    put("malignant/b.png", 2)
+    (root / "benign" / "c.png").symlink_to("c.png")
+    assert set(told(read(root, skip=skip)[1])) == {"benign/a.png", "malignant/b.png", "benign/c.png"}
+    with pytest.raises(UserError, match=r"c\.png: cannot be decoded .*symbolic links"):
+        images.load(root / "benign" / "c.png", 8)

@@ -204,7 +204,7 @@ def test_pixels_are_normalised_as_the_folder_says(broken, settings):
     classifier, _ = classifiers.read(folder, LABELS, 32)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     theirs = transformers.ViTImageProcessorPil.from_pretrained(folder)(pixels, return_tensors="np")["pixel_values"][0]
-    ours = classifier._normalised(jnp.asarray(pixels, jnp.float32) / 127.5 - 1)
+    ours = classifier._normalised(jnp.asarray(pixels[None], jnp.float32) / 127.5 - 1)[0]
     np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), rtol=0, atol=1e-4 * np.abs(theirs).max())
 
 

@@ -39,6 +39,9 @@ class Listing:
 def scan(folder: Path) -> Listing:
     """Lists a folder `class/*` (split "") or `split/class/*`; UserError names what is missing or unclear in it."""
     root = Path(os.path.realpath(folder))
+    if root.is_file():
+        hint = tree.UNREAD.get(root.suffix.lower(), "give the folder that it lies in")
+        raise UserError(f"folder {folder}: is a file; {hint}")
     if not root.is_dir():
         raise UserError(f"folder {folder}: no such folder; {EXPECTED}")
     root = tree.unwrap(root)

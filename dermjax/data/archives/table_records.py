@@ -176,6 +176,10 @@ def _rows(
             label, split = labels.get(values.get(layout.by, ""), ({}, ""))
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
             unwanted = _unwanted_kind(values.get(layout.kind, ""), options.kind) if layout.kind else ""
+            for column in (*columns, *layout.label):
+                if "\n" in values.get(column, ""):
+                    raise UserError(f"table {table} line {line}: {column} runs over several lines; close the quotation "
+                                    "mark before it")  # fmt: skip
             for column in columns:
                 yield Row(table, line, values.get(column, ""), label | values, split), unwanted
 

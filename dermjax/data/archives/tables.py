@@ -85,7 +85,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             delimiter = first[4:5] if named else max(DELIMITERS, key=first.count)
             if not named:
                 file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)  # "a", "b" is quoted text as well
             header = next((row for row in reader if row), [])
             if len(header) == 2 and ISIC_ID.fullmatch(header[0]):
                 yield 0, list(HEADLESS)
@@ -287,6 +287,11 @@ def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) ->
     """
     layout = LAYOUTS.get(name, Layout(image=""))
     given = {field: column for field, column in columns.items() if column}
+    for field, column in given.items():
+        if not any(column in there for there in folder.tables.values()):
+            raise UserError(
+                f"config.columns.{field} = {column!r}: no table has this column; {describe_columns(folder)}"
+            )
     if "label" in given:
         layout = replace(layout, label=(given.pop("label"),), meanings=None, one_hot={}, by="")
     if "diagnosis" in given:

@@ -50,7 +50,7 @@ def walk(folder: Path) -> Tree:
             name, suffix, path = prefix + entry.name, os.path.splitext(entry.name)[1].lower(), inside / entry.name
             special = "" if entry.is_file(follow_symlinks=False) else special_kind(path)
             reason = missing_package(path) or special
-            if entry.is_dir():
+            if path.is_dir():  # False for a link to itself, where the entry would raise
                 real = os.path.realpath(path)
                 if real in ancestors:
                     left_out.append((name, "a link to a folder around it"))
