@@ -329,5 +329,5 @@ def test_whole_numbers_in_place_of_weights_are_refused(tiny):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {"conv_in.weight": tensors["conv_in.weight"].astype(np.int8)}, file)
-    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit: conv_in\.weight is int8, not floating"):
+    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit: unet/conv_in\.weight is int8, not floating"):
         ours.read(folder)
