@@ -13,6 +13,7 @@ What a user can mend is a `dermjax.UserError` of one line. JAX is imported by th
 """
 
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def load(
     lora: str | PathLike = "",
     *,
     lora_weight: float = 0.8,
-    embeddings: "Sequence[str | PathLike]" = (),
+    embeddings: "str | PathLike | Sequence[str | PathLike]" = (),
     precision: str = "",
 ) -> "Pipeline":
     """Returns a Stable Diffusion to call with prompts.
@@ -48,8 +49,9 @@ def load(
     from dermjax.sampling.model import load_model
     from dermjax.sampling.pipeline import Pipeline
 
-    files = tuple(map(str, embeddings))
-    return Pipeline(load_model(str(model), str(lora or ""), lora_weight, files, "refuse", precision))
+    several = [embeddings] if isinstance(embeddings, str | PathLike) else embeddings
+    name, adapter, *files = (expanduser(str(each)) for each in (model, lora or "", *several))
+    return Pipeline(load_model(name, adapter, lora_weight, files, "refuse", precision))
 
 
 def load_classifier(folder: str | PathLike) -> "LesionClassifier":
@@ -85,7 +87,8 @@ def tune(
     from dermjax.tuning import run
 
     config = config_file.preset("tune", preset)
-    config_file.change(config, {"manifest": str(manifest), "model": str(model), **changes})
+    paths = {"manifest": expanduser(str(manifest)), "model": expanduser(str(model))}
+    config_file.change(config, paths | changes)
     folder = Path(workdir).expanduser().absolute()
     with run_folder.lock(folder, alone=True):
         run_folder.claim(folder, config.to_dict())

@@ -212,12 +212,25 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
 
 
 def _fetch(config: ConfigDict) -> None:
-    """Puts paths in place of the URLs of a config, and what they name there."""
+    """Puts paths in place of the URLs of a config, and what they name there; ~ is the user's folder."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             _fetch(value)
-        elif isinstance(value, str) and buckets.is_url(value):
-            config[key] = str(buckets.local(value))
+        elif isinstance(value, str):
+            config[key] = _path(value)
+        elif isinstance(value, tuple):
+            config[key] = tuple(_path(each) if isinstance(each, str) else each for each in value)
+
+
+def _path(text: str) -> str:
+    """Returns the path that a URL of a bucket is fetched to; of any other text as `_home`."""
+    return str(buckets.local(text)) if buckets.is_url(text) else _home(text)
+
+
+def _home(text: str) -> str:
+    """Returns a path with the user's folder in place of ~, which a shell leaves behind `--name=`, any other text as it
+    is."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def _workdir(stage: str, given: str, part: parts.Part | None, *, parted: bool) -> Path:
@@ -247,8 +260,9 @@ def _answer(command: Command, arguments: list[str]) -> None:
     if most is not None and len(operands) > most:
         raise UserError(f"unexpected argument {operands[most]}; flags are --name=value")
     if command.operands in READ:
-        operands = [str(buckets.local(each)) if buckets.is_url(each) else each for each in operands]
+        operands = [_path(each) for each in operands]
     given = {name: known[name].value for name in command.flags}
+    given = {name: _home(value) if isinstance(value, str) else value for name, value in given.items()}
     missing = [name for name, value in given.items() if value == ""]
     if missing:
         raise UserError(f"--{missing[0]} is missing")
@@ -324,11 +338,13 @@ def _set_demo(config: ConfigDict) -> None:
 
 
 def _add_own_keys(config: ConfigDict, arguments: list[str]) -> None:
-    """Makes keys that are users' own (`config_file.FREE`), as in --config.rare.malignant=25, known to the config."""
+    """Makes keys that are users' own (`config_file.FREE`), as in --config.rare.malignant=25, known to the config, and
+    the prompts of classes that are taught."""
     for argument in arguments:
         flag, equals, text = argument.partition("=")
         keys = flag.lstrip("-").split(".")
-        free = [number for number, key in enumerate(keys) if key in config_file.FREE]
+        free = [number for number, key in enumerate(keys)
+                if key in config_file.FREE or (key == "prompts" and keys[number - 1] != "plan")]  # fmt: skip
         if not equals or keys[0] != "config" or not free or free[0] == len(keys) - 1:
             continue
         node = config
@@ -370,6 +386,8 @@ def _mendable(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno in machine.DISK_FULL:
         return f"{error.filename or 'the disk'}: {error.strerror}; make room, then the same command"
+    if isinstance(error, OSError) and error.errno in machine.NO_ACCESS and error.filename:
+        return f"{error.filename}: {error.strerror}; mend that, or give another path"
     return ""
 
 

@@ -326,7 +326,8 @@ def open_for_append(path: Path) -> BinaryIO:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that readers, and a killed run, see the old content or the complete new one."""
     with writing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # names of files need not be UTF-8
+        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
@@ -361,9 +362,13 @@ def make_folder(workdir: Path) -> None:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); give another --workdir or delete it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, not keys with values; give another --workdir or "
+                        "delete it")  # fmt: skip
+    return content
 
 
 def _changes(recorded: dict, current: dict) -> dict[str, str]:

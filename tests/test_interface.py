@@ -4,6 +4,7 @@ import inspect
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_a_classifier_says_the_same_of_files_and_of_what_is_in_memory(tmp_path):
     assert probabilities.sum(-1) == pytest.approx(1) and labels == [clf.labels[n] for n in probabilities.argmax(-1)]
     for others in (pixels, list(pixels), [Image.fromarray(each) for each in pixels], [str(path) for path in paths]):
         np.testing.assert_array_equal(clf.predict(others, batch=2).probabilities, probabilities)
+    listed = sorted((tmp_path / "images").glob("*.png"))
+    for others in (iter(listed), np.array([str(path) for path in paths]), {path: 1 for path in paths}):
+        np.testing.assert_array_equal(clf.predict(others, batch=2).probabilities, probabilities)
+    for nothing, batch in (((), 2), (iter(()), 2), (paths, 0)):
+        with pytest.raises(dermjax.UserError, match="no image to classify; give at least one, and a batch of 1"):
+            clf.predict(nothing, batch=batch)
     with pytest.raises(dermjax.UserError, match=r"^image: floating-point pixels of unknown range; save as 8 or 16"):
         clf.predict(np.zeros((8, 8), np.float32))
     np.testing.assert_allclose(clf.predict(pixels[1]).probabilities, probabilities[1:2], atol=1e-6)
@@ -179,6 +186,19 @@ def test_what_cannot_be_is_one_line(call, message, tmp_path, monkeypatch):
     ({"size": 30}, "size = 30: this model makes multiples of"),
     ({"seeds": -1}, "seed -1: give 0 to"),
     ({"seeds": ()}, "nothing to make"),
+    ({"seeds": 1.5}, "seed = 1.5: give a whole number"),
+    ({"seeds": ["7"]}, "seed = '7': give a whole number"),
+    ({"seeds": None}, "seed = None: give a whole number"),
+    ({"seeds": np.array([3, -2])}, "seed -2: give 0 to"),
+    ({"steps": "20"}, "steps = '20': give a whole number"),
+    ({"size": 128.0}, "size = 128.0: give a whole number"),
+    ({"batch": 0}, "nothing to make"),
+    ({"guidance": "high"}, "guidance = 'high': give a number"),
+    ({"guidance": float("nan")}, "guidance = nan: give a finite number"),
+    ({"strength": float("nan")}, "strength = nan: give a finite number"),
+    ({"negative_prompt": None}, "prompt None: give text"),
+    ({"sampler": None}, "sampler 'None' is not known"),
+    ({"image": Image.new("F", (8, 8))}, "floating-point pixels of unknown range"),
     ({"image": np.zeros((8, 8), np.complex64)}, "an array of complex64 (8, 8); give a path, a PIL image, or an array"),
     ({"mask": Image.new("L", (8, 8))}, "mask: needs an image to paint into"),
 ])  # fmt: skip
@@ -194,3 +214,104 @@ def test_the_example_of_readme(tmp_path, monkeypatch, capsys):
     exec(readme.split("```python\n")[1].split("```")[0], {})
     assert "2 synthetic images" in capsys.readouterr().out
     assert len(list((tmp_path / "synthetic").rglob("*.png"))) == 2
+
+
+def test_seeds_and_steps_of_numpy_are_those_of_python(pipe):
+    (one,) = pipe(np.str_(PROMPT), **FEW | {"steps": np.int64(2), "guidance": np.float32(4)}, seeds=np.uint32(5))
+    (other,) = pipe([PROMPT], **FEW, seeds=np.arange(5, 6))
+    assert one.info == other.info
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("prompt", [float("nan"), None, ["a mole", 3]])
+def test_a_prompt_that_is_no_text(pipe, prompt):
+    with pytest.raises(dermjax.UserError, match=r"^prompt .*: give text$"):
+        pipe(prompt, **FEW)
+
+
+@pytest.mark.parametrize(("prompt", "message"), [
+    ("a mole <lora:moles:0.8>", "<lora:moles:0.8> would load nothing; give the file as config.lora"),
+    ("a photo of <mole>", "the model has no word <mole>; give its file as config.embeddings"),
+    ("a mole BREAK brown", "BREAK divides prompts with config.long_prompts = chunk alone"),
+    ("mole " * 10_000, "10002 tokens with start and end, the text encoder takes 40; shorten it"),
+    ("a \udce9 mole", "is no text in UTF-8"),
+])  # fmt: skip
+def test_what_other_programs_read_in_prompts_is_not_read_as_words(pipe, prompt, message):
+    with pytest.raises(dermjax.UserError) as raised:
+        pipe(prompt, **FEW)
+    assert message in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_weights_in_a_prompt_are_said_to_be_words(pipe, capsys):
+    pipe("a (brown:1.3) mole, (tan), macro (1:1) photo \N{MICROSCOPE}", **FEW)
+    said = capsys.readouterr().out
+    assert "weights such as (brown:1.3) are not known here and are read as words" in said
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "RGBA", "P", "L", "1", "I;16"])
+def test_init_images_of_every_mode_are_what_their_files_are(pipe, tmp_path, mode):
+    source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    source = source.convert("I").convert("I;16") if mode == "I;16" else source.convert(mode)
+    path = tmp_path / ("start.jpg" if mode in ("CMYK", "YCbCr") else "start.png")
+    (source.convert("RGB") if mode == "HSV" else source).save(path, quality=100)
+    opened = source if mode == "HSV" else Image.open(path)
+    by_file, in_memory = (pipe(PROMPT, image=image, strength=0.5, **FEW)[0] for image in (path, opened))
+    np.testing.assert_array_equal(np.asarray(by_file), np.asarray(in_memory))
+
+
+def test_an_image_of_a_phone_is_upright_in_memory_as_in_its_file(pipe, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((40, 24, 3), np.uint8)
+    pixels[:20] = 200
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif)
+    mask = Image.new("L", (40, 24))
+    mask.paste(255, (0, 0, 20, 24))
+    images = [tmp_path / "phone.jpg", Image.open(tmp_path / "phone.jpg")]
+    by_file, in_memory = (pipe(PROMPT, image=each, mask=mask, strength=0.5, **FEW)[0] for each in images)
+    np.testing.assert_array_equal(np.asarray(by_file), np.asarray(in_memory))
+
+
+@pytest.mark.parametrize("label", ["../../out", "a/b", "", ".hidden", "a\nb", "a\0b", "x" * 300, "\ud800"])
+def test_images_are_not_saved_outside_of_their_folder(pipe, images, tmp_path, label):
+    with pytest.raises(dermjax.UserError, match="cannot name a folder; give another") as raised:
+        pipe.save(images, tmp_path / "saved", label=label)
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_images_are_not_saved_into_a_manifest_of_photographs(pipe, images, tmp_path):
+    """Its records would name files that are not there, or mix photographs with what a model made."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    Image.new("RGB", (8, 8)).save(photographs / "a.png")
+    known = {"sha256": records.digests.sha256(photographs / "a.png"), "label": "benign", "split": "train"}
+    record = records.Record(image="a.png", source="x", image_manipulation="none", **known)
+    for root in (photographs, tmp_path / "run"):
+        file = root / records.FILE
+        file.parent.mkdir(exist_ok=True)
+        records.write(file, records.Manifest(labels=("benign",), root=photographs, records=(record,)))
+        before = file.read_bytes()
+        with pytest.raises(dermjax.UserError, match=r"is of other images, in .*photographs; give another folder"):
+            pipe.save(images[0], root)
+        assert file.read_bytes() == before and not (root / "images").exists()
+
+
+def test_threads_that_share_a_pipe_get_their_own_images(pipe):
+    alone = [pipe(PROMPT, seeds=seed, **FEW)[0] for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: pipe(PROMPT, seeds=seed, **FEW)[0], range(4)))
+    for one, other in zip(alone, together, strict=True):
+        assert one.info == other.info
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_paths_may_begin_at_the_user_s_folder(tmp_path, monkeypatch):
+    """A shell leaves ~ as it is behind `--config.model=`, and so does a notebook."""
+    from dermjax.weights import textual_inversion
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(dermjax.UserError, match=f"model {tmp_path}/nowhere: no model_index.json"):
+        dermjax.load("~/nowhere")
+    word = textual_inversion.Embedding("<mole>", np.zeros((1, 128), np.float32))
+    textual_inversion.write(tmp_path / "mole.safetensors", word)
+    assert "<mole>" in dermjax.load("derm-tiny", embeddings="~/mole.safetensors").model.digests["embeddings"]

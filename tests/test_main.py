@@ -38,6 +38,10 @@ def run(config, workdir):
         raise UserError("tensor conv_in.weight: missing")
     elif config.act == "fill the disk":
         raise OSError(28, "No space left on device", str(workdir / "checkpoints"))
+    elif config.act == "read only":
+        raise OSError(30, "Read-only file system", str(workdir / "checkpoints"))
+    elif config.act == "too long":
+        (workdir / ("x" * 300)).write_text("")
     elif config.act == "stop":
         raise Stopped("tune: told to stop, step 4 of 20 is saved")
     elif config.act == "fail":
@@ -142,6 +146,17 @@ def test_keys_that_are_users_own_are_made_on_the_command_line(folder):
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["rare"] == {"malignant": 25, "path": "runs/curate"}
     assert config["words"] == {"tone": {"dark": 2}, "site": ["arm", "leg"]}
+
+
+def test_a_class_of_one_s_own_gets_its_prompt_on_the_command_line(folder):
+    """As the message about a class without one says; plans of `generate` have the classes that they name."""
+    (folder / "config.py").write_text(CONFIG.replace('"rare": {}', '"prompts": {"benign": "a mole"}, "plan": '
+                                                     '{"prompts": {"benign": ("a mole",)}}, "rare": {}'))  # fmt: skip
+    assert tune(folder, "--config.prompts.nevus=a photo of a nevus, macro")[0] == 0
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert config["prompts"] == {"benign": "a mole", "nevus": "a photo of a nevus, macro"}
+    code, _, err = call(folder, "tune", "--config=config.py", "--workdir=other", "--config.plan.prompts.nevus=('a',)")
+    assert code == 2 and "unknown config key plan.prompts.nevus" in err
 
 
 def test_a_command_without_a_config_answers_with_text(folder):
@@ -252,6 +267,22 @@ def test_a_full_disk_is_one_line(folder):
         err
         == f"dermjax tune: {folder / 'run/checkpoints'}: No space left on device; make room, then the same command\n"
     )
+
+
+@pytest.mark.parametrize(("act", "said"), [("read only", "run/checkpoints: Read-only file system; mend that"),
+                                           ("too long", "xxx: File name too long; mend that")])  # fmt: skip
+def test_what_a_disk_refuses_is_one_line(folder, act, said):
+    code, _, err = tune(folder, f"--config.act={act}")
+    assert (code, err.count("\n")) == (2, 1) and said in err
+
+
+def test_a_path_at_the_user_s_folder(folder):
+    """A shell leaves it as it is behind `--config.model.folder=`; config.json has what was given."""
+    code, out, _ = tune(folder, "--config.model.folder=~/models/x", HOME="/srv/ada")
+    assert code == 0 and "/srv/ada/models/x" in out
+    assert json.loads((folder / "run" / "config.json").read_text())["model"] == {"folder": "~/models/x"}
+    code, _, err = call(folder, "inspect", "~/x.safetensors", HOME=str(folder))
+    assert code == 2 and f"{folder}/x.safetensors: no such file or folder" in err
 
 
 def test_a_bug_keeps_its_traceback(folder):

@@ -85,6 +85,10 @@ def test_other_versions_are_told_and_the_first_ones_kept(tmp_path, capsys):
 def test_a_broken_config_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"steps": ')
     assert "config.json: not JSON" in refusal(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text(100_000 * "[")
+    assert "config.json: not JSON" in refusal(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text("[]")
+    assert "config.json: holds list, not keys with values" in refusal(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])

@@ -17,7 +17,7 @@ from dermjax.training import checkpoints
 from dermjax.training.optimizers import pick
 from dermjax.training.state import create
 from dermjax.weights import classifiers
-from dermjax.weights.tensor_files import read_json
+from dermjax.weights.tensor_files import read_json, snapshot
 
 # the model types that a folder of this classifier may hold; the first is what is built from nothing
 CLASSIFIERS = {"vit": ("vit", "dinov2"), "mobilenetv2": ("mobilenet_v2",)}
@@ -72,13 +72,10 @@ def load(path: Path) -> tuple[Classifier, tuple[Params, Params]]:
     Raises:
       UserError: there is no classifier at this path, or it is damaged.
     """
+    path = snapshot(path)
     folder = path / "classifier" if (path / "classifier").is_dir() else path
     if (folder / "model.safetensors").is_file():
-        config = read_json(folder / "config.json")
-        labels = tuple(config.get("id2label", {}).values())
-        if not labels or "image_size" not in config:
-            raise UserError(f"{folder}/config.json: names no classes or no image size; train it with classify first")
-        return classifiers.read(folder, labels, config["image_size"])
+        return classifiers.read(folder, *classifiers.read_labels(read_json(folder / "config.json"), folder))
     if not checkpoints.steps(path / "checkpoints"):
         raise UserError(f"classifier {path}: no model.safetensors, no classifier/ and no checkpoint; give one of them")
     return load_checkpoint(path)

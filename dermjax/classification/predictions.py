@@ -24,6 +24,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
@@ -180,15 +181,16 @@ class LesionClassifier:
         self._grid = sharding.local_mesh()
         self._logits = predictor(self.classifier, Recipe(last=None), self._grid)
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], batch: int = 32) -> Prediction:
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch: int = 32) -> Prediction:
         """Returns what the classifier predicts of one image or several: files, PIL images, or uint8 [H, W, 3].
 
         Raises:
           UserError: there is no image, or one of them cannot be decoded.
         """
-        several = images if isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4 else [images]
-        if not len(several):
-            raise UserError("no image to classify; give at least one")
+        single = isinstance(images, str | PathLike | Image.Image) or getattr(images, "ndim", 4) in (2, 3)
+        several = [images] if single or not isinstance(images, Iterable) else list(images)
+        if not several or batch < 1:
+            raise UserError("no image to classify; give at least one, and a batch of 1 or more")
         size = self.classifier.config["image_size"]
         pixels = np.stack([load_any(image, size) for image in several])
         batch = -(-batch // self._grid.size) * self._grid.size

@@ -47,11 +47,8 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
     if not folder:
         return None
     path = Path(folder) / "classifier" if (Path(folder) / "classifier").is_dir() else Path(folder)
-    config = read_json(path / "config.json")
-    known = tuple(config.get("id2label", {}).values())
+    known, size = classifiers.read_labels(read_json(path / "config.json"), path)
     if set(known) != set(labels):
-        raise UserError(
-            f"config.classifier {folder}: it knows {', '.join(known) or 'no classes'}, not {', '.join(labels)}"
-        )
+        raise UserError(f"config.classifier {folder}: it knows {', '.join(known)}, not {', '.join(labels)}")
     files = {name: path / name for name in FILES if (path / name).is_file()}
-    return LabelScorer(*classifiers.read(path, known, config["image_size"]), digest=digest(files))
+    return LabelScorer(*classifiers.read(path, known, size), digest=digest(files))

@@ -131,5 +131,5 @@ def _parse(line: bytes) -> tuple[str, Measurement, dict] | None:
         fields = json.loads(line)
         hashes = np.frombuffer(bytes.fromhex(fields["hashes"]), np.uint64).reshape(copies.ORIENTATIONS, 4)
         return fields["sha256"], Measurement(hashes, fields["scores"]), fields.get("causes", {})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -63,7 +63,7 @@ def parse(line: str, place: str) -> dict:
     """The fields of a line of a verdicts file; UserError, which begins with its place, for what is none."""
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error})") from error
     if not isinstance(fields, dict) or fields.keys() != FIELDS.keys():
         raise UserError(f"{place}: a verdict has {', '.join(FIELDS)}, no more and no less")

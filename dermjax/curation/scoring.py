@@ -136,7 +136,7 @@ def _add(scores: list[dict[str, float]], name: str, values: np.ndarray) -> None:
 
 
 def _evenly_spaced(count: int, sample: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, sample).round().astype(int))
+    return np.unique(np.linspace(0, count - 1, min(sample, count)).round().astype(int))
 
 
 def features_of(

@@ -60,12 +60,7 @@ def load(path: Path, size: int) -> np.ndarray:
 
 def load_any(image: ImageLike, size: int) -> np.ndarray:
     """As `load`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
-    if isinstance(image, str | os.PathLike):
-        return load(Path(image), size)
-    try:
-        return _fit(_rgb(ImageOps.exif_transpose(as_pil(image))), size)
-    except ValueError as error:
-        raise UserError(f"image: {error}") from error
+    return load(Path(image), size) if isinstance(image, str | os.PathLike) else _fit(_upright(image), size)
 
 
 def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
@@ -79,6 +74,14 @@ def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
         raise UserError(f"image: {kind}; give a path, a PIL image, or an array of uint8 [H, W, 3]") from error
 
 
+def _upright(image: Image.Image | np.ndarray) -> Image.Image:
+    """What is in memory, upright in RGB; UserError where it cannot be."""
+    try:
+        return _rgb(ImageOps.exif_transpose(as_pil(image)))
+    except (ValueError, OSError) as error:  # OSError: a file that is opened, and is damaged
+        raise UserError(f"image: {error}") from error
+
+
 def _fit(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
@@ -86,6 +89,11 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
 def decode(path: Path) -> np.ndarray:
     """The full image as uint8 [H, W, 3], else as `load`."""
     return np.asarray(_decode(path, 0))
+
+
+def decode_any(image: ImageLike) -> np.ndarray:
+    """As `decode`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
+    return decode(Path(image)) if isinstance(image, str | os.PathLike) else np.asarray(_upright(image))
 
 
 def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:

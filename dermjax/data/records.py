@@ -6,6 +6,7 @@ read: a synthetic image outside the training split, a path that leaves the root,
 """
 
 import json
+import math
 import os
 import re
 from bisect import bisect_right
@@ -236,7 +237,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _object(number: int, line: str, path: Path) -> dict:
     """The JSON object on a line."""
     try:
-        found = json.loads(line, parse_constant=_refuse_constant)
+        found = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+        if "\\ud" in line.lower() and not _can_be_written(found):
+            raise ValueError("half a surrogate pair, which is no text")
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
         raise UserError(f"manifest {path} line {number}: not JSON ({error})") from error
     if not isinstance(found, dict):
@@ -246,6 +249,20 @@ def _object(number: int, line: str, path: Path) -> dict:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(float(text)):
+        raise ValueError(f"{text[:40]} is beyond all numbers")
+    return float(text)
+
+
+def _can_be_written(found: Any) -> bool:
+    """Whether what a line holds is text throughout, or a name of a file that is in no Unicode."""
+    try:
+        return bool(json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:

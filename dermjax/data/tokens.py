@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 COMMA = 20  # AUTOMATIC1111's setting comma_padding_backtrack
 SHORTEST = 3  # tokens of a text: start, a word, end
+SHOWN = 300  # characters of a prompt in a message
 UNLIMITED = 10**9  # a model_max_length from here on means that there is no limit
 FORMS = (("vocab.json", "merges.txt"), ("tokenizer.json",))  # CLIP's, and what transformers 5 saves
 
@@ -97,14 +98,19 @@ def tokenize(tokenizer: "CLIPTokenizer", prompts: list[str], long: str = "refuse
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row[0]) > size:
             raise UserError(
-                f"prompt {prompt!r}: {len(row[0]) + 2} tokens with start and end, the text encoder takes {size + 2}; "
-                "shorten it"
+                f"prompt {shown(prompt)}: {len(row[0]) + 2} tokens with start and end, the text encoder takes "
+                f"{size + 2}; shorten it"
             )
     most = max(len(row) for row in rows)
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     chunks = [[*row, *[[]] * (most - len(row))] for row in rows]
     padded = [[[start, *words, end, *[pad] * (size - len(words))] for words in row] for row in chunks]
     return np.array(padded, np.int32).reshape(len(prompts), -1)
+
+
+def shown(prompt: str) -> str:
+    """Returns a prompt as messages show it: quoted, its beginning alone where it is long."""
+    return repr(prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}…")
 
 
 def split_chunks(words: list[int], size: int, comma: int) -> list[list[int]]:

@@ -71,17 +71,20 @@ def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
             f"predictions {path}: no such file; give the workdir of a finished classify run, or make the file of any "
             f"classifier or checkpoint by dermjax classify --predict=MANIFEST --classifier=FOLDER --out={path}"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        expected, columns = {"image", "label", "split", *(f"p_{c}" for c in classes)}, set(reader.fieldnames or ())
-        if columns != expected:
-            raise UserError(
-                f"predictions {path}: columns {sorted(columns)} are not {sorted(expected)}; other class names?"
-            )
-        rows = [(reader.line_num, row) for row in reader if row["split"] == split]
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            expected, columns = {"image", "label", "split", *(f"p_{c}" for c in classes)}, set(reader.fieldnames or ())
+            if columns != expected:
+                raise UserError(
+                    f"predictions {path}: columns {sorted(columns)} are not {sorted(expected)}; other class names?"
+                )
+            rows = [(reader.line_num, row) for row in reader if row["split"] == split]
+    except csv.Error as error:
+        raise UserError(f"predictions {path}: cannot be read ({error}); make it again") from error
     if not rows:
         raise UserError(f"predictions {path}: no row of the {split} split; run classify again with that split")
-    rows.sort(key=lambda numbered: numbered[1]["image"])
+    rows.sort(key=lambda numbered: numbered[1]["image"] or "")
     images, labels, probabilities = [], [], []
     for line, row in rows:
         image, label, where = row["image"], row["label"], f"predictions {path} line {line}"

@@ -21,12 +21,13 @@ from dermjax.data.templates import LABEL, PromptWords
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
 from dermjax.generation.quotas import Choices, Quota, assign
-from dermjax.sampling.requests import Request, SamplerSettings
+from dermjax.sampling.requests import Request, SamplerSettings, names_folder
 
 SAMPLER, PROMPT = "sampler", "prompt"  # assigned as words are
 IMAGES = "images"  # of a quota
 TAKEN = (LABEL, PROMPT, SAMPLER, IMAGES)  # names that no gap can have
 EXAMPLES = 3  # prompts a class in the table
+MOST = 10**7  # images of a plan, whose requests are all in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +116,18 @@ class Plan:
 
     def _check_images(self) -> None:
         """Refuses a plan that requests no images that could be named and told apart."""
-        wordless = [label for label, each in self.prompts.items() if isinstance(each, str) or not each]
-        folders = [label for label in self.prompts if not label or "/" in label or label.startswith(".")]
+        wordless = [label for label, each in self.prompts.items() if not each or not _are_texts(each)]
+        strange = [label for label, count in self.images_of.items() if type(count) is not int]
+        if strange:
+            label = strange[0]
+            raise UserError(f"plan.images_of.{label} = {self.images_of[label]!r}: give a whole number")
+        folders = [label for label in self.prompts if not names_folder(label)]
         unknown = sorted(set(self.images_of) - set(self.prompts))
         counts = self.counts.values()
         if not self.prompts or not self.samplers or min(counts) < 0 or not sum(counts):
             raise UserError("plan asks for nothing: give prompts, samplers and images_per_class of at least 1")
+        if sum(counts) > MOST:
+            raise UserError(f"plan asks for {sum(counts):,} images; a plan has {MOST:,} at most, and another seed more")
         if wordless:
             raise UserError(f"plan.prompts.{wordless[0]}: not a list of prompts; give at least one")
         if folders:
@@ -146,6 +153,8 @@ class Plan:
             known = ", ".join(f"{{{gap}}}" for gap in (LABEL, *self.words))
             raise UserError(f"plan.prompts: nothing fills {{{unknown[0]}}}; there are {known}; plan.match knows more")
         for gap, weights in self.words.items():
+            if not isinstance(weights, Mapping) or not all(type(each) in (int, float) for each in weights.values()):
+                raise UserError(f"plan.words.{gap} = {weights!r}: give each word a weight, such as {{'large': 2}}")
             if gap in TAKEN:
                 raise UserError(f"plan.words.{gap}: this name is taken; call the gap something else")
             if gap not in gaps:
@@ -165,7 +174,7 @@ class Plan:
                 )
 
     def _check_quota(self, key: str, quota: Mapping[str, str | int]) -> None:
-        if not isinstance(quota.get(IMAGES), int) or quota[IMAGES] < 0:
+        if not isinstance(quota, Mapping) or type(quota.get(IMAGES)) is not int or quota[IMAGES] < 0:
             raise UserError(f"{key}.images: say how many, such as 100")
         if LABEL in quota and quota[LABEL] not in self.prompts:
             raise UserError(f"{key}.label = {quota[LABEL]!r}: the classes are {', '.join(self.prompts)}")
@@ -195,6 +204,11 @@ class Plan:
                 raise UserError(f"plan.match {self.match}: no training image is labelled {label!r}, as the plan asks")
             alike[label] = [same[i] for i in np.random.default_rng(0).permutation(len(same))]
         return alike
+
+
+def _are_texts(prompts: object) -> bool:
+    """Returns whether these are several prompts, and not one text, whose letters would be taken for prompts."""
+    return isinstance(prompts, list | tuple) and all(isinstance(each, str) for each in prompts)
 
 
 def table(requests: Sequence[Request], size: int, batch: int, devices: int) -> str:

@@ -25,6 +25,9 @@ def list_images(
     the last one, which is the positive one; "" leaves the order.
     """
     paths, listings = split_paths(images), []
+    given = ", ".join(filter(None, columns.values()))
+    if given and len(paths) > 1 and not any(_has_columns(folder, columns) for folder in paths):
+        raise UserError(f"config.columns: none of the folders has a table with all of {given}; mend their names")
     for folder in paths:
         known = columns if len(paths) == 1 or _has_columns(folder, columns) else dict.fromkeys(columns, "")
         name, listing = list_folder(folder, layout=layout, columns=known, options=options)

@@ -79,6 +79,10 @@ def prepare_phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findi
 
 def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
     """Lists, examines and divides the images of folders; a run that is refused leaves nothing behind."""
+    for folder in listing.split_paths(config.images):
+        if workdir.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"workdir {workdir}: lies in the folder of images, {folder}, and would be read with them; "
+                            "give another --workdir")  # fmt: skip
     options = TableOptions(
         classes=config.classes, skip=config.on_bad_image == "skip", kind=config.image_kind,
         own_splits=config.own_splits, into=workdir,

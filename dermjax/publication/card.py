@@ -134,6 +134,6 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> str:
     lines = [f"| {title} | {' | '.join(columns)} |"]
     lines += ["|---" + "".join("|---" if column == INTERVAL else "|---:" for column in columns) + "|"]
     for value, *cells in rows:
-        escaped = " ".join(value.split()).replace("|", "\\|")
+        escaped = " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")  # <mole> is a word, no HTML
         lines.append(f"| {escaped} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

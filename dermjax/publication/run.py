@@ -8,7 +8,6 @@ text must say that it is synthetic, and the file must not be a near-duplicate of
 also mirrored, turned or cropped.
 """
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,6 +27,7 @@ from dermjax.evaluation.images import table
 from dermjax.publication import card
 from dermjax.run_folder import write_atomically
 from dermjax.sampling import provenance
+from dermjax.weights.tensor_files import read_json
 
 FIGURES = "results.json"  # as `evaluate` leaves it
 SHOWN = 6  # images of each class on the card
@@ -110,11 +110,14 @@ def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
     path = Path(folder) / FIGURES
     if not path.is_file():
         raise UserError(f"config.evaluation {folder}: no {FIGURES}; give the workdir of `evaluate`, or leave it empty")
-    results = json.loads(path.read_text())
+    results = read_json(path)
     if "line" in results:
         raise UserError(f"config.evaluation {folder}: of evaluate.py:images; give it as config.evidence")
-    runs, fidelity = results["runs"], results["label_fidelity"]
-    return [(name, figure, runs[name]["figures"]["accuracy"]) for name, figure in fidelity.items()]
+    try:
+        runs, fidelity = results["runs"], results["label_fidelity"]
+        return [(name, figure, runs[name]["figures"]["accuracy"]) for name, figure in fidelity.items()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"config.evaluation {path}: not of `evaluate` ({error!r}); evaluate again") from error
 
 
 def _evidence(folder: str, curated: Manifest) -> Mapping | None:
@@ -125,8 +128,9 @@ def _evidence(folder: str, curated: Manifest) -> Mapping | None:
     if not path.is_file():
         raise UserError(f"config.evidence {folder}: no {FIGURES}; give the workdir of evaluate.py:images, or leave it "
                         "empty")  # fmt: skip
-    results = json.loads(path.read_text())
-    if results.get("line", {}).get("synthetic") != table.digest(curated.split("train")):
+    results = read_json(path)
+    line = results.get("line")
+    if not isinstance(line, dict) or line.get("synthetic") != table.digest(curated.split("train")):
         raise UserError(f"config.evidence {folder}: not of the images that are published; evaluate this manifest with "
                         "evaluate.py:images")  # fmt: skip
     return results

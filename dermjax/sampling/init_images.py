@@ -5,6 +5,7 @@ Place in the flow: config.init and the requests -> for each batch the arrays `im
 n requests, S the side of their images in pixels.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -73,6 +74,11 @@ def read(source: str, mask: str, strength: float, requests: Sequence[Request]) -
     files = _files(Path(source), {request.label for request in requests})
     turns = {label: cycle(paths) for label, paths in files.items()}
     chosen = {request: next(turns[request.label]) for request in requests}
+    stems = Counter(path.stem for path in set(chosen.values()) if Path(mask).is_dir())
+    if mask and stems and max(stems.values()) > 1:
+        name = stems.most_common(1)[0][0]
+        raise UserError(f"config.init.mask {mask}: {stems[name]} images are named {name}, and masks go by name; rename "
+                        "them")  # fmt: skip
     checked = {path: _init_image(path, mask) for path in dict.fromkeys(chosen.values())}
     return InitImages({request: checked[path] for request, path in chosen.items()}, strength)
 

@@ -1,8 +1,9 @@
 """The model that makes images: its files, a LoRA merged into it, the words of textual inversions, its tokens."""
 
 import functools
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,16 +13,20 @@ from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
 from dermjax.data import images
-from dermjax.data.tokens import load_tokenizer, tokenize
+from dermjax.data.tokens import load_tokenizer, shown, tokenize
 from dermjax.errors import UserError
 from dermjax.models import clip_text, unet, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
+from dermjax.progress import say
 from dermjax.sampling import text_to_image
 from dermjax.sampling.requests import Request
 from dermjax.weights import lora, model_files, textual_inversion
 
 PIXELS = 2**17  # that a CPU makes of a large model at a time: more take memory and are no quicker
 LONG_PROMPTS = ("refuse", "chunk")
+# in prompts for AUTOMATIC1111's program: <lora:mole:0.8>, an embedding <mole>, and a weight (mole:1.3)
+NETWORK, PLACEHOLDER = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE), re.compile(r"<[^<>\s]+>")
+WEIGHT = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)")
 NUMERIC_VERSIONS = {  # of all that images are made by
     "images": images.NUMERIC_VERSION,
     "sampling": text_to_image.NUMERIC_VERSION,
@@ -71,6 +76,30 @@ class Model:
         return min(batch, max(1, PIXELS // size**2)) if sharding.is_large(count(self.params)) else batch
 
 
+def check_prompt(prompt: str, vocabulary: Collection[str], long_prompts: str) -> None:
+    """Says which parts of a prompt mean something to other programs and are plain words here.
+
+    Raises:
+      UserError: it asks for a LoRA, a word of an embedding or a chunk that is not there.
+    """
+    if any("\ud800" <= each <= "\udfff" for each in prompt):
+        raise UserError(f"prompt {shown(prompt)}: is no text in UTF-8; write it again")
+    network = NETWORK.search(prompt)
+    unknown = next((word for word in PLACEHOLDER.findall(prompt) if word.lower() not in vocabulary), "")
+    if network:
+        raise UserError(f"prompt {shown(prompt)}: {network[0]} would load nothing; give the file as config.lora (lora= "
+                        "in Python) with its weight, and leave it out of the prompt")  # fmt: skip
+    if unknown:
+        raise UserError(f"prompt {shown(prompt)}: the model has no word {unknown}; give its file as config.embeddings "
+                        "(embeddings= in Python), or leave the word out")  # fmt: skip
+    if long_prompts == "refuse" and re.search(r"\bBREAK\b", prompt):
+        raise UserError(f"prompt {shown(prompt)}: BREAK divides prompts with config.long_prompts = chunk alone; give "
+                        "that, or leave it out")  # fmt: skip
+    weight = WEIGHT.search(prompt)
+    if weight:
+        say(f"prompt {shown(prompt)}: weights such as {weight[0]} are not known here and are read as words")
+
+
 def load_model(
     name: str, adapter: str, adapter_weight: float, embeddings: Sequence[str], long_prompts: str, precision: str
 ) -> Model:
@@ -108,9 +137,12 @@ def load_model(
             configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, extended)
             sd = replace(sd, configs=configs, tokenizer=extended)
         tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
+    vocabulary = {word.lower() for word in tokenizer.get_vocab()}
 
     @functools.cache
     def tokens_of(*texts: str) -> np.ndarray:
+        for text in texts:
+            check_prompt(text, vocabulary, long_prompts)
         return tokenize(tokenizer, [textual_inversion.spell_out(text, known) for text in texts], long_prompts)
 
     def tokens(request: Request) -> np.ndarray:

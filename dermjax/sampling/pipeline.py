@@ -3,13 +3,15 @@
 The images of a call are those that `dermjax generate` makes of the same requests, in batches of the same size.
 """
 
-import io
 import json
+import math
+import operator
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +27,7 @@ from dermjax.sampling import init_images, provenance
 from dermjax.sampling.init_images import InitImages
 from dermjax.sampling.model import Model
 from dermjax.sampling.render import Renderer, produce
-from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
+from dermjax.sampling.requests import Request, SamplerSettings, batches, names_folder, rounds
 
 
 class Pipeline:
@@ -70,16 +72,21 @@ class Pipeline:
         Raises:
           UserError: an option that nothing can be done with, a prompt that is too long, an image that cannot be read.
         """
-        settings = SamplerSettings(sampler=samplers.get_sampler(sampler).name, steps=steps, guidance=float(guidance))
+        steps, size, batch = (_whole(*each) for each in (("steps", steps), ("size", size), ("batch", batch)))
+        guidance, strength = _number("guidance", guidance), _number("strength", strength)
+        settings = SamplerSettings(sampler=samplers.get_sampler(str(sampler)).name, steps=steps, guidance=guidance)
         settings.check("")
-        seeds = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = [_whole("seed", seed) for seed in _listed(seeds)]
+        prompts = _listed(prompts)
+        wrong = [text for text in (*prompts, negative_prompt) if not isinstance(text, str)]
+        if wrong:
+            raise UserError(f"prompt {wrong[0]!r}: give text")
         if batch < 1 or not seeds or not prompts:
             raise UserError("nothing to make: give at least one prompt, one seed, and a batch of 1")
         outside = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
         if outside:
             raise UserError(f"seed {outside[0]}: give 0 to {LARGEST_SEED}")
-        pairs = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
+        pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
         requests = [
             Request(image=f"image {n}", label="", prompt=prompt, negative=negative_prompt, seed=seed, **vars(settings))
             for n, (prompt, seed) in enumerate(pairs)
@@ -100,22 +107,28 @@ class Pipeline:
         return made
 
     @staticmethod
-    def save(made: Iterable[Image.Image], folder: str | PathLike, label: str = "lesion") -> list[Path]:
+    def save(made: Image.Image | Iterable[Image.Image], folder: str | PathLike, label: str = "lesion") -> list[Path]:
         """Writes images to folder/images/<label>/NNNNN.png with their provenance, behind those that are there.
 
         Their records are added to folder/manifest.jsonl, for training only. Returns the files.
 
         Raises:
-          UserError: one of the images does not say how it was made.
+          UserError: one of the images does not say how it was made, the label cannot name a folder, or the folder is
+            of photographs or of another stage.
         """
         root = Path(folder).expanduser().absolute()
         before = records.read(root) if (root / records.FILE).is_file() else Manifest(labels=(), root=root, records=())
+        if not names_folder(label):
+            raise UserError(f"label {label!r} cannot name a folder; give another")
+        if before.root.resolve() != root.resolve() or not all(record.synthetic for record in before.records):
+            raise UserError(f"{root}: its {records.FILE} is of other images, in {before.root}; give another folder")
+        made = [made] if isinstance(made, Image.Image) else made
         number = sum(record.label == label for record in before.records)
         paths, entries = [], list(before.records)
         for n, image in enumerate(made, number):
             try:
                 generation = json.loads(image.info[provenance.KEY])
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
                 raise UserError(
                     f"image {n - number}: does not say how it was made; give images of a pipeline"
                 ) from error
@@ -144,8 +157,33 @@ def _init_images(
         if source is None or isinstance(source, str | PathLike):
             files[name] = str(source or "")
             continue
-        buffer = io.BytesIO()
-        images.as_pil(source).save(buffer, "PNG")
         files[name] = str(folder / f"{name}.png")
-        Path(files[name]).write_bytes(buffer.getvalue())
+        Path(files[name]).write_bytes(images.encode_png(images.decode_any(source)))
     return init_images.read(files["image"], files["mask"], strength, requests)
+
+
+def _listed(values: Any) -> list:
+    """Returns one value, a text or a number, or several as a list."""
+    try:
+        return [values] if isinstance(values, str) else list(values)
+    except TypeError:  # no iterable
+        return [values]
+
+
+def _whole(name: str, value: Any) -> int:
+    """Returns a whole number of Python, numpy or a tensor; UserError for anything else."""
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} = {value!r}: give a whole number") from error
+
+
+def _number(name: str, value: Any) -> float:
+    """Returns a finite number as a float; UserError for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} = {value!r}: give a number") from error
+    if not math.isfinite(number):
+        raise UserError(f"{name} = {value!r}: give a finite number")
+    return number

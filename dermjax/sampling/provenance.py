@@ -171,7 +171,7 @@ def origin(path: Path) -> dict | None:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             generation = json.loads(image.text[KEY])
             return generation if isinstance(generation, dict) else None
-    except (OSError, SyntaxError, ValueError, KeyError):  # what Pillow and json raise at damage and absence
+    except (OSError, SyntaxError, ValueError, KeyError, RecursionError):  # of Pillow and json, at damage and absence
         return None
 
 

@@ -11,6 +11,8 @@ from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Guidance
 from dermjax.errors import UserError
 
+LONGEST_NAME = 200  # bytes of a folder's name; file systems have 255
+
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class SamplerSettings:
@@ -70,6 +72,12 @@ class Request(SamplerSettings):
     negative: str
     seed: int
     words: tuple[tuple[str, str], ...] = ()
+
+
+def names_folder(label: str) -> bool:
+    """Returns whether a class can name the folder of its images."""
+    plain = bool(label) and label[0] != "." and "/" not in label and label.isprintable()
+    return plain and len(label.encode()) <= LONGEST_NAME
 
 
 def batches(requests: Collection[Request], size: int, kind: Callable[[Request], tuple]) -> list[list[Request]]:

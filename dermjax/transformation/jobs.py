@@ -10,9 +10,11 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
+from dermjax.config_file import LARGEST_SEED
 from dermjax.data import images, templates
 from dermjax.data.imaging.segmentation import Segmentation, measure_mask
 from dermjax.data.phantoms.appearance import SIZES
@@ -20,7 +22,7 @@ from dermjax.data.phantoms.captions import NUMBER_WORDS
 from dermjax.data.records import Manifest, Record
 from dermjax.data.templates import PromptWords
 from dermjax.errors import UserError
-from dermjax.sampling.requests import Request
+from dermjax.sampling.requests import Request, names_folder
 from dermjax.segmentation import segment
 from dermjax.transformation import measures
 from dermjax.transformation.measures import MOST, Measure
@@ -79,7 +81,10 @@ def plan_job(
       UserError: it cannot be done on this image.
     """
     record = subject.record
-    name = f"{way}/{transformation.replace(' ', '_')}/{record.label}/{Path(record.image).stem}"
+    # a class may be named "in situ/invasive", or, by whoever made the manifest, "../.."
+    folder = quote(record.label, " ", errors="surrogateescape").replace(".", "%2E") or "%"
+    folder = record.label if names_folder(record.label) else folder
+    name = f"{way}/{transformation.replace(' ', '_')}/{folder}/{Path(record.image).stem}"
     request = replace(request, image=f"images/{name}.png", label=record.label)
     if way == "prompt":
         generation = record.generation
@@ -90,6 +95,9 @@ def plan_job(
             same["guidance_interval"] = tuple(same["guidance_interval"])
         prompt = change_prompt(generation["prompt"], transformation)
         request = replace(request, prompt=prompt, negative=generation["negative_prompt"], **same)
+        if not 0 <= request.seed <= LARGEST_SEED:
+            raise UserError(f"its record's seed = {request.seed}: seeds are 0 to {LARGEST_SEED}")
+        request.check("its record's ")
         return Job(subject, transformation, way, request, None, 1.0)
     sketch = SKETCHES[transformation](subject.pixels, subject.lesions, factor)
     words = measures.measure(segment(sketch.image)).words()

@@ -187,7 +187,7 @@ def _write_masks(record: Record, manifest: Manifest, attention: np.ndarray | Non
     if pixels.shape[0] != pixels.shape[1]:
         raise UserError(f"{record.image}: {pixels.shape[1]}x{pixels.shape[0]} px; generated images are square")
     lesions = segment(pixels)
-    path = Path(record.image).with_suffix(".png").as_posix()
+    path = record.image if record.image.endswith(".png") else f"{record.image}.png"  # a.jpg may lie beside a.png
     masks = {"lesions": f"masks/{path}", "count": int(lesions.count), "area": round(float(lesions.areas.sum()), 6),
              "certainty": round(lesions.certainty, 4),
              "second_opinion": _overlap(lesions.mask, segment_classically(pixels).mask)}  # fmt: skip

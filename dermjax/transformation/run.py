@@ -8,6 +8,7 @@ is not made again. S is the side of the images.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -123,6 +124,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _check(config)
     manifest, part = _sources(config.images, config.label), parts.read(config.part)
     root, chosen = parts.root(workdir, part), _chosen(manifest, config.limit)
+    stems = Counter(Path(record.image).stem for record in chosen if config.masks)
+    if stems and max(stems.values()) > 1:
+        name = stems.most_common(1)[0][0]
+        raise UserError(f"config.masks: {stems[name]} images are named {name}, and masks go by name; give none, "
+                        "or rename them")  # fmt: skip
     if part:
         part.check(len(chosen), "images")
     share = part.block(len(chosen)) if part else range(len(chosen))
@@ -231,14 +237,19 @@ def _jobs(
         sampler=samplers.get_sampler(config.sampler).name, steps=config.steps, guidance=float(config.guidance),
     )  # fmt: skip
     changes = [(transformation, way) for transformation in config.transformations for way in config.ways]
+    named = Counter((record.label, Path(record.image).stem) for record in chosen)
     jobs, left_out = {}, []
     for number in share:
         for subject in subjects(manifest, [chosen[number]], config.masks, renderer.size):
             for place, (transformation, way) in enumerate(changes, start=number * len(changes)):
                 request = replace(first, seed=config.seed + place)
                 try:
-                    jobs[place] = plan_job(subject, transformation, way, config.prompt, config.factor,
-                                           config.strengths[0], request)  # fmt: skip
+                    job = plan_job(subject, transformation, way, config.prompt, config.factor,
+                                   config.strengths[0], request)  # fmt: skip
+                    if named[subject.record.label, Path(subject.record.image).stem] > 1:
+                        image = f"{job.request.image.removesuffix('.png')}_{number}.png"
+                        job = replace(job, request=replace(job.request, image=image))
+                    jobs[place] = job
                 except UserError as error:
                     left_out.append(f"{subject.record.image}, {transformation}, {way}: {error}")
     if left_out:

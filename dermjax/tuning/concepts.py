@@ -19,6 +19,8 @@ from dermjax.data import records, templates
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
+USUAL = ("benign", "malignant")  # for which configs have prompts, whether there are such classes or not
+
 
 @dataclass(frozen=True)
 class Concepts:
@@ -97,6 +99,13 @@ def plain(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str]) 
     missing = sorted({record.label for record in chosen} - set(prompts))
     if missing:
         raise UserError(f"config.prompts has no prompt for {', '.join(missing)}; add config.prompts.{missing[0]}")
+    strange = sorted(set(prompts) - {*manifest.labels, *USUAL})
+    if strange:
+        known = ", ".join(manifest.labels)
+        raise UserError(f"config.prompts.{strange[0]}: the manifest's classes are {known}; write it as one of them")
+    wrong = [label for label, prompt in prompts.items() if not isinstance(prompt, str)]
+    if wrong:
+        raise UserError(f"config.prompts.{wrong[0]} = {prompts[wrong[0]]!r}: give text")
     texts = [templates.fill_from_record(prompts[record.label], record) for record in chosen]
     rows = np.arange(len(texts), dtype=np.int32)
     return Concepts([(manifest, record) for record in chosen], texts, np.ones(len(texts), np.float32), rows)

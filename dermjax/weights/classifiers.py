@@ -22,14 +22,14 @@ from einops import rearrange
 
 from dermjax.errors import UserError
 from dermjax.models import configs
-from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, Architecture, Classifier, describe
+from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, Classifier, describe
 from dermjax.models.nnx_tree import Params
 from dermjax.models.vit import grid
 from dermjax.progress import say
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.diffusers import replaced, write_json
 from dermjax.weights.safetensors import Tensors, from_array
-from dermjax.weights.tensor_files import open_file, read_json
+from dermjax.weights.tensor_files import open_file, read_json, snapshot
 
 HEAD = "classifier"
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
@@ -79,6 +79,7 @@ def read(
     Raises:
       UserError: a file is missing or broken, the architecture is not one of ours, or tensors do not fit the config.
     """
+    path = snapshot(path)
     given, tensors, file, normalisation = read_files(path)
     architecture = ARCHITECTURES.get(given.get("model_type"))
     if architecture is None:
@@ -89,7 +90,7 @@ def read(
     configs.check_classifier(config, str(path))
     if "use_mask_token" in config:
         config["use_mask_token"] = False
-    classifier = Classifier(config, *(normalisation or preprocessing(path, architecture)), dtype)
+    classifier = Classifier(config, *(normalisation or preprocessing(path, architecture.preprocessing)), dtype)
 
     tensors = from_hugging_face(tensors, architecture.backbone)
     positions = f"{architecture.backbone}.{POSITIONS}"
@@ -144,12 +145,46 @@ def convert(from_: str, to: str, form: str) -> None:
     say(f"{to}: {len(tensors)} tensors under the names of {form}")
 
 
-def preprocessing(folder: Path, architecture: Architecture) -> Normalisation:
-    """Returns what preprocessor_config.json says; what the architecture's weights expect where there is none."""
+def read_labels(config: dict, folder: Path) -> tuple[tuple[str, ...], int]:
+    """Returns the class names of a saved classifier's config.json, in the order of their numbers, and its image size.
+
+    The file may have "10" before "2", as JSON in the order of its keys has.
+
+    Raises:
+      UserError: it names no classes, not each by its number, or no size.
+    """
+    names, size = config.get("id2label"), config.get("image_size")
+    if not names or not isinstance(names, dict) or type(size) is not int:
+        raise UserError(f"{folder}/config.json: names no classes or no image size; train it with classify first")
+    order = [str(index) for index in range(len(names))]
+    distinct = all(type(name) is str for name in names.values()) and len(set(names.values())) == len(names)
+    if names.keys() != set(order) or not distinct:
+        raise UserError(f"{folder}/config.json: id2label does not name {len(names)} classes by 0 to {len(names) - 1}; "
+                        "mend it")  # fmt: skip
+    return tuple(names[index] for index in order), size
+
+
+def preprocessing(folder: Path, usual: Normalisation) -> Normalisation:
+    """Returns mean and deviation of pixels in [0, 1] by preprocessor_config.json; the usual ones where there is none.
+
+    Raises:
+      UserError: they are no numbers, three or one for all colours.
+    """
     path = folder / "preprocessor_config.json"
     settings = read_json(path) if path.exists() else {}
-    mean, std = architecture.preprocessing
-    return tuple(settings.get("image_mean", mean)), tuple(settings.get("image_std", std))
+    given = [settings.get(key, value) for key, value in zip(("image_mean", "image_std"), usual, strict=True)]
+    given = given if settings.get("do_normalize", True) else [0.0, 1.0]
+    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    try:
+        values = np.array([np.broadcast_to(np.asarray(each, float), 3) for each in (*given, factor)])
+    except (TypeError, ValueError):
+        values = np.full((3, 3), np.nan)
+    if not (np.isfinite(values).all() and values[1:].min() > 0):
+        raise UserError(f"{path}: image_mean, image_std or rescale_factor are no numbers to normalise by; mend it")
+    mean, std, scale = values
+    if not np.allclose(255 * scale, 1, rtol=1e-6):  # of pixels in 0 to 255
+        mean, std = mean / (255 * scale), std / (255 * scale)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def preprocessor(classifier: Classifier) -> dict[str, Any]:

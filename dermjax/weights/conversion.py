@@ -32,7 +32,7 @@ def convert(
       UserError: `to` is there already, a choice is unknown or not one of this model's, or what is read is broken or
         does not fit.
     """
-    source, target = Path(from_), Path(to)
+    source, target = tensor_files.snapshot(Path(from_)), Path(to)
     if not (source / "model_index.json").is_file() and not (source / "config.json").is_file():
         source = locate(source)  # a folder of PEFT's
     if dtype not in DTYPES:

@@ -10,6 +10,7 @@ Also read: variants (`model.fp16.safetensors`), shards with an index, PyTorch's 
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from dermjax.models.nnx_tree import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.safetensors import Tensors
-from dermjax.weights.tensor_files import SHIPPED, read_folder, read_json, weight_files
+from dermjax.weights.tensor_files import SHIPPED, read_folder, read_json, snapshot, weight_files
 
 FILES = {
     "text_encoder": "model.safetensors",
@@ -53,12 +54,15 @@ def locate(model: str) -> Path:
     Raises:
       UserError: there is no such folder, or it is not a Stable Diffusion 1.x or 2.x in diffusers' layout.
     """
-    folder = SHIPPED.get(model, Path(model))
+    folder = snapshot(SHIPPED.get(model, Path(model)))
     index = folder / "model_index.json"
     if not index.is_file():
-        names = ", ".join(SHIPPED)
+        names, hub = ", ".join(SHIPPED), ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not folder.exists():
+            hub = f"; nothing is fetched by itself: `hf download {model}` prints a folder"
         raise UserError(
             f"model {folder}: no model_index.json; give a folder in diffusers' layout, a single file or one of: {names}"
+            + hub
         )
     pipeline = str(read_json(index).get("_class_name"))
     if not pipeline.startswith("StableDiffusion") or any(word in pipeline for word in ("XL", "3")):

@@ -52,6 +52,7 @@ def read(path: Path) -> ImageEncoder:
     Raises:
       UserError: a file is missing or broken, or the network is none of these.
     """
+    path = tensor_files.snapshot(path)
     if path.is_file():
         tensors, _ = tensor_files.open_file(path)
         return _inception(path, tensors) if INCEPTION in tensors else _classifier(path, {path.name: path})
@@ -82,12 +83,7 @@ def _clip(path: Path, files: dict[str, Path]) -> ImageEncoder:
     projected = "visual_projection.weight" in tensors
     network = nnx_tree.split(partial(CLIPVision, config, projected=projected, dtype=jnp.float32))
     trees = (torch_layout.from_torch(network.shapes[0], tensors, str(path), dtype=np.float32),)
-    pixels = files.get("preprocessor_config.json")
-    settings = tensor_files.read_json(pixels) if pixels else {}
-    mean, std = (
-        np.float32(settings.get(key, default)).reshape(1, 1, 1, 3)
-        for key, default in zip(("image_mean", "image_std"), CLIP_PIXELS, strict=True)
-    )
+    mean, std = (np.float32(each).reshape(1, 1, 1, 3) for each in classifiers.preprocessing(path, CLIP_PIXELS))
     weights = {file.name: file for file in tensor_files.weight_files(path, "")}
     return ImageEncoder(
         lambda trees, image: network.merge(*trees)(((image + 1) / 2 - mean) / std), trees, config["image_size"], None,

@@ -12,7 +12,7 @@ import numpy as np
 from dermjax.errors import UserError
 from dermjax.weights import lora, tensor_files, textual_inversion
 from dermjax.weights.safetensors import Tensors
-from dermjax.weights.tensor_files import SHIPPED, open_file, read_folder, read_json, weight_files
+from dermjax.weights.tensor_files import SHIPPED, open_file, read_folder, read_json, snapshot, weight_files
 
 NETWORKS = {  # the beginnings of names in a single file
     "unet": ("model.diffusion_model.",),
@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 def inspect(path: str) -> None:
     """Prints what a path is: its kind and family, and rows of what there is to know."""
-    title, rows = describe(SHIPPED.get(path, Path(path)))
+    title, rows = describe(snapshot(SHIPPED.get(path, Path(path))))
     print(f"{path}: {title}")
     for name, text in rows:
         print(f"  {name:14}{text}")
@@ -89,12 +89,12 @@ def describe_pipeline(path: Path) -> tuple[str, Rows]:
     if scheduler.is_file():
         config = read_json(scheduler)
         rows.append(("scheduler", f"{config.get('_class_name', '?')}, {config.get('prediction_type', 'epsilon')}"))
-    if "unet" in configs and "vae" in configs:
-        unet, vae = configs["unet"], configs["vae"]
-        side = unet.get("sample_size", 0) * 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    unet, levels = configs.get("unet", {}), configs.get("vae", {}).get("block_out_channels")
+    side, width = unet.get("sample_size"), unet.get("cross_attention_dim", 0)
+    if type(side) is int and isinstance(levels, list):
+        side *= 2 ** (len(levels) - 1)
         rows.append(("image", f"{side} x {side}" + (", inpainting" if unet.get("in_channels") == 9 else "")))
-    width = configs.get("unet", {}).get("cross_attention_dim", 0)
-    return f"model folder, {tensor_files.family_of_width(width)}", rows
+    return f"model folder, {tensor_files.family_of_width(width if type(width) is int else 0)}", rows
 
 
 def describe_network(path: Path) -> tuple[str, Rows]:
@@ -102,7 +102,8 @@ def describe_network(path: Path) -> tuple[str, Rows]:
     config = read_json(path / "config.json")
     rows = [("tensors", size(read_folder(path, "")))]
     if isinstance(config.get("id2label"), dict):
-        rows.append(("labels", ", ".join(str(label) for label in config["id2label"].values())))
+        by_number = sorted(config["id2label"].items(), key=lambda pair: (len(pair[0]), pair[0]))
+        rows.append(("labels", ", ".join(str(label) for _, label in by_number)))
         rows.append(("image", f"{config.get('image_size', '?')} pixels"))
         return f"classifier, {config.get('model_type', '?')}", rows
     return f"{config.get('_class_name') or config.get('model_type', 'a network')}, one network of a model", rows

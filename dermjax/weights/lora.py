@@ -201,6 +201,10 @@ def read(path: Path, shapes: Tree) -> Lora:
             f"full strength. PEFT has it in {CONFIG} beside the file"
         )
     arrays = {name: np.ascontiguousarray(tensor.read(), np.float32) for name, tensor in adapters.items()}
+    lost = next((name for name, array in arrays.items() if not np.isfinite(array).all()), "")
+    if lost:
+        raise UserError(f"{path}: {lost} holds what is no number, as a training that diverged leaves it; take one of "
+                        "an earlier step")  # fmt: skip
     return Lora(unflatten(arrays), alphas)
 
 
@@ -317,6 +321,7 @@ def misfits(module: str, part: Tensors, kernel: tuple[int, ...]) -> list[str]:
         return [f"{module} has only {' and '.join(part)}"]
     rank = (part["down"].shape or (0,))[0]
     wrong = [f"{module}'s alpha is {part['alpha'].shape}"] if "alpha" in part and part["alpha"].size != 1 else []
+    wrong += [f"{module} has rank 0"] if not rank else []
     return wrong + [
         f"{module}'s {name} is {part[name].shape}, the model asks for {shape}"
         for name, shape in (("down", (rank, kernel[-2], *kernel[:-2])), ("up", (kernel[-1], rank)))

@@ -27,8 +27,9 @@ SUPPORTED = ("Stable Diffusion 1.x", "Stable Diffusion 2.x")
 ADAPTED = re.compile(r"lora_(A|B|down|up|mid|linear_layer)\b|\.lora\.|_lora\.|hada_w|lokr_w|oft_blocks|dora_scale")
 OTHERS = {
     "SDXL": re.compile(r"^conditioner\.embedders\.[01]\.|^lora_te2_|^text_encoder_2\.|\badd_embedding\."),
-    "Stable Diffusion 3": re.compile(r"joint_blocks\.|\bjoint_transformer_blocks\."),
-    "Flux": re.compile(r"\bdouble_blocks[._]|\bsingle_transformer_blocks[._]"),
+    "Stable Diffusion 3": re.compile(r"joint_(transformer_)?blocks[._]"),
+    "Flux": re.compile(r"double_blocks[._]|single_(transformer_)?blocks[._]"),
+    "of a family without a UNet, as Stable Diffusion 3 and Flux": re.compile(r"^(base_model\.model\.)?transformer\."),
 }
 EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g"}  # AUTOMATIC1111's safetensors; SDXL's two
 
@@ -59,11 +60,26 @@ def open_file(path: Path) -> tuple[Tensors, dict[str, str]]:
     problem = "not a readable safetensors or PyTorch file; fetch the file again"
     if not head:
         problem = "is empty; fetch the file again"
+    elif head.startswith(b"GGUF"):
+        problem = "is a GGUF file of quantised tensors, which dermjax does not read; give the model as safetensors"
+    elif head.lstrip().startswith(b"{"):
+        problem = "is JSON, no file of tensors; give the folder that it lies in"
     elif head.startswith(b"version https://git-lfs"):
         problem = "is a git-lfs pointer, not the file it stands for; run `git lfs pull`"
     elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         problem = "is a web page, saved in place of the file; fetch the file again, signed in where that is asked"
     raise UserError(f"{path}: {problem}")
+
+
+def snapshot(folder: Path) -> Path:
+    """Returns the files of a repository where a folder is that of one in Hugging Face's cache, else the folder.
+
+    There snapshots/COMMIT has the files, and refs/main the commit; without that it is the only one.
+    """
+    main, known = folder / "refs" / "main", folder / "snapshots"
+    commits = sorted(path.name for path in known.iterdir()) if known.is_dir() else []
+    commits = [main.read_text().strip()] if commits and main.is_file() else commits
+    return known / commits[0] if len(commits) == 1 and (known / commits[0]).is_dir() else folder
 
 
 def weight_files(folder: Path, variant: str) -> list[Path]:

@@ -55,8 +55,10 @@ def read(path: Path) -> list[Embedding]:
     embeddings = []
     for name, tensor in tensors.items():
         token = name.removeprefix(PARAMS)
-        if name == "emb_params" or (token != name and token == "*"):
-            token = texts.get("name", path.stem) if token == "*" else path.stem
+        if name in tensor_files.EMBEDDING_NAMES:
+            token = path.stem
+        elif token != name and token == "*":
+            token = texts.get("name", path.stem)
         vectors = np.atleast_2d(tensor.read().astype(np.float32))
         if not vectors.size or not np.isfinite(vectors).all() or len(vectors) > MOST:
             raise UserError(

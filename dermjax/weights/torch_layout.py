@@ -143,7 +143,10 @@ def check(wanted: dict[str, tuple[int, ...]], tensors: Tensors, source: str) -> 
             if name in tensors and tensors[name].shape != shape
         ],
         [f"{name} is not expected {tensors[name].shape}" for name in sorted(tensors.keys() - wanted.keys())],
-    )
+        # whole numbers are those of a quantisation, whose scales are not read
+        [f"{name} is {tensors[name].dtype}, not floating" for name in wanted.keys() & tensors.keys()
+         if tensors[name].dtype.kind in "iub"],
+    )  # fmt: skip
     if any(kinds):
         shown = (
             each for kind in kinds for each in [*kind[:SHOWN], *[f"{len(kind) - SHOWN} more"] * (len(kind) > SHOWN)]

@@ -309,7 +309,9 @@ def leaves(content: Any) -> Iterator[tuple[str, Any]]:
 def read_zip(file: BinaryIO, path: Path) -> Any:
     """Returns the content of an archive `NAME/data.pkl` with its storages in `NAME/data/KEY`, uncompressed."""
     with zipfile.ZipFile(file) as archive:
-        (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        pickled, *more = [name for name in archive.namelist() if name.endswith("data.pkl")] or [""]
+        if more or not pickled:
+            raise ValueError("an archive without one data.pkl, such as a zip of a folder, which is to be unpacked")
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist():
             with open_member(archive, f"{folder}byteorder") as order:

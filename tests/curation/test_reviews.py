@@ -53,6 +53,7 @@ def test_an_earlier_verdict_stands_until_the_file_says_otherwise():
     "bad, told",
     [
         ("{", "not JSON"),
+        (100_000 * "[", "not JSON"),
         ("[]", "a verdict has"),
         (json.dumps({"sha256": SHA, "keep": True}), "a verdict has"),
         (line(keep="yes"), "keep = 'yes'"),

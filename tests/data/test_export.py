@@ -127,6 +127,7 @@ def test_nothing_half_written_and_nothing_overwritten(manifest, tmp_path):
     with pytest.raises(UserError, match=r"1\.PNG: not the bytes that the manifest names"):
         forms.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
     assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*.part"))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="is there already"):
         forms.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")

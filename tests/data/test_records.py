@@ -240,3 +240,23 @@ def test_an_empty_file_is_refused(tmp_path, text):
     (tmp_path / "manifest.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.jsonl line 1: not JSON"):
         records.read(tmp_path)
+
+
+@pytest.mark.parametrize("line, told", [
+    (json.dumps(LINE | {"scores": {"blur": 0}}).replace("0}", "1e999}"), "1e999 is beyond all numbers"),
+    (json.dumps(LINE | {"attributes": {"note": "x"}}).replace('"x"', "-1e999"), "is beyond all numbers"),
+    (json.dumps(LINE | {"generation": {"prompt": "a \ud800 mole"}}), "half a surrogate pair, which is no text"),
+    (json.dumps(LINE | {"source": "\udfff"}), "half a surrogate pair, which is no text"),
+])  # fmt: skip
+def test_what_nobody_could_write_again_is_refused(tmp_path, line, told):
+    """A stage would end in a traceback after all of its work, when it writes the record or a page."""
+    path = lines(tmp_path, HEADER, line)
+    with pytest.raises(UserError, match=f"line 2: not JSON .*{told}") as error:
+        records.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_are_no_unicode_are_kept(tmp_path):
+    name = b"n\xe6vus/a.png".decode("utf-8", "surrogateescape")
+    records.write(tmp_path / "manifest.jsonl", manifest(tmp_path.resolve(), record(image=name)))
+    assert records.read(tmp_path).records[0].image == name

@@ -35,6 +35,8 @@ def test_rows_of_a_split_come_in_the_order_of_their_images(tmp_path):
         (HEADER + "a.png,benign,test,1.5,0\n", "line 2: probability 1.5"),
         (HEADER + "a.png,benign,test,much,0\n", "line 2: 'much' is not a number"),
         (HEADER + "a.png,benign,test,1\n", "line 2: None is not a number"),
+        ("split,label,p_benign,p_malignant,image\n" + 2 * "test,benign,1,0\n", "stands there twice"),
+        (HEADER + '"a\n' + "x" * 140_000, "cannot be read (field larger than field limit"),
         (HEADER + "a.png,benign,test,1,0\na.png,benign,test,1,0\n", "a.png stands there twice"),
     ],
 )
@@ -43,6 +45,12 @@ def test_what_does_not_fit_is_named(tmp_path, text, told):
         predictions.read(written(tmp_path, text), CLASSES, "test")
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_table_that_a_spreadsheet_saved_and_names_in_no_unicode(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + HEADER.encode() + b"n\xe6vus.png,benign,test,1,0\r\n")
+    assert predictions.read(path, CLASSES, "test").images == ("n\udce6vus.png",)
 
 
 def test_a_missing_file_and_a_missing_class_are_named(tmp_path):

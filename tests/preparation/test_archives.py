@@ -13,7 +13,7 @@ from PIL import Image
 from dermjax.data import images, splits
 from dermjax.data.archives.table_records import TableOptions
 from dermjax.errors import UserError
-from dermjax.preparation.listing import list_folder
+from dermjax.preparation.listing import list_folder, list_images
 
 COLUMNS = dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", "age"), "")
 EIGHT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
@@ -492,3 +492,112 @@ def test_a_table_that_is_read_leaves_the_images_as_they_are(put):
     with pytest.raises(UserError):
         read(put("m.csv", "isic_id,diagnosis_1\na,Benign\n"))
     assert (root / "a.png").read_bytes() == before and images.load(root / "a.png", 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("labels", [("Benign", "benign", "Malignant"), ("nævus", "melanom", "Nævus"),
+                                    ("naevus é", unicodedata.normalize("NFD", "naevus é"), "mole")])  # fmt: skip
+@pytest.mark.parametrize("form", ["table", "folders", "splits"])
+def test_one_class_in_two_spellings_is_refused(put, labels, form):
+    """Three classes where two are meant would be trained without a word."""
+    for number, label in enumerate(labels):
+        if form == "table":
+            root = put(f"{number}.png", number)
+        else:
+            root = put(f"{'train/' if form == 'splits' else ''}{label}/{number}.png", number)
+    if form == "table":
+        put("t.csv", "file,label\n" + "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels)))
+    with pytest.raises(UserError, match=r"are one class in two spellings; write them alike") as error:
+        read(root)
+    assert str(root) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["label", "target"])
+@pytest.mark.parametrize("nothing", ["nan", "NaN", "NA", "N/A", "-1", "<NA>", "None", "?"])
+def test_a_label_that_says_nothing_is_no_class(put, column, nothing):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    one, other = ("0", "1") if column == "target" else ("benign", "malignant")
+    root = put("t.csv", f"file,{column}\na.png,{one}\nb.png,{other}\nc.png,{nothing}\n")
+    _, found = read(root)
+    assert told(found) == {"a.png": "benign", "b.png": "malignant"}
+    assert ("c.png", "without a diagnosis") in found.ignored
+
+
+@pytest.mark.parametrize("nothing", ["NA", "n/a", "#N/A", "<NA>", "NaN"])
+def test_lesions_and_patients_without_a_name_are_not_one(put, nothing):
+    for number in range(4):
+        root = put(f"{number}.png", number)
+    rows = "".join(f"{n}.png,{('benign', 'malignant')[n % 2]},{nothing},{nothing},{nothing}\n" for n in range(4))
+    put("t.csv", f"file,label,lesion_id,patient_id,sex\n{rows}")
+    for record in read(root)[1].records:
+        assert (record.lesion_id, record.patient_id) == ("", "") and "sex" not in record.attributes
+
+
+def test_a_patient_is_the_same_where_a_spreadsheet_made_the_number_a_fraction(put):
+    """pandas writes 7 as 7.0 where the column has gaps, and only there: the patient would be on two sides."""
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    root = put("t.csv", 'file,label,patient_id\na.png,benign,7\nb.png,malignant,7.0\nc.png,malignant,"7,0"\n')
+    assert {record.patient_id for record in read(root)[1].records} == {"table/7"}
+
+
+def test_a_text_with_a_comma_does_not_move_what_follows_it(put):
+    put("a.png", 1), put("b.png", 2)
+    root = put("t.csv", "file,note,label\na.png,large, pale,benign\nb.png,,malignant\n")
+    with pytest.raises(UserError, match=r"line 2: 4 cells, and the header names 3; set text .* in quotation marks"):
+        read(root)
+    put("t.csv", 'file,note,label,\na.png,"large, pale",benign,,\nb.png,,malignant\n')
+    assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
+
+
+def test_a_column_that_stands_there_twice_is_refused_where_it_is_read(put):
+    put("a.png", 1), put("b.png", 2)
+    root = put("t.csv", "file,label,label\na.png,benign,malignant\nb.png,malignant,benign\n")
+    with pytest.raises(UserError, match="the column 'label' stands there 2 times; rename all but one"):
+        read(root)
+    put("t.csv", "file,label,note,note\na.png,benign,1,2\nb.png,malignant,3,4\n")
+    assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
+
+
+@pytest.mark.parametrize("litter", ["@eaDir/a.png/SYNOFILE_THUMB_M.png", "#recycle/benign/a.png", "$RECYCLE.BIN/x.png",
+                                    "lost+found/x.png", "System Volume Information/x.png", "__MACOSX/benign/._a.png",
+                                    ".ipynb_checkpoints/a-checkpoint.png", "benign/@eaDir/a.png/T.png",
+                                    "benign/._a.png", "benign/Thumbs.db", ".DS_Store"])  # fmt: skip
+def test_what_disks_and_file_managers_leave_is_no_class_and_no_image(put, litter):
+    put("benign/a.png", 1), put("malignant/b.png", 2)
+    root = put(litter, 3)
+    assert told(read(root)[1]) == {"benign/a.png": "benign", "malignant/b.png": "malignant"}
+
+
+def test_a_column_that_no_table_has_is_not_ignored(put):
+    """Without its patients a table leaks; a name with a typing error was as good as none."""
+    put("a.png", 1), put("b.png", 2)
+    root = put("t.csv", "file,label,patient\na.png,benign,p\nb.png,malignant,q\n")
+    with pytest.raises(UserError, match=r"config.columns.patient_id = 'patients': no table has this column; t.csv has"):
+        read(root, patient_id="patients", label="label")
+    with pytest.raises(UserError, match=r"config.columns: none of the folders has a table with all of label, patients"):
+        list_images(f"{root},{root.parent}", layout="detect", positive="", options=None,
+                    columns={"label": "label", "patient_id": "patients"})  # fmt: skip
+
+
+def test_quotation_marks_behind_a_blank_and_one_that_is_not_closed(put):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    root = put("t.csv", '"file", "note", "label"\n"a.png", "large, pale", "benign"\n"b.png", "", "malignant"\n')
+    assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
+    put("t.csv", 'file,label\na.png,benign\nb.png,malignant\nc.png,"benign\nd.png,malignant\n')
+    with pytest.raises(UserError, match=r"t.csv line 5: label runs over several lines; close the quotation mark"):
+        read(root)
+
+
+@pytest.mark.parametrize("name, said", [("a.zip", "is a file; unpack it"), ("t.csv", "give the folder that it lies")])
+def test_a_file_in_place_of_a_folder(put, name, said):
+    with pytest.raises(UserError, match=said):
+        read(put(name, "image,label\n") / name)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_link_to_itself_is_a_bad_image_and_no_traceback(put, skip):
+    root = put("benign/a.png", 1)
+    put("malignant/b.png", 2)
+    (root / "benign" / "c.png").symlink_to("c.png")
+    assert set(told(read(root, skip=skip)[1])) == {"benign/a.png", "malignant/b.png", "benign/c.png"}
+    with pytest.raises(UserError, match=r"c\.png: cannot be decoded .*symbolic links"):
+        images.load(root / "benign" / "c.png", 8)

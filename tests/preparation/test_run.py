@@ -30,6 +30,15 @@ def test_a_folder_of_classes_gets_three_splits_and_stays_where_it_is(folder, tmp
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("inside", ["", "run", "runs/prepare"])
+def test_a_workdir_within_the_images_is_refused(folder, prepare, inside):
+    """Whatever a run leaves there would be read as images when it goes on."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=r"lies in the folder of images, .*; give another --workdir"):
+        prepare(folder, folder / inside)
+    assert [path for path in sorted(folder.rglob("*")) if path.is_file()] == [each for each in before if each.is_file()]
+
+
 def test_the_same_seed_writes_the_same_manifest(folder, tmp_path, prepare):
     for name in ("one", "two"):
         prepare(folder, tmp_path / name)

@@ -302,3 +302,14 @@ def test_a_photograph_whose_manifest_says_synthetic_is_not_published(publish, tm
 def test_another_image_that_says_so_is_published(publish, tmp_path, curated):
     with_image(curated, tmp_path, said(pixels(50), {"synthetic": True}))
     assert publish(forms="('imagefolder',)")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", 100_000 * "[", "{}", '{"runs": 3, "label_fidelity": {"vit real": {}}}',
+                                     '{"line": 5, "runs": []}'])  # fmt: skip
+def test_results_of_another_kind_are_one_line(publish, tmp_path, content):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "results.json").write_text(content)
+    for key in ("evaluation", "evidence"):
+        code, _, error = publish(**{key: "odd"})
+        assert code == 2 and "odd" in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()

@@ -2,7 +2,9 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,3 +172,52 @@ def test_parts_are_the_undivided_run(finished, photographs, tmp_path):
     images = sorted(path.relative_to(finished) for path in (finished / "images").rglob("*.png"))
     assert images and all((tmp_path / path).read_bytes() == (finished / path).read_bytes() for path in images)
     assert (tmp_path / Part(2, 0).folder / "report.html").is_file()
+
+
+def test_images_of_one_name_in_two_folders_are_two(photographs, tmp_path):
+    """Archives number their images anew in each folder; one would take the other's place."""
+    manifest = records.read(photographs)
+    (first,) = [each for each in manifest.records if each.image == "2.png"]
+    alike = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "2.png").write_bytes((photographs / "2.png").read_bytes())
+        alike.append(replace(first, image=f"{folder}/2.png"))
+    manifest = Manifest(labels=manifest.labels, root=tmp_path, records=tuple(alike))
+    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
+    placed = run._jobs(config(tmp_path, ways=("inpaint",)), manifest, manifest.records, range(2), drawn)
+    names = [job.request.image for job in placed.values()]
+    assert len(names) == len(set(names)) == 4, names
+    records.write(tmp_path / records.FILE, manifest)
+    with pytest.raises(UserError, match=r"config.masks: 2 images are named 2, and masks go by name"):
+        run.run(config(tmp_path, masks=str(tmp_path)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("label", ["../../../../out", "..", "in situ/invasive", "/tmp/x", ".hidden", ""])
+def test_a_class_names_no_folder_outside(photographs, tmp_path, label):
+    """A manifest may come from anyone."""
+    (found,) = [each for each in records.read(photographs).records if each.image == "2.png"]
+    manifest = Manifest(labels=(label, "other"), root=photographs, records=(replace(found, label=label),))
+    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
+    placed = run._jobs(config(photographs, ways=("inpaint",)), manifest, manifest.records, range(1), drawn)
+    for job in placed.values():
+        assert ".." not in job.request.image.split("/") and len(job.request.image.split("/")) == 5
+        assert not any(part.startswith(".") for part in job.request.image.split("/"))
+
+
+@pytest.mark.parametrize("made", [{"seed": 2**32}, {"seed": -1}, {"steps": 0}, {"sampler": "Eular"}, {"guidance": 0.5}])
+def test_a_record_that_no_sampler_could_have_made_is_left_out(photographs, made, capsys):
+    manifest = records.read(photographs)
+    known = {
+        "prompt": "one medium mole",
+        "negative_prompt": "",
+        "seed": 1,
+        "sampler": "Euler",
+        "steps": 2,
+        "guidance": 1,
+    }
+    chosen = [replace(manifest.records[0], generation=known | made), replace(manifest.records[1], generation=known)]
+    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
+    placed = run._jobs(config(photographs, ways=("prompt",)), manifest, chosen, range(2), drawn)
+    assert {job.subject.record.image for job in placed.values()} == {chosen[1].image}
+    assert "2 left out, such as" in capsys.readouterr().out

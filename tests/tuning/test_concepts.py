@@ -143,3 +143,19 @@ def test_bad_input_is_one_line(tmp_path, changes, attributes, said):
     with pytest.raises(UserError) as error:
         concepts.training(manifest(tmp_path, attributes=attributes), PROMPTS, **PLAIN | changes)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prompts, said", [
+    ({"benig": "a fine mole"}, "config.prompts.benig: the manifest's classes are benign, malignant"),
+    ({"malignant": 5}, "config.prompts.malignant = 5: give text"),
+])  # fmt: skip
+def test_prompts_of_no_class_are_not_ignored(tmp_path, prompts, said):
+    with pytest.raises(UserError, match=said):
+        concepts.training(manifest(tmp_path), PROMPTS | prompts, **PLAIN)
+
+
+def test_the_prompts_that_configs_come_with_do_no_harm_to_other_classes(tmp_path):
+    others = Manifest(labels=("nevus", "bcc"), root=tmp_path, home=tmp_path,
+                      records=(record(0, "nevus"), record(1, "bcc")))  # fmt: skip
+    found = concepts.training(others, PROMPTS | {"nevus": "a nevus", "bcc": "a carcinoma"}, **PLAIN)
+    assert found.prompts == ["a nevus", "a carcinoma"]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dermjax.classification import networks
+from dermjax.curation import label_score
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
 from dermjax.weights import classifiers
@@ -158,3 +160,61 @@ def test_a_broken_folder_is_one_line(broken, damage, told):
     with pytest.raises(UserError, match=told) as error:
         classifiers.read(folder, LABELS, 32)
     assert "\n" not in str(error.value)
+
+
+def test_more_than_ten_classes_keep_their_order(tmp_path):
+    """JSON in the order of its keys has "10" before "2"."""
+    labels = tuple(f"class {number}" for number in range(12))
+    classifier = fresh(describe("vit", SETTINGS["vit"], labels, 32), jnp.float32)
+    trees = tuple(shaken(tree, seed) for seed, tree in enumerate(classifier.init(0)))
+    classifiers.write(tmp_path / "classifier", classifier, *trees)
+    written = json.loads((tmp_path / "classifier" / "config.json").read_text())
+    assert tuple(written["id2label"].values()) != labels
+    again, read = networks.load(tmp_path)
+    assert again.labels == labels
+    jax.tree.map(np.testing.assert_array_equal, read, trees)
+    assert label_score.read(str(tmp_path), labels).classifier.labels == labels
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"id2label": {"0": "benign", "2": "malignant"}}, "does not name 2 classes by 0 to 1"),
+    ({"id2label": {"0": "benign", "1": "benign"}}, "does not name 2 classes by 0 to 1"),
+    ({"id2label": {"0": "benign", "1": ["malignant"]}}, "does not name 2 classes by 0 to 1"),
+    ({"id2label": ["benign", "malignant"]}, "names no classes or no image size"),
+    ({"image_size": "32"}, "names no classes or no image size"),
+])  # fmt: skip
+def test_classes_that_are_not_named_by_their_numbers_are_one_line(broken, change, said):
+    folder, config, _ = broken
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=said) as error:
+        networks.load(folder)
+    assert str(folder / "config.json") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [
+    {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
+    {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "do_normalize": False},
+    {"image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0], "do_rescale": False},
+    {"image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0], "rescale_factor": 2 / 255},
+])  # fmt: skip
+def test_pixels_are_normalised_as_the_folder_says(broken, settings):
+    transformers = pytest.importorskip("transformers")
+    folder, _, _ = broken
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": False} | settings))
+    classifier, _ = classifiers.read(folder, LABELS, 32)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    theirs = transformers.ViTImageProcessorPil.from_pretrained(folder)(pixels, return_tensors="np")["pixel_values"][0]
+    ours = classifier._normalised(jnp.asarray(pixels[None], jnp.float32) / 127.5 - 1)[0]
+    np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), rtol=0, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("settings", [
+    {"image_mean": None}, {"image_mean": [0.5, 0.5]}, {"image_std": [0, 1, 1]}, {"image_std": "0.5 0.5 0.5"},
+    {"rescale_factor": 0}, {"image_mean": [float("nan")] * 3},
+])  # fmt: skip
+def test_a_normalisation_that_is_none_is_one_line(broken, settings):
+    folder, _, _ = broken
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no numbers to normalise by") as error:
+        classifiers.read(folder, LABELS, 32)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)

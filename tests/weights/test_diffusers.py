@@ -296,3 +296,38 @@ def test_the_lines_of_derm_tiny_s_card_run(monkeypatch):
     scope = {}
     exec(shown.replace("width=128", "width=128, num_inference_steps=2"), scope)
     assert scope["image"].size == (128, 128) and np.ptp(np.asarray(scope["image"])) > 50
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["refs/main", "the only one"])
+def test_a_repository_in_hugging_face_s_cache_is_its_files(small_model, tmp_path, main):
+    """Files are links into blobs/, and a commit that is no longer that of main may be there too."""
+    _, params, folder = small_model
+    cache = tmp_path / "models--somebody--moles"
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        blob, link = cache / "blobs" / path.name, cache / "snapshots" / "1f2e" / path.relative_to(folder)
+        blob = blob.with_name(f"{path.parent.name}-{path.name}")
+        blob.parent.mkdir(parents=True, exist_ok=True), link.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(path.read_bytes())
+        link.symlink_to(blob)
+    if main:
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("1f2e\n")
+        (cache / "snapshots" / "0000").mkdir()
+    jax.tree.map(np.testing.assert_array_equal, ours.read(ours.locate(str(cache)))[1], params)
+
+
+def test_a_name_of_the_hub_is_told_how_to_fetch_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"nothing is fetched by itself: .*`hf download somebody/moles-v1.5`") as error:
+        ours.locate("somebody/moles-v1.5")
+    assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_in_place_of_weights_are_refused(tiny):
+    """A quantised file's: read as weights they would make another model, silently."""
+    folder, _ = tiny
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"conv_in.weight": tensors["conv_in.weight"].astype(np.int8)}, file)
+    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit: unet/conv_in\.weight is int8, not floating"):
+        ours.read(folder)

@@ -260,3 +260,39 @@ def test_diffusers_computes_with_our_file_what_we_merge(twin, fused, tmp_path, w
         made = filled(sd.shapes)
     write(tmp_path / "lora.safetensors", made, dtype=np.float32)
     fused(folder, tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("name, said", [
+    ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "is Flux, which"),
+    ("lora_unet_single_blocks_3_linear1.lora_down.weight", "is Flux, which"),
+    ("lora_unet_joint_blocks_0_context_block_attn_qkv.lora_down.weight", "is Stable Diffusion 3, which"),
+    ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "is of a family without a UNet"),
+])  # fmt: skip
+def test_loras_of_other_families_are_named(shapes, tmp_path, name, said):
+    save_file({name: np.zeros((4, 64), np.float16)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=said) as error:
+        lora.read(tmp_path / "x.safetensors", shapes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_of_a_training_that_diverged_is_refused(shapes, tmp_path):
+    """Merged, it would make a model of which every image is black."""
+    made = filled(shapes)
+    flat = flatten(made.adapters)
+    flat[next(iter(flat))].flat[0] = np.nan
+    lora.write_kohya(tmp_path / "x.safetensors", made, dtype=np.float32)
+    with pytest.raises(UserError, match="holds what is no number, as a training that diverged") as error:
+        lora.read(tmp_path / "x.safetensors", shapes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_of_rank_0_is_refused(shapes, tmp_path):
+    lora.write_kohya(tmp_path / "x.safetensors", filled(shapes), dtype=np.float32)
+    tensors = load_file(tmp_path / "x.safetensors")
+    down = next(name for name in tensors if name.endswith("to_q.lora_down.weight"))
+    tensors[down] = tensors[down][:0]
+    up = down.replace("lora_down", "lora_up")
+    tensors[up] = tensors[up][:, :0]
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="has rank 0"):
+        lora.read(tmp_path / "x.safetensors", shapes)

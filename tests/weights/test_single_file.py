@@ -185,6 +185,7 @@ def test_a_published_model_is_recognised(width, channels, spread, texts, said):
      "is SDXL, which is not supported"),
     ({"model.diffusion_model.joint_blocks.0.x": (3,)}, "is Stable Diffusion 3, which is not supported"),
     ({"model.diffusion_model.double_blocks.0.x": (3,)}, "is Flux, which is not supported"),
+    ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 64)}, "is a LoRA, not a single-file model"),
     ({"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 320)}, "is a LoRA, not a single-file model"),
     ({"<mole>": (1, 768)}, "is an embedding, not a single-file model"),
     ({"conv_in.weight": (320, 4, 3, 3)}, "is one network of a model, not"),

@@ -39,6 +39,9 @@ class Listing:
 def scan(folder: Path) -> Listing:
     """Lists a folder `class/*` (split "") or `split/class/*`; UserError names what is missing or unclear in it."""
     root = Path(os.path.realpath(folder))
+    if root.is_file():
+        hint = tree.UNREAD.get(root.suffix.lower(), "give the folder that it lies in")
+        raise UserError(f"folder {folder}: is a file; {hint}")
     if not root.is_dir():
         raise UserError(f"folder {folder}: no such folder; {EXPECTED}")
     root = tree.unwrap(root)
@@ -59,6 +62,7 @@ def scan(folder: Path) -> Listing:
     photographs = set(separation.photographs)
     images_of = {path: [image for image in each if image in photographs] for path, each in images_of.items()}
     _refuse_empty(root, images_of)
+    layouts.refuse_twins({path.name for _, path in classes}, f"folder {root}")
     labels = layouts.ordered({path.name for _, path in classes})
     _refuse_gaps(root, labels, classes)
     others = [other for _, path in classes for other in tree.visible(path) if not tree.is_image(other)]
@@ -139,6 +143,7 @@ def merge(listings: Sequence[Listing], classes: str) -> Listing:
     if len(listings) == 1:
         return listings[0]
     labels = set().union(*(listing.labels for listing in listings))
+    layouts.refuse_twins(labels, "config.images")
     for listing in listings:
         if classes != "diagnoses" and set(listing.labels) != labels:
             raise UserError(f"folder {listing.root}: its classes are {', '.join(listing.labels)}, those of all folders "

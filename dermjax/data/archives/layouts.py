@@ -7,8 +7,11 @@ only what is unknown is.
 """
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from dermjax.errors import UserError
 
 BENIGN, INDETERMINATE, MALIGNANT, UNKNOWN = "benign", "indeterminate", "malignant", ""
 RULES = {
@@ -85,6 +88,15 @@ def ordered(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=rank))
 
 
+def refuse_twins(names: Iterable[str], where: str) -> None:
+    """UserError where class names differ in case, blanks or the bytes of an accent alone: they are meant as one."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        other = first.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), name)
+        if other != name:
+            raise UserError(f"{where}: {other!a} and {name!a} are one class in two spellings; write them alike")
+
+
 def label(classes: str, diagnosis: str) -> str:
     """The class of a diagnosis, "" where it has none, as "" has."""
     if not diagnosis:
@@ -94,6 +106,8 @@ def label(classes: str, diagnosis: str) -> str:
     return RULES[diagnosis] if RULES[diagnosis] in LABELS else ""
 
 
+# how tables write that they do not know
+NOTHING = ("", "-1", "nan", "none", "null", "unknown", "na", "n/a", "#n/a", "<na>", "nat", "?", "-")
 TARGET = {"0": "benign", "1": "malignant", "0.0": "benign", "1.0": "malignant"}
 ARCHIVE = {name: name for name in LABELS} | {"indeterminate": "indeterminate"}
 ARCHIVE |= {f"indeterminate/{name}": "indeterminate" for name in LABELS}  # older downloads

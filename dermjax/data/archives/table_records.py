@@ -17,7 +17,7 @@ import numpy as np
 from dermjax.data.archives import layouts, tables
 from dermjax.data.archives.folders import Listing, resolve_links
 from dermjax.data.archives.hdf5 import Store
-from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LAYOUTS, Layout
+from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LAYOUTS, NOTHING, Layout
 from dermjax.data.archives.tables import TableFolder, image_key, parse_number
 from dermjax.data.archives.tree import SPLIT_FOLDERS
 from dermjax.data.leaks import duplicates
@@ -25,7 +25,7 @@ from dermjax.data.records import Record, age_band
 from dermjax.errors import UserError
 
 ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution", "caption", "skin_tone_class")
-NOTHING = ("", "-1", "nan", "none", "null", "unknown")  # how tables write that they do not know
+WHOLE = re.compile(r"(\d+)(?:[.,]0+)?")  # 7 is 7.0 where a column has gaps, as spreadsheets and pandas write it
 NAMED_SPLIT = re.compile(r"(?<![a-z])(train|valid|val|validation|test)(?=$|[^a-z]|ing)")
 
 
@@ -68,6 +68,8 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
         there = tables.describe_columns(folder)
         raise UserError(f"folder {folder.root}: no table with columns {', '.join([layout.image, *layout.label])}"
                         + (f"; {there}" if there else ""))  # fmt: skip
+    for table in labelled:
+        _refuse_doubled(table, folder.tables[table], layout)
     joined, duplicate_of = _join(folder, layout, labelled), _duplicates(folder)
     store = Store(folder.tree.packed, options.into)
     rows, ignored = {}, []
@@ -98,6 +100,7 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
     mentioned = kept.keys() | {image for image, _ in ignored}
     ignored += [(image, "in no table") for image in folder.separation.photographs if image not in mentioned]
     there = {record.label for record in kept.values()}
+    layouts.refuse_twins(there, f"column {' or '.join(layout.label)} of the tables in {folder.root}")
     labels = layouts.ordered(there) if layout.meanings is None else layouts.labels(options.classes, there)
     if len(there) < 2:
         raise UserError(f"folder {folder.root}: its tables name images of {', '.join(sorted(there)) or 'no class'}; "
@@ -138,6 +141,14 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
     return replace(listing, records=tuple(map(join, listing.records)))
 
 
+def _refuse_doubled(table: Path, columns: Sequence[str], layout: Layout) -> None:
+    """UserError where a column that is read stands in a table twice: which of the two is meant?"""
+    for column in (layout.image, layout.by, *layout.label, *layout.one_hot, *layout.known.values()):
+        if column and columns.count(column) > 1:
+            raise UserError(f"table {table}: the column {column!r} stands there {columns.count(column)} times; rename "
+                            "all but one")  # fmt: skip
+
+
 def _missing_image(row: Row, folder: TableFolder) -> UserError:
     name, left_out = PurePosixPath(row.image).name, {image_key(image): why for image, why in folder.tree.left_out}
     if image_key(row.image) in left_out:
@@ -161,10 +172,14 @@ def _rows(
         naming = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
     columns = [column for kind, column in layout.images.items() if options.kind in (kind, "both")] or [layout.image]
     for table in naming:
-        for number, (line, values) in enumerate(tables.read_rows(table)):
+        for number, (line, values) in enumerate(tables.read_rows(table, strict=True)):
             label, split = labels.get(values.get(layout.by, ""), ({}, ""))
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
             unwanted = _unwanted_kind(values.get(layout.kind, ""), options.kind) if layout.kind else ""
+            for column in (*columns, *layout.label):
+                if "\n" in values.get(column, ""):
+                    raise UserError(f"table {table} line {line}: {column} runs over several lines; close the quotation "
+                                    "mark before it")  # fmt: skip
             for column in columns:
                 yield Row(table, line, values.get(column, ""), label | values, split), unwanted
 
@@ -253,7 +268,9 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
             raise UserError(f"{row.where}: {len(marked)} of {', '.join(layout.one_hot)} are 1; one must be")
         return layout.one_hot[marked[0]] if marked else layout.rest
     value = next((row.values[column] for column in layout.label if row.values.get(column, "")), "")
-    if layout.meanings is None or not value:
+    if value.lower() in NOTHING and value.lower() not in (layout.meanings or ()):
+        return ""
+    if layout.meanings is None:
         return value
     if value.lower() not in layout.meanings:
         raise UserError(f"{row.where}: {layout.label[0]} is {value!r}; known are {', '.join(layout.meanings)}")
@@ -273,8 +290,9 @@ def _record(
     if math.isfinite(age):
         attributes |= {"age": attributes["age"].replace(",", "."), "age_band": age_band(age)}
     for field in ("lesion_id", "patient_id"):
-        if known.get(field, "").isdigit():  # a bare number is another lesion in another archive
-            known[field] = f"{source}/{known[field]}"
+        number = WHOLE.fullmatch(known.get(field, ""))
+        if number:  # a bare number is another lesion in another archive
+            known[field] = f"{source}/{number[1]}"
     if known.get("image_manipulation") != "synthetic":
         known["image_manipulation"] = "none"
     split = row.split

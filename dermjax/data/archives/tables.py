@@ -43,14 +43,20 @@ def read_columns(path: Path) -> list[str]:
     return next(_lines(path))[1]
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a table below its header, {column: value}, each with the number of its line."""
+def read_rows(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table below its header, {column: value}, each with the number of its line.
+
+    strict: a row with more cells than the header names is a UserError: a comma in a text has moved what follows it.
+    """
     if path.suffix.lower() == ".jsonl":
         yield from ((line, _texts(values)) for line, values in _objects(path))
         return
     lines = _lines(path)
     _, names = next(lines)
     for line, row in lines:
+        if strict and any(map(str.strip, row[len(names) :])):
+            raise UserError(f"table {path} line {line}: {len(row)} cells, and the header names {len(names)}; set text "
+                            "that holds the delimiter in quotation marks")  # fmt: skip
         yield line, dict(zip(names, map(str.strip, row), strict=False))
 
 
@@ -79,7 +85,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             delimiter = first[4:5] if named else max(DELIMITERS, key=first.count)
             if not named:
                 file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)  # "a", "b" is quoted text as well
             header = next((row for row in reader if row), [])
             if len(header) == 2 and ISIC_ID.fullmatch(header[0]):
                 yield 0, list(HEADLESS)
@@ -247,7 +253,7 @@ def detect_columns(folder: TableFolder) -> Layout | None:
         names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS)
         label = next((lower[name] for name in names if name in lower), "")
         if image and label and label != image:
-            values = {row.get(label, "").lower() for _, row in read_rows(table)} - {""}
+            values = {row.get(label, "").lower() for _, row in read_rows(table)} - set(layouts.NOTHING)
             meanings = None
             if label.lower() in layouts.DIAGNOSIS_COLUMNS:
                 meanings = next((each for each in (layouts.TARGETS, layouts.DIAGNOSES) if values <= each.keys()), None)
@@ -281,6 +287,11 @@ def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) ->
     """
     layout = LAYOUTS.get(name, Layout(image=""))
     given = {field: column for field, column in columns.items() if column}
+    for field, column in given.items():
+        if not any(column in there for there in folder.tables.values()):
+            raise UserError(
+                f"config.columns.{field} = {column!r}: no table has this column; {describe_columns(folder)}"
+            )
     if "label" in given:
         layout = replace(layout, label=(given.pop("label"),), meanings=None, one_hot={}, by="")
     if "diagnosis" in given:

@@ -45,6 +45,8 @@ def scan(folder: Path, into: Path) -> Listing:
             raise ValueError(
                 f"splits {', '.join(splits)} and labels {', '.join(labels)} are no train and test of classes"
             )
+        if not builder.name.isidentifier():  # it names the folder of the images
+            raise ValueError(f"its name is {builder.name[:40]!r}")
         records = []
         with progress.bar(sum(map(len, sources.values())), "writing", "images", 0) as bar:
             for split, source in sources.items():

@@ -16,7 +16,9 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # left by file managers, like everything that begins with a dot
+# left by file managers and network disks, like everything that begins with a dot
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+          "system volume information")  # fmt: skip
 TABLES = (".csv", ".tsv", ".tab")
 NAMED_TABLES = ("HAM10000_metadata", "metadata.jsonl")  # HAM10000's has no suffix; other JSON lines are no tables
 NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
@@ -48,7 +50,7 @@ def walk(folder: Path) -> Tree:
             name, suffix, path = prefix + entry.name, os.path.splitext(entry.name)[1].lower(), inside / entry.name
             special = "" if entry.is_file(follow_symlinks=False) else special_kind(path)
             reason = missing_package(path) or special
-            if entry.is_dir():
+            if path.is_dir():  # False for a link to itself, where the entry would raise
                 real = os.path.realpath(path)
                 if real in ancestors:
                     left_out.append((name, "a link to a folder around it"))

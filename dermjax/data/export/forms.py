@@ -43,18 +43,21 @@ def write(manifest: Manifest, folder: Path, form: str, name: str, card: str) -> 
         raise UserError(f"{folder}: is there already; give another folder, or delete it")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     splits = items.splits(manifest)
     if not splits:
-        raise UserError("the manifest has no kept image to export")
-    with progress.bar(sum(map(len, splits.values())), "export", "images", 0) as bar:
-        FORMS[form](part, manifest, splits, bar.update)
-    for split, of_split in splits.items():
-        items.table(part, split).write_bytes(b"".join(json.dumps(item.row).encode() + b"\n" for item in of_split))
-    croissant.write(part, name, manifest, splits)
-    if card:
-        (part / CARD).write_text(card)
-    os.replace(part, folder)
+        raise UserError(f"manifest {manifest.home}: no kept image to export")
+    part.mkdir(parents=True)
+    try:
+        with progress.bar(sum(map(len, splits.values())), "export", "images", 0) as bar:
+            FORMS[form](part, manifest, splits, bar.update)
+        for split, of_split in splits.items():
+            items.table(part, split).write_bytes(b"".join(json.dumps(item.row).encode() + b"\n" for item in of_split))
+        croissant.write(part, name, manifest, splits)
+        if card:
+            (part / CARD).write_text(card)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def imagefolder(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], tick: Callable[[], None]) -> None:

@@ -104,7 +104,7 @@ def parse(line: bytes) -> Fingerprint | None:
         measured = fields["measured"] and tuple(fields["measured"])
         versions = fields.get("numeric_versions", UNRECORDED)
         return Fingerprint(fields["sha256"], views, cells, fields["told"], measured, versions)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

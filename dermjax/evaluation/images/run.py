@@ -41,6 +41,7 @@ from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
 from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.weights import model_files
+from dermjax.weights.tensor_files import read_json
 
 RESULTS, FEATURES = "results.json", "features"  # in the workdir
 CLASS = "class"
@@ -415,7 +416,7 @@ def prompts_of(template: str, model: Path, labels: tuple[str, ...]) -> dict[str,
     tuned = model.parent / "config.json"
     given = dict.fromkeys(labels, template)
     if not template and tuned.is_file():
-        given |= json.loads(tuned.read_text()).get("prompts", {})
+        given |= read_json(tuned).get("prompts") or {}
     prompts = {label: given[label].replace("{label}", label.replace("_", " ")) for label in labels}
     for label, prompt in prompts.items():
         if not prompt or "{" in prompt:

@@ -34,7 +34,7 @@ def read(path: str) -> list[dict]:
     for number, row in enumerate(rows, start=1):
         try:
             line = json.loads(row)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict) or not set(KEY) <= line.keys():
             raise UserError(f"config.table {path}: line {number} is not one of evaluate.py:images; give another file")
