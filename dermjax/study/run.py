@@ -12,7 +12,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import run_folder
-from dermjax.classification import inputs, training
+from dermjax.classification import inputs
+from dermjax.classification import run as classification
 from dermjax.classification.features import VERSIONS
 from dermjax.data import pipelines, records
 from dermjax.data.records import Manifest
@@ -96,7 +97,7 @@ def plan(config: ConfigDict) -> list[Cell]:
         for name, classifier in config.classifiers.items():
             changed = ConfigDict(classifier.to_dict())
             changed.update(phase.changes)
-            check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, training.check)
+            check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, classification.check)
             real = changed.batch * (1 - phase.fraction)
             if changed.synthetic_statistics == "separate" and real != round(real):
                 raise UserError(

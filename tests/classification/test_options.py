@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dermjax.classification import inputs, networks, run, training
+from dermjax.classification import inputs, networks, run
 from dermjax.data.augmentation import MIXTURES
 from dermjax.errors import UserError
 from dermjax.study import run as study
@@ -126,4 +126,4 @@ def test_the_configs_that_come_with_the_package_can_be_meant():
         for variant in variants:
             config = runpy.run_path(str(STUDY.with_name(f"{name}.py")))["get_config"](variant)
             for each in [config] if name == "classify" else config.classifiers.values():
-                training.check(each)
+                run.check(each)
