@@ -3,6 +3,10 @@
 A case is kept in bench.json as soon as it is measured, with all that its figures follow from, so that a killed bench
 goes on and one of other versions or settings measures again. This process imports neither JAX nor PyTorch: it would
 hold memory and threads beside what it times.
+
+An entry is what bench.json keeps of a case: its causes, its unit, how many of them a round does, and of each side its
+rounds, its first call and its count of operations, or an error. Ratios are medians over rounds, so that a machine that
+is slow for a while changes both of their numbers.
 """
 
 import json
@@ -14,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,10 +27,10 @@ from PIL import Image
 from dermjax import machine, progress, run_folder
 from dermjax.bench.cases import CASES, MATRIX, Case, platform
 from dermjax.bench.process import Ended, Side
-from dermjax.bench.table import COMPILED, EAGER, OURS, table
 from dermjax.errors import UserError
 from dermjax.machine import GB, format_bytes
 
+OURS, EAGER, COMPILED = "dermjax", "PyTorch", "torch.compile"
 FILE, TABLE = "bench.json", "bench.md"
 PACKAGE = Path(__file__).parents[1]
 # PyTorch's side: in the package where it was installed from a wheel, beside it in a checkout
@@ -194,3 +199,68 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); delete it") from error
+
+
+def seconds(entry: Mapping, side: str) -> float | None:
+    """Returns a side's median seconds of one unit, None where it has none."""
+    rounds = entry["sides"].get(side, {}).get("rounds")
+    return median(each["seconds"] for each in rounds) / entry["count"] if rounds else None
+
+
+def ratio(entry: Mapping, other: str, figure: str = "seconds") -> float | None:
+    """Returns the median over rounds of dermjax's figure over another side's, None where there is none."""
+    ours, theirs = (entry["sides"].get(side, {}).get("rounds") for side in (OURS, other))
+    if not ours or not theirs:
+        return None
+    return median(a[figure] / b[figure] for a, b in zip(ours, theirs, strict=True))
+
+
+def table(entries: Mapping[str, Mapping]) -> str:
+    """Returns the entries as a table in Markdown, and below it why a figure is missing."""
+    matrix = entries[MATRIX]
+    times = [seconds(matrix, side) for side in (OURS, EAGER)]
+    rate = max((matrix["sides"][OURS].get("operations", 0.0) / each for each in times if each), default=0.0)
+    compiled = any(COMPILED in entry["sides"] for entry in entries.values())
+    heads = ["work", OURS, EAGER, "ratio", *[COMPILED, "ratio"] * compiled]
+    heads += ["first calls", "memory", "ratio", "of the rate"]
+    rows = [heads, ["---"] * len(heads), *(_row(*each, rate, compiled) for each in entries.items())]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    sides = [(name, *each) for name, entry in entries.items() for each in entry["sides"].items()]
+    errors = [f"{name}, {side}: {found['error']}" for name, side, found in sides if "error" in found]
+    missing = sorted({package for entry in entries.values() for package in entry["causes"]["missing"]})
+    if missing:
+        errors.append(f"{EAGER} beside it needs {', '.join(missing)}: pip install 'dermjax[parity]'")
+    note = f"Medians. The rate is that of products of matrices, {rate / 1e9:.0f} GFLOP/s." if rate else "Medians."
+    return "\n".join([*lines, "", note, *errors]) + "\n"
+
+
+def _row(name: str, entry: Mapping, rate: float, compiled: bool) -> list[str]:
+    shown = [side for side in (OURS, EAGER) if side in entry["sides"]]
+    sides = [entry["sides"][side] for side in shown]
+    peaks = [max((each["peak"] for each in side.get("rounds", ())), default=0) for side in sides]
+    work = sides[0].get("operations", 0.0) / entry["count"]
+    others = (EAGER, COMPILED)[: 1 + compiled]
+    beside = [(_time(seconds(entry, side)), _number(ratio(entry, side))) for side in others]
+    return [
+        f"{name}, one {entry['unit']}",
+        _time(seconds(entry, OURS)),
+        *(cell for pair in beside for cell in pair),
+        ", ".join(_time(side.get("first")) for side in sides),
+        ", ".join(format_bytes(peak) if peak else "-" for peak in peaks),
+        _number(ratio(entry, EAGER, "peak")),
+        ", ".join(_share(work, seconds(entry, side), rate) for side in shown),
+    ]
+
+
+def _time(value: float | None) -> str:
+    if not value:
+        return "-"
+    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _share(work: float, spent: float | None, rate: float) -> str:
+    return f"{work / spent / rate:.0%}" if work and spent and rate else "-"

@@ -2,8 +2,8 @@
 
 A plan says how many images a class gets and what is assigned to them: samplers, prompts, and words for the gaps of the
 prompts, by weights and quotas or as the images of a real data set have them. Its requests are a list, always the same
-for the same plan: nothing is drawn at random. More images a class add requests and change none. What a plan cannot
-request is a UserError of one line that names the key.
+for the same plan. More images a class add requests and change none. What a plan cannot request is a UserError of one
+line that names the key.
 """
 
 from collections import Counter
@@ -245,7 +245,8 @@ def assign(choices: Choices, quotas: Sequence[Quota], count: int) -> list[dict[s
     The share of a word is its weight over those of its gap, that of several words the product of theirs. Image by image
     and gap by gap the word is taken that is furthest behind its shares: alone, in pairs and all at once. So after any
     number of images each word and each pair have had theirs to within a few images. The images of the quotas come
-    first; the rest make the shares of all right again, as far as they can.
+    first; the rest make the shares of all right again, as far as they can. Nothing is drawn at random.
+
     """
     shares = {
         gap: {word: weight / sum(weights.values()) for word, weight in weights.items() if weight}

@@ -30,7 +30,7 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import autoencoder, costs, curve, forecast, outputs, report, task, trainable
+from dermjax.tuning import autoencoder, costs, forecast, outputs, report, task, trainable
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.latents import Encoder
 from dermjax.tuning.setup import Setup, read_setup
@@ -121,7 +121,7 @@ def check_options(config: ConfigDict) -> None:
         if value or option != "precision":
             optimizers.pick(f"config.{option}", known, value)
     samplers.get_sampler(config.samples.sampler)
-    optimizers.pick("config.evidence.minimise", dict.fromkeys(curve.MINIMISED), config.evidence.minimise)
+    optimizers.pick("config.evidence.minimise", dict.fromkeys(task.MINIMISED), config.evidence.minimise)
     if config.evidence.features and not (config.watch_every and config.validation_draws and config.evidence.images):
         raise UserError("config.evidence.features needs looks: give config.watch_every, config.validation_draws and "
                         "config.evidence.images")  # fmt: skip
@@ -161,7 +161,7 @@ def _task(
     evidence, watch = config.evidence, lambda state, constants: {}
     if network:
         many = _drawing(setup, replace(setup.samples, images=evidence.images))
-        watch = curve.figures(many, network, setup.training, setup.validation, workdir / "features")
+        watch = task.figures(many, network, setup.training, setup.validation, workdir / "features")
     sample = task.sampling(draw, setup.samples, workdir)
     measure = task.validation(setup.loss(**task.PLAIN), validation, config.validation_draws, config.batch, setup.grid)
 
@@ -170,12 +170,12 @@ def _task(
         report.write(workdir, config, setup.training, setup.validation)
         scalars = measure(state, constants) | watch(state, constants)
         if network:
-            scalars |= curve.judged(scalars, evidence.minimise, evidence.most_copies)
+            scalars |= task.judged(scalars, evidence.minimise, evidence.most_copies)
         on_loss(int(state.step), scalars.get("validation_loss", np.nan))
         return scalars | samples
 
     held_out = "validation_loss" if validation and config.validation_draws else ""
-    minimise = curve.JUDGED if network else held_out
+    minimise = task.JUDGED if network else held_out
     return Task("tune", setup.loss(**config.loss), setup.optimizer, evaluate, minimise, setup.training.names)
 
 

@@ -1,6 +1,5 @@
 """Plans: turns, seeds, batches, the shares of words, quotas, and what they refuse."""
 
-
 import runpy
 from collections import Counter
 from itertools import combinations

@@ -11,8 +11,8 @@ from dermjax.errors import UserError
 from dermjax.evaluation import features
 from dermjax.models import classifier
 from dermjax.training import writers
-from dermjax.tuning import curve
 from dermjax.tuning import run as tuning
+from dermjax.tuning import task
 from dermjax.weights import classifiers
 
 
@@ -34,14 +34,14 @@ def test_a_model_that_draws_its_training_images_is_seen(network, manifest, tmp_p
     seen = np.stack([images.load(read.path(record), 32) for record in read.split("train")])
     drawn = {"copies": seen[:, :, ::-1], "noise": np.random.default_rng(0).integers(0, 256, seen.shape, np.uint8)}
     found = {
-        name: curve.figures(
+        name: task.figures(
             lambda state, constants, some=some: some, features.read(str(network)), training, validation, tmp_path
         )(None, {})
         for name, some in drawn.items()
     }
     assert found["copies"]["copies"] == 1 and found["noise"]["copies"] == 0
     assert 0 < found["copies"]["frechet"] < found["noise"]["frechet"]
-    looked = {name: curve.judged(each, "frechet", 0.5) for name, each in found.items()}
+    looked = {name: task.judged(each, "frechet", 0.5) for name, each in found.items()}
     assert looked == {"copies": {}, "noise": {"judged": found["noise"]["frechet"]}}
 
 
