@@ -27,17 +27,8 @@ from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
 from dermjax.models import vae
 from dermjax.models.stable_diffusion import BASE, TINY, Params, StableDiffusion, count
-from dermjax.pretraining import (
-    crops,
-    descriptions,
-    discriminator,
-    growth,
-    losses,
-    photographs,
-    segmenter,
-    teacher,
-)
-from dermjax.pretraining.crops import Source
+from dermjax.pretraining import descriptions, growth, losses, photographs, segmenter
+from dermjax.pretraining.photographs import Source
 from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
@@ -220,12 +211,12 @@ def train_autoencoder(
     part, grid = config[workdir.name], sharding.mesh(config.mesh.data, config.mesh.fsdp)
     for name in part.phases:
         phase = part[name]
-        judge, judge_params = teacher.read(config.teacher, phase.size) if phase.weights.features else (None, {})
+        judge, judge_params = losses.read_teacher(config.teacher, phase.size) if phase.weights.features else (None, {})
         constants = {"vae": frozen} | ({"teacher": judge_params} if judge else {})
         params = {"vae": trained}
         if phase.weights.adversary:
-            params["discriminator"] = discriminator.init(config.seed)
-        batches = crops.crop_batches(
+            params["discriminator"] = losses.init_discriminator(config.seed)
+        batches = photographs.crop_batches(
             sources, batch=phase.batch, size=phase.size, sides=tuple(phase.sides), seed=config.seed,
             rows=sharding.local_rows(phase.batch, grid),
         )  # fmt: skip

@@ -19,8 +19,8 @@ from dermjax.data.phantoms.painting import bare_skin, phantom
 from dermjax.errors import UserError
 from dermjax.models import segmenter
 from dermjax.models.nnx_tree import Params, draw
-from dermjax.pretraining import crops, photographs
-from dermjax.pretraining.crops import Source
+from dermjax.pretraining import photographs
+from dermjax.pretraining.photographs import Source
 from dermjax.progress import cost, say
 from dermjax.segmentation import SIDE
 from dermjax.training import optimizers
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     cost("pretrain", devices=grid.size, photographs=len(pictures), phantoms=config.phantoms, steps=config.steps)
     sources = [Source(pictures, config.photographs_share, masks), *paint(config)]
-    batches = crops.crop_batches(
+    batches = photographs.crop_batches(
         sources, batch=config.batch, size=SIDE, sides=tuple(config.sides), seed=config.seed,
         rows=sharding.local_rows(config.batch, grid),
     )  # fmt: skip

@@ -21,19 +21,9 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import fairness, features, findings, intervals
 from dermjax.evaluation.features import ALONE, HIDDEN, MIRRORED, FeatureExtractor
-from dermjax.evaluation.images import (
-    adherence,
-    fidelity,
-    membership,
-    memorisation,
-    probe,
-    report,
-    shortcuts,
-    similarity,
-    table,
-)
+from dermjax.evaluation.images import adherence, fidelity, memorisation, probe, report, similarity, table
 from dermjax.evaluation.images.fidelity import COMPARED_ONLY, Features, Fidelity
-from dermjax.evaluation.images.membership import Attack, Scores
+from dermjax.evaluation.images.memorisation import Attack, Scores
 from dermjax.evaluation.intervals import Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.models import unet, vae
@@ -340,11 +330,11 @@ def find_shortcuts(sets: Sets, bootstrap: dict[str, int], seed: int) -> dict:
     """By set: how well artefacts alone tell the label, AUROC, and how many images of each class have each."""
     found = {}
     for name in ("training", "synthetic"):
-        measured = shortcuts.scores(sets.manifest(name), sets.records[name])
-        said = shortcuts.predict(measured, sets.records[name], sets.real.labels, seed)
+        measured = probe.artefact_scores(sets.manifest(name), sets.records[name])
+        said = probe.predict_by_artefacts(measured, sets.records[name], sets.real.labels, seed)
         found[name] = {
             "auroc": _auroc(said, sets, name, bootstrap) if said else None,
-            "rates": shortcuts.rates(measured, sets.records[name], sets.real.labels),
+            "rates": probe.artefact_rates(measured, sets.records[name], sets.real.labels),
         }
     return found
 
@@ -390,13 +380,13 @@ def membership_of(
         }
         scores[name] = -load_or_compute(
             kept, "losses", causes,
-            lambda chosen=chosen: membership.losses(sd, params, sets.real, chosen, prompts, size, config.draws),
+            lambda chosen=chosen: memorisation.losses(sd, params, sets.real, chosen, prompts, size, config.draws),
         )  # fmt: skip
 
     def attack(rows: dict[str, np.ndarray]) -> Attack:
         lesions = {name: [record.lesion_id or record.image for record in sets.records[name]] for name in rows}
         pair = [Scores(scores[name][rows[name]], np.array(lesions[name])[rows[name]]) for name in ("training", "test")]
-        return membership.attack(*pair, config.seed)
+        return memorisation.attack(*pair, config.seed)
 
     found = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
     for number, label in enumerate(sets.real.labels):
