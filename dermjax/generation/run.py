@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from dermjax import buckets, config_file, machine, parts, sharding
 from dermjax.data import records, shards
-from dermjax.data.export.items import Item
+from dermjax.data.export import Item
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError

@@ -1,4 +1,4 @@
-"""Copies are counted, and what the limit misses is made up for; the attack finds members known by heart, and no others."""
+"""Copies are counted, and what the limit misses is made up for; the attack finds members that are known by heart."""
 
 import numpy as np
 import pytest
