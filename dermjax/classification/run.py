@@ -10,7 +10,6 @@ A probe learns best on standardised features, and probabilities are honest after
 bias of the head, {"kernel": [D, L], "bias": [L]}, and the folder stays one that anybody loads.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from dermjax.classification.batches import FeatureBatches, ImageBatches
 from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.predictions import figures, label_indices, manifest_table, predictor, probabilities
 from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
+from dermjax.data import digests
 from dermjax.data.augmentation import MIXTURES, POLICIES
 from dermjax.data.pipelines import TARGETS, MixturePlan
 from dermjax.data.records import Manifest, Record
@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     check(config)  # before images are read
     real, synthetic = inputs.read(config.manifest, config.synthetic)
     training = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
-    report_other_causes(workdir, {"images": hashlib.sha256(repr(training).encode()).hexdigest()[:16]})
+    report_other_causes(workdir, {"images": digests.of_text(repr(training))})
     train(config, workdir, real, synthetic, inputs.read_judged(config.judged, real), {})
 
 

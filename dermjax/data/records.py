@@ -162,9 +162,9 @@ def count(path: Path) -> int:
     return sum(1 for _ in _lines(_existing(path))) - 1
 
 
-def read_named(path: str, key: str, places: range | None = None) -> Manifest:
+def read_named(path: str, key: str) -> Manifest:
     """The manifest that config.KEY names; UserError for "", else as `read`."""
-    return read(named(path, key), places)
+    return read(named(path, key))
 
 
 def named(path: str, key: str) -> Path:

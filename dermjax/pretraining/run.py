@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from dermjax import config_file, machine, reconstruction, run_folder, sharding
 from dermjax.data import pipelines, tokens
-from dermjax.data.images import to_model
+from dermjax.data.images import filled, to_model
 from dermjax.data.imaging import skin_tone
 from dermjax.data.phantoms.captions import VOCABULARY
 from dermjax.data.phantoms.painting import phantom
@@ -293,8 +293,7 @@ def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarra
         for images in pictures:
             for at in range(0, len(images), batch):
                 some = images[at : at + batch]
-                filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
-                moments = step({"vae": vae_params}, sharding.place(to_model(filled), grid))
+                moments = step({"vae": vae_params}, sharding.place(to_model(filled(some, batch)), grid))
                 rows.append(np.asarray(moments, np.float16)[: len(some)])
                 progress.update(len(some))
     return np.concatenate(rows)

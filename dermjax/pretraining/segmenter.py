@@ -14,7 +14,7 @@ import scipy.optimize
 from ml_collections import ConfigDict
 
 from dermjax import config_file, sharding
-from dermjax.data.images import to_model
+from dermjax.data.images import filled, to_model
 from dermjax.data.phantoms.painting import bare_skin, phantom
 from dermjax.errors import UserError
 from dermjax.models import segmenter
@@ -136,8 +136,7 @@ def predict(params: Params, pictures: np.ndarray) -> np.ndarray:
     step, parts = jax.jit(segmenter.logits), []
     for at in range(0, len(pictures), BATCH):
         some = pictures[at : at + BATCH]
-        filled = np.concatenate([some, np.zeros((BATCH - len(some), *some.shape[1:]), np.uint8)])
-        parts.append(np.asarray(step(params, jnp.asarray(to_model(filled))))[: len(some)])
+        parts.append(np.asarray(step(params, jnp.asarray(to_model(filled(some, BATCH)))))[: len(some)])
     return np.concatenate(parts)
 
 

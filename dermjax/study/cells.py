@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from dermjax.classification import run as classification
 from dermjax.classification.run import DONE
+from dermjax.data import digests
 from dermjax.data.records import Manifest
 from dermjax.evaluation.findings import Group
 from dermjax.study import arms
@@ -144,7 +145,7 @@ class Material:
         """Of all images of an arm, their labels and their splits, 16 hex digits."""
         manifests = (self.real, self.of(arm), *(self.tests[name] for name in sorted(self.tests)))
         images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
-        return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
+        return digests.of_text(repr(images))
 
 
 def train(

@@ -6,7 +6,6 @@ seed and closer to its sketch, as often as there are strengths. An image that is
 is not made again. S is the side of the images.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -207,7 +206,7 @@ def _causes(config: ConfigDict, manifest: Manifest, model: Model) -> dict:
     return model.digests | {
         run_folder.NUMERIC_VERSIONS: versions,
         "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
-        "images": hashlib.sha256(repr(manifest.records).encode()).hexdigest()[:16],
+        "images": digests.of_text(repr(manifest.records)),
         "masks": [digests.cached_sha256(path) for path in masks],
     }
 

@@ -98,7 +98,7 @@ def _clip(path: Path, files: dict[str, Path]) -> ImageEncoder:
 def _inception(path: Path, tensors: Tensors) -> ImageEncoder:
     network = inception.network()
     kept = {
-        classifiers.rename_leaf(name, classifiers.STATISTICS): tensor
+        torch_layout.rename_leaf(name, classifiers.STATISTICS): tensor
         for name, tensor in tensors.items()
         if not name.startswith(UNREAD) and not name.endswith(classifiers.COUNTER)
     }

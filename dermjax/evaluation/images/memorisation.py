@@ -25,7 +25,8 @@ from dermjax.data import images, tokens
 from dermjax.data.images import to_model
 from dermjax.data.records import Manifest, Record
 from dermjax.diffusion import schedule
-from dermjax.evaluation.intervals import LEVEL, Estimate
+from dermjax.evaluation import intervals
+from dermjax.evaluation.intervals import Estimate
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
 
@@ -91,8 +92,8 @@ def share_of_copies(beyond: int, n: int, limit: Limit) -> Estimate:
     value = corrected(*map(np.array, (beyond / n, rank / (held_out + 1), limit.found / limit.known)))
     false = beta.rvs(rank, held_out + 1 - rank, size=20_000, random_state=rng)
     spread = corrected(drawn(beyond, n), false, drawn(limit.found, limit.known))
-    low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value=float(value), n=n, low=float(low), high=float(high), note="corrected for misses")
+    low, high = intervals.bounds(spread)
+    return Estimate(value=float(value), n=n, low=low, high=high, note="corrected for misses")
 
 
 @dataclass(frozen=True)
@@ -206,5 +207,5 @@ def _too_few(rate: float, others: int) -> str:
 def _estimate(value: float, resampled: list[float], n: int, note: str) -> Estimate:
     if note:
         return Estimate(value=value, n=n, low=None, high=None, note=note)
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value=value, n=n, low=float(low), high=float(high), note="")
+    low, high = intervals.bounds(resampled)
+    return Estimate(value=value, n=n, low=low, high=high, note="")
