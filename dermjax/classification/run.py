@@ -73,10 +73,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def report_other_causes(workdir: Path, causes: dict[str, str]) -> None:
     """Says where the folder was begun by code that gives other numbers, or on images of other digests."""
-    causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
-    others = run_folder.changed_since_start(workdir, causes, LEFT) if jax.process_index() == 0 else ""
-    if others:
-        say(f"classify: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")
+    if jax.process_index() == 0:
+        causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
+        run_folder.say_changed_since_start("classify", workdir, causes, LEFT)
 
 
 def check(config: ConfigDict) -> Mesh:

@@ -100,9 +100,9 @@ class Window:
 
 
 def crop_batches(
-    sources: Sequence[Source], *, batch: int, size: int, sides: tuple[int, int], seed: int, rows: np.ndarray
+    sources: Sequence[Source], *, size: int, sides: tuple[int, int], seed: int, rows: np.ndarray
 ) -> grain.DatasetIterator:
-    """Endless batches {"image": float32 [n, size, size, 3] in [-1, 1]}, of whose rows a process makes its own.
+    """Endless batches {"image": float32 [n, size, size, 3] in [-1, 1]}; a process makes its `rows` of each.
 
     Where the sources have masks a batch has "mask" besides, float32 [n, size, size] from 0 to 1.
 

@@ -217,7 +217,7 @@ def train_autoencoder(
         if phase.weights.adversary:
             params["discriminator"] = losses.init_discriminator(config.seed)
         batches = photographs.crop_batches(
-            sources, batch=phase.batch, size=phase.size, sides=tuple(phase.sides), seed=config.seed,
+            sources, size=phase.size, sides=tuple(phase.sides), seed=config.seed,
             rows=sharding.local_rows(phase.batch, grid),
         )  # fmt: skip
         loss = losses.autoencoder_loss(sd, judge, kl=phase.kl, **phase.weights)

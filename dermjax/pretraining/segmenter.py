@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     cost("pretrain", devices=grid.size, photographs=len(pictures), phantoms=config.phantoms, steps=config.steps)
     sources = [Source(pictures, config.photographs_share, masks), *paint(config)]
     batches = photographs.crop_batches(
-        sources, batch=config.batch, size=SIDE, sides=tuple(config.sides), seed=config.seed,
+        sources, size=SIDE, sides=tuple(config.sides), seed=config.seed,
         rows=sharding.local_rows(config.batch, grid),
     )  # fmt: skip
     params = train(batches, held_out, truth, config, workdir)

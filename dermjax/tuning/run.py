@@ -187,6 +187,5 @@ def _say_other_causes(workdir: Path, inputs: dict) -> None:
             "unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION,
         },
     }  # fmt: skip
-    others = run_folder.changed_since_start(workdir, causes, outputs.LEFT) if jax.process_index() == 0 else ""
-    if others:
-        say(f"tune: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")
+    if jax.process_index() == 0:
+        run_folder.say_changed_since_start("tune", workdir, causes, outputs.LEFT)

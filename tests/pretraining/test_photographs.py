@@ -6,7 +6,7 @@ import pytest
 from dermjax.pretraining import photographs
 from dermjax.pretraining.photographs import Source
 
-SETTINGS = {"batch": 4, "size": 32, "sides": (40, 64), "seed": 3}
+SETTINGS = {"size": 32, "sides": (40, 64), "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_mask_is_cut_as_its_picture_is():
     rng = np.random.default_rng(0)
     masks = (rng.random((4, 8, 8)) < 0.5).repeat(8, 1).repeat(8, 2).astype(np.uint8) * 255
     source = Source(np.stack([masks // 2 + 40] * 3, -1), 1.0, masks)
-    made = next(photographs.crop_batches([source], **(SETTINGS | {"batch": 16}), rows=np.arange(16)))
+    made = next(photographs.crop_batches([source], **SETTINGS, rows=np.arange(16)))
     assert made["mask"].shape == (16, 32, 32) and made["mask"].max() <= 1
     for image, mask in zip(made["image"], made["mask"], strict=True):
         assert np.corrcoef(image[..., 0].ravel(), mask.ravel())[0, 1] > 0.98
