@@ -94,7 +94,7 @@ def assigned(environment: Mapping[str, str], *, joined: bool) -> str:
         if not all(number.isdecimal() for number in numbers):
             raise UserError(f"{index}={environment[index]}, {count}={environment[count]}: not whole numbers")
         if last and int(last) - int(first) + 1 != int(environment[count]):
-            raise UserError(f"{index}: the array has gaps, so that parts cannot be told; give --config.part=i/n")
+            raise UserError(f"{index}: the array has gaps, so that parts cannot be numbered; give --config.part=i/n")
         return f"{int(environment[index]) - int(first)}/{environment[count]}"
     return ""
 

@@ -303,7 +303,7 @@ def say_changed_since_start(stage: str, workdir: Path, causes: Mapping, left: Co
     """Says where a training was begun from other causes, see `changed_since_start`; what it learnt stays."""
     others = changed_since_start(workdir, causes, left)
     if others:
-        say(f"{stage}: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")
+        say(f"{stage}: {workdir} was started from other inputs ({others}) and is kept; train anew in another --workdir")
 
 
 def mark_finished(workdir: Path, causes: Mapping) -> None:

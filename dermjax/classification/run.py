@@ -86,7 +86,7 @@ def check(config: ConfigDict) -> Mesh:
     for option, known in NAMES.items():
         optimizers.pick(f"config.{option}", known, config[option])
     if config.patience and not config.evaluate_every:
-        raise UserError("config.patience needs looks at the validation images; give config.evaluate_every")
+        raise UserError("config.patience needs evaluations on the validation images; give config.evaluate_every")
     # a mean of two images' features is as good as one of images (manifold mixup, arXiv 1806.05236), a window is not
     if config.mixing == "cutmix" and config.recipe != "full":
         raise UserError(

@@ -79,8 +79,8 @@ class FeatureExtractor:
         return lambda image: run(trees, jax.device_put(image))
 
     def _compute(self, manifest: Manifest, records: Sequence[Record], view: str) -> np.ndarray:
-        seen = VIEWS[view]
-        pictures = (seen(images.load(manifest.path(record), self.encoder.size)) for record in records)
+        change = VIEWS[view]
+        pictures = (change(images.load(manifest.path(record), self.encoder.size)) for record in records)
         return self.of_pixels(pictures, len(records))
 
 

@@ -94,8 +94,8 @@ class Plan:
         """Returns the requests, class by class; UserError where nothing, or what no sampler or gap can do, is asked."""
         self._check_images()
         self._check_words()
-        listed = self.settings()
-        settings, turns = {each.sampler: each for each in listed}, Counter(each.sampler for each in listed)
+        in_turn = self.settings()
+        settings, turns = {each.sampler: each for each in in_turn}, Counter(each.sampler for each in in_turn)
         alike = self._alike()
         requests = []
         for place, label in enumerate(sorted(self.prompts)):
@@ -221,7 +221,7 @@ def table(requests: Sequence[Request], size: int, batch: int, devices: int) -> s
         for request in requests:
             by_word.setdefault(dict(request.words).get(gap, ""), []).append(request)
         for word in sorted(by_word, key=lambda word: (-len(by_word[word]), word)):
-            rows.append(row(f"{gap} {word or '(not said)'}", by_word[word]))
+            rows.append(row(f"{gap} {word or '(none)'}", by_word[word]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
                for row in rows]  # fmt: skip

@@ -219,8 +219,8 @@ def _report_other_causes(folders: dict[Cell, Path], material_of: dict[Cell, Mate
     changes = {folder: change for folder, change in changes.items() if change}
     for folder, change in list(changes.items())[:1]:
         say(
-            f"study: cells begun from others: {len(changes)}, such as {folder.name} ({change}); what they learnt "
-            f"stays, delete their folders in {folder.parent} to train them again"
+            f"study: cells started from other inputs: {len(changes)}, such as {folder.name} ({change}); they are kept, "
+            f"delete their folders in {folder.parent} to train them again"
         )
 
 

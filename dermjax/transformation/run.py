@@ -70,9 +70,9 @@ class JobRenderer:
     def origin(self, job: Job) -> dict:
         """Returns what the file and the record of an image say of how it was made."""
         source = job.subject.record
-        told = {"asked": job.transformation, "way": job.way, "of": source.image, "of_sha256": source.sha256}
+        description = {"asked": job.transformation, "way": job.way, "of": source.image, "of_sha256": source.sha256}
         digests = self.model.digests | self._init([job]).provenance(job.request)
-        return provenance.generation(job.request, self.size, digests) | {"transformation": told}
+        return provenance.generation(job.request, self.size, digests) | {"transformation": description}
 
     def make(self, jobs: Sequence[Job]) -> None:
         """Makes those images of the jobs, all of one way and strength, that are not there yet."""
@@ -149,8 +149,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         waiting = [job for job in waiting if not latest[job.request.image].met and job.way != "prompt"]
     outcomes = [latest[job.request.image] for job in jobs]
     entries = tuple(_record(outcome, renderer) for outcome in outcomes)
-    listed = json.dumps([each.as_json() for each in outcomes], indent=1)
-    write_atomically(workdir / "transformations.json", listed + "\n")
+    text = json.dumps([each.as_json() for each in outcomes], indent=1)
+    write_atomically(workdir / "transformations.json", text + "\n")
     write_atomically(workdir / "report.html", report.page(outcomes, config.gallery))
     records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=root, records=entries))
     if part:

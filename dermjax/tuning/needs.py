@@ -66,12 +66,12 @@ def compiled(setup: Setup, config: ConfigDict) -> Needs:
         return Needs(compiler(setup.grid), **held, activations=activations, fits=False)
 
 
-def without_room(said: str, held: float) -> float | None:
+def without_room(message: str, held: float) -> float | None:
     """Returns the bytes besides those held that a step lacks room for, by the compiler's error; None of another."""
-    found = NO_ROOM.search(said)
-    if not found:
+    match = NO_ROOM.search(message)
+    if not match:
         return None
-    temporaries, unit, used, unit_used = found.groups()
+    temporaries, unit, used, unit_used = match.groups()
     return float(temporaries) * UNITS[unit] if temporaries else float(used) * UNITS[unit_used] - held
 
 

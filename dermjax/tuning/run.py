@@ -123,10 +123,12 @@ def check_options(config: ConfigDict) -> None:
     samplers.get_sampler(config.samples.sampler)
     optimizers.pick("config.evidence.minimise", dict.fromkeys(task.MINIMISED), config.evidence.minimise)
     if config.evidence.features and not (config.watch_every and config.validation_draws and config.evidence.images):
-        raise UserError("config.evidence.features needs looks: give config.watch_every, config.validation_draws and "
-                        "config.evidence.images")  # fmt: skip
+        raise UserError(
+            "config.evidence.features needs evaluations: give config.watch_every, config.validation_draws and "
+            "config.evidence.images"
+        )
     if config.patience and not config.watch_every:
-        raise UserError("config.patience needs looks at held-out images; give config.watch_every")
+        raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
 

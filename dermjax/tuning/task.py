@@ -207,11 +207,11 @@ def figures(
 
     def measure(state: State, constants: dict) -> dict[str, float]:
         images = draw(state, constants)
-        seen = network.of_pixels((load_any(image, network.encoder.size) for image in images), len(images))
-        similarity, _ = features.nearest(space.unit(seen), near)
+        drawn = network.of_pixels((load_any(image, network.encoder.size) for image in images), len(images))
+        similarity, _ = features.nearest(space.unit(drawn), near)
         return {
             "copies": float((similarity > limit).mean()),
-            "frechet": distances.frechet(held_out[:, leading], seen[:, leading]),
+            "frechet": distances.frechet(held_out[:, leading], drawn[:, leading]),
         }
 
     return measure

@@ -45,7 +45,7 @@ def real(tmp_path_factory):
         ({"rate": float("nan")}, "config.rate = nan: give 0 or more"),
         ({"clip": -1.0}, "config.clip = -1.0: give 0 or more"),
         ({"patience": -1}, "config.patience = -1: give 0 or more"),
-        ({"patience": 4, "evaluate_every": 0}, "config.patience needs looks at the validation images"),
+        ({"patience": 4, "evaluate_every": 0}, "config.patience needs evaluations on the validation images"),
         ({"seed": -1}, "config.seed = -1: give a seed from 0 to 4294967295"),
         ({"layer_decay": 0.0}, "config.layer_decay = 0.0: give more than 0"),
         ({"label_smoothing": 1.0}, "config.label_smoothing = 1.0: give 0 or more and less than 1"),

@@ -56,15 +56,15 @@ def test_tuning_keeps_the_figures_at_each_look_and_ends_by_them(network, config,
     assert all(each["judged"] == each["frechet"] == pytest.approx(looks[0]["frechet"], rel=1e-4) for each in looks)
     assert all(0 <= each["copies"] <= 1 and "validation_loss" in each for each in looks)
     page = Path(tmp_path / "report.html").read_text()
-    assert "Of the images drawn at each look" in page and "at step 4" in page
+    assert "Of the images drawn at each evaluation" in page and "at step 4" in page
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"evidence.minimise": "kid"}, "config.evidence.minimise"),
-        ({"evidence.features": "somewhere", "watch_every": 0}, "needs looks: give config.watch_every"),
-        ({"evidence.features": "somewhere", "evidence.images": 0}, "needs looks: give config.watch_every"),
+        ({"evidence.features": "somewhere", "watch_every": 0}, "needs evaluations: give config.watch_every"),
+        ({"evidence.features": "somewhere", "evidence.images": 0}, "needs evaluations: give config.watch_every"),
         ({"evidence.most_copies": 1.5}, "most_copies = 1.5: give 0 to 1"),
     ],
 )

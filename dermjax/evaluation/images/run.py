@@ -122,16 +122,16 @@ def measure(
     chosen: dict[str, list[Record]], name: str, kept: Path,
 ) -> tuple[Sets, dict]:  # fmt: skip
     """The sets and every figure about the images, whatever model made them; features are kept in a folder."""
-    seen = {
+    features_of = {
         each: network.features(synthetic if each == "synthetic" else real, some, folder=kept)
         for each, some in chosen.items()
     }
     leading = network.encoder.leading if config.tokens == CLASS else None
-    sets = Sets(real, synthetic, chosen, seen, leading)
+    sets = Sets(real, synthetic, chosen, features_of, leading)
     mirrored = network.features(real, chosen["training"], view=MIRRORED, folder=kept)
     masked = {view: network.features(real, chosen["test"], view=view, folder=kept) for view in (HIDDEN, ALONE)}
     bootstrap = config.bootstrap.to_dict()
-    asked = [record for record in synthetic.records if record.synthetic and record.generation.get("prompt")]
+    prompted = [record for record in synthetic.records if record.synthetic and record.generation.get("prompt")]
     return sets, {
         "name": name,
         "extractor": {
@@ -157,7 +157,7 @@ def measure(
         "use": use(sets, masked, bootstrap),
         "shortcuts": find_shortcuts(sets, bootstrap, config.seed),
         "adherence": adherence.compare(
-            [record.generation["prompt"] for record in asked], adherence.measure(synthetic, asked)
+            [record.generation["prompt"] for record in prompted], adherence.measure(synthetic, prompted)
         ),
         "tones": tones(sets),
     }  # fmt: skip
@@ -240,9 +240,9 @@ def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: in
 
     Copies that are known are training images, mildly augmented: turned, mirrored, lit anew.
     """
-    seen = np.concatenate([sets.features["training"], mirrored])
-    space = features.space_of(seen)
-    training = space.unit(seen)
+    known = np.concatenate([sets.features["training"], mirrored])
+    space = features.space_of(known)
+    training = space.unit(known)
     held_out = space.unit(np.concatenate([sets.features[split] for split in HELD_OUT]))
     altered = space.unit(_altered(sets, network, seed))
     limit = memorisation.limit(*(features.nearest(each, training)[0] for each in (held_out, altered)))
@@ -291,31 +291,33 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
     )
     probes = {**judges, BOTH: both}
 
-    def on(seen: np.ndarray) -> dict[str, Predictions]:
-        return {name: probe.judge(each, sets.names("test"), seen, sets.classes("test"))
+    def on(of_test: np.ndarray) -> dict[str, Predictions]:
+        return {name: probe.judge(each, sets.names("test"), of_test, sets.classes("test"))
                 for name, each in probes.items()}  # fmt: skip
 
     on_test = on(sets.features["test"])
-    asked = probe.judge(
+    prompted = probe.judge(
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
     )
     # of both sets the mean over classes, as synthetic ones are often balanced and real ones never are
     label, accuracy = (
         intervals.figures([_fold(each, sets, name, bootstrap, (BALANCED,))], pooled=False)[BALANCED]
-        for each, name in ((asked, "synthetic"), (on_test["training"], "test"))
+        for each, name in ((prompted, "synthetic"), (on_test["training"], "test"))
     )
     return {
         "label_fidelity": label,
         "accuracy_on_real": accuracy,
         "fidelity_over_accuracy": label.value / accuracy.value if accuracy.value else None,
         "label_fidelity_of": {
-            name: intervals.share(int(asked.right[asked.labels == number].sum()), int((asked.labels == number).sum()))
+            name: intervals.share(
+                int(prompted.right[prompted.labels == number].sum()), int((prompted.labels == number).sum())
+            )
             for number, name in enumerate(sets.real.labels)
         },
         "auroc_on_test": {name: _auroc(each, sets, "test", bootstrap) for name, each in on_test.items()},
         "auroc_masked": {
-            view: {name: _auroc(each, sets, "test", bootstrap) for name, each in on(seen).items()}
-            for view, seen in masked.items()
+            view: {name: _auroc(each, sets, "test", bootstrap) for name, each in on(of_test).items()}
+            for view, of_test in masked.items()
         },
         "subgroups": {
             name: fairness.compare(
@@ -328,15 +330,15 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
 
 def find_shortcuts(sets: Sets, bootstrap: dict[str, int], seed: int) -> dict:
     """By set: how well artefacts alone tell the label, AUROC, and how many images of each class have each."""
-    found = {}
+    results = {}
     for name in ("training", "synthetic"):
         measured = probe.artefact_scores(sets.manifest(name), sets.records[name])
-        said = probe.predict_by_artefacts(measured, sets.records[name], sets.real.labels, seed)
-        found[name] = {
-            "auroc": _auroc(said, sets, name, bootstrap) if said else None,
+        predicted = probe.predict_by_artefacts(measured, sets.records[name], sets.real.labels, seed)
+        results[name] = {
+            "auroc": _auroc(predicted, sets, name, bootstrap) if predicted else None,
             "rates": probe.artefact_rates(measured, sets.records[name], sets.real.labels),
         }
-    return found
+    return results
 
 
 def tones(sets: Sets) -> dict[str, dict[str, int]]:
