@@ -101,8 +101,8 @@ def assigned(environment: Mapping[str, str], *, joined: bool) -> str:
 
 def folders(workdir: Path) -> dict[Part, Path]:
     """Returns the folders of parts in a workdir, in order."""
-    found = {path: FOLDER.fullmatch(path.name) for path in (workdir.iterdir() if workdir.is_dir() else ())}
-    return dict(sorted((Part(int(match[2]), int(match[1])), path) for path, match in found.items() if match))
+    matches = {path: FOLDER.fullmatch(path.name) for path in (workdir.iterdir() if workdir.is_dir() else ())}
+    return dict(sorted((Part(int(match[2]), int(match[1])), path) for path, match in matches.items() if match))
 
 
 def refuse_others(workdir: Path, part: Part, config: Mapping) -> None:

@@ -69,11 +69,11 @@ def bench(workdir: str, cases: str, rounds: int, torch_compile: bool) -> None:
 def choose(names: str, known: Mapping[str, Case]) -> dict[str, Case]:
     """Returns the cases of these names or beginnings, in order, the matrix product before them."""
     wanted = [name.strip() for name in names.split(",")]
-    found = {name: [each for each in known if name == "all" or each.startswith(name)] for name in wanted}
-    for name, each in found.items():
+    matches = {name: [each for each in known if name == "all" or each.startswith(name)] for name in wanted}
+    for name, each in matches.items():
         if not name or not each:
             raise UserError(f"--cases={names}: no case is called {name!r}; there are {', '.join(known)}")
-    return {each: known[each] for each in known if each == MATRIX or any(each in cases for cases in found.values())}
+    return {each: known[each] for each in known if each == MATRIX or any(each in cases for cases in matches.values())}
 
 
 def measure(chosen: Mapping[str, Case], rounds: int, compiled: bool, folder: Path) -> dict[str, dict[str, Any]]:
@@ -108,9 +108,9 @@ def causes(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
     missing = [package for package in case.packages if util.find_spec(package) is None]
     beside = [*[EAGER] * bool(case.packages), *[COMPILED] * (compiled and case.compiles)] if not missing else []
     installed = {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
-    found = {"case": asdict(case), "rounds": rounds, "sides": [OURS, *beside], "missing": missing}
-    found |= {"cores": machine.cores(), "versions": run_folder.versions() | installed}
-    return json.loads(json.dumps(found))
+    causes = {"case": asdict(case), "rounds": rounds, "sides": [OURS, *beside], "missing": missing}
+    causes |= {"cores": machine.cores(), "versions": run_folder.versions() | installed}
+    return json.loads(json.dumps(causes))
 
 
 def take_turns(name: str, case: Case, names: list[str], rounds: int, folder: Path) -> dict[str, Any]:
@@ -158,13 +158,13 @@ def command(side: str, case: Case, settings: dict[str, Any]) -> list[str]:
 
 def environment(side: str, case: Case) -> dict[str, str]:
     """Returns the environment of a side's process: as many devices of a CPU as the work has, and memory as it goes."""
-    found = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    found["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [found.get("PYTHONPATH")])])
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])])
     if side == OURS:
-        found["JAX_NUM_CPU_DEVICES"] = str(case.devices or machine.cpu_devices(machine.cores()))
-        found.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        machine.quiet_compiler(found, joined=False)
-    return found
+        environment["JAX_NUM_CPU_DEVICES"] = str(case.devices or machine.cpu_devices(machine.cores()))
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        machine.quiet_compiler(environment, joined=False)
+    return environment
 
 
 def inputs(folder: Path, name: str) -> Path:
@@ -226,7 +226,7 @@ def table(entries: Mapping[str, Mapping]) -> str:
     rows = [heads, ["---"] * len(heads), *(_row(*each, rate, compiled) for each in entries.items())]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     sides = [(name, *each) for name, entry in entries.items() for each in entry["sides"].items()]
-    errors = [f"{name}, {side}: {found['error']}" for name, side, found in sides if "error" in found]
+    errors = [f"{name}, {side}: {figures['error']}" for name, side, figures in sides if "error" in figures]
     missing = sorted({package for entry in entries.values() for package in entry["causes"]["missing"]})
     if missing:
         errors.append(f"{EAGER} beside it needs {', '.join(missing)}: pip install 'dermjax[parity]'")

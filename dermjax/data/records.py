@@ -134,8 +134,8 @@ def read(path: Path, places: range | None = None) -> Manifest:
 def read_unaudited(path: Path, places: range | None = None) -> Manifest:
     """As `read`, but with synthetic images in any split: for `audit`, which lists them all."""
     path = _file(path)
-    labels, root, found = stream(path, places)
-    records = tuple(found)
+    labels, root, lines = stream(path, places)
+    records = tuple(lines)
     _refuse_repeats(records, path)
     return Manifest(labels=labels, root=root, records=records, home=path.parent)
 
@@ -236,12 +236,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _object(number: int, line: str, path: Path) -> dict:
     """The JSON object on a line."""
     try:
-        found = json.loads(line, parse_constant=_refuse_constant)
+        parsed = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
         raise UserError(f"manifest {path} line {number}: not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise UserError(f"manifest {path} line {number}: not a JSON object")
-    return found
+    return parsed
 
 
 def _refuse_constant(name: str) -> None:

@@ -128,8 +128,8 @@ def _is_scarce(group: Group, material: Material) -> bool:
     hybrid = arms.parse_hybrid(group.arm)
     ratio = hybrid.ratio if hybrid and hybrid.kind == "hybrid" else 0.0
     for label in material.real.labels if ratio else ():
-        of = (material.real, material.of(group.arm))
-        real, synthetic = (len(report.training_images(each, label)) for each in of)
+        manifests = (material.real, material.of(group.arm))
+        real, synthetic = (len(report.training_images(each, label)) for each in manifests)
         if ratio * (group.shots or real) > synthetic:
             return True
     return False

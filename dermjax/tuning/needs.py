@@ -201,10 +201,10 @@ def _sent(setup: Setup, parts: int) -> dict[str, Collective]:
     size = {True: 0.0, False: 0.0}  # bytes of what is divided over devices, and of what each holds completely
     for leaf, home in zip(jax.tree.leaves(state.params), homes, strict=True):
         size[not home.is_fully_replicated] += leaf.size * jnp.dtype(setup.sd.dtype).itemsize
-    found = {
+    collectives = {
         "all-reduce": around_ring("all-reduce", 1, size[False], data * fsdp)
         + around_ring("all-reduce", 1, size[True] / fsdp, data),
         "all-gather": around_ring("all-gather", 2 * parts, size[True], fsdp),
         "reduce-scatter": around_ring("reduce-scatter", parts, size[True], fsdp),
     }
-    return {kind: each for kind, each in found.items() if each.sent}
+    return {kind: each for kind, each in collectives.items() if each.sent}

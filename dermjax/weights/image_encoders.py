@@ -104,8 +104,8 @@ def _inception(path: Path, tensors: Tensors) -> ImageEncoder:
     }
     flat = [torch_layout.flatten(tree) for tree in network.shapes]
     whole = torch_layout.unflatten(flat[0] | flat[1])
-    found = torch_layout.flatten(torch_layout.from_torch(whole, kept, str(path), dtype=np.float32))
-    trees = tuple(torch_layout.unflatten({name: found[name] for name in each}) for each in flat)
+    values = torch_layout.flatten(torch_layout.from_torch(whole, kept, str(path), dtype=np.float32))
+    trees = tuple(torch_layout.unflatten({name: values[name] for name in each}) for each in flat)
     return ImageEncoder(
         lambda trees, image: network.merge(trees[0], jax.tree.map(jnp.asarray, trees[1]))(image), trees,
         inception.SIZE, None, inception.NUMERIC_VERSION, tensor_files.digest({path.name: path}),

@@ -53,10 +53,10 @@ WINDOW_BLOCK = 64  # pairs correlated at once
 
 def views(images: np.ndarray, windows: Sequence[tuple[float, float, float]] = VIEWS) -> np.ndarray:
     """The hashes of windows of uint8 images [N, S, S, 3], S at least 16, as uint64 [N, V, 4]; independent of S."""
-    found = np.empty((len(images), len(windows), BITS // 64), np.uint64)
+    hashes = np.empty((len(images), len(windows), BITS // 64), np.uint64)
     for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
-        found[row] = signs(spectra(image, windows))
-    return found
+        hashes[row] = signs(spectra(image, windows))
+    return hashes
 
 
 def spectra(image: np.ndarray, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:

@@ -82,8 +82,8 @@ def share_of_copies(beyond: int, n: int, limit: Limit) -> Estimate:
         return Estimate(value=beyond / n, n=n, low=None, high=None, note=note)
     rng = np.random.default_rng(0)
 
-    def drawn(count: int, of: int) -> np.ndarray:
-        return beta.rvs(count + 0.5, of - count + 0.5, size=20_000, random_state=rng)
+    def drawn(count: int, total: int) -> np.ndarray:
+        return beta.rvs(count + 0.5, total - count + 0.5, size=20_000, random_state=rng)
 
     def corrected(observed: np.ndarray, false: np.ndarray, true: np.ndarray) -> np.ndarray:
         return np.clip((observed - false) / np.maximum(true - false, 1e-9), 0, 1)
@@ -113,9 +113,9 @@ class Scores:
 
     def resample(self, rng: np.random.Generator) -> np.ndarray:
         """The scores of as many lesions, drawn with replacement."""
-        _, of = np.unique(self.lesions, return_inverse=True)
-        times = np.bincount(rng.integers(0, of.max() + 1, of.max() + 1), minlength=of.max() + 1)
-        return np.repeat(self.values, times[of])
+        _, lesion = np.unique(self.lesions, return_inverse=True)
+        times = np.bincount(rng.integers(0, lesion.max() + 1, lesion.max() + 1), minlength=lesion.max() + 1)
+        return np.repeat(self.values, times[lesion])
 
 
 def losses(
@@ -147,7 +147,7 @@ def losses(
         return jax.lax.map(lambda pair: of_time(*pair), (jnp.arange(draws), jnp.asarray(times))).mean(0)
 
     contexts = np.asarray(jax.jit(sd.encode_text)(params, texts))
-    found = []
+    values = []
     with bar(len(records), "losses", "images", 0) as progress:
         for start in range(0, len(records), BATCH):
             some = records[start : start + BATCH]
@@ -155,9 +155,9 @@ def losses(
             pixels = to_model(np.stack([images.load(manifest.path(record), size) for record in rows]))
             context = contexts[[labels.index(record.label) for record in rows]]
             seeds = np.array([int(record.sha256[:8], 16) for record in rows], np.uint32)
-            found.append(np.asarray(of_batch(params, pixels, context, seeds), np.float64)[: len(some)])
+            values.append(np.asarray(of_batch(params, pixels, context, seeds), np.float64)[: len(some)])
             progress.update(len(some))
-    return np.concatenate(found)
+    return np.concatenate(values)
 
 
 def attack(members: Scores, others: Scores, seed: int) -> Attack:
@@ -167,16 +167,16 @@ def attack(members: Scores, others: Scores, seed: int) -> Attack:
     alarm there is no share, below ENOUGH no interval.
     """
     rng = np.random.default_rng(seed)
-    areas, found = [], {rate: [] for rate in FALSE_ALARMS}
+    areas, shares_found = [], {rate: [] for rate in FALSE_ALARMS}
     for _ in range(RESAMPLES):
         drawn = members.resample(rng), np.sort(others.resample(rng))
         areas.append(_area(*drawn))
-        for rate, values in found.items():
+        for rate, values in shares_found.items():
             values.append(_found(*drawn, rate))
     ordered, n = np.sort(others.values), len(members.values)
     estimates = {
         rate: _estimate(_found(members.values, ordered, rate), values, n, _too_few(rate, len(ordered)))
-        for rate, values in found.items()
+        for rate, values in shares_found.items()
     }
     return Attack(auroc=_estimate(_area(members.values, ordered), areas, n + len(ordered), ""), found=estimates)
 

@@ -102,8 +102,8 @@ def artefact_rates(
     """By artefact and class: (images that have it, images)."""
     limits = np.array([artefacts.THRESHOLDS[name] for name in SCORES])
     present = scores >= limits
-    of = {label: np.array([record.label == label for record in records], bool) for label in labels}
+    rows_of = {label: np.array([record.label == label for record in records], bool) for label in labels}
     return {
-        name: {label: (int(present[rows, column].sum()), int(rows.sum())) for label, rows in of.items()}
+        name: {label: (int(present[rows, column].sum()), int(rows.sum())) for label, rows in rows_of.items()}
         for column, name in enumerate(SCORES)
     }

@@ -106,8 +106,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     attacked = membership_of(sets, model, prompts, config, kept) if model else None
     results = finished(results | {"membership": attacked})
     if rival:
-        _, found = measure(config, network, real, rival, of_rival, rival.home.name, kept)
-        other = finished(found | {"membership": None})
+        _, results_of_rival = measure(config, network, real, rival, of_rival, rival.home.name, kept)
+        other = finished(results_of_rival | {"membership": None})
     lines = table.append(config.table, results["line"])
     write_atomically(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False))
     page = report.page(config.title, sets, results, other, lines, config.gallery)
@@ -146,7 +146,7 @@ def measure(
             "synthetic": table.digest(chosen["synthetic"]),
         },
         "images": {each: dict(Counter(record.label for record in some)) for each, some in chosen.items()},
-        "fidelity": {each: asdict(found) for each, found in compare(sets, config.seed).items()},
+        "fidelity": {label: asdict(each) for label, each in compare(sets, config.seed).items()},
         "ms_ssim": {
             label: {each: similarity.within(sets.manifest(each),
                                             [record for record in chosen[each] if record.label == label], config.seed)
@@ -178,9 +178,9 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
     if not config.compare or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        report.figures(found)
-        others = (found["line"]["extractor"], found["line"]["tokens"], found["line"]["real"])
+        results = json.loads(path.read_text())
+        report.figures(results)
+        others = (results["line"]["extractor"], results["line"]["tokens"], results["line"]["real"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.compare {path}: not of evaluate.py:images as it is now; evaluate it again, or give "
                         "its manifest") from error  # fmt: skip
@@ -188,7 +188,7 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
     if others != own:
         raise UserError(f"config.compare {path}: measured by another network or on other real images; give its "
                         "manifest instead")  # fmt: skip
-    return found
+    return results
 
 
 def _real(chosen: dict[str, list[Record]]) -> list[Record]:
@@ -227,12 +227,12 @@ def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
     """Fidelity of all images, and of each class that has enough of them."""
     reference = sets.compared(*HELD_OUT)
     others = [sets.compared(name) for name in ("training", "synthetic")]
-    found = {EVERY: fidelity.compare(reference, *others, seed)}
+    results = {EVERY: fidelity.compare(reference, *others, seed)}
     for number, label in enumerate(sets.real.labels):
         some = [each.of(number) for each in (reference, *others)]
         if min(len(each.values) for each in some) >= fidelity.LEAST:
-            found[label] = fidelity.compare(*some, seed)
-    return found
+            results[label] = fidelity.compare(*some, seed)
+    return results
 
 
 def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: int) -> dict:
@@ -296,13 +296,13 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
                 for name, each in probes.items()}  # fmt: skip
 
     on_test = on(sets.features["test"])
-    prompted = probe.judge(
+    on_synthetic = probe.judge(
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
     )
     # of both sets the mean over classes, as synthetic ones are often balanced and real ones never are
     label, accuracy = (
         intervals.figures([_fold(each, sets, name, bootstrap, (BALANCED,))], pooled=False)[BALANCED]
-        for each, name in ((prompted, "synthetic"), (on_test["training"], "test"))
+        for each, name in ((on_synthetic, "synthetic"), (on_test["training"], "test"))
     )
     return {
         "label_fidelity": label,
@@ -310,7 +310,7 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
         "fidelity_over_accuracy": label.value / accuracy.value if accuracy.value else None,
         "label_fidelity_of": {
             name: intervals.share(
-                int(prompted.right[prompted.labels == number].sum()), int((prompted.labels == number).sum())
+                int(on_synthetic.right[on_synthetic.labels == number].sum()), int((on_synthetic.labels == number).sum())
             )
             for number, name in enumerate(sets.real.labels)
         },
@@ -390,12 +390,12 @@ def membership_of(
         pair = [Scores(scores[name][rows[name]], np.array(lesions[name])[rows[name]]) for name in ("training", "test")]
         return memorisation.attack(*pair, config.seed)
 
-    found = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
+    attacks = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
     for number, label in enumerate(sets.real.labels):
         rows = {name: np.flatnonzero(sets.classes(name) == number) for name in scores}
         if min(map(len, rows.values())) >= fidelity.LEAST:
-            found[label] = attack(rows)
-    return found
+            attacks[label] = attack(rows)
+    return attacks
 
 
 def prompts_of(template: str, model: Path, labels: tuple[str, ...]) -> dict[str, str]:
