@@ -180,7 +180,7 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
     """The manifests that cells share, synthetic images made in a folder where none are given; a leak is refused."""
     tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
     for name, manifest in tests.items():
-        inputs.check_labels(manifest, f"config.tests.{name}", real)
+        pipelines.check_labels(manifest, f"config.tests.{name}", real)
         absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
         if absent:
             names = ", ".join(absent)
