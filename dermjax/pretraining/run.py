@@ -27,7 +27,7 @@ from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
 from dermjax.models import vae
 from dermjax.models.stable_diffusion import BASE, TINY, Params, StableDiffusion, count
-from dermjax.pretraining import descriptions, growth, losses, photographs, segmenter
+from dermjax.pretraining import growth, losses, photographs, segmenter
 from dermjax.pretraining.photographs import Source
 from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
@@ -141,8 +141,8 @@ def describe(photos: np.ndarray, config: ConfigDict, workdir: Path) -> list[str]
         read(config.photographs, "train", skin_tone.SIDE, workdir)
         for read in (photographs.read, photographs.read_masks)
     )
-    described = descriptions.describe_all(small, masks > 127)
-    return descriptions.write_captions(described * config.diffusion.ways, config.seed)
+    described = photographs.describe_all(small, masks > 127)
+    return photographs.write_captions(described * config.diffusion.ways, config.seed)
 
 
 def turned(pictures: np.ndarray, way: int) -> np.ndarray:
