@@ -132,15 +132,15 @@ def _batch(
     number: int, *, sources: Sequence[Source], size: int, sides: tuple[int, int], seed: int, rows: Sequence[int]
 ) -> dict[str, np.ndarray]:
     shares = np.array([source.share for source in sources])
-    images, masks = [], []
+    crops, masks = [], []
     for row in rows:
         rng = np.random.default_rng((seed, number, row))
         source = sources[rng.choice(len(sources), p=shares / shares.sum())]
         chosen = rng.integers(len(source.pictures))
         window = draw_window(source.pictures.shape[1], size, sides, rng)
-        images.append(relight(window.cut(source.pictures[chosen], size), rng))
+        crops.append(relight(window.cut(source.pictures[chosen], size), rng))
         masks += [window.cut(source.masks[chosen], size)] if source.masks is not None else []
-    batch = {"image": to_model(np.stack(images))}
+    batch = {"image": to_model(np.stack(crops))}
     return batch | ({"mask": np.stack(masks).astype(np.float32) / 255} if masks else {})
 
 
