@@ -10,7 +10,7 @@ import pytest
 from dermjax.diffusion.denoiser import Guidance, guided, plain
 from dermjax.diffusion.samplers import get_sampler
 from dermjax.models.stable_diffusion import SCHEDULER
-from dermjax.sampling.text_to_image import deep_cache
+from dermjax.sampling.deep_cache import deep_cache
 
 LADDER = get_sampler("Euler").ladder(SCHEDULER, 7, "")
 
