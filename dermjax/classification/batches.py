@@ -62,11 +62,9 @@ class FeatureBatches:
     def training(self) -> "Mixture":
         """Returns endless batches of features."""
         classes = [
-            (manifest, [record for record in manifest.split("train") if record.label == label])
-            for manifest in self.plan.sides
-            for label in manifest.labels
+            (manifest, manifest.split("train", label)) for manifest in self.plan.sides for label in manifest.labels
         ]
-        sources = [self._standardised(manifest, records, self.views) for manifest, records in classes]
+        sources = [self._standardised(side, records, self.views) for side, records in classes]
         teaching = [[self.plan.teaching(record) for record in records] for _, records in classes]
         return Mixture(sources, teaching, self.plan)
 

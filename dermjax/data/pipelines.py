@@ -262,8 +262,7 @@ def _example(row: int, read: Callable[[int], np.ndarray], first: int, known: lis
 
 def _by_class(manifest: Manifest) -> list[list[Record]]:
     """The kept training records of each class, none of them empty."""
-    training = manifest.split("train")
-    classes = [[record for record in training if record.label == label] for label in manifest.labels]
+    classes = [manifest.split("train", label) for label in manifest.labels]
     for label, records in zip(manifest.labels, classes, strict=True):
         if not records:
             raise UserError(f"manifest of {manifest.root}: no kept training image of class {label!r}; add some")

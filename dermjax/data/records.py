@@ -114,9 +114,12 @@ class Manifest:
             [asdict(record) | {"path": str(self.unchecked_path(record))} for record in self.records]
         )
 
-    def split(self, name: str) -> list[Record]:
-        """The kept records of one split, in the manifest's order."""
-        return [record for record in self.records if record.split == name and record.kept]
+    def split(self, name: str, label: str | None = None) -> list[Record]:
+        """The kept records of one split, in the manifest's order; those of one class where a label is given."""
+        return [
+            record for record in self.records
+            if record.split == name and record.kept and label in (None, record.label)
+        ]  # fmt: skip
 
 
 def read(path: Path, places: range | None = None) -> Manifest:

@@ -195,10 +195,9 @@ class Plan:
         """Returns the training images of `match` for each label in a shuffled order, {} for "" that matches none."""
         if not self.match:
             return {}
-        training = records.read(Path(self.match)).split("train")  # what generated images are like goes into training
-        alike = {}
+        manifest, alike = records.read(Path(self.match)), {}
         for label in self.prompts:
-            same = [record for record in training if record.label == label]
+            same = manifest.split("train", label)  # what generated images are like goes into training
             if not same:
                 raise UserError(f"plan.match {self.match}: no training image is labelled {label!r}, as the plan asks")
             alike[label] = [same[i] for i in np.random.default_rng(0).permutation(len(same))]

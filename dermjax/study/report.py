@@ -60,7 +60,6 @@ def page(
         synthetic=synthetic,
         count=count,
         thumbnails=report.thumbnails,
-        training_images=report.training_images,
         tested=sum(len(material.real.split("test")) for material in materials),
         sources=sorted({record.source for record in real.records}),
         sentence=sentence,
@@ -129,7 +128,7 @@ def _is_scarce(group: Group, material: Material) -> bool:
     ratio = hybrid.ratio if hybrid and hybrid.kind == "hybrid" else 0.0
     for label in material.real.labels if ratio else ():
         manifests = (material.real, material.of(group.arm))
-        real, synthetic = (len(report.training_images(each, label)) for each in manifests)
+        real, synthetic = (len(each.split("train", label)) for each in manifests)
         if ratio * (group.shots or real) > synthetic:
             return True
     return False

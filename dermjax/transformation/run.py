@@ -213,9 +213,7 @@ def _causes(config: ConfigDict, manifest: Manifest, model: Model) -> dict:
 
 def _chosen(manifest: Manifest, limit: int) -> list[Record]:
     """Returns the training images to transform, class by class, at most `limit` of each unless that is 0."""
-    training = manifest.split("train")
-    by_label = {label: [record for record in training if record.label == label] for label in manifest.labels}
-    return [record for label in manifest.labels for record in by_label[label][: limit or None]]
+    return [record for label in manifest.labels for record in manifest.split("train", label)[: limit or None]]
 
 
 def _jobs(
