@@ -108,7 +108,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     # of Slurm, Kubernetes or SkyPilot gave this process, else the whole; "0/1" is the whole in any case
     config.part = ""
     config.shard = 0  # images a file in WebDataset's form, held in memory until it is whole; 0 is a PNG file each
-    config.preview_every = 0  # steps between two looks at the batch being made, in preview.png; 0 is none
+    config.preview_every = 0  # steps between two previews of the batch being made, in preview.png; 0 is none
     config.credentials = {  # PEM files to sign C2PA manifests with; "" is none
         "certificate": "",
         "key": "",

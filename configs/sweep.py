@@ -10,7 +10,7 @@ same command goes on, within a trial too; with --config.trials=40 --allow_config
 setting has in `config.tune`; one choice fixes it.
 
 Leaves results.json (every trial, the best settings), report.html and study.db (Optuna's). The best settings then go
-into `dermjax tune`, whose own model is judged by the split that nobody has looked at.
+into `dermjax tune`, whose model is judged by the test split, which no trial has used.
 
 Variants:
   lora (the default)  `tune`'s `lora`; 20 trials take at most 20 times as long as one, about half of that as a rule
@@ -34,7 +34,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.seed = 0
     config.startup = 5  # trials drawn at random, of which none is pruned, before those that learn from others
     config.looks = 8  # how often in a trial the held-out loss is measured and compared
-    config.patience = 2  # looks that every trial is given
+    config.patience = 2  # of these measurements every trial gets before it may be stopped
     config.space = {
         "rate": {"low": 1e-5, "high": 1e-3},
         "lora": {"rank": (4, 8, 16, 32)},  # config.tune.lora.alpha stays: a change is scaled by alpha / rank

@@ -21,7 +21,7 @@ takes 11 GB, and `full` and `best` 15 GB of memory and 37 GB of disk.
 
 Computed: an image is 0.80 TFLOP forwards, once more backwards to what came in, once more to what is tuned, and with
 `remat` forwards again. An H100 at two fifths of its peak in bfloat16, which has not been measured, would take 25
-minutes for `paper` and 5 for the others, samples and looks at held-out images left out.
+minutes for `paper` and 5 for the others, samples and evaluations on held-out images left out.
 
 Comments name the option of diffusers' train_dreambooth scripts (--…), and of kohya's sd-scripts where it has another.
 """

@@ -76,7 +76,7 @@ class Command:
 COMMANDS = {
     "audit": Command("dermjax.data.leaks.audit:show", "fail if images leak between splits or manifests", "MANIFEST..."),
     "export": Command(
-        "dermjax.data.export.forms:export",
+        "dermjax.data.export:export",
         "a manifest's kept images as imagefolder, webdataset or array_record",
         "MANIFEST",
         {"to": "", "form": "imagefolder"},

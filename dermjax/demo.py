@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from dermjax import run_folder
 from dermjax.classification import run as classification
-from dermjax.classification import training
 from dermjax.curation import run as curation
 from dermjax.data import records
 from dermjax.errors import UserError
@@ -34,7 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     check("prepare", config.prepare, preparation.check)
     check_stages(config)
     for classifier in CLASSIFIERS:
-        check(f"classify.{classifier}", config.classify[classifier], training.check)
+        check(f"classify.{classifier}", config.classify[classifier], classification.check)
     run_stage(preparation.run, config.prepare, workdir / "prepare", {})
     run_generator(config, workdir, prepared, class_prompts(config.prompt, records.read(prepared).labels))
     runs = {}

@@ -71,13 +71,13 @@ def merge(workdir: str, *, any_versions: bool) -> None:
 
 def _read(home: Path, any_versions: bool) -> tuple[list[Share], dict]:
     """Returns the parts in order, all of them and of one kind, and the config of the whole."""
-    found = parts.folders(home)
-    count = max(part.count for part in found)
+    folders = parts.folders(home)
+    count = max(part.count for part in folders)
     expected = [Part(count, index) for index in range(count)]
-    strange = next((part for part in found if part.count != count), None)
+    strange = next((part for part in folders if part.count != count), None)
     if strange:
         raise UserError(
-            f"{buckets.shown(home)}: {found[strange].name} is of another division than the other parts; remove either"
+            f"{buckets.shown(home)}: {folders[strange].name} is of another division than the other parts; remove either"
         )
     read = {part: parts.read_finished(home / part.folder) for part in expected}
     unfinished = [str(part) for part, finished in read.items() if not finished]
@@ -157,12 +157,12 @@ def _joined(shares: Sequence[Share]) -> tuple[tuple[str, ...], Path, Iterator[Re
             raise UserError(
                 f"{buckets.shown(share.manifest)}: has other labels, or another root, than {shares[0].manifest}"
             )
-    return labels, root, _in_order(shares, [found for _, _, found in streams])
+    return labels, root, _in_order(shares, [lines for _, _, lines in streams])
 
 
 def _in_order(shares: Sequence[Share], streams: Sequence[Iterator[Any]]) -> Iterator[Any]:
     """Yields what the parts have for each of their places, in the order of the places."""
-    placed = [zip(share.finished.places, found, strict=True) for share, found in zip(shares, streams, strict=True)]
+    placed = [zip(share.finished.places, lines, strict=True) for share, lines in zip(shares, streams, strict=True)]
     return (each for _, each in heapq.merge(*placed, key=lambda pair: pair[0]))
 
 

@@ -94,15 +94,15 @@ def assigned(environment: Mapping[str, str], *, joined: bool) -> str:
         if not all(number.isdecimal() for number in numbers):
             raise UserError(f"{index}={environment[index]}, {count}={environment[count]}: not whole numbers")
         if last and int(last) - int(first) + 1 != int(environment[count]):
-            raise UserError(f"{index}: the array has gaps, so that parts cannot be told; give --config.part=i/n")
+            raise UserError(f"{index}: the array has gaps, so that parts cannot be numbered; give --config.part=i/n")
         return f"{int(environment[index]) - int(first)}/{environment[count]}"
     return ""
 
 
 def folders(workdir: Path) -> dict[Part, Path]:
     """Returns the folders of parts in a workdir, in order."""
-    found = {path: FOLDER.fullmatch(path.name) for path in (workdir.iterdir() if workdir.is_dir() else ())}
-    return dict(sorted((Part(int(match[2]), int(match[1])), path) for path, match in found.items() if match))
+    matches = {path: FOLDER.fullmatch(path.name) for path in (workdir.iterdir() if workdir.is_dir() else ())}
+    return dict(sorted((Part(int(match[2]), int(match[1])), path) for path, match in matches.items() if match))
 
 
 def refuse_others(workdir: Path, part: Part, config: Mapping) -> None:

@@ -299,6 +299,13 @@ def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -
     return differences({name: recorded[name] for name in causes if name in recorded}, causes)
 
 
+def say_changed_since_start(stage: str, workdir: Path, causes: Mapping, left: Collection[str]) -> None:
+    """Says where a training was begun from other causes, see `changed_since_start`; what it learnt stays."""
+    others = changed_since_start(workdir, causes, left)
+    if others:
+        say(f"{stage}: {workdir} was started from other inputs ({others}) and is kept; train anew in another --workdir")
+
+
 def mark_finished(workdir: Path, causes: Mapping) -> None:
     """Records what the last file of a stage follows from; called once that is there."""
     _write(workdir / CAUSES, causes)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dermjax.data.images import load_any, to_model
-from dermjax.data.imaging import morphology
+from dermjax.data.imaging import filters
 from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.segmentation import SMALLEST, Segmentation, measure_mask
 from dermjax.models import segmenter
@@ -32,7 +32,7 @@ def segment(image: np.ndarray | View) -> Segmentation:
     """The lesions of a uint8 sRGB image [S, S, 3], each connected piece one."""
     view = View.of(image)
     share = probabilities(view.image)
-    mask = morphology.fill_holes(share > 0.5)
+    mask = filters.fill_holes(share > 0.5)
     return measure_mask(view, mask, smallest=SMALLEST, certainty=expected_overlap(share, mask))
 
 

@@ -108,7 +108,7 @@ class Side:
         if line:
             return json.loads(line)
         code = self._process.wait()
-        said = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [each for each in self._log.read_text(errors="replace").splitlines() if each.strip()]
         if code == -signal.SIGKILL:
             raise Ended("killed, as the system does where memory runs out")
-        raise Ended(f"{said[-1].strip()[:LAST_WORDS] if said else f'exit code {code}'}; see {self._log}")
+        raise Ended(f"{lines[-1].strip()[:LAST_WORDS] if lines else f'exit code {code}'}; see {self._log}")

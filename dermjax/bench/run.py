@@ -3,6 +3,10 @@
 A case is kept in bench.json as soon as it is measured, with all that its figures follow from, so that a killed bench
 goes on and one of other versions or settings measures again. This process imports neither JAX nor PyTorch: it would
 hold memory and threads beside what it times.
+
+An entry is what bench.json keeps of a case: its causes, its unit, how many of them a round does, and of each side its
+rounds, its first call and its count of operations, or an error. Ratios are medians over rounds, so that a machine that
+is slow for a while changes both of their numbers.
 """
 
 import json
@@ -14,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,10 +27,10 @@ from PIL import Image
 from dermjax import machine, progress, run_folder
 from dermjax.bench.cases import CASES, MATRIX, Case, platform
 from dermjax.bench.process import Ended, Side
-from dermjax.bench.table import COMPILED, EAGER, OURS, table
 from dermjax.errors import UserError
 from dermjax.machine import GB, format_bytes
 
+OURS, EAGER, COMPILED = "dermjax", "PyTorch", "torch.compile"
 FILE, TABLE = "bench.json", "bench.md"
 PACKAGE = Path(__file__).parents[1]
 # PyTorch's side: in the package where it was installed from a wheel, beside it in a checkout
@@ -64,11 +69,11 @@ def bench(workdir: str, cases: str, rounds: int, torch_compile: bool) -> None:
 def choose(names: str, known: Mapping[str, Case]) -> dict[str, Case]:
     """Returns the cases of these names or beginnings, in order, the matrix product before them."""
     wanted = [name.strip() for name in names.split(",")]
-    found = {name: [each for each in known if name == "all" or each.startswith(name)] for name in wanted}
-    for name, each in found.items():
+    matches = {name: [each for each in known if name == "all" or each.startswith(name)] for name in wanted}
+    for name, each in matches.items():
         if not name or not each:
             raise UserError(f"--cases={names}: no case is called {name!r}; there are {', '.join(known)}")
-    return {each: known[each] for each in known if each == MATRIX or any(each in cases for cases in found.values())}
+    return {each: known[each] for each in known if each == MATRIX or any(each in cases for cases in matches.values())}
 
 
 def measure(chosen: Mapping[str, Case], rounds: int, compiled: bool, folder: Path) -> dict[str, dict[str, Any]]:
@@ -103,9 +108,9 @@ def causes(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
     missing = [package for package in case.packages if util.find_spec(package) is None]
     beside = [*[EAGER] * bool(case.packages), *[COMPILED] * (compiled and case.compiles)] if not missing else []
     installed = {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
-    found = {"case": asdict(case), "rounds": rounds, "sides": [OURS, *beside], "missing": missing}
-    found |= {"cores": machine.cores(), "versions": run_folder.versions() | installed}
-    return json.loads(json.dumps(found))
+    causes = {"case": asdict(case), "rounds": rounds, "sides": [OURS, *beside], "missing": missing}
+    causes |= {"cores": machine.cores(), "versions": run_folder.versions() | installed}
+    return json.loads(json.dumps(causes))
 
 
 def take_turns(name: str, case: Case, names: list[str], rounds: int, folder: Path) -> dict[str, Any]:
@@ -153,13 +158,13 @@ def command(side: str, case: Case, settings: dict[str, Any]) -> list[str]:
 
 def environment(side: str, case: Case) -> dict[str, str]:
     """Returns the environment of a side's process: as many devices of a CPU as the work has, and memory as it goes."""
-    found = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    found["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [found.get("PYTHONPATH")])])
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])])
     if side == OURS:
-        found["JAX_NUM_CPU_DEVICES"] = str(case.devices or machine.cpu_devices(machine.cores()))
-        found.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        machine.quiet_compiler(found, joined=False)
-    return found
+        environment["JAX_NUM_CPU_DEVICES"] = str(case.devices or machine.cpu_devices(machine.cores()))
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        machine.quiet_compiler(environment, joined=False)
+    return environment
 
 
 def inputs(folder: Path, name: str) -> Path:
@@ -194,3 +199,68 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); delete it") from error
+
+
+def seconds(entry: Mapping, side: str) -> float | None:
+    """Returns a side's median seconds of one unit, None where it has none."""
+    rounds = entry["sides"].get(side, {}).get("rounds")
+    return median(each["seconds"] for each in rounds) / entry["count"] if rounds else None
+
+
+def ratio(entry: Mapping, other: str, figure: str = "seconds") -> float | None:
+    """Returns the median over rounds of dermjax's figure over another side's, None where there is none."""
+    ours, theirs = (entry["sides"].get(side, {}).get("rounds") for side in (OURS, other))
+    if not ours or not theirs:
+        return None
+    return median(a[figure] / b[figure] for a, b in zip(ours, theirs, strict=True))
+
+
+def table(entries: Mapping[str, Mapping]) -> str:
+    """Returns the entries as a table in Markdown, and below it why a figure is missing."""
+    matrix = entries[MATRIX]
+    times = [seconds(matrix, side) for side in (OURS, EAGER)]
+    rate = max((matrix["sides"][OURS].get("operations", 0.0) / each for each in times if each), default=0.0)
+    compiled = any(COMPILED in entry["sides"] for entry in entries.values())
+    heads = ["work", OURS, EAGER, "ratio", *[COMPILED, "ratio"] * compiled]
+    heads += ["first calls", "memory", "ratio", "of the rate"]
+    rows = [heads, ["---"] * len(heads), *(_row(*each, rate, compiled) for each in entries.items())]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    sides = [(name, *each) for name, entry in entries.items() for each in entry["sides"].items()]
+    errors = [f"{name}, {side}: {figures['error']}" for name, side, figures in sides if "error" in figures]
+    missing = sorted({package for entry in entries.values() for package in entry["causes"]["missing"]})
+    if missing:
+        errors.append(f"{EAGER} beside it needs {', '.join(missing)}: pip install 'dermjax[parity]'")
+    note = f"Medians. The rate is that of products of matrices, {rate / 1e9:.0f} GFLOP/s." if rate else "Medians."
+    return "\n".join([*lines, "", note, *errors]) + "\n"
+
+
+def _row(name: str, entry: Mapping, rate: float, compiled: bool) -> list[str]:
+    shown = [side for side in (OURS, EAGER) if side in entry["sides"]]
+    sides = [entry["sides"][side] for side in shown]
+    peaks = [max((each["peak"] for each in side.get("rounds", ())), default=0) for side in sides]
+    work = sides[0].get("operations", 0.0) / entry["count"]
+    others = (EAGER, COMPILED)[: 1 + compiled]
+    beside = [(_time(seconds(entry, side)), _number(ratio(entry, side))) for side in others]
+    return [
+        f"{name}, one {entry['unit']}",
+        _time(seconds(entry, OURS)),
+        *(cell for pair in beside for cell in pair),
+        ", ".join(_time(side.get("first")) for side in sides),
+        ", ".join(format_bytes(peak) if peak else "-" for peak in peaks),
+        _number(ratio(entry, EAGER, "peak")),
+        ", ".join(_share(work, seconds(entry, side), rate) for side in shown),
+    ]
+
+
+def _time(value: float | None) -> str:
+    if not value:
+        return "-"
+    return f"{value:.3g} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _share(work: float, spent: float | None, rate: float) -> str:
+    return f"{work / spent / rate:.0%}" if work and spent and rate else "-"

@@ -14,6 +14,7 @@ import numpy as np
 
 from dermjax.classification.features import Features
 from dermjax.data import pipelines
+from dermjax.data.images import filled
 from dermjax.data.pipelines import MixturePlan, mix_rows
 from dermjax.data.records import Manifest, Record
 
@@ -61,11 +62,9 @@ class FeatureBatches:
     def training(self) -> "Mixture":
         """Returns endless batches of features."""
         classes = [
-            (manifest, [record for record in manifest.split("train") if record.label == label])
-            for manifest in self.plan.sides
-            for label in manifest.labels
+            (manifest, manifest.split("train", label)) for manifest in self.plan.sides for label in manifest.labels
         ]
-        sources = [self._standardised(manifest, records, self.views) for manifest, records in classes]
+        sources = [self._standardised(side, records, self.views) for side, records in classes]
         teaching = [[self.plan.teaching(record) for record in records] for _, records in classes]
         return Mixture(sources, teaching, self.plan)
 
@@ -73,10 +72,8 @@ class FeatureBatches:
         """Yields the first views of some records once, in order."""
         values, batch = self._standardised(manifest, records, 1), self.plan.batch
         for first in range(0, len(values), batch):
-            chosen = values[first : first + batch, 0]
-            padded = np.zeros((batch, *chosen.shape[1:]), np.float32)
-            padded[: len(chosen)] = chosen
-            yield {"image": padded[self.plan.rows], "valid": np.arange(batch) < len(chosen)}
+            chosen = values[first : first + batch, 0].astype(np.float32)
+            yield {"image": filled(chosen, batch)[self.plan.rows], "valid": np.arange(batch) < len(chosen)}
 
     def _standardised(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
         values, (mean, deviation) = self.features.read(manifest, records, views), self.scale

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dermjax.data import records
+from dermjax.data import pipelines, records
 from dermjax.data.leaks import audit
 from dermjax.data.records import SPLITS, Manifest
 from dermjax.errors import UserError
@@ -30,7 +30,7 @@ def read_judged(path: str, real: Manifest) -> Manifest | None:
     if not path:
         return None
     manifest = records.read(Path(path))
-    check_labels(manifest, f"config.judged = {path}", real)
+    pipelines.check_labels(manifest, f"config.judged = {path}", real)
     if not manifest.split("train"):
         raise UserError(f"config.judged = {path}: no kept image in it; leave it out or give another")
     return manifest
@@ -47,26 +47,16 @@ def check(real: Manifest, name: str) -> None:
     absent = [f"{label} in {split}" for split in SPLITS for label in real.labels if (split, label) not in present]
     if absent:
         raise UserError(f"manifest {name}: no image of {', '.join(absent)}; prepare splits with every class")
-    if any(record.synthetic for record in real.split("train")):
-        raise UserError(f"manifest {name}: holds synthetic images; give it as synthetic and not as the real one")
+    pipelines.check_real(real, f"manifest {name}")
 
 
 def check_synthetic(synthetic: Manifest, name: str, real: Manifest) -> None:
     """Raises UserError unless the manifest holds synthetic images of the real one's classes, of each at least one."""
-    check_labels(synthetic, f"manifest {name}", real)
-    training = synthetic.split("train")
-    if not all(record.synthetic for record in training):
-        raise UserError(f"manifest {name}: holds real images; give it as the real one and not as synthetic")
-    absent = set(real.labels) - {record.label for record in training}
+    pipelines.check_labels(synthetic, f"manifest {name}", real)
+    pipelines.check_synthetic(synthetic, f"manifest {name}")
+    absent = set(real.labels) - {record.label for record in synthetic.split("train")}
     if absent:
         raise UserError(f"manifest {name}: no kept synthetic image of {', '.join(sorted(absent))}; generate some")
-
-
-def check_labels(manifest: Manifest, name: str, real: Manifest) -> None:
-    """Raises UserError where a manifest has other classes than the real images."""
-    if manifest.labels != real.labels:
-        theirs, ours = ", ".join(manifest.labels), ", ".join(real.labels)
-        raise UserError(f"{name}: its classes are {theirs}, the real ones are {ours}")
 
 
 def refuse_leaks(manifests: Sequence[Manifest]) -> None:

@@ -33,7 +33,7 @@ from dermjax.classification import networks
 from dermjax.classification.recipes import Recipe
 from dermjax.data import digests, pipelines, records
 from dermjax.data.archives import tree
-from dermjax.data.images import ImageLike, load_any, to_model
+from dermjax.data.images import ImageLike, filled, load_any, to_model
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
@@ -197,10 +197,8 @@ class LesionClassifier:
 
         def batches() -> Iterator[dict[str, np.ndarray]]:
             for first in range(0, len(pixels), batch):
-                chosen = pixels[first : first + batch]
-                image = np.zeros((batch, size, size, 3), np.float32)
-                image[: len(chosen)] = to_model(chosen)
-                yield {"image": image, "valid": np.arange(batch) < len(chosen)}
+                chosen = to_model(pixels[first : first + batch])
+                yield {"image": filled(chosen, batch), "valid": np.arange(batch) < len(chosen)}
 
         rows = probabilities(self._logits(self.params, self.variables, batches()))
         return Prediction([self.labels[row.argmax()] for row in rows], rows)

@@ -1,19 +1,61 @@
 """`dermjax classify`: a manifest of real images, perhaps one of synthetic ones -> a classifier and its predictions.
 
 manifests -> exact mixture -> the one loop -> classifier/ (Hugging Face folder), predictions.csv, metrics.json
+
+The weights that are kept are those of the last step (their average, where config.ema_decay asks for one): all arms take
+the same number of steps. With config.patience they are those of the best AUROC on the real validation images.
+
+A probe learns best on standardised features, and probabilities are honest after division by a temperature (Guo et al.
+2017, arXiv 1706.04599), which is fitted on the validation images. Both are linear, so both end in the kernel and the
+bias of the head, {"kernel": [D, L], "bias": [L]}, and the folder stays one that anybody loads.
 """
 
-import hashlib
+import json
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
-from dermjax import run_folder
-from dermjax.classification import inputs
-from dermjax.classification.features import VERSIONS
-from dermjax.classification.training import DONE, LEFT, check, train
-from dermjax.progress import say
+from dermjax import config_file, run_folder, sharding
+from dermjax.classification import inputs, networks, recipes
+from dermjax.classification.batches import FeatureBatches, ImageBatches
+from dermjax.classification.features import VERSIONS, Features, causes
+from dermjax.classification.predictions import figures, label_indices, manifest_table, predictor, probabilities
+from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
+from dermjax.data import digests
+from dermjax.data.augmentation import MIXTURES, POLICIES
+from dermjax.data.pipelines import TARGETS, MixturePlan
+from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
+from dermjax.models.classifier import Classifier, Params
+from dermjax.models.stable_diffusion import count
+from dermjax.progress import cost, say
+from dermjax.run_folder import write_atomically
+from dermjax.training import optimizers
+from dermjax.training.loop import LoopConfig, Task, fit
+from dermjax.training.state import State, create
+from dermjax.weights import classifiers
+
+DONE = "metrics.json"
+LEFT = ("checkpoints", DONE)  # by which it is known that a run has begun
+TEMPERATURES = (0.05, 20.0)
+STATISTICS = {"shared": False, "separate": True}  # whether those of synthetic images are apart
+NAMES = {
+    "classifier": networks.CLASSIFIERS,
+    "precision": networks.PRECISIONS,
+    "recipe": recipes.CUTS,
+    "augment": POLICIES,
+    "mixing": MIXTURES,
+    "synthetic_targets": TARGETS,
+    "synthetic_statistics": STATISTICS,
+    "optimizer": optimizers.OPTIMIZERS,
+    "schedule": optimizers.SCHEDULES,
+}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -25,13 +67,199 @@ def run(config: ConfigDict, workdir: Path) -> None:
     check(config)  # before images are read
     real, synthetic = inputs.read(config.manifest, config.synthetic)
     training = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
-    report_other_causes(workdir, {"images": hashlib.sha256(repr(training).encode()).hexdigest()[:16]})
+    report_other_causes(workdir, {"images": digests.of_text(repr(training))})
     train(config, workdir, real, synthetic, inputs.read_judged(config.judged, real), {})
 
 
 def report_other_causes(workdir: Path, causes: dict[str, str]) -> None:
     """Says where the folder was begun by code that gives other numbers, or on images of other digests."""
-    causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
-    others = run_folder.changed_since_start(workdir, causes, LEFT) if jax.process_index() == 0 else ""
-    if others:
-        say(f"classify: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")
+    if jax.process_index() == 0:
+        causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
+        run_folder.say_changed_since_start("classify", workdir, causes, LEFT)
+
+
+def check(config: ConfigDict) -> Mesh:
+    """Returns the mesh of a config of `classify`; UserError for options that no data would make right."""
+    config_file.check(config)
+    if config.size < 1:
+        raise UserError(f"config.size = {config.size}: give the side in pixels, such as 224")
+    for option, known in NAMES.items():
+        optimizers.pick(f"config.{option}", known, config[option])
+    if config.patience and not config.evaluate_every:
+        raise UserError("config.patience needs evaluations on the validation images; give config.evaluate_every")
+    # a mean of two images' features is as good as one of images (manifold mixup, arXiv 1806.05236), a window is not
+    if config.mixing == "cutmix" and config.recipe != "full":
+        raise UserError(
+            f"config.mixing = cutmix cuts windows out of images, and config.recipe = {config.recipe} trains on "
+            "features; take mixup or none, or the recipe full"
+        )
+    if STATISTICS[config.synthetic_statistics]:
+        _check_separate(config)
+    if config.features and Path(config.features).exists() and not Path(config.features).is_dir():
+        raise UserError(f"config.features = {config.features}: is no folder; give one, or leave it empty")
+    grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(config.batch, config.accumulate, grid)
+    return grid
+
+
+def _check_separate(config: ConfigDict) -> None:
+    """Raises UserError where batch statistics cannot be those of real and of synthetic images apart."""
+    clashes = {
+        f"config.classifier = {config.classifier}, which has no batch statistics": config.classifier != "mobilenetv2",
+        "config.recipe = frozen, whose head has none": config.recipe == "frozen",
+        f"config.mixing = {config.mixing}, which mixes the two": config.mixing != "none",
+        f"config.accumulate = {config.accumulate}, whose parts have other shares": config.accumulate != 1,
+    }
+    if any(clashes.values()):
+        clash = next(each for each, meets in clashes.items() if meets)
+        raise UserError(f"config.synthetic_statistics = separate does not go with {clash}; change one of the two")
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    real: Manifest,
+    synthetic: Manifest | None,
+    judged: Manifest | None,
+    tests: dict[str, Manifest],
+) -> None:
+    """Leaves workdir/classifier, predictions.csv and metrics.json of manifests that have been audited.
+
+    `judged` gets synthetic_predictions.csv, the test split of each of `tests` predictions_<name>.csv.
+    """
+    grid = check(config)
+    classifier, params, variables = networks.build(config, real.labels)
+    if config.ema_decay and variables:
+        raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
+    recipe = recipes.recipe(config.recipe, config.last_blocks, params)
+    plan = MixturePlan(
+        real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
+        rows=sharding.local_rows(config.batch, grid), seed=config.seed, mixing=config.mixing,
+        synthetic_weight=config.synthetic_weight, synthetic_targets=config.synthetic_targets,
+    )  # fmt: skip
+    real_rows = plan.real_rows if STATISTICS[config.synthetic_statistics] else 0
+    report_cost(config, plan, recipe, classifier, params, grid)
+    batches = _batches(config, workdir, plan, recipe, classifier, params, variables, grid)
+    pooled = recipe.last == 0  # pooled features are standardised
+    if pooled:
+        params = params | {HEAD: standardised_head(params[HEAD], *batches.scale)}
+    trainable, frozen = recipes.divide(params, recipe)
+    optimizer, predict = recipes.optimizer(config, params), predictor(classifier, recipe, grid)
+    validation, test = real.split("validation"), real.split("test")
+
+    def logits(state: State, frozen: Params, manifest: Manifest, images: list[Record]) -> np.ndarray:
+        params = recipes.join(state.smooth, frozen)
+        return predict(params, state.variables, batches.evaluation(manifest, images))
+
+    def evaluate(state: State, constants: dict) -> dict[str, float]:
+        predicted = probabilities(logits(state, constants.get("frozen", {}), real, validation))
+        values = {f"validation_{name}": value for name, value in figures(real, validation, predicted).items()}
+        return values | {"validation_error": 1 - values["validation_auroc"]}
+
+    task = Task("classify", recipes.loss(classifier, recipe, config.label_smoothing, real_rows), optimizer,
+                evaluate, minimise="validation_error" if config.patience else "")  # fmt: skip
+    loop_config = LoopConfig(
+        seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
+        ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.evaluate_every,
+        patience=config.patience,
+    )  # fmt: skip
+    state = fit(
+        task, create(trainable, variables, optimizer, ema=config.ema_decay > 0), {"frozen": frozen} if frozen else {},
+        batches.training(), loop_config, mesh=grid, workdir=workdir,
+    )  # fmt: skip
+
+    of_validation, of_test = (logits(state, frozen, real, images) for images in (validation, test))
+    temperature = fitted_temperature(of_validation, label_indices(real, validation))
+    of_validation, of_test = (probabilities(each / temperature) for each in (of_validation, of_test))
+    files = {"predictions.csv": manifest_table(real, [(validation, of_validation), (test, of_test)])}
+    others = {f"predictions_{name}.csv": (manifest, manifest.split("test")) for name, manifest in tests.items()}
+    others |= {"synthetic_predictions.csv": (judged, judged.split("train"))} if judged else {}
+    for file, (manifest, images) in others.items():
+        predicted = probabilities(logits(state, frozen, manifest, images) / temperature)
+        files[file] = manifest_table(manifest, [(images, predicted)])
+    metrics = {
+        "validation": figures(real, validation, of_validation),
+        "test": figures(real, test, of_test),
+        "temperature": temperature,
+    }
+    files[DONE] = json.dumps(metrics, indent=2) + "\n"
+
+    params = recipes.join(jax.device_get(state.smooth), frozen)
+    head = cooled_head(params[HEAD], temperature)
+    head = plain_head(head, *batches.scale) if pooled else head
+    if jax.process_index() == 0:
+        classifiers.write(workdir / "classifier", classifier, params | {HEAD: head}, jax.device_get(state.variables))
+        for file, content in files.items():
+            write_atomically(workdir / file, content)
+    multihost_utils.sync_global_devices("dermjax: classifier written")
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics["test"].items())
+    say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
+
+
+def _batches(
+    config: ConfigDict,
+    workdir: Path,
+    plan: MixturePlan,
+    recipe: Recipe,
+    classifier: Classifier,
+    params: Params,
+    variables: Params,
+    grid: Mesh,
+) -> ImageBatches | FeatureBatches:
+    """Returns what the recipe trains on: images, or features of the blocks that stay as they are."""
+    if recipe.last is None:
+        return ImageBatches(plan=plan, size=config.size, augment=config.augment)
+    features = Features(
+        classifier=classifier, params=params, variables=variables, last=recipe.last, policy=config.augment,
+        batch=config.batch, grid=grid, within=Path(config.features or workdir / "features"),
+        causes=causes(classifier, params, variables, recipe, grid),
+    )  # fmt: skip
+    return FeatureBatches(plan=plan, features=features, views=config.views)
+
+
+def report_cost(
+    config: ConfigDict, plan: MixturePlan, recipe: Recipe, classifier: Classifier, params: Params, grid: Mesh
+) -> None:
+    """Says what the training will cost; how long, where that has been measured: on a CPU."""
+    real, seconds = plan.real, {}
+    training, evaluated = len(real.split("train")), len(real.split("validation")) + len(real.split("test"))
+    synthetic = len(plan.synthetic.split("train")) if plan.synthetic else 0
+    if sharding.platform(grid) == "cpu":
+        below, above = recipes.operations(classifier, recipe, config.size)
+        times = 2 + (config.steps // config.evaluate_every if config.evaluate_every else 0)
+        once = (training + synthetic) * config.views + evaluated
+        often = config.batch * config.steps * GRADIENT + evaluated * times
+        seconds["seconds"] = recipes.processor_seconds(classifier, once * below + often * above)
+    cost("classify", devices=grid.size, parameters=count(recipes.divide(params, recipe)[0]), training_images=training,
+         synthetic_images=synthetic, steps=config.steps, **seconds)  # fmt: skip
+
+
+def standardised_head(head: Params, mean: np.ndarray, deviation: np.ndarray) -> Params:
+    """Returns the head that gives of (x - mean) / deviation what `head` gives of x."""
+    kernel = np.asarray(head["kernel"])
+    return _float32(kernel * deviation[:, None], head["bias"] + mean @ kernel)
+
+
+def plain_head(head: Params, mean: np.ndarray, deviation: np.ndarray) -> Params:
+    """Returns the head that gives of x what `head` gives of (x - mean) / deviation."""
+    kernel = np.asarray(head["kernel"]) / deviation[:, None]
+    return _float32(kernel, head["bias"] - mean @ kernel)
+
+
+def cooled_head(head: Params, temperature: float) -> Params:
+    """Returns the head whose logits are divided by the temperature."""
+    return _float32(np.asarray(head["kernel"]) / temperature, np.asarray(head["bias"]) / temperature)
+
+
+def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the temperature under which logits [n, L] give labels [n] the highest likelihood, within TEMPERATURES."""
+
+    def surprise(log_temperature: float) -> float:
+        log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=-1)
+        return -float(log_probabilities[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(surprise, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def _float32(kernel: np.ndarray, bias: np.ndarray) -> Params:
+    return {"kernel": np.asarray(kernel, np.float32), "bias": np.asarray(bias, np.float32)}

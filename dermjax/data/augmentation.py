@@ -135,8 +135,8 @@ def unmixed(batch: Batch, other: Batch, rng: np.random.Generator, classes: int) 
 def _shared(batch: Batch, other: Batch, share: np.float32, classes: int) -> Batch:
     """The targets of mixed images, and their weights in the loss where they have any."""
 
-    def mean(of: Callable[[Batch], np.ndarray]) -> np.ndarray:
-        return share * of(batch) + (1 - share) * of(other)
+    def mean(value_of: Callable[[Batch], np.ndarray]) -> np.ndarray:
+        return share * value_of(batch) + (1 - share) * value_of(other)
 
     hot = np.eye(classes, dtype=np.float32)
     shared = {"targets": mean(lambda each: each["targets"] if "targets" in each else hot[each["label"]])}

@@ -31,6 +31,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def of_text(text: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a text, to tell what a derived file follows from."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def cached_sha256(path: Path) -> str:
     """The SHA-256 of an image file, hashed again only where the file has changed; UserError where it cannot be read."""
     try:

@@ -121,6 +121,11 @@ def read_header(path: Path) -> tuple[str, tuple[str, ...]]:
     return camera, tuple(change for change, applies in changes.items() if applies)
 
 
+def filled(rows: np.ndarray, batch: int) -> np.ndarray:
+    """Rows [n, ...] and zeros after them, `batch` together, so that one compiled program takes every batch."""
+    return np.concatenate([rows, np.zeros((batch - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
 def to_model(image: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] in 0..255 to float32 in [-1, 1]."""
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1)

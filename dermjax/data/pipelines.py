@@ -180,7 +180,10 @@ def training_batches(plan: MixturePlan, *, size: int, augment: str) -> grain.Dat
             raise UserError(f"{name} {given!r}: there are {', '.join(known)}")
     if not 0 <= plan.share <= 1:
         raise UserError(f"synthetic_fraction {plan.synthetic_fraction}: give a share between 0 and 1")
-    _refuse_mismatch(plan.real, plan.synthetic)
+    check_real(plan.real, f"manifest of {plan.real.root}")
+    if plan.synthetic:
+        check_synthetic(plan.synthetic, f"manifest of {plan.synthetic.root}")
+        check_labels(plan.synthetic, f"manifest of {plan.synthetic.root}", plan.real)
     classes = [(side, records) for side in plan.sides for records in _by_class(side)]
     read = _reader([(side, record) for side, records in classes for record in records], size)
 
@@ -259,27 +262,30 @@ def _example(row: int, read: Callable[[int], np.ndarray], first: int, known: lis
 
 def _by_class(manifest: Manifest) -> list[list[Record]]:
     """The kept training records of each class, none of them empty."""
-    training = manifest.split("train")
-    classes = [[record for record in training if record.label == label] for label in manifest.labels]
+    classes = [manifest.split("train", label) for label in manifest.labels]
     for label, records in zip(manifest.labels, classes, strict=True):
         if not records:
             raise UserError(f"manifest of {manifest.root}: no kept training image of class {label!r}; add some")
     return classes
 
 
-def _refuse_mismatch(real: Manifest, synthetic: Manifest | None) -> None:
-    """A mixture is true only if each manifest is of one kind and both name the same classes."""
-    if any(record.synthetic for record in real.split("train")):
-        raise UserError(
-            f"manifest of {real.root}: holds synthetic images; give it as synthetic and not as the real one"
-        )
-    if synthetic and not all(record.synthetic for record in synthetic.split("train")):
-        raise UserError(
-            f"manifest of {synthetic.root}: holds real images; give it as the real one and not as synthetic"
-        )
-    if synthetic and synthetic.labels != real.labels:
-        theirs, ours = ", ".join(synthetic.labels), ", ".join(real.labels)
-        raise UserError(f"manifest of {synthetic.root}: its classes are {theirs}, the real ones are {ours}")
+def check_real(manifest: Manifest, name: str) -> None:
+    """Raises UserError where a manifest of real images holds synthetic ones."""
+    if any(record.synthetic for record in manifest.split("train")):
+        raise UserError(f"{name}: holds synthetic images; give it as synthetic and not as the real one")
+
+
+def check_synthetic(manifest: Manifest, name: str) -> None:
+    """Raises UserError where a manifest of synthetic images holds real ones."""
+    if not all(record.synthetic for record in manifest.split("train")):
+        raise UserError(f"{name}: holds real images; give it as the real one and not as synthetic")
+
+
+def check_labels(manifest: Manifest, name: str, real: Manifest) -> None:
+    """Raises UserError where a manifest has other classes than the real images."""
+    if manifest.labels != real.labels:
+        theirs, ours = ", ".join(manifest.labels), ", ".join(real.labels)
+        raise UserError(f"{name}: its classes are {theirs}, the real ones are {ours}")
 
 
 def _reader(chosen: list[tuple[Manifest, Record]], size: int) -> Callable[[int], np.ndarray]:

@@ -115,9 +115,12 @@ class Manifest:
             [asdict(record) | {"path": str(self.unchecked_path(record))} for record in self.records]
         )
 
-    def split(self, name: str) -> list[Record]:
-        """The kept records of one split, in the manifest's order."""
-        return [record for record in self.records if record.split == name and record.kept]
+    def split(self, name: str, label: str | None = None) -> list[Record]:
+        """The kept records of one split, in the manifest's order; those of one class where a label is given."""
+        return [
+            record for record in self.records
+            if record.split == name and record.kept and label in (None, record.label)
+        ]  # fmt: skip
 
 
 def read(path: Path, places: range | None = None) -> Manifest:
@@ -135,8 +138,8 @@ def read(path: Path, places: range | None = None) -> Manifest:
 def read_unaudited(path: Path, places: range | None = None) -> Manifest:
     """As `read`, but with synthetic images in any split: for `audit`, which lists them all."""
     path = _file(path)
-    labels, root, found = stream(path, places)
-    records = tuple(found)
+    labels, root, lines = stream(path, places)
+    records = tuple(lines)
     _refuse_repeats(records, path)
     return Manifest(labels=labels, root=root, records=records, home=path.parent)
 
@@ -163,9 +166,9 @@ def count(path: Path) -> int:
     return sum(1 for _ in _lines(_existing(path))) - 1
 
 
-def read_named(path: str, key: str, places: range | None = None) -> Manifest:
+def read_named(path: str, key: str) -> Manifest:
     """The manifest that config.KEY names; UserError for "", else as `read`."""
-    return read(named(path, key), places)
+    return read(named(path, key))
 
 
 def named(path: str, key: str) -> Path:
@@ -237,14 +240,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _object(number: int, line: str, path: Path) -> dict:
     """The JSON object on a line."""
     try:
-        found = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
-        if "\\ud" in line.lower() and not _can_be_written(found):
+        parsed = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+        if "\\ud" in line.lower() and not _can_be_written(parsed):
             raise ValueError("half a surrogate pair, which is no text")
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
         raise UserError(f"manifest {path} line {number}: not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise UserError(f"manifest {path} line {number}: not a JSON object")
-    return found
+    return parsed
 
 
 def _refuse_constant(name: str) -> None:

@@ -13,14 +13,14 @@ from dermjax.evaluation import intervals, metrics
 from dermjax.evaluation.intervals import LEVEL, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 
-DEALT = 400
+DIVISIONS = 400
 FIGURES = ("auroc", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
 class Kind:
     """The subgroups of one kind, such as sex: figures by name, which is worst by AUROC, how far from the best, and
-    which gap the images, dealt at random within their class to as large subgroups, stay below in 95 %."""
+    which gap the images, divided at random within their class into as large subgroups, stay below in 95 %."""
 
     figures: dict[str, dict[str, Estimate]]
     worst: str
@@ -51,17 +51,17 @@ def _kind(parts: dict[str, Fold]) -> Kind:
 
 
 def _gap_by_chance(parts: list[Fold]) -> float:
-    """The gap that LEVEL of DEALT deals of the images to subgroups of the same size and classes stay below."""
+    """The gap that LEVEL of DIVISIONS random ones of the images, into subgroups of the same sizes, stay below."""
     rng = np.random.default_rng(0)
     labels = np.concatenate([part.seeds[0].labels for part in parts])
     scores = [np.concatenate([part.seeds[seed].probabilities for part in parts]) for seed in range(len(parts[0].seeds))]
     subgroup = np.repeat(np.arange(len(parts)), [len(part.seeds[0].labels) for part in parts])
     gaps = []
-    for _ in range(DEALT):
-        dealt = subgroup.copy()
+    for _ in range(DIVISIONS):
+        shuffled = subgroup.copy()
         for label in np.unique(labels):
-            dealt[labels == label] = rng.permutation(dealt[labels == label])
-        rows = [np.flatnonzero(dealt == number) for number in range(len(parts))]
+            shuffled[labels == label] = rng.permutation(shuffled[labels == label])
+        rows = [np.flatnonzero(shuffled == number) for number in range(len(parts))]
         values = [
             _auroc([Predictions(images=(), labels=labels[each], probabilities=score[each]) for score in scores])
             for each in rows

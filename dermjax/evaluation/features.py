@@ -79,8 +79,8 @@ class FeatureExtractor:
         return lambda image: run(trees, jax.device_put(image))
 
     def _compute(self, manifest: Manifest, records: Sequence[Record], view: str) -> np.ndarray:
-        seen = VIEWS[view]
-        pictures = (seen(images.load(manifest.path(record), self.encoder.size)) for record in records)
+        change = VIEWS[view]
+        pictures = (change(images.load(manifest.path(record), self.encoder.size)) for record in records)
         return self.of_pixels(pictures, len(records))
 
 
@@ -144,10 +144,8 @@ def batched(
     with bar(number, title, "images", 0) as progress:
         pictures = iter(pictures)
         while some := list(islice(pictures, BATCH)):
-            pixels = np.stack(some)
-            full = np.concatenate([pixels, np.zeros((BATCH - len(pixels), *pixels.shape[1:]), np.float32)])
-            rows.append(np.asarray(network(full))[: len(pixels)])
-            progress.update(len(pixels))
+            rows.append(np.asarray(network(images.filled(np.stack(some), BATCH)))[: len(some)])
+            progress.update(len(some))
     if not all(np.isfinite(each).all() for each in rows):
         raise UserError(f"{title} are not finite numbers; the network's weights are damaged")
     return np.concatenate(rows)

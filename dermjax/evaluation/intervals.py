@@ -250,11 +250,17 @@ def _figure(name: str, spreads: list[Spread], few: str, pooled: bool) -> Estimat
     return _percentiles(spread, few)
 
 
+def bounds(resampled: Sequence[float]) -> tuple[float, float]:
+    """What LEVEL of resampled values lie between, as many of the others below as above."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def _percentiles(spread: Spread, few: str) -> Estimate:
-    low, high = (float(bound) for bound in np.quantile(spread.resampled[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = bounds(spread.resampled[0])
     note = few or (CONSTANT if low == high else "")
-    bounds = {"low": None, "high": None} if note else {"low": low, "high": high}
-    return Estimate(value=float(spread.values[0]), n=spread.n, **bounds, note=note)
+    low, high = (None, None) if note else (low, high)
+    return Estimate(value=float(spread.values[0]), n=spread.n, low=low, high=high, note=note)
 
 
 def _reach(alpha: float, variances: list[tuple[float, float]]) -> float:

@@ -61,11 +61,6 @@ def rejection_counts(curated: Manifest | None) -> dict[str, dict[str, int]]:
     }
 
 
-def training_images(manifest: Manifest, label: str) -> list[Record]:
-    """The training images of a class."""
-    return [record for record in manifest.split("train") if record.label == label]
-
-
 def thumbnails(manifest: Manifest, records: list[Record], count: int) -> list[Thumbnail]:
     """Up to `count` of the images, evenly spaced: nobody picked them."""
     return [thumbnail(manifest, record, "") for record in evenly_spaced(records, count)]
@@ -93,7 +88,6 @@ def page(
         findings=findings,
         count=count,
         thumbnails=thumbnails,
-        training_images=training_images,
         summary=summary(findings),
         images=image_counts(prepared, generated, curated),
         sources=sorted({(record.source, record.licence) for record in prepared.records}),

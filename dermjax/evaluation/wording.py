@@ -37,11 +37,11 @@ def shown(name: str) -> str:
 
 def arm(name: str) -> str:
     """The printed name of an arm of a study: `hybrid 3 : 1, judged`, `real, equal steps`."""
-    name, _, of = name.partition("@")
+    name, _, group = name.partition("@")
     kind, _, rest = name.partition("_")
     ratio, _, trust = rest.partition("_")
     shown = f"{HYBRIDS[kind]} {ratio} : 1" if kind in HYBRIDS else ARMS.get(name, name)
-    return ", ".join(filter(None, (shown, trust if kind in HYBRIDS else "", of and f"of “{of}”")))
+    return ", ".join(filter(None, (shown, trust if kind in HYBRIDS else "", group and f"of “{group}”")))
 
 
 def shots(size: int) -> str:

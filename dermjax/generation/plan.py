@@ -9,7 +9,7 @@ line that names the key.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, prod
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from dermjax.data.records import Record
 from dermjax.data.templates import LABEL, PromptWords
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
-from dermjax.generation.quotas import Choices, Quota, assign
 from dermjax.sampling.requests import Request, SamplerSettings, names_folder
 
 SAMPLER, PROMPT = "sampler", "prompt"  # assigned as words are
@@ -28,6 +27,15 @@ IMAGES = "images"  # of a quota
 TAKEN = (LABEL, PROMPT, SAMPLER, IMAGES)  # names that no gap can have
 EXAMPLES = 3  # prompts a class in the table
 MOST = 10**7  # images of a plan, whose requests are all in memory
+Choices = Mapping[str, Mapping[str, float]]  # gap -> word -> weight
+
+
+@dataclass(frozen=True)
+class Quota:
+    """At least this many images have these words, gap -> word."""
+
+    words: Mapping[str, str]
+    images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +95,8 @@ class Plan:
         """Returns the requests, class by class; UserError where nothing, or what no sampler or gap can do, is asked."""
         self._check_images()
         self._check_words()
-        listed = self.settings()
-        settings, turns = {each.sampler: each for each in listed}, Counter(each.sampler for each in listed)
+        in_turn = self.settings()
+        settings, turns = {each.sampler: each for each in in_turn}, Counter(each.sampler for each in in_turn)
         alike = self._alike()
         requests = []
         for place, label in enumerate(sorted(self.prompts)):
@@ -196,10 +204,9 @@ class Plan:
         """Returns the training images of `match` for each label in a shuffled order, {} for "" that matches none."""
         if not self.match:
             return {}
-        training = records.read(Path(self.match)).split("train")  # what generated images are like goes into training
-        alike = {}
+        manifest, alike = records.read(Path(self.match)), {}
         for label in self.prompts:
-            same = [record for record in training if record.label == label]
+            same = manifest.split("train", label)  # what generated images are like goes into training
             if not same:
                 raise UserError(f"plan.match {self.match}: no training image is labelled {label!r}, as the plan asks")
             alike[label] = [same[i] for i in np.random.default_rng(0).permutation(len(same))]
@@ -227,7 +234,7 @@ def table(requests: Sequence[Request], size: int, batch: int, devices: int) -> s
         for request in requests:
             by_word.setdefault(dict(request.words).get(gap, ""), []).append(request)
         for word in sorted(by_word, key=lambda word: (-len(by_word[word]), word)):
-            rows.append(row(f"{gap} {word or '(not said)'}", by_word[word]))
+            rows.append(row(f"{gap} {word or '(none)'}", by_word[word]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
                for row in rows]  # fmt: skip
@@ -243,3 +250,43 @@ def table(requests: Sequence[Request], size: int, batch: int, devices: int) -> s
         if len(pairs) > EXAMPLES:
             examples.append(f"{label}: and {len(pairs) - EXAMPLES} more prompts")
     return "\n".join([f"{settings}, {shared}", *aligned, *examples])
+
+
+def assign(choices: Choices, quotas: Sequence[Quota], count: int) -> list[dict[str, str]]:
+    """Returns the word of every gap for each of `count` images.
+
+    The share of a word is its weight over those of its gap, that of several words the product of theirs. Image by image
+    and gap by gap the word is taken that is furthest behind its shares: alone, in pairs and all at once. So after any
+    number of images each word and each pair have had theirs to within a few images. The images of the quotas come
+    first; the rest make the shares of all right again, as far as they can. Nothing is drawn at random.
+
+    """
+    shares = {
+        gap: {word: weight / sum(weights.values()) for word, weight in weights.items() if weight}
+        for gap, weights in choices.items()
+    }
+    reserved = [quota.words for quota in quotas for _ in range(quota.images)]
+    counts: Counter = Counter()
+    assigned = []
+    for n in range(count):
+        fixed = reserved[n] if n < len(reserved) else {}
+        words: dict[str, str] = {}
+        for gap, share in shares.items():
+            behind = {word: _behind(counts, shares, words, gap, word, n) for word in share}
+            words[gap] = fixed[gap] if gap in fixed else max(behind, key=behind.__getitem__)  # the first of equals
+        gaps = list(words.items())
+        counts.update(gaps)
+        counts.update((*first, *second) for place, second in enumerate(gaps) for first in gaps[:place])
+        counts.update(tuple(gaps[:place]) for place in range(1, len(gaps) + 1))
+        assigned.append(words)
+    return assigned
+
+
+def _behind(counts: Counter, shares: Choices, words: Mapping[str, str], gap: str, word: str, n: int) -> float:
+    """Returns how many images a word is behind its shares: alone, beside each word of image n, and beside all."""
+    share = shares[gap][word]
+    others = {gap_: shares[gap_].get(word_, 0) for gap_, word_ in words.items()}  # a quota's word may have no share
+    alone = share * (n + 1) - counts[gap, word]
+    beside = sum(others[other] * share * (n + 1) - counts[other, words[other], gap, word] for other in words)
+    beside_all = prod(others.values()) * share * (n + 1) - counts[(*words.items(), (gap, word))]
+    return round(alone + beside + beside_all, 9)  # equals are equal in spite of rounding

@@ -6,7 +6,9 @@ once. Images are files, or lie in shards of so many. Processes divide the batche
 meet only in the folder; parts (`parts`) do not even meet there.
 """
 
+import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -21,11 +23,10 @@ from ml_collections import ConfigDict
 
 from dermjax import buckets, config_file, machine, parts, sharding
 from dermjax.data import records, shards
-from dermjax.data.export.items import Item
+from dermjax.data.export import Item
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
-from dermjax.generation import card
 from dermjax.generation.plan import Plan, table
 from dermjax.models.stable_diffusion import count
 from dermjax.progress import bar, cost, duration, say
@@ -39,6 +40,8 @@ from dermjax.weights import model_files
 
 TEXTS = 4096  # bytes of a file besides its pixels, and of its record
 SECONDS_BETWEEN_CHECKS = 1.0  # of what the other processes have made
+CARD = "README.md"
+CARD_CONFIG = re.compile(r"^## Config\n+```json\n(.*?)\n```$", re.DOTALL | re.MULTILINE)  # as `tune` writes it
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def load(config: ConfigDict) -> Generation:
     if config.shard:
         requests, units = _into_shards(requests, divided, config.shard)
     init = init_images.read(config.init.images, config.init.mask, config.init.strength, requests)
-    for warning in card.tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
+    for warning in tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
         say(f"generate: {warning}")
     if part:
         part.check(len(units), "shards" if config.shard else "batches")
@@ -272,3 +275,32 @@ def _summary(accounts: Accounts, devices: int) -> str:
         f"{rate:.3g} images a second since the first batch began, {duration(accounts.seconds)} in all, "
         f"in {share:.1%} of which {worked} at work"
     )
+
+
+def tuned_prompts(path: Path) -> dict[str, str] | None:
+    """Returns label -> prompt of the tuning that a model folder or a file came from, None where no card says.
+
+    The card is in the folder, or beside the file.
+    """
+    card = (path if path.is_dir() else path.parent) / CARD
+    config = CARD_CONFIG.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    try:
+        prompts = json.loads(config[1])["prompts"] if config else None
+    except (ValueError, KeyError):  # a card of somebody else's
+        return None
+    return prompts if isinstance(prompts, dict) else None
+
+
+def tuned_warnings(path: Path, labels: Collection[str]) -> list[str]:
+    """Returns the warnings for classes that a model, or the LoRA that is merged into one, may not know."""
+    tuned = tuned_prompts(path)
+    if tuned is None:
+        return [
+            f"warning: nothing beside {path} says which classes it was tuned for; images of "
+            f"{' and '.join(sorted(labels))} may not show their class"
+        ]
+    return [
+        f"warning: {path} was not tuned for the class {label!r}, only for {', '.join(sorted(tuned))}; images of it "
+        "may show anything"
+        for label in sorted(set(labels) - set(tuned))
+    ]

@@ -8,11 +8,17 @@ from functools import partial
 import jax
 from jax import lax
 
-from dermjax.models.cpu.convolution import columns, columns_gradient, few_pixels, small
-from dermjax.models.cpu.depthwise import shifted, shifted_gradients
+from dermjax.models.cpu.convolution import (
+    Pads,
+    columns,
+    columns_gradient,
+    few_pixels,
+    shifted,
+    shifted_gradients,
+    small,
+)
 
 Array = jax.Array
-Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 

@@ -18,7 +18,7 @@ from dermjax.models.layers import NO_KEYS, ZEROS
 Array = jax.Array
 # Of features, for whatever is kept of them: raise it where they change by more than rounding
 NUMERIC_VERSION = 1
-SIZE, WIDTH, EPSILON = 299, 2048, 1e-3
+SIZE, EPSILON = 299, 1e-3
 POOLS = {
     "average": partial(nnx.avg_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME", count_include_pad=False),
     "maximum": partial(nnx.max_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME"),

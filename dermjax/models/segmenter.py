@@ -17,8 +17,7 @@ from dermjax.models.layers import Downsample, GroupNorm, ResnetBlock, conv, silu
 from dermjax.models.nnx_tree import Params
 
 Array = jax.Array
-# Of logits, for whatever is kept of them: raise it where they change by more than rounding
-NUMERIC_VERSION = 2
+
 PATCH, WIDTHS, GROUPS, EPSILON = 4, (32, 64, 96), 8, 1e-5
 
 

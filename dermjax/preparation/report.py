@@ -104,7 +104,7 @@ def _artefacts(manifest: Manifest) -> dict[str, list[float]]:
 
 def _samples(manifest: Manifest, label: str, split: str) -> list[Thumbnail]:
     """Thumbnails spread evenly over the records of a class and split."""
-    records = [record for record in manifest.split(split) if record.label == label]
+    records = manifest.split(split, label)
     rows = np.unique(np.linspace(0, len(records) - 1, min(SAMPLES, len(records))).round().astype(int))
     chosen = [records[row] for row in rows]
     return [thumbnail(manifest, each, each.attributes.get("caption", each.image)) for each in chosen]

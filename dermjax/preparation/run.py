@@ -17,16 +17,22 @@ from dermjax.data.archives import folders, hdf5, tfds
 from dermjax.data.archives.table_records import TableOptions
 from dermjax.data.imaging import hair
 from dermjax.data.leaks import fingerprints
+from dermjax.data.phantoms.appearance import LABELS
+from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.data.splits import COPY, SYNTHETIC, SplitSettings
 from dermjax.errors import UserError
-from dermjax.preparation import listing, phantoms, report
+from dermjax.preparation import listing, report
 from dermjax.preparation.examination import examine
 from dermjax.preparation.report import Findings
 from dermjax.run_folder import write_atomically
 
 CELL = 16  # pixels; the side of phantoms is a multiple, as images are compared in cells
 PHANTOMS_A_SECOND = 90  # one core at 128 px
+# The base model was pretrained on phantoms of the seeds 0 to 9,999,999. Seeds from here on are new to it, so that a
+# classifier is never tested on an image that the generator was trained on; each config.seed has a million to itself.
+FIRST_SEED = 10_000_000
+SEEDS_A_RUN = 1_000_000
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -62,19 +68,52 @@ def check(config: ConfigDict) -> None:
 
 
 def prepare_phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
-    """Paints phantoms into the workdir."""
-    count = config.phantoms_per_class * 2
+    """Paints phantoms as workdir/images/<label>/NNNNN.png: the same bytes for the same seed.
+
+    Classes are of one size and divided alike: of each, the first round(ratios.test * phantoms_per_class) images are for
+    the test, the next for validation. Images that are there already, from a run that was killed, are not written again.
+    """
+    count = config.phantoms_per_class * len(LABELS)
     progress.cost("prepare", phantoms=count, seconds=count / PHANTOMS_A_SECOND * (config.size / 128) ** 2)
-    manifest, prints = phantoms.paint(
-        workdir,
-        per_class=config.phantoms_per_class,
-        size=config.size,
-        seed=config.seed,
-        validation=config.ratios.validation,
-        test=config.ratios.test,
-    )
+    divided = divide(config.phantoms_per_class, config.ratios.validation, config.ratios.test)
+    if not 0 < count <= SEEDS_A_RUN or config.seed < 0:
+        raise UserError(
+            f"phantoms_per_class {config.phantoms_per_class} with seed {config.seed}: give 1 to 500000, and a seed of "
+            "0 or more"
+        )
+    painted, prints, first = [], [], FIRST_SEED + config.seed * SEEDS_A_RUN
+    with progress.bar(count, "painting", "phantoms", 0) as bar:
+        for number, split in enumerate(divided):
+            for row, label in enumerate(LABELS):
+                each = phantom(first + number * len(LABELS) + row, config.size, label=label)
+                image = f"images/{label}/{number:05d}.png"
+                images.write_if_changed(workdir / image, images.encode_png(each.image))
+                record = Record(
+                    image=image,
+                    sha256=digests.sha256(workdir / image),
+                    label=each.label,
+                    split=split,
+                    source="phantom",
+                    image_manipulation="none",
+                    attributes={"caption": each.caption, "parameters": each.parameters},
+                )
+                painted.append(record)
+                prints.append(fingerprints.from_pixels(each.image, record.sha256, {}, None))
+                bar.update()
     write_atomically(workdir / fingerprints.FILE, b"".join(each.line() for each in prints))
+    manifest = Manifest(labels=LABELS, root=workdir, records=tuple(painted))
     return manifest, Findings(skipped=(), ignored=(), near=fingerprints.near_duplicates(prints))
+
+
+def divide(per_class: int, validation: float, test: float) -> list[str]:
+    """The split of each phantom of a class."""
+    counts = {"test": round(test * per_class), "validation": round(validation * per_class)}
+    counts["train"] = per_class - sum(counts.values())
+    shares = {"test": test, "validation": validation, "train": 1}
+    short = [name for name, share in shares.items() if share > 0 and counts[name] < 1]
+    if short:
+        raise UserError(f"phantoms_per_class {per_class}: too few for {', '.join(short)} at these ratios; ask for more")
+    return [name for name, count in counts.items() for _ in range(count)]
 
 
 def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:

@@ -20,24 +20,15 @@ from ml_collections import ConfigDict
 
 from dermjax import config_file, machine, reconstruction, run_folder, sharding
 from dermjax.data import pipelines, tokens
-from dermjax.data.images import to_model
+from dermjax.data.images import filled, to_model
 from dermjax.data.imaging import skin_tone
 from dermjax.data.phantoms.captions import VOCABULARY
 from dermjax.data.phantoms.painting import phantom
 from dermjax.errors import UserError
 from dermjax.models import vae
 from dermjax.models.stable_diffusion import BASE, TINY, Params, StableDiffusion, count
-from dermjax.pretraining import (
-    crops,
-    descriptions,
-    discriminator,
-    growth,
-    losses,
-    photographs,
-    segmenter,
-    teacher,
-)
-from dermjax.pretraining.crops import Source
+from dermjax.pretraining import growth, losses, photographs, segmenter
+from dermjax.pretraining.photographs import Source
 from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
@@ -150,8 +141,8 @@ def describe(photos: np.ndarray, config: ConfigDict, workdir: Path) -> list[str]
         read(config.photographs, "train", skin_tone.SIDE, workdir)
         for read in (photographs.read, photographs.read_masks)
     )
-    described = descriptions.describe_all(small, masks > 127)
-    return descriptions.write_captions(described * config.diffusion.ways, config.seed)
+    described = photographs.describe_all(small, masks > 127)
+    return photographs.write_captions(described * config.diffusion.ways, config.seed)
 
 
 def turned(pictures: np.ndarray, way: int) -> np.ndarray:
@@ -220,13 +211,13 @@ def train_autoencoder(
     part, grid = config[workdir.name], sharding.mesh(config.mesh.data, config.mesh.fsdp)
     for name in part.phases:
         phase = part[name]
-        judge, judge_params = teacher.read(config.teacher, phase.size) if phase.weights.features else (None, {})
+        judge, judge_params = losses.read_teacher(config.teacher, phase.size) if phase.weights.features else (None, {})
         constants = {"vae": frozen} | ({"teacher": judge_params} if judge else {})
         params = {"vae": trained}
         if phase.weights.adversary:
-            params["discriminator"] = discriminator.init(config.seed)
-        batches = crops.crop_batches(
-            sources, batch=phase.batch, size=phase.size, sides=tuple(phase.sides), seed=config.seed,
+            params["discriminator"] = losses.init_discriminator(config.seed)
+        batches = photographs.crop_batches(
+            sources, size=phase.size, sides=tuple(phase.sides), seed=config.seed,
             rows=sharding.local_rows(phase.batch, grid),
         )  # fmt: skip
         loss = losses.autoencoder_loss(sd, judge, kl=phase.kl, **phase.weights)
@@ -302,8 +293,7 @@ def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarra
         for images in pictures:
             for at in range(0, len(images), batch):
                 some = images[at : at + batch]
-                filled = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), some.dtype)])
-                moments = step({"vae": vae_params}, sharding.place(to_model(filled), grid))
+                moments = step({"vae": vae_params}, sharding.place(to_model(filled(some, batch)), grid))
                 rows.append(np.asarray(moments, np.float16)[: len(some)])
                 progress.update(len(some))
     return np.concatenate(rows)

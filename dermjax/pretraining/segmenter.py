@@ -14,13 +14,13 @@ import scipy.optimize
 from ml_collections import ConfigDict
 
 from dermjax import config_file, sharding
-from dermjax.data.images import to_model
+from dermjax.data.images import filled, to_model
 from dermjax.data.phantoms.painting import bare_skin, phantom
 from dermjax.errors import UserError
 from dermjax.models import segmenter
 from dermjax.models.nnx_tree import Params, draw
-from dermjax.pretraining import crops, photographs
-from dermjax.pretraining.crops import Source
+from dermjax.pretraining import photographs
+from dermjax.pretraining.photographs import Source
 from dermjax.progress import cost, say
 from dermjax.segmentation import SIDE
 from dermjax.training import optimizers
@@ -49,8 +49,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     cost("pretrain", devices=grid.size, photographs=len(pictures), phantoms=config.phantoms, steps=config.steps)
     sources = [Source(pictures, config.photographs_share, masks), *paint(config)]
-    batches = crops.crop_batches(
-        sources, batch=config.batch, size=SIDE, sides=tuple(config.sides), seed=config.seed,
+    batches = photographs.crop_batches(
+        sources, size=SIDE, sides=tuple(config.sides), seed=config.seed,
         rows=sharding.local_rows(config.batch, grid),
     )  # fmt: skip
     params = train(batches, held_out, truth, config, workdir)
@@ -136,8 +136,7 @@ def predict(params: Params, pictures: np.ndarray) -> np.ndarray:
     step, parts = jax.jit(segmenter.logits), []
     for at in range(0, len(pictures), BATCH):
         some = pictures[at : at + BATCH]
-        filled = np.concatenate([some, np.zeros((BATCH - len(some), *some.shape[1:]), np.uint8)])
-        parts.append(np.asarray(step(params, jnp.asarray(to_model(filled))))[: len(some)])
+        parts.append(np.asarray(step(params, jnp.asarray(to_model(filled(some, BATCH)))))[: len(some)])
     return np.concatenate(parts)
 
 

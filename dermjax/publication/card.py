@@ -97,12 +97,12 @@ def with_samples(card: str) -> str:
     return card.replace("## Composition\n", f"{shown}## Composition\n", 1)
 
 
-def _counts(records: Sequence[Record], of: Manifest, values: Callable[[Record], Iterable[str]]) -> list[tuple]:
+def _counts(records: Sequence[Record], manifest: Manifest, values: Callable[[Record], Iterable[str]]) -> list[tuple]:
     """Returns (value, records of each class with it, and of all), the frequent values first."""
     counts = Counter((value, record.label) for record in records for value in values(record))
     totals = Counter(value for record in records for value in values(record))
     order = sorted(totals, key=lambda value: (-totals[value], value))
-    return [(value, *(counts[value, label] for label in of.labels), totals[value]) for value in order]
+    return [(value, *(counts[value, label] for label in manifest.labels), totals[value]) for value in order]
 
 
 def _spreads(records: Sequence[Record]) -> list[tuple]:
@@ -110,8 +110,8 @@ def _spreads(records: Sequence[Record]) -> list[tuple]:
     names = sorted({name for record in records for name in record.scores})
     values = {name: [record.scores[name] for record in records if name in record.scores] for name in names}
     return [
-        (name, len(of), *(f"{each:.3g}" for each in np.quantile(of, list(QUANTILES.values()))))
-        for name, of in values.items()
+        (name, len(scores), *(f"{each:.3g}" for each in np.quantile(scores, list(QUANTILES.values()))))
+        for name, scores in values.items()
     ]
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import machine, progress
-from dermjax.data import images, records, thumbnails
+from dermjax.data import export, images, records, thumbnails
 from dermjax.data.digests import sha256
-from dermjax.data.export import forms
 from dermjax.data.leaks import fingerprints
 from dermjax.data.records import Manifest
 from dermjax.errors import UserError
@@ -36,9 +35,9 @@ SECONDS_AN_IMAGE = 0.003  # and form, measured on one core at 128 px
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes a folder a form, the manifest and the card; what is there of the same manifest is left as it is."""
-    unknown = sorted(set(config.forms) - set(forms.FORMS))
+    unknown = sorted(set(config.forms) - set(export.FORMS))
     if unknown or not config.forms:
-        raise UserError(f"config.forms: {unknown or 'none'}; give some of {', '.join(forms.FORMS)}")
+        raise UserError(f"config.forms: {unknown or 'none'}; give some of {', '.join(export.FORMS)}")
     curated = records.read_named(config.manifest, "manifest")
     training = records.read_named(config.training, "training")
     _refuse_uncurated(curated, config.manifest)
@@ -46,8 +45,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         curated, training, _fidelity(config.evaluation), _evidence(config.evidence, curated), name=config.name,
         licence=config.licence, contact=config.contact, digest=sha256(curated.home / records.FILE),
     )  # fmt: skip
-    cards = {workdir / form / forms.CARD: text for form in config.forms}
-    cards[workdir / forms.CARD] = card.with_samples(text)
+    cards = {workdir / form / export.CARD: text for form in config.forms}
+    cards[workdir / export.CARD] = card.with_samples(text)
     if any(path.exists() and path.read_text() != content for path, content in cards.items()):
         raise UserError(f"workdir {workdir}: another data set was published here; give another --workdir or delete it")
     refuse_photographs(curated, training, config.manifest)
@@ -59,11 +58,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress.cost("publish", images=len(kept), forms=len(missing), disk=machine.format_bytes(size),
                   seconds=len(kept) * len(missing) * SECONDS_AN_IMAGE)  # fmt: skip
     for form in missing:
-        forms.write(curated, workdir / form, form, config.name, text)
+        export.write(curated, workdir / form, form, config.name, text)
     records.write(workdir / records.FILE, replace(curated, home=None))
     write_atomically(workdir / card.SAMPLES, _samples(curated))
-    write_atomically(workdir / forms.CARD, card.with_samples(text))
-    progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / forms.CARD}")
+    write_atomically(workdir / export.CARD, card.with_samples(text))
+    progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / export.CARD}")
 
 
 def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None:

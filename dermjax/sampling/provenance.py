@@ -196,12 +196,12 @@ def show(file: str) -> None:
     try:
         with images.open_image(path) as image:
             image.load()
-            found = {name: text for name, text in getattr(image, "text", {}).items() if isinstance(text, str)}
+            texts = {name: text for name, text in getattr(image, "text", {}).items() if isinstance(text, str)}
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         reason = getattr(error, "strerror", None) or "not a whole image"
         raise UserError(f"{path}: cannot be read ({reason})") from error
     generation = origin(path)
-    lines = _ours(generation, found) + _a1111(found) + _credentials(path) + _record(path, generation)
+    lines = _ours(generation, texts) + _a1111(texts) + _credentials(path) + _record(path, generation)
     if not lines:
         raise UserError(
             f"{file}: says nothing of how it was made: no dermjax or A1111 text, no C2PA manifest, no manifest.jsonl "

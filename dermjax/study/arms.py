@@ -168,7 +168,7 @@ def take_ratio(synthetic: Manifest, real: Manifest, ratio: float | None) -> Mani
 
 
 def _training_images(manifest: Manifest, label: str) -> list[str]:
-    return [record.image for record in manifest.split("train") if record.label == label]
+    return [record.image for record in manifest.split("train", label)]
 
 
 ARMS = {

@@ -19,14 +19,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax.classification import training
-from dermjax.classification.training import DONE
+from dermjax.classification import run as classification
+from dermjax.classification.run import DONE
+from dermjax.data import digests
 from dermjax.data.records import Manifest
 from dermjax.evaluation.findings import Group
 from dermjax.study import arms
 
 CLAIM = "claim"
-LEFT = (*training.LEFT, "phase1")  # by which it is known that a cell has been begun
+LEFT = (*classification.LEFT, "phase1")  # by which it is known that a cell has been begun
 BEAT, STALE = 20.0, 300.0  # seconds
 AUGMENTED_VIEWS = 4  # of each image where augmentation meets a frozen network
 
@@ -144,7 +145,7 @@ class Material:
         """Of all images of an arm, their labels and their splits, 16 hex digits."""
         manifests = (self.real, self.of(arm), *(self.tests[name] for name in sorted(self.tests)))
         images = [(r.split, r.label, r.sha256, r.kept) for manifest in manifests for r in manifest.records]
-        return hashlib.sha256(repr(images).encode()).hexdigest()[:16]
+        return digests.of_text(repr(images))
 
 
 def train(
@@ -170,7 +171,7 @@ def train(
             synthetic = arms.take_ratio(synthetic, real, phase.ratio)
         judged = material.synthetic if cell.arm == arms.BASELINE else None
         where = folder if last else folder / f"phase{number}"
-        training.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
+        classification.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
         start = str(where / "classifier")
 
 

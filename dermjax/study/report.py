@@ -1,17 +1,20 @@
 """The page of a study: what was compared, what it showed in words, every table and plot behind them, and the limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dermjax.classification import networks, saliency
+from dermjax.data import images
 from dermjax.data.thumbnails import Thumbnail
-from dermjax.evaluation import metrics, plots, report, wording
+from dermjax.evaluation import metrics, plots, predictions, report, wording
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN, Comparison, Findings, Group
+from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import PAPER
 from dermjax.page import fill
 from dermjax.study import arms
-from dermjax.study.cells import Material
+from dermjax.study.cells import Cell, Material
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FEW_SEEDS = 3
@@ -57,7 +60,6 @@ def page(
         synthetic=synthetic,
         count=count,
         thumbnails=report.thumbnails,
-        training_images=report.training_images,
         tested=sum(len(material.real.split("test")) for material in materials),
         sources=sorted({record.source for record in real.records}),
         sentence=sentence,
@@ -125,8 +127,8 @@ def _is_scarce(group: Group, material: Material) -> bool:
     hybrid = arms.parse_hybrid(group.arm)
     ratio = hybrid.ratio if hybrid and hybrid.kind == "hybrid" else 0.0
     for label in material.real.labels if ratio else ():
-        of = (material.real, material.of(group.arm))
-        real, synthetic = (len(report.training_images(each, label)) for each in of)
+        manifests = (material.real, material.of(group.arm))
+        real, synthetic = (len(each.split("train", label)) for each in manifests)
         if ratio * (group.shots or real) > synthetic:
             return True
     return False
@@ -184,3 +186,39 @@ def _subgroup_rows(findings: Findings) -> dict[tuple[str, int], list[tuple]]:
             if any(both):
                 rows.setdefault(setting, []).append((kind, name, next(filter(None, both)).n, both))
     return rows
+
+
+def cells_to_explain(cells: Iterable[Cell], arms: tuple[str, ...]) -> list[Cell]:
+    """Returns the cells that are explained: of these arms the first seed and fold, with the most real images."""
+    cells = list(cells)
+    seed = min(cell.seed for cell in cells)
+    shots = min((cell.shots for cell in cells), key=lambda size: (size != 0, -size))
+    return [cell for cell in cells if (cell.fold, cell.seed, cell.shots) == (0, seed, shots) and cell.arm in arms]
+
+
+def explain(folders: dict[Cell, Path], material: Material, count: int) -> dict[str, list[Thumbnail]]:
+    """{heading: count pictures} of some cells, whose folders have classifiers; count 0 is none."""
+    cases: dict[str, list[Thumbnail]] = {}
+    for cell, folder in folders.items() if count else ():
+        test = predictions.read_test(folder / "predictions.csv", material.real)
+        name = f"{wording.shown(cell.classifier)}, {wording.arm(cell.arm)}"
+        for kind, right in (("right", True), ("wrong", False)):
+            rows = np.flatnonzero(test.right == right)
+            rows = rows[np.argsort(-test.confidence[rows], kind="stable")][:count]
+            if len(rows):
+                cases[f"{name}: confident and {kind}"] = _pictures(folder, test.at(rows), material)
+    return cases
+
+
+def _pictures(folder: Path, some: Predictions, material: Material) -> list[Thumbnail]:
+    classifier, (params, variables) = networks.load(folder)
+    record_of = {record.image: record for record in material.real.records}
+    paths = [material.real.path(record_of[image]) for image in some.images]
+    pixels = np.stack([images.load(path, classifier.config["image_size"]) for path in paths])
+    warmth = saliency.heat(classifier, params, variables, images.to_model(pixels))
+    pictures = []
+    for row, image in enumerate(some.images):
+        label, called = (classifier.labels[c] for c in (some.labels[row], some.called[row]))
+        caption = f"{label}, called {called} at {some.confidence[row]:.0%}"
+        pictures.append(saliency.overlay(pixels[row], warmth[row], f"real {label}, {image}", caption))
+    return pictures

@@ -9,11 +9,14 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
-from dermjax import run_folder
-from dermjax.classification import inputs, training
+from dermjax import progress, run_folder
+from dermjax.classification import inputs, networks, recipes
+from dermjax.classification import run as classification
 from dermjax.classification.features import VERSIONS
+from dermjax.classification.recipes import GRADIENT
 from dermjax.data import pipelines, records
 from dermjax.data.records import Manifest
 from dermjax.demo import check, check_stages
@@ -21,8 +24,10 @@ from dermjax.errors import UserError
 from dermjax.evaluation import wording
 from dermjax.progress import say
 from dermjax.run_folder import write_atomically
-from dermjax.study import arms, cases, cells, cost, generator, report, results
+from dermjax.study import arms, cells, generator, report, results
 from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
+
+SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -37,11 +42,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         cells.real_images(cell, reals[cell.fold], config.rare)
     given = records.read(Path(config.synthetic)) if config.synthetic else None
     requested = config.generate.plan.images_per_class * len(reals[0].labels)
-    cost.announce(config, folders, reals, len(given.split("train")) if given else requested)
+    announce(config, folders, reals, len(given.split("train")) if given else requested)
     material_of = _materials(config, workdir, folders, prepared, reals)
     _report_other_causes(folders, material_of)
     materials = list({cell.fold: material for cell, material in material_of.items()}.values())
-    explained = cases.chosen(folders, report.PAPER_ARMS)
+    explained = report.cells_to_explain(folders, report.PAPER_ARMS)
     for number, (cell, folder) in enumerate(folders.items(), start=1):
         if not finished(folder):
             with claimed(folder) as ours:
@@ -68,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     # a run with more seeds or few-shot sizes kept the classifiers of other cells
     kept = {cell: folders[cell] for cell in explained if (folders[cell] / "classifier").is_dir()}
-    pictures = cases.explained(kept, materials[0], config.gallery)
+    pictures = report.explain(kept, materials[0], config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
     case = report.describe_case(config.rare, config.without, generator.sees_shots(config), bool(any(config.shots)))
     page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
@@ -96,7 +101,7 @@ def plan(config: ConfigDict) -> list[Cell]:
         for name, classifier in config.classifiers.items():
             changed = ConfigDict(classifier.to_dict())
             changed.update(phase.changes)
-            check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, training.check)
+            check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, classification.check)
             real = changed.batch * (1 - phase.fraction)
             if changed.synthetic_statistics == "separate" and real != round(real):
                 raise UserError(
@@ -175,7 +180,7 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
     """The manifests that cells share, synthetic images made in a folder where none are given; a leak is refused."""
     tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
     for name, manifest in tests.items():
-        inputs.check_labels(manifest, f"config.tests.{name}", real)
+        pipelines.check_labels(manifest, f"config.tests.{name}", real)
         absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
         if absent:
             names = ", ".join(absent)
@@ -214,6 +219,66 @@ def _report_other_causes(folders: dict[Cell, Path], material_of: dict[Cell, Mate
     changes = {folder: change for folder, change in changes.items() if change}
     for folder, change in list(changes.items())[:1]:
         say(
-            f"study: cells begun from others: {len(changes)}, such as {folder.name} ({change}); what they learnt "
-            f"stays, delete their folders in {folder.parent} to train them again"
+            f"study: cells started from other inputs: {len(changes)}, such as {folder.name} ({change}); they are kept, "
+            f"delete their folders in {folder.parent} to train them again"
         )
+
+
+def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest], synthetic: int) -> None:
+    """Prints the grid, what of it is left, and about how long that takes where it has been measured: on a CPU.
+
+    reals: of each fold. synthetic: how many synthetic images a fold has, or is going to have; `tune` and `generate`
+    announce what their generator takes.
+    """
+    todo = [cell for cell, folder in folders.items() if not finished(folder)]
+    several = {generator.home(config, Path(), cell) for cell in folders}
+    generators = {} if config.synthetic else {"generators": len(several), "synthetic_images": synthetic * len(several)}
+    on_cpu = jax.devices()[0].platform == "cpu"
+    progress.cost(
+        "study",
+        classifiers=len(config.classifiers),
+        arms=len({cell.arm for cell in folders}),
+        seeds=len(config.seeds),
+        few_shot_sizes=len(config.shots),
+        folds=len(reals),
+        cells=len(folders),
+        done=len(folders) - len(todo),
+        steps_to_do=sum(count_steps(config, cell) for cell in todo),
+        **generators,
+        **({"seconds": processor_seconds(config, todo, reals, synthetic)} if on_cpu else {}),
+    )
+
+
+def count_steps(config: ConfigDict, cell: Cell) -> int:
+    """Returns the optimiser steps of a cell over its phases."""
+    return sum(cells.steps(config.classifiers[cell.classifier].steps, phase) for phase in arms.phases(cell.arm))
+
+
+def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest], synthetic: int) -> float:
+    """Returns about how long the cells take all cores of this machine, without their generators."""
+    seconds = SECONDS_OF_A_CELL * len(todo)
+    for name in {cell.classifier for cell in todo}:
+        settings, its_cells = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
+        classifier, params, _ = networks.build(settings, reals[0].labels)
+        recipe = recipes.recipe(settings.recipe, settings.last_blocks, params)
+        below, above = recipes.operations(classifier, recipe, settings.size)
+        trained = settings.batch * sum(count_steps(config, cell) for cell in its_cells)
+        images = sum(real_images(reals[fold], config) + synthetic for fold in {cell.fold for cell in its_cells})
+        work = images * below + GRADIENT * trained * above
+        if settings.recipe == "full":  # every cell predicts all validation and test images, validation several times
+            times = 1 + settings.steps // settings.evaluate_every
+            predicted = sum(
+                times * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test"))
+                for cell in its_cells
+            )
+            work = (GRADIENT * trained + predicted) * above
+        seconds += recipes.processor_seconds(classifier, work)
+    return seconds
+
+
+def real_images(real: Manifest, config: ConfigDict) -> int:
+    """Returns how many real images the cells of a fold use: few-shot ones are others for each seed."""
+    count = len(real.split("train"))
+    if 0 not in config.shots:
+        count = min(count, max(config.shots) * len(real.labels) * len(config.seeds))
+    return count + len(real.split("validation")) + len(real.split("test"))

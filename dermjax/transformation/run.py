@@ -6,7 +6,6 @@ seed and closer to its sketch, as often as there are strengths. An image that is
 is not made again. S is the side of the images.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -72,9 +71,9 @@ class JobRenderer:
     def origin(self, job: Job) -> dict:
         """Returns what the file and the record of an image say of how it was made."""
         source = job.subject.record
-        told = {"asked": job.transformation, "way": job.way, "of": source.image, "of_sha256": source.sha256}
+        description = {"asked": job.transformation, "way": job.way, "of": source.image, "of_sha256": source.sha256}
         digests = self.model.digests | self._init([job]).provenance(job.request)
-        return provenance.generation(job.request, self.size, digests) | {"transformation": told}
+        return provenance.generation(job.request, self.size, digests) | {"transformation": description}
 
     def make(self, jobs: Sequence[Job]) -> None:
         """Makes those images of the jobs, all of one way and strength, that are not there yet."""
@@ -156,8 +155,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         waiting = [job for job in waiting if not latest[job.request.image].met and job.way != "prompt"]
     outcomes = [latest[job.request.image] for job in jobs]
     entries = tuple(_record(outcome, renderer) for outcome in outcomes)
-    listed = json.dumps([each.as_json() for each in outcomes], indent=1)
-    write_atomically(workdir / "transformations.json", listed + "\n")
+    text = json.dumps([each.as_json() for each in outcomes], indent=1)
+    write_atomically(workdir / "transformations.json", text + "\n")
     write_atomically(workdir / "report.html", report.page(outcomes, config.gallery))
     records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=root, records=entries))
     if part:
@@ -213,16 +212,14 @@ def _causes(config: ConfigDict, manifest: Manifest, model: Model) -> dict:
     return model.digests | {
         run_folder.NUMERIC_VERSIONS: versions,
         "config": {name: value for name, value in config.to_dict().items() if name not in PATHS},
-        "images": hashlib.sha256(repr(manifest.records).encode()).hexdigest()[:16],
+        "images": digests.of_text(repr(manifest.records)),
         "masks": [digests.cached_sha256(path) for path in masks],
     }
 
 
 def _chosen(manifest: Manifest, limit: int) -> list[Record]:
     """Returns the training images to transform, class by class, at most `limit` of each unless that is 0."""
-    training = manifest.split("train")
-    by_label = {label: [record for record in training if record.label == label] for label in manifest.labels}
-    return [record for label in manifest.labels for record in by_label[label][: limit or None]]
+    return [record for label in manifest.labels for record in manifest.split("train", label)[: limit or None]]
 
 
 def _jobs(

@@ -90,9 +90,9 @@ def tune(setup: Setup, config: ConfigDict, workdir: Path) -> Setup:
     )  # fmt: skip
     tuned = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(setup.grid))(state.smooth["vae"])
     machine.release_memory()
-    looks = [each["psnr"] for each in writers.read(folder / "metrics.jsonl") if "gradients" in each]
-    if looks:
-        say(f"tune: held-out images come back at {looks[-1]:.2f} dB, before at {looks[0]:.2f} dB")
+    psnr = [each["psnr"] for each in writers.read(folder / "metrics.jsonl") if "gradients" in each]
+    if psnr:
+        say(f"tune: held-out images come back at {psnr[-1]:.2f} dB, before at {psnr[0]:.2f} dB")
     vae = jax.tree.map(np.asarray, {"vae": frozen | tuned})
     return dataclasses.replace(setup, params=setup.params | vae)
 

@@ -8,14 +8,13 @@ A field is `label`, `source` or an attribute, a dot goes into it; a clause in br
 not have its field.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dermjax.data import records, templates
+from dermjax.data import digests, records, templates
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -140,4 +139,4 @@ def first_prompts(concepts: Concepts, number: int) -> list[str]:
 
 def digest_of_images(sources: list[tuple[Manifest, Record]]) -> str:
     """Returns the digest of images, in order: 16 hex digits."""
-    return hashlib.sha256("".join(record.sha256 for _, record in sources).encode()).hexdigest()[:16]
+    return digests.of_text("".join(record.sha256 for _, record in sources))

@@ -70,11 +70,11 @@ class Forecast:
         return {n: (alone / self.bound(n).serial, alone / self.bound(n).overlapped) for n in numbers}
 
 
-def forecast(setup: Setup, config: ConfigDict, where: Slice, found: Needs) -> Forecast:
+def forecast(setup: Setup, config: ConfigDict, where: Slice, step: Needs) -> Forecast:
     """Returns the forecast of a run whose step has these needs."""
     mesh = (setup.grid.shape["data"], setup.grid.shape["fsdp"])
     operations = needs.rounds(setup, again=False) * needs.forward_operations(setup, config)
-    return Forecast(where, mesh, config.batch, config.accumulate, config.steps, operations, found)
+    return Forecast(where, mesh, config.batch, config.accumulate, config.steps, operations, step)
 
 
 def here(setup: Setup, config: ConfigDict) -> str:
@@ -84,40 +84,40 @@ def here(setup: Setup, config: ConfigDict) -> str:
     """
     grid = setup.grid
     devices = list(grid.devices.flat)
-    found = (needs.by_shapes if sharding.platform(grid) == "cpu" else needs.compiled)(setup, config)
+    step = (needs.by_shapes if sharding.platform(grid) == "cpu" else needs.compiled)(setup, config)
     name = roofline.name_of(devices[0].device_kind)
     if not name:
-        heading = f"a step on each of {grid.size} devices, by {found.by}"
-        return "\n".join([heading, *memory_lines(found), *(work_lines(found) if found.fits else [])])
+        heading = f"a step on each of {grid.size} devices, by {step.by}"
+        return "\n".join([heading, *memory_lines(step), *(work_lines(step) if step.fits else [])])
     sides = (len(devices),)
     if roofline.CHIPS[name].ring:
         axes = len(roofline.slices(name)[0].sides)
         sides = tuple(len({device.coords[axis] for device in devices}) for axis in range(axes))
-    return describe(forecast(setup, config, Slice(name, sides), found))
+    return describe(forecast(setup, config, Slice(name, sides), step))
 
 
 def describe(each: Forecast) -> str:
     """Returns a forecast for people, a figure a line."""
-    found = each.needs
+    step = each.needs
     data, fsdp = each.mesh
     parts = f" in {each.accumulate} parts" if each.accumulate > 1 else ""
     lines = [
-        f"{each.slice}: {each.slice.size} chips, mesh {data} x {fsdp}, batch {each.batch}{parts}; by {found.by}",
-        *memory_lines(found),
-        f"  peak          {machine.format_bytes(found.peak)} of {machine.format_bytes(each.slice.chip.memory)}: "
+        f"{each.slice}: {each.slice.size} chips, mesh {data} x {fsdp}, batch {each.batch}{parts}; by {step.by}",
+        *memory_lines(step),
+        f"  peak          {machine.format_bytes(step.peak)} of {machine.format_bytes(each.slice.chip.memory)}: "
         + ("it fits" if each.fits else "no room"),
     ]
-    if not found.fits:
+    if not step.fits:
         return "\n".join(lines)
     bound, figures = each.bound(), each.figures
     times = {"operations": bound.operations, "memory": bound.traffic, "links": bound.links}
     longest = max(times, key=times.get)
     shown = ", ".join(f"{name} {1000 * seconds:.3g}" for name, seconds in times.items())
     lines += [
-        *work_lines(found),
+        *work_lines(step),
         f"  a step        {shown} ms: {longest} bind, {1000 * bound.overlapped:.3g} ms at least, "
         f"{1000 * bound.serial:.3g} where nothing hides what is sent"
-        + (f", {1000 * found.estimate:.3g} by the compiler's own estimate" if found.estimate else ""),
+        + (f", {1000 * step.estimate:.3g} by the compiler's own estimate" if step.estimate else ""),
         f"  at most       {figures['images_per_second']:.3g} images/s, MFU {figures['mfu']:.2f}",
         f"  the run       {each.steps} steps, at least {duration(3600 * figures['hours'])}",
     ]
@@ -127,42 +127,41 @@ def describe(each: Forecast) -> str:
     return "\n".join(lines)
 
 
-def memory_lines(found: Needs) -> list[str]:
+def memory_lines(step: Needs) -> list[str]:
     """Returns the lines of what a device holds."""
-    held = {"parameters": found.parameters, "optimiser": found.optimizer, "average": found.average}
+    held = {"parameters": step.parameters, "optimiser": step.optimizer, "average": step.average}
     return [
-        f"  {name:13} {machine.format_bytes(size)}"
-        for name, size in (held | {"activations": found.activations}).items()
+        f"  {name:13} {machine.format_bytes(size)}" for name, size in (held | {"activations": step.activations}).items()
     ]
 
 
-def work_lines(found: Needs) -> list[str]:
+def work_lines(step: Needs) -> list[str]:
     """Returns the lines of what a device does in a step."""
     sent = [
         f"{each.number} {kind} of {machine.format_bytes(each.size)}, {machine.format_bytes(each.sent)} sent"
-        for kind, each in found.collectives.items()
+        for kind, each in step.collectives.items()
     ]
-    traffic = machine.format_bytes(found.traffic)
+    traffic = machine.format_bytes(step.traffic)
     return [
-        f"  operations    {found.operations / 1e12:.4g} TFLOP, {traffic} read and written",
+        f"  operations    {step.operations / 1e12:.4g} TFLOP, {traffic} read and written",
         f"  collectives   {'; '.join(sent) or 'none'}",
     ]
 
 
 def row(each: Forecast) -> str:
     """Returns a forecast as a line of a table under HEADER."""
-    found, (data, fsdp) = each.needs, each.mesh
+    step, (data, fsdp) = each.needs, each.mesh
     cells = [
         str(each.slice),
         f"{data} x {fsdp}",
         str(each.batch),
         str(each.accumulate),
-        machine.format_bytes(found.peak),
+        machine.format_bytes(step.peak),
     ]
     cells.append("yes" if each.fits else "no")
-    if found.fits:
+    if step.fits:
         figures = each.figures
-        cells.append(machine.format_bytes(sum(kind.sent for kind in found.collectives.values())))
+        cells.append(machine.format_bytes(sum(kind.sent for kind in step.collectives.values())))
         cells += [f"{1000 * each.bound().overlapped:.3g}", f"{figures['images_per_second']:.3g}"]
         cells += [f"{figures['mfu']:.2f}", f"{figures['hours']:.3g}"]
     return "  ".join(cell.ljust(len(name)) for cell, name in zip(cells, HEADER, strict=False)).rstrip()
@@ -170,10 +169,10 @@ def row(each: Forecast) -> str:
 
 def record(each: Forecast) -> dict:
     """Returns a forecast as JSON takes it; seconds of a step are those at least."""
-    found = asdict(each) | {"slice": str(each.slice), "chips": each.slice.size, "memory": each.slice.chip.memory}
-    found["needs"]["peak"] = each.needs.peak
+    entry = asdict(each) | {"slice": str(each.slice), "chips": each.slice.size, "memory": each.slice.chip.memory}
+    entry["needs"]["peak"] = each.needs.peak
     if each.needs.fits:
-        found |= {"bound": asdict(each.bound()), **each.figures}
+        entry |= {"bound": asdict(each.bound()), **each.figures}
         if each.slice.size > 1:
-            found["scaling"] = {str(n): {"least": least, "most": most} for n, (least, most) in each.scaling().items()}
-    return found
+            entry["scaling"] = {str(n): {"least": least, "most": most} for n, (least, most) in each.scaling().items()}
+    return entry

@@ -7,7 +7,6 @@ and prompts are encoded on all devices of all processes. A text encoder that is 
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
-from dermjax.data import images
+from dermjax.data import digests, images
 from dermjax.data.records import Manifest, Record
 from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.errors import UserError
@@ -118,7 +117,7 @@ class Encoder:
             run_folder.NUMERIC_VERSIONS: {"text_encoder": clip_text.NUMERIC_VERSION},
             "arithmetic": sharding.arithmetic(self.sd.dtype, self.grid),
             "text_encoder": digest_of(jax.tree.leaves(self.params["text_encoder"]), self.sd.configs["text_encoder"]),
-            "tokens": hashlib.sha256(repr(prompts.tokens.tolist()).encode()).hexdigest()[:16],
+            "tokens": digests.of_text(repr(prompts.tokens.tolist())),
         }
         return load_or_compute(self.cache, "contexts", causes, lambda: self._encode_tokens(prompts.tokens))
 

@@ -66,12 +66,12 @@ def compiled(setup: Setup, config: ConfigDict) -> Needs:
         return Needs(compiler(setup.grid), **held, activations=activations, fits=False)
 
 
-def without_room(said: str, held: float) -> float | None:
+def without_room(message: str, held: float) -> float | None:
     """Returns the bytes besides those held that a step lacks room for, by the compiler's error; None of another."""
-    found = NO_ROOM.search(said)
-    if not found:
+    match = NO_ROOM.search(message)
+    if not match:
         return None
-    temporaries, unit, used, unit_used = found.groups()
+    temporaries, unit, used, unit_used = match.groups()
     return float(temporaries) * UNITS[unit] if temporaries else float(used) * UNITS[unit_used] - held
 
 
@@ -201,10 +201,10 @@ def _sent(setup: Setup, parts: int) -> dict[str, Collective]:
     size = {True: 0.0, False: 0.0}  # bytes of what is divided over devices, and of what each holds completely
     for leaf, home in zip(jax.tree.leaves(state.params), homes, strict=True):
         size[not home.is_fully_replicated] += leaf.size * jnp.dtype(setup.sd.dtype).itemsize
-    found = {
+    collectives = {
         "all-reduce": around_ring("all-reduce", 1, size[False], data * fsdp)
         + around_ring("all-reduce", 1, size[True] / fsdp, data),
         "all-gather": around_ring("all-gather", 2 * parts, size[True], fsdp),
         "reduce-scatter": around_ring("reduce-scatter", parts, size[True], fsdp),
     }
-    return {kind: each for kind, each in found.items() if each.sent}
+    return {kind: each for kind, each in collectives.items() if each.sent}

@@ -57,11 +57,11 @@ def run(config: ConfigDict, workdir: Path | None, topology: str, sweep: bool) ->
     sd = described(config)
     if workdir:
         run_folder.make_folder(workdir)
-    found = []
+    forecasts = []
     for each in swept(config, sd, where) if sweep else alone(config, sd, where):
-        found.append(each)
+        forecasts.append(each)
         if workdir:
-            content = json.dumps([forecast.record(each) for each in found], indent=2)
+            content = json.dumps([forecast.record(each) for each in forecasts], indent=2)
             run_folder.write_atomically(workdir / FILE, content + "\n")
     say("bounds by published figures of the chips; nothing here was measured")
 

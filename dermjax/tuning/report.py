@@ -69,28 +69,28 @@ def verdict(records: list[dict]) -> str:
 
 
 def evidence(records: list[dict]) -> str:
-    """Returns in words what images drawn at each look say, "" without any."""
-    looks = [record for record in records if "copies" in record]
-    if not looks:
+    """Returns in words what the images drawn at each evaluation show, "" without any."""
+    evaluations = [record for record in records if "copies" in record]
+    if not evaluations:
         return ""
-    first, last = looks[0], looks[-1]
+    first, last = evaluations[0], evaluations[-1]
     return (
-        f"Of the images drawn at each look, nearer to a training image than one held-out image in a hundred comes: "
-        f"{first['copies']:.3f} at step {first['step']}, {max(look['copies'] for look in looks):.3f} at most, "
+        f"Of the images drawn at each evaluation, nearer to a training image than one held-out image in a hundred: "
+        f"{first['copies']:.3f} at step {first['step']}, {max(each['copies'] for each in evaluations):.3f} at most, "
         f"{last['copies']:.3f} at step {last['step']}. Their Fréchet distance to held-out images went from "
-        f"{first['frechet']:.4g} to {last['frechet']:.4g}; it compares looks of this run alone."
+        f"{first['frechet']:.4g} to {last['frechet']:.4g}; it compares evaluations of this run alone."
     )
 
 
 def plot(records: list[dict]) -> bytes:
     """Returns the curves of the losses on training and on held-out images as a PNG; below them that of the copies."""
-    looks = [(record["step"], record["copies"]) for record in records if "copies" in record]
+    copies = [(record["step"], record["copies"]) for record in records if "copies" in record]
     figure, grid = plt.subplots(
-        1 + bool(looks), squeeze=False, figsize=(8, 3.6 + 2 * bool(looks)), dpi=110, layout="constrained"
+        1 + bool(copies), squeeze=False, figsize=(8, 3.6 + 2 * bool(copies)), dpi=110, layout="constrained"
     )
     axes, *more = grid[:, 0]
     for below in more:
-        below.plot(*zip(*looks, strict=True), color="#a94a26", lw=1.8, marker="o", ms=4)
+        below.plot(*zip(*copies, strict=True), color="#a94a26", lw=1.8, marker="o", ms=4)
         below.set(xlabel="step", ylabel="share of copies", ylim=(0, 1))
         below.spines[["top", "right"]].set_visible(False)
     for name, label, style in (

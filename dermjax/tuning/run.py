@@ -30,7 +30,7 @@ from dermjax.progress import say
 from dermjax.training import optimizers
 from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
-from dermjax.tuning import autoencoder, costs, curve, forecast, outputs, report, task, trainable
+from dermjax.tuning import autoencoder, costs, forecast, outputs, report, task, trainable
 from dermjax.tuning.concepts import digest_of_images
 from dermjax.tuning.latents import Encoder
 from dermjax.tuning.setup import Setup, read_setup
@@ -121,12 +121,14 @@ def check_options(config: ConfigDict) -> None:
         if value or option != "precision":
             optimizers.pick(f"config.{option}", known, value)
     samplers.get_sampler(config.samples.sampler)
-    optimizers.pick("config.evidence.minimise", dict.fromkeys(curve.MINIMISED), config.evidence.minimise)
+    optimizers.pick("config.evidence.minimise", dict.fromkeys(task.MINIMISED), config.evidence.minimise)
     if config.evidence.features and not (config.watch_every and config.validation_draws and config.evidence.images):
-        raise UserError("config.evidence.features needs looks: give config.watch_every, config.validation_draws and "
-                        "config.evidence.images")  # fmt: skip
+        raise UserError(
+            "config.evidence.features needs evaluations: give config.watch_every, config.validation_draws and "
+            "config.evidence.images"
+        )
     if config.patience and not config.watch_every:
-        raise UserError("config.patience needs looks at held-out images; give config.watch_every")
+        raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
 
@@ -161,7 +163,7 @@ def _task(
     evidence, watch = config.evidence, lambda state, constants: {}
     if network:
         many = _drawing(setup, replace(setup.samples, images=evidence.images))
-        watch = curve.figures(many, network, setup.training, setup.validation, workdir / "features")
+        watch = task.figures(many, network, setup.training, setup.validation, workdir / "features")
     sample = task.sampling(draw, setup.samples, workdir)
     measure = task.validation(setup.loss(**task.PLAIN), validation, config.validation_draws, config.batch, setup.grid)
 
@@ -170,12 +172,12 @@ def _task(
         report.write(workdir, config, setup.training, setup.validation)
         scalars = measure(state, constants) | watch(state, constants)
         if network:
-            scalars |= curve.judged(scalars, evidence.minimise, evidence.most_copies)
+            scalars |= task.judged(scalars, evidence.minimise, evidence.most_copies)
         on_loss(int(state.step), scalars.get("validation_loss", np.nan))
         return scalars | samples
 
     held_out = "validation_loss" if validation and config.validation_draws else ""
-    minimise = curve.JUDGED if network else held_out
+    minimise = task.JUDGED if network else held_out
     return Task("tune", setup.loss(**config.loss), setup.optimizer, evaluate, minimise, setup.training.names)
 
 
@@ -187,6 +189,5 @@ def _say_other_causes(workdir: Path, inputs: dict) -> None:
             "unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION,
         },
     }  # fmt: skip
-    others = run_folder.changed_since_start(workdir, causes, outputs.LEFT) if jax.process_index() == 0 else ""
-    if others:
-        say(f"tune: {workdir} was begun from others ({others}); it stays, another --workdir learns anew")
+    if jax.process_index() == 0:
+        run_folder.say_changed_since_start("tune", workdir, causes, outputs.LEFT)

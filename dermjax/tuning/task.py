@@ -3,6 +3,10 @@
 DreamBooth (Ruiz et al. 2023, arXiv 2208.12242): instance and class images share one batch, one forward pass and one
 weighted mean. A batch holds `moments` [B, 2, h, w, 2 Z] (image and mirror image), `prompt` int32 [B] (row of the
 prompts), `weight` [B] and, from the step, `index` int32 [B].
+
+The loss on held-out images shows that a model learns images by heart; that it draws them again only images show. They
+are drawn from the same seeds and equally many at every evaluation, so that evaluations compare; `evaluate` gives the
+figures that stand alone.
 """
 
 from collections.abc import Callable
@@ -16,19 +20,26 @@ from jax.sharding import Mesh
 
 from dermjax import machine, sharding
 from dermjax.data import thumbnails
+from dermjax.data.images import load_any
 from dermjax.diffusion import objective, schedule
+from dermjax.evaluation import distances, features
+from dermjax.evaluation.features import MIRRORED, FeatureExtractor
+from dermjax.evaluation.images.memorisation import similarity_limit
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.sampling.requests import SamplerSettings
 from dermjax.sampling.text_to_image import check_drawn, latent_diffusion, text_to_image
 from dermjax.training.loop import Evaluate
 from dermjax.training.state import State
 from dermjax.training.step import Loss
+from dermjax.tuning.concepts import Concepts
 from dermjax.tuning.latents import Prompts
 
 PLAIN = {"timestep_bias": 1.0, "prompt_dropout": 0.0, "offset_noise": 0.0, "snr_gamma": 0.0, "huber": 0.0}
 SEED = 0  # of the held-out loss: every run is measured at the same noise
 MOST = 2**20  # examples that have noise of their own in each draw
 FOLDER = "samples"
+MINIMISED = ("validation_loss", "frechet")
+JUDGED = "judged"
 
 
 def dreambooth_loss(
@@ -171,3 +182,41 @@ def sampling(draw: Callable[[State, dict], np.ndarray], samples: Samples, workdi
 def sample_grids(workdir: Path) -> dict[int, Path]:
     """Returns {step: the grid of its samples}, oldest first."""
     return {int(path.stem): path for path in sorted((workdir / FOLDER).glob("[0-9]*.png"))}
+
+
+def figures(
+    draw: Callable[[State, dict], np.ndarray], network: FeatureExtractor, training: Concepts, validation: Concepts,
+    folder: Path,
+) -> Evaluate:  # fmt: skip
+    """Returns measure(state, constants) -> {"copies", "frechet"}; features of real images are kept in the folder.
+
+    copies: the share of drawn images that are nearer to a training image than all but one held-out image in a hundred.
+    frechet: the Frechet distance to the held-out images.
+    """
+
+    def of(concepts: Concepts, view: str) -> np.ndarray:
+        manifest = concepts.sources[0][0]
+        records = {record.sha256: record for one, record in concepts.sources if one is manifest}
+        return network.features(manifest, list(records.values()), view=view, folder=folder)
+
+    known, held_out = np.concatenate([of(training, view) for view in ("", MIRRORED)]), of(validation, "")
+    space = features.space_of(known)
+    near = space.unit(known)
+    limit = similarity_limit(features.nearest(space.unit(held_out), near)[0])
+    leading = slice(network.encoder.leading)
+
+    def measure(state: State, constants: dict) -> dict[str, float]:
+        images = draw(state, constants)
+        drawn = network.of_pixels((load_any(image, network.encoder.size) for image in images), len(images))
+        similarity, _ = features.nearest(space.unit(drawn), near)
+        return {
+            "copies": float((similarity > limit).mean()),
+            "frechet": distances.frechet(held_out[:, leading], drawn[:, leading]),
+        }
+
+    return measure
+
+
+def judged(scalars: dict[str, float], minimise: str, most_copies: float) -> dict[str, float]:
+    """Returns the value that makes an evaluation the best, the lower the better; none where copies are too many."""
+    return {JUDGED: scalars[minimise]} if scalars["copies"] <= most_copies else {}

@@ -212,21 +212,15 @@ def from_hugging_face(file: Tensors, backbone: str) -> Tensors:
     named = {f"{backbone}.{name}" if bare and not name.startswith(f"{HEAD}.") else name: file[name] for name in file}
     unread = {f"{backbone}.{name}" for name in UNREAD}
     kept = {name: tensor for name, tensor in named.items() if name not in unread and not name.endswith(COUNTER)}
-    return {rename_leaf(name, STATISTICS): tensor for name, tensor in kept.items()}
+    return {torch_layout.rename_leaf(name, STATISTICS): tensor for name, tensor in kept.items()}
 
 
 def to_hugging_face(tensors: Tensors) -> Tensors:
     """Returns our tensors under the file's names, with the counters that PyTorch expects."""
     back = {ours: theirs for theirs, ours in STATISTICS.items()}
-    file = {rename_leaf(name, back): tensor for name, tensor in tensors.items()}
+    file = {torch_layout.rename_leaf(name, back): tensor for name, tensor in tensors.items()}
     counters = [name.replace("running_mean", COUNTER) for name in file if name.endswith("running_mean")]
     return file | {name: from_array(np.zeros((), np.int64)) for name in counters}
-
-
-def rename_leaf(name: str, leaves: dict[str, str]) -> str:
-    """Returns the name with its last word replaced where `leaves` has it."""
-    parent, _, leaf = name.rpartition(".")
-    return f"{parent}.{leaves.get(leaf, leaf)}"
 
 
 def rename_layer(name: str, names: dict[str, str]) -> str:

@@ -94,14 +94,14 @@ def _clip(path: Path, files: dict[str, Path]) -> ImageEncoder:
 def _inception(path: Path, tensors: Tensors) -> ImageEncoder:
     network = inception.network()
     kept = {
-        classifiers.rename_leaf(name, classifiers.STATISTICS): tensor
+        torch_layout.rename_leaf(name, classifiers.STATISTICS): tensor
         for name, tensor in tensors.items()
         if not name.startswith(UNREAD) and not name.endswith(classifiers.COUNTER)
     }
     flat = [torch_layout.flatten(tree) for tree in network.shapes]
     whole = torch_layout.unflatten(flat[0] | flat[1])
-    found = torch_layout.flatten(torch_layout.from_torch(whole, kept, str(path), dtype=np.float32))
-    trees = tuple(torch_layout.unflatten({name: found[name] for name in each}) for each in flat)
+    values = torch_layout.flatten(torch_layout.from_torch(whole, kept, str(path), dtype=np.float32))
+    trees = tuple(torch_layout.unflatten({name: values[name] for name in each}) for each in flat)
     return ImageEncoder(
         lambda trees, image: network.merge(trees[0], jax.tree.map(jnp.asarray, trees[1]))(image), trees,
         inception.SIZE, None, inception.NUMERIC_VERSION, tensor_files.digest({path.name: path}),

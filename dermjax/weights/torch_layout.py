@@ -11,7 +11,7 @@ A parameter's path in our tree, joined by dots, is its name in the file up to th
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -58,8 +58,13 @@ def unflatten(flat: dict[str, Any]) -> Tree:
 
 def file_name(path: str) -> str:
     """Returns the file's name of one of our paths."""
+    return rename_leaf(path, LEAVES)
+
+
+def rename_leaf(path: str, leaves: Mapping[str, str]) -> str:
+    """Returns a path with its last word replaced where `leaves` has it."""
     parent, _, leaf = path.rpartition(".")
-    return f"{parent}.{LEAVES.get(leaf, leaf)}"
+    return f"{parent}.{leaves.get(leaf, leaf)}"
 
 
 def file_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

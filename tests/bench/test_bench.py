@@ -13,7 +13,7 @@ import pytest
 from dermjax.bench import run
 from dermjax.bench.cases import CASES, MATRIX, Case
 from dermjax.bench.process import Ended, Side
-from dermjax.bench.table import COMPILED, EAGER, OURS, ratio, table
+from dermjax.bench.run import COMPILED, EAGER, OURS, ratio, table
 from dermjax.errors import UserError
 
 # a side without JAX or PyTorch: it writes down whose turn it is, and its rounds are as long as its settings say

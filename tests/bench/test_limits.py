@@ -12,7 +12,7 @@ import pytest
 
 from dermjax.bench import run
 from dermjax.bench.cases import CASES, platform
-from dermjax.bench.table import EAGER, OURS, ratio
+from dermjax.bench.run import EAGER, OURS, ratio
 
 pytestmark = pytest.mark.slow
 MEMORY = 1.1

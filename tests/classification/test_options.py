@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dermjax.classification import inputs, networks, run, training
+from dermjax.classification import inputs, networks, run
 from dermjax.data.augmentation import MIXTURES
 from dermjax.errors import UserError
 from dermjax.study import run as study
@@ -45,7 +45,7 @@ def real(tmp_path_factory):
         ({"rate": float("nan")}, "config.rate = nan: give 0 or more"),
         ({"clip": -1.0}, "config.clip = -1.0: give 0 or more"),
         ({"patience": -1}, "config.patience = -1: give 0 or more"),
-        ({"patience": 4, "evaluate_every": 0}, "config.patience needs looks at the validation images"),
+        ({"patience": 4, "evaluate_every": 0}, "config.patience needs evaluations on the validation images"),
         ({"seed": -1}, "config.seed = -1: give a seed from 0 to 4294967295"),
         ({"layer_decay": 0.0}, "config.layer_decay = 0.0: give more than 0"),
         ({"label_smoothing": 1.0}, "config.label_smoothing = 1.0: give 0 or more and less than 1"),
@@ -126,4 +126,4 @@ def test_the_configs_that_come_with_the_package_can_be_meant():
         for variant in variants:
             config = runpy.run_path(str(STUDY.with_name(f"{name}.py")))["get_config"](variant)
             for each in [config] if name == "classify" else config.classifiers.values():
-                training.check(each)
+                run.check(each)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dermjax import sharding
-from dermjax.classification import recipes, run, training
+from dermjax.classification import recipes, run
 from dermjax.classification.batches import Mixture
 from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.recipes import Recipe
@@ -164,10 +164,10 @@ def test_heads_say_the_same_in_other_units():
     rng = np.random.default_rng(0)
     head = {"kernel": rng.normal(size=(5, 2)), "bias": rng.normal(size=2)}
     mean, deviation, x = rng.normal(size=5), rng.uniform(0.5, 2, 5), rng.normal(size=(7, 5))
-    scaled = training.standardised_head(head, mean, deviation)
+    scaled = run.standardised_head(head, mean, deviation)
     said = (x - mean) / deviation @ scaled["kernel"] + scaled["bias"]
     np.testing.assert_allclose(said, x @ head["kernel"] + head["bias"], atol=1e-5)
-    back = training.plain_head(scaled, mean, deviation)
+    back = run.plain_head(scaled, mean, deviation)
     np.testing.assert_allclose(back["kernel"], head["kernel"], atol=1e-5)
     np.testing.assert_allclose(back["bias"], head["bias"], atol=1e-5)
 
@@ -176,8 +176,8 @@ def test_the_temperature_of_overconfident_logits_is_found():
     rng = np.random.default_rng(0)
     honest = rng.normal(size=(20_000, 2))
     labels = (rng.random(20_000) < 1 / (1 + np.exp(honest[:, 0] - honest[:, 1]))).astype(int)
-    assert training.fitted_temperature(3 * honest, labels) == pytest.approx(3, rel=0.05)
-    cooled = training.cooled_head({"kernel": np.ones((2, 2)), "bias": np.ones(2)}, 4.0)
+    assert run.fitted_temperature(3 * honest, labels) == pytest.approx(3, rel=0.05)
+    cooled = run.cooled_head({"kernel": np.ones((2, 2)), "bias": np.ones(2)}, 4.0)
     assert cooled["kernel"][0, 0] == cooled["bias"][0] == 0.25
 
 

@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from dermjax.data import digests, images, records
-from dermjax.data.export import croissant, forms
+from dermjax.data import digests, export, images, records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
@@ -44,7 +43,7 @@ def kept(manifest, split):
 
 
 def test_imagefolder_has_every_kept_image_with_its_row(manifest, tmp_path):
-    forms.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
+    export.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
     for split in records.SPLITS:
         rows = [json.loads(line) for line in (tmp_path / "out" / split / "metadata.jsonl").read_text().splitlines()]
         assert len(rows) == len(kept(manifest, split)) == len(list((tmp_path / "out" / split).iterdir())) - 1
@@ -58,8 +57,8 @@ def test_imagefolder_has_every_kept_image_with_its_row(manifest, tmp_path):
 
 def test_webdataset_reads_the_shards(manifest, tmp_path, monkeypatch):
     pytest.importorskip("webdataset")
-    monkeypatch.setattr(forms, "A_SHARD", 2)
-    forms.write(manifest, tmp_path / "out", "webdataset", "lesions", "")
+    monkeypatch.setattr(export, "A_SHARD", 2)
+    export.write(manifest, tmp_path / "out", "webdataset", "lesions", "")
     shards = sorted(str(path) for path in (tmp_path / "out").glob("train-*.tar"))
     expected = kept(manifest, "train")
     assert len(shards) == -(-len(expected) // 2)
@@ -77,12 +76,12 @@ for sample in webdataset.WebDataset(sys.argv[1:], shardshuffle=False):
 
 def test_shards_are_the_same_bytes_each_time(manifest, tmp_path):
     for name in ("one", "two"):
-        forms.write(manifest, tmp_path / name, "webdataset", "lesions", "")
+        export.write(manifest, tmp_path / name, "webdataset", "lesions", "")
     assert (tmp_path / "one/train-000000.tar").read_bytes() == (tmp_path / "two/train-000000.tar").read_bytes()
 
 
 def test_array_record_comes_back_through_prepare_without_tensorflow(manifest, tmp_path):
-    forms.write(manifest, tmp_path / "out", "array_record", "lesions", "")
+    export.write(manifest, tmp_path / "out", "array_record", "lesions", "")
     told = """
 import sys
 from pathlib import Path
@@ -108,11 +107,11 @@ for record in listing.records:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:rdflib", "ignore::DeprecationWarning:mlcroissant")
-@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("form", export.FORMS)
 def test_mlcroissant_finds_nothing_wrong_and_reads_the_rows(manifest, tmp_path, form):
     mlcroissant = pytest.importorskip("mlcroissant")
-    forms.write(manifest, tmp_path / "out", form, "lesions", "")
-    data = mlcroissant.Dataset(jsonld=tmp_path / "out" / croissant.FILE)
+    export.write(manifest, tmp_path / "out", form, "lesions", "")
+    data = mlcroissant.Dataset(jsonld=tmp_path / "out" / export.CROISSANT)
     issues = data.metadata.ctx.issues
     assert not issues.errors
     assert all("datePublished" in each or "citeAs" in each for each in issues.warnings)  # not ours to say
@@ -125,16 +124,16 @@ def test_mlcroissant_finds_nothing_wrong_and_reads_the_rows(manifest, tmp_path, 
 def test_nothing_half_written_and_nothing_overwritten(manifest, tmp_path):
     manifest.path(manifest.records[1]).write_bytes(b"changed")
     with pytest.raises(UserError, match=r"1\.PNG: not the bytes that the manifest names"):
-        forms.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
+        export.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*.part"))
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="is there already"):
-        forms.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
+        export.write(manifest, tmp_path / "out", "imagefolder", "lesions", "")
 
 
 def test_the_command_says_what_it_wrote(manifest, tmp_path, capsys):
-    forms.export(str(tmp_path), to=str(tmp_path / "out"), form="imagefolder")
+    export.export(str(tmp_path), to=str(tmp_path / "out"), form="imagefolder")
     assert "imagefolder of" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--form=zip: give one of imagefolder, webdataset, array_record"):
-        forms.export(str(tmp_path), to=str(tmp_path / "other"), form="zip")
+        export.export(str(tmp_path), to=str(tmp_path / "other"), form="zip")

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from dermjax.generation import card
+from dermjax.generation import run
 from dermjax.page import fill
 from dermjax.tuning import outputs
 
@@ -16,18 +16,18 @@ def folder(tmp_path):
     words = ("model", "title", "origin", "digest", "licences", "verdict", "curves", "use")
     config = ConfigDict({"prompts": PROMPTS, "rate": 1e-4}).to_json(indent=2)
     lists = {"counts": {}, "grids": [], "prompts": []}
-    (tmp_path / card.CARD).write_text(fill(outputs.TEMPLATE, {}, **dict.fromkeys(words, "…"), **lists, config=config))
+    (tmp_path / run.CARD).write_text(fill(outputs.TEMPLATE, {}, **dict.fromkeys(words, "…"), **lists, config=config))
     return tmp_path
 
 
 def test_the_card_tells_the_classes(folder):
-    assert card.tuned_prompts(folder) == PROMPTS
-    assert card.tuned_prompts(folder / "lora.safetensors") == PROMPTS, "beside a file"
-    assert card.tuned_warnings(folder, PROMPTS) == []
+    assert run.tuned_prompts(folder) == PROMPTS
+    assert run.tuned_prompts(folder / "lora.safetensors") == PROMPTS, "beside a file"
+    assert run.tuned_warnings(folder, PROMPTS) == []
 
 
 def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
-    [warning] = card.tuned_warnings(folder / "lora.safetensors", ("benign", "nevus"))
+    [warning] = run.tuned_warnings(folder / "lora.safetensors", ("benign", "nevus"))
     assert "was not tuned for the class 'nevus', only for benign, malignant" in warning and "\n" not in warning
 
 
@@ -36,6 +36,6 @@ def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
 )
 def test_a_model_whose_card_does_not_tell_is_warned_of(tmp_path, text):
     if text is not None:
-        (tmp_path / card.CARD).write_text(text)
-    [warning] = card.tuned_warnings(tmp_path, PROMPTS)
+        (tmp_path / run.CARD).write_text(text)
+    [warning] = run.tuned_warnings(tmp_path, PROMPTS)
     assert "nothing beside" in warning and "images of benign and malignant may not show their class" in warning

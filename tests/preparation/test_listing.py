@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from dermjax.data import export
 from dermjax.data.archives.table_records import TableOptions
-from dermjax.data.export import forms
 from dermjax.errors import UserError
 from dermjax.preparation.listing import list_folder, list_images, split_paths, with_positive
 
@@ -103,7 +103,7 @@ def test_a_damaged_data_set_is_named(tmp_path, content):
 def test_a_data_set_that_is_refused_later_leaves_none_of_its_images(tmp_path, fill, prepare, refused):
     manifest = prepare(fill(tmp_path / "moles", ("benign", "malignant"), 4), tmp_path / "run")
     few = replace(manifest, records=tuple(replace(each, split="train") for each in manifest.records[2:6]))
-    forms.write(few, tmp_path / "out", "array_record", name="moles", card="")
+    export.write(few, tmp_path / "out", "array_record", name="moles", card="")
     refused(tmp_path / "out", "2 distinct images are too few")
 
 

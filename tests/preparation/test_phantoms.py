@@ -6,7 +6,6 @@ import pytest
 from dermjax.data import digests, images, records
 from dermjax.data.leaks import audit
 from dermjax.data.phantoms.painting import Phantom
-from dermjax.preparation import phantoms
 from dermjax.preparation.run import run
 
 CLASSES = ("benign", "malignant")
@@ -35,7 +34,7 @@ def files(workdir):
 
 
 def test_phantoms_are_divided_alike_and_never_of_a_seed_that_the_base_model_saw(tmp_path, monkeypatch, paint):
-    monkeypatch.setattr(phantoms, "phantom", fake)
+    monkeypatch.setattr("dermjax.preparation.run.phantom", fake)
     manifest = paint(tmp_path, seed=3)
     for name, count in (("train", 13), ("validation", 2), ("test", 5)):
         assert [r.label for r in manifest.split(name)].count("benign") == count == len(manifest.split(name)) / 2
@@ -49,7 +48,7 @@ def test_phantoms_are_divided_alike_and_never_of_a_seed_that_the_base_model_saw(
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, paint):
-    monkeypatch.setattr(phantoms, "phantom", fake)
+    monkeypatch.setattr("dermjax.preparation.run.phantom", fake)
     (tmp_path / "whole").mkdir()
     paint(tmp_path / "whole")
 
@@ -59,14 +58,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, paint):
         return fake(seed, size, label=label)
 
     (tmp_path / "killed").mkdir()
-    monkeypatch.setattr(phantoms, "phantom", killed)
+    monkeypatch.setattr("dermjax.preparation.run.phantom", killed)
     with pytest.raises(KeyboardInterrupt):
         paint(tmp_path / "killed")
     assert len(files(tmp_path / "killed")) == 17
     (tmp_path / "killed" / "images/benign/00002.png").write_bytes(b"half an ima")
     kept = tmp_path / "killed" / "images/benign/00001.png"
     written = kept.stat().st_mtime_ns
-    monkeypatch.setattr(phantoms, "phantom", fake)
+    monkeypatch.setattr("dermjax.preparation.run.phantom", fake)
     paint(tmp_path / "killed")
     whole, resumed = files(tmp_path / "whole"), files(tmp_path / "killed")
     assert whole.keys() == resumed.keys()

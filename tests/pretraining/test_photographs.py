@@ -1,91 +1,87 @@
-"""What teaches the autoencoder photographs: a teacher, a discriminator, and the figures of a look at others."""
+"""Crops follow from the seed, the batch and the row, whoever cuts them; they stay within the picture and its detail."""
 
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax import reconstruction
-from dermjax.errors import UserError
-from dermjax.pretraining import discriminator, teacher
+from dermjax.pretraining import photographs
+from dermjax.pretraining.photographs import Source
 
-DINOV2 = Path(__file__).parents[3] / "shared/weights/dinov2_vits14"
+SETTINGS = {"size": 32, "sides": (40, 64), "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def dinov2():
-    if not DINOV2.is_dir():
-        pytest.skip("needs DINOv2's weights")
-    return teacher.read(str(DINOV2), 56)
+def sources():
+    rng = np.random.default_rng(0)
+    red, blue = (np.zeros((3, 64, 64, 3), np.uint8) for _ in range(2))
+    red[..., 0], blue[..., 2] = rng.integers(100, 200, (2, 3, 64, 64))
+    return [Source(red, 0.75), Source(blue, 0.25)]
 
 
-def textures(seed):
-    """Smooth random images [2, 56, 56, 3] in [-1, 1]."""
-    coarse = np.random.default_rng(seed).uniform(-1, 1, (2, 7, 7, 3))
-    return jnp.asarray(coarse.repeat(8, 1).repeat(8, 2), jnp.float32)
+def batches(sources, number, rows=range(4), **changes):
+    made = photographs.crop_batches(sources, **(SETTINGS | changes), rows=np.array(rows))
+    return [next(made)["image"] for _ in range(number)]
 
 
-def test_the_teacher_s_distance_is_0_for_the_same_and_grows_with_the_change(dinov2):
-    judge, params = dinov2
-    distance, image = jax.jit(judge.distance), textures(0)
-    values = [float(distance(params, image, other)) for other in (image, image + 0.05 * textures(1), textures(1))]
-    assert abs(values[0]) < 1e-6 and values[0] < values[1] < values[2] < 1.2
+def test_they_repeat_themselves_and_change_from_batch_to_batch(sources):
+    first, second = batches(sources, 2)
+    again, _ = batches(sources, 2)
+    assert first.shape == (4, 32, 32, 3) and first.dtype == np.float32 and np.abs(first).max() <= 1
+    assert np.array_equal(first, again) and not np.array_equal(first, second)
+    assert not np.array_equal(first, batches(sources, 1, seed=4)[0])
 
 
-def test_the_teacher_s_tokens_are_those_of_transformers(dinov2):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    judge, params = dinov2
-    model = transformers.Dinov2Model.from_pretrained(DINOV2).eval()
-    image = np.asarray(textures(2))
-    mean, std = (np.array(each, np.float32) for each in (judge.network.mean, judge.network.std))
-    pixels = torch.tensor((((image + 1) / 2 - mean) / std).transpose(0, 3, 1, 2))
-    with torch.no_grad():
-        wanted = model(pixels, output_hidden_states=True).hidden_states
-    got = judge.network.tokens(params, {}, jnp.asarray(image), (2, 5))
-    for depth, tokens in zip((2, 5), got, strict=True):
-        # the position embeddings are resampled here by NumPy and there by PyTorch
-        assert np.abs(np.asarray(tokens) - wanted[depth].numpy()).max() < 2e-3 * np.abs(wanted[depth].numpy()).max()
+def test_a_process_cuts_the_rows_that_are_its_own(sources):
+    (whole,), (some,) = batches(sources, 1), batches(sources, 1, rows=(1, 3))
+    assert np.array_equal(some, whole[[1, 3]])
 
 
-def test_another_network_and_a_size_beside_its_patches_are_refused(dinov2):
-    with pytest.raises(UserError, match=r"patches of 14 pixels; give crops of a multiple, not 64"):
-        teacher.read(str(DINOV2), 64)
-    if (other := DINOV2.with_name("mobilenet_v2_1.0_160")).is_dir():
-        with pytest.raises(UserError, match="is a mobilenet_v2; give a folder of DINOv2"):
-            teacher.read(str(other), 56)
+def test_a_resumed_run_goes_on_with_the_next_batch(sources):
+    made = photographs.crop_batches(sources, **SETTINGS, rows=np.arange(4))
+    _, state, expected = next(made), made.get_state(), next(made)
+    other = photographs.crop_batches(sources, **SETTINGS, rows=np.arange(4))
+    other.set_state(state)
+    assert np.array_equal(next(other)["image"], expected["image"])
 
 
-def test_each_side_of_the_discriminator_learns_by_its_own_loss_alone():
-    params = discriminator.init(0)
-    image, again = textures(0), textures(1)
-    fooled, own = discriminator.hinge(params, image, again)
-    judge = discriminator.network().merge(params)
-    assert np.isclose(fooled, -judge(again).mean())
-    assert np.isclose(own, np.maximum(0, 1 - judge(image)).mean() + np.maximum(0, 1 + judge(again)).mean())
-    assert judge(image).shape == (2, 7, 7, 1)
-    of_the_judge = jax.grad(lambda p: discriminator.hinge(p, image, again)[0])(params)
-    of_the_image = jax.grad(lambda x: discriminator.hinge(params, image, x)[1])(again)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((of_the_judge, of_the_image)))
+def test_the_shares_are_kept(sources):
+    images = np.concatenate(batches(sources, 100))
+    reddish = (images[..., 0] > images[..., 2]).mean((1, 2)) > 0.5
+    assert 0.68 < reddish.mean() < 0.82  # of 400 crops, 3 deviations
+    only = np.concatenate(batches([Source(sources[0].pictures[:0], 0.0), sources[1]], 5))
+    assert (only[..., 2] >= only[..., 0]).all()
 
 
-def test_a_blurred_copy_has_less_of_the_gradients():
-    image = np.asarray(textures(0))
-    flat = np.broadcast_to(image.mean((1, 2), keepdims=True), image.shape)
-    half = reconstruction.figures(image, 0.5 * image + 0.5 * flat)
-    assert np.isclose(half["gradients"], 0.5, atol=1e-5)
-    error = np.square(0.25 * (image - flat)).mean((1, 2, 3))
-    assert np.isclose(half["psnr"], -10 * np.log10(error).mean(), atol=1e-4)
+def test_a_crop_of_the_whole_is_the_picture_turned_and_relit():
+    picture = np.random.default_rng(0).integers(40, 200, (32, 32, 3), np.uint8)
+    rng = np.random.default_rng(1)
+    made = photographs.relight(photographs.draw_window(32, 32, (32, 32), rng).cut(picture, 32), rng)
+    turned = [np.rot90(picture, quarter)[::flip] for quarter in range(4) for flip in (1, -1)]
+    matches = [np.corrcoef(made[..., 0].ravel(), each[..., 0].ravel())[0, 1] > 0.99 for each in turned]
+    assert sum(matches) == 1
 
 
-def test_photographs_are_not_marked_and_what_came_back_is():
-    image = np.zeros((2, 64, 64, 3), np.float32)
-    picture = reconstruction.side_by_side(image, image)
-    above, below = np.split(picture, 2)
-    assert picture.dtype == np.uint8 and above.shape[1] == 2 * len(above)
-    assert (above == picture[0, 0]).all() and not (below == picture[0, 0]).all()
+def test_a_small_picture_is_not_enlarged():
+    fine = np.zeros((64, 64, 3), np.uint8)
+    fine[::2] = 200  # lines of a pixel: any enlargement shows wider ones
+    made = photographs.draw_window(64, 32, (256, 256), np.random.default_rng(0)).cut(fine, 32)
+    lines = (
+        np.abs(np.diff(made[..., 1].astype(int), axis=0)).mean(),
+        np.abs(np.diff(made[..., 1].astype(int), axis=1)).mean(),
+    )
+    assert max(lines) > 100
 
 
-def test_without_photographs_there_is_nothing_to_look_at():
-    assert reconstruction.watch(None, np.zeros((0, 8, 8, 3), np.uint8))(None, {}) == {}
+def test_a_mask_is_cut_as_its_picture_is():
+    rng = np.random.default_rng(0)
+    masks = (rng.random((4, 8, 8)) < 0.5).repeat(8, 1).repeat(8, 2).astype(np.uint8) * 255
+    source = Source(np.stack([masks // 2 + 40] * 3, -1), 1.0, masks)
+    made = next(photographs.crop_batches([source], **SETTINGS, rows=np.arange(16)))
+    assert made["mask"].shape == (16, 32, 32) and made["mask"].max() <= 1
+    for image, mask in zip(made["image"], made["mask"], strict=True):
+        assert np.corrcoef(image[..., 0].ravel(), mask.ravel())[0, 1] > 0.98
+
+
+def test_other_light_keeps_the_order_of_levels():
+    levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
+    lit = photographs.relight(levels, np.random.default_rng(0)).reshape(256, 3).astype(int)
+    assert (np.diff(lit, axis=0) >= 0).all() and (lit[0] == 0).all() and lit[-1].min() > 150

@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dermjax.data import digests, images, records
-from dermjax.data.export import forms
+from dermjax.data import digests, export, images, records
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation.images import table
 
@@ -112,7 +111,7 @@ def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):
     card = (tmp_path / "out/README.md").read_text()
     samples = np.asarray(Image.open(tmp_path / "out/samples.png"))
     assert "synthetic](samples.png)\n\n## Composition" in card and samples.shape == (2 * 176, 5 * 176, 3)
-    for form in forms.FORMS:  # where a loader would take the picture for one of the set
+    for form in export.FORMS:  # where a loader would take the picture for one of the set
         within = (tmp_path / "out" / form / "README.md").read_text()
         assert within == card.replace(card[card.index("![") : card.index("## Composition")], "")
         assert not (tmp_path / "out" / form / "samples.png").exists()
@@ -199,12 +198,12 @@ def test_killed_and_run_twice_it_ends_the_same(publish, tmp_path):
     class Killed(BaseException):
         """What stops a process at once."""
 
-    def write(manifest, folder, form, *more, real=forms.write):
+    def write(manifest, folder, form, *more, real=export.write):
         if form == "webdataset":
             raise Killed
         real(manifest, folder, form, *more)
 
-    with mock.patch.object(forms, "write", write), pytest.raises(Killed):
+    with mock.patch.object(export, "write", write), pytest.raises(Killed):
         publish(forms="('imagefolder','webdataset')")
     assert (tmp_path / "out/imagefolder").exists() and not (tmp_path / "out/README.md").exists()
     assert publish(forms="('imagefolder','webdataset')")[0] == 0
@@ -217,7 +216,7 @@ def test_killed_and_run_twice_it_ends_the_same(publish, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:rdflib", "ignore::DeprecationWarning:mlcroissant")
-@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("form", export.FORMS)
 def test_croissant_is_valid(publish, tmp_path, curated, form):
     mlcroissant = pytest.importorskip("mlcroissant")
     assert publish(forms=f"('{form}',)")[0] == 0

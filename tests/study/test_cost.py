@@ -7,7 +7,7 @@ import pytest
 
 from dermjax.classification import recipes
 from dermjax.data.records import Manifest, Record
-from dermjax.study import cost
+from dermjax.study import run
 from dermjax.study.cells import Cell
 
 CONFIG = Path(__file__).parents[2] / "configs" / "study.py"
@@ -29,7 +29,7 @@ def manifest(counts):
 
 def test_steps_of_an_arm_are_those_of_its_phases():
     config = settings()
-    steps = {arm: cost.count_steps(config, Cell(0, "vit", 50, arm, 0))
+    steps = {arm: run.count_steps(config, Cell(0, "vit", 50, arm, 0))
              for arm in ("real", "real_equal_steps", "synthetic_then_real")}  # fmt: skip
     assert steps == {"real": 75, "real_equal_steps": 300, "synthetic_then_real": 300}
 
@@ -39,19 +39,19 @@ def test_what_is_done_costs_nothing_and_the_line_counts_the_grid(tmp_path, capsy
     config, real = settings(), manifest({"train": 100, "validation": 20, "test": 40})
     cells = [Cell(0, "vit", 50, arm, seed) for arm in ("real_equal_steps", "hybrid_3") for seed in (0, 1)]
     folders = {cell: tmp_path / cell.name for cell in cells}
-    cost.announce(config, folders, [real], 1200)
+    run.announce(config, folders, [real], 1200)
     told = capsys.readouterr().out
     assert "4 cells, 0 done, 1200 steps to do, 1 generators, 1200 synthetic images, about " in told
-    assert cost.real_images(real, config) == 160
+    assert run.real_images(real, config) == 160
     config.shots = (3,)
-    assert cost.real_images(real, config) == 3 * 2 * 3 + 60
-    whole = cost.processor_seconds(config, cells, [real], 1200)
-    assert cost.processor_seconds(config, [], [real], 1200) == 0
-    assert whole - cost.processor_seconds(config, cells[:2], [real], 1200) == pytest.approx(
-        2 * cost.SECONDS_OF_A_CELL, rel=0.1
+    assert run.real_images(real, config) == 3 * 2 * 3 + 60
+    whole = run.processor_seconds(config, cells, [real], 1200)
+    assert run.processor_seconds(config, [], [real], 1200) == 0
+    assert whole - run.processor_seconds(config, cells[:2], [real], 1200) == pytest.approx(
+        2 * run.SECONDS_OF_A_CELL, rel=0.1
     )
     for folder in folders.values():
         folder.mkdir()
         (folder / "metrics.json").write_text("{}")
-    cost.announce(config, folders, [real], 1200)
+    run.announce(config, folders, [real], 1200)
     assert "4 cells, 4 done, 0 steps to do" in capsys.readouterr().out

@@ -312,7 +312,7 @@ def planted(folder, shown):
 def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, synthetic, tmp_path, monkeypatch):
     """Of one class three images, of men none; the test split stays whole."""
     seen = []
-    monkeypatch.setattr(cells.training, "train", lambda settings, folder, real, *rest: seen.append(real))
+    monkeypatch.setattr(cells.classification, "train", lambda settings, folder, real, *rest: seen.append(real))
     config = settings(real, synthetic, shots=(6,), seeds=(0,))
     with config.unlocked():
         config.rare.malignant = 3
@@ -340,7 +340,7 @@ def test_an_arm_takes_its_images_from_the_set_that_it_names(real, synthetic, tmp
     def train(settings, folder, real, synthetic, *rest):
         seen[folder.name] = synthetic and len(synthetic.split("train"))
 
-    monkeypatch.setattr(cells.training, "train", train)
+    monkeypatch.setattr(cells.classification, "train", train)
     config = settings(real, synthetic, arms=("real_equal_steps", "all_3", "all_3@gentle"), seeds=(0,))
     with config.unlocked():
         config.sets.gentle = drawn

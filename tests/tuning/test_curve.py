@@ -11,8 +11,8 @@ from dermjax.errors import UserError
 from dermjax.evaluation import features
 from dermjax.models import classifier
 from dermjax.training import writers
-from dermjax.tuning import curve
 from dermjax.tuning import run as tuning
+from dermjax.tuning import task
 from dermjax.weights import classifiers
 
 
@@ -34,14 +34,14 @@ def test_a_model_that_draws_its_training_images_is_seen(network, manifest, tmp_p
     seen = np.stack([images.load(read.path(record), 32) for record in read.split("train")])
     drawn = {"copies": seen[:, :, ::-1], "noise": np.random.default_rng(0).integers(0, 256, seen.shape, np.uint8)}
     found = {
-        name: curve.figures(
+        name: task.figures(
             lambda state, constants, some=some: some, features.read(str(network)), training, validation, tmp_path
         )(None, {})
         for name, some in drawn.items()
     }
     assert found["copies"]["copies"] == 1 and found["noise"]["copies"] == 0
     assert 0 < found["copies"]["frechet"] < found["noise"]["frechet"]
-    looked = {name: curve.judged(each, "frechet", 0.5) for name, each in found.items()}
+    looked = {name: task.judged(each, "frechet", 0.5) for name, each in found.items()}
     assert looked == {"copies": {}, "noise": {"judged": found["noise"]["frechet"]}}
 
 
@@ -56,15 +56,15 @@ def test_tuning_keeps_the_figures_at_each_look_and_ends_by_them(network, config,
     assert all(each["judged"] == each["frechet"] == pytest.approx(looks[0]["frechet"], rel=1e-4) for each in looks)
     assert all(0 <= each["copies"] <= 1 and "validation_loss" in each for each in looks)
     page = Path(tmp_path / "report.html").read_text()
-    assert "Of the images drawn at each look" in page and "at step 4" in page
+    assert "Of the images drawn at each evaluation" in page and "at step 4" in page
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"evidence.minimise": "kid"}, "config.evidence.minimise"),
-        ({"evidence.features": "somewhere", "watch_every": 0}, "needs looks: give config.watch_every"),
-        ({"evidence.features": "somewhere", "evidence.images": 0}, "needs looks: give config.watch_every"),
+        ({"evidence.features": "somewhere", "watch_every": 0}, "needs evaluations: give config.watch_every"),
+        ({"evidence.features": "somewhere", "evidence.images": 0}, "needs evaluations: give config.watch_every"),
         ({"evidence.most_copies": 1.5}, "most_copies = 1.5: give 0 to 1"),
     ],
 )

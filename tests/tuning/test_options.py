@@ -27,7 +27,7 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         ({"weight_decay": float("inf")}, "config.weight_decay = inf: give 0 or more"),
         ({"ema_decay": 1.0}, "config.ema_decay = 1.0: give 0 or more and less than 1"),
         ({"patience": -1}, "config.patience = -1: give 0 or more"),
-        ({"patience": 4, "watch_every": 0}, "config.patience needs looks at held-out images; give config.watch_every"),
+        ({"patience": 4, "watch_every": 0}, "config.patience needs evaluations on held-out images; give config.watch_"),
         ({"validation_draws": -1}, "config.validation_draws = -1: give 0 or more"),
         ({"vectors": 0}, "config.vectors = 0: give 1 or more"),
         ({"concepts.prior_weight": -1.0}, "config.concepts.prior_weight = -1.0: give 0 or more"),

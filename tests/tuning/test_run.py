@@ -231,7 +231,7 @@ def test_a_rate_that_spoils_everything_writes_no_model(config, tmp_path):
 
 
 def test_patience_without_looks_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match=r"config\.patience needs looks at held-out images; give config\.watch_every"):
+    with pytest.raises(UserError, match=r"config\.patience needs evaluations on held-out images; give config\.watch"):
         tuning.run(config(patience=2, watch_every=0), tmp_path)
 
 

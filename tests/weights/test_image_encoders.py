@@ -211,7 +211,7 @@ def test_inception_is_that_of_the_frechet_inception_distance(tmp_path):
     with torch.no_grad():
         expected = model(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
     found = np.asarray(jax.jit(encoder.describe)(encoder.trees, image))
-    assert found.shape == (2, inception.WIDTH) and encoder.size == 299 and expected.std() > 0
+    assert found.shape == (2, 2048) and encoder.size == 299 and expected.std() > 0
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     state = model.state_dict()
     state.pop("Mixed_5b.branch1x1.bn.running_var")

@@ -258,7 +258,7 @@ def _refuse_gaps(root: Path, labels: tuple[str, ...], classes: list[tuple[str, P
     if len(labels) == 1:
         raise UserError(f"folder {root}: only one class, {labels[0]!r}; a classifier needs two or more")
     for split in dict.fromkeys(split for split, _ in classes):
-        missing = sorted(set(labels) - {path.name for of, path in classes if of == split})
+        missing = sorted(set(labels) - {path.name for place, path in classes if place == split})
         if missing:
             names = ", ".join(map(repr, missing))
             raise UserError(f"folder {root}: class {names} is missing in {split}; every split must have every class")

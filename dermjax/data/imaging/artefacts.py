@@ -15,11 +15,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data.imaging import morphology
+from dermjax.data.imaging import filters
 from dermjax.data.imaging.colour import planes_to_lab
 from dermjax.data.imaging.fields import away
+from dermjax.data.imaging.filters import blur, percentile
 from dermjax.data.imaging.hair import long_pieces, straight_pieces
-from dermjax.data.imaging.planes import blur, percentile
 
 TICKS = (0.085, 0.1)  # distance between two ticks of the ruler
 STRIP = 0.10  # height of the ruler
@@ -79,7 +79,7 @@ class View:
         luminance = blur(self.luminance, 0.006 * size)
         dark, _ = ndimage.label(luminance < 0.5 * percentile(luminance, 60))
         corners = {dark[0, 0], dark[0, -1], dark[-1, 0], dark[-1, -1]} - {0}
-        return morphology.grow(np.isin(dark, list(corners)), 0.025 * size)
+        return filters.grow(np.isin(dark, list(corners)), 0.025 * size)
 
     @cached_property
     def ticks(self) -> tuple[float, ...]:
@@ -108,7 +108,7 @@ class View:
     def dark_lines(self, radius: float, darker: float) -> np.ndarray:
         """Where a closing by a disc of `radius` brightens skin by `darker` in the logarithm of blue. bool [S, S]"""
         radius = max(round(radius * len(self.image)), 2)
-        beside = [morphology.close_by_disc(plane, radius) for plane in self._light]
+        beside = [filters.close_by_disc(plane, radius) for plane in self._light]
         green, blue = (closed - plane for closed, plane in zip(beside, self._light, strict=True))
         skin = np.logical_and(*(plane > percentile(plane, 50) - 0.25 for plane in beside))
         return (blue > darker) & (blue > 0.6 * green) & skin
@@ -163,7 +163,7 @@ def ink(image: np.ndarray | View) -> float:
     sizes = np.bincount(pieces.ravel())
     if sizes[1:].max(initial=0) < BLOT * size**2:
         return 0.0
-    wide = ~morphology.grow(~inked, THICK * size)
+    wide = ~filters.grow(~inked, THICK * size)
     reach = max(round(0.02 * size), 2)
     area = 0
     for number, box in enumerate(ndimage.find_objects(pieces), 1):
@@ -171,7 +171,7 @@ def ink(image: np.ndarray | View) -> float:
             continue
         box = tuple(slice(max(side.start - reach - 1, 0), side.stop + reach + 1) for side in box)
         piece = pieces[box] == number
-        beside = morphology.grow(piece, reach) & ~morphology.grow(piece, 1.5) & ~inked[box]
+        beside = filters.grow(piece, reach) & ~filters.grow(piece, 1.5) & ~inked[box]
         is_stroke = not (wide[box] & piece).any()
         if is_stroke and not (beside.any() and (fall[box] > 12)[beside].mean() > 0.3):
             area += sizes[number]
@@ -187,7 +187,7 @@ def gel(image: np.ndarray | View) -> float:
     if not (above > 0).any():
         return 0.0
     radius = max(round(0.016 * size), 2)
-    rim = np.minimum(*(plane - morphology.open_by_disc(plane, radius) for plane in light))
+    rim = np.minimum(*(plane - filters.open_by_disc(plane, radius) for plane in light))
     rim = np.minimum(rim, above).clip(0)
     reach = int(np.ceil(RADII.max() * size)) + 1
     padded = np.pad(rim, reach)

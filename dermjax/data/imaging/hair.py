@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data.imaging import morphology
+from dermjax.data.imaging import filters
 
 LINE = 0.05  # length of the lines; hairs are narrower than it, lesions are not
 DARKER = 18  # levels of 255 that a hair is darker than what the lines show
@@ -50,7 +50,7 @@ def hair_mask(image: np.ndarray) -> np.ndarray:
 
 def straight_pieces(mask: np.ndarray, length: float, directions: int) -> np.ndarray:
     """The parts of a mask bool [H, W] in which a line of so many pixels fits, in one of the directions."""
-    return morphology.open_by_any(mask, [line(length, 180 * way / directions) for way in range(directions)])
+    return filters.open_by_any(mask, [line(length, 180 * way / directions) for way in range(directions)])
 
 
 def long_pieces(mask: np.ndarray, length: float, share: float) -> np.ndarray:

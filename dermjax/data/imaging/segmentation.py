@@ -16,11 +16,11 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from dermjax.data.imaging import morphology
+from dermjax.data.imaging import filters
 from dermjax.data.imaging.artefacts import View
 from dermjax.data.imaging.colour import planes_to_lab, typology_angle
 from dermjax.data.imaging.fields import away, coordinates
-from dermjax.data.imaging.planes import blur, percentile
+from dermjax.data.imaging.filters import blur, percentile
 
 SMOOTHING = 0.008  # standard deviation of the blur that takes grain away
 FAINTEST = 0.17  # absorbance below which nothing is a lesion; skin mottles reach 0.1
@@ -56,14 +56,14 @@ def segment_classically(image: np.ndarray | View) -> Segmentation:
     # more than FAINTEST where the skin itself is restless; beyond RESTLESS most of the field shows a lesion and no skin
     floor = min(max(FAINTEST, 2.5 * float(np.median(absorbance[field]))), RESTLESS)
     candidates = (absorbance > floor) & field
-    candidates = morphology.fill_holes(_close(candidates, CLOSING * size)) & field
+    candidates = filters.fill_holes(_close(candidates, CLOSING * size)) & field
     blobs, count = ndimage.label(_open(candidates, CORE * size))
     mask = np.zeros_like(field)
     for blob in range(1, count + 1):
         core = blobs == blob
         if not _is_ring(core):
-            mask |= morphology.grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
-    mask = _open(morphology.fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
+            mask |= filters.grow(core, CORE * size) & (absorbance > SHARE * np.median(absorbance[core])) & candidates
+    mask = _open(filters.fill_holes(_close(mask, CLOSING * size)), 0.9 * CORE * size)
     return _on_skin(view, mask, SMALLEST, field & (absorbance < FAINTEST), float("nan"))
 
 
@@ -86,7 +86,7 @@ def _on_skin(view: View, mask: np.ndarray, smallest: float, plain: np.ndarray, c
     kept = areas >= smallest
     labels = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)[pieces]
     areas, mask = areas[kept], labels > 0
-    skin = plain & ~morphology.grow(mask, 0.03 * len(mask))
+    skin = plain & ~filters.grow(mask, 0.03 * len(mask))
     if not skin.any():
         return Segmentation(mask, labels, len(areas), areas, float("nan"), np.full(3, np.nan), certainty)
     colours = view.planes.reshape(3, -1).take(np.flatnonzero(skin), 1)
@@ -103,8 +103,8 @@ def _absorbance(view: View) -> tuple[np.ndarray, np.ndarray]:
     size = len(view.image)
     light = [np.log(plane.astype(np.float32) / 255 + 0.02) for plane in view.planes]
     if view.strands.any():  # hairs give way to the brighter skin on both sides of them
-        hidden, beside = morphology.grow(view.strands, 0.016 * size), round(BESIDE * size) | 1
-        light = [np.where(hidden, morphology.close_by_square(plane, beside), plane) for plane in light]
+        hidden, beside = filters.grow(view.strands, 0.016 * size), round(BESIDE * size) | 1
+        light = [np.where(hidden, filters.close_by_square(plane, beside), plane) for plane in light]
     light = np.stack([blur(plane, SMOOTHING * size) for plane in light])
     field = ~view.outside
     terms, sampled = _terms(size)
@@ -120,7 +120,7 @@ def _absorbance(view: View) -> tuple[np.ndarray, np.ndarray]:
         surface = _surface(sampled[:3], values, known, start)
     red, green, blue = darker = (surface @ terms[: surface.shape[1]]).reshape(light.shape) - light
     ink = np.minimum(red, green) - blue > INK
-    field &= ~morphology.grow(ink & (2 * away(size) > 0.85), 0.02 * size)
+    field &= ~filters.grow(ink & (2 * away(size) > 0.85), 0.02 * size)
     return np.sqrt(sum(plane.clip(0) ** 2 for plane in darker) / np.float32(3)), field
 
 
@@ -162,9 +162,9 @@ def _is_ring(blob: np.ndarray) -> bool:
 
 def _open(mask: np.ndarray, radius: float) -> np.ndarray:
     """The mask without what is too narrow for a disc of `radius` pixels; beyond the image there is nothing."""
-    return morphology.grow(morphology.shrink(mask, radius), radius)
+    return filters.grow(filters.shrink(mask, radius), radius)
 
 
 def _close(mask: np.ndarray, radius: float) -> np.ndarray:
     """The mask with gaps bridged that are too narrow for a disc of `radius` pixels."""
-    return ~morphology.grow(~morphology.grow(mask, radius), radius)
+    return ~filters.grow(~filters.grow(mask, radius), radius)

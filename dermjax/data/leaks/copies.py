@@ -65,23 +65,23 @@ def nearest_kept(
     Up to EXACT images are compared with all kept ones. Of more, a block is, and those of earlier blocks are found by
     tables (`neighbours.Index`), which hold the kept ones alone: memory grows with these, however alike the others are.
     """
-    found, kept = np.full(len(turned), BITS), np.empty_like(turned)
+    bits, kept = np.full(len(turned), BITS), np.empty_like(turned)
     many, count = len(turned) > EXACT, 0
     index = Index(int(eligible.sum()), min(int(limit) + SLACK, BITS - 1)) if many else None
     for start in range(0, len(turned), A_BLOCK if many else EXACT):
         block, first = turned[start : start + (A_BLOCK if many else EXACT)], count
         if many and first:
             for row, near in index.near(block):
-                found[start + row] = distances(block[row : row + 1, 0], kept[near]).min()
+                bits[start + row] = distances(block[row : row + 1, 0], kept[near]).min()
         for row in range(start, start + len(block)):
             if count > first:
-                found[row] = min(found[row], distances(turned[row : row + 1, 0], kept[first:count]).min())
-            if found[row] > limit:
-                found[row] = BITS
+                bits[row] = min(bits[row], distances(turned[row : row + 1, 0], kept[first:count]).min())
+            if bits[row] > limit:
+                bits[row] = BITS
                 if eligible[row]:
                     kept[count] = turned[row]
                     count += 1
         tick(len(block))
         if many:
             index.add(kept[first:count, 0])
-    return found
+    return bits

@@ -51,17 +51,12 @@ ALIKE = 0.92
 WINDOW_BLOCK = 64  # pairs correlated at once
 
 
-def hashes(images: np.ndarray) -> np.ndarray:
-    """The perceptual hash of uint8 images [N, S, S, 3], S at least 16, as uint64 [N, 4]; independent of S."""
-    return views(images, VIEWS[:1])[:, 0]
-
-
 def views(images: np.ndarray, windows: Sequence[tuple[float, float, float]] = VIEWS) -> np.ndarray:
-    """The hashes of windows of uint8 images [N, S, S, 3], as uint64 [N, V, 4]; the first window is the whole image."""
-    found = np.empty((len(images), len(windows), BITS // 64), np.uint64)
+    """The hashes of windows of uint8 images [N, S, S, 3], S at least 16, as uint64 [N, V, 4]; independent of S."""
+    hashes = np.empty((len(images), len(windows), BITS // 64), np.uint64)
     for row, image in enumerate(images):  # one at a time: all of them in float would be four times the images
-        found[row] = signs(spectra(image, windows))
-    return found
+        hashes[row] = signs(spectra(image, windows))
+    return hashes
 
 
 def spectra(image: np.ndarray, windows: Sequence[tuple[float, float, float]]) -> np.ndarray:
@@ -135,16 +130,16 @@ def likeness(one: np.ndarray, other: np.ndarray, views: Sequence[tuple[float, fl
     """
     best = np.full(len(one), -1, np.float32)
     for whole, cut in ((one, other), (other, one)):
-        turned = np.concatenate(orientations(_windows(whole, VIEWS[:1]), (2, 3)), axis=1)
+        turned = np.concatenate(orientations(_windows(whole, VIEWS[:1])), axis=1)
         fits = np.einsum("p o k, p v k -> p o v", _standard(turned), _standard(_windows(cut, views)))
         np.maximum(best, fits.max((1, 2)), out=best)
     return best
 
 
-def orientations(images: np.ndarray, axes: tuple[int, int]) -> list[np.ndarray]:
-    """The eight ways to hold square images whose rows and columns are two axes, the given one first."""
-    turned = [np.rot90(images, quarter, axes) for quarter in range(4)]
-    return [each for way in turned for each in (way, np.flip(way, axes[1]))]
+def orientations(images: np.ndarray) -> list[np.ndarray]:
+    """The eight ways to hold square images [P, V, M, M, 3], the given one first."""
+    turned = [np.rot90(images, quarter, (2, 3)) for quarter in range(4)]
+    return [each for way in turned for each in (way, np.flip(way, 3))]
 
 
 @cache

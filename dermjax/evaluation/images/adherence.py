@@ -1,7 +1,7 @@
 """Whether images show what their prompts request: how many lesions, how large, on skin of which tone.
 
 Words of prompts are read by the grammar of `data.phantoms.captions`. Beside each word stands what is measured on the
-images that it was said for: the number of lesions, the share of the field that one of them takes, the individual
+images whose prompt has it: the number of lesions, the share of the field that one of them takes, the individual
 typology angle (degrees) of the skin. All images that a model made count, those that curation rejected too.
 """
 
@@ -25,17 +25,17 @@ SIZES = {word: place for place, word in enumerate(appearance.SIZES)}  # the smal
 
 def measure(manifest: Manifest, records: Sequence[Record]) -> list[dict[str, float]]:
     """The `lesions`, their `area` and the `ita` of images: as `curate` left them in the manifest, else measured."""
-    found = []
+    measured = []
     with bar(len(records), "lesions", "images", 0) as progress:
         for record in records:
             scores = record.scores
             if not {"lesions", "area"} <= scores.keys():
-                seen = segmentation.segment(images.load(manifest.path(record), SIDE))
-                scores = {"lesions": seen.count, "area": float(seen.areas.sum())}
-                scores |= {"ita": seen.ita} if np.isfinite(seen.ita) else {}
-            found.append(scores)
+                lesions = segmentation.segment(images.load(manifest.path(record), SIDE))
+                scores = {"lesions": lesions.count, "area": float(lesions.areas.sum())}
+                scores |= {"ita": lesions.ita} if np.isfinite(lesions.ita) else {}
+            measured.append(scores)
             progress.update()
-    return found
+    return measured
 
 
 def compare(prompts: Sequence[str], scores: Sequence[dict[str, float]]) -> dict[str, dict]:
@@ -55,25 +55,26 @@ def compare(prompts: Sequence[str], scores: Sequence[dict[str, float]]) -> dict[
 
 
 def _aspect(
-    requested: Sequence[Requested], words: dict, of: Callable[[Requested], object], measured: Sequence[float | None],
+    requested: Sequence[Requested], words: dict, pick: Callable[[Requested], object], measured: Sequence[float | None],
     off: Callable[[Requested, float], float] | None,
 ) -> dict:  # fmt: skip
     names = {value: word for word, value in reversed(words.items())}  # of words for one thing the first
-    rows = [(each, of(each), value) for each, value in zip(requested, measured, strict=True) if of(each) is not None]
-    seen = [(wanted, value) for _, wanted, value in rows if value is not None]
+    rows = [(each, pick(each), value) for each, value in zip(requested, measured, strict=True)
+            if pick(each) is not None]  # fmt: skip
+    pairs = [(wanted, value) for _, wanted, value in rows if value is not None]
 
     def right(some: list) -> intervals.Estimate | None:
         met = [value is not None and off(each, value) == 0 for each, _, value in some] if off else []
         return intervals.share(sum(met), len(met)) if met else None
 
-    found = {}
+    by_word = {}
     for wanted in sorted({wanted for _, wanted, _ in rows}):
         some = [row for row in rows if row[1] == wanted]
         values = [value for _, _, value in some if value is not None]
-        found[names[wanted]] = {
+        by_word[names[wanted]] = {
             "n": len(some), "median": float(np.median(values)) if values else None, "right": right(some),
         }  # fmt: skip
-    pairs = np.array([(np.mean(wanted), value) for wanted, value in seen]).reshape(-1, 2)
+    pairs = np.array([(np.mean(wanted), value) for wanted, value in pairs]).reshape(-1, 2)
     varies = len(pairs) > 2 and all(len(set(column)) > 1 for column in pairs.T)
     rank = float(spearmanr(*pairs.T).statistic) if varies else None
-    return {"words": found, "right": right(rows), "rank": rank}
+    return {"words": by_word, "right": right(rows), "rank": rank}

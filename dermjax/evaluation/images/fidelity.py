@@ -56,8 +56,8 @@ def compare(reference: Features, training: Features, synthetic: Features, seed: 
     """
     rng = np.random.default_rng(seed)
     shares = np.bincount(reference.classes) / len(reference.classes)
-    found = [np.bincount(each.classes, minlength=len(shares)) for each in (training, synthetic)]
-    most = min(count / share for counts in found for count, share in zip(counts, shares, strict=True) if share)
+    counted = [np.bincount(each.classes, minlength=len(shares)) for each in (training, synthetic)]
+    most = min(count / share for counts in counted for count, share in zip(counts, shares, strict=True) if share)
     counts = np.floor(shares * most + 1e-9).astype(int)
     for name, each in {"held-out real": len(reference.values), "real training and synthetic": counts.sum()}.items():
         if each < LEAST:
@@ -86,17 +86,17 @@ def figures(reference: np.ndarray, images: np.ndarray, seed: int) -> dict[str, E
     """
     rng = np.random.default_rng(seed)
     sets = [each if len(each) <= MOST else rng.choice(each, MOST, replace=False) for each in (reference, images)]
-    found = {name: intervals.jackknife(distance, sets, seed) for name, distance in DISTANCES.items()}
+    estimates = {name: intervals.jackknife(distance, sets, seed) for name, distance in DISTANCES.items()}
     few, width = min(map(len, sets)), reference.shape[1]
     if few <= width:
         note = f"{few} images for {width} features: too few, the value is no distance"
-        found["frechet"] = Estimate(value=found["frechet"].value, n=few, low=None, high=None, note=note)
+        estimates["frechet"] = Estimate(value=estimates["frechet"].value, n=few, low=None, high=None, note=note)
     if few * distances.SMALLEST_PART > width:
         note = f"extrapolated from {few * distances.SMALLEST_PART:.0f} to {few} images"
         value = distances.frechet_infinite(*sets, seed)
-        found["frechet_infinite"] = Estimate(value=value, n=few, low=None, high=None, note=note)
+        estimates["frechet_infinite"] = Estimate(value=value, n=few, low=None, high=None, note=note)
     near = distances.neighbourhoods(reference, images)
-    found |= {name: intervals.mean(getattr(near, name)) for name in SHARES}
+    estimates |= {name: intervals.mean(getattr(near, name)) for name in SHARES}
     # it grows with the number of images, so that it has no value to estimate, and is only compared at the same number
     note = f"of {len(images)} images"
-    return found | {"vendi": Estimate(value=distances.vendi(images), n=len(images), low=None, high=None, note=note)}
+    return estimates | {"vendi": Estimate(value=distances.vendi(images), n=len(images), low=None, high=None, note=note)}

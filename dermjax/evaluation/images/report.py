@@ -83,48 +83,48 @@ def sentences(results: dict) -> list[str]:
     every_class = next(iter(results["fidelity"]))
     every = results["fidelity"][every_class]
     made, ceiling = every["synthetic"], every["ceiling"]
-    use, copies, found = results["use"], results["copies"], []
-    found.append(
+    use, copies, lines = results["use"], results["copies"], []
+    lines.append(
         f"Fréchet distance {estimate(made['frechet'])} to {every['reference']} held-out real images, where real "
         f"training images, equally many, have {estimate(ceiling['frechet'])}."
     )
     shares = [
         f"{name} {made[name]['value'] / max(ceiling[name]['value'], 1e-9):.2f}" for name in ("recall", "coverage")
     ]
-    found.append(f"Variety, as a share of what real images reach: {', '.join(shares)}.")
-    found.append(
+    lines.append(f"Variety, as a share of what real images reach: {', '.join(shares)}.")
+    lines.append(
         f"A probe of real images sees the intended class in {estimate(use['label_fidelity'])} of synthetic ones and "
         f"is right on {estimate(use['accuracy_on_real'])} of real ones, both the mean over classes."
     )
-    found.append(
+    lines.append(
         f"Copies of training images: {estimate(copies['share'])} (after what the limit misses; "
         f"{copies['beyond']['value']:.3f} of the images lie beyond it, and {copies['limit']['found']} of "
         f"{copies['limit']['known']} known copies)."
     )
     auroc = use["auroc_on_test"]
-    found.append(
+    lines.append(
         f"A probe of synthetic images alone has AUROC {estimate(auroc['synthetic'])} on real test images, one of real "
         f"images {estimate(auroc['training'])}."
     )
     if results["membership"]:
         attacked = results["membership"][every_class]
-        found.append(
+        lines.append(
             f"Whoever has the model tells training images from others with AUROC {estimate(attacked['auroc'])}, and "
             f"finds {estimate(attacked['found']['0.01'])} of them at 1 % of false alarms."
         )
     hidden, alone = use["auroc_masked"].values()
-    found.append(
+    lines.append(
         f"With the lesion hidden, the probe of synthetic images has AUROC {estimate(hidden['synthetic'])}, that of "
         f"real ones {estimate(hidden['training'])}; with the lesion alone {estimate(alone['synthetic'])} and "
         f"{estimate(alone['training'])}."
     )
     for name, each in results["shortcuts"].items():
         if each["auroc"] and tells(each["auroc"]):
-            found.append(
+            lines.append(
                 f"Shortcut: hairs, rulers, corners, ink and gel alone tell the label of {name} images, AUROC "
                 f"{estimate(each['auroc'])}."
             )
-    return found
+    return lines
 
 
 def tells(auroc: dict) -> bool:
@@ -144,7 +144,7 @@ def estimate(each: dict | None) -> str:
 
 def _pictures(sets, count: int) -> dict[str, list[Thumbnail]]:
     """Synthetic images of each class: the nearest to real training images, those in the middle, the farthest."""
-    found = {}
+    pictures = {}
     for number, label in enumerate(sets.real.labels):
         rows = np.flatnonzero(sets.classes("synthetic") == number)
         real = sets.features["training"][sets.classes("training") == number]
@@ -157,8 +157,8 @@ def _pictures(sets, count: int) -> dict[str, list[Thumbnail]]:
             "farthest from real images": order[::-1][:count],
         }
         for name, some in chosen.items():
-            found[f"{label}, {name}"] = [thumbnail(sets.synthetic, sets.records["synthetic"][at], "") for at in some]
-    return found
+            pictures[f"{label}, {name}"] = [thumbnail(sets.synthetic, sets.records["synthetic"][at], "") for at in some]
+    return pictures
 
 
 def _pairs(sets, pairs: list[dict]) -> list[tuple[Thumbnail, Thumbnail]]:

@@ -21,19 +21,9 @@ from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import fairness, features, findings, intervals
 from dermjax.evaluation.features import ALONE, HIDDEN, MIRRORED, FeatureExtractor
-from dermjax.evaluation.images import (
-    adherence,
-    fidelity,
-    membership,
-    memorisation,
-    probe,
-    report,
-    shortcuts,
-    similarity,
-    table,
-)
+from dermjax.evaluation.images import adherence, fidelity, memorisation, probe, report, similarity, table
 from dermjax.evaluation.images.fidelity import COMPARED_ONLY, Features, Fidelity
-from dermjax.evaluation.images.membership import Attack, Scores
+from dermjax.evaluation.images.memorisation import Attack, Scores
 from dermjax.evaluation.intervals import Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.models import unet, vae
@@ -117,8 +107,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     attacked = membership_of(sets, model, prompts, config, kept) if model else None
     results = finished(results | {"membership": attacked})
     if rival:
-        _, found = measure(config, network, real, rival, of_rival, rival.home.name, kept)
-        other = finished(found | {"membership": None})
+        _, results_of_rival = measure(config, network, real, rival, of_rival, rival.home.name, kept)
+        other = finished(results_of_rival | {"membership": None})
     lines = table.append(config.table, results["line"])
     write_atomically(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False))
     page = report.page(config.title, sets, results, other, lines, config.gallery)
@@ -133,16 +123,16 @@ def measure(
     chosen: dict[str, list[Record]], name: str, kept: Path,
 ) -> tuple[Sets, dict]:  # fmt: skip
     """The sets and every figure about the images, whatever model made them; features are kept in a folder."""
-    seen = {
+    features_of = {
         each: network.features(synthetic if each == "synthetic" else real, some, folder=kept)
         for each, some in chosen.items()
     }
     leading = network.encoder.leading if config.tokens == CLASS else None
-    sets = Sets(real, synthetic, chosen, seen, leading)
+    sets = Sets(real, synthetic, chosen, features_of, leading)
     mirrored = network.features(real, chosen["training"], view=MIRRORED, folder=kept)
     masked = {view: network.features(real, chosen["test"], view=view, folder=kept) for view in (HIDDEN, ALONE)}
     bootstrap = config.bootstrap.to_dict()
-    asked = [record for record in synthetic.records if record.synthetic and record.generation.get("prompt")]
+    prompted = [record for record in synthetic.records if record.synthetic and record.generation.get("prompt")]
     return sets, {
         "name": name,
         "extractor": {
@@ -157,7 +147,7 @@ def measure(
             "synthetic": table.digest(chosen["synthetic"]),
         },
         "images": {each: dict(Counter(record.label for record in some)) for each, some in chosen.items()},
-        "fidelity": {each: asdict(found) for each, found in compare(sets, config.seed).items()},
+        "fidelity": {label: asdict(each) for label, each in compare(sets, config.seed).items()},
         "ms_ssim": {
             label: {each: similarity.within(sets.manifest(each),
                                             [record for record in chosen[each] if record.label == label], config.seed)
@@ -168,7 +158,7 @@ def measure(
         "use": use(sets, masked, bootstrap),
         "shortcuts": find_shortcuts(sets, bootstrap, config.seed),
         "adherence": adherence.compare(
-            [record.generation["prompt"] for record in asked], adherence.measure(synthetic, asked)
+            [record.generation["prompt"] for record in prompted], adherence.measure(synthetic, prompted)
         ),
         "tones": tones(sets),
     }  # fmt: skip
@@ -189,9 +179,9 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
     if not config.compare or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        report.figures(found)
-        others = (found["line"]["extractor"], found["line"]["tokens"], found["line"]["real"])
+        results = json.loads(path.read_text())
+        report.figures(results)
+        others = (results["line"]["extractor"], results["line"]["tokens"], results["line"]["real"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.compare {path}: not of evaluate.py:images as it is now; evaluate it again, or give "
                         "its manifest") from error  # fmt: skip
@@ -199,7 +189,7 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
     if others != own:
         raise UserError(f"config.compare {path}: measured by another network or on other real images; give its "
                         "manifest instead")  # fmt: skip
-    return found
+    return results
 
 
 def _real(chosen: dict[str, list[Record]]) -> list[Record]:
@@ -238,12 +228,12 @@ def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
     """Fidelity of all images, and of each class that has enough of them."""
     reference = sets.compared(*HELD_OUT)
     others = [sets.compared(name) for name in ("training", "synthetic")]
-    found = {EVERY: fidelity.compare(reference, *others, seed)}
+    results = {EVERY: fidelity.compare(reference, *others, seed)}
     for number, label in enumerate(sets.real.labels):
         some = [each.of(number) for each in (reference, *others)]
         if min(len(each.values) for each in some) >= fidelity.LEAST:
-            found[label] = fidelity.compare(*some, seed)
-    return found
+            results[label] = fidelity.compare(*some, seed)
+    return results
 
 
 def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: int) -> dict:
@@ -251,9 +241,9 @@ def copies(sets: Sets, network: FeatureExtractor, mirrored: np.ndarray, seed: in
 
     Copies that are known are training images, mildly augmented: turned, mirrored, lit anew.
     """
-    seen = np.concatenate([sets.features["training"], mirrored])
-    space = features.space_of(seen)
-    training = space.unit(seen)
+    known = np.concatenate([sets.features["training"], mirrored])
+    space = features.space_of(known)
+    training = space.unit(known)
     held_out = space.unit(np.concatenate([sets.features[split] for split in HELD_OUT]))
     altered = space.unit(_altered(sets, network, seed))
     limit = memorisation.limit(*(features.nearest(each, training)[0] for each in (held_out, altered)))
@@ -302,31 +292,33 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
     )
     probes = {**judges, BOTH: both}
 
-    def on(seen: np.ndarray) -> dict[str, Predictions]:
-        return {name: probe.judge(each, sets.names("test"), seen, sets.classes("test"))
+    def on(of_test: np.ndarray) -> dict[str, Predictions]:
+        return {name: probe.judge(each, sets.names("test"), of_test, sets.classes("test"))
                 for name, each in probes.items()}  # fmt: skip
 
     on_test = on(sets.features["test"])
-    asked = probe.judge(
+    on_synthetic = probe.judge(
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
     )
     # of both sets the mean over classes, as synthetic ones are often balanced and real ones never are
     label, accuracy = (
         intervals.figures([_fold(each, sets, name, bootstrap, (BALANCED,))], pooled=False)[BALANCED]
-        for each, name in ((asked, "synthetic"), (on_test["training"], "test"))
+        for each, name in ((on_synthetic, "synthetic"), (on_test["training"], "test"))
     )
     return {
         "label_fidelity": label,
         "accuracy_on_real": accuracy,
         "fidelity_over_accuracy": label.value / accuracy.value if accuracy.value else None,
         "label_fidelity_of": {
-            name: intervals.share(int(asked.right[asked.labels == number].sum()), int((asked.labels == number).sum()))
+            name: intervals.share(
+                int(on_synthetic.right[on_synthetic.labels == number].sum()), int((on_synthetic.labels == number).sum())
+            )
             for number, name in enumerate(sets.real.labels)
         },
         "auroc_on_test": {name: _auroc(each, sets, "test", bootstrap) for name, each in on_test.items()},
         "auroc_masked": {
-            view: {name: _auroc(each, sets, "test", bootstrap) for name, each in on(seen).items()}
-            for view, seen in masked.items()
+            view: {name: _auroc(each, sets, "test", bootstrap) for name, each in on(of_test).items()}
+            for view, of_test in masked.items()
         },
         "subgroups": {
             name: fairness.compare(
@@ -339,15 +331,15 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
 
 def find_shortcuts(sets: Sets, bootstrap: dict[str, int], seed: int) -> dict:
     """By set: how well artefacts alone tell the label, AUROC, and how many images of each class have each."""
-    found = {}
+    results = {}
     for name in ("training", "synthetic"):
-        measured = shortcuts.scores(sets.manifest(name), sets.records[name])
-        said = shortcuts.predict(measured, sets.records[name], sets.real.labels, seed)
-        found[name] = {
-            "auroc": _auroc(said, sets, name, bootstrap) if said else None,
-            "rates": shortcuts.rates(measured, sets.records[name], sets.real.labels),
+        measured = probe.artefact_scores(sets.manifest(name), sets.records[name])
+        predicted = probe.predict_by_artefacts(measured, sets.records[name], sets.real.labels, seed)
+        results[name] = {
+            "auroc": _auroc(predicted, sets, name, bootstrap) if predicted else None,
+            "rates": probe.artefact_rates(measured, sets.records[name], sets.real.labels),
         }
-    return found
+    return results
 
 
 def tones(sets: Sets) -> dict[str, dict[str, int]]:
@@ -391,20 +383,20 @@ def membership_of(
         }
         scores[name] = -load_or_compute(
             kept, "losses", causes,
-            lambda chosen=chosen: membership.losses(sd, params, sets.real, chosen, prompts, size, config.draws),
+            lambda chosen=chosen: memorisation.losses(sd, params, sets.real, chosen, prompts, size, config.draws),
         )  # fmt: skip
 
     def attack(rows: dict[str, np.ndarray]) -> Attack:
         lesions = {name: [record.lesion_id or record.image for record in sets.records[name]] for name in rows}
         pair = [Scores(scores[name][rows[name]], np.array(lesions[name])[rows[name]]) for name in ("training", "test")]
-        return membership.attack(*pair, config.seed)
+        return memorisation.attack(*pair, config.seed)
 
-    found = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
+    attacks = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
     for number, label in enumerate(sets.real.labels):
         rows = {name: np.flatnonzero(sets.classes(name) == number) for name in scores}
         if min(map(len, rows.values())) >= fidelity.LEAST:
-            found[label] = attack(rows)
-    return found
+            attacks[label] = attack(rows)
+    return attacks
 
 
 def prompts_of(template: str, model: Path, labels: tuple[str, ...]) -> dict[str, str]:

@@ -77,9 +77,9 @@ def within(manifest: Manifest, records: list[Record], seed: int) -> Estimate | N
     pairs = [pair for pair in pairs if not pair[0].lesion_id or pair[0].lesion_id != pair[1].lesion_id][:PAIRS]
     if len(pairs) < LEAST:
         return None
-    found = []
+    values = []
     for start in range(0, len(pairs), BATCH):
         some = pairs[start : start + BATCH]
         sides = [np.stack([images.load(manifest.path(pair[side]), SIDE) for pair in some]) for side in (0, 1)]
-        found.append(np.asarray(ms_ssim(*(side.astype(np.float32) / 255 for side in sides))))
-    return intervals.mean(np.concatenate(found).astype(np.float64))
+        values.append(np.asarray(ms_ssim(*(side.astype(np.float32) / 255 for side in sides))))
+    return intervals.mean(np.concatenate(values).astype(np.float64))

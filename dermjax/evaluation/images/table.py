@@ -1,10 +1,10 @@
 """The DermGenBench table: a JSON line a set of images, which every evaluation that names the file adds its own to."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from dermjax.data import digests
 from dermjax.data.records import Record
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
@@ -15,7 +15,7 @@ KEY = ("name", "extractor", "tokens", "real", "synthetic")  # what a line is the
 def digest(records: Iterable[Record]) -> str:
     """The digest of images, with their classes and splits, in whatever order."""
     rows = sorted(f"{record.sha256} {record.label} {record.split}" for record in records)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    return digests.of_text("\n".join(rows))
 
 
 def read(path: str) -> list[dict]:

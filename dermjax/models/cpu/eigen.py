@@ -1,4 +1,4 @@
-"""Convolutions by Eigen in place of YNNPACK: what XLA's compiler for a CPU is told where a process samples.
+"""Convolutions by Eigen in place of YNNPACK: compiler options of XLA for a CPU, where a process samples.
 
 From jaxlib 0.10 on XLA gives convolutions to YNNPACK, unless an option names other work for it. On one core Eigen takes
 0.76 to 0.99 of its time for the convolutions of Stable Diffusion (jaxlib 0.12: 0.43 to 1.02), and the numbers are the
@@ -43,13 +43,13 @@ def is_right() -> bool:
 
     lowered = jax.jit(work).lower(params, x, temb)
     try:
-        told = lowered.compile(OPTIONS)
+        with_options = lowered.compile(OPTIONS)
     except jax.errors.JaxRuntimeError:  # no such option in this version
         return False
     plain = lowered.compile()(params, x, temb)
-    return all(map(_equal, *zip(*[(plain, told(params, x, temb)) for _ in range(TIMES)], strict=True)))
+    return all(map(_equal, *zip(*[(plain, with_options(params, x, temb)) for _ in range(TIMES)], strict=True)))
 
 
-def _equal(plain: tuple[jax.Array, ...], told: tuple[jax.Array, ...]) -> bool:
-    pairs = zip(map(np.asarray, plain), map(np.asarray, told), strict=True)
+def _equal(plain: tuple[jax.Array, ...], with_options: tuple[jax.Array, ...]) -> bool:
+    pairs = zip(map(np.asarray, plain), map(np.asarray, with_options), strict=True)
     return all(np.abs(a - b).max() <= TOLERANCE * np.abs(a).max() for a, b in pairs)
