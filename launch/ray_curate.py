@@ -34,10 +34,10 @@ BLOCK = 64  # images of a task: some seconds, which is what a kill loses on each
 
 def map_on_ray(function: Callable, items: Collection, tick: Callable[[], None]) -> Iterator:
     """Yields function(item) of each item, in any order, computed on the cores of all machines."""
-    blocks = len(items) // BLOCK + 1
-    for row in ray.data.from_items([*items], override_num_blocks=blocks).map(
-        lambda row: {"found": function(row["item"])}
-    ).iter_rows():
+    if not items:
+        return
+    rows = ray.data.from_items([*items], override_num_blocks=-(-len(items) // BLOCK))
+    for row in rows.map(lambda row: {"found": function(row["item"])}).iter_rows():
         yield row["found"]
         tick()
 

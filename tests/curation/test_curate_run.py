@@ -284,7 +284,7 @@ def test_images_may_be_measured_elsewhere_and_in_any_order(sets, finished, tmp_p
 @pytest.mark.skipif(not find_spec("ray"), reason='needs Ray Data: pip install "ray[data]"')
 @pytest.mark.parametrize("count", [1, 3])
 def test_ray_measures_what_curate_judges(sets, finished, tmp_path, count):
-    """Its looks are those of `curate`, which then takes none, and so the manifest is the same; in parts, once merged."""
+    """Its looks are those of `curate`, which then takes none: the manifest is the same, of parts once merged."""
 
     def call(*command):
         flags = ("--config=configs/curate.py:demo", f"--workdir={workdir}")
@@ -322,8 +322,7 @@ def test_what_ray_is_not_given_rightly_is_one_line(tmp_path, flags, message):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(
-sets, tmp_path):
+def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):
     made = records.read(sets / "made")
     hairy = phantom(3, 128, **{**CLEAN, "hairs": True, "number": 2, "tone": "pale"}).image
     (tmp_path / "hairy.png").write_bytes(images.encode_png(hairy))
