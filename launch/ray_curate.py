@@ -46,6 +46,7 @@ def measure(manifest: str, workdir: Path, size: int, parts: int) -> None:
     """Leaves the looks of a manifest's images in a workdir, or in the folders of so many parts there."""
     path = records.named(manifest, "manifest")
     total = records.count(path)
+    ray.init(log_to_driver=False)  # on the cluster of RAY_ADDRESS, else on this machine
     with run_folder.lock(workdir, alone=True), progress.bar(total, "curate, by Ray", "images", 0) as bar:
         for part in (Part(parts, index) for index in range(parts)):
             part.check(total, "images")
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, help="in pixels (else config.size)")
     parser.add_argument("--parts", type=int, default=1, help="that curate will have (1)")
     given = parser.parse_args()
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one
     try:
         config = config_file.load(given.config)
         config.size = given.size or config.size
