@@ -17,6 +17,7 @@ and dermjax is installed on each; images may be in a bucket. --size is for `cura
 """
 
 import argparse
+import pickle
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -36,9 +37,10 @@ def map_on_ray(function: Callable, items: Collection, tick: Callable[[], None]) 
     """Yields function(item) of each item, in any order, computed on the cores of all machines."""
     if not items:
         return
-    rows = ray.data.from_items([*items], override_num_blocks=-(-len(items) // BLOCK))
-    for row in rows.map(lambda row: {"found": function(row["item"])}).iter_rows():
-        yield row["found"]
+    rows = [{"pickled": pickle.dumps(item)} for item in items]
+    images = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BLOCK))
+    for row in images.map(lambda row: {"pickled": pickle.dumps(function(pickle.loads(row["pickled"])))}).iter_rows():
+        yield pickle.loads(row["pickled"])
         tick()
 
 
