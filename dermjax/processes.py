@@ -242,14 +242,17 @@ class Processes:
         else:
             self._announce(f"failed ({told})", AGAIN, None)
         self._last_word.acquire()
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:  # also where nobody reads it any more
+            os._exit(1)
 
     def end(self, line: str, code: int, told: Ending | None = None) -> NoReturn:
         """Says why this process ends, tells the others, and ends at once: a collective would wait for ever."""
         self._last_word.acquire()  # of the thread that comes first
-        print(f"dermjax {self.command}: {' '.join(line.splitlines())}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it any more, as where a terminal was closed
+            print(f"dermjax {self.command}: {' '.join(line.splitlines())}", file=sys.stderr, flush=True)
         self._announce(line, code, told)
         os._exit(code)
 
@@ -278,6 +281,8 @@ class Processes:
 
     def on_abort(self, number: int) -> NoReturn:
         """Ends this process in place of abort(), by which JAX and XLA end it."""
+        if self._over.is_set() and "done" in self._sign:  # all is done, and process 0 left while this one was leaving
+            os._exit(0)
         if not self._begun:
             self.end(f"the processes of this run did not all begin within {duration(START)}; {SAME}", AGAIN)
         try:

@@ -419,6 +419,14 @@ def test_tpu_pod_says_what_is_missing(checkout, tmp_path, arguments):
     assert done.stderr.count("\n") == 1
 
 
+def test_tpu_pod_says_what_it_does_not_serve(checkout, tmp_path):
+    """Who has a TPU7x has no VM to name, and gke takes the name that is said."""
+    done = call(checkout / "launch/tpu_pod", "tune", cwd=tmp_path, DRY_RUN="1")
+    assert "TPU7x has none, see launch/gke --tpu=tpu7x" in done.stderr
+    done = gke(*IMAGE, "--hosts=4", "--tpu=tpu7x", "--topology=2x2x4", *TUNE)
+    assert json.loads(done.stdout)["spec"]["replicatedJobs"]
+
+
 IMAGE = ("--image=registry/dermjax:1", "--claim=shared")
 TUNE = ("tune", "--config=configs/tune.py:lora", "--config.manifest=/shared/prepare", "--workdir=/shared/tune")
 GENERATE = (

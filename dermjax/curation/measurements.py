@@ -5,13 +5,14 @@ nor one with new verdicts measures again, and one of another size or other code 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dermjax import machine, segmentation
+from dermjax import buckets, machine, segmentation
 from dermjax.data import images
 from dermjax.data.imaging import artefacts, quality
 from dermjax.data.imaging.artefacts import View
@@ -47,32 +48,46 @@ def measure(image: np.ndarray) -> Measurement:
     return Measurement(copies.orientation_hashes(image), rounded(scores))
 
 
+def measure_record(root: str, size: int, record: Record) -> tuple[str, Measurement]:
+    """The digest and the measurement of a record's image at `size` pixels, in any process of any host.
+
+    root: the folder that its path is relative to, or the URL of one.
+    """
+    home = buckets.mirror(root) if buckets.is_url(root) else Path(root)
+    path = Manifest(labels=(), root=home, records=()).path(record)
+    return record.sha256, measure(images.load(path, size))
+
+
 def measure_all(
-    manifest: Manifest, records: Sequence[Record], size: int, folder: Path, tick: Callable[[], None]
+    manifest: Manifest,
+    records: Sequence[Record],
+    size: int,
+    folder: Path,
+    tick: Callable[[], None],
+    map_all: Callable[..., Iterator] = machine.map_in_threads,
 ) -> list[Measurement]:
     """The measurements of records' images at `size` pixels; those kept in the folder are taken from there.
 
-    Those of other causes are replaced, and a line says why.
+    Those of other causes are replaced, and a line says why. map_all: as `machine.map_in_threads`, in any order.
     """
     now = causes(size)
     known, outdated = _read(folder / FILE, now)
     if outdated:
         say(f"looks in {folder / FILE} are taken again: {len(outdated)} ({differences(outdated[0], now)})")
         write_atomically(folder / FILE, b"".join(_line(digest, each, now) for digest, each in known.items()))
-    measurements = []
-
-    def known_or_new(record: Record) -> tuple[str, Measurement]:
-        path = manifest.path(record)
-        return record.sha256, known.get(record.sha256) or measure(images.load(path, size))
-
+    new: dict[str, Record] = {}
+    for record in records:
+        if record.sha256 not in known:
+            new.setdefault(record.sha256, record)
+    others = [record for record in records if record is not new.get(record.sha256)]
+    list(machine.map_in_threads(manifest.path, others, tick))  # whose bytes are to be the manifest's all the same
+    measure_each = partial(measure_record, buckets.shown(manifest.root), size)
     with open_for_append(folder / FILE) as file:
-        for digest, each in machine.map_in_threads(known_or_new, records, tick):
-            if digest not in known:
-                known[digest] = each
-                file.write(_line(digest, each, now))
-                file.flush()  # a killed process loses nothing that it has handed over
-            measurements.append(each)
-    return measurements
+        for digest, each in map_all(measure_each, new.values(), tick):
+            known[digest] = each
+            file.write(_line(digest, each, now))
+            file.flush()  # a killed process loses nothing that it has handed over
+    return [known[record.sha256] for record in records]
 
 
 def measure_real(

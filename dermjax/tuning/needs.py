@@ -193,14 +193,16 @@ def compiler(grid: Mesh) -> str:
 def _sent(setup: Setup, parts: int) -> dict[str, Collective]:
     """Returns the collectives of a step by shapes: gradients once, divided parameters in each pass of each part.
 
-    XLA sums gradients over devices in the type that they are computed in, and gathers what is divided in it too.
+    Gradients are summed in the type of their parameters; where "fsdp" divides these, in the one that they are computed
+    in, in which the parameters are gathered too (see `training.step`).
     """
     state, _ = setup.shapes
     data, fsdp = setup.grid.shape["data"], setup.grid.shape["fsdp"]
     homes = jax.tree.leaves(sharding.tree_shardings(state.params, sharding.RULES, setup.grid))
     size = {True: 0.0, False: 0.0}  # bytes of what is divided over devices, and of what each holds completely
     for leaf, home in zip(jax.tree.leaves(state.params), homes, strict=True):
-        size[not home.is_fully_replicated] += leaf.size * jnp.dtype(setup.sd.dtype).itemsize
+        dtype = leaf.dtype if fsdp == 1 else jnp.dtype(setup.sd.dtype)
+        size[not home.is_fully_replicated] += leaf.size * dtype.itemsize
     collectives = {
         "all-reduce": around_ring("all-reduce", 1, size[False], data * fsdp)
         + around_ring("all-reduce", 1, size[True] / fsdp, data),

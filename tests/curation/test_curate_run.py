@@ -1,10 +1,14 @@
 """The stage on a set with planted faults: each found, nothing else rejected, and the same again."""
 
 import json
+import pickle
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,8 @@ from dermjax.models import classifier
 from dermjax.parts import Part
 from dermjax.weights import classifiers
 
-CONFIG = Path(__file__).parents[2] / "configs" / "curate.py"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "curate.py"
 LABELS = ("benign", "malignant")
 CLEAN = dict.fromkeys(ARTEFACTS, False)
 
@@ -250,6 +255,71 @@ def test_looks_of_another_size_or_version_are_taken_again(sets, finished, tmp_pa
     monkeypatch.setattr(measurements, "NUMERIC_VERSION", later)
     measurements.measure_all(manifest, chosen[:1], 128, tmp_path, lambda: None)
     assert f"(numeric_versions.looks: {now} -> {later})" in capsys.readouterr().out
+
+
+def test_images_may_be_measured_elsewhere_and_in_any_order(sets, finished, tmp_path):
+    """As by an engine of clusters: the function goes to other processes, what was known before stays and is checked."""
+    before = (finished / measurements.FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / measurements.FILE).write_bytes(b"".join(before[:5]))
+    manifest, asked, ticks = records.read(sets / "made"), [], []
+
+    def backwards(function, items, tick):
+        function = pickle.loads(pickle.dumps(function))
+        for item in reversed([*items]):
+            asked.append(item.image)
+            yield function(item)
+            tick()
+
+    twice = (*manifest.records, replace(manifest.records[-1], image=manifest.records[6].image))
+    with pytest.raises(UserError, match="not the bytes that the manifest names"):
+        measurements.measure_all(manifest, twice, 128, tmp_path, lambda: None, backwards)
+    found = measurements.measure_all(manifest, manifest.records, 128, tmp_path, lambda: ticks.append(1), backwards)
+    assert asked == [record.image for record in reversed(manifest.records[5:])] and len(ticks) == len(found)
+    assert (tmp_path / measurements.FILE).read_bytes().splitlines(keepends=True) == before[:5] + before[:4:-1]
+    whole = measurements.measure_all(manifest, manifest.records, 128, finished, lambda: None)
+    assert [(each.scores, each.hashes.tolist()) for each in found] == [(e.scores, e.hashes.tolist()) for e in whole]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("ray"), reason='needs Ray Data: pip install "ray[data]"')
+@pytest.mark.parametrize("count", [1, 3])
+def test_ray_measures_what_curate_judges(sets, finished, tmp_path, count):
+    """Its looks are those of `curate`, which then takes none: the manifest is the same, of parts once merged."""
+
+    def call(*command):
+        flags = ("--config=configs/curate.py:demo", f"--workdir={workdir}")
+        done = subprocess.run([sys.executable, *command, *flags], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    workdir = sets / f"curate_by_ray_{count}"
+    call("launch/ray_curate.py", f"--manifest={sets / 'made'}", f"--parts={count}")
+    folders = [workdir / Part(count, index).folder if count > 1 else workdir for index in range(count)]
+    looks = [(folder / measurements.FILE).read_bytes() for folder in folders]
+    assert sorted(b"".join(looks).splitlines()) == sorted((finished / measurements.FILE).read_bytes().splitlines())
+    for index in range(count):
+        call("-m", "dermjax", "curate", f"--config.manifest={sets / 'made'}", f"--config.training={sets / 'training'}",
+             f"--config.part={index}/{count}")  # fmt: skip
+    assert [(folder / measurements.FILE).read_bytes() for folder in folders] == looks
+    if count > 1:
+        merge.merge(str(workdir), any_versions=False)
+    for name in (records.FILE, "report.html"):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.skipif(not find_spec("ray"), reason='needs Ray Data: pip install "ray[data]"')
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--manifest=nowhere"], "manifest nowhere: no such file; give a manifest.jsonl or the folder of the stage"),
+        (["--manifest=nowhere", "--size=100"], "config.size = 100: give a multiple of 32 from 64 on"),
+        (["--manifest=nowhere", "--parts=0"], "--parts=0: give 1 or more"),
+    ],
+)
+def test_what_ray_is_not_given_rightly_is_one_line(tmp_path, flags, message):
+    command = [sys.executable, "launch/ray_curate.py", "--config=configs/curate.py", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"launch/ray_curate.py: {message}")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):

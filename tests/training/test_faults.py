@@ -153,6 +153,18 @@ def test_the_killed_coordinator_ends_the_others(begin, tmp_path, told):
     goes_on_to_the_same_end(begin, run, tmp_path / "whole")
 
 
+def test_a_process_ends_where_nobody_reads_its_line(begin, tmp_path):
+    """As where a terminal was closed, or the program that started it was killed."""
+    run = tmp_path / "run"
+    started = begin(run)
+    wait_for_step(run, 10, started)
+    for process in started:
+        process.stdout.close(), process.stderr.close()
+    started[0].kill()
+    assert started[0].wait() == -signal.SIGKILL
+    assert started[1].wait(timeout=processes.GRACE + SPARE) in (AGAIN, 1)  # 1 where it wrote something else before
+
+
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_process_that_answers_no_more_ends_the_others(begin, tmp_path, told, stopped):
     """As of a host that is suspended, or whose network is cut: no connection is closed."""

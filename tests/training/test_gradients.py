@@ -1,4 +1,4 @@
-"""What is small is summed over the devices as one array, and nothing is another number for it.
+"""Devices sum their gradients once, in the types of the parameters, and nothing is another number for it.
 
 As a script, on two devices, it prints what they find.
 """
@@ -16,6 +16,9 @@ import pytest
 
 from dermjax import sharding
 from dermjax.training import step
+from dermjax.training.collectives import collectives
+
+RANK, WIDTH = 2, 512
 
 
 def made():
@@ -36,6 +39,12 @@ def made():
     return loss, params, batch, jax.random.key(1)
 
 
+def adapted(params, variables, constants, batch, key):
+    """The loss of a LoRA: a frozen kernel and its adapter, merged, and multiplied in bfloat16."""
+    kernel = (constants["kernel"] + params["down"] @ params["up"]).astype(jnp.bfloat16)
+    return ((batch["x"].astype(jnp.bfloat16) @ kernel).astype(jnp.float32) ** 2).mean(), (variables, {})
+
+
 @pytest.fixture(scope="module")
 def told():
     """What two devices say of themselves."""
@@ -45,14 +54,22 @@ def told():
     return json.loads(done.stdout)
 
 
-def test_joined_sums_are_the_same_numbers(told):
+def test_sums_by_device_are_the_same_numbers(told):
     """In one part and in two; the differences are of the largest of each array."""
     assert len(told["differences"]) == 2
     assert max(told["differences"]) < 1e-5
 
 
-def test_devices_meet_once_for_small_arrays(told):
-    assert told["met"] == {"joined": 2, "plain": 23}
+def test_devices_meet_once_for_small_arrays_and_once_for_all_parts(told):
+    """Left to itself XLA has them meet for each array in each part."""
+    assert told["met"] == {"by device": [2, 2], "by xla": [23, 46]}
+
+
+def test_of_a_lora_the_adapter_is_summed_and_in_float32(told):
+    """Its kernel is 128 times as large."""
+    types, size = told["lora"]["by device"]
+    assert (types, size) == (["f32"], 4 * (2 * RANK * WIDTH + 1))  # and the loss
+    assert told["lora"]["by xla"][1] >= 2 * WIDTH**2
 
 
 def test_statistics_of_the_whole_batch_are_left_to_xla(told):
@@ -63,18 +80,33 @@ def test_statistics_of_the_whole_batch_are_left_to_xla(told):
 def main() -> None:
     """Prints what `told` asks for, one line of JSON."""
     loss, params, batch, key = made()
-    grid, gradient = sharding.mesh(0, 1), jax.value_and_grad(loss, has_aux=True)
+    grid = sharding.mesh(0, 1)
     batch = sharding.place(batch, grid)
 
+    def ways(loss, accumulate: int) -> dict:
+        parts = step.accumulate_parts(jax.value_and_grad(loss, has_aux=True), accumulate, grid.size)
+
+        def by_xla(params, variables, constants, batch, key):
+            return parts(params, variables, constants, batch | {"index": jnp.arange(16)}, key)
+
+        return {"by device": step.gradient_function(loss, accumulate, grid), "by xla": by_xla}
+
     def difference(accumulate: int) -> float:
-        ways = step.gradient_function(loss, accumulate, grid), step.accumulate_parts(gradient, accumulate, grid)
-        found = [jax.tree.leaves(jax.jit(way)(params, {}, {}, batch, key)) for way in ways]
+        found = [jax.tree.leaves(jax.jit(way)(params, {}, {}, batch, key)) for way in ways(loss, accumulate).values()]
         return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(*found, strict=True))
 
-    def met(way) -> int:
-        program = jax.jit(way).lower(params, {}, {}, batch, key).compile().as_text()
-        sums = [line.split("all-reduce(")[0] for line in program.splitlines() if "all-reduce(" in line]
-        return sum(len(re.findall(r"f32\[", line)) for line in sums)
+    def program(way, *given) -> str:
+        return jax.jit(way).lower(*given, key).compile().as_text()
+
+    def types(text: str) -> list[str]:
+        """The types of all arrays that are summed over devices."""
+        return re.findall(r"(\w+)\[", "".join(re.findall(r"= (.*) all-reduce\(", text)))
+
+    def met(way, accumulate: int) -> int:
+        """How many arrays the devices meet for; XLA counts what is in a loop once."""
+        text = program(way, params, {}, {}, batch)
+        joined = len(types(text)) / len(re.findall(r"all-reduce\(", text))
+        return round(joined * collectives(text)["all-reduce"].number)
 
     def counting(params, variables, constants, batch, key):
         value, (_, scalars) = loss(params, variables, constants, batch, key)
@@ -83,9 +115,15 @@ def main() -> None:
     (_, (variables, _)), _ = jax.jit(step.gradient_function(counting, 1, grid))(
         params, {"seen": jnp.float32(0)}, {}, batch, key
     )
-    ways = {"joined": step.gradient_function(loss, 1, grid), "plain": step.accumulate_parts(gradient, 1, grid)}
-    told = {"met": {name: met(way) for name, way in ways.items()},
-            "differences": [difference(1), difference(2)], "seen": float(variables["seen"])}  # fmt: skip
+    adapter = {"down": jnp.ones((WIDTH, RANK)), "up": jnp.ones((RANK, WIDTH))}
+    given = adapter, {}, {"kernel": jnp.ones((WIDTH, WIDTH))}, sharding.place({"x": np.ones((16, WIDTH))}, grid)
+    lora = {name: program(way, *given) for name, way in ways(adapted, 1).items()}
+    told = {
+        "met": {name: [met(ways(loss, parts)[name], parts) for parts in (1, 2)] for name in ("by device", "by xla")},
+        "lora": {name: [sorted(set(types(text))), collectives(text)["all-reduce"].size] for name, text in lora.items()},
+        "differences": [difference(1), difference(2)],
+        "seen": float(variables["seen"]),
+    }
     print(json.dumps(told))
 
 
