@@ -67,7 +67,7 @@ def prepare():
     """The manifest that a fresh run writes."""
 
     def prepared(images, workdir, **changes):
-        workdir.mkdir()
+        workdir.mkdir(parents=True, exist_ok=True)
         run(_settings(images=str(images), **changes), workdir)
         return records.read(workdir)
 

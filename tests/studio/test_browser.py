@@ -124,14 +124,14 @@ def test_a_grid_and_a_change_of_one_of_its_images(page, server):
     page.select_option("[name=down]", "prompt word")
     for name, value in {
         "across_values": "2, 5",
-        "down_values": "brown, <b>red</b>",
+        "down_values": "brown, <b >red</b >",
         "steps": "4",
         "size": "64",
     }.items():
         page.fill(f"[name={name}]", value)
     page.press("[name=steps]", "Enter")
     page.wait_for_selector(".grid tbody tr:nth-child(2) td:nth-child(3) img", timeout=240_000)
-    assert page.locator(".grid th").all_inner_texts() == ["2", "5", "brown", "<b>red</b>"]
+    assert page.locator(".grid th").all_inner_texts() == ["2", "5", "brown", "<b >red</b >"]
     assert page.locator(".grid .mark").count() == 4
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     image = page.locator(".grid a").first.get_attribute("href").rpartition("/")[2]

@@ -158,7 +158,7 @@ def test_a_column_of_a_known_table_may_give_other_classes(tmp_path):
 
 
 @pytest.mark.parametrize("columns, told", [({"image": "file"}, "columns of the image and the label"),
-                                           ({"image": "x", "label": "y"}, "no table with columns x, y")])  # fmt: skip
+                                           ({"image": "x", "label": "y"}, "no table has this column")])  # fmt: skip
 def test_a_column_map_that_fits_nothing_is_refused(tmp_path, columns, told):
     with pytest.raises(UserError, match=told):
         scan(folder(tmp_path, "file,kind\na,b\n"), "table", **columns)
