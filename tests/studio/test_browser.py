@@ -11,6 +11,7 @@ import zipfile
 import pytest
 from PIL import Image
 
+from dermjax import config_file
 from dermjax.curation import reviews
 from dermjax.data import records
 from dermjax.data.digests import sha256
@@ -314,11 +315,14 @@ def test_html_in_names_is_shown_as_text(page, server):
     assert page.said == []
 
 
-def test_reader_study_by_keyboard_to_its_csv(page, server):
+def test_reader_study_by_keyboard_to_its_csv(page, server, runs):
+    """The menus offer a run of each kind by themselves."""
+    for name in ("prepare", "generate"):
+        config = config_file.load(str(config_file.PRESETS / f"{name}.py"))
+        (runs / name / "config.json").write_text(config.to_json_best_effort())
     page.goto(f"{server.url}/#study")
     page.wait_for_selector("[name=reader]")
-    page.select_option("[name=real]", "prepare")
-    page.select_option("[name=synthetic]", "generate")
+    assert (page.input_value("[name=real]"), page.input_value("[name=synthetic]")) == ("prepare", "generate")
     page.fill("[name=count]", "6")
     page.fill("[name=reader]", "Ada")
     page.press("[name=reader]", "Enter")

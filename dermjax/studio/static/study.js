@@ -6,13 +6,15 @@ export async function show(place, signal, study) {
   place.append(element("h1", {}, "Reader study"));
   if (study) return ask(place, signal, study);
   place.append(element("p", {}, "Half of the images are photographs, half were made by a model. Say which is which."));
-  const names = (await get("/api/runs")).runs.filter((run) => run.manifest).map((run) => run.name);
-  if (!names.length) {
+  const runs = (await get("/api/runs")).runs.filter((run) => run.manifest);
+  if (!runs.length) {
     place.append(element("p", {}, "No run in this folder has a manifest yet."));
     return;
   }
+  const names = runs.map((run) => run.name);
+  const first = (...stages) => (runs.find((run) => stages.includes(run.stage)) || runs[0]).name;
   const inputs = {
-    real: choice("real", names, names[0]), synthetic: choice("synthetic", names, names[0]),
+    real: choice("real", names, first("prepare")), synthetic: choice("synthetic", names, first("curate", "generate", "transform")),
     reader: element("input", { name: "reader", required: true, maxlength: 60, autocomplete: "off" }),
     count: element("input", { name: "count", type: "number", min: 2, max: 400, step: 2, value: 40 }),
     seed: element("input", { name: "seed", type: "number", min: 0, max: 4294967295, value: 0 }),
