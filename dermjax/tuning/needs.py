@@ -104,7 +104,8 @@ def from_program(setup: Setup, config: ConfigDict, program: Compiled) -> Needs:
         compiler(setup.grid), **held, activations=peak - sum(held.values()),
         operations=cost["flops"] * config.accumulate,
         traffic=cost["bytes accessed"] + (config.accumulate - 1) * each,
-        collectives=collectives(program.as_text()), estimate=cost.get("optimal_seconds", 0.0) * config.accumulate,
+        collectives=collectives(program.as_text()),
+        estimate=max(cost.get("optimal_seconds", 0.0), 0.0) * config.accumulate,  # of large programs it is negative
     )  # fmt: skip
 
 
