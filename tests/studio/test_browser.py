@@ -194,7 +194,7 @@ def test_the_curve_of_a_tune_grows_while_it_runs_and_goes_on_after_a_stop(page, 
     watched("includes(' left')")
     first, points = step(), curve()
     until(page, f"document.querySelector('polyline.loss').getAttribute('points').split(' ').length > {points}", 600)
-    assert step() > first >= 10
+    assert step() > first >= 1
     page.wait_for_selector(".samples img", timeout=120_000)
     assert page.locator(".samples .mark").inner_text() == "SYNTHETIC"
     page.goto(f"{server.url}/#runs")
