@@ -259,7 +259,6 @@ def assign(choices: Choices, quotas: Sequence[Quota], count: int) -> list[dict[s
     and gap by gap the word is taken that is furthest behind its shares: alone, in pairs and all at once. So after any
     number of images each word and each pair have had theirs to within a few images. The images of the quotas come
     first; the rest make the shares of all right again, as far as they can. Nothing is drawn at random.
-
     """
     shares = {
         gap: {word: weight / sum(weights.values()) for word, weight in weights.items() if weight}

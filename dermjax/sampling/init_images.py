@@ -6,9 +6,10 @@ n requests, S the side of their images in pixels.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +75,18 @@ def read(source: str, mask: str, strength: float, requests: Sequence[Request]) -
     files = _files(Path(source), {request.label for request in requests})
     turns = {label: cycle(paths) for label, paths in files.items()}
     chosen = {request: next(turns[request.label]) for request in requests}
-    stems = Counter(path.stem for path in set(chosen.values()) if Path(mask).is_dir())
-    if mask and stems and max(stems.values()) > 1:
-        name = stems.most_common(1)[0][0]
-        raise UserError(f"config.init.mask {mask}: {stems[name]} images are named {name}, and masks go by name; rename "
-                        "them")  # fmt: skip
+    if mask and Path(mask).is_dir():
+        refuse_shared_names(set(chosen.values()), f"config.init.mask {mask}")
     checked = {path: _init_image(path, mask) for path in dict.fromkeys(chosen.values())}
     return InitImages({request: checked[path] for request, path in chosen.items()}, strength)
+
+
+def refuse_shared_names(paths: Iterable[Path], key: str) -> None:
+    """UserError where two images have one name but for their folder and suffix: a mask is found by that name."""
+    stems = Counter(path.stem for path in paths)
+    name, number = max(stems.items(), key=itemgetter(1), default=("", 0))
+    if number > 1:
+        raise UserError(f"{key}: {number} images are named {name}, and masks go by name; rename them, or give none")
 
 
 def _files(source: Path, labels: set[str]) -> dict[str, list[Path]]:

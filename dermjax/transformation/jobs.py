@@ -82,8 +82,9 @@ def plan_job(
     """
     record = subject.record
     # a class may be named "in situ/invasive", or, by whoever made the manifest, "../.."
-    folder = quote(record.label, " ", errors="surrogateescape").replace(".", "%2E") or "%"
-    folder = record.label if names_folder(record.label) else folder
+    folder = record.label
+    if not names_folder(folder):
+        folder = quote(folder, " ", errors="surrogateescape").replace(".", "%2E") or "%"
     name = f"{way}/{transformation.replace(' ', '_')}/{folder}/{Path(record.image).stem}"
     request = replace(request, image=f"images/{name}.png", label=record.label)
     if way == "prompt":

@@ -27,7 +27,7 @@ from dermjax.models.stable_diffusion import count
 from dermjax.progress import bar, cost, say
 from dermjax.run_folder import write_atomically
 from dermjax.sampling import provenance
-from dermjax.sampling.init_images import NOISE, InitImage, InitImages
+from dermjax.sampling.init_images import NOISE, InitImage, InitImages, refuse_shared_names
 from dermjax.sampling.model import Model, load_model
 from dermjax.sampling.render import Renderer, produce
 from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
@@ -123,11 +123,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _check(config)
     manifest, part = _sources(config.images, config.label), parts.read(config.part)
     root, chosen = parts.root(workdir, part), _chosen(manifest, config.limit)
-    stems = Counter(Path(record.image).stem for record in chosen if config.masks)
-    if stems and max(stems.values()) > 1:
-        name = stems.most_common(1)[0][0]
-        raise UserError(f"config.masks: {stems[name]} images are named {name}, and masks go by name; give none, "
-                        "or rename them")  # fmt: skip
+    if config.masks:
+        refuse_shared_names((Path(record.image) for record in chosen), "config.masks")
     if part:
         part.check(len(chosen), "images")
     share = part.block(len(chosen)) if part else range(len(chosen))

@@ -204,10 +204,10 @@ def _sent(setup: Setup, parts: int) -> dict[str, Collective]:
     for leaf, home in zip(jax.tree.leaves(state.params), homes, strict=True):
         dtype = leaf.dtype if fsdp == 1 else jnp.dtype(setup.sd.dtype)
         size[not home.is_fully_replicated] += leaf.size * dtype.itemsize
-    collectives = {
+    sent = {
         "all-reduce": around_ring("all-reduce", 1, size[False], data * fsdp)
         + around_ring("all-reduce", 1, size[True] / fsdp, data),
         "all-gather": around_ring("all-gather", 2 * parts, size[True], fsdp),
         "reduce-scatter": around_ring("reduce-scatter", parts, size[True], fsdp),
     }
-    return {kind: each for kind, each in collectives.items() if each.sent}
+    return {kind: each for kind, each in sent.items() if each.sent}

@@ -78,7 +78,8 @@ def snapshot(folder: Path) -> Path:
     """
     main, known = folder / "refs" / "main", folder / "snapshots"
     commits = sorted(path.name for path in known.iterdir()) if known.is_dir() else []
-    commits = [main.read_text().strip()] if commits and main.is_file() else commits
+    if commits and main.is_file():
+        commits = [each for each in commits if each == main.read_text(errors="replace").strip()]
     return known / commits[0] if len(commits) == 1 and (known / commits[0]).is_dir() else folder
 
 

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from dermjax.data import digests, export, images, records
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation.images import table
+from dermjax.publication.card import _table as describe
 
 PUBLISH = Path(__file__).parents[2] / "configs" / "publish.py"
 LABELS = ("benign", "malignant")
@@ -97,6 +98,10 @@ def publish(command, tmp_path, monkeypatch, curated):
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_markup_in_a_card_s_table_is_text():
+    assert "| a \\| &lt;img src=x> | 3 |" in describe("prompt", ["n"], [("a |\n<img src=x>", 3)])
 
 
 def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):

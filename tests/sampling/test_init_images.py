@@ -95,6 +95,15 @@ def test_a_folder_of_masks(tmp_path, manifest):
     assert all(picture.mask == folder / picture.image.name for picture in found.values())
 
 
+def test_two_images_of_one_name_share_no_mask(tmp_path):
+    (tmp_path / "two").mkdir()
+    paths = [tmp_path / "a.png", tmp_path / "two" / "a.jpg"]
+    with pytest.raises(UserError, match=r"config.init.mask M: 2 images are named a, and masks go by name"):
+        init_images.refuse_shared_names(paths, "config.init.mask M")
+    init_images.refuse_shared_names(paths[:1], "config.init.mask M")
+    init_images.refuse_shared_names([], "config.init.mask M")
+
+
 def test_records_tell_the_start_by_its_content(tmp_path):
     read = init_images.read(picture(tmp_path / "a.png"), mask(tmp_path / "m.png"), 0.5, ASKED)
     named = read.provenance(FIRST)

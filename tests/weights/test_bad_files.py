@@ -19,6 +19,8 @@ FILES = {
     "empty": (b"", "is empty; fetch the file again"),
     "a web page": (b"<!DOCTYPE html><html>", "is a web page, saved in place of the file"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer"),
+    "GGUF": (b"GGUF\x03\x00\x00\x00", "is a GGUF file of quantised tensors"),
+    "JSON": (b'{"weight_map": {}}', "is JSON, no file of tensors"),
     "noise": (b"GIF89a", "not a readable safetensors or PyTorch file"),
 }
 

@@ -17,7 +17,7 @@ from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import TINY, StableDiffusion, count
 from dermjax.weights import diffusers as ours
-from dermjax.weights import model_files
+from dermjax.weights import model_files, tensor_files
 from dermjax.weights.torch_layout import flatten
 
 
@@ -314,6 +314,15 @@ def test_a_repository_in_hugging_face_s_cache_is_its_files(small_model, tmp_path
         (cache / "refs" / "main").write_text("1f2e\n")
         (cache / "snapshots" / "0000").mkdir()
     jax.tree.map(np.testing.assert_array_equal, ours.read(ours.locate(str(cache)))[1], params)
+
+
+@pytest.mark.parametrize("main", [b"../../elsewhere", b"", b"\xff\xfe"], ids=repr)
+def test_a_commit_of_a_cache_that_is_none_of_its_own_is_not_followed(tmp_path, main):
+    (tmp_path / "elsewhere").mkdir()
+    cache = tmp_path / "models--somebody--moles"
+    (cache / "snapshots" / "1f2e").mkdir(parents=True), (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_bytes(main)
+    assert tensor_files.snapshot(cache) == cache
 
 
 def test_a_name_of_the_hub_is_told_how_to_fetch_it(tmp_path, monkeypatch):
