@@ -1,12 +1,21 @@
 """What parts leave becomes the records of the whole, in its order; what does not belong together is one line."""
 
 import json
+import os
+import resource
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from dermjax import merge, parts, run_folder
+from dermjax.curation import measurements
+from dermjax.curation.measurements import Measurement
+from dermjax.curation.rules import Rule
 from dermjax.data import records
 from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest, Record
@@ -15,6 +24,7 @@ from dermjax.parts import Finished, Part
 
 LABELS = ("benign", "malignant")
 CONFIG = {"steps": 4, "part": ""}
+MANY = int(os.environ.get("DERMJAX_MERGE_IMAGES", 20_000))
 
 
 def record(place):
@@ -149,3 +159,37 @@ def test_a_merge_waits_for_parts_at_work_and_says_so(workdir, monkeypatch):
 def test_the_command_refuses_in_one_line(tmp_path, command):
     code, _, error = command("merge", tmp_path)
     assert (code, len(error.splitlines())) == (2, 1) and "no parts in it" in error
+
+
+@pytest.mark.slow
+def test_many_curated_parts_are_merged_in_bounded_memory(tmp_path):
+    """Made-up hashes of DERMJAX_MERGE_IMAGES images, every twentieth a near-duplicate of an earlier one; no pixels."""
+    rng, count, limit, flipped = np.random.default_rng(0), 8, 40.0, 20
+    hashes = rng.integers(0, 2**64, (MANY, 8, 4), np.uint64)
+    copies = np.arange(20, MANY, 20)
+    bits = np.zeros((len(copies), 4), np.uint64)
+    for row, places in zip(bits, rng.integers(0, 256, (len(copies), flipped)), strict=True):
+        np.bitwise_or.at(row, places // 64, np.uint64(1) << (places % 64).astype(np.uint64))
+    # the original is no copy itself
+    hashes[copies] = hashes[rng.integers(0, copies // 20) * 20 + 1] ^ bits[:, None]
+    rule = Rule(reason="near_duplicate", score="near_duplicate", limit=limit, high=False, rejects=True)
+    findings = {"rules": [asdict(rule)], "training_images": 0}
+    for index in range(count):
+        places = range(index, MANY, count)
+        folder = tmp_path / Part(count, index).folder
+        run_folder.claim(folder, {"gallery": 0, "hits": 0, "part": f"{index}/{count}"})
+        made = Manifest(labels=LABELS, root=tmp_path, records=tuple(map(record, places)))
+        records.write(folder / records.FILE, made)
+        with (folder / measurements.FILE).open("wb") as file:
+            for place, each in zip(places, made.records, strict=True):
+                file.write(measurements._line(each.sha256, Measurement(hashes[place], {}), measurements.causes(128)))
+        parts.finish(folder, Finished(stage="curate", part=f"{index}/{count}", total=MANY, places=list(places),
+                                      left_out=[], causes={}, findings=findings))  # fmt: skip
+    del hashes
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "dermjax", "merge", str(tmp_path)], check=True)
+    seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"\n{MANY} records of {count} parts merged in {seconds:.0f} s, peak {peak / 1e9:.2f} GB")
+    rejected = [place for place, each in enumerate(records.stream(tmp_path / records.FILE)[2]) if not each.kept]
+    assert rejected == copies.tolist()
+    assert peak < 16e9

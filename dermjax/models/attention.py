@@ -11,14 +11,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dermjax.models.cpu.attention import in_order
+from dermjax.models.cpu.attention import attention as by_cpu
 
 Array = jax.Array
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:  # [B, N, K, d], [B, M, K, d] twice -> [B, N, K, d]
     """Returns the mean of the values, weighted by the softmax of q k / sqrt(d) over the keys."""
-    return jax.lax.platform_dependent(q, k, v, cpu=in_order, default=accelerated)
+    return jax.lax.platform_dependent(q, k, v, cpu=by_cpu, default=accelerated)
 
 
 @jax.custom_vjp

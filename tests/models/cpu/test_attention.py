@@ -7,12 +7,12 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as jax_s
 
 from dermjax.models.attention import accelerated, attention, by_cudnn, capability
-from dermjax.models.cpu.attention import in_order
+from dermjax.models.cpu import attention as by_cpu
 
 
-def given(dtype, size: float):
+def given(dtype, size: float, queries: int = 7, heads: int = 3):
     rng = np.random.default_rng(0)
-    shapes = ((2, 7, 3, 8), (2, 5, 3, 8), (2, 5, 3, 8), (2, 7, 3, 8))
+    shapes = ((2, queries, heads, 8), (2, 5, heads, 8), (2, 5, heads, 8), (2, queries, heads, 8))
     return [jnp.asarray(size * rng.normal(size=shape), dtype) for shape in shapes]
 
 
@@ -21,21 +21,59 @@ def value_and_gradients(attend, q, k, v, weight):
     return y, *back(weight)
 
 
-@pytest.mark.parametrize("size", [1.0, 30.0])
-def test_it_is_jax_s(size):
-    """At a size of 30, scores reach thousands."""
-    arrays = given(jnp.float32, size)
+@pytest.fixture(params=["whole", "blocks"])
+def way(request, monkeypatch):
+    """Both ways, whatever the number of weights; in blocks of two queries."""
+    jax.clear_caches()
+    monkeypatch.setattr(by_cpu, "BLOCK", 2)
+    monkeypatch.setattr(by_cpu, "LEAST", 2)
+    for limit in ("MANY", "HUGE"):
+        monkeypatch.setattr(by_cpu, limit, 0 if request.param == "blocks" else 1 << 60)
+    yield request.param
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("heads", [3, 4])
+def test_it_is_jax_s(way, heads):
+    arrays = given(jnp.float32, 1.0, queries=6, heads=heads)
+    assert by_cpu.in_blocks(*arrays[:2], by_cpu.MANY) == (way == "blocks")
     expected = value_and_gradients(jax.nn.dot_product_attention, *arrays)
-    for way in (in_order, attention):
-        for ours, theirs in zip(jax.jit(value_and_gradients, static_argnums=0)(way, *arrays), expected, strict=True):
-            assert np.isfinite(ours).all()
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+    ours = jax.jit(value_and_gradients, static_argnums=0)(attention, *arrays)
+    for mine, other in zip((*ours, jax.jit(attention)(*arrays[:3])), (*expected, expected[0]), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
-def test_bfloat16_is_as_near_to_float32_as_jax_s():
-    arrays = given(jnp.bfloat16, 1.0)
+def test_scores_in_thousands_are_as_near_to_float64_as_jax_s(way):
+    """Where float32 has rounded the scores themselves by some 1e-4."""
+    arrays = given(jnp.float32, 30.0, queries=6, heads=4)
+    with jax.enable_x64():
+        exact = value_and_gradients(jax.nn.dot_product_attention, *(np.asarray(a, np.float64) for a in arrays))
+        assert exact[0].dtype == np.float64
+    ours, theirs = (value_and_gradients(call, *arrays) for call in (attention, jax.nn.dot_product_attention))
+    for mine, other, true in zip(ours, theirs, map(np.asarray, exact), strict=True):
+        errors = [np.linalg.norm(np.asarray(each, np.float64) - true) for each in (mine, other)]
+        assert errors[0] < 1.5 * errors[1] + 1e-6 * np.linalg.norm(true)
+
+
+@pytest.mark.parametrize(("queries", "width", "divided"), [(4096, 40, True), (4095, 40, False), (4096, 512, False)])
+def test_blocks_are_for_many_weights_of_narrow_heads_in_even_parts(queries, width, divided):
+    q = jax.ShapeDtypeStruct((1, queries, 8, width), jnp.float32)
+    assert by_cpu.in_blocks(q, q, by_cpu.HUGE) == divided
+    assert not by_cpu.in_blocks(q, jax.ShapeDtypeStruct((1, 77, 8, width), jnp.float32), by_cpu.MANY)
+
+
+def test_neither_a_value_nor_a_gradient_of_64_x_64_latents_holds_all_weights():
+    """8 heads of 4,096 x 4,096 numbers are 537 MB."""
+    q = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.float32)
+    for work, arrays in ((attention, (q, q, q)), (value_and_gradients, (attention, q, q, q, q))):
+        compiled = jax.jit(work, static_argnums=0 if len(arrays) == 5 else ()).lower(*arrays).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 100e6
+
+
+def test_bfloat16_is_as_near_to_float32_as_jax_s(way):
+    arrays = given(jnp.bfloat16, 1.0, queries=6)
     exact = value_and_gradients(jax.nn.dot_product_attention, *(a.astype(jnp.float32) for a in arrays))
-    ours, theirs = (value_and_gradients(way, *arrays) for way in (in_order, jax.nn.dot_product_attention))
+    ours, theirs = (value_and_gradients(way, *arrays) for way in (attention, jax.nn.dot_product_attention))
     for mine, other, true in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == jnp.bfloat16
         errors = [float(jnp.linalg.norm(a.astype(jnp.float32) - true)) for a in (mine, other)]
