@@ -36,7 +36,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:  # [B, N, K, d], [B, M, K,
 def in_blocks(q: Array, k: Array, least: int) -> bool:
     """Returns whether heads of so many weights at least are taken in blocks."""
     (_, N, _, d), M = q.shape, k.shape[1]
-    return N * M >= least and d <= NARROW and math.gcd(N, BLOCK) >= LEAST
+    return least <= N * M and d <= NARROW and math.gcd(N, BLOCK) >= LEAST
 
 
 def product(pattern: str, a: Array, b: Array) -> Array:
