@@ -13,6 +13,8 @@ from dermjax.models.cpu.convolution import (
     columns,
     columns_gradient,
     few_pixels,
+    kernel_gradient,
+    many_channels,
     shifted,
     shifted_gradients,
     small,
@@ -40,9 +42,13 @@ def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     def transposed(kernel: Array, gradient: Array) -> Array:
         return jax.linear_transpose(partial(xla_convolution, kernel=kernel), x)(gradient)[0]
 
+    def transposed_by_kernel(x: Array, gradient: Array) -> Array:
+        return jax.linear_transpose(partial(xla_convolution, x), kernel)(gradient)[0]
+
     cpu = columns_gradient if few_pixels(gradient) else transposed
     by_x = lax.platform_dependent(kernel, gradient, cpu=cpu, default=transposed)
-    return by_x, jax.linear_transpose(partial(xla_convolution, x), kernel)(gradient)[0]
+    cpu = kernel_gradient if many_channels(x, gradient) else transposed_by_kernel
+    return by_x, lax.platform_dependent(x, gradient, cpu=cpu, default=transposed_by_kernel)
 
 
 convolution.defvjp(lambda x, kernel: (convolution(x, kernel), (x, kernel)), _backward)

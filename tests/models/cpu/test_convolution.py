@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dermjax.models.convolution import convolution, xla_convolution
-from dermjax.models.cpu.convolution import FEW, FEWER, columns, columns_gradient
+from dermjax.models.cpu import convolution as by_cpu
+from dermjax.models.cpu.convolution import FEW, FEWER, NARROW, WIDE, columns, columns_gradient, kernel_gradient
 
 SHAPES = [(2, 4, 4, 3, 40), (1, 5, 7, 8, 4), (2, 1, 1, 4, 8), (3, 2, 9, 6, 5)]  # B, h, w, C, D
 
@@ -50,6 +51,29 @@ def test_both_ways_are_taken_on_a_cpu():
 
     assert not transposes(1, 4, 4, 3, 16 // FEW)
     assert transposes(1, 4, 4, 3, 16 // FEW - 1)
+
+
+@pytest.mark.parametrize("fewest", [0, 512])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_kernel_s_gradient_by_products_is_the_librarys(shape, fewest, monkeypatch):
+    monkeypatch.setattr(by_cpu, "FEWEST", fewest)
+    x, kernel, gradient = drawn(*shape)
+    expected = jax.vjp(xla_convolution, x, kernel)[1](gradient)[1]
+    found = kernel_gradient(x, gradient)
+    assert found.shape == kernel.shape
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "channels", "products"),
+    [((1, 2, 2), NARROW, True), ((1, 2, 2), NARROW - 1, False), ((2, 64, 64), NARROW, False), ((2, 64, 64), WIDE, True)],
+)
+def test_a_kernel_of_many_channels_has_its_gradient_by_products_on_a_cpu(pixels, channels, products):
+    """More channels for more pixels; the fewer of both sides count."""
+    shapes = ((*pixels, channels), (3, 3, channels, 2 * channels), (*pixels, 2 * channels))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    program = jax.jit(lambda x, k, g: jax.vjp(convolution, x, k)[1](g)[1]).lower(*arrays)
+    assert ("stablehlo.convolution" not in program.as_text()) == products
 
 
 def test_columns_are_summed_in_float32():
