@@ -9,7 +9,7 @@ import numpy as np
 
 from dermjax.data.leaks import duplicates
 from dermjax.data.records import SPLITS, Manifest, Record
-from dermjax.data.thumbnails import Thumbnail, thumbnail
+from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
 from dermjax.page import fill
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -105,6 +105,5 @@ def _artefacts(manifest: Manifest) -> dict[str, list[float]]:
 def _samples(manifest: Manifest, label: str, split: str) -> list[Thumbnail]:
     """Thumbnails spread evenly over the records of a class and split."""
     records = manifest.split(split, label)
-    rows = np.unique(np.linspace(0, len(records) - 1, min(SAMPLES, len(records))).round().astype(int))
-    chosen = [records[row] for row in rows]
+    chosen = evenly_spaced(records, SAMPLES)
     return [thumbnail(manifest, each, each.attributes.get("caption", each.image)) for each in chosen]

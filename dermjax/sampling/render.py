@@ -18,6 +18,7 @@ from dermjax.diffusion import samplers
 from dermjax.diffusion.denoiser import Denoiser
 from dermjax.diffusion.ladders import Ladder
 from dermjax.models.cpu import eigen
+from dermjax.models.cpu.attention import weights_held
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count, operations
 from dermjax.models.unet import per_block
 from dermjax.sampling.init_images import InitImages
@@ -152,8 +153,9 @@ def memory(model: StableDiffusion, params: Params, size: int, grid: Mesh) -> Cal
     held = 4 * count(params)
     if on_cpu and number < 4:
         held, number = held + 4 * count(params["unet"]), 4  # kernels are widened before they are used
-    weights = cells**2 * per_block(unet["attention_head_dim"], 1)[0] if on_cpu else 0
-    layers = LAYER_WIDTHS * unet["block_out_channels"][0] * cells
+    heads, width = per_block(unet["attention_head_dim"], 1)[0], unet["block_out_channels"][0]
+    weights = weights_held(cells, heads, width // heads, gradient=False) if on_cpu else 0
+    layers = LAYER_WIDTHS * width * cells
     decoder = PIXEL_WIDTHS * model.configs["vae"]["block_out_channels"][1] * size**2
     each = number * max(2 * (layers + 2 * weights), decoder)
     return lambda batch: (held + batch * each) * grid.size + PROCESS if on_cpu else held + batch * each

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dermjax import machine, sharding
+from dermjax.models.cpu.attention import weights_held
 from dermjax.models.stable_diffusion import count, operations
 from dermjax.models.unet import per_block
 from dermjax.progress import cost, say
@@ -124,7 +125,7 @@ def numbers_kept(setup: Setup, cells: int, weights: bool) -> float:
         here = cells / 4**level
         total += layers * (REMAT_WIDTHS if remat else WIDTHS) * width * here
         if weights and unet["down_block_types"][level].startswith("CrossAttn"):
-            total += layers * heads[level] * here**2
+            total += layers * weights_held(int(here), heads[level], width // heads[level], gradient=True)
     return total
 
 

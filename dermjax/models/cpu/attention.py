@@ -30,13 +30,19 @@ ONES = 8  # columns beside the values, whose product with the weights is their s
 @jax.custom_vjp
 def attention(q: Array, k: Array, v: Array) -> Array:  # [B, N, K, d], [B, M, K, d] twice -> [B, N, K, d]
     """Returns `models.attention`, as a whole or in blocks of queries."""
-    return (blocks if in_blocks(q, k, MANY) else whole)(q, k, v)[0]
+    return (blocks if in_blocks(q.shape[1], k.shape[1], q.shape[-1], MANY) else whole)(q, k, v)[0]
 
 
-def in_blocks(q: Array, k: Array, least: int) -> bool:
-    """Returns whether heads of so many weights at least are taken in blocks."""
-    (_, N, _, d), M = q.shape, k.shape[1]
+def in_blocks(N: int, M: int, d: int, least: int) -> bool:
+    """Returns whether heads of width d are taken in blocks, which are for so many weights at least."""
     return least <= N * M and d <= NARROW and math.gcd(N, BLOCK) >= LEAST
+
+
+def weights_held(N: int, K: int, d: int, *, gradient: bool) -> int:
+    """Returns how many weights of one image's attention to itself are in memory at a time, or until its gradient."""
+    if in_blocks(N, N, d, HUGE if gradient else MANY):
+        return 0 if gradient else math.gcd(K, 2) * BLOCK * N
+    return K * N * N
 
 
 def product(pattern: str, a: Array, b: Array) -> Array:
@@ -127,7 +133,7 @@ def blocks_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, A
 
 
 def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-    return (blocks if in_blocks(q, k, HUGE) else whole)(q, k, v)
+    return (blocks if in_blocks(q.shape[1], k.shape[1], q.shape[-1], HUGE) else whole)(q, k, v)
 
 
 def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array]:

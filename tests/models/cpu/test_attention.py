@@ -36,7 +36,7 @@ def way(request, monkeypatch):
 @pytest.mark.parametrize("heads", [3, 4])
 def test_it_is_jax_s(way, heads):
     arrays = given(jnp.float32, 1.0, queries=6, heads=heads)
-    assert by_cpu.in_blocks(*arrays[:2], by_cpu.MANY) == (way == "blocks")
+    assert by_cpu.in_blocks(6, 5, 8, by_cpu.MANY) == (way == "blocks")
     expected = value_and_gradients(jax.nn.dot_product_attention, *arrays)
     ours = jax.jit(value_and_gradients, static_argnums=0)(attention, *arrays)
     for mine, other in zip((*ours, jax.jit(attention)(*arrays[:3])), (*expected, expected[0]), strict=True):
@@ -57,9 +57,11 @@ def test_scores_in_thousands_are_as_near_to_float64_as_jax_s(way):
 
 @pytest.mark.parametrize(("queries", "width", "divided"), [(4096, 40, True), (4095, 40, False), (4096, 512, False)])
 def test_blocks_are_for_many_weights_of_narrow_heads_in_even_parts(queries, width, divided):
-    q = jax.ShapeDtypeStruct((1, queries, 8, width), jnp.float32)
-    assert by_cpu.in_blocks(q, q, by_cpu.HUGE) == divided
-    assert not by_cpu.in_blocks(q, jax.ShapeDtypeStruct((1, 77, 8, width), jnp.float32), by_cpu.MANY)
+    assert by_cpu.in_blocks(queries, queries, width, by_cpu.HUGE) == divided
+    assert not by_cpu.in_blocks(queries, 77, width, by_cpu.MANY)
+    kept = by_cpu.weights_held(queries, 8, width, gradient=True)
+    assert kept == (0 if divided else 8 * queries**2)
+    assert by_cpu.weights_held(queries, 8, width, gradient=False) == (2 * 256 * queries if divided else kept)
 
 
 def test_neither_a_value_nor_a_gradient_of_64_x_64_latents_holds_all_weights():
