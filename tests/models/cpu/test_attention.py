@@ -1,5 +1,9 @@
 """Attention as a CPU computes it against JAX's own: values and all three gradients."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +74,28 @@ def test_neither_a_value_nor_a_gradient_of_64_x_64_latents_holds_all_weights():
     for work, arrays in ((attention, (q, q, q)), (value_and_gradients, (attention, q, q, q, q))):
         compiled = jax.jit(work, static_argnums=0 if len(arrays) == 5 else ()).lower(*arrays).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 100e6
+
+
+TWO_DEVICES = """
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from dermjax.models.attention import attention
+
+rows = NamedSharding(jax.make_mesh((2,), ("data",), (AxisType.Auto,)), PartitionSpec("data"))
+q = jax.ShapeDtypeStruct((4, 4096, 8, 40), "float32", sharding=rows)
+both = lambda q, k, v, weight: (lambda y, back: (y, *back(weight)))(*jax.vjp(attention, q, k, v))
+for work, arrays in ((attention, 3), (both, 4)):
+    print(jax.jit(work, out_shardings=rows).lower(*[q] * arrays).compile().as_text())
+"""
+
+
+def test_devices_that_divide_a_batch_exchange_nothing_for_its_blocks():
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "while(" in done.stdout and "num_partitions=2" in done.stdout
+    for exchange in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert f"{exchange}(" not in done.stdout
 
 
 def test_bfloat16_is_as_near_to_float32_as_jax_s(way):
