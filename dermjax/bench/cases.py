@@ -58,7 +58,7 @@ def _training(name: str, size: int, batch: int, steps: int, seconds: float, memo
 
 def _batches(augment: str, images: int, seconds: float) -> Case:
     settings = {"augment": augment, "images": images}
-    return Case("batches", settings, "image", images, ("torch",), seconds, 0.7 * GB)
+    return Case("batches", settings, "image", images, ("torch",), seconds, 1.1 * GB)
 
 
 def _loading(dtype: str, seconds: float, memory: float) -> Case:
@@ -68,34 +68,34 @@ def _loading(dtype: str, seconds: float, memory: float) -> Case:
 MATRIX = "matrix"  # whose rate the others are a share of
 TINY = {
     "sample/derm-tiny": Case(
-        "sample", {"steps": 25, "batch": 8, "guidance": 3.5}, "image", 8, (*DIFFUSERS, "transformers"), 6, 1.2 * GB,
+        "sample", {"steps": 25, "batch": 8, "guidance": 3.5}, "image", 8, (*DIFFUSERS, "transformers"), 3.5, 1.3 * GB,
         compiles=True,
     ),
     "tune/derm-tiny": Case(
-        "tune", {"batch": 16, "steps": 4}, "step", 4, DIFFUSERS, 1.5, 1.2 * GB, devices=0, compiles=True
+        "tune", {"batch": 16, "steps": 4}, "step", 4, DIFFUSERS, 2, 3.5 * GB, devices=0, compiles=True
     ),
 }  # fmt: skip
 FILES = {
-    "batches/mild": _batches("mild", 640, 1.5),
+    "batches/mild": _batches("mild", 640, 1),
     "batches/strong": _batches("strong", 640, 2.5),
-    "prepare/224": Case("prepare", {"images": 100}, "image", 100, (), 5, 0.8 * GB),
-    "load/float32": _loading("float32", 8, 6 * GB),
-    "load/float16": _loading("float16", 4, 3 * GB),
+    "prepare/224": Case("prepare", {"images": 100}, "image", 100, (), 3, 0.8 * GB),
+    "load/float32": _loading("float32", 4, 7 * GB),
+    "load/float16": _loading("float16", 1.5, 1 * GB),
 }
 CASES = {
     "cpu": {
         MATRIX: Case("matrix", {"side": 2048}, "product", 1, ("torch",), 0.2, 0.6 * GB),
-        "unet/32x32/1": _evaluations(1, 32, 3, 4, 5 * GB),
-        "unet/32x32/2": _evaluations(2, 32, 3, 7, 5 * GB),
-        "unet/64x64/1": _evaluations(1, 64, 1, 7, 6 * GB),
-        "unet/64x64/2": _evaluations(2, 64, 1, 14, 8 * GB),
-        "decode/256": _decoding(256, 2, 2 * GB),
-        "decode/512": _decoding(512, 8, 4 * GB),
+        "unet/32x32/1": _evaluations(1, 32, 3, 5, 5 * GB),
+        "unet/32x32/2": _evaluations(2, 32, 3, 10, 5 * GB),
+        "unet/64x64/1": _evaluations(1, 64, 1, 8, 5 * GB),
+        "unet/64x64/2": _evaluations(2, 64, 1, 16, 5 * GB),
+        "decode/256": _decoding(256, 5, 2 * GB),
+        "decode/512": _decoding(512, 23, 2 * GB),
         **TINY,
-        "gradient/full": _gradient("full", 1, 32, 6, 12 * GB),
-        "gradient/lora": _gradient("lora", 1, 32, 5, 8 * GB),
-        "classify/vit": _training("vit", 224, 16, 2, 5, 2 * GB),
-        "classify/mobilenetv2": _training("mobilenetv2", 160, 32, 2, 2, 2 * GB),
+        "gradient/full": _gradient("full", 1, 32, 11, 11 * GB),
+        "gradient/lora": _gradient("lora", 1, 32, 6.5, 7 * GB),
+        "classify/vit": _training("vit", 224, 16, 2, 8, 4.5 * GB),
+        "classify/mobilenetv2": _training("mobilenetv2", 160, 32, 2, 1.5, 3 * GB),
         **FILES,
     },
     "gpu": {

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dermjax.models import configs
-from dermjax.models.layers import NO_KEYS, ZEROS, gelu, layer_norm, linear
+from dermjax.models.layers import NO_KEYS, gelu, layer_norm, linear
+from dermjax.models.nnx_tree import Module, unread
 
 Array = jax.Array
 
@@ -25,7 +26,7 @@ NUMERIC_VERSION = 2
 ACTIVATIONS = {"quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x), "gelu": gelu}
 
 
-class SelfAttention(nnx.Module):
+class SelfAttention(Module):
     """Self-attention with biases everywhere; `causal` looks at earlier tokens only."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, dtype: DTypeLike):
@@ -41,7 +42,7 @@ class SelfAttention(nnx.Module):
         return self.out_proj(rearrange(attended, "B N K d -> B N (K d)"))
 
 
-class MLP(nnx.Module):
+class MLP(Module):
     """Two linear layers around the activation."""
 
     def __init__(self, width: int, inner: int, activation: str, *, dtype: DTypeLike):
@@ -54,7 +55,7 @@ class MLP(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](inner.astype(jnp.float32)).astype(inner.dtype))
 
 
-class Layer(nnx.Module):
+class Layer(Module):
     """Attention and MLP, each on a LayerNorm, each with a residual."""
 
     def __init__(self, config: dict, *, causal: bool, dtype: DTypeLike):
@@ -69,12 +70,12 @@ class Layer(nnx.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Embeddings(nnx.Module):
+class Embeddings(Module):
     """Token plus position."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
         width = config["hidden_size"]
-        kinds = {"embedding_init": ZEROS, "dtype": dtype, "rngs": NO_KEYS}
+        kinds = {"embedding_init": unread, "dtype": dtype, "rngs": NO_KEYS}
         self.token_embedding = nnx.Embed(config["vocab_size"], width, **kinds)
         self.position_embedding = nnx.Embed(config["max_position_embeddings"], width, **kinds)
 
@@ -83,7 +84,7 @@ class Embeddings(nnx.Module):
         return self.token_embedding(tokens) + positions[None]
 
 
-class Encoder(nnx.Module):
+class Encoder(Module):
     """The stack of layers."""
 
     def __init__(self, config: dict, *, causal: bool, dtype: DTypeLike):
@@ -95,7 +96,7 @@ class Encoder(nnx.Module):
         return x
 
 
-class TextModel(nnx.Module):
+class TextModel(Module):
     """Embeddings, layers, final norm."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -107,7 +108,7 @@ class TextModel(nnx.Module):
         return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
 
 
-class CLIPText(nnx.Module):
+class CLIPText(Module):
     """Tokens int32 [B, N] to context [B, N, D], float32."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):

@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from dermjax.errors import UserError
 from dermjax.models.clip_text import ACTIVATIONS, Encoder
-from dermjax.models.layers import NO_KEYS, ZEROS, layer_norm, linear
+from dermjax.models.layers import NO_KEYS, layer_norm, linear
+from dermjax.models.nnx_tree import Module, unread
 
 Array = jax.Array
 # Of features, for whatever is kept of them: raise it where they change by more than rounding
@@ -33,18 +34,18 @@ DEFAULTS = {  # what transformers fills in
 }
 
 
-class Embeddings(nnx.Module):
+class Embeddings(Module):
     """Class token and patches, each with the embedding of its place."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
         width, patch, self.dtype = config["hidden_size"], config["patch_size"], dtype
         kinds = {"dtype": dtype, "rngs": NO_KEYS}
-        self.class_embedding = nnx.Param(jnp.zeros((width,)))
+        self.class_embedding = nnx.Param(unread(None, (width,)))
         self.patch_embedding = nnx.Conv(
-            3, width, (patch, patch), strides=patch, padding="VALID", use_bias=False, kernel_init=ZEROS, **kinds
+            3, width, (patch, patch), strides=patch, padding="VALID", use_bias=False, kernel_init=unread, **kinds
         )
         self.position_embedding = nnx.Embed(
-            1 + (config["image_size"] // patch) ** 2, width, embedding_init=ZEROS, **kinds
+            1 + (config["image_size"] // patch) ** 2, width, embedding_init=unread, **kinds
         )
 
     def __call__(self, image: Array) -> Array:
@@ -54,7 +55,7 @@ class Embeddings(nnx.Module):
         return tokens + self.position_embedding(jnp.arange(tokens.shape[1]))[None]
 
 
-class CLIPVision(nnx.Module):
+class CLIPVision(Module):
     """Normalised images [B, H, W, 3] to features [B, D], or [B, P] where `projected`: float32."""
 
     def __init__(self, config: dict, *, projected: bool, dtype: DTypeLike):

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dermjax.models import nnx_tree
-from dermjax.models.layers import NO_KEYS, ZEROS
+from dermjax.models.layers import NO_KEYS
+from dermjax.models.nnx_tree import Module, unread
 
 Array = jax.Array
 # Of features, for whatever is kept of them: raise it where they change by more than rounding
@@ -26,14 +27,14 @@ POOLS = {
 }
 
 
-class Conv(nnx.Module):
+class Conv(Module):
     """A convolution without bias, batch normalisation by the file's statistics, ReLU."""
 
     def __init__(self, cin: int, cout: int, size: int | tuple[int, int], stride: int = 1, padding: str = "SAME"):
         window = (size, size) if isinstance(size, int) else size
         padding = "VALID" if stride > 1 else padding
         self.conv = nnx.Conv(
-            cin, cout, window, strides=stride, padding=padding, use_bias=False, kernel_init=ZEROS, rngs=NO_KEYS
+            cin, cout, window, strides=stride, padding=padding, use_bias=False, kernel_init=unread, rngs=NO_KEYS
         )
         self.bn = nnx.BatchNorm(cout, use_running_average=True, epsilon=EPSILON, rngs=NO_KEYS)
 
@@ -41,7 +42,7 @@ class Conv(nnx.Module):
         return nnx.relu(self.bn(self.conv(x)))
 
 
-class Mixed(nnx.Module):
+class Mixed(Module):
     """Paths side by side, of convolutions (name, channels, size, stride), pools, and forks of two convolutions."""
 
     def __init__(self, cin: int, paths: tuple):
@@ -138,7 +139,7 @@ BLOCKS = {
 }  # fmt: skip
 
 
-class Inception(nnx.Module):
+class Inception(Module):
     """Images [B, 299, 299, 3] in [-1, 1] to features [B, 2048]."""
 
     def __init__(self):

@@ -2,7 +2,7 @@
 
 Every epsilon, padding and activation is passed explicitly: Flax's defaults differ from PyTorch's, and the places where
 Stable Diffusion uses 1e-5 and 1e-6 differ too. Parameters are float32; `dtype` is the type of the arithmetic. Modules
-are built for their shapes alone (`nnx_tree.split`): values come from files or from `nnx_tree.draw`.
+are built for their shapes alone (`nnx_tree.split`), with initial values that are `unread`.
 
 Shapes: B batch, h w latent height and width, C channels, N tokens, D width, K heads.
 """
@@ -18,12 +18,13 @@ from jax.typing import DTypeLike
 
 from dermjax.models.attention import attention
 from dermjax.models.convolution import convolution
+from dermjax.models.nnx_tree import Module, unread
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
-# drawing initial values with Flax would cost seconds and nobody reads them
-ZEROS, NO_KEYS = nnx.initializers.zeros_init(), SimpleNamespace(params=lambda: None)
+NO_KEYS = SimpleNamespace(params=lambda: None)  # `unread` initial values want none
+UNREAD = {"kernel_init": unread, "bias_init": unread, "rngs": NO_KEYS}
 KEPT = "kept"  # names what a layer's matrices and convolutions give, which costs more to compute again than to keep
 
 
@@ -36,10 +37,10 @@ def conv(cin: int, cout: int, size: int, *, stride: int = 1, padding: int | Pads
     """A 2-d convolution over [B, h, w, C]; `padding` is a number of pixels or ((top, bottom), (left, right))."""
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     kind = {(1, 1, 0): PixelLinear, (3, 1, 1): Conv3x3}.get((size, stride, padding), nnx.Conv)
-    return kind(cin, cout, (size, size), strides=stride, padding=pads, kernel_init=ZEROS, dtype=dtype, rngs=NO_KEYS)
+    return kind(cin, cout, (size, size), strides=stride, padding=pads, dtype=dtype, **UNREAD)
 
 
-class Conv3x3(nnx.Conv):
+class Conv3x3(nnx.Conv, pytree=False):
     """A 3x3 convolution of stride 1 and padding 1, whose gradient is fast on a CPU too."""
 
     def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
@@ -47,7 +48,7 @@ class Conv3x3(nnx.Conv):
         return convolution(x, kernel) + bias[None, None, None]
 
 
-class PixelLinear(nnx.Conv):
+class PixelLinear(nnx.Conv, pytree=False):
     """A 1x1 convolution as one product over all pixels, for the reason of `Linear`."""
 
     def __call__(self, x: Array) -> Array:  # [B, h, w, C] -> [B, h, w, D]
@@ -56,7 +57,7 @@ class PixelLinear(nnx.Conv):
         return rows.reshape(*x.shape[:-1], self.out_features)
 
 
-class Linear(nnx.Linear):
+class Linear(nnx.Linear, pytree=False):
     """nnx.Linear, with its product taken over a matrix [rows, D] whatever the axes before the last.
 
     XLA's CPU compiler turns the gradients of the batched form into products with transposed copies of what came in
@@ -88,7 +89,7 @@ product.defvjp(
 
 def linear(din: int, dout: int, *, bias: bool = True, dtype: DTypeLike) -> nnx.Linear:
     """A dense layer over the last axis."""
-    return Linear(din, dout, use_bias=bias, kernel_init=ZEROS, dtype=dtype, rngs=NO_KEYS)
+    return Linear(din, dout, use_bias=bias, dtype=dtype, **UNREAD)
 
 
 def silu(x: Array) -> Array:
@@ -111,10 +112,12 @@ def layer_norm(width: int, *, epsilon: float, dtype: DTypeLike) -> nnx.LayerNorm
 
     Flax's fast variance, E[x^2] - E[x]^2, is 200 times less exact than PyTorch's where a mean is 100 deviations.
     """
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=NO_KEYS)
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, use_fast_variance=False, dtype=dtype, scale_init=unread, bias_init=unread, rngs=NO_KEYS
+    )
 
 
-class GroupNorm(nnx.Module):
+class GroupNorm(Module):
     """Group normalisation (arXiv 1803.08494) of [B, h, w, C] with statistics in float32.
 
     Sums are taken a channel first and joined into groups afterwards: the image is read once in its own layout, which
@@ -123,8 +126,8 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, groups: int, channels: int, *, epsilon: float, dtype: DTypeLike):
         self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
-        self.scale = nnx.Param(jnp.ones((channels,)))
-        self.bias = nnx.Param(jnp.zeros((channels,)))
+        self.scale = nnx.Param(unread(None, (channels,)))
+        self.bias = nnx.Param(unread(None, (channels,)))
 
     def __call__(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
@@ -141,7 +144,7 @@ class GroupNorm(nnx.Module):
         return (x32 * scale + shift).astype(self.dtype)
 
 
-class ResnetBlock(nnx.Module):
+class ResnetBlock(Module):
     """diffusers' ResnetBlock2D: two 3x3 convolutions, an embedding of the time between them unless `time` is 0."""
 
     def __init__(self, cin: int, cout: int, *, time: int, groups: int, epsilon: float, dtype: DTypeLike):
@@ -160,7 +163,7 @@ class ResnetBlock(nnx.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class Attention(nnx.Module):
+class Attention(Module):
     """diffusers' Attention: queries from x, keys and values from `context`; `bias` is that of q, k and v."""
 
     def __init__(self, width: int, context: int, heads: int, *, head_dim: int, bias: bool, dtype: DTypeLike):
@@ -184,7 +187,7 @@ class Attention(nnx.Module):
         return kept(self.to_out[0](rearrange(attention(q, *keys_values), "B N K d -> B N (K d)")))
 
 
-class Downsample(nnx.Module):
+class Downsample(Module):
     """Halves the image by a strided convolution. The UNet pads (1, 1), the VAE's encoder (0, 1)."""
 
     def __init__(self, channels: int, *, padding: int | Pads, dtype: DTypeLike):
@@ -194,7 +197,7 @@ class Downsample(nnx.Module):
         return self.conv(x)
 
 
-class Upsample(nnx.Module):
+class Upsample(Module):
     """Doubles the image by repetition (nearest neighbour), then a convolution.
 
     Halving rounds up, so that a doubled image may be a row and a column larger than the one it joins, [B, height,

@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 
 from dermjax.errors import UserError
 from dermjax.models.convolution import depthwise
-from dermjax.models.layers import NO_KEYS, ZEROS, linear
+from dermjax.models.layers import NO_KEYS, linear
+from dermjax.models.nnx_tree import Module, unread
 
 Array = jax.Array
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)  # table 2 of the paper
@@ -113,7 +114,7 @@ def padding(shape: tuple[int, ...], size: int, stride: int, dilation: int, tf_pa
     return tuple((total // 2 * dilation, (total - total // 2) * dilation) for total in totals)
 
 
-class ConvLayer(nnx.Module):
+class ConvLayer(Module):
     """Convolution, batch normalisation, ReLU6 unless it is a projection. `size` 1, 3, or 3 and one filter a channel."""
 
     def __init__(
@@ -138,7 +139,7 @@ class ConvLayer(nnx.Module):
             padding="VALID",
             feature_group_count=cin if each else 1,
             use_bias=False,
-            kernel_init=ZEROS,
+            kernel_init=unread,
             dtype=dtype,
             rngs=NO_KEYS,
         )
@@ -160,7 +161,7 @@ class ConvLayer(nnx.Module):
         return self.convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
-class InvertedResidual(nnx.Module):
+class InvertedResidual(Module):
     """Expand, filter each channel, project; a residual where the shapes allow."""
 
     def __init__(self, cin: int, cout: int, config: dict, *, geometry: tuple[int, int], dtype: DTypeLike):
@@ -175,7 +176,7 @@ class InvertedResidual(nnx.Module):
         return x + y if self.residual else y
 
 
-class Stem(nnx.Module):
+class Stem(Module):
     """The first convolution, which halves the image and expands, then filter and project."""
 
     def __init__(self, inner: int, cout: int, config: dict, *, dtype: DTypeLike):
@@ -192,7 +193,7 @@ class Stem(nnx.Module):
         return self.reduce_1x1(self.conv_3x3(x, train=train), train=train)
 
 
-class Backbone(nnx.Module):
+class Backbone(Module):
     """Images [B, H, W, 3] to features [B, H/32, W/32, C]; past `output_stride` blocks dilate instead of halving."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -221,7 +222,7 @@ class Backbone(nnx.Module):
         return x
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Module):
     """A backbone and a linear head on the mean of its features: `upper` of `lower`, cut below its `last` blocks."""
 
     def __init__(self, config: dict, labels: int, *, dtype: DTypeLike):

@@ -14,14 +14,14 @@ from jax.typing import DTypeLike
 
 from dermjax.models import nnx_tree
 from dermjax.models.layers import Downsample, GroupNorm, ResnetBlock, conv, silu
-from dermjax.models.nnx_tree import Params
+from dermjax.models.nnx_tree import Module, Params
 
 Array = jax.Array
 
 PATCH, WIDTHS, GROUPS, EPSILON = 4, (32, 64, 96), 8, 1e-5
 
 
-class Segmenter(nnx.Module):
+class Segmenter(Module):
     """Images [B, S, S, 3] in [-1, 1] to logits [B, S, S], positive on the lesion."""
 
     def __init__(self, *, dtype: DTypeLike):

@@ -32,6 +32,7 @@ from dermjax.models.layers import (
     silu,
     timestep_embedding,
 )
+from dermjax.models.nnx_tree import Module
 
 Array = jax.Array
 # Of predictions, for whatever is kept of them: raise it where they change by more than rounding
@@ -46,7 +47,7 @@ REMAT = {
 Words = Any  # the keys and values of a context, as a tree that mirrors the modules
 
 
-class FeedForward(nnx.Module):
+class FeedForward(Module):
     """The gated feed-forward layer (GEGLU, arXiv 2002.05202); `net` keeps diffusers' indices 0 and 2."""
 
     def __init__(self, width: int, *, dtype: DTypeLike):
@@ -56,7 +57,7 @@ class FeedForward(nnx.Module):
         return self.net[2](self.net[0](x))
 
 
-class GEGLU(nnx.Module):
+class GEGLU(Module):
     """A linear layer whose second half gates the first through the exact GELU."""
 
     def __init__(self, width: int, inner: int, *, dtype: DTypeLike):
@@ -67,11 +68,11 @@ class GEGLU(nnx.Module):
         return (value * gelu(gate)).astype(x.dtype)
 
 
-class Nothing(nnx.Module):
+class Nothing(Module):
     """Holds the place of a dropout of rate zero in a list whose indices are the file's."""
 
 
-class TransformerBlock(nnx.Module):
+class TransformerBlock(Module):
     """diffusers' BasicTransformerBlock: self-attention, cross-attention, feed-forward, each on a LayerNorm."""
 
     def __init__(self, width: int, context: int, heads: int, *, dtype: DTypeLike):
@@ -95,7 +96,7 @@ class TransformerBlock(nnx.Module):
         return images(rows + self.ff(self.norm3(rows)))
 
 
-class Transformer(nnx.Module):
+class Transformer(Module):
     """diffusers' Transformer2DModel: the pixels of [B, h, w, C] as tokens that attend to each other and to the text."""
 
     def __init__(self, width: int, context: int, heads: int, *, groups: int, flat: bool, dtype: DTypeLike):
@@ -120,7 +121,7 @@ class Transformer(nnx.Module):
         return x + self.proj_out(rearrange(y, "B (h w) C -> B h w C", h=h, w=w))
 
 
-class Block(nnx.Module):
+class Block(Module):
     """Resnets [(channels in, out)], each followed by a transformer where `heads` is not 0.
 
     `resnet` and `transformer` are the options that all resnets and all transformers of a UNet share.
@@ -201,7 +202,7 @@ class UpBlock(Block):
         return x
 
 
-class TimeEmbedding(nnx.Module):
+class TimeEmbedding(Module):
     """Two linear layers on the sinusoidal timestep."""
 
     def __init__(self, width: int, time: int, *, dtype: DTypeLike):
@@ -212,7 +213,7 @@ class TimeEmbedding(nnx.Module):
         return self.linear_2(silu(self.linear_1(x)))
 
 
-class UNet(nnx.Module):
+class UNet(Module):
     """Predicts eps or v [B, h, w, 4] from noisy latents x [B, h, w, 4], timesteps t [B] and context [B, N, D]."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike, remat: str = "none"):

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from dermjax.models import configs
 from dermjax.models.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample, conv, silu
+from dermjax.models.nnx_tree import Module
 
 Array = jax.Array
 # Of moments and decoded images, for whatever is kept of them: raise it where they change by more than rounding
@@ -35,7 +36,7 @@ class AttentionBlock(Attention):
         return x + rearrange(super().__call__(tokens, tokens), "B (h w) C -> B h w C", h=h, w=w)
 
 
-class MidBlock(nnx.Module):
+class MidBlock(Module):
     """Attention between two resnets at latent resolution."""
 
     def __init__(self, channels: int, groups: int, *, dtype: DTypeLike):
@@ -46,7 +47,7 @@ class MidBlock(nnx.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-class DownBlock(nnx.Module):
+class DownBlock(Module):
     """Resnets, then a halving unless this is the last block."""
 
     def __init__(self, cin: int, cout: int, layers: int, groups: int, last: bool, *, dtype: DTypeLike):
@@ -61,7 +62,7 @@ class DownBlock(nnx.Module):
         return x
 
 
-class UpBlock(nnx.Module):
+class UpBlock(Module):
     """Resnets, then a doubling unless this is the last block."""
 
     def __init__(self, cin: int, cout: int, layers: int, groups: int, last: bool, *, dtype: DTypeLike):
@@ -77,7 +78,7 @@ class UpBlock(nnx.Module):
         return x
 
 
-class Encoder(nnx.Module):
+class Encoder(Module):
     """Images [B, H, W, 3] to features [B, h, w, 2 Z]."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -99,7 +100,7 @@ class Encoder(nnx.Module):
         return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
 
 
-class Decoder(nnx.Module):
+class Decoder(Module):
     """Latents [B, h, w, Z] to images [B, H, W, 3]; one resnet a block more than the encoder."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -121,7 +122,7 @@ class Decoder(nnx.Module):
         return self.conv_out(silu(self.conv_norm_out(x)))
 
 
-class VAE(nnx.Module):
+class VAE(Module):
     """Images in [-1, 1] to the moments (mean, log-variance) of their latents, and latents back to images."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):

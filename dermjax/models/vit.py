@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from dermjax.errors import UserError
 from dermjax.models.attention import attention
 from dermjax.models.layers import conv, gelu, layer_norm, linear
+from dermjax.models.nnx_tree import Module, unread
 
 Array = jax.Array
 ACTIVATIONS = {"gelu": gelu, "gelu_new": nnx.gelu}
@@ -29,7 +30,7 @@ def grid(config: dict) -> int:
     return config["image_size"] // config["patch_size"]
 
 
-class PatchEmbeddings(nnx.Module):
+class PatchEmbeddings(Module):
     """Images [B, H, W, 3] to patches [B, h w, D]."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -40,13 +41,13 @@ class PatchEmbeddings(nnx.Module):
         return rearrange(self.projection(image), "B h w D -> B (h w) D")
 
 
-class Embeddings(nnx.Module):
+class Embeddings(Module):
     """Class token and patches, each with the embedding of its place."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
         width, self.dtype = config["hidden_size"], dtype
-        self.cls_token = nnx.Param(jnp.zeros((1, 1, width)))
-        self.position_embeddings = nnx.Param(jnp.zeros((1, 1 + grid(config) ** 2, width)))
+        self.cls_token = nnx.Param(unread(None, (1, 1, width)))
+        self.position_embeddings = nnx.Param(unread(None, (1, 1 + grid(config) ** 2, width)))
         self.patch_embeddings = PatchEmbeddings(config, dtype=dtype)
 
     def __call__(self, image: Array) -> Array:
@@ -55,7 +56,7 @@ class Embeddings(nnx.Module):
         return tokens + self.position_embeddings[...].astype(self.dtype)
 
 
-class SelfAttention(nnx.Module):
+class SelfAttention(Module):
     """Queries of the tokens `pooled`, keys and values of all, and what the heads make of them."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -77,7 +78,7 @@ class SelfAttention(nnx.Module):
         return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).mean(axis=1)
 
 
-class Dense(nnx.Module):
+class Dense(Module):
     """One linear layer under the name `dense`, as the files nest it."""
 
     def __init__(self, din: int, dout: int, *, dtype: DTypeLike):
@@ -87,7 +88,7 @@ class Dense(nnx.Module):
         return self.dense(x)
 
 
-class Attention(nnx.Module):
+class Attention(Module):
     """Self-attention and the projection of its output."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -98,7 +99,7 @@ class Attention(nnx.Module):
         return self.output(self.attention(x, pooled))
 
 
-class ViTLayer(nnx.Module):
+class ViTLayer(Module):
     """Attention and feed-forward, each on a LayerNorm, each with a residual: what becomes of the tokens `pooled`."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -126,17 +127,17 @@ class ViTLayer(nnx.Module):
         return self.attention.attention.weights(self.layernorm_before(x))
 
 
-class LayerScale(nnx.Module):
+class LayerScale(Module):
     """One learned factor a channel on the way into the residual (arXiv 2103.17239)."""
 
     def __init__(self, config: dict):
-        self.lambda1 = nnx.Param(jnp.ones((config["hidden_size"],)))
+        self.lambda1 = nnx.Param(unread(None, (config["hidden_size"],)))
 
     def __call__(self, x: Array) -> Array:
         return x * self.lambda1[...].astype(x.dtype)[None, None]
 
 
-class MLP(nnx.Module):
+class MLP(Module):
     """Two linear layers around the activation."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -149,7 +150,7 @@ class MLP(nnx.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class Dinov2Layer(nnx.Module):
+class Dinov2Layer(Module):
     """ViT's layer with layer scales, under DINOv2's names."""
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
@@ -170,7 +171,7 @@ class Dinov2Layer(nnx.Module):
         return self.attention.attention.weights(self.norm1(x))
 
 
-class Encoder(nnx.Module):
+class Encoder(Module):
     """The stack of layers; the last of all gives the tokens `pooled` alone."""
 
     def __init__(self, make: Callable, config: dict, *, dtype: DTypeLike):
@@ -182,7 +183,7 @@ class Encoder(nnx.Module):
         return x
 
 
-class Backbone(nnx.Module):
+class Backbone(Module):
     """Normalised images [B, H, W, 3] to tokens [B, N, D]; the final norm is for whoever pools them."""
 
     def __init__(self, make: Callable, config: dict, *, dtype: DTypeLike):
@@ -195,7 +196,7 @@ class Backbone(nnx.Module):
         return self.encoder(self.embeddings(image), slice(0, len(self.encoder.layer) - last), pooled)
 
 
-class Transformer(nnx.Module):
+class Transformer(Module):
     """A backbone, how its tokens are pooled, and a linear head: `upper` of `lower`, cut below the `last` last layers.
 
     The last layer computes what is pooled and no more: where that is the class token, a fourteenth of all the work.

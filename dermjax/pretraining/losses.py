@@ -24,6 +24,7 @@ from dermjax.errors import UserError
 from dermjax.models import nnx_tree
 from dermjax.models.classifier import Classifier
 from dermjax.models.layers import conv
+from dermjax.models.nnx_tree import Module
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.training.step import Loss
 from dermjax.weights import classifiers
@@ -69,7 +70,7 @@ def read_teacher(folder: str, size: int) -> tuple[Teacher, Params]:
     return Teacher(classifier), params
 
 
-class Discriminator(nnx.Module):
+class Discriminator(Module):
     """Images [B, H, W, 3] to a score for each patch [B, H/8, W/8, 1], higher for a photograph."""
 
     def __init__(self):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dermjax.models import nnx_tree
 from dermjax.models.classifier import ARCHITECTURES, describe, fresh
-from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
+from dermjax.models.stable_diffusion import NETWORKS, SD15, SD21, StableDiffusion
 
 LENGTHS = st.lists(st.integers(0, 130), min_size=1, max_size=3)
 
@@ -69,6 +69,16 @@ def test_every_leaf_of_a_real_network_comes_back_to_its_place(name):
         model = network.merge(*trees)
         kinds = (nnx.Param, nnx.BatchStat)[: len(trees)]
         assert [nnx_tree.variables(model, kind) for kind in kinds] == trees
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_building_a_network_of_real_size_computes_nothing(name):
+    """No initial value takes memory, and JAX does not look into the modules."""
+    network = NETWORKS[name](SD15[name], dtype=jnp.float32)
+    values = jax.tree.leaves(nnx.to_pure_dict(nnx.state(network)))
+    assert len(values) > 100 and all(isinstance(value, np.ndarray) and not any(value.strides) for value in values)
+    ours = [module for _, module in nnx.iter_modules(network) if type(module).__module__.startswith("dermjax")]
+    assert len(ours) > 50 and all(jax.tree.leaves(module)[0] is module for module in ours)
 
 
 @pytest.mark.parametrize(
