@@ -191,7 +191,7 @@ def context_width(tensors: Tensors) -> int:
             if re.search(pattern, name) and tensor.shape and not second:
                 return tensor.shape[-1] if len(tensor.shape) < 4 else tensor.shape[1]
     if kind(tensors) == EMBEDDING:
-        return (0, *next(iter(tensors.values())).shape)[-1]
+        return max((0, *tensor.shape)[-1] for tensor in tensors.values())
     return 0
 
 

@@ -27,6 +27,7 @@ from dermjax.weights.torch_layout import Tree
 TOKENIZER = "tokenizer.json"  # all of a tokenizer, as transformers 5 writes it
 ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
 PARAMS = "string_to_param."  # what AUTOMATIC1111's names begin with, once joined
+NUMBERS = "string_to_token."  # the word's number in somebody's tokenizer: a tensor in files of CompVis' own program
 MOST = 75  # vectors of a word: a prompt has no more tokens
 TABLE = ("text_encoder", "text_model", "embeddings", "token_embedding", "embedding")
 
@@ -54,13 +55,16 @@ def read(path: Path) -> list[Embedding]:
     tensor_files.require(tensor_files.EMBEDDING, tensors, str(path))
     embeddings = []
     for name, tensor in tensors.items():
+        if name.startswith(NUMBERS):
+            continue
         token = name.removeprefix(PARAMS)
         if name in tensor_files.EMBEDDING_NAMES:
             token = path.stem
         elif token != name and token == "*":
             token = texts.get("name", path.stem)
         vectors = np.atleast_2d(tensor.read().astype(np.float32))
-        if not vectors.size or not np.isfinite(vectors).all() or len(vectors) > MOST:
+        numbers = vectors.ndim == 2 and vectors.size and tensor.dtype.kind not in "iub" and np.isfinite(vectors).all()
+        if not numbers or len(vectors) > MOST:
             raise UserError(
                 f"{path}: {token!r} has {len(vectors)} vectors, of which some are none; fetch the file again"
             )
@@ -131,8 +135,17 @@ def with_leaf(tree: Tree, path: tuple[str, ...], leaf: np.ndarray) -> Tree:
 
 
 def spell_out(prompt: str, embeddings: list[Embedding]) -> str:
-    """Returns the prompt with the word of each embedding, in any case, followed by those of its further vectors."""
-    for embedding in embeddings:
-        word = rf"(?<!\w){re.escape(embedding.token)}(?!\w)"
-        prompt = re.sub(word, lambda _, embedding=embedding: " ".join(embedding.tokens), prompt, flags=re.IGNORECASE)
-    return prompt
+    """Returns the prompt with the word of each embedding, in any case, followed by those of its further vectors.
+
+    Where a word begins with another one, as `bad-artist-anime` does, the longer one is taken, as tokenizers do.
+    """
+    if not embeddings:
+        return prompt
+    longest = sorted(embeddings, key=lambda each: len(each.token), reverse=True)
+    words = "|".join(f"({re.escape(each.token)})" for each in longest)
+    return re.sub(
+        rf"(?<!\w)(?:{words})(?!\w)",
+        lambda found: " ".join(longest[found.lastindex - 1].tokens),
+        prompt,
+        flags=re.IGNORECASE,
+    )

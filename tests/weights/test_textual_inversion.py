@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import dermjax.weights
 from dermjax.data import tokens
 from dermjax.errors import UserError
-from dermjax.weights import textual_inversion
+from dermjax.weights import tensor_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CLIP = Path(dermjax.weights.__file__).parent / "clip_tokenizer"
@@ -37,6 +37,17 @@ def test_what_automatic1111_saves(tmp_path, holder):
     (embedding,) = textual_inversion.read(tmp_path / "x.pt")
     assert embedding.token == "mole"
     np.testing.assert_array_equal(embedding.vectors, VECTORS)
+
+
+def test_what_compvis_own_program_saves(tmp_path):
+    """The number of its word is a tensor there, which is no embedding."""
+    torch = pytest.importorskip("torch")
+    params = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.tensor(VECTORS))})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": params}, tmp_path / "mole.pt")
+    (embedding,) = textual_inversion.read(tmp_path / "mole.pt")
+    assert embedding.token == "mole"
+    np.testing.assert_array_equal(embedding.vectors, VECTORS)
+    assert tensor_files.context_width(tensor_files.open_file(tmp_path / "mole.pt")[0]) == 4
 
 
 def test_one_vector_without_its_axis_is_one(tmp_path):
@@ -133,6 +144,8 @@ def test_a_file_with_two_words_is_two_embeddings(tmp_path):
     ({"<mole>": np.full((1, 4), np.inf, np.float32)}, "of which some are none"),
     ({"<mole>": np.zeros((0, 4), np.float32)}, "'<mole>' has 0 vectors, of which some are none"),
     ({"<mole>": np.zeros((76, 4), np.float32)}, "'<mole>' has 76 vectors"),
+    ({"emb_params": np.zeros((1, 2, 4), np.float32)}, "of which some are none"),
+    ({"<mole>": np.ones((2, 4), np.int8)}, "of which some are none"),
     ({" ": VECTORS}, "' ' is no word"),
     ({"a\nb": VECTORS}, "is no word"),
     ({"a": np.zeros((2, 4), np.float32), "b": np.zeros((2, 5), np.float32)}, "is nothing that dermjax knows"),
@@ -143,6 +156,24 @@ def test_vectors_and_words_that_are_none_are_one_line(tmp_path, content, said):
     with pytest.raises(UserError, match=said) as error:
         textual_inversion.read(tmp_path / "x.safetensors")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_a_word_that_begins_with_another_is_a_word_of_its_own(model, tmp_path, order, vectors):
+    """Pairs of names such as bad-artist and bad-artist-anime are published together."""
+    configs, params, folder = model
+    known = [Embedding("bad", VECTORS), Embedding("bad-a", VECTORS[:vectors]), Embedding("bad-a_v1.2", VECTORS)][
+        ::order
+    ]
+    for number, each in enumerate(known):
+        configs, params = textual_inversion.add(configs, params, each, folder, tmp_path / f"more{number}")
+        folder = tmp_path / f"more{number}"
+    prompt = textual_inversion.spell_out("a Bad-A, bad, bad-a_v1.2", known)
+    words = [["bad-a", "bad-a_1"][:vectors], ["bad", "bad_1"], ["bad-a_v1.2", "bad-a_v1.2_1"]]
+    assert prompt == "a " + ", ".join(" ".join(each) for each in words)
+    found = [each for each in tokens.load_tokenizer(folder).tokenize(prompt) if each.startswith("bad")]
+    assert found == [word for each in words for word in each]
 
 
 PROMPTS = ["A <MOLE> photo and a <Mole>", "<mole>, <Mole>", "NevusTwo and nevustwo", "a photo, NEVUSTWO", "x<Mole>y",
