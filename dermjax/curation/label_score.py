@@ -12,7 +12,7 @@ from dermjax.errors import UserError
 from dermjax.evaluation.features import in_batches
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
-from dermjax.weights.image_encoders import FILES
+from dermjax.weights.image_encoders import files
 from dermjax.weights.tensor_files import digest, read_json
 
 
@@ -50,5 +50,4 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
     known, size = classifiers.read_labels(read_json(path / "config.json"), path)
     if set(known) != set(labels):
         raise UserError(f"config.classifier {folder}: it knows {', '.join(known)}, not {', '.join(labels)}")
-    files = {name: path / name for name in FILES if (path / name).is_file()}
-    return LabelScorer(*classifiers.read(path, known, size), digest=digest(files))
+    return LabelScorer(*classifiers.read(path, known, size), digest=digest(files(path)))

@@ -29,7 +29,7 @@ from dermjax.progress import say
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.diffusers import replaced, write_json
 from dermjax.weights.safetensors import Tensors, from_array
-from dermjax.weights.tensor_files import open_file, read_json, snapshot
+from dermjax.weights.tensor_files import open_file, read_json, snapshot, weight_files
 
 HEAD = "classifier"
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
@@ -45,6 +45,7 @@ LIBRARIES = {  # the names that state dicts are known by
     "timm mobilenet": "blocks.0.0.conv_dw.weight",
     "torchvision": "features.18.0.weight",
 }
+NEITHER = "neither timm's nor torchvision's ViT or MobileNetV2; give a classifier folder"
 HEAD_WIDTH = 64  # of every ViT from Ti to L
 EPSILON = {"vit": 1e-6, "mobilenet_v2": 1e-5}  # of timm's LayerNorm, and of PyTorch's BatchNorm
 REPEATS = (1, 2, 3, 4, 3, 3, 1)  # blocks of MobileNetV2's stages
@@ -81,7 +82,7 @@ def read(
     """
     path = snapshot(path)
     given, tensors, file, normalisation = read_files(path)
-    architecture = ARCHITECTURES.get(given.get("model_type"))
+    architecture = ARCHITECTURES.get(str(given.get("model_type")))
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{path}/config.json: model_type {given.get('model_type')!r} is not one of {known}")
@@ -113,15 +114,23 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
     """Returns a classifier's config, its tensors under Hugging Face's names, their file, and how pixels are normalised:
     None where preprocessor_config.json says it."""
     config = {} if path.is_file() else read_json(path / "config.json")
-    file = path if path.is_file() else path / "model.safetensors"
+    file, *more = [path] if path.is_file() else weight_files(path, "")
     tensors, texts = open_file(file)
+    for shard in more:
+        tensors |= open_file(shard)[0]
     timm = "architecture" in config and "model_type" not in config
     if not path.is_file() and not timm:
         return config, tensors, file, None
-    tensors, described, pixels = read_state_dict(tensors, str(file))
-    pretrained = config.get("pretrained_cfg", {})
-    pixels = tuple(tuple(pretrained.get(key, value)) for key, value in zip(("mean", "std"), pixels, strict=True))
-    return described | {"id2label": json.loads(texts.get("id2label", "{}"))}, tensors, file, pixels
+    tensors, described, (mean, std) = read_state_dict(tensors, str(file))
+    pretrained = config.get("pretrained_cfg")
+    pretrained = pretrained if isinstance(pretrained, dict) else {}
+    told = f"{path}/config.json: mean or std"
+    mean, std, _ = numbers(pretrained.get("mean", mean), pretrained.get("std", std), 1.0, told)
+    try:
+        labels = json.loads(texts.get("id2label", "{}"))
+    except (ValueError, RecursionError):
+        labels = {}  # so that the head is replaced, with a message
+    return described | {"id2label": labels}, tensors, file, (tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def write(folder: Path, classifier: Classifier, params: Params, variables: Params) -> None:
@@ -175,16 +184,25 @@ def preprocessing(folder: Path, usual: Normalisation) -> Normalisation:
     given = [settings.get(key, value) for key, value in zip(("image_mean", "image_std"), usual, strict=True)]
     given = given if settings.get("do_normalize", True) else [0.0, 1.0]
     factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-    try:
-        values = np.array([np.broadcast_to(np.asarray(each, float), 3) for each in (*given, factor)])
-    except (TypeError, ValueError):
-        values = np.full((3, 3), np.nan)
-    if not (np.isfinite(values).all() and values[1:].min() > 0):
-        raise UserError(f"{path}: image_mean, image_std or rescale_factor are no numbers to normalise by; mend it")
-    mean, std, scale = values
+    mean, std, scale = numbers(*given, factor, f"{path}: image_mean, image_std or rescale_factor")
     if not np.allclose(255 * scale, 1, rtol=1e-6):  # of pixels in 0 to 255
         mean, std = mean / (255 * scale), std / (255 * scale)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def numbers(mean: Any, std: Any, factor: Any, told: str) -> np.ndarray:
+    """Returns mean, deviation and factor as float64 [3, 3], a number for each colour.
+
+    Raises:
+      UserError: beginning with `told`, where they are no numbers to normalise by.
+    """
+    try:
+        values = np.array([np.broadcast_to(np.asarray(each, float), 3) for each in (mean, std, factor)])
+    except (TypeError, ValueError, OverflowError):
+        values = np.full((3, 3), np.nan)
+    if not (np.isfinite(values).all() and values[1:].min() > 0):
+        raise UserError(f"{told} are no numbers to normalise by; mend it")
+    return values
 
 
 def preprocessor(classifier: Classifier) -> dict[str, Any]:
@@ -239,15 +257,23 @@ def read_state_dict(file: Tensors, source: str) -> tuple[Tensors, dict[str, Any]
     """
     library = next((name for name, sign in LIBRARIES.items() if sign in file), "")
     if not library:
-        raise UserError(f"{source}: neither timm's nor torchvision's ViT or MobileNetV2; give a classifier folder")
+        raise UserError(f"{source}: {NEITHER}")
     if library == "timm vit":
-        return read_vit(file)
+        return read_vit(file, source)
     names = {theirs: ours for ours, theirs in mobilenet_names(library).items()}
-    last = file["conv_head.weight" if library == "timm mobilenet" else "features.18.0.weight"].shape[1]
+    _, last, *_ = shape(file, "conv_head.weight" if library == "timm mobilenet" else "features.18.0.weight", 4, source)
     multiplier = min(WIDTHS, key=lambda width: abs(320 * width - last))
     config = {"model_type": "mobilenet_v2", "depth_multiplier": multiplier, "tf_padding": False,
               "layer_norm_eps": EPSILON["mobilenet_v2"], "hidden_act": "relu6"}  # fmt: skip
     return {rename_layer(name, names): tensor for name, tensor in file.items()}, config, IMAGENET
+
+
+def shape(file: Tensors, name: str, axes: int, source: str) -> tuple[int, ...]:
+    """Returns the shape of a tensor that sizes are read off; UserError where it has not so many axes, as in others."""
+    found = file[name].shape if name in file else ()
+    if len(found) != axes or 0 in found:
+        raise UserError(f"{source}: {name} is {found or 'missing'}; {NEITHER}")
+    return found
 
 
 def to_state_dict(tensors: Tensors, config: dict[str, Any], form: str) -> Tensors:
@@ -315,12 +341,12 @@ def vit_names(kind: str, layers: int, mean: bool) -> dict[str, str]:
     return names
 
 
-def read_vit(file: Tensors) -> tuple[Tensors, dict[str, Any], Normalisation]:
+def read_vit(file: Tensors, source: str) -> tuple[Tensors, dict[str, Any], Normalisation]:
     """Returns timm's ViT or DINOv2 under Hugging Face's names, its config, and how pixels are normalised."""
     kind = "dinov2" if "blocks.0.ls1.gamma" in file else "vit"
-    width, _, patch, _ = file["patch_embed.proj.weight"].shape
-    inner = file["blocks.0.mlp.fc1.weight"].shape[0]
-    layers = 1 + max(int(block[1]) for name in file if (block := re.match(r"blocks\.(\d+)\.", name)))
+    width, _, patch, _ = shape(file, "patch_embed.proj.weight", 4, source)
+    inner, _ = shape(file, "blocks.0.mlp.fc1.weight", 2, source)
+    layers = 1 + max(int(block[1]) for name in file if (block := re.match(r"blocks\.(\d{1,3})\.", name)))
     mean = "fc_norm.weight" in file
     names = {theirs: ours for ours, theirs in vit_names(kind, layers, mean).items()}
     tensors: Tensors = {}
@@ -328,13 +354,13 @@ def read_vit(file: Tensors) -> tuple[Tensors, dict[str, Any], Normalisation]:
         fused = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name)
         if kind == "dinov2" and name.startswith("head."):
             continue  # on the class token alone; ours reads the patches' mean as well
-        if not fused:
+        if not fused or tensor.shape[:1] != (3 * width,):
             tensors[rename_layer(name, names)] = tensor
             continue
         for third, part in enumerate(QKV):
-            rows, shape = slice(third * width, (third + 1) * width), (width, *tensor.shape[1:])
+            rows, size = slice(third * width, (third + 1) * width), (width, *tensor.shape[1:])
             name = f"{kind}.encoder.layer.{fused[1]}.attention.attention.{part}.{fused[2]}"
-            tensors[name] = tensor.transform(shape, lambda array, rows=rows: array[rows])
+            tensors[name] = tensor.transform(size, lambda array, rows=rows: array[rows])
     config = {
         "model_type": kind, "hidden_size": width, "num_hidden_layers": layers, "patch_size": patch,
         "num_attention_heads": width // HEAD_WIDTH, "layer_norm_eps": EPSILON["vit"], "hidden_act": "gelu",
@@ -364,11 +390,14 @@ def to_timm_vit(tensors: Tensors, config: dict[str, Any]) -> Tensors:
 def resize_positions(positions: np.ndarray, side: int) -> np.ndarray:
     """Returns position embeddings [1, 1 + side², D] made from [1, 1 + s², D], as transformers interpolates them.
 
-    The class token keeps its own; the patches' grid is resampled by PyTorch's bicubic kernel without antialiasing.
+    The class token keeps its own; the patches' grid is resampled by PyTorch's bicubic kernel without antialiasing. What
+    is of no square grid is returned as it is, and fits no network.
     """
+    if positions.ndim != 3 or len(positions) != 1:
+        return positions
     first, patches = positions[:, :1], positions[:, 1:]
     old = round(patches.shape[1] ** 0.5)
-    if old == side:
+    if old == side or not old or old**2 != patches.shape[1]:
         return positions
     weights = bicubic(old, side)
     square = rearrange(patches, "1 (h w) D -> h w D", h=old)

@@ -24,7 +24,7 @@ from dermjax.weights import classifiers, tensor_files, torch_layout
 from dermjax.weights.safetensors import Tensors
 
 SIZE = 224  # side in pixels at which images are shown to classifiers, as DINOv2 and ViTs are trained
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # that a network's answers follow from
+FILES = ("config.json", "preprocessor_config.json")  # beside the weights
 CLIP = ("clip", "clip_vision_model")  # model types
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # mean and deviation
 INCEPTION = "Mixed_7c.branch3x3dbl_3b.conv.weight"  # the name that its file is known by
@@ -56,9 +56,14 @@ def read(path: Path) -> ImageEncoder:
     if path.is_file():
         tensors, _ = tensor_files.open_file(path)
         return _inception(path, tensors) if INCEPTION in tensors else _classifier(path, {path.name: path})
-    files = {name: path / name for name in FILES if (path / name).is_file()}
     config = tensor_files.read_json(path / "config.json")
-    return (_clip if config.get("model_type") in CLIP else _classifier)(path, files)
+    return (_clip if config.get("model_type") in CLIP else _classifier)(path, files(path))
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """Returns the files of a network's folder that its answers follow from, by name."""
+    settings = {name: folder / name for name in FILES if (folder / name).is_file()}
+    return settings | {file.name: file for file in tensor_files.weight_files(folder, "")}
 
 
 def _classifier(path: Path, files: dict[str, Path]) -> ImageEncoder:
@@ -84,10 +89,9 @@ def _clip(path: Path, files: dict[str, Path]) -> ImageEncoder:
     network = nnx_tree.split(partial(CLIPVision, config, projected=projected, dtype=jnp.float32))
     trees = (torch_layout.from_torch(network.shapes[0], tensors, str(path), dtype=np.float32),)
     mean, std = (np.float32(each).reshape(1, 1, 1, 3) for each in classifiers.preprocessing(path, CLIP_PIXELS))
-    weights = {file.name: file for file in tensor_files.weight_files(path, "")}
     return ImageEncoder(
         lambda trees, image: network.merge(*trees)(((image + 1) / 2 - mean) / std), trees, config["image_size"], None,
-        clip_vision.NUMERIC_VERSION, tensor_files.digest(files | weights),
+        clip_vision.NUMERIC_VERSION, tensor_files.digest(files),
     )  # fmt: skip
 
 

@@ -124,6 +124,55 @@ def test_what_cannot_be_said_is_refused(settings, form, told, tmp_path):
     assert not (tmp_path / "theirs.safetensors").exists()
 
 
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+@pytest.mark.parametrize(("name", "change", "told"), [
+    ("timm vit", drop("patch_embed.proj.weight"), r"patch_embed\.proj\.weight is missing; neither timm's"),  # XCiT
+    ("timm vit", drop("blocks.0.mlp.fc1.weight"), r"fc1\.weight is missing; neither timm's"),  # DINOv2's giant
+    ("timm vit", lambda t: t.update({"patch_embed.proj.weight": np.zeros((128, 192), np.float32)}), r"\(128, 192\)"),
+    ("timm vit", lambda t: t.update({"blocks.0.attn.qkv.weight": np.zeros((5, 128), np.float32)}), "is not expected"),
+    ("timm vit", lambda t: t.update({"blocks.99999999.x": np.zeros(1, np.float32)}), "is not expected"),
+    ("timm vit", lambda t: t.update({"blocks.900.x": np.zeros(1, np.float32)}), "num_hidden_layers = 901 should be"),
+    ("timm mobilenet", drop("conv_head.weight"), r"conv_head\.weight is missing; neither timm's"),  # MobileNetV1
+    ("torchvision", lambda t: t.update({"features.18.0.weight": np.zeros(3, np.float32)}), "neither timm's"),
+])  # fmt: skip
+def test_networks_that_begin_as_ours_are_one_line(name, change, told, tmp_path):
+    kind, settings, form = SETTINGS[name]
+    written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    tensors = load_file(tmp_path / "theirs.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match=told) as error:
+        classifiers.read(tmp_path / "theirs.safetensors", LABELS, 32)
+    assert "theirs.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [None, [], {"mean": 0.5, "std": [0.5] * 3}, {"mean": ["a"] * 3}, {"std": [0, 1, 1]}])
+def test_what_timm_s_config_says_of_pixels(given, tmp_path):
+    written(tmp_path / "ours", *SETTINGS["timm vit"][:2])
+    (tmp_path / "timm").mkdir()
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "timm" / "model.safetensors"), "timm")
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": given}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    if given in (None, []) or given.get("mean") == 0.5:
+        assert classifiers.read(tmp_path / "timm", LABELS, 32)[0].mean == (0.5, 0.5, 0.5)
+    else:
+        with pytest.raises(UserError, match=r"timm/config\.json: mean or std are no numbers to normalise by"):
+            classifiers.read(tmp_path / "timm", LABELS, 32)
+
+
+def test_labels_in_a_header_that_are_no_json_are_none(tmp_path):
+    kind, settings, form = SETTINGS["timm vit"]
+    written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    save_file(load_file(tmp_path / "theirs.safetensors"), tmp_path / "x.safetensors", {"id2label": "["})
+    _, (params, _) = classifiers.read(tmp_path / "x.safetensors", LABELS, 32)
+    assert not np.any(params["classifier"]["kernel"])
+
+
 def test_another_file_is_one_line(tmp_path):
     save_file({"layer1.weight": np.zeros(3, np.float32)}, tmp_path / "resnet.safetensors")
     with pytest.raises(UserError, match="neither timm's nor torchvision's"):

@@ -14,7 +14,7 @@ from dermjax.classification import networks
 from dermjax.curation import label_score
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
-from dermjax.weights import classifiers
+from dermjax.weights import classifiers, image_encoders
 
 LABELS = ("benign", "malignant")
 BACKBONES = Path(__file__).parents[2] / ".." / "shared" / "weights"
@@ -148,11 +148,12 @@ def test_every_wrong_tensor_is_named_at_once(broken):
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "resnet"}'), "'resnet' is not one of"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": ["vit"]}'), "is not one of"),
         (lambda folder: (folder / "config.json").write_text("<html>"), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "model.safetensors"),
     ],
-    ids=["no config", "other architecture", "html", "no weights", "git-lfs pointer"],
+    ids=["no config", "other architecture", "several architectures", "html", "no weights", "git-lfs pointer"],
 )
 def test_a_broken_folder_is_one_line(broken, damage, told):
     folder, *_ = broken
@@ -160,6 +161,43 @@ def test_a_broken_folder_is_one_line(broken, damage, told):
     with pytest.raises(UserError, match=told) as error:
         classifiers.read(folder, LABELS, 32)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda a: a[0], lambda a: a[0, 0, 0], lambda a: a[:, :1], lambda a: a[:, :0], lambda a: np.tile(a, (2, 1, 1)),
+    lambda a: np.concatenate([a, a], 1), lambda a: a[..., :3],
+])  # fmt: skip
+def test_positions_of_no_square_grid_are_one_line(broken, spoil):
+    folder, _, tensors = broken
+    name = f"vit.{classifiers.POSITIONS}"
+    save_file(tensors | {name: np.ascontiguousarray(spoil(tensors[name]))}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 of \d+ tensors do not fit: .*position_embeddings is \(") as error:
+        classifiers.read(folder, LABELS, 32)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["shards", "variant", "PyTorch's"])
+def test_every_form_of_a_folder_s_weights_is_read(broken, form):
+    folder, _, tensors = broken
+    _, expected = classifiers.read(folder, LABELS, 32)
+    before = image_encoders.read(folder).digest
+    file, names = folder / "model.safetensors", sorted(tensors)
+    if form == "shards":
+        parts = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+        for part, held in parts.items():
+            save_file({name: tensors[name] for name in held}, folder / part)
+        places = {name: part for part, held in parts.items() for name in held}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        file.unlink()
+    elif form == "variant":
+        file.rename(folder / "model.fp16.safetensors")
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.tensor(each) for name, each in tensors.items()}, folder / "pytorch_model.bin")
+        file.unlink()
+    _, found = classifiers.read(folder, LABELS, 32)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert image_encoders.read(folder).digest != before, "its weights are other files"
 
 
 def test_more_than_ten_classes_keep_their_order(tmp_path):
@@ -210,7 +248,7 @@ def test_pixels_are_normalised_as_the_folder_says(broken, settings):
 
 @pytest.mark.parametrize("settings", [
     {"image_mean": None}, {"image_mean": [0.5, 0.5]}, {"image_std": [0, 1, 1]}, {"image_std": "0.5 0.5 0.5"},
-    {"rescale_factor": 0}, {"image_mean": [float("nan")] * 3},
+    {"rescale_factor": 0}, {"image_mean": [float("nan")] * 3}, {"image_std": 10**400},
 ])  # fmt: skip
 def test_a_normalisation_that_is_none_is_one_line(broken, settings):
     folder, _, _ = broken
