@@ -55,7 +55,7 @@ FILES = (  # in a folder: PEFT's own, diffusers' own, ours
 )
 PEFT_ALPHA = 8  # where a config of PEFT's says none
 # ways to start that change the model's own weights as well, so that the adapters are not for the model as it is
-STARTS = ("pissa", "olora", "corda", "loftq")
+STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 NUMBERED = "lora_te1_"  # how tools that also know SDXL name the first of its text encoders, and the only one here
 DOWN = ("lora_A", "lora_A.default", "lora_down", "lora.down", "lora_linear_layer.down")  # in PEFT, kohya, diffusers
@@ -145,7 +145,7 @@ def locate(path: Path) -> Path:
     if not path.is_dir():
         return path
     named = [path / name for name in FILES if (path / name).is_file()]
-    files = named or sorted(path.glob("*.safetensors"))
+    files = named or sorted(each for each in path.iterdir() if each.suffix.lower() == ".safetensors")
     if not files or (len(files) > 1 and not named):
         count = f"{len(files)} files of tensors" if files else "no file of tensors"
         raise UserError(f"{path}: {count}, none named as PEFT or diffusers do ({FILES[0]}, {FILES[2]}); name the file")
@@ -257,7 +257,7 @@ def alpha_in_settings(settings: dict[str, dict[str, Any]], module: str, rank: in
     try:
         ranks = {given.get("r", rank), *(given.get("rank_pattern") or {}).values()}
         alpha = float(match(given.get("alpha_pattern") or {}, rest, given.get("lora_alpha", PEFT_ALPHA)))
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise UserError(f"{path}: what it says of {module}'s alpha cannot be read ({error})") from error
     if not math.isfinite(alpha):
         raise UserError(f"{path}: what it says of {module}'s alpha is {alpha}; fetch the file again")
@@ -310,6 +310,8 @@ def by_module(tensors: Tensors, modules: dict[str, str]) -> tuple[dict[str, Tens
         module = modules.get(name.removesuffix(ending))
         if not ending or module is None:
             wrong.append(f"{name} belongs to no layer of it")
+        elif PARTS[ending] in parts[module]:  # two adapters in one file, or one under two names
+            wrong.append(f"{name} is a second {PARTS[ending]} of {module}")
         else:
             parts[module][PARTS[ending]] = tensor
     return parts, wrong
@@ -322,6 +324,11 @@ def misfits(module: str, part: Tensors, kernel: tuple[int, ...]) -> list[str]:
     rank = (part["down"].shape or (0,))[0]
     wrong = [f"{module}'s alpha is {part['alpha'].shape}"] if "alpha" in part and part["alpha"].size != 1 else []
     wrong += [f"{module} has rank 0"] if not rank else []
+    wrong += [
+        f"{module}'s {name} is {part[name].dtype}, not floating"
+        for name in ("down", "up")
+        if part[name].dtype.kind in "iub"
+    ]
     return wrong + [
         f"{module}'s {name} is {part[name].shape}, the model asks for {shape}"
         for name, shape in (("down", (rank, kernel[-2], *kernel[:-2])), ("up", (kernel[-1], rank)))

@@ -99,6 +99,13 @@ def test_the_settings_beside_a_bin_file(twin, model, tmp_path, name):
     same(model[1], tmp_path / name if name == "mole.bin" else tmp_path, model[0], adapted)
 
 
+def test_a_file_in_a_folder_may_shout(twin, model, tmp_path):
+    trained(twin, {"lora_alpha": 16}).save_pretrained(tmp_path)
+    expected = lora.read(tmp_path, model[0].shapes)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "MOLE.SAFETENSORS")
+    assert lora.read(tmp_path, model[0].shapes).alphas == expected.alphas
+
+
 def test_a_folder_of_diffusers_is_its_file(twin, model, tmp_path):
     adapted = trained(twin, {"lora_alpha": 4})
     adapted.save_pretrained(tmp_path)
@@ -139,6 +146,8 @@ def edited(folder, **changes):
     ({"peft_type": "LOHA"}, "settings are those of LOHA, not plain LoRA"),
     ({"use_dora": True}, "settings are those of DoRA, not plain LoRA"),
     ({"init_lora_weights": "pissa_niter_4"}, "settings are those of started as pissa_niter_4"),
+    ({"init_lora_weights": "lora_ga"}, "settings are those of started as lora_ga"),
+    ({"lora_alpha": 10**400}, "alpha cannot be read"),
     ({"lora_alpha": None}, "alpha cannot be read"),
     ({"lora_alpha": "much"}, "alpha cannot be read"),
     ({"lora_alpha": math.nan}, "alpha is nan"),
