@@ -1,5 +1,6 @@
 """`dermjax convert`: a model from one form into another, a LoRA merged into it, or a LoRA into its other form."""
 
+import math
 from pathlib import Path
 
 import ml_dtypes
@@ -37,6 +38,8 @@ def convert(
         source = locate(source)  # a folder of PEFT's
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; there are {', '.join(DTYPES)}")
+    if not math.isfinite(lora_weight):
+        raise UserError(f"lora_weight {lora_weight} is no number; 1 is as trained")
     if prediction not in PREDICTIONS:
         raise UserError(f"prediction {prediction!r} is unknown; there are {', '.join(PREDICTIONS)}")
     if target.exists():
@@ -67,6 +70,7 @@ def read_model(source: Path, variant: str, ema: bool, prediction: str) -> tuple[
 
 def convert_lora(source: Path, target: Path, dtype) -> None:
     """Writes a LoRA in kohya's form where it is in PEFT's, else in PEFT's."""
+    model_files.refuse_pickle(target)
     tensors, _ = open_file(source)
     width = tensor_files.context_width(tensors)
     if width not in single_file.PRESETS:

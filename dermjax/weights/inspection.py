@@ -54,7 +54,8 @@ def describe_file(path: Path) -> tuple[str, Rows]:
     """Returns what a file is."""
     tensors, texts = open_file(path)
     kind, family = tensor_files.kind(tensors), tensor_files.family(tensors) or "family unknown"
-    form = "safetensors" if path.suffix == ".safetensors" else "PyTorch"
+    with path.open("rb") as file:  # files of Hugging Face's cache have no suffix
+        form = "safetensors" if file.read(9)[8:] == b"{" else "PyTorch"
     if kind == tensor_files.LORA:
         return f"LoRA, {family}", lora_rows(path, tensors, texts)
     if kind == tensor_files.EMBEDDING:
@@ -116,7 +117,7 @@ def lora_rows(path: Path, tensors: Tensors, texts: dict[str, str]) -> Rows:
     if not alphas:
         settings = lora.read_settings(path, texts, tensors)
         alphas = [given.get("lora_alpha") for given in settings.values()]
-        alphas = [alpha for alpha in alphas if isinstance(alpha, int | float)]
+        alphas = [alpha for alpha in alphas if isinstance(alpha, int | float) and abs(alpha) < 2**63]
     text = sum("self_attn" in name or "mlp" in name for name in down)  # the UNet has none of them
     return [
         ("form", "kohya" if any(name.startswith("lora_") for name in tensors) else "PEFT"),

@@ -12,6 +12,8 @@ from dermjax.models.nnx_tree import Params
 from dermjax.models.stable_diffusion import StableDiffusion
 from dermjax.weights import diffusers, single_file, tensor_files
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
 
 def locate(model: str) -> Path:
     """Returns the folder or the file of a model; a UserError where there is none."""
@@ -39,9 +41,14 @@ def place(params: Params, home: Sharding) -> Params:
 
 def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
     """Writes the model as a single file where the name ends in .safetensors, else as a folder."""
-    if path.suffix in (".ckpt", ".pt", ".bin"):
+    refuse_pickle(path)
+    (single_file if path.suffix.lower() == ".safetensors" else diffusers).write(path, sd, params, dtype=dtype)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises UserError where a file to be written has the name of a pickle."""
+    if path.suffix.lower() in PICKLES:
         raise UserError(f"{path}: pickles can run code and are not written; name it {path.stem}.safetensors")
-    (single_file if path.suffix == ".safetensors" else diffusers).write(path, sd, params, dtype=dtype)
 
 
 def digest(path: Path) -> str:

@@ -229,12 +229,40 @@ def test_convert_turns_a_lora_into_the_other_form(tmp_path):
 @pytest.mark.parametrize("to, lora_, dtype, said", [
     ("x.ckpt", "none", "float16", "pickles can run code"), ("x", "none", "float8", "dtype 'float8' is unknown"),
     ("", "none", "float16", "is there already"), ("x", "nowhere", "float16", "nowhere: cannot be read"),
-    ("x.safetensors", "none", "float16", "holds no tokenizer"),
+    ("x.safetensors", "none", "float16", "holds no tokenizer"), ("x.SAFETENSORS", "none", "float16", "holds no token"),
+    ("x.CKPT", "none", "float16", "pickles can run code"), ("x.pth", "none", "float16", "name it x.safetensors"),
 ])  # fmt: skip
 def test_convert_refuses_before_it_writes(tiny, tmp_path, to, lora_, dtype, said):
     with pytest.raises(UserError, match=said):
         conversion.convert(str(tiny[2]), str(tmp_path / to), lora_, 0.8, dtype, *AS_FOUND)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_convert_merges_by_numbers_alone(tiny, adapters, tmp_path, weight):
+    with pytest.raises(UserError, match=f"lora_weight {weight} is no number"):
+        conversion.convert(str(tiny[2]), str(tmp_path / "x"), str(adapters), weight, "float16", *AS_FOUND)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.PT"])
+def test_convert_writes_no_lora_under_the_name_of_a_pickle(tmp_path, name):
+    """PyTorch could not open it."""
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    pair = {"lora_A": np.ones((4, 768), np.float32), "lora_B": np.ones((320, 4), np.float32)}
+    save_file({f"{module}.{name}.weight": array for name, array in pair.items()}, tmp_path / "peft.safetensors")
+    with pytest.raises(UserError, match=r"pickles can run code and are not written; name it x\.safetensors"):
+        conversion.convert(str(tmp_path / "peft.safetensors"), str(tmp_path / name), "none", 0.8, "float32", *AS_FOUND)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_file_without_its_suffix_is_what_it_holds(adapters, tmp_path):
+    """As the blobs of Hugging Face's cache are; a number beyond all others is shown as none."""
+    said = {lora.METADATA: json.dumps({"unet.lora_alpha": 10**400})}
+    save_file({"a.lora_A.weight": np.zeros((2, 4), np.float32)}, tmp_path / "blob", metadata=said)
+    assert rows(tmp_path / "blob")[1]["alpha"] == "that of the rank"
+    save_file({"conv_in.weight": np.zeros((2, 4, 3, 3), np.float32)}, tmp_path / "other")
+    assert rows(tmp_path / "other")[0] == "one network of a model, safetensors"
 
 
 def test_a_lora_is_no_model_and_a_model_no_lora(tiny, adapters, tmp_path):
