@@ -8,6 +8,7 @@ write says in its metadata what it is, and diffusers, ComfyUI and AUTOMATIC1111 
 import copy
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,8 @@ def read(
         if not entries.keys() & tensors.keys():
             raise UserError(f"{path}: holds no {network}; give a file with the complete model")
     entries = {name: entry for each in layouts.values() for name, entry in each.items()}
-    unread = sorted(name for name, each in tensors.items() if name not in entries and is_unread(name, each, sd))
+    layers = {name.rpartition(".")[0] for name in entries}
+    unread = sorted(name for name, each in tensors.items() if name not in entries and is_unread(name, each, sd, layers))
     taken = {name: tensor for name, tensor in tensors.items() if name not in unread}
     torch_layout.check({name: fitting(entry, taken.get(name)) for name, entry in entries.items()}, taken, str(path))
     if unread:
@@ -105,7 +107,7 @@ def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, so
             open_clip = configs["text_encoder"]["hidden_act"] == "gelu"
             configs = {name: dict(configs[name]) for name in (*diffusers.FILES, "scheduler")}
             configs["scheduler"] |= {"prediction_type": prediction} if prediction else {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{source}: its {CONFIGS} cannot be read ({error}); write the file again") from error
         _, tokenizer = PRESETS[1024 if open_clip else 768]
     elif width not in PRESETS:
@@ -207,9 +209,14 @@ def to_theirs(entry: Entry, ours: Tensors, dtype: np.dtype) -> LazyTensor:
     return LazyTensor(entry.shape, dtype, read)
 
 
-def is_unread(name: str, tensor: LazyTensor, sd: StableDiffusion) -> bool:
-    """Returns whether a tensor is one that such files carry and no network reads, such as OpenCLIP's last layer."""
-    if tensor.dtype not in WEIGHTS or name in (tensor_files.VELOCITY, tensor_files.PURE_NOISE):
+def is_unread(name: str, tensor: LazyTensor, sd: StableDiffusion, layers: Collection[str]) -> bool:
+    """Returns whether a tensor is one that such files carry and no network reads, such as OpenCLIP's last layer.
+
+    Beside the weights of one of the `layers` it is read: a quantisation keeps its scales there, of whatever type.
+    """
+    if name in (tensor_files.VELOCITY, tensor_files.PURE_NOISE):
+        return True
+    if tensor.dtype not in WEIGHTS and name.rpartition(".")[0] not in layers:
         return True
     block = re.match(rf"{re.escape(ldm_names.OPEN_CLIP)}transformer\.resblocks\.(\d+)\.", name)
     beyond = block is not None and int(block[1]) >= sd.configs["text_encoder"]["num_hidden_layers"]

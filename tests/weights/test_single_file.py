@@ -14,7 +14,7 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.weights import diffusers as folders
 from dermjax.weights import ldm_names, single_file, tensor_files, torch_layout
-from dermjax.weights.safetensors import LazyTensor
+from dermjax.weights.safetensors import LazyTensor, from_array, write
 
 
 def equal(one, other):
@@ -111,7 +111,7 @@ def test_a_file_without_a_network_or_averages_says_so(ours, tmp_path):
         single_file.read(tmp_path / "pruned.safetensors")
 
 
-@pytest.mark.parametrize("told", ["{", "[]", "{}", '{"text_encoder": {"hidden_act": "gelu"}}'])
+@pytest.mark.parametrize("told", ["{", "[]", "{}", '{"text_encoder": {"hidden_act": "gelu"}}', "[" * 10**5])
 def test_configs_that_cannot_be_read_are_one_line(ours, tmp_path, told):
     save_file(load_file(ours[2]), tmp_path / "x.safetensors", metadata={single_file.CONFIGS: told})
     with pytest.raises(UserError, match=r"x\.safetensors: its dermjax\.configs cannot be read") as error:
@@ -277,6 +277,16 @@ def test_an_extra_tensor_of_a_type_that_no_weight_has_is_left_out(ours, tmp_path
     assert again.configs == sd.configs
     equal(read, params)
     assert "1 left out (extra)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, dtype", [("weight_scale", ml_dtypes.float8_e8m0fnu), ("comfy_quant", np.uint8)])
+def test_the_scales_of_a_quantisation_are_not_left_out(ours, tmp_path, name, dtype):
+    """Without them the weights beside them are other numbers."""
+    tensors = {name: from_array(each) for name, each in load_file(ours[2]).items()}
+    scale = f"{ldm_names.UNET}input_blocks.1.1.proj_in.{name}"
+    write(tmp_path / "x.safetensors", tensors | {scale: from_array(np.ones(2, dtype))}, single_file.metadata(ours[0]))
+    with pytest.raises(UserError, match=rf"1 of \d+ tensors do not fit: \S+{name} is not expected"):
+        single_file.read(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, np.float64])
