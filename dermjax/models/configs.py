@@ -76,8 +76,9 @@ UNET = options(
     (LAYERS, "layers_per_block"),
     (EPSILON, "norm_eps"),
     (number(-1, 1), "freq_shift"),
-    # upcast_attention says what we do anyway: logits and softmax of attention are float32
-    (BOOLEAN, "flip_sin_to_cos upcast_attention use_linear_projection"),
+    (BOOLEAN, "flip_sin_to_cos use_linear_projection"),
+    # says what we do anyway: logits and softmax of attention are float32; diffusers' converter wrote null
+    (either(BOOLEAN, NULL), "upcast_attention"),
     # num_attention_heads: diffusers refuses it as well, attention_head_dim holds the number of heads
     (only(None), """addition_embed_type addition_time_embed_dim class_embed_type cross_attention_norm encoder_hid_dim
                     encoder_hid_dim_type mid_block_only_cross_attention num_attention_heads num_class_embeds

@@ -47,6 +47,12 @@ def test_every_tensor_of_the_published_networks_is_pytorch_s(name):
     assert {key: count(sd.shapes[key]) for key in networks} == {"unet": unet, "vae": 83_653_863, "text_encoder": text}
 
 
+def test_what_diffusers_converter_of_single_files_wrote_is_known():
+    """It wrote null where it was told nothing; attention is the same."""
+    sd = StableDiffusion(SD15 | {"unet": SD15["unet"] | {"upcast_attention": None}}, None, jnp.float32)
+    sd.check()
+
+
 def test_all_that_diffusers_can_say_is_known():
     """An option that is not in the table would be refused in a folder that diffusers has written."""
     theirs = pytest.importorskip("diffusers")
