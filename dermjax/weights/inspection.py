@@ -68,7 +68,8 @@ def describe_file(path: Path) -> tuple[str, Rows]:
         for network, prefixes in NETWORKS.items():
             part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
             rows += [(network, size(part))] if part else []
-        rows.append(("scheduler", f"not in such files; the UNet predicts {tensor_files.prediction(tensors, texts)}"))
+        predicted = tensor_files.config_beside(path)[1] or tensor_files.prediction(tensors, texts)
+        rows.append(("scheduler", f"not in such files; the UNet predicts {predicted}"))
         rows += [("trained", f"{texts['global_step']} steps")] if "global_step" in texts else []
         return f"single-file model, {family}, {form}", rows
     title = f"one network of a model, {form}" if kind else f"{form} file of unknown contents"

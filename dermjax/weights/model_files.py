@@ -54,6 +54,6 @@ def refuse_pickle(path: Path) -> None:
 def digest(path: Path) -> str:
     """Returns the name of a model, or of an embedding, in records: 16 hex digits of all that images follow from.
 
-    Of a folder that is weights, configs, scheduler and tokenizer, of a file its bytes.
+    Of a folder that is weights, configs, scheduler and tokenizer, of a file its bytes and those of LDM's config beside.
     """
-    return tensor_files.digest(diffusers.files(path) if path.is_dir() else {path.name: path})
+    return tensor_files.digest((diffusers if path.is_dir() else single_file).files(path))

@@ -57,7 +57,7 @@ def read(
     """Returns a file's model and parameters, as diffusers.read does for folders.
 
     `ema` takes the running averages of the UNet where the file has both. `prediction` ("epsilon" or "v_prediction")
-    wins over what the file says or lets guess.
+    wins over LDM's config beside the file, and that over what the file says or lets guess.
 
     Raises:
       UserError: the file is broken, not a Stable Diffusion 1.x or 2.x, or its tensors do not fit.
@@ -67,7 +67,10 @@ def read(
     tensors = current_names(tensors)
     if ema:
         tensors = averaged(tensors, str(path))
-    sd = describe(tensors, texts, prediction, dtype, str(path))
+    config, said = tensor_files.config_beside(path)
+    if said and not prediction:
+        say(f"{path}: the UNet predicts {said}, as {config.name} beside it says")
+    sd = describe(tensors, texts, prediction or said, dtype, str(path))
     sd.check()
     layouts = layout(sd, f"{ldm_names.OPEN_CLIP}positional_embedding" in tensors)
     for network, entries in layouts.items():
@@ -96,6 +99,12 @@ def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
         ours = torch_layout.to_file(params[network], dtype)
         tensors |= {name: to_theirs(entry, ours, np.dtype(dtype)) for name, entry in entries.items()}
     safetensors.write(path, tensors, metadata(sd))
+
+
+def files(path: Path) -> dict[str, Path]:
+    """Returns the files that a single file's images follow from, by name: itself, and LDM's config if that counts."""
+    config, said = tensor_files.config_beside(path)
+    return {path.name: path} | ({config.name: config} if said else {})
 
 
 def describe(tensors: Tensors, texts: dict[str, str], prediction: str, dtype, source: str) -> StableDiffusion:

@@ -36,6 +36,7 @@ EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g"}  # AUTOMATIC1111's safetens
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # ModelSpec's word, diffusers' word
 SPELLINGS = PREDICTIONS | dict.fromkeys(("v_prediction", "v-prediction", "vpred"), "v_prediction") | {"eps": "epsilon"}
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")  # since ModelSpec 1.0, and before
+CONFIG_LENGTH = 2**16  # characters of LDM's configs that are read; they have 2,000
 VELOCITY, PURE_NOISE = "v_pred", "ztsnr"  # names whose presence tells, in ComfyUI's and AUTOMATIC1111's merges
 # ComfyUI tells v-prediction from epsilon in SD 2.x files by the spread of this bias (supported_models.py, SD20)
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -210,6 +211,20 @@ def prediction(tensors: Tensors, texts: dict[str, str]) -> str:
     if stated or bias is None or inpainting or context_width(tensors) != 1024:
         return stated or "epsilon"
     return "v_prediction" if bias.read().astype(np.float32).std() > SPREAD else "epsilon"
+
+
+def config_beside(path: Path) -> tuple[Path, str]:
+    """Returns LDM's config beside a single file, of its name but for .yaml, and what it says that the UNet predicts.
+
+    AUTOMATIC1111 goes by it, and models of SD 1.x that predict v come with one. "" where it says nothing or is not
+    there.
+    """
+    config = path.with_suffix(".yaml")
+    if not config.is_file():
+        return config, ""
+    with config.open(encoding="utf-8", errors="replace") as file:
+        word = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", file.read(CONFIG_LENGTH), re.MULTILINE)
+    return config, SPELLINGS.get(word[1].lower(), word[1]) if word else ""
 
 
 def require(wanted: str, tensors: Tensors, source: str) -> None:

@@ -1,6 +1,7 @@
 """Single LDM files: what diffusers makes of ours, what we make of ours and of checkpoints, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from dermjax.data import tokens
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.weights import diffusers as folders
-from dermjax.weights import ldm_names, single_file, tensor_files, torch_layout
+from dermjax.weights import inspection, ldm_names, model_files, single_file, tensor_files, torch_layout
 from dermjax.weights.safetensors import LazyTensor, from_array, write
 
 
@@ -224,6 +225,24 @@ def test_markers_say_velocity_and_pure_noise(ours, tmp_path, capsys):
     save_file(tensors, tmp_path / "x.safetensors", metadata={single_file.CONFIGS: configs})
     equal(single_file.read(tmp_path / "x.safetensors")[1], params)
     assert "2 left out (v_pred, ztsnr)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text, prediction", [
+    ("model:\n  params:\n    parameterization: \"v\"\n", "v_prediction"),
+    ("    parameterization: v # so\r\n", "v_prediction"),
+    ("  parameterization: eps\n", "epsilon"), ("  # parameterization: v\n  timesteps: 1000\n", ""), ("\x00\udcff", ""),
+])  # fmt: skip
+def test_the_config_beside_a_file_says_what_it_predicts(ours, tmp_path, text, prediction, capsys):
+    """Models of SD 1.x that predict v are published so; AUTOMATIC1111 goes by it too."""
+    sd, _, path, _ = ours
+    file = shutil.copy(path, tmp_path / "fluff v1.2.safetensors")
+    before = model_files.digest(file)
+    (tmp_path / "fluff v1.2.yaml").write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+    assert single_file.read(file, lazy=True)[0].prediction == (prediction or sd.prediction)
+    assert ("as fluff v1.2.yaml beside it says" in capsys.readouterr().out) == bool(prediction)
+    assert (model_files.digest(file) != before) == bool(prediction)
+    assert f"predicts {prediction or sd.prediction}" in dict(inspection.describe(file)[1])["scheduler"]
+    assert single_file.read(file, lazy=True, prediction="sample")[0].prediction == "sample"
 
 
 NAMES = {f"{ldm_names.CLIP}text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768)}
