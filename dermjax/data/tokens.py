@@ -8,6 +8,7 @@ the result of every merge, then the start and the end of the text.
 import json
 import os
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = N
         numbers = tokenizer.get_vocab()
     except Exception as error:  # the libraries raise anything for a file that they cannot read
         raise UserError(f"tokenizer {folder}: cannot be read ({' '.join(ascii(str(error))[1:200].split())})") from error
+    if not (folder / "tokenizer.json").is_file():
+        _check_merges(folder / "merges.txt", numbers.keys() - tokenizer.get_added_vocab().keys())
     beyond = sorted((number, word) for word, number in numbers.items() if rows is not None and number >= rows)
     if beyond:
         words = ", ".join(ascii(word) for _, word in beyond[:3]) + (", …" if len(beyond) > 3 else "")
@@ -62,6 +65,17 @@ def load_tokenizer(folder: Path, length: int | None = None, rows: int | None = N
         say(f"tokenizer {folder}: model_max_length = {configured}, the text encoder takes {length}; {length} it is")
     tokenizer.model_max_length = min(each for each in (configured, length) if each)
     return tokenizer
+
+
+def _check_merges(path: Path, words: Iterable[str]) -> None:
+    """Raises UserError where pieces of words are made by no merge: a file that is cut short gives other tokens."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    made = {"".join(line.split()) for line in lines}
+    lost = sorted(word for word in words if len(word.removesuffix("</w>")) > 1 and word not in made)
+    lost = [word for word in lost if not word.startswith("<")]  # start, end, and what somebody added
+    if lost:
+        few = ", ".join(map(ascii, lost[:3]))
+        raise UserError(f"{path}: no merge makes {len(lost)} pieces of vocab.json ({few}); fetch it again, complete")
 
 
 def _configured_length(path: Path) -> int | None:

@@ -30,6 +30,20 @@ def genuine():
     return tokens.load_tokenizer(GENUINE)
 
 
+@pytest.mark.parametrize("cut", [lambda text: text[: text.index("\n", 60)], lambda text: "", lambda text: text[:-9]])
+def test_merges_that_are_cut_short_are_one_line(small, tmp_path, cut):
+    """They would give other tokens: in the end, each letter by itself."""
+    folder = shutil.copytree(small, tmp_path / "cut")
+    file = folder / "merges.txt"
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole, encoding="utf-8", newline="\r\n")  # as editors on Windows save it
+    assert tokens.load_tokenizer(folder).get_vocab() == tokens.load_tokenizer(small).get_vocab()
+    file.write_text(cut(whole), encoding="utf-8")
+    with pytest.raises(UserError, match=r"merges\.txt: no merge makes \d+ pieces of vocab\.json \(.*fetch it") as error:
+        tokens.load_tokenizer(folder)
+    assert str(error.value).isprintable()
+
+
 def test_genuine_clip_numbers(genuine):
     """The numbers are those that every Stable Diffusion 1.x pipeline feeds: start, words, end, padding with the end."""
     rows = tokens.tokenize(genuine, ["a photo of a Mole", ""])
