@@ -601,3 +601,102 @@ def test_a_link_to_itself_is_a_bad_image_and_no_traceback(put, skip):
     assert set(told(read(root, skip=skip)[1])) == {"benign/a.png", "malignant/b.png", "benign/c.png"}
     with pytest.raises(UserError, match=r"c\.png: cannot be decoded .*symbolic links"):
         images.load(root / "benign" / "c.png", 8)
+
+
+def test_what_two_tables_know_of_an_image_is_joined_beside_class_folders(put):
+    put("benign/0.png", 0), put("malignant/1.png", 1)
+    put("a_patients.csv", "file,patient_id\n0.png,P0\n1.png,P1\n")
+    root = put("b_captions.csv", "file,patient_id,caption\n0.png,,of 0\n1.png,unknown,of 1\n")
+    _, found = read(root)
+    assert [(r.patient_id, r.attributes["caption"]) for r in found.records] == [("P0", "of 0"), ("P1", "of 1")]
+    put("c.csv", "file,patient_id\n1.png,P9\n")
+    with pytest.raises(UserError, match=r"c\.csv line 2: patient_id of malignant/1\.png is 'P9', and 'P1' in .*a_pati"):
+        read(root)
+
+
+def test_a_blank_in_another_table_takes_no_lesion_away_and_a_contradiction_is_a_line(put):
+    put("a.png", 1), put("b.png", 2), put("m.csv", "isic_id,diagnosis_1\na,Malignant\nb,Benign\n")
+    put("n1.csv", "isic_id,lesion_id\na,L1\nb,7\n")
+    root = put("n2.csv", "isic_id,lesion_id,age_approx\na,,50\nb,7.0,40\n")
+    assert [(r.lesion_id, r.attributes["age"]) for r in read(root)[1].records] == [("L1", "50"), ("isic-cli/7", "40")]
+    put("n3.csv", "isic_id,lesion_id\na,L5\n")
+    with pytest.raises(UserError, match=r"n3\.csv line 2: lesion_id of a is 'L5', and 'L1' in .*n1\.csv line 2"):
+        read(root)
+
+
+def test_patients_and_splits_in_another_table_than_the_labels_are_taken_by_path(put):
+    put("x/1.png", 0), put("y/1.png", 1), put("labels.csv", "file,label\nx/1.png,mole\ny/1.png,cancer\n")
+    put("patients.csv", "image,patient_id\nx/1.png,PX\ny/1.png,PY\n")
+    root = put("splits.csv", "file,split\ny/1.png,test\n")
+    assert [(r.image, r.patient_id, r.split) for r in read(root)[1].records] == [
+        ("x/1.png", "PX", ""), ("y/1.png", "PY", "test"),
+    ]  # fmt: skip
+    put("splits.csv", "file,split\ny/1.png,dev\n")
+    with pytest.raises(UserError, match=r"splits\.csv line 2: its split is none of train"):
+        read(root)
+
+
+@pytest.mark.parametrize("path", ["y/1.png", "b\\1.png", "C:\\old\\y\\1.png", "x/p/1.png"])
+def test_an_image_of_the_same_name_in_another_folder_is_not_taken_for_one_that_is_missing(put, path):
+    put("x/1.png", 0), put("y/2.png", 1), put("y/3.png", 2), put("y/p/4.png", 3), put("b/5.png", 4)
+    root = put("m.csv", f"file,label\n{path},mole\ny/2.png,mole\ny/3.png,cancer\n/old/b/5.png,cancer\n")
+    with pytest.raises(UserError, match=r"line 2: no image '.*1\.png'"):
+        read(root)
+    _, found = read(root, skip=True)
+    assert [r.image for r in found.records] == ["b/5.png", "y/2.png", "y/3.png"]
+    assert (path, "not there") in found.ignored and ("x/1.png", "in no table") in found.ignored
+
+
+def test_folders_of_another_computer_and_parts_in_between_are_no_hindrance(put):
+    put("images/part_1/a.png", 0), put("images/part_2/b.png", 1)
+    root = put("m.csv", "file,label\n/home/me/images/a.png,mole\nD:\\moles\\b.png,cancer\n")
+    assert [record.label for record in read(root)[1].records] == ["mole", "cancer"]
+
+
+def test_a_lesion_with_two_diagnoses_is_a_line(put):
+    put("ISIC_0000001.jpg", 1), put("ISIC_0000002.jpg", 2)
+    put("M.csv", "lesion_id,image_type,isic_id\nIL_1,dermoscopic,ISIC_0000001\nIL_2,dermoscopic,ISIC_0000002\n")
+    rows = f"{MILK}\nIL_1,0,0,0,0,0,0,0,1,0,0,0\nIL_2,0,0,0,0,0,0,0,0,1,0,0\n"
+    assert len(read(put("GroundTruth.csv", f"{rows}IL_2,0,0,0,0,0,0,0,0,1,0,0\n"))[1].records) == 2
+    with pytest.raises(UserError, match=r"GroundTruth\.csv line 4: MEL of IL_1 is '0', and '1' in .*line 2"):
+        read(put("GroundTruth.csv", f"{rows}IL_1,0,0,0,0,0,0,0,0,1,0,0\n"))
+
+
+def test_synthetic_images_are_known_however_the_word_is_written(put):
+    put("a.png", 1), put("b.png", 2)
+    root = put("m.csv", "isic_id,diagnosis_1,image_manipulation\na,Malignant,Synthetic\nb,Benign,altered\n")
+    assert [record.image_manipulation for record in read(root)[1].records] == ["synthetic", "none"]
+
+
+@pytest.mark.parametrize(
+    "age, known",
+    [("85+", {"age": "85+", "age_band": "75+"}), ("44,5", {"age": "44.5", "age_band": "30-44"}), ("-5", {}),
+     ("999", {}), ("1e400", {}), ("elderly", {"age": "elderly"})],
+)  # fmt: skip
+def test_ages_that_nobody_has_are_left_out(put, age, known):
+    put("a.png", 1), put("b.png", 2)
+    root = put("m.csv", f'file,label,age\na.png,mole,"{age}"\nb.png,cancer,\n')
+    assert read(root)[1].records[0].attributes == known
+
+
+@pytest.mark.parametrize("column", ["age", "number"])
+def test_a_column_of_numbers_that_are_names_of_images_by_chance_is_not_the_one_of_images(put, column):
+    for number in (30, 40, 50, 60):
+        put(f"{number}.png", number)
+    root = put("m.csv", f"{column},label,file\n40,mole,30.png\n30,cancer,40.png\n60,mole,50.png\n50,cancer,60.png\n")
+    assert told(read(root)[1]) == {"30.png": "mole", "40.png": "cancer", "50.png": "mole", "60.png": "cancer"}
+
+
+def test_a_class_that_is_a_number_is_one_with_and_without_a_fraction(put):
+    for number in range(3):
+        put(f"{number}.png", number)
+    put("train.csv", "file,label\n0.png,0\n1.png,1\n")
+    assert read(put("test.csv", "file,label\n2.png,1.0\n"))[1].labels == ("0", "1")
+
+
+@pytest.mark.parametrize("label", ["mole\u200b", "\ufeffmole", "mo\u00adle"])
+def test_a_character_that_nobody_sees_makes_no_other_class(put, label):
+    for number in range(3):
+        put(f"{number}.png", number)
+    with pytest.raises(UserError, match=r"are one class in two spellings"):
+        read(put("m.csv", f"file,label\n0.png,mole\n1.png,{label}\n2.png,cancer\n"))

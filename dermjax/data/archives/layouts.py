@@ -89,10 +89,12 @@ def ordered(names: set[str]) -> tuple[str, ...]:
 
 
 def refuse_twins(names: Iterable[str], where: str) -> None:
-    """UserError where class names differ in case, blanks or the bytes of an accent alone: they are meant as one."""
+    """UserError where class names differ in case, blanks, characters that nobody sees or the bytes of an accent alone:
+    they are meant as one."""
     first: dict[str, str] = {}
     for name in sorted(names):
-        other = first.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), name)
+        seen = "".join(each for each in unicodedata.normalize("NFC", name) if unicodedata.category(each) != "Cf")
+        other = first.setdefault(" ".join(seen.casefold().split()), name)
         if other != name:
             raise UserError(f"{where}: {other!a} and {name!a} are one class in two spellings; write them alike")
 

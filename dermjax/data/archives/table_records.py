@@ -7,7 +7,6 @@ that only add something (who the patient is, which lesion) are joined by the ima
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,8 @@ from dermjax.data.records import Record, age_band
 from dermjax.errors import UserError
 
 ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution", "caption", "skin_tone_class")
+BINDING = ("lesion_id", "patient_id", "split", "image_manipulation")  # a wrong one leaks, so tables must agree on them
+OLDEST = 120  # years; an age beyond it, or below 0, is none
 WHOLE = re.compile(r"(\d+)(?:[.,]0+)?")  # 7 is 7.0 where a column has gaps, as spreadsheets and pandas write it
 NAMED_SPLIT = re.compile(r"(?<![a-z])(train|valid|val|validation|test)(?=$|[^a-z]|ing)")
 
@@ -70,7 +71,7 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
                         + (f"; {there}" if there else ""))  # fmt: skip
     for table in labelled:
         _refuse_doubled(table, folder.tables[table], layout)
-    joined, duplicate_of = _join(folder, layout, labelled), _duplicates(folder)
+    others, duplicate_of = _others(folder, layout, labelled, name), _duplicates(folder)
     store = Store(folder.tree.packed, options.into)
     rows, ignored = {}, []
     for row, unwanted in _rows(folder, layout, labelled, options):
@@ -92,9 +93,9 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
         diagnosis = _diagnosis(row, layout, options.classes)
         label = diagnosis if layout.meanings is None else layouts.label(options.classes, diagnosis)
         if label:
-            filled = {column: value for column, value in row.values.items() if value}
-            row.values = joined.get(image_key(row.image), {}) | filled
-            kept[path] = _record(path, label, row, layout, name, folder.separation.masks.get(path, ""), duplicate_of)
+            known = _known(row, layout)
+            _agree(known, others.get(path, others.get(image_key(row.image), {})), row.image)
+            kept[path] = _record(path, label, row, known, name, folder.separation.masks.get(path, ""), duplicate_of)
         else:
             ignored.append((path, diagnosis or "without a diagnosis"))
     mentioned = kept.keys() | {image for image, _ in ignored}
@@ -121,7 +122,7 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
 
     A name that several images have binds none of them.
     """
-    described = {}
+    described: dict[str, dict[str, tuple[str, str]]] = {}
     for table, columns in folder.tables.items():
         image = tables.image_column(folder, table)
         known = tables.known_columns(columns, (image,))
@@ -129,12 +130,14 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
         for line, values in tables.read_rows(table) if image and layout.known else ():
             paths = folder.references.find(values.get(image, ""), table)
             if len(paths) == 1:  # of several, it is not known whose patient it is
-                row = Row(table, line, paths[0], values, "")
-                record = _record(paths[0], "", row, layout, table.stem, "", {})
-                described[os.path.realpath(folder.root / paths[0])] = record
+                row, path = Row(table, line, paths[0], values, ""), os.path.realpath(folder.root / paths[0])
+                _agree(described.setdefault(path, {}), _known(row, layout), row.image)
 
     def join(record: Record) -> Record:
-        other = described.get(str(listing.root / record.image), record)
+        known = described.get(str(listing.root / record.image))
+        if not known:
+            return record
+        other = _record(record.image, "", None, known, record.source, "", {})
         known = {name: getattr(other, name) for name in ("lesion_id", "patient_id", "licence", "image_manipulation")}
         return replace(record, attributes=other.attributes | record.attributes, **known)
 
@@ -164,16 +167,13 @@ def _rows(
     numbered = _numbered_splits(folder) if layout.numbered and options.own_splits else {}
     naming, several, labels = labelled, len(labelled) > 1, {}
     if layout.by:
-        labels = {
-            values.get(layout.by, ""): (values, _split_of(table) if several else "")
-            for table in labelled
-            for _, values in tables.read_rows(table)
-        }
+        labels = _labels_by(layout, labelled)
         naming = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
     columns = [column for kind, column in layout.images.items() if options.kind in (kind, "both")] or [layout.image]
     for table in naming:
         for number, (line, values) in enumerate(tables.read_rows(table, strict=True)):
-            label, split = labels.get(values.get(layout.by, ""), ({}, ""))
+            by = labels.get(values.get(layout.by, "")) if layout.by else None
+            label, split = (by.values, by.split) if by else ({}, "")
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
             unwanted = _unwanted_kind(values.get(layout.kind, ""), options.kind) if layout.kind else ""
             for column in (*columns, *layout.label):
@@ -182,6 +182,18 @@ def _rows(
                                     "mark before it")  # fmt: skip
             for column in columns:
                 yield Row(table, line, values.get(column, ""), label | values, split), unwanted
+
+
+def _labels_by(layout: Layout, labelled: Sequence[Path]) -> dict[str, Row]:
+    """The labelled rows by the column that images are joined by; UserError where two of them contradict each other."""
+    rows: dict[str, Row] = {}
+    for table in labelled:
+        for line, values in tables.read_rows(table):
+            name = values.get(layout.by, "")
+            row = Row(table, line, name, values, _split_of(table) if len(labelled) > 1 else "")
+            if name and rows.setdefault(name, row) is not row:
+                _merge(rows[name], row, layout)
+    return rows
 
 
 def _unwanted_kind(taken: str, requested: str) -> str:
@@ -205,14 +217,40 @@ def _numbered_splits(folder: TableFolder) -> dict[int, str]:
     return splits
 
 
-def _join(folder: TableFolder, layout: Layout, labelled: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """What the other tables of a folder hold about each image."""
-    joined = defaultdict(dict)
+def _others(
+    folder: TableFolder, layout: Layout, labelled: Sequence[Path], name: str
+) -> dict[str, dict[str, tuple[str, str]]]:
+    """What the other tables of a folder hold about each image, by its path, or by its `image_key` where it is no file.
+
+    The columns are those of the layout, else those whose names are known.
+    """
+    others: dict[str, dict[str, tuple[str, str]]] = {}
     for table, columns in folder.tables.items():
-        if table not in labelled and layout.image in columns and set(layout.known.values()) & set(columns):
-            for _, values in tables.read_rows(table):
-                joined[image_key(values.get(layout.image, ""))] |= values
-    return joined
+        image = layout.image if layout.image in columns or name in LAYOUTS else tables.image_column(folder, table)
+        if table in labelled or image not in columns:
+            continue
+        there = {field: column for field, column in layout.known.items() if column in columns}
+        other = replace(layout, known=tables.known_columns(columns, (image,)) | there)
+        for line, values in tables.read_rows(table) if other.known else ():
+            row = Row(table, line, values.get(image, ""), values, "")
+            path = folder.references.find_one(row.image, table, row.where) or image_key(row.image)
+            _agree(others.setdefault(path, {}), _known(row, other), row.image)
+    return others
+
+
+def _known(row: Row, layout: Layout) -> dict[str, tuple[str, str]]:
+    """What a row holds by the columns that are known: {field: (value, where it stands)}."""
+    values = {field: row.values.get(column, "") for field, column in layout.known.items()}
+    return {field: (value, row.where) for field, value in values.items() if value.lower() not in NOTHING}
+
+
+def _agree(known: dict[str, tuple[str, str]], more: Mapping[str, tuple[str, str]], image: str) -> None:
+    """Adds to what is known of an image what is not known yet; UserError for two values of a field that is BINDING."""
+    for field, (value, where) in more.items():
+        ours, earlier = known.setdefault(field, (value, where))
+        if field in BINDING and ours != value and not parse_number(ours) == parse_number(value):
+            raise UserError(f"{where}: {field} of {image} is {value!r}, and {ours!r} in "
+                            f"{earlier.removeprefix('table ')}; keep one")  # fmt: skip
 
 
 def _duplicates(folder: TableFolder) -> dict[str, str]:
@@ -271,7 +309,8 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
     if value.lower() in NOTHING and value.lower() not in (layout.meanings or ()):
         return ""
     if layout.meanings is None:
-        return value
+        number = WHOLE.fullmatch(value)
+        return number[1] if number else value
     if value.lower() not in layout.meanings:
         raise UserError(f"{row.where}: {layout.label[0]} is {value!r}; known are {', '.join(layout.meanings)}")
     if classes == "diagnoses" and set(layout.meanings.values()) <= set(layouts.UNDIAGNOSED):
@@ -281,27 +320,33 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
 
 
 def _record(
-    path: str, label: str, row: Row, layout: Layout, source: str, mask: str, duplicate_of: Mapping[str, str]
-) -> Record:
-    known = {field: row.values.get(column, "") for field, column in layout.known.items()}
-    known = {field: value for field, value in known.items() if value.lower() not in NOTHING}
+    path: str, label: str, row: Row | None, known: Mapping[str, tuple[str, str]], source: str, mask: str,
+    duplicate_of: Mapping[str, str],
+) -> Record:  # fmt: skip
+    """The record of an image, of the row that gives its label and of what is known of it."""
+    where = known["split"][1] if "split" in known else ""
+    known = {field: value for field, (value, _) in known.items()}
     attributes = {name: known.pop(name) for name in ATTRIBUTES if name in known}
-    age = parse_number(attributes.get("age", ""))
-    if math.isfinite(age):
-        attributes |= {"age": attributes["age"].replace(",", "."), "age_band": age_band(age)}
+    years = parse_number(attributes.get("age", "").removesuffix("+"))  # 85+: publishers hide who is older
+    if 0 <= years <= OLDEST:
+        attributes |= {"age": attributes["age"].replace(",", "."), "age_band": age_band(years)}
+    elif not math.isnan(years):
+        del attributes["age"]
     for field in ("lesion_id", "patient_id"):
         number = WHOLE.fullmatch(known.get(field, ""))
         if number:  # a bare number is another lesion in another archive
             known[field] = f"{source}/{number[1]}"
-    if known.get("image_manipulation") != "synthetic":
-        known["image_manipulation"] = "none"
-    split = row.split
+    synthetic = known.pop("image_manipulation", "").lower() == "synthetic"
+    split = row.split if row else ""
     if "split" in known:
         split = SPLIT_FOLDERS.get(known.pop("split").lower())
         if not split:
-            raise UserError(f"{row.where}: its split is none of {', '.join(SPLIT_FOLDERS)}")
-    if image_key(row.image) in duplicate_of:
+            raise UserError(f"{where}: its split is none of {', '.join(SPLIT_FOLDERS)}")
+    if row and image_key(row.image) in duplicate_of:
         attributes["duplicates"] = f"{source}/{duplicate_of[image_key(row.image)]}"
     if mask:
         attributes["mask"] = {"image": mask}
-    return Record(image=path, sha256="", label=label, split=split, source=source, attributes=attributes, **known)
+    return Record(
+        image=path, sha256="", label=label, split=split, source=source, attributes=attributes,
+        image_manipulation="synthetic" if synthetic else "none", **known,
+    )  # fmt: skip

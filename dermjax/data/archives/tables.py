@@ -140,6 +140,8 @@ class References:
         self.root = root
         self.folders: dict[Path, str] = {}  # of tables, below the root
         self.levels = [(fold, defaultdict(list)) for fold in (str, str.casefold, _reduced)]
+        images = list(images)
+        self.holding = {part for image in images for part in _folders(image)}
         for image in images:
             keys = {key for text in _spellings(image) for key in (text, _name(text), _stem(_name(text)))}
             for fold, level in self.levels:
@@ -147,7 +149,10 @@ class References:
                     level[key].append(image)
 
     def find(self, text: str, table: Path) -> list[str]:
-        """The images that a table may mean, those of the longest path in common."""
+        """The images that a table may mean, those of the longest path in common.
+
+        A path's folders may be of another computer, but where they are here, the image lies in them.
+        """
         text = _spellings(text)[0].removeprefix("./")
         if not text:
             return []
@@ -157,9 +162,10 @@ class References:
         beside = self.levels[0][1].get(self.folders[table] + text)
         if beside:
             return beside
+        around = self.holding & _folders(text)
         for fold, level in self.levels:
             for key in dict.fromkeys((text, _name(text), _stem(_name(text)))):
-                images = level.get(fold(key))
+                images = [image for image in level.get(fold(key), ()) if not around or around <= _folders(image)]
                 if images:
                     return [image for image in images if image.endswith(f"/{text}")] or images
         return []
@@ -195,6 +201,11 @@ def _spellings(text: str) -> list[str]:
 
 def _name(text: str) -> str:
     return text.rstrip("/").rpartition("/")[2]  # a Path would be five times as slow, for each image and row
+
+
+def _folders(text: str) -> set[str]:
+    """The names of the folders in a path, in lower case."""
+    return {part.casefold() for each in _spellings(text)[:1] for part in each.split("/")[:-1]}
 
 
 def _stem(name: str) -> str:
@@ -263,14 +274,20 @@ def detect_columns(folder: TableFolder) -> Layout | None:
 
 def image_column(folder: TableFolder, table: Path) -> str:
     """The column of a table that names images below, "" for none."""
-    hits: dict[str, list[bool]] = defaultdict(list)
+    hits: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    suffixed = set()
     for _, row in islice(read_rows(table), TRIED):
         for column, value in row.items():
             if value:
-                hits[column].append(bool(folder.references.find(value, table)))
-    shares = {column: float(np.mean(each)) for column, each in hits.items()}
-    best = max(shares, key=shares.get, default="")
-    return best if best and shares[best] >= MOST else ""
+                hits[column].append(tuple(folder.references.find(value, table)))
+                suffixed |= {column} if _stem(value) != value else set()
+    naming = [column for column, images in hits.items() if np.mean([bool(each) for each in images]) >= MOST]
+    taken = {*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS, *sum(layouts.KNOWN_COLUMNS.values(), ())}
+
+    def rank(column: str) -> tuple[bool, bool, int]:  # ages and numbers of rows may be names of images by chance
+        return column in suffixed, column.lower() not in taken, len(set(hits[column]))
+
+    return max(naming, key=rank, default="")
 
 
 def known_columns(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
