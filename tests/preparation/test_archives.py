@@ -700,3 +700,27 @@ def test_a_character_that_nobody_sees_makes_no_other_class(put, label):
         put(f"{number}.png", number)
     with pytest.raises(UserError, match=r"are one class in two spellings"):
         read(put("m.csv", f"file,label\n0.png,mole\n1.png,{label}\n2.png,cancer\n"))
+
+
+def test_images_deeper_in_a_class_folder_are_counted_and_masks_there_are_masks(put):
+    put("a/1.png", 1), put("b/2.png", 2), put("b/more/3.png", 3), put("b/more/deep/4.png", 4)
+    mask(put, "a/masks/1.png")
+    _, found = read(put("b/empty/notes.txt", "x"))
+    assert found.records[0].attributes["mask"] == {"image": "a/masks/1.png"}
+    assert sorted(found.ignored) == [
+        ("a/masks/1.png", "used as the mask of its image"), ("b/empty", "no image"),
+        ("b/more/3.png", "in a folder within a class folder"),
+        ("b/more/deep/4.png", "in a folder within a class folder"),
+    ]  # fmt: skip
+
+
+def test_a_folder_of_masks_within_a_split_is_no_class(put):
+    for number, split in enumerate(("train", "test")):
+        put(f"{split}/a/{number}.png", number), put(f"{split}/b/{number}_b.png", 5 + number)
+        mask(put, f"{split}/masks/{number}.png"), mask(put, f"{split}/masks/{number}_other.png")
+    _, found = read(put("notes.txt", "x"))
+    assert found.labels == ("a", "b")
+    assert [r.attributes.get("mask") for r in found.records if r.label == "a"] == [
+        {"image": "test/masks/1.png"}, {"image": "train/masks/0.png"},
+    ]  # fmt: skip
+    assert ("train/masks/0_other.png", "outside of the class folders") in found.ignored

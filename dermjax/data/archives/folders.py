@@ -49,15 +49,18 @@ def scan(folder: Path) -> Listing:
     def names(paths: Iterable[Path]) -> list[str]:
         return [path.relative_to(root).as_posix() for path in paths]
 
-    mask_folders = [path for path in tree.folders_in(root) if masks.FOLDER.search(path.name)]
+    mask_folders = [path for path in tree.folders_in(root) if _is_of_masks(path)]
     folders = [path for path in tree.folders_in(root) if path not in mask_folders]
     copies = _copies(root, folders)
     folders = [path for path in folders if path not in copies]
     classes = [("", path) for path in folders]
     if any(path.name.lower() in SPLIT_FOLDERS for path in folders):
         classes = [(split, path) for split, inside in _splits(root, folders) for path in inside]
+    mask_folders += [each for _, path in classes for each in (path, *tree.folders_in(path)) if _is_of_masks(each)]
+    classes = [(split, path) for split, path in classes if path not in mask_folders]
     images_of = {path: names(tree.images_in(path)) for _, path in classes}
-    beside = [f"{path.name}/{image}" for path in mask_folders for image in tree.walk(path).images]
+    beside = [f"{name}/{image}" for name, path in zip(names(mask_folders), mask_folders, strict=True)
+              for image in tree.walk(path).images]  # fmt: skip
     separation = masks.separate(root, [*(image for each in images_of.values() for image in each), *beside])
     photographs = set(separation.photographs)
     images_of = {path: [image for image in each if image in photographs] for path, each in images_of.items()}
@@ -65,7 +68,12 @@ def scan(folder: Path) -> Listing:
     layouts.refuse_twins({path.name for _, path in classes}, f"folder {root}")
     labels = layouts.ordered({path.name for _, path in classes})
     _refuse_gaps(root, labels, classes)
-    others = [other for _, path in classes for other in tree.visible(path) if not tree.is_image(other)]
+    others = [other for _, path in classes for other in tree.visible(path)
+              if not tree.is_image(other) and other not in mask_folders]  # fmt: skip
+    within = {path: tree.walk(path).images for path in others
+              if path.is_dir() and not root.is_relative_to(os.path.realpath(path))}  # fmt: skip
+    nested = [f"{name}/{image}" for name, path in zip(names(within), within, strict=True) for image in within[path]]
+    others = [other for other in others if not within.get(other)]
     loose = [image for around in sorted({root, *(path.parent for _, path in classes)})
              for image in names(tree.images_in(around))]  # fmt: skip
     loose += [image for image in beside if image in photographs]
@@ -81,6 +89,7 @@ def scan(folder: Path) -> Listing:
         ignored=(
             *zip(names(others), map(_reason, others), strict=True),
             *separation.left_out,
+            *((image, "in a folder within a class folder") for image in nested),
             *((image, "outside of the class folders") for image in loose),
             *((path, COPY) for path in names(copies)),
         ),
@@ -180,6 +189,10 @@ def limit(records: tuple[Record, ...], count: int, seed: int) -> tuple[Record, .
 
     chosen = {image for cell in cells.values() for image in sorted(sorted(cell), key=draw)[:count]}
     return tuple(record for record in records if record.image in chosen)
+
+
+def _is_of_masks(folder: Path) -> bool:
+    return bool(masks.FOLDER.search(folder.name))
 
 
 def _mask(image: str, separation: masks.Separation) -> dict:

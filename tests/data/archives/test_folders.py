@@ -42,7 +42,9 @@ def test_hidden_files_and_litter_do_not_count_and_other_files_are_told(tmp_path)
     litter = ("benign/._1.jpg", "benign/.hidden/1.jpg", "benign/Thumbs.db", ".git/x/1.jpg", "__MACOSX/benign/1.jpg")
     listing = sources.scan(two_classes(tmp_path, *litter, "benign/notes.txt", "benign/more/1.jpg"))
     assert [record.image for record in listing.records] == ["benign/1.jpg", "malignant/1.jpg"]
-    assert listing.ignored == (("benign/more", "no image"), ("benign/notes.txt", "no image"))
+    assert listing.ignored == (
+        ("benign/notes.txt", "no image"), ("benign/more/1.jpg", "in a folder within a class folder"),
+    )  # fmt: skip
 
 
 def test_images_beside_the_class_folders_are_told(tmp_path):
