@@ -121,6 +121,13 @@ def read_header(path: Path) -> tuple[str, tuple[str, ...]]:
     return camera, tuple(change for change, applies in changes.items() if applies)
 
 
+def read_shape(path: Path) -> tuple[int, int, int]:
+    """The width and height of the pixels as they lie in a file, and the EXIF orientation, 1 for none."""
+    with _open(path) as image:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        return *image.size, orientation if orientation in range(2, 9) else 1
+
+
 def filled(rows: np.ndarray, batch: int) -> np.ndarray:
     """Rows [n, ...] and zeros after them, `batch` together, so that one compiled program takes every batch."""
     return np.concatenate([rows, np.zeros((batch - len(rows), *rows.shape[1:]), rows.dtype)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import unicodedata
@@ -724,3 +725,24 @@ def test_a_folder_of_masks_within_a_split_is_no_class(put):
         {"image": "test/masks/1.png"}, {"image": "train/masks/0.png"},
     ]  # fmt: skip
     assert ("train/masks/0_other.png", "outside of the class folders") in found.ignored
+
+
+@pytest.mark.parametrize(
+    "turn, size, mask_size, mask_turn, kept",
+    [(1, (80, 60), (80, 60), 1, True), (1, (80, 60), (40, 30), 1, True), (1, (80, 60), (40, 40), 1, False),
+     (6, (80, 60), (80, 60), 1, False), (6, (80, 60), (60, 80), 1, True), (6, (80, 60), (80, 60), 6, True),
+     (3, (80, 60), (80, 60), 1, False), (6, (80, 80), (80, 80), 1, False), (1, (80, 61), (27, 20), 1, True)],
+)  # fmt: skip
+def test_a_mask_that_is_not_shaped_or_turned_as_its_image_is_left_out(put, turn, size, mask_size, mask_turn, kept):
+    def save(name, size, turn, pixels):
+        image = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+        exif = image.getexif()
+        exif[images.EXIF_ORIENTATION] = turn
+        image.save(put(name, b"") / name, exif=exif)
+
+    save("a/1.jpg", size, turn, np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    save("a/1_mask.png", mask_size, mask_turn, np.eye(8, dtype=np.uint8) * 255)
+    _, found = read(put("b/2.png", 2))
+    assert ("mask" in found.records[0].attributes) == kept and len(found.records) == 2
+    why = "used as the mask of its image" if kept else "a mask that is shaped or turned otherwise than its image"
+    assert found.ignored == (("a/1_mask.png", why),)

@@ -25,6 +25,7 @@ ENDING = re.compile(
     re.IGNORECASE,
 )
 FOLDER = re.compile(r"(?:^|[^a-z])(?:masks?|segmentations?|superpixels?|ground_?truth)(?:$|[^a-z])", re.IGNORECASE)
+SIDEWAYS = 5  # from this EXIF orientation on, width and height change places
 FAR = 40  # grey levels of 255 from black or white; a JPEG of a mask comes so near with all but few pixels
 MOST = 0.97
 
@@ -48,6 +49,8 @@ def separate(root: Path, names: Sequence[str]) -> Separation:
     for name, (photograph, kind) in annotations.items():
         if not photograph:
             left_out[name] = "a mask that may be of several images"
+        elif two_levels.get(name) and photograph not in masks and not fits(root / photograph, root / name):
+            left_out[name] = "a mask that is shaped or turned otherwise than its image"
         elif two_levels.get(name) and photograph not in masks:
             masks[photograph] = name
             left_out[name] = "used as the mask of its image"
@@ -66,6 +69,20 @@ def has_two_levels(path: Path) -> bool:
         return False
     counts = np.bincount(grey.ravel(), minlength=256)
     return np.count_nonzero(counts) <= 2 or counts[:FAR].sum() + counts[256 - FAR :].sum() >= MOST * grey.size
+
+
+def fits(photograph: Path, mask: Path) -> bool:
+    """Whether a mask is of a photograph's proportions, and turned as it is by EXIF: programs that draw masks may heed
+    the orientation of a photograph or not, and only proportions tell which."""
+    try:
+        (width, height, turn), (mask_width, mask_height, mask_turn) = map(images.read_shape, (photograph, mask))
+    except UserError:
+        return True  # damaged; said where it is decoded
+    lies, mask_lies = turn >= SIDEWAYS, mask_turn >= SIDEWAYS
+    width, height = (height, width) if lies else (width, height)
+    mask_width, mask_height = (mask_height, mask_width) if mask_lies else (mask_width, mask_height)
+    alike = abs(width * mask_height - height * mask_width) <= max(width, height)  # one side may be rounded
+    return alike and (turn == mask_turn or (lies != mask_lies and width != height))
 
 
 def _annotations(names: Iterable[str]) -> dict[str, tuple[str, str]]:
