@@ -71,7 +71,9 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
     by_columns = tables.detect_columns(opened)
     if by_columns:
         name = f"table, its images by {by_columns.image!r} and its classes by {by_columns.label[0]!r}"
-        return name, table_records.scan(opened, "table", by_columns, options)
+        listing = table_records.scan(opened, "table", by_columns, options)
+        _refuse_other_folders(folder, listing)
+        return name, listing
     return _class_folders(folder, opened)
 
 
@@ -101,6 +103,18 @@ def _class_folders(folder: Path, opened: TableFolder | None) -> tuple[str, Listi
         name = "kaggle-malignant-vs-benign, without lesion ids: near-duplicates are the only guard against leaks"
         return name, listing
     return "class folders" if splits == {""} else "split folders", listing
+
+
+def _refuse_other_folders(folder: Path, listing: Listing) -> None:
+    """UserError where a table's class of an image is another than that of the class folder that it lies in."""
+    classes = {label.casefold() for label in listing.labels}
+    for record in listing.records:
+        around = [part for part in Path(record.image).parts[:-1] if part.casefold() in classes]
+        if around and record.label.casefold() not in map(str.casefold, around):
+            raise UserError(
+                f"folder {folder}: {record.image} is {record.label!r} by a table, and lies in {around[-1]!r}; give "
+                "--config.layout=folders, or config.columns.image and .label where the table is right"
+            )
 
 
 def _has_columns(folder: Path, columns: Mapping[str, str]) -> bool:

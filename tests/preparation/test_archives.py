@@ -746,3 +746,37 @@ def test_a_mask_that_is_not_shaped_or_turned_as_its_image_is_left_out(put, turn,
     assert ("mask" in found.records[0].attributes) == kept and len(found.records) == 2
     why = "used as the mask of its image" if kept else "a mask that is shaped or turned otherwise than its image"
     assert found.ignored == (("a/1_mask.png", why),)
+
+
+@pytest.mark.parametrize(
+    "name, table, told",
+    [
+        ("m.jsonl", '{"file_name": "a.png", "label": "x", "label": "y"}', "twice in a line"),
+        ("m.csv", "image_id,melanoma,seborrheic_keratosis\na,0.9,0.1\nb,1,0\n", "line 2: melanoma is '0.9'; it must"),
+        ("m.csv", "isic_id,diagnosis_1,benign_malignant\na,Benign,malignant\n", "are 'Benign' and 'malignant'; mend"),
+        ("m.csv", "file,label\na.png,mo\0le\nb.png,cancer\n", "holds NUL, as UTF-16"),
+        ("m.csv", "file,label\na.png,mole\nb.png,cancer\n".encode("utf-16-le"), "holds NUL, as UTF-16"),
+        ("m.csv", "file,label,Label\na.png,mole,cancer\n", "the column 'Label' stands there 2 times"),
+        ("m.csv", "file,label\nmole/c.png,cancer\na.png,mole\n", "mole/c.png is 'cancer' by a table, and lies in 'm"),
+    ],
+)  # fmt: skip
+def test_a_label_that_may_be_meant_in_two_ways_is_a_line(put, name, table, told):
+    put("a.png", 0), put("b.png", 1), put("mole/c.png", 2)
+    name = "metadata.jsonl" if name == "m.jsonl" else name
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        read(put(name, table))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_doubled_column_beside_class_folders_is_refused_where_it_is_read(put):
+    put("a/0.png", 0), put("b/1.png", 1)
+    with pytest.raises(UserError, match=r"p\.csv: the column 'patient_id' stands there 2 times"):
+        read(put("p.csv", "file,patient_id,patient_id\n0.png,A,B\n1.png,C,D\n"))
+
+
+def test_a_diagnosis_that_says_nothing_gives_way_to_the_next_column(put):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    root = put("m.csv", "isic_id,diagnosis_1,benign_malignant\na,nan,benign\nb,Malignant,malignant\nc,nan,\n")
+    assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
+    root = put("m.csv", "image_id,melanoma,seborrheic_keratosis\na,,0\nb,1,\nc,0,0\n")
+    assert told(read(root)[1]) == {"b.png": "malignant", "c.png": "benign"}

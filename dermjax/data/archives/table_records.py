@@ -7,6 +7,7 @@ that only add something (who the patient is, which lesion) are joined by the ima
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ import numpy as np
 from dermjax.data.archives import layouts, tables
 from dermjax.data.archives.folders import Listing, resolve_links
 from dermjax.data.archives.hdf5 import Store
-from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LAYOUTS, NOTHING, Layout
+from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LABELS, LAYOUTS, NOTHING, Layout
 from dermjax.data.archives.tables import TableFolder, image_key, parse_number
 from dermjax.data.archives.tree import SPLIT_FOLDERS
 from dermjax.data.leaks import duplicates
@@ -127,6 +128,7 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
         image = tables.image_column(folder, table)
         known = tables.known_columns(columns, (image,))
         layout = Layout(image=image, known={field: column for field, column in known.items() if field != "split"})
+        _refuse_doubled(table, columns if image and layout.known else (), layout)
         for line, values in tables.read_rows(table) if image and layout.known else ():
             paths = folder.references.find(values.get(image, ""), table)
             if len(paths) == 1:  # of several, it is not known whose patient it is
@@ -145,11 +147,12 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
 
 
 def _refuse_doubled(table: Path, columns: Sequence[str], layout: Layout) -> None:
-    """UserError where a column that is read stands in a table twice: which of the two is meant?"""
+    """UserError where a column that is read stands in a table twice, in any case: which of the two is meant?"""
+    times = Counter(column.casefold() for column in columns)
     for column in (layout.image, layout.by, *layout.label, *layout.one_hot, *layout.known.values()):
-        if column and columns.count(column) > 1:
-            raise UserError(f"table {table}: the column {column!r} stands there {columns.count(column)} times; rename "
-                            "all but one")  # fmt: skip
+        if column and times[column.casefold()] > 1:
+            raise UserError(f"table {table}: the column {column!r} stands there {times[column.casefold()]} times; "
+                            "rename all but one")  # fmt: skip
 
 
 def _missing_image(row: Row, folder: TableFolder) -> UserError:
@@ -230,7 +233,8 @@ def _others(
         if table in labelled or image not in columns:
             continue
         there = {field: column for field, column in layout.known.items() if column in columns}
-        other = replace(layout, known=tables.known_columns(columns, (image,)) | there)
+        other = Layout(image=image, known=tables.known_columns(columns, (image,)) | there)
+        _refuse_doubled(table, columns if other.known else (), other)
         for line, values in tables.read_rows(table) if other.known else ():
             row = Row(table, line, values.get(image, ""), values, "")
             path = folder.references.find_one(row.image, table, row.where) or image_key(row.image)
@@ -300,13 +304,20 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
     if layout.one_hot:
         marks = {column: row.values.get(column, "") for column in layout.one_hot}
         marked = [column for column, mark in marks.items() if parse_number(mark) == 1]
-        if not any(marks.values()):
+        if not any(marks.values()) or (layout.rest and not marked and "" in marks.values()):
             return ""
+        shares = [column for column, mark in marks.items() if mark and parse_number(mark) not in (0, 1)]
+        if shares:  # such as a model's probabilities
+            raise UserError(f"{row.where}: {shares[0]} is {marks[shares[0]]!r}; it must be 0 or 1")
         if len(marked) > 1 or not (marked or layout.rest):
             raise UserError(f"{row.where}: {len(marked)} of {', '.join(layout.one_hot)} are 1; one must be")
         return layout.one_hot[marked[0]] if marked else layout.rest
-    value = next((row.values[column] for column in layout.label if row.values.get(column, "")), "")
-    if value.lower() in NOTHING and value.lower() not in (layout.meanings or ()):
+    values = [row.values.get(column, "") for column in layout.label]
+    values = [value for value in values if value.lower() not in NOTHING or value.lower() in (layout.meanings or ())]
+    if len({layout.meanings.get(value.lower(), "") for value in values} & set(LABELS) if layout.meanings else ()) > 1:
+        raise UserError(f"{row.where}: {' and '.join(layout.label)} are {' and '.join(map(repr, values))}; mend one")
+    value = values[0] if values else ""
+    if not value:
         return ""
     if layout.meanings is None:
         number = WHOLE.fullmatch(value)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,8 +103,11 @@ def _encoding(path: Path) -> str:
             if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
                 return "utf-16"
         with path.open(encoding="utf-8") as file:
-            while file.read(CHUNK):
-                pass
+            while text := file.read(CHUNK):
+                if "\0" in text:
+                    raise UserError(
+                        f"table {path}: holds NUL, as UTF-16 without its mark does; save it as CSV in UTF-8"
+                    )
     except UnicodeDecodeError:
         return WESTERN
     except OSError as error:
@@ -116,12 +120,19 @@ def _objects(path: Path) -> Iterator[tuple[int, dict]]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    values = json.loads(line)
+                    values = json.loads(line, object_pairs_hook=_without_repeats)
                     if not isinstance(values, dict):
                         raise UserError(f"table {path} line {number}: not a JSON object; give one a line")
                     yield number, values
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"table {path}: cannot be read ({error}); give JSON lines in UTF-8") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"{', '.join(values)}: one of them stands twice in a line")
+    return values
 
 
 def _texts(values: dict) -> dict[str, str]:
