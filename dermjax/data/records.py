@@ -240,7 +240,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _object(number: int, line: str, path: Path) -> dict:
     """The JSON object on a line."""
     try:
-        parsed = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+        parsed = json.loads(
+            line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unrepeated
+        )
         if "\\ud" in line.lower() and not _can_be_written(parsed):
             raise ValueError("half a surrogate pair, which is no text")
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets without end
@@ -260,6 +262,19 @@ def _finite(text: str) -> float:
     return float(text)
 
 
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        first = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"{first[:40]} stands there twice")
+    return keys
+
+
 def _can_be_written(found: Any) -> bool:
     """Whether what a line holds is text throughout, or a name of a file that is in no Unicode."""
     try:
@@ -270,7 +285,12 @@ def _can_be_written(found: Any) -> bool:
 
 def _header(line: dict, path: Path) -> tuple[tuple[str, ...], Path]:
     """The labels and the absolute root from the first line."""
-    if line.get("dermjax_manifest") != VERSION:
+    version = line.get("dermjax_manifest")
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"manifest {path} line 1: of version {version}, and this dermjax reads {VERSION}; update dermjax"
+        )
+    if isinstance(version, bool) or version != VERSION:
         raise UserError(f'manifest {path} line 1: no header; it must begin with {{"dermjax_manifest": {VERSION}, …}}')
     labels, root = line.get("labels"), line.get("root")
     if not (_is(labels, [str]) and labels and len(set(labels)) == len(labels)):
@@ -338,6 +358,8 @@ def _stray(image: str, root: Path) -> str:
     path = PurePosixPath(image)
     if not path.parts or path.is_absolute() or ".." in path.parts or not _can_name_a_file(image):
         return f"{image!r}: not a path under the image root"
+    if str(path) != image:  # or one image could stand there twice
+        return f"{image!r}: write it as {str(path)!r}"
     if not Path(os.path.realpath(root / image)).is_relative_to(root):
         return f"{image}: a link that leaves the image root {root}"
     return ""

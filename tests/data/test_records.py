@@ -137,7 +137,9 @@ def test_all_faulty_fields_are_named_at_once(tmp_path):
     "header, told",
     [
         (LINE, "line 1: no header"),
-        ({**HEADER, "dermjax_manifest": 9}, "line 1: no header"),
+        ({**HEADER, "dermjax_manifest": 9}, "line 1: of version 9, and this dermjax reads 1; update dermjax"),
+        ({**HEADER, "dermjax_manifest": True}, "line 1: no header"),
+        ('{"dermjax_manifest": 1, "labels": ["a"], "labels": ["b"], "root": "."}', "labels stands there twice"),
         ({**HEADER, "labels": ["a", "a"]}, "line 1: labels"),
         ({**HEADER, "labels": "benign"}, "line 1: labels"),
         ({**HEADER, "root": None}, "line 1: root"),
@@ -158,6 +160,15 @@ def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path):
 def test_an_image_may_stand_there_once(tmp_path):
     with pytest.raises(UserError, match=r"00001.png stands there twice"):
         records.read(lines(tmp_path, HEADER, LINE, LINE))
+
+
+@pytest.mark.parametrize(
+    "image", ["./images/benign/00001.png", "images//benign/00001.png", "images/./benign/00001.png"]
+)
+def test_an_image_has_one_spelling(tmp_path, image):
+    path = lines(tmp_path, HEADER, LINE, LINE | {"image": image, "split": "test"})
+    with pytest.raises(UserError, match=r"line 3: .*: write it as 'images/benign/00001\.png'"):
+        records.read(path)
 
 
 def test_a_manifest_that_is_missing_or_no_text_is_named(tmp_path):
@@ -245,6 +256,8 @@ def test_an_empty_file_is_refused(tmp_path, text):
 @pytest.mark.parametrize("line, told", [
     (json.dumps(LINE | {"scores": {"blur": 0}}).replace("0}", "1e999}"), "1e999 is beyond all numbers"),
     (json.dumps(LINE | {"attributes": {"note": "x"}}).replace('"x"', "-1e999"), "is beyond all numbers"),
+    (json.dumps(LINE | {"scores": {"blur": 10**400}}), "is beyond all numbers"),
+    (json.dumps(LINE).replace('"split"', '"split": "test", "split"'), "split stands there twice"),
     (json.dumps(LINE | {"generation": {"prompt": "a \ud800 mole"}}), "half a surrogate pair, which is no text"),
     (json.dumps(LINE | {"source": "\udfff"}), "half a surrogate pair, which is no text"),
 ])  # fmt: skip
