@@ -43,11 +43,13 @@ EXTRA = "pip install 'dermjax[formats]'"
 EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 # Where the head of the patient is in a DICOM image -> the EXIF orientation that turns it up: (row's, column's way).
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
+END_OF_JPEG, ZEROS = b"\xff\xd9", 64  # bytes at the end of a file that are looked at first
 WHITE = (255, 255, 255, 255)
 ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, or what is in memory
 
 # Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on damaged tags, without the file's name
 
 
 def load(path: Path, size: int) -> np.ndarray:
@@ -188,9 +190,23 @@ def _is_there(module: str) -> bool:
 def _decode(path: Path, least: int) -> Image.Image:
     """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
     with _open(path) as image:
+        if image.format == "JPEG" and _is_filled_up(path):
+            raise ValueError("only zeros from some place on, as a download leaves that was broken off")
         if least:
             image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
         return _rgb(ImageOps.exif_transpose(image))
+
+
+def _is_filled_up(path: Path) -> bool:
+    """Whether a JPEG ends in zeros without its end mark: libjpeg makes a picture of it. Zeros behind the mark do no
+    harm."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(-min(ZEROS, size), os.SEEK_END)
+        if file.read().strip(b"\0"):
+            return False
+        file.seek(0)
+        return not file.read().rstrip(b"\0").endswith(END_OF_JPEG)
 
 
 @contextlib.contextmanager
@@ -212,9 +228,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels of unknown range; save as 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper, TIFF has
-        if image.getextrema()[1] > 65535:
-            raise ValueError("grey deeper than 16 bits; save as 8 or 16 bits")
-        image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).round().astype(np.uint8))
+        grey = np.asarray(image, np.float32)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("grey below 0 or deeper than 16 bits; save as 8 or 16 bits")
+        image = Image.fromarray((grey / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)

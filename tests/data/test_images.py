@@ -179,3 +179,30 @@ def test_grey_deeper_than_sixteen_bits_is_refused_rather_than_clipped(tmp_path):
     Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "deep.tif")
     with pytest.raises(UserError, match=r"deep\.tif.*deeper than 16 bits"):
         images.load(tmp_path / "deep.tif", 8)
+
+
+def test_grey_below_zero_is_refused_and_either_order_of_bytes_is_read(tmp_path):
+    grey = np.full((8, 8), 30_000, np.int32)
+    Image.fromarray(-grey).save(tmp_path / "below.tif")
+    with pytest.raises(UserError, match=r"below\.tif: cannot be decoded \(grey below 0 or deeper than 16 bits"):
+        images.load(tmp_path / "below.tif", 8)
+    Image.frombytes("I;16B", (8, 8), grey.astype(">u2").tobytes()).save(tmp_path / "big.tif")
+    assert images.load(tmp_path / "big.tif", 8).max() == 117
+
+
+def test_a_jpeg_that_was_filled_up_with_zeros_is_only_a_part(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    (tmp_path / "padded.jpg").write_bytes(whole + bytes(4096))  # some cameras fill up the last block
+    assert images.load(tmp_path / "padded.jpg", 64).shape == (64, 64, 3)
+    (tmp_path / "part.jpg").write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    for read in (images.decode, lambda path: images.load(path, 16)):
+        with pytest.raises(UserError, match=r"part\.jpg: cannot be decoded \(only zeros from some place on"):
+            read(tmp_path / "part.jpg")
+
+
+def test_damaged_tags_print_nothing(tmp_path, recwarn):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert images.read_header(tmp_path / "a.jpg") == ("", ())
+    assert images.load(tmp_path / "a.jpg", 8).shape == (8, 8, 3)
