@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dermjax.data import export
+from dermjax.data import digests, export, records
+from dermjax.data.archives import tfds
 from dermjax.data.archives.table_records import TableOptions
 from dermjax.errors import UserError
 from dermjax.preparation.listing import list_folder, list_images, split_paths, with_positive
@@ -112,3 +113,21 @@ def test_a_data_set_of_something_else_is_named(tmp_path):
     (tmp_path / "features.json").write_text("{}")
     with pytest.raises(UserError, match="not a data set of images"):
         listing(tmp_path)
+
+
+def test_an_image_of_a_data_set_whose_label_is_kept_back_is_left_out(tmp_path, picture):
+    class Labels(tuple):
+        def index(self, label):  # tensorflow-datasets' word for no label
+            return -1 if label == "unlabelled" else super().index(label)
+
+    entries = []
+    for number, (label, split) in enumerate((("a", "train"), ("b", "train"), ("unlabelled", "test"))):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+        entries.append(records.Record(
+            image=f"{number}.png", sha256=digests.sha256(tmp_path / f"{number}.png"), label=label, split=split,
+            source="s", image_manipulation="none"))  # fmt: skip
+    manifest = records.Manifest(labels=Labels(("a", "b")), root=tmp_path, records=tuple(entries))
+    export.write(manifest, tmp_path / "set", "array_record", "moles", "")
+    found = tfds.scan(tmp_path / "set", tmp_path / "run")
+    assert [record.label for record in found.records] == ["a", "b"]
+    assert found.ignored == (("data_set_images/dermjax/test/000000.png", "without a label"),)

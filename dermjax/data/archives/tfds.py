@@ -47,27 +47,31 @@ def scan(folder: Path, into: Path) -> Listing:
             )
         if not builder.name.isidentifier():  # it names the folder of the images
             raise ValueError(f"its name is {builder.name[:40]!r}")
-        records = []
+        records, ignored = [], []
         with progress.bar(sum(map(len, sources.values())), "writing", "images", 0) as bar:
             for split, source in sources.items():
                 for number in range(len(source)):
                     example = source[number]
                     suffix = SUFFIXES.get(example["image"][:2], "png")
                     image = f"{FOLDER}/{builder.name}/{split}/{number:06d}.{suffix}"
+                    bar.update()
+                    if example["label"] < 0:  # as test sets have it whose answers are kept back
+                        ignored.append((image, "without a label"))
+                        continue
                     images.write_if_changed(into / image, example["image"])
                     known = {"image_manipulation": "none"}
                     known |= {name: example[name].decode() for name in FIELDS if example.get(name)}
                     known |= {"label": labels[example["label"]], "split": SPLIT_FOLDERS[split], "source": builder.name}
                     records.append(Record(image=image, sha256="", **known))
-                    bar.update()
     except UserError:
         raise
     except Exception as error:  # tfds raises anything, from KeyError to protobuf's own
         message = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
         raise UserError(f"folder {folder}: not a data set of images with labels in array_record ({message})") from error
     return Listing(
-        labels=layouts.ordered(set(labels)), root=Path(os.path.realpath(into)), records=tuple(records), ignored=()
-    )
+        labels=layouts.ordered(set(labels)), root=Path(os.path.realpath(into)), records=tuple(records),
+        ignored=tuple(ignored),
+    )  # fmt: skip
 
 
 def discard(into: Path) -> None:
