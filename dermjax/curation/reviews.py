@@ -31,7 +31,7 @@ def read(path: str) -> dict[str, Verdict]:
     if not path:
         return {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines would break a text at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config.verdicts {path}: cannot be read ({error}); give a verdicts file") from error
     verdicts = {}

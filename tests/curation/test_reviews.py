@@ -32,6 +32,12 @@ def test_the_last_line_on_an_image_counts_and_null_takes_back(tmp_path):
     assert reviews.read("") == {}
 
 
+def test_what_editors_and_other_programs_write_is_read(tmp_path):
+    fields = {"sha256": SHA, "keep": True, "by": "Ada", "why": "one line\u2028and\x85another"}
+    (tmp_path / "v.jsonl").write_bytes(f"\ufeff{json.dumps(fields, ensure_ascii=False)}\r\n".encode())
+    assert reviews.read(str(tmp_path / "v.jsonl"))[SHA].why == fields["why"]
+
+
 def test_kept_and_rejected_by_a_person():
     kept = reviews.apply(RECORD, Verdict(keep=True, by="Ada", why=""))
     assert kept.rejected == () and kept.attributes["verdict"]["overrules"] == ["hairs", "blur"]
