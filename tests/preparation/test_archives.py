@@ -780,3 +780,36 @@ def test_a_diagnosis_that_says_nothing_gives_way_to_the_next_column(put):
     assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
     root = put("m.csv", "image_id,melanoma,seborrheic_keratosis\na,,0\nb,1,\nc,0,0\n")
     assert told(read(root)[1]) == {"b.png": "malignant", "c.png": "benign"}
+
+
+def test_a_table_within_a_split_is_about_that_split(put):
+    put("train/0.png", 0), put("train/5.png", 5), put("test/0.png", 2), put("test/1.png", 3)
+    put("train/metadata.csv", "file_name,label\n0.png,a\n1.png,a\n5.png,b\n")
+    root = put("test/metadata.csv", "file_name,label\n0.png,b\n")
+    with pytest.raises(UserError, match=r"train/metadata\.csv line 3: no image '1\.png'"):
+        read(root)
+    _, found = read(root, skip=True)
+    assert told(found) == {"test/0.png": "b", "train/0.png": "a", "train/5.png": "b"}
+    assert found.ignored == (("1.png", "not there"), ("test/1.png", "in no table"))
+
+
+def test_what_fitzpatrick17k_says_is_wrongly_labelled_is_left_out(put):
+    for name in "abcd":
+        put(f"images/{name}.jpg", ord(name))
+    rows = ("a,3,malignant,", "b,2,benign,3 Wrongly labelled", "c,2,benign,1 Diagnostic", "d,2,malignant,4 Other")
+    root = put("f.csv", "\n".join(("md5hash,fitzpatrick_scale,three_partition_label,qc", *rows)))
+    _, found = read(root)
+    assert [record.image for record in found.records] == ["images/a.jpg", "images/c.jpg", "images/d.jpg"]
+    assert found.ignored == (("images/b.jpg", "wrongly labelled, as the archive says"),)
+
+
+@pytest.mark.parametrize(
+    "rows, told",
+    [("0\n1\n", r"line 2: row 0 is in test as well; keep one"), ("\u00b2\n", "'\u00b2' is no number of a row")],
+)
+def test_a_row_is_in_one_of_derm7pts_own_splits(put, rows, told):
+    put("images/a.jpg", 0), put("images/b.jpg", 1)
+    put("meta/meta.csv", "case_num,diagnosis,derm,clinic\n1,blue nevus,a.jpg,x.jpg\n2,melanoma,b.jpg,y.jpg\n")
+    put("meta/test_indexes.csv", "indexes\n0\n")
+    with pytest.raises(UserError, match=told):
+        read(put("meta/train_indexes.csv", f"indexes\n{rows}"), own=True)

@@ -49,6 +49,7 @@ class Layout:
       by        the labelled tables name no image, and tables of images are joined to them by this column
       kind      the column that says how an image was taken: "dermoscopic", or anything else
       images    the columns of images, by how they were taken, where a row names several
+      wrong     the column, and its value, by which the archive says itself that a diagnosis is wrong
       numbered  the archive's own splits are tables of row numbers (NAME_indexes.csv), taken with config.own_splits
     """
 
@@ -61,6 +62,7 @@ class Layout:
     by: str = ""
     kind: str = ""
     images: Mapping[str, str] = field(default_factory=dict)
+    wrong: tuple[str, str] = ("", "")
     numbered: bool = False
 
     def fits(self, columns: set[str]) -> bool:
@@ -205,6 +207,7 @@ LAYOUTS = {
         image="md5hash",
         label=("three_partition_label",),
         meanings={"benign": "benign", "malignant": "malignant", "non-neoplastic": "unknown"},
+        wrong=("qc", "3 Wrongly labelled"),
         known={"fitzpatrick": "fitzpatrick_scale"},
     ),
     "milk10k": Layout(

@@ -179,6 +179,8 @@ def _rows(
             label, split = (by.values, by.split) if by else ({}, "")
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
             unwanted = _unwanted_kind(values.get(layout.kind, ""), options.kind) if layout.kind else ""
+            if layout.wrong[0] and values.get(layout.wrong[0], "").lower() == layout.wrong[1].lower():
+                unwanted = "wrongly labelled, as the archive says"
             for column in (*columns, *layout.label):
                 if "\n" in values.get(column, ""):
                     raise UserError(f"table {table} line {line}: {column} runs over several lines; close the quotation "
@@ -207,13 +209,15 @@ def _unwanted_kind(taken: str, requested: str) -> str:
 
 def _numbered_splits(folder: TableFolder) -> dict[int, str]:
     """The split of each row number, by tables such as train_indexes.csv; UserError where there are none."""
-    splits = {
-        int(values[INDEXES[0]]): _split_of(table)
-        for table, columns in folder.tables.items()
-        if columns == INDEXES
-        for _, values in tables.read_rows(table)
-        if values[INDEXES[0]].isdigit()
-    }
+    splits: dict[int, str] = {}
+    for table, columns in folder.tables.items():
+        for line, values in tables.read_rows(table) if columns == INDEXES else ():
+            number = WHOLE.fullmatch(values[INDEXES[0]])
+            if not number:
+                raise UserError(f"table {table} line {line}: {values[INDEXES[0]]!r} is no number of a row")
+            split = splits.setdefault(int(number[1]), _split_of(table))
+            if split != _split_of(table):
+                raise UserError(f"table {table} line {line}: row {number[1]} is in {split} as well; keep one")
     if not splits:
         raise UserError(f"folder {folder.root}: config.own_splits asks for train_indexes.csv, valid_indexes.csv and "
                         "test_indexes.csv; there are none")  # fmt: skip

@@ -162,7 +162,8 @@ class References:
     def find(self, text: str, table: Path) -> list[str]:
         """The images that a table may mean, those of the longest path in common.
 
-        A path's folders may be of another computer, but where they are here, the image lies in them.
+        A path's folders may be of another computer, but where they are here, the image lies in them. A table within a
+        split is about images of that split.
         """
         text = _spellings(text)[0].removeprefix("./")
         if not text:
@@ -173,7 +174,7 @@ class References:
         beside = self.levels[0][1].get(self.folders[table] + text)
         if beside:
             return beside
-        around = self.holding & _folders(text)
+        around = self.holding & (_folders(text) | _folders(self.folders[table]) & tree.SPLIT_FOLDERS.keys())
         for fold, level in self.levels:
             for key in dict.fromkeys((text, _name(text), _stem(_name(text)))):
                 images = [image for image in level.get(fold(key), ()) if not around or around <= _folders(image)]
