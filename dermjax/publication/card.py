@@ -131,9 +131,13 @@ def _cells(figure: Mapping) -> tuple[str, int, str]:
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[tuple]) -> str:
     """Returns a table in Markdown whose rows begin with words that `title` heads."""
-    lines = [f"| {title} | {' | '.join(columns)} |"]
+    lines = [f"| {title} | {' | '.join(map(_escaped, columns))} |"]
     lines += ["|---" + "".join("|---" if column == INTERVAL else "|---:" for column in columns) + "|"]
     for value, *cells in rows:
-        escaped = " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")  # <mole> is a word, no HTML
-        lines.append(f"| {escaped} | {' | '.join(map(str, cells))} |")
+        lines.append(f"| {_escaped(value)} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Returns a text as the cell of a table shows it."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")  # <mole> is a word, no HTML

@@ -102,6 +102,7 @@ def contents(folder):
 
 def test_markup_in_a_card_s_table_is_text():
     assert "| a \\| &lt;img src=x> | 3 |" in describe("prompt", ["n"], [("a |\n<img src=x>", 3)])
+    assert describe("prompt", ["in situ | <b>\ninvasive"], []).startswith("| prompt | in situ \\| &lt;b> invasive |\n")
 
 
 def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):
