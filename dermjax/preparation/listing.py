@@ -39,7 +39,12 @@ def list_images(
 def split_paths(images: str) -> list[Path]:
     """The folder that a setting names, or several divided by commas."""
     path = Path(images).expanduser()
-    return [path] if path.exists() else [Path(each.strip()).expanduser() for each in images.split(",")]
+    if path.exists():
+        return [path]
+    named = [each.strip() for each in images.split(",")]
+    if not all(named):  # "" would be the folder that the command runs in
+        raise UserError(f"config.images {images!r}: a comma with no folder beside it; take it away")
+    return [Path(each).expanduser() for each in named]
 
 
 def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], options: TableOptions) -> tuple[str, Listing]:

@@ -72,6 +72,9 @@ def test_folders_are_divided_by_commas_unless_there_is_one_of_that_name(tmp_path
     assert split_paths(f"{tmp_path}/a, {tmp_path}/b") == [tmp_path / "a", tmp_path / "b"]
     (tmp_path / "a,b").mkdir()
     assert split_paths(f"{tmp_path}/a,b") == [tmp_path / "a,b"]
+    for stray in (f"{tmp_path}/a,", f", {tmp_path}/a", f"{tmp_path}/a,,{tmp_path}/b"):
+        with pytest.raises(UserError, match="a comma with no folder beside it"):
+            split_paths(stray)
 
 
 def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, capsys):
