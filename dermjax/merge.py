@@ -8,6 +8,7 @@ one by one: what stays in memory is a path, a digest and 256 bytes of hashes an 
 
 import heapq
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +114,14 @@ def _read(home: Path, any_versions: bool) -> tuple[list[Share], dict]:
 def _check_places(shares: Sequence[Share]) -> None:
     """Raises UserError where a place of the plan is in two parts, or in none."""
     total = shares[0].finished.total
-    times = np.zeros(total, np.int32)
+    held = sum(len(share.finished.places) + len(share.finished.left_out) for share in shares)
+    times = np.zeros(min(total, held + 1), np.int32)  # of a longer plan, one of these places is missing
     for share in shares:
+        last = max((*share.finished.places, *share.finished.left_out), default=-1)
+        if last >= total:
+            raise UserError(f"{share.folder / parts.FILE}: place {last} of a plan of {total}; make it again")
         places = np.array([*share.finished.places, *share.finished.left_out], np.int64)
-        if len(places) and not 0 <= places.min() <= places.max() < total:
-            raise UserError(f"{share.folder / parts.FILE}: place {places.max()} of a plan of {total}; make it again")
-        np.add.at(times, places, 1)
+        np.add.at(times, places[places < len(times)], 1)
         if times.max(initial=0) > 1:
             raise UserError(
                 f"{buckets.shown(share.folder)}: image {int(times.argmax())} of the plan is in another part as well"
@@ -141,10 +144,10 @@ def _packages(versions: Mapping[str, str]) -> dict[str, str]:
     return {name: version for name, version in versions.items() if name in run_folder.PACKAGES}
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the part again") from error
 
 
@@ -173,8 +176,11 @@ def _join(home: Path, shares: Sequence[Share], config: Mapping) -> None:
 
 def _join_transformed(home: Path, shares: Sequence[Share], config: Mapping) -> None:
     """Writes the records and the outcomes of all parts; their reports stay theirs."""
-    outcomes = [iter(json.loads((share.folder / CHANGES).read_text())) for share in shares]
-    write_atomically(home / CHANGES, json.dumps(list(_in_order(shares, outcomes)), indent=1) + "\n")
+    outcomes = [_json(share.folder / CHANGES) for share in shares]
+    for share, each in zip(shares, outcomes, strict=True):
+        if not isinstance(each, list) or len(each) != len(share.finished.places):
+            raise UserError(f"{share.folder / CHANGES}: not the outcomes of {share.finished.part}; make the part again")
+    write_atomically(home / CHANGES, json.dumps(list(_in_order(shares, list(map(iter, outcomes)))), indent=1) + "\n")
     _join(home, shares, config)
 
 
@@ -196,7 +202,14 @@ def _join_curated(home: Path, shares: Sequence[Share], config: Mapping) -> None:
 
 def _rules(shares: Sequence[Share]) -> tuple[Rule, ...]:
     """Returns the rules of the first part; UserError where another one has other limits."""
-    first, *others = [[Rule(**rule) for rule in share.finished.findings["rules"]] for share in shares]
+    read = []
+    for share in shares:
+        try:
+            read.append([Rule(**rule) for rule in share.finished.findings["rules"]])
+            operator.index(share.finished.findings["training_images"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{share.folder / parts.FILE}: no findings of curate ({error}); make it again") from error
+    first, *others = read
     for share, limits in zip(shares[1:], others, strict=True):
         same = [rule.reason for rule in limits] == [rule.reason for rule in first]
         if not same or not np.allclose([r.limit for r in limits], [r.limit for r in first], LIMITS_APART):

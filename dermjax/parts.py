@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
 FILE = "part.json"  # of a part's folder, written last
+SHAPES = {"stage": str, "part": str, "total": int, "places": list, "left_out": list, "causes": dict, "findings": dict}
 GIVEN = re.compile(r"(\d{1,9})/(\d{1,9})")
 FOLDER = re.compile(r"part-(\d{5,})-of-(\d{5,})")
 SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
@@ -136,6 +138,14 @@ def read_finished(folder: Path) -> Finished | None:
     if not path.is_file():
         return None
     try:
-        return Finished(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        finished = Finished(**json.loads(path.read_text()))
+        misshapen = [name for name, kind in SHAPES.items() if type(getattr(finished, name)) is not kind]
+        if misshapen:
+            raise ValueError(f"{misshapen[0]} is no {SHAPES[misshapen[0]].__name__}")
+        if any(type(place) is not int or place < 0 for place in (*finished.places, *finished.left_out)):
+            raise ValueError("a place is no whole number from 0 on")
+        if any(place >= after for place, after in pairwise(finished.places)):
+            raise ValueError("its places do not ascend")
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run the part again") from error
+    return finished

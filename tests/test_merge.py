@@ -116,6 +116,41 @@ def test_an_image_in_two_parts_or_in_none_is_refused(workdir):
     refused(workdir, "place 11 of a plan of 10")
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"places": [7, 4, 1]}, "places do not ascend"), ({"places": [1, 1, 7]}, "places do not ascend"),
+        ({"places": None}, "places is no list"), ({"places": ["a", 4, 7]}, "no whole number"),
+        ({"places": [1.0, 4, 7]}, "no whole number"), ({"left_out": [-1]}, "no whole number"),
+        ({"total": 10.0}, "total is no int"), ({"causes": [1]}, "causes is no dict"),
+        ({"places": [1, 4, 10**30]}, "place 10+ of a plan of 10"),
+    ],
+)  # fmt: skip
+def test_what_a_part_says_is_in_shape_or_a_line(workdir, change, said):
+    path = workdir / "part-00001-of-00003" / parts.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(workdir, said)
+
+
+def test_a_plan_beyond_memory_is_a_line(tmp_path):
+    for index in range(2):
+        write(tmp_path, Part(2, index), range(index, 10, 2), total=10**13)
+    refused(tmp_path, "image 10 of the plan is in no part")
+
+
+@pytest.mark.parametrize(
+    "stage, outcomes, said",
+    [("transform", None, r"transformations\.json: cannot be read"), ("transform", "[1]", "not the outcomes of 0/2"),
+     ("transform", "{", "cannot be read"), ("curate", None, "no findings of curate")],
+)  # fmt: skip
+def test_a_part_without_its_outcomes_or_findings_is_refused(tmp_path, stage, outcomes, said):
+    for index in range(2):
+        folder = write(tmp_path, Part(2, index), range(index, 10, 2), stage=stage)
+        if outcomes:
+            (folder / merge.CHANGES).write_text(outcomes)
+    refused(tmp_path, said)
+
+
 def test_parts_of_another_config_are_refused(workdir):
     path = workdir / "part-00001-of-00003" / run_folder.CONFIG
     path.write_text(json.dumps(CONFIG | {"part": "1/3", "steps": 5}))
