@@ -14,6 +14,7 @@ shares are exact; then an image keeps its split only because an earlier manifest
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,11 +50,22 @@ class SplitSettings:
 
 def identities(record: Record) -> list[tuple[str, str]]:
     """What ties a record to others: its bytes, its lesion, its patient, its number in the ISIC archive, as known,
-    and the publisher's list of duplicates that it stands in."""
-    known = [(name, getattr(record, name)) for name in IDENTITIES if getattr(record, name)]
+    and the publisher's list of duplicates that it stands in.
+
+    Names that differ in case, blanks or characters that nobody sees are taken as one: a tie too many does no harm.
+    """
+    known = [(name, spelled_alike(getattr(record, name))) for name in IDENTITIES if getattr(record, name)]
     duplicates, name = record.attributes.get("duplicates"), record.attributes.get("linked_as", record.image)
     known += [("duplicates", duplicates)] if duplicates else []
     return known + [("isic_id", number) for number in ISIC_ID.findall(name)[-1:]]
+
+
+def spelled_alike(name: str) -> str:
+    """A name without what people do not see: case, blanks, the bytes of an accent, marks without width."""
+    if name.isascii():
+        return " ".join(name.casefold().split())
+    seen = "".join(each for each in unicodedata.normalize("NFC", name) if unicodedata.category(each) != "Cf")
+    return " ".join(seen.casefold().split())
 
 
 def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:

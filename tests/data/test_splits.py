@@ -256,3 +256,11 @@ def test_a_photograph_of_the_isic_archive_is_itself_in_whichever_folder():
     pair = [record("2016/ISIC_0000001", "a", "train"), record("2019/ISIC_0000001_downsampled", "a", "test")]
     with pytest.raises(UserError, match="same isic_id in two splits"):
         splits.refuse_leaks(pair)
+
+
+@pytest.mark.parametrize("other", ["p1", "P1\u200b", " P1", "\ufeffP1"])
+def test_a_patient_spelled_otherwise_is_the_same(other):
+    known, twin = record("a", "benign", "train", patient_id="P1"), record("b", "benign", "test", patient_id=other)
+    assert splits.identities(known)[1] == splits.identities(twin)[1] == ("patient_id", "p1")
+    with pytest.raises(UserError, match=r"the same patient_id in two splits: a\.jpg \(train\) and b\.jpg \(test\)"):
+        splits.refuse_leaks([known, twin])

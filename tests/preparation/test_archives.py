@@ -813,3 +813,18 @@ def test_a_row_is_in_one_of_derm7pts_own_splits(put, rows, told):
     put("meta/test_indexes.csv", "indexes\n0\n")
     with pytest.raises(UserError, match=told):
         read(put("meta/train_indexes.csv", f"indexes\n{rows}"), own=True)
+
+
+@pytest.mark.parametrize("names", [("mel", "Melanoma"), ("NV", "nevus"), ("cancer", "malignant")])
+def test_a_diagnosis_and_its_short_name_are_one_class(put, names):
+    for number in range(3):
+        put(f"{number}.png", number)
+    root = put("m.csv", f"file,label\n0.png,{names[0]}\n1.png,{names[1]}\n2.png,other\n")
+    with pytest.raises(UserError, match="are one class in two spellings"):
+        read(root)
+
+
+def test_a_number_of_a_patient_is_the_same_without_its_zeros(put):
+    put("a.png", 1), put("b.png", 2), put("c.png", 3)
+    _, found = read(put("m.csv", "file,label,patient_id\na.png,mole,007\nb.png,cancer,7.0\nc.png,mole,0\n"))
+    assert [record.patient_id for record in found.records] == ["table/7", "table/7", "table/0"]

@@ -7,10 +7,10 @@ only what is unknown is.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from dermjax.data.splits import spelled_alike
 from dermjax.errors import UserError
 
 BENIGN, INDETERMINATE, MALIGNANT, UNKNOWN = "benign", "indeterminate", "malignant", ""
@@ -91,12 +91,12 @@ def ordered(names: set[str]) -> tuple[str, ...]:
 
 
 def refuse_twins(names: Iterable[str], where: str) -> None:
-    """UserError where class names differ in case, blanks, characters that nobody sees or the bytes of an accent alone:
-    they are meant as one."""
+    """UserError where class names differ in what people do not see, or are a diagnosis and its short name: they are
+    meant as one."""
     first: dict[str, str] = {}
     for name in sorted(names):
-        seen = "".join(each for each in unicodedata.normalize("NFC", name) if unicodedata.category(each) != "Cf")
-        other = first.setdefault(" ".join(seen.casefold().split()), name)
+        word = spelled_alike(name)
+        other = first.setdefault(SHORT.get(word, word), name)
         if other != name:
             raise UserError(f"{where}: {other!a} and {name!a} are one class in two spellings; write them alike")
 

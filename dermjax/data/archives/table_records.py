@@ -350,7 +350,7 @@ def _record(
     for field in ("lesion_id", "patient_id"):
         number = WHOLE.fullmatch(known.get(field, ""))
         if number:  # a bare number is another lesion in another archive
-            known[field] = f"{source}/{number[1]}"
+            known[field] = f"{source}/{int(number[1])}"  # spreadsheets also take the zeros of 007 away
     synthetic = known.pop("image_manipulation", "").lower() == "synthetic"
     split = row.split if row else ""
     if "split" in known:
