@@ -815,6 +815,25 @@ def test_a_row_is_in_one_of_derm7pts_own_splits(put, rows, told):
         read(put("meta/train_indexes.csv", f"indexes\n{rows}"), own=True)
 
 
+@pytest.mark.parametrize("folder", ["gt", "labels", "Annotations", "seg"])
+def test_masks_in_a_folder_that_may_be_a_class_are_known_by_their_levels(put, folder):
+    for number in range(2):
+        put(f"images/{number}.png", number)
+        mask(put, f"{folder}/{number}.png")
+    with pytest.raises(UserError, match=f"{folder}: a class without images"):
+        read(put("notes.txt", "x"))
+    _, found = read(put("m.csv", "file,label\n0.png,mole\n1.png,cancer\n"))
+    assert [(r.image, r.attributes["mask"]["image"]) for r in found.records] == [
+        (f"images/{number}.png", f"{folder}/{number}.png") for number in range(2)
+    ]  # fmt: skip
+
+
+def test_photographs_of_a_class_of_such_a_name_are_photographs(put):
+    for number, name in enumerate(("lesion/0.png", "skin/0.png", "hair/0.png")):
+        root = put(name, number)
+    assert len(read(root)[1].records) == 3
+
+
 @pytest.mark.parametrize("names", [("mel", "Melanoma"), ("NV", "nevus"), ("cancer", "malignant")])
 def test_a_diagnosis_and_its_short_name_are_one_class(put, names):
     for number in range(3):

@@ -1,8 +1,8 @@
 """Masks and other annotations that lie beside images, known from photographs by their names and their two levels.
 
 `ISIC_0000000_segmentation.png` belongs to `ISIC_0000000.jpg`, and so does `masks/ISIC_0000000.png`. What is named so
-is never a photograph; a mask of two levels is kept with its image. Endings that photographs may have too (`_lesion`)
-count only with two levels.
+is never a photograph; a mask of two levels is kept with its image. Endings that photographs may have too (`_lesion`),
+and folders that classes may have too (`labels/ISIC_0000000.png`), count only with two levels.
 """
 
 import os
@@ -24,6 +24,7 @@ ENDING = re.compile(
     r"|(?P<unsure>seg|lesion|gt|contour|border))$",
     re.IGNORECASE,
 )
+LIKELY = re.compile(r"(?:gt|labels?|annotations?|targets?|segs?|lesions?|contours?|borders?|binary)$", re.IGNORECASE)
 FOLDER = re.compile(r"(?:^|[^a-z])(?:masks?|segmentations?|superpixels?|ground_?truth)(?:$|[^a-z])", re.IGNORECASE)
 SIDEWAYS = 5  # from this EXIF orientation on, width and height change places
 FAR = 40  # grey levels of 255 from black or white; a JPEG of a mask comes so near with all but few pixels
@@ -47,7 +48,7 @@ def separate(root: Path, names: Sequence[str]) -> Separation:
         two_levels = dict(zip(possible, pool.map(lambda name: has_two_levels(root / name), possible), strict=True))
     masks, left_out = {}, {}
     for name, (photograph, kind) in annotations.items():
-        if not photograph:
+        if not photograph and (kind != "unsure" or two_levels[name]):
             left_out[name] = "a mask that may be of several images"
         elif two_levels.get(name) and photograph not in masks and not fits(root / photograph, root / name):
             left_out[name] = "a mask that is shaped or turned otherwise than its image"
@@ -100,6 +101,10 @@ def _annotations(names: Iterable[str]) -> dict[str, tuple[str, str]]:
             same = [each for each in by_stem[_stem(name).casefold()] if not _is_mask_folder(_folder(each))]
             if same:
                 matches[name] = _nearest(name, same), "sure"
+        elif LIKELY.match(_base(_folder(name))):
+            same = [each for each in by_stem[_stem(name).casefold()] if not LIKELY.match(_base(_folder(each)))]
+            if same:
+                matches[name] = _nearest(name, same), "unsure"
     return {name: (image, kind) for name, (image, kind) in matches.items() if image not in matches}
 
 
