@@ -847,3 +847,11 @@ def test_a_number_of_a_patient_is_the_same_without_its_zeros(put):
     put("a.png", 1), put("b.png", 2), put("c.png", 3)
     _, found = read(put("m.csv", "file,label,patient_id\na.png,mole,007\nb.png,cancer,7.0\nc.png,mole,0\n"))
     assert [record.patient_id for record in found.records] == ["table/7", "table/7", "table/0"]
+
+
+def test_half_a_pair_of_duplicates_ties_nothing(put):
+    for number in range(1, 4):
+        put(f"ISIC_000000{number}.jpg", number)
+    put("t.csv", "image_name,target\nISIC_0000001,0\nISIC_0000002,1\nISIC_0000003,1\n")
+    root = put("d.csv", "image_name_1,image_name_2\nISIC_0000001,\n,ISIC_0000002\n")
+    assert not any("duplicates" in record.attributes for record in read(root)[1].records)

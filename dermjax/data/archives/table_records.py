@@ -269,6 +269,7 @@ def _duplicates(folder: TableFolder) -> dict[str, str]:
         if set(DUPLICATES) <= set(columns)
         for _, values in tables.read_rows(table)
     ]
+    pairs = [pair for pair in pairs if all(pair)]
     if not pairs:
         return {}
     names, links = np.unique(np.array(pairs, object), return_inverse=True)
