@@ -7,7 +7,7 @@ A decision is the most probable class (for two classes: a threshold of 0.5); the
     dermjax classify --predict=DIR --classifier=runs/vit_hybrid --out=predictions.csv
     dermjax classify --predict=runs/prepare --classifier=CHECKPOINTED_RUN --out=runs/other/predictions.csv
 
-For a folder of images the columns are image, called, p_<label> …. For a manifest they are image, label, split,
+For a folder of images the columns are image, called, p_<label> …. For a manifest they are image, label, split, sha256,
 p_<label> … on its validation and test images, so that `evaluate` takes the folder of the file for a run.
 
 Shapes: n images, L labels, B batch.
@@ -75,13 +75,13 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def manifest_table(manifest: Manifest, predicted: Iterable[tuple[list[Record], np.ndarray]]) -> str:
-    """Returns the CSV image, label, split, p_<label> … of records and their probabilities."""
+    """Returns the CSV image, label, split, sha256, p_<label> … of records and their probabilities."""
     rows = [
-        (record.image, record.label, record.split, each)
+        (record.image, record.label, record.split, record.sha256, each)
         for chosen, values in predicted
         for record, each in zip(chosen, values, strict=True)
     ]
-    return table(("image", "label", "split"), manifest.labels, rows)
+    return table(("image", "label", "split", "sha256"), manifest.labels, rows)
 
 
 def table(columns: Sequence[str], labels: Sequence[str], rows: Iterable[tuple]) -> str:

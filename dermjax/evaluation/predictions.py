@@ -1,7 +1,8 @@
 """The predictions of a classifier: predictions.csv as arrays, checked before any number is made of it.
 
-The columns are image, label, split and one p_<label> a class; `classify` writes the file. The ISIC challenge takes a
-table of image and one confidence a class, and scores it at 0.5.
+The columns are image, label, split, sha256 and one p_<label> a class; `classify` writes the file. sha256 tells images
+of one name apart and may be left out. The ISIC challenge takes a table of image and one confidence a class, and scores
+it at 0.5.
 
 Shapes: n images.
 """
@@ -9,15 +10,17 @@ Shapes: n images.
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dermjax.data.records import Manifest
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
+DIGEST = "sha256"
 # the specificity that the threshold of a figure is chosen for, on validation images
 SPECIFICITIES = {"sensitivity_at_90": 0.90, "sensitivity_at_95": 0.95}
 
@@ -64,8 +67,13 @@ class Predictions:
         return replace(self, images=images, labels=self.labels[rows], probabilities=self.probabilities[rows])
 
 
-def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
-    """The rows of one split; UserError names the line of an unknown label, a repeated image or a value outside 0..1."""
+def read(path: Path, classes: tuple[str, ...], split: str, records: Iterable[Record] = ()) -> Predictions:
+    """The rows of one split.
+
+    Raises:
+      UserError: it names the line of an unknown label, a repeated image, a value outside 0..1, or an image that was
+        another file than that of its name among the records.
+    """
     if not path.is_file():
         raise UserError(
             f"predictions {path}: no such file; give the workdir of a finished classify run, or make the file of any "
@@ -75,7 +83,7 @@ def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             expected, columns = {"image", "label", "split", *(f"p_{c}" for c in classes)}, set(reader.fieldnames or ())
-            if columns != expected:
+            if columns - {DIGEST} != expected:
                 raise UserError(
                     f"predictions {path}: columns {sorted(columns)} are not {sorted(expected)}; other class names?"
                 )
@@ -85,6 +93,7 @@ def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
     if not rows:
         raise UserError(f"predictions {path}: no row of the {split} split; run classify again with that split")
     rows.sort(key=lambda numbered: numbered[1]["image"] or "")
+    digests = {record.image: record.sha256 for record in records}
     images, labels, probabilities = [], [], []
     for line, row in rows:
         image, label, where = row["image"], row["label"], f"predictions {path} line {line}"
@@ -92,6 +101,8 @@ def read(path: Path, classes: tuple[str, ...], split: str) -> Predictions:
             raise UserError(f"{where}: {image} stands there twice")
         if label not in classes:
             raise UserError(f"{where}: label {label!r} is not one of {', '.join(classes)}")
+        if row.get(DIGEST) and row[DIGEST] != digests.get(image, row[DIGEST]):
+            raise UserError(f"{where}: {image} is another file in the manifest; classify with the manifest given here")
         images.append(image)
         labels.append(classes.index(label))
         probabilities.append([_probability(row[f"p_{name}"], where) for name in classes])
@@ -105,7 +116,7 @@ def read_test(path: Path, manifest: Manifest) -> Predictions:
       UserError: a class or an image is missing, or the rows are of other images than the manifest's: figures could not
         be compared.
     """
-    predictions = read(path, manifest.labels, "test")
+    predictions = read(path, manifest.labels, "test", manifest.records)
     absent = [name for index, name in enumerate(manifest.labels) if not (predictions.labels == index).any()]
     if absent:  # no AUROC, and no sensitivity or specificity, exists then
         raise UserError(
@@ -121,7 +132,7 @@ def read_test(path: Path, manifest: Manifest) -> Predictions:
     for image, label in zip(predictions.images, predictions.labels, strict=True):
         if expected[image] != manifest.labels[label]:
             raise UserError(f"predictions {path}: {image} has another label than in the manifest; classify again")
-    return replace(predictions, thresholds=thresholds(read(path, manifest.labels, "validation")))
+    return replace(predictions, thresholds=thresholds(read(path, manifest.labels, "validation", manifest.records)))
 
 
 def mean(seeds: list[Predictions]) -> Predictions:

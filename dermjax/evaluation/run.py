@@ -98,7 +98,7 @@ def _synthetic(folders: dict[Group, Path], curated: Manifest) -> dict[Group, lis
     for group, folder in folders.items():
         path = folder / "synthetic_predictions.csv"
         if group.arm == BASELINE and path.is_file():
-            each = predictions.read(path, curated.labels, "train").only(kept)
+            each = predictions.read(path, curated.labels, "train", curated.records).only(kept)
             if not each.images:
                 raise UserError(
                     f"predictions {path}: none of its images is kept in the curated manifest; of another run?"

@@ -34,7 +34,7 @@ def choose(folders: dict[Cell, Path], materials: list[Material]) -> dict[Group, 
     for cell, folder in folders.items():
         if any(phase.fraction for phase in arms.phases(cell.arm)):
             real = materials[cell.fold].real
-            validation = predictions.read(folder / "predictions.csv", real.labels, "validation")
+            validation = predictions.read(folder / "predictions.csv", real.labels, "validation", real.records)
             score = float(metrics.auroc(validation))
             scores.setdefault(cell.group[:2], {}).setdefault(cell.group, []).append(score)
     means = [{group: float(np.mean(each)) for group, each in groups.items()} for groups in scores.values()]
@@ -141,5 +141,5 @@ def _read(folder: Path, test: str, manifest: Manifest) -> Predictions:
     if not test:
         return predictions.read_test(folder / "predictions.csv", manifest)
     validation = predictions.read(folder / "predictions.csv", manifest.labels, "validation")
-    further = predictions.read(folder / f"predictions_{test}.csv", manifest.labels, "test")
+    further = predictions.read(folder / f"predictions_{test}.csv", manifest.labels, "test", manifest.records)
     return replace(further, thresholds=predictions.thresholds(validation))

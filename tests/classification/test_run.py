@@ -88,7 +88,7 @@ def test_it_learns_judges_real_images_and_leaves_every_file(real, synthetic, tmp
     assert metrics["validation"]["n"] == 6
 
     rows = predictions(workdir)
-    assert list(rows[0]) == ["image", "label", "split", "p_benign", "p_malignant"]
+    assert list(rows[0]) == ["image", "label", "split", "sha256", "p_benign", "p_malignant"]
     assert [row["split"] for row in rows] == ["validation"] * 6 + ["test"] * 10
     assert all(abs(float(row["p_benign"]) + float(row["p_malignant"]) - 1) < 1e-6 for row in rows)
     assert {row["split"] for row in predictions(workdir, "synthetic_predictions.csv")} == {"train"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dermjax.data.records import Manifest
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import predictions
 
@@ -59,3 +59,20 @@ def test_a_missing_file_and_a_missing_class_are_named(tmp_path):
     path = written(tmp_path, HEADER + "a.png,benign,test,1,0\n")
     with pytest.raises(UserError, match="no test image of malignant"):
         predictions.read_test(path, Manifest(labels=CLASSES, root=tmp_path, records=()))
+
+
+def test_predictions_of_another_image_of_the_same_name_are_refused(tmp_path):
+    """Every run of `prepare` with phantoms, and of `generate`, names its images alike."""
+
+    def manifest(digest):
+        of_all = {"sha256": 64 * digest, "split": "test", "source": "phantom", "image_manipulation": "none"}
+        chosen = tuple(Record(image=f"{label}.png", label=label, **of_all) for label in CLASSES)
+        return Manifest(labels=CLASSES, root=tmp_path, records=chosen)
+
+    head = HEADER.replace("split", "split,sha256")
+    rows = f"benign.png,benign,test,{64 * '1'},1,0\nmalignant.png,malignant,test,{64 * '1'},0,1\n"
+    validation = f"v.png,benign,validation,{64 * '3'},1,0\n"
+    path = written(tmp_path, head + rows + validation)
+    assert len(predictions.read_test(path, manifest("1")).images) == 2
+    with pytest.raises(UserError, match=r"line 2: benign\.png is another file in the manifest"):
+        predictions.read_test(path, manifest("2"))
