@@ -26,8 +26,8 @@ RANGES = {
     "0 or more": (
         lambda value: value >= 0,
         ("adversary", "bits", "cast", "chroma", "clip", "contrast", "dark_corners", "data", "edges", "evaluate_every",
-         "features", "first_seed",
-         "fold", "folds", "gallery", "gel", "hairs", "hits", "huber", "images", "images_per_class", "ink", "kl",
+         "features", "first_seed", "fold", "folds", "gallery", "gel", "guidance_interval",
+         "hairs", "hits", "huber", "images", "images_per_class", "ink", "kl",
          "last_blocks", "limit", "lines", "number", "offset_noise", "patches", "patience", "phantoms", "preview_every",
          "prior_weight", "rate", "ruler", "save_every", "shard", "shots", "size", "snr_gamma", "standout", "startup",
          "structure", "text_rate", "texture", "tone", "tone_tolerance", "validation_draws", "warmup", "watch_every",
@@ -47,17 +47,28 @@ RANGES = {
     f"a seed from 0 to {LARGEST_SEED}": (lambda value: 0 <= value <= LARGEST_SEED, ("seed", "seeds")),
     "a number": (lambda value: True, ("lora_weight", "sharpness")),
 }  # fmt: skip
+ELEMENTS = {  # what keys of tuples hold
+    "texts": (str, ("arms", "embeddings", "samplers")),
+    "numbers": (int | float, ("guidance_interval", "seeds", "shots", "strengths")),
+}
 FREE = ("words", "quotas", "images_of", "repeats", "rare", "without", "sets")  # their keys are users' own
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for a number that cannot be meant, anywhere in a config; one that is none, or without end, too.
+    """Raises UserError for a number that cannot be meant, anywhere in a config; one that is none, or without end, too;
+    and for a tuple of texts that holds a number, or the other way round.
 
     What depends on more than one option, or on the data, is the stage's to check.
     """
     known = {key: given for given, (_, keys) in RANGES.items() for key in keys}
-    for path, value in _numbers(config.to_dict(), "config"):
-        given = known.get(path.rpartition(".")[2], "a number")
+    for path, value in _leaves(config.to_dict(), "config"):
+        key = path.rpartition(".")[2]
+        for given, (kind, keys) in ELEMENTS.items():
+            if key in keys and not isinstance(value, kind):
+                raise UserError(f"{path} = {value!r}: give {given}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        given = known.get(key, "a number")
         inside, _ = RANGES[given]
         if not (isfinite(value) and inside(value)):
             raise UserError(f"{path} = {value}: give {given}")
@@ -106,14 +117,14 @@ def load(path: str) -> ConfigDict:
     return config
 
 
-def _numbers(tree: dict, path: str) -> Iterator[tuple[str, float]]:
-    """Yields the numbers below a path, those of a tuple each."""
+def _leaves(tree: dict, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields the values below a path, those of a tuple each."""
     for key, value in tree.items():
-        if isinstance(value, dict) and key not in FREE:
-            yield from _numbers(value, f"{path}.{key}")
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}.{key}") if key not in FREE else ()
+            continue
         for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, int | float) and not isinstance(each, bool):
-                yield f"{path}.{key}", each
+            yield f"{path}.{key}", each
 
 
 def _line_of(file: str, error: Exception) -> str:

@@ -118,6 +118,20 @@ def test_ranges_are_what_they_say(name, inside, outside):
             config_file.check(ConfigDict({"a": {name: value}}))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("samplers", ("Euler", 3), "3: give texts"),
+        ("arms", (None,), "None: give texts"),
+        ("guidance_interval", ("a", "b"), "'a': give numbers"),
+        ("seeds", (0, "1"), "'1': give numbers"),
+    ],
+)
+def test_a_tuple_of_texts_holds_no_number_nor_the_other_way_round(name, value, told):
+    with pytest.raises(UserError, match=re.escape(f"config.a.{name} = {told}")):
+        config_file.check(ConfigDict({"a": {name: value}}))
+
+
 def test_users_own_keys_have_no_range():
     config_file.check(ConfigDict({"plan": {"words": {"size": {"steps": 0}}}, "concepts": {"repeats": {"rank": 0}}}))
 

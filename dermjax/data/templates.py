@@ -13,6 +13,7 @@ from dermjax.data.records import Record
 from dermjax.errors import UserError
 
 GAP, CLAUSE = re.compile(r"\{([\w.]*)\}"), re.compile(r"\[([^\[\]]*)\]")
+BRACKET = re.compile(r"[\[\]{}]")
 LABEL = "label"
 ONE = ("one", "a", "single", "1")  # numbers that need no plural
 
@@ -45,6 +46,14 @@ def gaps(template: str) -> list[str]:
     return GAP.findall(template)
 
 
+def check(template: str) -> None:
+    """Raises UserError for a bracket that would be drawn as text: one that is open, or around what is no name."""
+    if BRACKET.search(GAP.sub("", CLAUSE.sub(r"\1", template))):
+        raise UserError(
+            f"prompt {template!r}: a bracket is open; close it, or leave it out; a gap is {{name}}, a clause [text]"
+        )
+
+
 def fill(template: str, words: PromptWords) -> str:
     """Returns a template filled, `(s)` in it by its {number}; a gap outside of brackets that nothing fills is a
     UserError."""
@@ -62,8 +71,7 @@ def fill_contrast(template: str, words: PromptWords) -> str:
 
 def fill_from_record(template: str, record: Record) -> str:
     """Returns a template filled with what is known of a record; a UserError names what it does not have."""
-    if template.count("{") != template.count("}") or template.count("[") != template.count("]"):
-        raise UserError(f"prompt {template!r}: a bracket is open; close it, or leave it out")
+    check(template)
     try:
         return _fill(template, lambda gap: _value(record, gap))
     except KeyError as error:
@@ -73,6 +81,7 @@ def fill_from_record(template: str, record: Record) -> str:
 
 
 def _fill_prompt(text: str, words: PromptWords, template: str) -> str:
+    check(template)
     number = words.word("number") if "number" in gaps(text) else None
     try:
         filled = _fill(text, words.word)

@@ -129,7 +129,7 @@ class Plan:
         if strange:
             label = strange[0]
             raise UserError(f"plan.images_of.{label} = {self.images_of[label]!r}: give a whole number")
-        folders = [label for label in self.prompts if not names_folder(label)]
+        folders = [label for label in self.prompts if not isinstance(label, str) or not names_folder(label)]
         unknown = sorted(set(self.images_of) - set(self.prompts))
         counts = self.counts.values()
         if not self.prompts or not self.samplers or min(counts) < 0 or not sum(counts):
@@ -151,6 +151,11 @@ class Plan:
 
     def _check_words(self) -> None:
         """Refuses gaps that nothing fills, words that no prompt has, and quotas that cannot be met."""
+        if self.guidance == 1:
+            guided = ("negative_prompt", "contrast", "guidance_rescale", "guidance_interval")
+            idle = [name for name in guided if getattr(self, name)]
+            if idle:
+                raise UserError(f"plan.{idle[0]} does nothing at plan.guidance = 1; give more, or leave {idle[0]} out")
         if self.contrast and (self.negative_prompt or len(self.prompts) < 2):
             raise UserError(
                 "plan.contrast takes the other classes' prompts: leave negative_prompt empty, name two classes"

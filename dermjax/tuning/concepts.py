@@ -18,6 +18,7 @@ from dermjax.data import digests, records, templates
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 
+MOST = 10**7  # rows of an epoch, which are in memory
 USUAL = ("benign", "malignant")  # for which configs have prompts, whether there are such classes or not
 
 
@@ -75,6 +76,8 @@ def training(
     for label, times in repeats.items():
         if not isinstance(times, int) or times < 0:
             raise UserError(f"config.concepts.repeats.{label} = {times}: give a whole number, 0 or more")
+        if times > MOST // len(instances):
+            raise UserError(f"config.concepts.repeats.{label} = {times}: an epoch has {MOST:,} images at most")
     instance = plain(manifest, instances, prompts)
     weights, labels = np.array([weight(record) for record in instances]), np.array([each.label for each in instances])
     rows = [

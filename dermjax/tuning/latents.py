@@ -48,6 +48,8 @@ def read_model(
     sd, tokenizer = dataclasses.replace(sd, remat=remat), load_tokenizer(sd.tokenizer, *sd.text_limits)
     embeddings = []
     for word, like in words.items():
+        if not word.strip() or not isinstance(like, str):
+            raise UserError(f"config.words.{word} = {like!r}: give a new word and a known one, as <mole> and mole")
         ids = tokenizer(like, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise UserError(f"config.words.{word} = {like!r} is {len(ids)} tokens; give a word that is one")
