@@ -31,6 +31,7 @@ def read_judged(path: str, real: Manifest) -> Manifest | None:
         return None
     manifest = records.read(Path(path))
     pipelines.check_labels(manifest, f"config.judged = {path}", real)
+    pipelines.check_synthetic(manifest, f"config.judged = {path}")
     if not manifest.split("train"):
         raise UserError(f"config.judged = {path}: no kept image in it; leave it out or give another")
     return manifest

@@ -11,7 +11,7 @@ from dermjax import sharding
 from dermjax.classification import recipes
 from dermjax.data import records
 from dermjax.errors import UserError
-from dermjax.models import vit
+from dermjax.models import configs, vit
 from dermjax.models.classifier import ARCHITECTURES, Classifier, Params, describe, fresh
 from dermjax.training import checkpoints
 from dermjax.training.optimizers import pick
@@ -54,10 +54,13 @@ def build(config: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Para
 
 
 def check_architecture(name: str, settings: dict, defaults: dict) -> None:
-    """Raises UserError for settings that an architecture has not, and for a width that its heads do not divide."""
+    """Raises UserError for settings that an architecture has not, sizes beyond any network's, and a width that its
+    heads do not divide."""
     unknown = sorted(set(settings) - set(defaults))
     if unknown:
         raise UserError(f"config.architecture.{name}.{unknown[0]}: there are {', '.join(defaults)}")
+    if wrong := configs.unfit(settings, configs.CLASSIFIER):
+        raise UserError(f"config.architecture.{name}.{wrong[0]}")
     shape = defaults | settings
     width, heads = shape.get("hidden_size", 0), shape.get("num_attention_heads", 1)
     if width % heads:

@@ -82,6 +82,8 @@ def test_images_are_cut_into_whole_patches(real, tmp_path):
     ("changed", "told"),
     [
         ({"num_attention_heads": 3}, "config.architecture.vit: hidden_size = 16 is not a multiple of its 3 heads"),
+        ({"num_hidden_layers": 10**7}, "config.architecture.vit.num_hidden_layers = 10000000 should be a whole"),
+        ({"hidden_size": 10**9}, "config.architecture.vit.hidden_size = 1000000000 should be a whole"),
         ({"num_layers": 3}, "config.architecture.vit.num_layers: there are .*, num_hidden_layers"),
     ],
 )

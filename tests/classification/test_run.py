@@ -198,6 +198,11 @@ def test_other_classes_are_refused(real, synthetic, tmp_path):
             run.run(settings(real, **{key: str(synthetic)}), tmp_path / "run")
 
 
+def test_real_images_are_not_judged_as_synthetic_ones(real, tmp_path):
+    with pytest.raises(UserError, match=r"config\.judged = .* holds real images"):
+        run.run(settings(real, judged=str(real)), tmp_path / "run")
+
+
 def test_a_synthetic_image_among_the_judges_is_refused(real, tmp_path):
     lines = real.read_text().splitlines()
     changed = [
