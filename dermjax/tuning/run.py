@@ -100,6 +100,8 @@ def dry_run(config: ConfigDict) -> None:
     check(config)
     with tempfile.TemporaryDirectory() as folder:
         setup = read_setup(config, Path(folder))
+        features.read(config.evidence.features)  # what these refuse, `run` would
+        _drawing(setup, setup.samples)
         say(costs.plan(setup, config))
         costs.report(setup, config)
         say(forecast.here(setup, config))
@@ -127,6 +129,9 @@ def check_options(config: ConfigDict) -> None:
             "config.evidence.features needs evaluations: give config.watch_every, config.validation_draws and "
             "config.evidence.images"
         )
+    evidence = config.evidence
+    if not evidence.features and (evidence.minimise != "validation_loss" or evidence.most_copies < 1):
+        raise UserError("config.evidence.minimise and most_copies go by config.evidence.features; give the network")
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():

@@ -53,6 +53,8 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         (LORA | {"tuned.text_encoder": "lora", "lora.targets": ("convolution",)}, "text_encoder has none of them"),
         ({"words.<new>": "mole"}, "config.words.<new>: no prompt says it, so it would not be learnt"),
         ({"concepts.repeats.benign": -1}, "config.concepts.repeats.benign = -1: give a whole number, 0 or more"),
+        ({"evidence.minimise": "frechet"}, "most_copies go by config.evidence.features; give the network"),
+        ({"evidence.most_copies": 0.1}, "most_copies go by config.evidence.features; give the network"),
         ({"words.<new>": 3}, "config.words.<new> = 3: give a new word and a known one"),
         ({"words. ": "mole"}, "give a new word and a known one"),
         ({"prompts.benign": "a {skin tone} mole"}, "a gap is {name}, a clause [text]"),
@@ -68,6 +70,18 @@ def test_what_cannot_be_meant_is_one_line_before_anything_is_decoded(config, tmp
         tuning.run(config(**changes), tmp_path / "run")
     assert told in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"samples.steps": 5000}, "steps 5000: this sampler takes 1 to 1000 steps"),
+        ({"evidence.features": "nowhere", "watch_every": 2, "validation_draws": 1}, "nowhere"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(config, changes, told):
+    with pytest.raises(UserError, match=told):
+        tuning.dry_run(config(**changes))
 
 
 def test_the_batch_of_several_processes_divides_over_all_their_devices(config, monkeypatch):
