@@ -120,7 +120,9 @@ def parameters(sd: StableDiffusion, networks: dict[str, Tensors], source: str, d
 
     wanted = {name: torch_layout.expected(sd.shapes[name]) for name in FILES}
     torch_layout.check(all_of(wanted), all_of(networks), source)
-    params = {name: torch_layout.from_file(sd.shapes[name], networks[name], dtype) for name in FILES}
+    params = {
+        name: torch_layout.from_file(sd.shapes[name], networks[name], f"{source}: {name}/", dtype) for name in FILES
+    }
     return params if lazy else jax.tree.map(lambda leaf: leaf.read(), params)
 
 

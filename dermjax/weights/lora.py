@@ -205,6 +205,8 @@ def read(path: Path, shapes: Tree) -> Lora:
     if lost:
         raise UserError(f"{path}: {lost} holds what is no number, as a training that diverged leaves it; take one of "
                         "an earlier step")  # fmt: skip
+    if not any(array.any() for name, array in arrays.items() if name.endswith(".down")):
+        raise UserError(f"{path}: is zeros throughout, as a download that broke off leaves it; fetch the file again")
     return Lora(unflatten(arrays), alphas)
 
 

@@ -24,7 +24,7 @@ def read(folder: Path) -> tuple[Params, dict]:
     tensors, _ = open_file(folder / FILE)
     shapes = segmenter.NETWORK.shapes[0]
     torch_layout.check(torch_layout.expected(shapes), tensors, str(folder / FILE))
-    params = torch_layout.from_file(shapes, tensors, np.float32)
+    params = torch_layout.from_file(shapes, tensors, f"{folder / FILE}: ", np.float32)
     return jax.tree.map(lambda leaf: leaf.read(), params), read_json(folder / "config.json")
 
 

@@ -24,6 +24,10 @@ from dermjax.weights.safetensors import LazyTensor, Tensors
 
 Tree = dict[str, Any]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+FILLED = ("kernel", "embedding")  # leaves that are never zeros throughout once they are trained
+# but for those that start at zero: a head for new labels, and the branches of a level that pretraining adds
+EMPTY = ("classifier.kernel", "conv2.kernel")
+SAMPLE = 2**12  # elements that are looked at where a type has no quick sum of squares
 SHOWN = 3  # misfits of each kind that an error names; the others are counted
 
 LARGE = 2**18  # elements that are worth a second core
@@ -98,17 +102,19 @@ def to_file(tree: Tree, dtype) -> Tensors:
     return {file_name(path): tensor(path, array) for path, array in flatten(tree).items()}
 
 
-def from_file(shapes: Tree, tensors: Tensors, dtype) -> Tree:
+def from_file(shapes: Tree, tensors: Tensors, source: str, dtype) -> Tree:
     """Returns our tree, shaped like `shapes`, of a file's tensors in our layout and type, each read when it is used.
 
     What is read is a view of the file where that has the type, else of a copy. A kernel keeps the file's order in
-    memory until it is placed on a device, which has to move it anyhow.
+    memory until it is placed on a device, which has to move it anyhow. `check_values` looks at each; its UserError
+    begins with `source`.
     """
 
     def leaf(path: str, tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
         def read() -> np.ndarray:
             array = tensor.read()
             array = array if array.dtype == dtype else cast(array, np.dtype(dtype))
+            check_values(path, array, source)
             if path.rpartition(".")[2] != "kernel":
                 return array
             return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
@@ -129,7 +135,7 @@ def from_torch(
       UserError: missing, unexpected and misshapen tensors, all in one line with their names and shapes.
     """
     check(expected(shapes), tensors, source)
-    lazy = flatten(from_file(shapes, tensors, dtype))
+    lazy = flatten(from_file(shapes, tensors, f"{source}: ", dtype))
     return unflatten({path: place(path, leaf.read()) for path, leaf in lazy.items()})
 
 
@@ -157,6 +163,30 @@ def check(wanted: dict[str, tuple[int, ...]], tensors: Tensors, source: str) -> 
             each for kind in kinds for each in [*kind[:SHOWN], *[f"{len(kind) - SHOWN} more"] * (len(kind) > SHOWN)]
         )
         raise UserError(f"{source}: {sum(map(len, kinds))} of {len(wanted)} tensors do not fit: {'; '.join(shown)}")
+
+
+def check_values(path: str, array: np.ndarray, source: str) -> None:
+    """Raises UserError where the tensor of a path holds NaN or infinity, or zeros alone where trained weights do not.
+
+    The sum of squares tells both, as fast as memory is read; where it says so it may also be that it went over or
+    under the range of the type, and the elements themselves decide.
+    """
+    flat = array.reshape(-1)
+    if array.dtype != np.float32:
+        flat = flat[:: max(1, flat.size // SAMPLE)].astype(np.float32)
+    with np.errstate(all="ignore"):
+        squares = np.dot(flat, flat)
+    if not np.isfinite(squares) and not np.isfinite(flat).all():
+        raise UserError(
+            f"{source}{file_name(path)} holds NaN or infinity, as a training that diverged or a conversion to float16 "
+            "leaves it; take an earlier state, or fetch the file again"
+        )
+    filled = path.rpartition(".")[2] in FILLED and not path.endswith(EMPTY)
+    if filled and flat.size and not squares and not array.any():
+        raise UserError(
+            f"{source}{file_name(path)} is zeros throughout, as a download that broke off leaves it; fetch the file "
+            "again"
+        )
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

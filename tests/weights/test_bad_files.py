@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dermjax.weights import lora, single_file, textual_inversion
+from dermjax.weights import lora, single_file, textual_inversion, torch_layout
 from dermjax.weights.textual_inversion import Embedding
 
 GENERATE = Path(__file__).parents[2] / "configs" / "generate.py"
@@ -153,6 +154,49 @@ def test_misfits_of_all_networks_come_in_one_line(command, copied, tmp_path):
         f"text_encoder/{last} is (7,), the config asks for (16,)",
         "vae/extra is not expected (3,)",
     )
+
+
+@pytest.mark.parametrize("value, said", [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0, "zeros")])
+@pytest.mark.parametrize("form", ["folder", "single"])
+def test_weights_that_no_training_leaves(command, copied, single, tmp_path, form, value, said):
+    """One number that is none, or a kernel of zeros, as a download leaves whose space was reserved beforehand."""
+    model, path, prefix, key = copied, copied / "vae" / "diffusion_pytorch_model.safetensors", "", "decoder.conv_out"
+    if form == "single":
+        model = path = Path(shutil.copy(single, tmp_path / "x.safetensors"))
+        prefix = "first_stage_model."
+    tensors = load_file(path)
+    kernel = tensors[f"{prefix}{key}.weight"]
+    kernel.reshape(-1)[slice(None) if value == 0 else slice(1, 2)] = value
+    with safe_open(path, "np") as file:
+        texts = file.metadata()
+    save_file(tensors, path, texts)
+    refused(
+        command("convert", f"--from={model}", f"--to={tmp_path / 'to'}"), tmp_path / "to", f"vae/{key}.weight ", said
+    )
+    # read when it is placed, after the folder of the images was found to be writable
+    code, _, error = generate(command, tmp_path / "run", model=model)
+    assert code == 2 and f"{model}: vae/{key}.weight " in error and said in error and error.count("\n") == 1, error
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {"config.json", "versions.json"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_zeros_and_extremes_that_trained_weights_have(dtype):
+    """A bias, a fresh head, a new branch; and numbers whose squares are beyond the type."""
+    most = np.finfo(dtype).max
+    values = {
+        "norm": {"bias": np.zeros(3)},
+        "classifier": {"kernel": np.zeros((3, 2))},
+        "resnets": {"conv2": {"kernel": np.zeros((3, 3, 2, 2))}},
+        "large": {"kernel": np.full((3, 2), most)},
+        "small": {"kernel": np.full((3, 2), np.finfo(dtype).tiny)},
+        "empty": {"kernel": np.zeros((0, 2))},
+    }
+    file = torch_layout.to_file(values, dtype)
+    read = torch_layout.from_torch(torch_layout.unflatten(
+        {path: np.empty(array.shape, dtype) for path, array in torch_layout.flatten(values).items()}
+    ), file, "x", dtype=dtype)  # fmt: skip
+    assert read["large"]["kernel"].min() == most
 
 
 def test_no_lora(command, small_model, single, adapters, tmp_path):

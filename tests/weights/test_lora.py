@@ -291,6 +291,17 @@ def test_a_lora_of_a_training_that_diverged_is_refused(shapes, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_lora_of_zeros_is_refused(shapes, tmp_path):
+    """As a download leaves it whose space was reserved beforehand; zeros in `up` alone are those of a fresh one."""
+    fresh = lora.init(shapes, 2, seed=0)
+    lora.write_peft(tmp_path / "fresh.safetensors", lora.uniform(fresh, 2.0), dtype=np.float32)
+    lora.read(tmp_path / "fresh.safetensors", shapes)
+    empty = jax.tree.map(np.zeros_like, fresh)
+    lora.write_peft(tmp_path / "x.safetensors", lora.uniform(empty, 2.0), dtype=np.float32)
+    with pytest.raises(UserError, match=r"x\.safetensors: is zeros throughout"):
+        lora.read(tmp_path / "x.safetensors", shapes)
+
+
 def test_a_lora_of_rank_0_is_refused(shapes, tmp_path):
     lora.write_kohya(tmp_path / "x.safetensors", filled(shapes), dtype=np.float32)
     tensors = load_file(tmp_path / "x.safetensors")
