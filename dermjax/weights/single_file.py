@@ -66,7 +66,7 @@ def read(
     tensor_files.require(tensor_files.SINGLE_FILE, tensors, str(path))
     tensors = current_names(tensors)
     if ema:
-        tensors = averaged(tensors, str(path))
+        tensors = averaged(tensors, texts, str(path))
     config, said = tensor_files.config_beside(path)
     if said and not prediction:
         say(f"{path}: the UNet predicts {said}, as {config.name} beside it says")
@@ -75,7 +75,10 @@ def read(
     layouts = layout(sd, f"{ldm_names.OPEN_CLIP}positional_embedding" in tensors)
     for network, entries in layouts.items():
         if not entries.keys() & tensors.keys():
-            raise UserError(f"{path}: holds no {network}; give a file with the complete model")
+            complete = "give a file with the complete model"
+            if network == "unet" and any(name.startswith("model_ema.") for name in tensors):
+                complete = "its running averages alone; write it out with `dermjax convert --ema`"
+            raise UserError(f"{path}: holds no {network}; {complete}")
     entries = {name: entry for each in layouts.values() for name, entry in each.items()}
     layers = {name.rpartition(".")[0] for name in entries}
     unread = sorted(name for name, each in tensors.items() if name not in entries and is_unread(name, each, sd, layers))
@@ -241,9 +244,13 @@ def current_names(tensors: Tensors) -> Tensors:
     }
 
 
-def averaged(tensors: Tensors, source: str) -> Tensors:
-    """Returns the tensors with the UNet's replaced by their running averages, which LDM names without dots."""
+def averaged(tensors: Tensors, texts: dict[str, str], source: str) -> Tensors:
+    """Returns the tensors with the UNet's replaced by their running averages, which LDM names without dots.
+
+    A file may hold the averages alone; the names are then those of the model that it is.
+    """
     names = [name for name in tensors if name.startswith(ldm_names.UNET)]
+    names = names or list(layout(describe(tensors, texts, "epsilon", np.float32, source), False)["unet"])
     averages = {name: f"model_ema.{name.removeprefix('model.').replace('.', '')}" for name in names}
     missing = [average for average in averages.values() if average not in tensors]
     if missing:

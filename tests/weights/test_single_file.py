@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dermjax.data import tokens
@@ -73,7 +74,7 @@ def test_a_training_checkpoint_is_read(ours, tmp_path, zipped):
     assert tensors.keys() == (state | averages | extras).keys()
     for name, tensor in (state | averages).items():
         np.testing.assert_array_equal(tensors[name].read(), tensor.numpy())
-    averaged = single_file.averaged(tensors, "x")
+    averaged = single_file.averaged(tensors, {}, "x")
     assert (averaged[kernel].read() == state[kernel].numpy() + 1).all()
 
 
@@ -110,6 +111,21 @@ def test_a_file_without_a_network_or_averages_says_so(ours, tmp_path):
     save_file(kept, tmp_path / "pruned.safetensors", metadata=header["__metadata__"])
     with pytest.raises(UserError, match="holds no vae"):
         single_file.read(tmp_path / "pruned.safetensors")
+
+
+def test_a_file_of_running_averages_alone(ours, tmp_path):
+    """Pruned to them: read with `ema`, and without it the message says so."""
+    _, params, path, _ = ours
+    with safe_open(path, "np") as file:
+        texts = file.metadata()
+    tensors = {
+        f"model_ema.{name.removeprefix('model.').replace('.', '')}" if name.startswith(ldm_names.UNET) else name: tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors | {"model_ema.decay": np.ones((), np.float32)}, tmp_path / "x.safetensors", metadata=texts)
+    equal(single_file.read(tmp_path / "x.safetensors", ema=True)[1], params)
+    with pytest.raises(UserError, match="no unet; its running averages alone; write it out with `dermjax convert --e"):
+        single_file.read(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("told", ["{", "[]", "{}", '{"text_encoder": {"hidden_act": "gelu"}}', "[" * 10**5])
