@@ -118,7 +118,8 @@ def load_model(
     if precision not in PRECISIONS:
         raise UserError(f"config.precision = {precision!r} is unknown; give {', '.join(PRECISIONS)}")
     path = model_files.locate(name)
-    words = {Path(file): textual_inversion.read(Path(file)) for file in embeddings}
+    files = [textual_inversion.locate(Path(each)) for each in embeddings]
+    words = {file: textual_inversion.read(file) for file in files}
     sd, params = model_files.read(path, dtype=PRECISIONS[precision], lazy=True)
     digests = {
         "model": model_files.digest(path),

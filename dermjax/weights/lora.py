@@ -9,6 +9,7 @@ Files are read and written in the two forms that are in use; rank and alpha of e
     PEFT, diffusers   unet.down_blocks.0.….to_q.lora_A.weight       alpha in the metadata, else equal to the rank
                       base_model.model.….to_q.lora_A.weight         alpha in adapter_config.json beside the file
     kohya             lora_unet_down_blocks_0_…_to_q.lora_down.weight    alpha as a tensor beside it
+    ComfyUI           diffusion_model.input_blocks.1.1.….to_q.lora_down.weight, which is read alone
 
 Kohya's names cannot be taken apart at their underscores without guessing, so that nothing here takes a name apart: the
 modules of our own trees are spelt in every form that files have, and a file's names are looked up.
@@ -57,6 +58,8 @@ PEFT_ALPHA = 8  # where a config of PEFT's says none
 # ways to start that change the model's own weights as well, so that the adapters are not for the model as it is
 STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+COMFYUI = {"unet": "diffusion_model.", "text_encoder": "text_encoders.{}.transformer."}
+TEXT_ENCODERS = ("clip_l", "clip_h")  # of SD 1.x and of 2.x
 NUMBERED = "lora_te1_"  # how tools that also know SDXL name the first of its text encoders, and the only one here
 DOWN = ("lora_A", "lora_A.default", "lora_down", "lora.down", "lora_linear_layer.down")  # in PEFT, kohya, diffusers
 UP = ("lora_B", "lora_B.default", "lora_up", "lora.up", "lora_linear_layer.up")
@@ -137,11 +140,12 @@ def adapted(kernel: Any, down: "jax.Array", up: "jax.Array", scale: float) -> An
 
 
 def locate(path: Path) -> Path:
-    """Returns the file of a LoRA that is given as a file or as a folder.
+    """Returns the file of a LoRA that is given as a file or as a folder, also one of Hugging Face's cache.
 
     Raises:
       UserError: the folder has none, or several of which none is named as PEFT or diffusers do.
     """
+    path = tensor_files.snapshot(path)
     if not path.is_dir():
         return path
     named = [path / name for name in FILES if (path / name).is_file()]
@@ -185,7 +189,7 @@ def read(path: Path, shapes: Tree) -> Lora:
         rank = part["down"].shape[0]
         if "alpha" in part:
             alpha = float(part["alpha"].read().reshape(()))
-            wrong += [] if math.isfinite(alpha) else [f"{module}'s alpha is {alpha}"]
+            wrong += [] if 0 < alpha < math.inf else [f"{module}'s alpha is {alpha:g}, no positive number"]
         else:
             alpha = alpha_in_settings(settings, module, rank, path)
             assumed += alpha is None
@@ -261,8 +265,9 @@ def alpha_in_settings(settings: dict[str, dict[str, Any]], module: str, rank: in
         alpha = float(match(given.get("alpha_pattern") or {}, rest, given.get("lora_alpha", PEFT_ALPHA)))
     except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
         raise UserError(f"{path}: what it says of {module}'s alpha cannot be read ({error})") from error
-    if not math.isfinite(alpha):
-        raise UserError(f"{path}: what it says of {module}'s alpha is {alpha}; fetch the file again")
+    if not 0 < alpha < math.inf:
+        raise UserError(f"{path}: what it says of {module}'s alpha is {alpha:g}, no positive number; fetch the file "
+                        "again")  # fmt: skip
     if rank not in ranks:
         raise UserError(
             f"{path}: {module} has rank {rank}, its settings say {' or '.join(map(str, ranks))}; the file and "
@@ -298,9 +303,11 @@ def spellings(shapes: Tree) -> dict[str, str]:
             # files of one network leave its name out
             dotted = [*bare, *(f"{network}.{form}" for form in bare)]
             names = [*flat, *dotted, *(f"base_model.model.{name}" for name in dotted)]
+            names += [COMFYUI[network].format(each) + rest for each in TEXT_ENCODERS] if text else []
             modules |= dict.fromkeys(names, f"{network}.{rest}")
-    for rest, theirs in ldm_names.unet(shapes["unet"]).items():  # kohya's form over LDM's names
-        modules.setdefault(KOHYA["unet"] + theirs.replace(".", "_"), f"unet.{rest}")
+    for rest, theirs in ldm_names.unet(shapes["unet"]).items():  # kohya's form over LDM's names, and ComfyUI's
+        for name in (KOHYA["unet"] + theirs.replace(".", "_"), COMFYUI["unet"] + theirs):
+            modules.setdefault(name, f"unet.{rest}")
     return modules
 
 

@@ -49,6 +49,7 @@ def open_file(path: Path) -> tuple[Tensors, dict[str, str]]:
     Raises:
       UserError: the file is missing, empty, damaged, or something else, such as a web page saved in its place.
     """
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -70,6 +71,12 @@ def open_file(path: Path) -> tuple[Tensors, dict[str, str]]:
     elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         problem = "is a web page, saved in place of the file; fetch the file again, signed in where that is asked"
     raise UserError(f"{path}: {problem}")
+
+
+def refuse_special(path: Path) -> None:
+    """Raises UserError for a named pipe, a socket or a device: reading it might never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is a named pipe, a socket or a device; give a file")
 
 
 def snapshot(folder: Path) -> Path:
@@ -138,6 +145,7 @@ def digest(files: Mapping[str, Path]) -> str:
 
 def read_json(path: Path) -> dict:
     """Returns the object in a JSON file, or raises UserError naming the file."""
+    refuse_special(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

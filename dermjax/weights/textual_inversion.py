@@ -24,6 +24,7 @@ from dermjax.weights.safetensors import from_array
 from dermjax.weights.tensor_files import open_file, read_json
 from dermjax.weights.torch_layout import Tree
 
+FILES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder, as diffusers names them
 TOKENIZER = "tokenizer.json"  # all of a tokenizer, as transformers 5 writes it
 ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
 PARAMS = "string_to_param."  # what AUTOMATIC1111's names begin with, once joined
@@ -43,6 +44,21 @@ class Embedding:
     def tokens(self) -> list[str]:
         """The words of the vectors, in order."""
         return [self.token, *(f"{self.token}_{i}" for i in range(1, len(self.vectors)))]
+
+
+def locate(path: Path) -> Path:
+    """Returns the file of an embedding that is given as a file or as a folder, also one of Hugging Face's cache.
+
+    Raises:
+      UserError: the folder has none.
+    """
+    path = tensor_files.snapshot(path)
+    if not path.is_dir():
+        return path
+    files = [path / name for name in FILES if (path / name).is_file()]
+    if not files:
+        raise UserError(f"{path}: a folder without {' or '.join(FILES)}; name the embedding's file")
+    return files[0]
 
 
 def read(path: Path) -> list[Embedding]:

@@ -1,6 +1,7 @@
 """LoRA: the mathematics, both forms of file against diffusers and PEFT, rank and alpha kept, and what does not fit."""
 
 import json
+import os
 import re
 
 import jax
@@ -12,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, TINY, StableDiffusion
 from dermjax.weights import diffusers as folders
-from dermjax.weights import lora
-from dermjax.weights.safetensors import LazyTensor
+from dermjax.weights import ldm_names, lora, safetensors
+from dermjax.weights.safetensors import LazyTensor, from_array
 from dermjax.weights.torch_layout import flatten, unflatten
 
 EVERYTHING = tuple(lora.TARGETS)
@@ -133,6 +134,11 @@ RENAMED = {
         .replace("_lora.B", "_lora.up"),
         "self_attn.to_out_lora.down.weight",
     ),
+    "ComfyUI's text encoder": (
+        lambda name: name.replace("text_encoder.", "text_encoders.clip_l.transformer.")
+        .replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
+        "text_encoders.clip_l.transformer.text_model.",
+    ),
     "no prefix": (lambda name: name.replace("text_model.", ""), "text_encoder.encoder."),
     "processors": (
         lambda name: name.replace(".to_", ".processor.to_").replace("to_out.0", "to_out")
@@ -236,6 +242,10 @@ FIRST = "unet.conv_in"
     (lambda t: t.update({"lora_unet_input_blocks_0_0.lora_up.weight": np.zeros((32, 4, 1, 1), np.float32)}),
      "is a second up of unet.conv_in"),
     (lambda t: t.update({f"{FIRST}.alpha": np.zeros(2, np.float32)}), r"conv_in's alpha is \(2,\)"),
+    (lambda t: t.update({f"{FIRST}.alpha": np.zeros(1, np.float32)}), "conv_in's alpha is 0, no positive number"),
+    (lambda t: t.update({f"{FIRST}.alpha": np.full(1, -2, np.float32)}), "conv_in's alpha is -2, no positive number"),
+    (lambda t: t.update({f"{FIRST}.alpha": np.full(1, np.inf, np.float32)}), "alpha is inf, no positive number"),
+    (lambda t: t.update({f"{FIRST}.alpha": np.full(1, np.nan, np.float32)}), "alpha is nan, no positive number"),
     (lambda t: t.update({f"{FIRST}.lora_A.weight": np.zeros((), np.float32)}), r"conv_in's down is \(\), the"),
     (lambda t: t.update({f"{FIRST}.lora_mid.weight": np.zeros((2, 2), np.float32)}), "is a Tucker decomposition"),
     (lambda t: t.update({f"{FIRST}.hada_w1_a": np.zeros((2, 2), np.float32)}), "is LoHa, not plain LoRA"),
@@ -289,6 +299,35 @@ def test_a_lora_of_a_training_that_diverged_is_refused(shapes, tmp_path):
     with pytest.raises(UserError, match="holds what is no number, as a training that diverged") as error:
         lora.read(tmp_path / "x.safetensors", shapes)
     assert "\n" not in str(error.value)
+
+
+def test_the_names_of_comfyui_are_read(shapes, tmp_path):
+    """LDM's names of the UNet's layers with their dots: what its trainer saves."""
+    made = filled({"unet": shapes["unet"]})
+    names, tensors = ldm_names.unet(shapes["unet"]), {}
+    for module, (down, up) in lora.to_torch(made, np.float32).items():
+        name = f"diffusion_model.{names[module.removeprefix('unet.')]}"
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = from_array(np.array(made.alphas[module], np.float32))
+    assert "diffusion_model.input_blocks.0.0.lora_up.weight" in tensors
+    safetensors.write(tmp_path / "x.safetensors", tensors, {})
+    same(lora.read(tmp_path / "x.safetensors", shapes), made)
+
+
+def test_a_lora_in_the_cache_of_hugging_face_is_found(shapes, tmp_path):
+    made, folder = filled(shapes), tmp_path / "models--someone--moles"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abc")
+    (folder / "snapshots" / "0123abc").mkdir(parents=True)
+    lora.write_peft(folder / "snapshots" / "0123abc" / lora.FILES[2], made, dtype=np.float32)
+    same(lora.read(folder, shapes), made)
+    assert lora.digest(folder) == lora.digest(folder / "snapshots" / "0123abc" / lora.FILES[2])
+
+
+def test_a_named_pipe_does_not_hang(shapes, tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"x\.safetensors: is a named pipe, a socket or a device; give a file"):
+        lora.read(tmp_path / "x.safetensors", shapes)
 
 
 def test_a_lora_of_zeros_is_refused(shapes, tmp_path):

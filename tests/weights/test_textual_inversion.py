@@ -50,6 +50,18 @@ def test_what_compvis_own_program_saves(tmp_path):
     assert tensor_files.context_width(tensor_files.open_file(tmp_path / "mole.pt")[0]) == 4
 
 
+def test_a_folder_of_the_cache_of_hugging_face(tmp_path):
+    folder = tmp_path / "models--someone--mole"
+    (folder / "snapshots" / "0123abc").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"0123abc: a folder without learned_embeds\.safetensors or learned_embeds\.bin"
+    ):
+        textual_inversion.locate(folder)
+    file = folder / "snapshots" / "0123abc" / "learned_embeds.safetensors"
+    save_file({"<mole>": VECTORS}, file)
+    assert textual_inversion.locate(folder) == file
+
+
 def test_one_vector_without_its_axis_is_one(tmp_path):
     save_file({"<mole>": VECTORS[0]}, tmp_path / "a.safetensors")
     assert textual_inversion.read(tmp_path / "a.safetensors")[0].vectors.shape == (1, 4)
