@@ -199,6 +199,30 @@ def test_zeros_and_extremes_that_trained_weights_have(dtype):
     assert read["large"]["kernel"].min() == most
 
 
+def test_a_name_that_nothing_can_have(command, small_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, said in (
+        ("file/model", f"cannot be written, as {tmp_path / 'file'} is no folder; give another name"),
+        ("file/a/model.safetensors", f"cannot be written, as {tmp_path / 'file'} is no folder"),
+        ("x" * 256, "File name too long"),
+        ("x" * 252, "File name too long"),
+        ("x" * 256 + "/model", "File name too long"),
+    ):
+        code, _, error = command("convert", f"--from={small_model[2]}", f"--to={tmp_path / name}")
+        assert code == 2 and said in error and error.count("\n") == 1, error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("place", ["", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_named_pipe_does_not_hang(command, copied, tmp_path, place):
+    pipe = copied / place if place else tmp_path / "pipe"
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    model = copied if place else pipe
+    refused(command("convert", f"--from={model}", f"--to={tmp_path / 'to'}"), tmp_path / "to", str(model))
+    assert command("inspect", model)[0] == (0 if place == "unet/config.json" else 2)  # it says that it is missing
+
+
 def test_no_lora(command, small_model, single, adapters, tmp_path):
     xl = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": np.zeros((4, 1280), np.float16)}
     save_file(xl, tmp_path / "xl.safetensors")
