@@ -124,6 +124,11 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
     tensors, described, (mean, std) = read_state_dict(tensors, str(file))
     pretrained = config.get("pretrained_cfg")
     pretrained = pretrained if isinstance(pretrained, dict) else {}
+    if not {"mean", "std"} <= pretrained.keys():
+        say(f"{file}: nothing says how its pixels are normalised; assumed are mean {shown(mean)} and deviation "
+            f"{shown(std)}, as most of its kind (DeiT, DINO and MAE: {shown(IMAGENET[0])} and {shown(IMAGENET[1])}); "
+            'give others in a folder, as model.safetensors and config.json: {"architecture": "NAME", "pretrained_cfg": '
+            '{"mean": [R, G, B], "std": [R, G, B]}}')  # fmt: skip
     told = f"{path}/config.json: mean or std"
     mean, std, _ = numbers(pretrained.get("mean", mean), pretrained.get("std", std), 1.0, told)
     try:
@@ -131,6 +136,11 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
     except (ValueError, RecursionError):
         labels = {}  # so that the head is replaced, with a message
     return described | {"id2label": labels}, tensors, file, (tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def shown(values: tuple[float, ...]) -> str:
+    """Returns the numbers of three colours, or the one for all, as messages have them."""
+    return ", ".join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
 def write(folder: Path, classifier: Classifier, params: Params, variables: Params) -> None:

@@ -164,6 +164,24 @@ def test_what_timm_s_config_says_of_pixels(given, tmp_path):
             classifiers.read(tmp_path / "timm", LABELS, 32)
 
 
+def test_a_normalisation_that_nothing_says_is_told(tmp_path, capsys):
+    """And it can be given as the message says."""
+    kind, settings, form = SETTINGS["timm vit"]
+    written(tmp_path / "ours", kind, settings)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    classifiers.convert(str(tmp_path / "ours"), str(folder / "model.safetensors"), form)
+    capsys.readouterr()
+    classifier, _ = classifiers.read(folder / "model.safetensors", LABELS, 32)
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and f"{folder / 'model.safetensors'}: nothing says how its pixels are norm" in told
+    assert "assumed are mean 0.5 and deviation 0.5" in told and "DINO and MAE: 0.485, 0.456, 0.406 and 0.229" in told
+    given = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch8", "pretrained_cfg": given}))
+    classifier, _ = classifiers.read(folder, LABELS, 32)
+    assert classifier.mean == tuple(given["mean"]) and not capsys.readouterr().out
+
+
 def test_labels_in_a_header_that_are_no_json_are_none(tmp_path):
     kind, settings, form = SETTINGS["timm vit"]
     written(tmp_path / "ours", kind, settings)
