@@ -178,14 +178,19 @@ def named(path: str, key: str) -> Path:
     return _file(Path(path))
 
 
-def write(path: Path, manifest: Manifest) -> None:
-    """Writes a manifest so that either all of it or nothing is there; refuses what `read` would refuse."""
-    write_stream(Path(path), manifest.labels, manifest.root, manifest.records)
+def write(path: Path, manifest: Manifest, *, relative: bool = False) -> None:
+    """Writes a manifest so that either all of it or nothing is there; refuses what `read` would refuse.
+
+    relative: never name the images' folder from the root of this machine.
+    """
+    write_stream(Path(path), manifest.labels, manifest.root, manifest.records, relative=relative)
 
 
-def write_stream(path: Path, labels: tuple[str, ...], root: Path, records: Iterable[Record]) -> None:
+def write_stream(
+    path: Path, labels: tuple[str, ...], root: Path, records: Iterable[Record], *, relative: bool = False
+) -> None:
     """As `write`, of records that come one by one."""
-    header = {"dermjax_manifest": VERSION, "labels": list(labels), "root": _written_root(path, root)}
+    header = {"dermjax_manifest": VERSION, "labels": list(labels), "root": _written_root(path, root, relative)}
     root, images = root.resolve(), set()
     with writing(path) as file:
         file.write(json.dumps(header).encode() + b"\n")
@@ -379,10 +384,11 @@ def _refuse_repeats(records: tuple[Record, ...], path: Path) -> None:
         raise UserError(f"manifest {path}: {repeated[0]} stands there twice")
 
 
-def _written_root(path: Path, root: Path) -> str:
-    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole, and where both are
-    in buckets; else absolute, and a URL of images in a bucket."""
+def _written_root(path: Path, root: Path, relative: bool) -> str:
+    """Relative when the images lie beside the manifest's folder, so that a run can be moved whole, where both are in
+    buckets, or as asked; else absolute, and a URL of images in a bucket."""
     here, root = path.parent.resolve(), root.resolve()
     if buckets.mirrors(root):
         return Path(os.path.relpath(root, here)).as_posix() if buckets.mirrors(here) else buckets.shown(root)
-    return Path(os.path.relpath(root, here)).as_posix() if root.is_relative_to(here.parent) else str(root)
+    relative = relative or root.is_relative_to(here.parent)
+    return Path(os.path.relpath(root, here)).as_posix() if relative else str(root)

@@ -5,7 +5,7 @@ forms shows some of the images; those within them do not, as loaders take every 
 
 What is published was made by a model and shows no patient. A manifest may be mistaken or forged, so each file's own
 text must say that it is synthetic, and the file must not be a near-duplicate of a photograph of the training manifest,
-also mirrored, turned or cropped.
+also mirrored, turned or cropped. Whose photograph an image was transformed from is left out.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from dermjax import machine, progress
 from dermjax.data import export, images, records, thumbnails
 from dermjax.data.digests import sha256
 from dermjax.data.leaks import fingerprints
-from dermjax.data.records import Manifest
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation.images import table
 from dermjax.publication import card
@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     unknown = sorted(set(config.forms) - set(export.FORMS))
     if unknown or not config.forms:
         raise UserError(f"config.forms: {unknown or 'none'}; give some of {', '.join(export.FORMS)}")
-    curated = records.read_named(config.manifest, "manifest")
+    curated = without_patients(records.read_named(config.manifest, "manifest"))
     training = records.read_named(config.training, "training")
     _refuse_uncurated(curated, config.manifest)
     text = card.text(
@@ -59,10 +59,22 @@ def run(config: ConfigDict, workdir: Path) -> None:
                   seconds=len(kept) * len(missing) * SECONDS_AN_IMAGE)  # fmt: skip
     for form in missing:
         export.write(curated, workdir / form, form, config.name, text)
-    records.write(workdir / records.FILE, replace(curated, home=None))
+    records.write(workdir / records.FILE, replace(curated, home=None), relative=True)
     write_atomically(workdir / card.SAMPLES, _samples(curated))
     write_atomically(workdir / export.CARD, card.with_samples(text))
     progress.say(f"publish: {len(kept)} images as {', '.join(config.forms)}; the card is {workdir / export.CARD}")
+
+
+def without_patients(manifest: Manifest) -> Manifest:
+    """Returns a manifest without what `transform` keeps of the photographs: patient, lesion and the file's name."""
+
+    def anonymous(record: Record) -> Record:
+        attributes = dict(record.attributes)
+        if isinstance(told := attributes.get("transformation"), dict):
+            attributes["transformation"] = {name: value for name, value in told.items() if name != "of"}
+        return replace(record, lesion_id="", patient_id="", attributes=attributes)
+
+    return replace(manifest, records=tuple(map(anonymous, manifest.records)))
 
 
 def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None:

@@ -88,9 +88,9 @@ def publish(command, tmp_path, monkeypatch, curated):
     """A function that publishes `curate` into `out` with these keys of the config."""
     monkeypatch.chdir(tmp_path)
 
-    def run(**config):
+    def run(workdir="out", **config):
         asked = {"manifest": "curate", "training": "prepare", "evaluation": "evaluate", "name": "lesions: of nobody"}
-        return command("publish", f"--config={PUBLISH}", "--workdir=out",
+        return command("publish", f"--config={PUBLISH}", f"--workdir={workdir}",
                        *(f"--config.{key}={value}" for key, value in (asked | config).items()))  # fmt: skip
 
     return run
@@ -103,6 +103,24 @@ def contents(folder):
 def test_markup_in_a_card_s_table_is_text():
     assert "| a \\| &lt;img src=x> | 3 |" in describe("prompt", ["n"], [("a |\n<img src=x>", 3)])
     assert describe("prompt", ["in situ | <b>\ninvasive"], []).startswith("| prompt | in situ \\| &lt;b> invasive |\n")
+
+
+def test_no_patient_and_no_path_of_this_machine_is_published(publish, tmp_path, curated):
+    """Images that `transform` made of photographs carry whose they are, until they are published."""
+    own = {"lesion_id": "LESION-77", "patient_id": "PATIENT-88"}
+    transformed = {"image": "images/0.png", "of": "PHOTOGRAPH-99.jpg", "asked": "larger"}
+    found = [replace(record, **own, attributes={"transformation": transformed}) for record in curated]
+    put(tmp_path / "curate", tmp_path, found)
+    code, _, error = publish(workdir=tmp_path / "deep" / "er" / "out")
+    assert code == 0, error
+    out = tmp_path / "deep" / "er" / "out"
+    published = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "config.json"}
+    for path, content in published.items():
+        for word in ("LESION-77", "PATIENT-88", "PHOTOGRAPH-99", str(tmp_path)):
+            assert word.encode() not in content, (path, word)
+    assert b"larger" in published[out / "manifest.jsonl"]
+    again = records.read(out)
+    assert again.path(again.records[0]).is_file() and not again.records[0].patient_id
 
 
 def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):
