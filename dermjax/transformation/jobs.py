@@ -16,6 +16,7 @@ import numpy as np
 
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import images, templates
+from dermjax.data.archives.masks import fits
 from dermjax.data.imaging.segmentation import Segmentation, measure_mask
 from dermjax.data.phantoms.appearance import SIZES
 from dermjax.data.phantoms.captions import NUMBER_WORDS
@@ -135,4 +136,8 @@ def _mask(path: Path, record: Record, manifest: Manifest, size: int) -> np.ndarr
     if image.shape != mask.shape:
         sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]} px" for each in (mask, image))
         raise UserError(f"mask {path} and its image are {sizes}; give a mask of its size")
+    if not fits(manifest.path(record), path):
+        turns = " and ".join(str(images.read_shape(each)[2]) for each in (path, manifest.path(record)))
+        raise UserError(f"mask {path} and its image have the EXIF orientations {turns}, so that it may be turned "
+                        "otherwise; save both without one, turned alike")  # fmt: skip
     return images.load(path, size).mean(-1) > mask.max() / 2

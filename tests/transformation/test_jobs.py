@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dermjax.data import digests, images
 from dermjax.data.phantoms.painting import phantom
@@ -101,3 +102,20 @@ def test_masks_are_taken_and_must_fit(manifest, tmp_path):
     (tmp_path / "masks" / "x.png").write_bytes(images.encode_png(given[:64]))
     with pytest.raises(UserError, match="128x64 px and 128x128 px; give a mask of its size"):
         subject(manifest, str(tmp_path / "masks"))
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_a_mask_that_may_be_turned_otherwise_than_its_image_is_refused(manifest, tmp_path, turn):
+    """Of a square, or of one turned upside down, the size does not tell."""
+    (tmp_path / "masks").mkdir()
+    given = np.zeros((128, 128, 3), np.uint8)
+    given[20:40, 30:50] = 255
+    (tmp_path / "masks" / "x.png").write_bytes(images.encode_png(given))
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = turn
+    Image.fromarray(images.decode(tmp_path / "x.png")).save(tmp_path / "turned.png", exif=exif)
+    record = replace(manifest.records[0], image="turned.png", sha256=digests.sha256(tmp_path / "turned.png"))
+    (tmp_path / "turned.png").rename(tmp_path / "x.png")
+    turned = replace(manifest, records=(replace(record, image="x.png"),))
+    with pytest.raises(UserError, match=rf"x\.png and its image have the EXIF orientations 1 and {turn}, so that"):
+        subject(turned, str(tmp_path / "masks"))
