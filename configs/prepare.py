@@ -5,8 +5,9 @@
 
 DIR holds class/*.jpg, or train/class/*.jpg, test/class/*.jpg and, if it likes, validation/class/*.jpg, or a download
 with its tables (isic-cli, HAM10000, ISIC 2016 to 2020 and 2024 with its HDF5 file, MILK10k, Derm7pt, Fitzpatrick17k,
-DDI, PAD-UFES-20), or a Hugging Face imagefolder, or is a data set of tensorflow-datasets; it is read and never written.
-Any other table is read where a column of it names the images below, at any depth; columns that are not known are given:
+DDI, PAD-UFES-20, PH2), or a Hugging Face imagefolder, or is a data set of tensorflow-datasets; it is read and never
+written. Any other table is read where a column of it names the images below, at any depth; columns that are not known
+are given:
 
     --config.columns.image=file --config.columns.label=diagnosis --config.columns.patient_id=patient
 

@@ -237,6 +237,11 @@ LAYOUTS = {
         meanings={"true": "malignant", "false": "benign"},
         known={"fitzpatrick": "skin_tone"},
     ),
+    "ph2": Layout(
+        image="Name",
+        label=("Clinical Diagnosis",),
+        meanings={"0": "nevus", "1": "nevus", "2": "melanoma"},  # a common nevus, an atypical one
+    ),
     "pad-ufes-20": Layout(
         image="img_id",
         label=("diagnostic",),

@@ -26,6 +26,7 @@ from dermjax.errors import UserError
 
 ATTRIBUTES = ("age", "sex", "site", "device", "fitzpatrick", "attribution", "caption", "skin_tone_class")
 BINDING = ("lesion_id", "patient_id", "split", "image_manipulation")  # a wrong one leaks, so tables must agree on them
+SHOWN = 80  # characters of a value in a message
 OLDEST = 120  # years; an age beyond it, or below 0, is none
 WHOLE = re.compile(r"(\d+)(?:[.,]0+)?")  # 7 is 7.0 where a column has gaps, as spreadsheets and pandas write it
 NAMED_SPLIT = re.compile(r"(?<![a-z])(train|valid|val|validation|test)(?=$|[^a-z]|ing)")
@@ -324,6 +325,9 @@ def _diagnosis(row: Row, layout: Layout, classes: str) -> str:
     value = values[0] if values else ""
     if not value:
         return ""
+    if value[0] + value[-1] in ("[]", "{}"):
+        raise UserError(f"{row.where}: {layout.label[0]} is {value[:SHOWN]}, several values and no class; give a "
+                        "column with one class an image, as --config.columns.label=…")  # fmt: skip
     if layout.meanings is None:
         number = WHOLE.fullmatch(value)
         return number[1] if number else value

@@ -91,7 +91,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             if len(header) == 2 and ISIC_ID.fullmatch(header[0]):
                 yield 0, list(HEADLESS)
             yield reader.line_num + named, [name.strip() for name in header]
-            yield from ((reader.line_num + named, row) for row in reader if row)
+            drawn = header[:2] == ["", ""]  # PH2's has || around its cells, and below it the meaning of its codes
+            yield from ((reader.line_num + named, row) for row in reader if row and (len(row) > 1 or not drawn))
     except (OSError, UnicodeError, csv.Error, TypeError, ValueError) as error:  # TypeError: an impossible delimiter
         raise UserError(f"table {path}: cannot be read ({error}); save it as CSV in UTF-8") from error
 
@@ -269,19 +270,44 @@ def detect(folder: TableFolder) -> str | None:
 
 def detect_columns(folder: TableFolder) -> Layout | None:
     """The layout of a folder whose tables are of no known one, by the images and classes that they name; None where
-    none does."""
-    for table, columns in folder.tables.items():
-        image = image_column(folder, table)
-        lower = {column.lower(): column for column in columns}
-        names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS)
-        label = next((lower[name] for name in names if name in lower), "")
-        if image and label and label != image:
-            values = {row.get(label, "").lower() for _, row in read_rows(table)} - set(layouts.NOTHING)
-            meanings = None
-            if label.lower() in layouts.DIAGNOSIS_COLUMNS:
-                meanings = next((each for each in (layouts.TARGETS, layouts.DIAGNOSES) if values <= each.keys()), None)
-            return Layout(image=image, label=(label,), meanings=meanings, known=known_columns(columns, (image, label)))
-    return None
+    none does. UserError where tables of other columns name the classes of further images."""
+    found = {table: layout for table in folder.tables if (layout := _columns_of(folder, table))}
+    if not found:
+        return None
+    first, layout = next(iter(found.items()))
+    read = {image for table in folder.tables_of(layout) for image in _named(folder, table, layout)}
+    for table, other in found.items():
+        more = set() if table in folder.tables_of(layout) else _named(folder, table, other) - read
+        if more:
+            names = [path.relative_to(folder.root).as_posix() for path in (first, table)]
+            raise UserError(
+                f"folder {folder.root}: {names[0]} names classes in {layout.label[0]!r} and images in {layout.image!r}"
+                f", {names[1]} in {other.label[0]!r} and {other.image!r}, {len(more)} of them its own; give the "
+                "columns one name in both, or those of one table as --config.columns.image=… --config.columns.label=…"
+            )
+    return layout
+
+
+def _columns_of(folder: TableFolder, table: Path) -> Layout | None:
+    """The layout of one table, by the images and classes that it names."""
+    columns = folder.tables[table]
+    image = image_column(folder, table)
+    lower = {column.lower(): column for column in columns}
+    names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS)
+    label = next((lower[name] for name in names if name in lower), "")
+    if not image or not label or label == image:
+        return None
+    values = {row.get(label, "").lower() for _, row in read_rows(table)} - set(layouts.NOTHING)
+    meanings = None
+    if label.lower() in layouts.DIAGNOSIS_COLUMNS:
+        meanings = next((each for each in (layouts.TARGETS, layouts.DIAGNOSES) if values <= each.keys()), None)
+    return Layout(image=image, label=(label,), meanings=meanings, known=known_columns(columns, (image, label)))
+
+
+def _named(folder: TableFolder, table: Path, layout: Layout) -> set[str]:
+    """The images whose class a table of a layout says."""
+    rows = (row for _, row in read_rows(table) if row.get(layout.label[0], "").lower() not in layouts.NOTHING)
+    return {image for row in rows for image in folder.references.find(row.get(layout.image, ""), table)}
 
 
 def image_column(folder: TableFolder, table: Path) -> str:

@@ -20,7 +20,8 @@ SPLIT_FOLDERS = {
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found",
           "system volume information")  # fmt: skip
 TABLES = (".csv", ".tsv", ".tab")
-NAMED_TABLES = ("HAM10000_metadata", "metadata.jsonl")  # HAM10000's has no suffix; other JSON lines are no tables
+# HAM10000's has no suffix; other JSON lines and other texts are no tables
+NAMED_TABLES = ("HAM10000_metadata", "PH2_dataset.txt", "metadata.jsonl")
 NO_TABLES = "sample_submission"  # Kaggle's example answers look like a table of diagnoses
 MANIFEST = b"dermjax_manifest"  # how a manifest begins, which is a table to `records` only
 PACKED = (".hdf5", ".h5")

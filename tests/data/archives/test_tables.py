@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dermjax.data.archives import table_records, tables
 from dermjax.data.archives.table_records import TableOptions
@@ -69,6 +71,67 @@ def test_a_layout_is_detected_and_read(tmp_path, name):
     ]  # fmt: skip
     (left_out,) = listing.ignored if name != "isic-2016" else [("part_1/c.jpg", "in no table")]
     assert left_out[0] == "part_1/c.jpg" and (left_out[1] == "in no table") == (name not in DROPPED)
+
+
+PH2 = (
+    "||   Name || Histological Diagnosis || Clinical Diagnosis || Asymmetry | Pigment Network | Streaks ||Colors ||\r\n"
+    "|| IMD002 ||                        ||                  0 ||       0 |               T |       A ||      4 ||\r\n"
+    "|| IMD003 ||                        ||                  1 ||       1 |              AT |       A ||   3  4 ||\r\n"
+    "|| IMD058 ||               Melanoma ||                  2 ||       2 |              AT |       P ||   1  2 ||\r\n"
+    "\r\n\r\nLegends:\r\n\r\nClinical Diagnosis: \r\n0 - Common Nevus; 1 - Atypical Nevus; 2 - Melanoma.\r\n"
+)
+
+
+def test_ph2_as_it_comes(tmp_path):
+    """Its table with || around the cells, a folder for each image, its mask and the masks of its colours."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "PH2_dataset.txt").write_bytes(PH2.encode())
+    (tmp_path / "PH2_dataset.xlsx").write_bytes(b"PK")
+    for name in ("IMD002", "IMD003", "IMD058"):
+        case = tmp_path / "PH2 Dataset images" / name
+        mask = Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 4)).convert("1")
+        photograph = Image.fromarray(rng.integers(40, 200, (12, 12, 3), np.uint8))
+        for file, image in ((f"{name}_Dermoscopic_Image/{name}", photograph), (f"{name}_lesion/{name}_lesion", mask),
+                            (f"{name}_roi/{name}_R1_Label3", mask)):  # fmt: skip
+            (case / file).parent.mkdir(parents=True)
+            image.save(case / f"{file}.bmp")
+    listing = scan(tmp_path)
+    assert tables.detect(tables.open_folder(tmp_path)) == "ph2" and listing.labels == ("benign", "malignant")
+    assert [(Path(r.image).name, r.label) for r in listing.records] == [
+        ("IMD002.bmp", "benign"), ("IMD003.bmp", "benign"), ("IMD058.bmp", "malignant")
+    ]  # fmt: skip
+    assert [Path(r.attributes["mask"]["image"]).name for r in listing.records] == [
+        f"{name}_lesion.bmp" for name in ("IMD002", "IMD003", "IMD058")
+    ]
+    assert sorted({(Path(image).name[6:], why) for image, why in listing.ignored}) == [
+        ("_R1_Label3.bmp", "in no table"), ("_lesion.bmp", "used as the mask of its image")
+    ]  # fmt: skip
+    assert scan(tmp_path, classes="diagnoses").labels == ("nevus", "melanoma")
+
+
+@pytest.mark.parametrize("value", ['["mole", "nevus"]', '{"name": "mole"}'])
+def test_a_class_that_is_a_list_is_one_line(tmp_path, value):
+    """As Hugging Face's image folders may have it, for several classes of an image or the boxes in it."""
+    folder(tmp_path, "")
+    (tmp_path / "metadata.csv").unlink()
+    lines = [f'{{"file_name": "{name}", "label": {value}}}' for name in ("a.jpg", "part_1/b.JPG")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    found = tables.open_folder(tmp_path)
+    options = TableOptions(classes="binary", skip=False, kind="dermoscopic", own_splits=False, into=tmp_path / "run")
+    with pytest.raises(UserError, match=r"metadata.jsonl line 1: label is .*, several values and no class; give") as e:
+        table_records.scan(found, "table", tables.detect_columns(found), options)
+    assert "\n" not in str(e.value)
+
+
+def test_classes_in_columns_of_several_names_are_one_line(tmp_path):
+    """The images of the second table would count as in no table."""
+    folder(tmp_path, "file,label\na.jpg,mole\n")
+    (tmp_path / "more.csv").write_text("image,class\nb.JPG,nevus\nc.jpg,mole\n")
+    with pytest.raises(UserError, match=r"metadata\.csv names classes in 'label' and images in 'file', more\.csv in "
+                       r"'class' and 'image', 2 of them its own; give"):  # fmt: skip
+        tables.detect_columns(tables.open_folder(tmp_path))
+    (tmp_path / "more.csv").write_text("image,class\na.jpg,mole\n")  # another opinion on the same images
+    assert tables.detect_columns(tables.open_folder(tmp_path)).label == ("label",)
 
 
 def test_what_a_table_knows_of_the_patient(tmp_path):
