@@ -24,8 +24,8 @@ from dermjax.weights.safetensors import LazyTensor, Tensors
 
 Tree = dict[str, Any]
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-FILLED = ("kernel", "embedding")  # leaves that are never zeros throughout once they are trained
-# but for those that start at zero: a head for new labels, and the branches of a level that pretraining adds
+# kernels are never zeros throughout once they are trained, and but for these not before: a head for new labels, and the
+# branches of a level that pretraining adds
 EMPTY = ("classifier.kernel", "conv2.kernel")
 SAMPLE = 2**12  # elements that are looked at where a type has no quick sum of squares
 SHOWN = 3  # misfits of each kind that an error names; the others are counted
@@ -181,7 +181,7 @@ def check_values(path: str, array: np.ndarray, source: str) -> None:
             f"{source}{file_name(path)} holds NaN or infinity, as a training that diverged or a conversion to float16 "
             "leaves it; take an earlier state, or fetch the file again"
         )
-    filled = path.rpartition(".")[2] in FILLED and not path.endswith(EMPTY)
+    filled = path.endswith(".kernel") and not path.endswith(EMPTY)
     if filled and flat.size and not squares and not array.any():
         raise UserError(
             f"{source}{file_name(path)} is zeros throughout, as a download that broke off leaves it; fetch the file "

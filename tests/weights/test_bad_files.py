@@ -182,10 +182,11 @@ def test_weights_that_no_training_leaves(command, copied, single, tmp_path, form
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_zeros_and_extremes_that_trained_weights_have(dtype):
-    """A bias, a fresh head, a new branch; and numbers whose squares are beyond the type."""
+    """A bias, fresh positions, a fresh head, a new branch; and numbers whose squares are beyond the type."""
     most = np.finfo(dtype).max
     values = {
         "norm": {"bias": np.zeros(3)},
+        "position_embedding": {"embedding": np.zeros((3, 2))},
         "classifier": {"kernel": np.zeros((3, 2))},
         "resnets": {"conv2": {"kernel": np.zeros((3, 3, 2, 2))}},
         "large": {"kernel": np.full((3, 2), most)},

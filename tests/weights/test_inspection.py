@@ -33,9 +33,9 @@ COMMAND = (
 )
 
 
-def zeros(shapes, dtype):
-    """A tree of zeros that take no memory."""
-    return jax.tree.map(lambda leaf: np.broadcast_to(dtype(0), leaf.shape), shapes)
+def constants(shapes, dtype):
+    """A tree of one number that take no memory."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(dtype(0.5), leaf.shape), shapes)
 
 
 def rows(path):
@@ -45,7 +45,7 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A small model of zeros in half precision: (sd, params, folder)."""
+    """A small model of one number in half precision: (sd, params, folder)."""
     folder = tmp_path_factory.mktemp("tiny")
     tokens.write_word_tokenizer(folder / "words", ["mole"], 16)
     configs = json.loads(json.dumps(TINY))
@@ -54,7 +54,7 @@ def tiny(tmp_path_factory):
         "max_position_embeddings": 16,
     }
     sd = StableDiffusion(configs, folder / "words", np.float32)
-    params = zeros(sd.shapes, np.float32)
+    params = constants(sd.shapes, np.float32)
     diffusers.write(folder / "model", sd, params, dtype=np.float16)
     return sd, params, folder / "model"
 
@@ -160,7 +160,7 @@ def test_convert_takes_a_folder_to_another_type_and_back(tiny, tmp_path):
     sd, params = model_files.read(tmp_path / "b" / "model")
     said = tiny[0].configs["text_encoder"] | {"dtype": "float32"}  # what transformers needs to be told
     assert sd.configs == tiny[0].configs | {"text_encoder": said}
-    assert all(not leaf.any() for leaf in jax.tree.leaves(params))
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(params))
 
 
 def test_convert_takes_the_variant_the_averages_and_the_prediction_that_it_is_told(small_model, command, tmp_path):
@@ -202,11 +202,11 @@ def test_convert_merges_a_lora(tiny, adapters, tmp_path):
     _, params = model_files.read(tmp_path / "merged")
     flat = torch_layout.flatten(params)
     for path, array in flat.items():
-        # ones times ones over a rank of 3, times alpha / rank = 2, times 0.5
+        # 0.5, and ones times ones over a rank of 3, times alpha / rank = 2, times 0.5
         adapted = "attn1.to_q.kernel" in path or "attn2.to_k.kernel" in path or "self_attn.q_proj.kernel" in path
-        assert not adapted or (array == 3.0).all(), path
-    assert (flat["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.kernel"] == 3.0).all()
-    assert not flat["unet.conv_in.kernel"].any()
+        assert not adapted or (array == 3.5).all(), path
+    assert (flat["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.kernel"] == 3.5).all()
+    assert (flat["unet.conv_in.kernel"] == 0.5).all()
 
 
 def test_convert_turns_a_lora_into_the_other_form(tmp_path):
