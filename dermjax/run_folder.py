@@ -299,11 +299,15 @@ def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -
     return differences({name: recorded[name] for name in causes if name in recorded}, causes)
 
 
-def say_changed_since_start(stage: str, workdir: Path, causes: Mapping, left: Collection[str]) -> None:
-    """Says where a training was begun from other causes, see `changed_since_start`; what it learnt stays."""
+def say_changed_since_start(stage: str, workdir: Path, causes: Mapping, left: Collection[str]) -> bool:
+    """Says where a training was begun from other causes, see `changed_since_start`, and returns whether it was.
+
+    What it learnt stays.
+    """
     others = changed_since_start(workdir, causes, left)
     if others:
         say(f"{stage}: {workdir} was started from other inputs ({others}) and is kept; train anew in another --workdir")
+    return bool(others)
 
 
 def mark_finished(workdir: Path, causes: Mapping) -> None:

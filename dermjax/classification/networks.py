@@ -37,7 +37,7 @@ def build(config: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Para
     name, init, size = config.classifier, config.init, config.size
     kinds, dtype = pick("classifier", CLASSIFIERS, name), pick("precision", PRECISIONS, config.precision)
     if init:
-        classifier, trees = classifiers.read(Path(init), labels, size, dtype=dtype)
+        classifier, trees = classifiers.read(_folder(Path(init)), labels, size, dtype=dtype)
         kind = classifier.config["model_type"]
         if kind not in kinds:
             raise UserError(f"config.init = {init} is a {kind}, not a {name}; change config.init or config.classifier")
@@ -76,12 +76,17 @@ def load(path: Path) -> tuple[Classifier, tuple[Params, Params]]:
       UserError: there is no classifier at this path, or it is damaged.
     """
     path = snapshot(path)
-    folder = path / "classifier" if (path / "classifier").is_dir() else path
+    folder = _folder(path)
     if (folder / "model.safetensors").is_file():
         return classifiers.read(folder, *classifiers.read_labels(read_json(folder / "config.json"), folder))
     if not checkpoints.steps(path / "checkpoints"):
         raise UserError(f"classifier {path}: no model.safetensors, no classifier/ and no checkpoint; give one of them")
     return load_checkpoint(path)
+
+
+def _folder(path: Path) -> Path:
+    """Returns the folder of a classifier: of a run of `classify` the one that it leaves."""
+    return path / "classifier" if (path / "classifier").is_dir() else path
 
 
 def load_checkpoint(run: Path) -> tuple[Classifier, tuple[Params, Params]]:

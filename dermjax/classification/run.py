@@ -27,7 +27,7 @@ from dermjax.classification.batches import FeatureBatches, ImageBatches
 from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.predictions import figures, label_indices, manifest_table, predictor, probabilities
 from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
-from dermjax.data import digests
+from dermjax.data import digests, records
 from dermjax.data.augmentation import MIXTURES, POLICIES
 from dermjax.data.pipelines import TARGETS, MixturePlan
 from dermjax.data.records import Manifest, Record
@@ -61,21 +61,39 @@ NAMES = {
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains one classifier and leaves workdir/classifier, predictions.csv and metrics.json."""
     if (workdir / DONE).exists():
-        say(f"classify: {workdir / DONE} is there, nothing to do")
-        report_other_causes(workdir, {})
+        _say_finished(config, workdir)
         return
     check(config)  # before images are read
+    _check_synthetic(config)
     real, synthetic = inputs.read(config.manifest, config.synthetic)
-    training = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
-    report_other_causes(workdir, {"images": digests.of_text(repr(training))})
+    report_other_causes(workdir, _inputs(real, synthetic))
     train(config, workdir, real, synthetic, inputs.read_judged(config.judged, real), {})
 
 
-def report_other_causes(workdir: Path, causes: dict[str, str]) -> None:
-    """Says where the folder was begun by code that gives other numbers, or on images of other digests."""
-    if jax.process_index() == 0:
-        causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
-        run_folder.say_changed_since_start("classify", workdir, causes, LEFT)
+def _inputs(real: Manifest, synthetic: Manifest | None) -> dict[str, str]:
+    """Returns the digests of the images that a classifier is trained on, and of those that it is judged by."""
+    training = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
+    judging = [(split, r.label, r.sha256) for split in ("validation", "test") for r in real.split(split)]
+    return {"images": digests.of_text(repr(training)), "judging_images": digests.of_text(repr(judging))}
+
+
+def _say_finished(config: ConfigDict, workdir: Path) -> None:
+    """Says that a finished run has nothing to do, or that its images are others now, or not there any more."""
+    try:
+        real, synthetic = (records.read(Path(path)) if path else None for path in (config.manifest, config.synthetic))
+        causes = _inputs(real, synthetic)
+    except UserError as error:
+        causes = {}
+        say(f"classify: the images of {workdir} cannot be compared: {error}")
+    if not report_other_causes(workdir, causes):
+        say(f"classify: {workdir / DONE} is there, nothing to do")
+
+
+def report_other_causes(workdir: Path, causes: dict[str, str]) -> bool:
+    """Says where the folder was begun by code that gives other numbers, or on images of other digests; returns whether
+    it was."""
+    causes = causes | {run_folder.NUMERIC_VERSIONS: VERSIONS}
+    return jax.process_index() == 0 and run_folder.say_changed_since_start("classify", workdir, causes, LEFT)
 
 
 def check(config: ConfigDict) -> Mesh:
@@ -113,6 +131,17 @@ def _check_separate(config: ConfigDict) -> None:
     if any(clashes.values()):
         clash = next(each for each, meets in clashes.items() if meets)
         raise UserError(f"config.synthetic_statistics = separate does not go with {clash}; change one of the two")
+
+
+def _check_synthetic(config: ConfigDict) -> None:
+    """Refuses synthetic images that would not be trained on; says which options do nothing without them."""
+    if config.synthetic and not config.synthetic_fraction:
+        raise UserError("config.synthetic_fraction = 0: no image of config.synthetic would be trained on; give more, "
+                        "or leave config.synthetic out")  # fmt: skip
+    plain = {"synthetic_weight": 1.0, "synthetic_targets": "label", "synthetic_statistics": "shared"}
+    idle = [f"config.{name} = {config[name]}" for name, value in plain.items() if config[name] != value]
+    if idle and not config.synthetic:
+        say(f"classify: {', '.join(idle)}: without config.synthetic it changes nothing")
 
 
 def train(

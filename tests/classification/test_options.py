@@ -39,7 +39,9 @@ def real(tmp_path_factory):
         ({"mesh.fsdp": 0}, "config.mesh.fsdp = 0: give 1 or more"),
         ({"mesh.data": -1}, "config.mesh.data = -1: give 0 or more"),
         ({"steps": 0}, "config.steps = 0: give 1 or more"),
-        ({"views": 0}, "config.views = 0: give 1 or more"),
+        ({"views": 0}, "config.views = 0: give 1 to 1000"),
+        ({"views": 10**6}, "config.views = 1000000: give 1 to 1000"),
+        ({"synthetic": "runs/curate", "synthetic_fraction": 0.0}, "no image of config.synthetic would be trained on"),
         ({"size": 0}, "config.size = 0: give the side in pixels"),
         ({"warmup": -1}, "config.warmup = -1: give 0 or more"),
         ({"rate": float("nan")}, "config.rate = nan: give 0 or more"),
@@ -70,6 +72,14 @@ def test_what_cannot_be_meant_is_one_line_before_anything_is_read(real, tmp_path
     with pytest.raises(UserError, match=told) as error:
         run.run(config, tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_what_does_nothing_without_synthetic_images_is_said(real, tmp_path, capsys):
+    run.run(RUN["settings"](real, steps=1, synthetic_targets="judge", synthetic_weight=0.5), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert (
+        "synthetic_weight = 0.5, config.synthetic_targets = judge: without config.synthetic it changes nothing" in said
+    )
 
 
 def test_images_are_cut_into_whole_patches(real, tmp_path):

@@ -102,6 +102,20 @@ def test_it_learns_judges_real_images_and_leaves_every_file(real, synthetic, tmp
 
     run.run(settings(real, synthetic=str(synthetic), judged=str(synthetic)), workdir)
     assert "nothing to do" in capsys.readouterr().out
+    change(real, lambda found: [replace(r, label="benign") if r.image == "malignant/test0.png" else r for r in found])
+    run.run(settings(real, synthetic=str(synthetic), judged=str(synthetic)), workdir)
+    said = capsys.readouterr().out
+    assert "was started from other inputs (judging_images" in said and "nothing to do" not in said
+    real.unlink()
+    run.run(settings(real, synthetic=str(synthetic), judged=str(synthetic)), workdir)
+    said = capsys.readouterr().out
+    assert "cannot be compared: manifest" in said and "nothing to do" in said
+
+
+def test_a_run_may_be_what_training_starts_from(real, tmp_path):
+    run.run(settings(real, steps=1), tmp_path / "first")
+    run.run(settings(real, steps=1, init=str(tmp_path / "first"), warmup=0), tmp_path / "second")
+    assert (tmp_path / "second" / "classifier").is_dir()
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(real, tmp_path, killed_at_its_first_checkpoint):
