@@ -21,8 +21,9 @@ RANGES = {
         ("accumulate", "batch", "deep_cache", "draws", "encode_batch", "fsdp", "guidance", "hidden_size",
          "intermediate_size", "log_every", "looks", "normalise_over", "num_attention_heads", "num_hidden_layers",
          "patch_size", "phantoms_per_class", "prompts", "rank", "resamples", "sample", "smallest", "steps", "trials",
-         "vectors", "views", "ways"),
+         "vectors", "ways"),
     ),
+    "1 to 1000": (lambda value: 1 <= value <= 1000, ("views",)),
     "0 or more": (
         lambda value: value >= 0,
         ("adversary", "bits", "cast", "chroma", "clip", "contrast", "dark_corners", "data", "edges", "evaluate_every",
@@ -36,8 +37,9 @@ RANGES = {
     "more than 0": (
         lambda value: value > 0,
         ("alpha", "depth_multiplier", "factor", "high", "layer_decay", "low", "strength", "strengths",
-         "synthetic_weight", "timestep_bias"),
+         "synthetic_weight"),
     ),
+    "0.01 to 100": (lambda value: 0.01 <= value <= 100, ("timestep_bias",)),
     "0 to 1": (
         lambda value: 0 <= value <= 1,
         ("caption_dropout", "empty_share", "guidance_rescale", "label", "most_copies", "photographs_share",

@@ -6,8 +6,9 @@ and prompts for sampling are read here, and nowhere else.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 from dermjax.data.records import Record
 from dermjax.errors import UserError
@@ -54,10 +55,28 @@ def check(template: str) -> None:
         )
 
 
+def same_prompts(asked: Iterable[tuple[str, Hashable]]) -> str:
+    """Returns the warning for two classes that have the same prompts, "" where none have; asked: (label, prompt)."""
+    by_label: dict[str, set] = {}
+    for label, prompt in asked:
+        by_label.setdefault(label, set()).add(prompt)
+    for one, other in combinations(sorted(by_label), 2):
+        if by_label[one] == by_label[other]:
+            return f"warning: {one} and {other} have the same prompts; nothing in a prompt tells which class is meant"
+    return ""
+
+
 def fill(template: str, words: PromptWords) -> str:
     """Returns a template filled, `(s)` in it by its {number}; a gap outside of brackets that nothing fills is a
     UserError."""
     return _fill_prompt(template, words, template)
+
+
+def check_filled(prompt: str, template: str) -> str:
+    """Returns a prompt of a class that was filled; one without a word is a UserError."""
+    if not prompt.strip():
+        raise UserError(f"prompt {template!r}: is without a word where it is filled; give words for the class")
+    return prompt
 
 
 def fill_contrast(template: str, words: PromptWords) -> str:

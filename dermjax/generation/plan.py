@@ -113,7 +113,7 @@ class Plan:
                     Request(
                         image=f"images/{label}/{n:05d}.png",
                         label=label,
-                        prompt=templates.fill(assigned[PROMPT], known),
+                        prompt=templates.check_filled(templates.fill(assigned[PROMPT], known), assigned[PROMPT]),
                         negative=negative,
                         seed=self.seed + n * len(self.prompts) + place,
                         words=known.used(assigned[PROMPT]),

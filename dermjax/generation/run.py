@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import buckets, config_file, machine, parts, sharding
-from dermjax.data import records, shards
+from dermjax.data import records, shards, templates
 from dermjax.data.export import Item
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
@@ -94,7 +94,9 @@ def load(config: ConfigDict) -> Generation:
     if config.shard:
         requests, units = _into_shards(requests, divided, config.shard)
     init = init_images.read(config.init.images, config.init.mask, config.init.strength, requests)
-    for warning in tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"]):
+    warnings = tuned_warnings(Path(config.lora or model_files.locate(config.model)), settings["prompts"])
+    asked = ((r.label, (r.prompt, r.negative, init.image(r))) for r in requests)  # a photograph shows its class too
+    for warning in filter(None, [*warnings, templates.same_prompts(asked)]):
         say(f"generate: {warning}")
     if part:
         part.check(len(units), "shards" if config.shard else "batches")

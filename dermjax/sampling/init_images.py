@@ -39,6 +39,11 @@ class InitImages:
     images: dict[Request, InitImage]
     strength: float
 
+    def image(self, request: Request) -> Path | None:
+        """Returns the file that a request starts from, None for noise."""
+        chosen = self.images.get(request)
+        return chosen.image if chosen else None
+
     def provenance(self, request: Request) -> dict:
         """Returns what the record of an image says of what it started from."""
         image = self.images.get(request)

@@ -3,7 +3,7 @@
 import functools
 import re
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Model:
 
 
 def check_prompt(prompt: str, vocabulary: Collection[str], long_prompts: str) -> None:
-    """Says which parts of a prompt mean something to other programs and are plain words here.
+    """Refuses the parts of a prompt that mean something to other programs and nothing here.
 
     Raises:
       UserError: it asks for a LoRA, a word of an embedding or a chunk that is not there.
@@ -95,9 +95,15 @@ def check_prompt(prompt: str, vocabulary: Collection[str], long_prompts: str) ->
     if long_prompts == "refuse" and re.search(r"\bBREAK\b", prompt):
         raise UserError(f"prompt {shown(prompt)}: BREAK divides prompts with config.long_prompts = chunk alone; give "
                         "that, or leave it out")  # fmt: skip
-    weight = WEIGHT.search(prompt)
-    if weight:
-        say(f"prompt {shown(prompt)}: weights such as {weight[0]} are not known here and are read as words")
+
+
+def say_weights(prompts: Iterable[str]) -> bool:
+    """Says of the first prompt with a weight that it is plain words here; returns whether there is one."""
+    for prompt in prompts:
+        if weight := WEIGHT.search(prompt):
+            say(f"prompt {shown(prompt)}: weights such as {weight[0]} are not known here and are read as words")
+            return True
+    return False
 
 
 def load_model(
@@ -140,10 +146,14 @@ def load_model(
         tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
     vocabulary = {word.lower() for word in tokenizer.get_vocab()}
 
+    said = False
+
     @functools.cache
     def tokens_of(*texts: str) -> np.ndarray:
+        nonlocal said
         for text in texts:
             check_prompt(text, vocabulary, long_prompts)
+        said = said or say_weights(texts)
         return tokenize(tokenizer, [textual_inversion.spell_out(text, known) for text in texts], long_prompts)
 
     def tokens(request: Request) -> np.ndarray:

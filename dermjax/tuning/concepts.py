@@ -108,7 +108,8 @@ def plain(manifest: Manifest, chosen: list[Record], prompts: Mapping[str, str]) 
     wrong = [label for label, prompt in prompts.items() if not isinstance(prompt, str)]
     if wrong:
         raise UserError(f"config.prompts.{wrong[0]} = {prompts[wrong[0]]!r}: give text")
-    texts = [templates.fill_from_record(prompts[record.label], record) for record in chosen]
+    asked = [(record, prompts[record.label]) for record in chosen]
+    texts = [templates.check_filled(templates.fill_from_record(each, record), each) for record, each in asked]
     rows = np.arange(len(texts), dtype=np.int32)
     return Concepts([(manifest, record) for record in chosen], texts, np.ones(len(texts), np.float32), rows)
 

@@ -19,11 +19,12 @@ from jax.sharding import Mesh
 from dermjax import run_folder, sharding
 from dermjax.data import digests, images
 from dermjax.data.records import Manifest, Record
-from dermjax.data.tokens import load_tokenizer, tokenize
+from dermjax.data.tokens import load_tokenizer, shown, tokenize
 from dermjax.errors import UserError
 from dermjax.models import clip_text, vae
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
+from dermjax.sampling.model import PLACEHOLDER, say_weights
 from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.tuning.concepts import Concepts, digest_of_images
 from dermjax.tuning.trainable import token_table
@@ -82,7 +83,15 @@ def tokenize_prompts(sd: StableDiffusion, prompts: list[str], words: list[Embedd
         if not any(word.token in prompt for prompt in prompts):
             raise UserError(f"config.words.{word.token}: no prompt says it, so it would not be learnt; put it in one")
     texts = sorted({spell_out(prompt, words) for prompt in prompts})
-    return Prompts(texts, tokenize(load_tokenizer(sd.tokenizer, *sd.text_limits), [*texts, ""]), words)
+    tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
+    vocabulary = {word.lower() for word in tokenizer.get_vocab()}
+    for text in texts:
+        unknown = next((word for word in PLACEHOLDER.findall(text) if word.lower() not in vocabulary), "")
+        if unknown:
+            raise UserError(f"prompt {shown(text)}: the model has no word {unknown}; give it in config.words, or leave "
+                            "it out")  # fmt: skip
+    say_weights(texts)
+    return Prompts(texts, tokenize(tokenizer, [*texts, ""]), words)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import config_file, run_folder, sharding
-from dermjax.data import images, pipelines
+from dermjax.data import digests, images, pipelines
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
@@ -31,9 +31,9 @@ from dermjax.training import optimizers
 from dermjax.training.loop import LoopConfig, Task, fit
 from dermjax.training.state import State
 from dermjax.tuning import autoencoder, costs, forecast, outputs, report, task, trainable
-from dermjax.tuning.concepts import digest_of_images
+from dermjax.tuning.concepts import Concepts, digest_of_images
 from dermjax.tuning.latents import Encoder
-from dermjax.tuning.setup import Setup, read_setup
+from dermjax.tuning.setup import Setup, read_concepts, read_setup
 from dermjax.weights import model_files
 
 Rows = dict[str, np.ndarray]
@@ -53,15 +53,12 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     `on_loss(step, validation loss)` is called after every evaluation and may raise to end the run.
     """
     if outputs.is_finished(workdir, config):
-        say(f"tune: {workdir} has been tuned, nothing to do")
-        _say_other_causes(workdir, {})
+        _say_finished(config, workdir)
         return
     check(config)
     setup = read_setup(config, workdir / "tokenizer")
     base = model_files.digest(model_files.locate(config.model))
-    _say_other_causes(workdir, {
-        "model": base, "images": [digest_of_images(each.sources) for each in (setup.training, setup.validation)]
-    })  # fmt: skip
+    _say_other_causes(workdir, _inputs(base, setup.training, setup.validation))
     costs.report(setup, config)
 
     setup = autoencoder.tune(setup, config, workdir)
@@ -132,6 +129,14 @@ def check_options(config: ConfigDict) -> None:
     evidence = config.evidence
     if not evidence.features and (evidence.minimise != "validation_loss" or evidence.most_copies < 1):
         raise UserError("config.evidence.minimise and most_copies go by config.evidence.features; give the network")
+    if not config.rate:
+        raise UserError("config.rate = 0: nothing would be learnt; give more, such as 1e-4")
+    whole = [network for network in ("unet", "text_encoder") if config.tuned[network] == "full"]
+    if whole and not config.save_model:
+        raise UserError(
+            f"config.save_model = False leaves the LoRA and the words alone, and config.tuned.{whole[0]} = full is in "
+            "neither; give True, or lora"
+        )
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
@@ -186,13 +191,34 @@ def _task(
     return Task("tune", setup.loss(**config.loss), setup.optimizer, evaluate, minimise, setup.training.names)
 
 
-def _say_other_causes(workdir: Path, inputs: dict) -> None:
-    """Says where the folder was begun by code that gives other numbers, or from inputs of other digests."""
+def _inputs(base: str, training: Concepts, validation: Concepts) -> dict:
+    """Returns the digests of what a model is tuned from: the base model, the images and what is said of each."""
+    sides = (training, validation)
+    return {
+        "model": base,
+        "images": [digest_of_images(each.sources) for each in sides],
+        "prompts": digests.of_text(repr([each.prompts for each in sides])),
+    }
+
+
+def _say_finished(config: ConfigDict, workdir: Path) -> None:
+    """Says that a finished run has nothing to do, or that its inputs are others now, or not there any more."""
+    try:
+        inputs = _inputs(model_files.digest(model_files.locate(config.model)), *read_concepts(config))
+    except UserError as error:
+        inputs = {}
+        say(f"tune: what {workdir} was tuned from cannot be compared: {error}")
+    if not _say_other_causes(workdir, inputs):
+        say(f"tune: {workdir} has been tuned, nothing to do")
+
+
+def _say_other_causes(workdir: Path, inputs: dict) -> bool:
+    """Says where the folder was begun by code that gives other numbers, or from inputs of other digests; returns
+    whether it was."""
     causes = inputs | {
         run_folder.NUMERIC_VERSIONS: {
             "images": images.NUMERIC_VERSION, "text_encoder": clip_text.NUMERIC_VERSION,
             "unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION,
         },
     }  # fmt: skip
-    if jax.process_index() == 0:
-        run_folder.say_changed_since_start("tune", workdir, causes, outputs.LEFT)
+    return jax.process_index() == 0 and run_folder.say_changed_since_start("tune", workdir, causes, outputs.LEFT)

@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dermjax import sharding
-from dermjax.data import records
+from dermjax.data import records, templates
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params, StableDiffusion, count
+from dermjax.progress import say
 from dermjax.sampling.requests import SamplerSettings
 from dermjax.training import optimizers
 from dermjax.training.state import State, create
@@ -74,11 +75,19 @@ class Setup:
         return jax.jit(self.assemble)
 
 
-def read_setup(config: ConfigDict, folder: Path) -> Setup:
-    """Returns the setup of a config; what it cannot do is a UserError. `folder` gets the tokenizer of new words."""
+def read_concepts(config: ConfigDict) -> tuple[Concepts, Concepts]:
+    """Returns what a config has to train on, and what is held out."""
     manifest = records.read(Path(config.manifest))
     training = concepts.training(manifest, config.prompts, **config.concepts)
-    validation = concepts.plain(manifest, manifest.split("validation"), config.prompts)
+    return training, concepts.plain(manifest, manifest.split("validation"), config.prompts)
+
+
+def read_setup(config: ConfigDict, folder: Path) -> Setup:
+    """Returns the setup of a config; what it cannot do is a UserError. `folder` gets the tokenizer of new words."""
+    training, validation = read_concepts(config)
+    labelled = zip((record.label for _, record in training.sources), training.prompts, strict=True)
+    if warning := templates.same_prompts(labelled):
+        say(f"tune: {warning}")
     if config.evidence.features and len(validation.sources) < 2:
         raise UserError("config.evidence.features needs two or more images in the validation split of the manifest")
     if config.patience and not (validation.sources and config.validation_draws):
@@ -133,6 +142,9 @@ def check_sizes(config: ConfigDict, sd: StableDiffusion) -> None:
     if size % sd.factor or config.vae.size % sd.factor:
         wrong = f"size = {size}" if size % sd.factor else f"config.vae.size = {config.vae.size}"
         raise UserError(f"{wrong} is not a multiple of {sd.factor}")
+    least = sd.factor * 2 ** (len(sd.configs["unet"]["block_out_channels"]) - 1)
+    if size < least:
+        raise UserError(f"config.size = {size}: at its depth the UNet would see less than a cell; give {least} or more")
 
 
 def _set_up(

@@ -211,6 +211,8 @@ def test_long_prompts_have_batches_of_their_own():
         ({"prompts": {"benign": ()}}, r"plan\.prompts\.benign: not a list"),
         ({"prompts": {"benign": "a benign mole"}}, r"plan\.prompts\.benign: not a list"),
         ({"prompts": {"benign": (3, "a mole")}}, r"plan\.prompts\.benign: not a list"),
+        ({"prompts": {"benign": ("",)}}, "prompt '': is without a word where it is filled; give words for the class"),
+        ({"prompts": {"benign": ("a mole", " ")}}, "prompt ' ': is without a word where it is filled"),
         ({"prompts": {"../x": ("a mole",)}}, "label '../x' cannot name a folder"),
         ({"prompts": {"x" * 300: ("a mole",)}}, "cannot name a folder"),
         ({"prompts": {"a\0": ("a mole",)}}, "cannot name a folder"),

@@ -3,8 +3,10 @@
 import pytest
 from ml_collections import ConfigDict
 
+from dermjax import config_file
 from dermjax.generation import run
 from dermjax.page import fill
+from dermjax.sampling import init_images
 from dermjax.tuning import outputs
 
 PROMPTS = {"benign": "a benign mole", "malignant": "a malignant mole"}
@@ -29,6 +31,18 @@ def test_the_card_tells_the_classes(folder):
 def test_a_class_that_it_was_not_tuned_for_is_warned_of(folder):
     [warning] = run.tuned_warnings(folder / "lora.safetensors", ("benign", "nevus"))
     assert "was not tuned for the class 'nevus', only for benign, malignant" in warning and "\n" not in warning
+
+
+def test_classes_of_the_same_prompts_are_warned_of_unless_photographs_tell_them(tmp_path, monkeypatch, capsys):
+    config = config_file.preset("generate", "tiny")
+    config.plan.prompts = {"benign": ("a mole",), "malignant": ("a mole",)}
+    config.plan.words, config.plan.images_per_class = {}, 2
+    run.load(config)
+    told = "generate: warning: benign and malignant have the same prompts"
+    assert told in capsys.readouterr().out
+    monkeypatch.setattr(init_images.InitImages, "image", lambda self, request: tmp_path / request.label)
+    run.load(config)
+    assert told not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dermjax.data import images
 from dermjax.errors import UserError
 from dermjax.tuning import latents
 from dermjax.tuning import run as tuning
+from dermjax.weights import model_files
 
 LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encoder": "lora"}
 
@@ -21,6 +22,15 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         ({"encode_batch": 0}, "config.encode_batch = 0: give 1 or more"),
         ({"size": -8}, "config.size = -8: give 0 or more"),
         ({"rate": -1e-4}, "config.rate = -0.0001: give 0 or more"),
+        ({"rate": 0.0}, "config.rate = 0: nothing would be learnt"),
+        ({"size": 8}, "config.size = 8: at its depth the UNet would see less than a cell; give 16 or more"),
+        ({"save_model": False}, "config.save_model = False leaves the LoRA and the words alone, and config.tuned.unet"),
+        ({"prompts.benign": " "}, "prompt ' ': is without a word where it is filled; give words for the class"),
+        ({"prompts.benign": "[{site} mole]"}, "prompt '[{site} mole]': is without a word where it is filled"),
+        (
+            {"prompts.benign": "a <new> mole"},
+            "the model has no word <new>; give it in config.words",
+        ),
         ({"text_rate": -1.0}, "config.text_rate = -1.0: give 0 or more"),
         ({"warmup": -3}, "config.warmup = -3: give 0 or more"),
         ({"clip": float("nan")}, "config.clip = nan: give 0 or more"),
@@ -31,7 +41,7 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         ({"validation_draws": -1}, "config.validation_draws = -1: give 0 or more"),
         ({"vectors": 0}, "config.vectors = 0: give 1 or more"),
         ({"concepts.prior_weight": -1.0}, "config.concepts.prior_weight = -1.0: give 0 or more"),
-        ({"loss.timestep_bias": 0.0}, "config.loss.timestep_bias = 0.0: give more than 0"),
+        ({"loss.timestep_bias": 0.0}, "config.loss.timestep_bias = 0.0: give 0.01 to 100"),
         ({"loss.prompt_dropout": 1.5}, "config.loss.prompt_dropout = 1.5: give 0 to 1"),
         ({"loss.snr_gamma": -5.0}, "config.loss.snr_gamma = -5.0: give 0 or more"),
         ({"loss.huber": -0.1}, "config.loss.huber = -0.1: give 0 or more"),
@@ -82,6 +92,31 @@ def test_what_cannot_be_meant_is_one_line_before_anything_is_decoded(config, tmp
 def test_a_dry_run_refuses_what_the_run_would(config, changes, told):
     with pytest.raises(UserError, match=told):
         tuning.dry_run(config(**changes))
+
+
+def test_prompts_that_do_not_say_what_they_seem_to_are_told_once(config, capsys):
+    tuning.dry_run(config(**{"prompts.benign": "a (mole:1.3)", "prompts.malignant": "a (mole:1.3)"}))
+    said = capsys.readouterr().out
+    assert said.count("benign and malignant have the same prompts; nothing in a prompt tells which class is") == 1
+    assert said.count("weights such as (mole:1.3) are not known here and are read as words") == 1
+    tuning.dry_run(config())
+    assert "the same prompts" not in capsys.readouterr().out
+
+
+def test_a_finished_run_of_other_inputs_does_not_say_that_there_is_nothing_to_do(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning.outputs, "is_finished", lambda *_: True)
+    monkeypatch.setattr(tuning.outputs, "LEFT", ("checkpoints",))
+    base = model_files.digest(model_files.locate(config().model))
+    tuning._say_other_causes(tmp_path, tuning._inputs(base, *tuning.read_concepts(config())))
+    (tmp_path / "checkpoints").mkdir()
+    tuning.run(config(), tmp_path)
+    assert "nothing to do" in capsys.readouterr().out
+    for changes, told in (
+        ({"prompts.benign": "a benign mole"}, "was started from other inputs (prompts"),
+        ({"manifest": str(tmp_path / "gone")}, "cannot be compared: manifest"),
+    ):
+        tuning.run(config(**changes), tmp_path)
+        assert told in capsys.readouterr().out
 
 
 def test_the_batch_of_several_processes_divides_over_all_their_devices(config, monkeypatch):
