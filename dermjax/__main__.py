@@ -278,6 +278,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
     """
     path, rest = _take_config(stage, arguments)
     config = config_file.load(path)
+    config_file.check_stage(config, "tune" if stage == "plan" else stage, path)
     _add_own_keys(config, rest)
     _refuse_unknown_keys(config, rest)
     argv = ["dermjax", *rest]
@@ -295,7 +296,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
     try:
         surplus = flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error).replace("invalid literal for int() with base 10", "give a whole number")) from error
     if surplus:
         raise UserError(f"unexpected argument {surplus[0]}; flags are --name=value, see dermjax {stage} --help")
     config_file.check(config)

@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from dermjax.errors import UserError
 # the configs of the stages: in the package where it was installed from a wheel, beside it in a checkout
 _INSTALLED = Path(__file__).with_name("configs")
 PRESETS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
+VARIANTS = ("prepare", "pretrain", "tune", "sweep", "generate", "transform", "mask", "curate", "curate:calibration",
+            "classify", "publish", "evaluate", "evaluate:images", "study", "demo")  # fmt: skip
 LARGEST_SEED = 2**32 - 1  # of the whole numbers that numpy, grain and JAX take; AUTOMATIC1111 draws up to it
 # what the numbers of a key may be, whatever the stage
 RANGES = {
@@ -79,6 +82,28 @@ def check(config: ConfigDict) -> None:
 def preset(stage: str, variant: str) -> ConfigDict:
     """Returns a variant of the config of a stage that ships with dermjax."""
     return load(f"{PRESETS / stage}.py:{variant}")
+
+
+def stage_of(config: Mapping) -> str:
+    """Returns the stage whose config has the most keys in common with this one, "" where none is like it."""
+    keys = set(config)
+    likeness = {stage: len(keys & known) / max(len(keys | known), 1) for stage, known in _keys().items()}
+    best = max(likeness, key=likeness.__getitem__)
+    return best.partition(":")[0] if likeness[best] > 0.5 else ""
+
+
+def check_stage(config: ConfigDict, stage: str, path: str) -> None:
+    """Raises UserError for a config of another stage, whose keys this one does not have."""
+    found = stage_of(config)
+    if found not in ("", stage):
+        raise UserError(f"config {path}: is one of `{found}`; give one of `{stage}`, such as configs/{stage}.py")
+
+
+@cache
+def _keys() -> dict[str, set[str]]:
+    """The keys of the configs that ship with dermjax."""
+    named = {name: name.split(":") for name in VARIANTS}
+    return {name: set(load(":".join([f"{PRESETS / file}.py", *variant]))) for name, (file, *variant) in named.items()}
 
 
 def change(config: ConfigDict, changes: Mapping[str, Any], path: str = "config") -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from dermjax import __main__ as command
+from dermjax.config_file import PRESETS
 from dermjax.errors import UserError
 
 CONFIG = """
@@ -137,6 +138,18 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(folder, arguments, sai
     assert err.startswith("dermjax ")
     assert err.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_config_of_another_stage_is_one_line(folder):
+    for stage, file, given in (("tune", "prepare", "--workdir=run"), ("plan", "generate", "--topology=h100:8")):
+        code, _, err = call(folder, stage, f"--config={PRESETS / file}.py", given)
+        assert code == 2 and f"{file}.py: is one of `{file}`; give one of `tune`, such as configs/tune.py" in err
+        assert err.count("\n") == 1 and not (folder / "run").exists()
+
+
+def test_a_flag_that_is_no_number_is_one_line(folder):
+    code, _, err = call(folder, "demo", "--limit=few", "--workdir=run")
+    assert code == 2 and "flag --limit=few: give a whole number" in err and err.count("\n") == 1
 
 
 def test_keys_that_are_users_own_are_made_on_the_command_line(folder):

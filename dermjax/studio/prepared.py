@@ -13,12 +13,12 @@ import sys
 import threading
 from pathlib import Path
 
-from dermjax import run_folder
+from dermjax import config_file, run_folder
 from dermjax.studio import runs
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
 
-STAGES = tuple(dict.fromkeys(name.partition(":")[0] for name in runs.VARIANTS))
+STAGES = tuple(dict.fromkeys(name.partition(":")[0] for name in config_file.VARIANTS))
 NAME = re.compile(rf"({'|'.join(STAGES)})(_[\w-]{{1,80}})?\.py")
 FIELDS = {"config": Field(kind=str, summary="a name out of /api/prepared", most=300)}
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 from starlette.responses import Response
@@ -27,8 +26,6 @@ FIELDS = {"run": Field(kind=str, summary="the name of a run, empty for the folde
 MARKS = {"config.json", "manifest.jsonl", REPORT}  # a folder with one of these is a run
 # what a stage leaves at last; a training writes its report at every look
 LEFT = {REPORT, "manifest.jsonl", "model", "classifier", "results.json", "metrics.json", "README.md"}
-VARIANTS = ("prepare", "pretrain", "tune", "sweep", "generate", "transform", "mask", "curate", "curate:calibration",
-            "classify", "publish", "evaluate", "evaluate:images", "study", "demo")  # fmt: skip
 # A report is a page of its own, which keeps the policy in its head and gets an origin of its own: it can ask for
 # nothing here, whatever is written in it.
 REPORT_POLICY = (
@@ -141,7 +138,7 @@ def _run(folder: Folder, path: Path, names: set[str]) -> dict:
     changed = max((path / name).lstat().st_mtime for name in names & (MARKS | {METRICS}))
     return {
         "name": folder.name(path),
-        "stage": _stage(path) if "config.json" in names else "",
+        "stage": config_file.stage_of(config_of(path)) if "config.json" in names else "",
         "state": state(path),
         "changed": changed,
         "report": REPORT in names,
@@ -173,19 +170,3 @@ def _thinned(points: list) -> list:
     """At most POINTS of the points, the last one among them."""
     every = -(-len(points) // POINTS) or 1
     return points[::-1][::every][::-1]
-
-
-def _stage(path: Path) -> str:
-    """The stage whose config has the most keys in common with that of the run, "" where none is like it."""
-    keys = set(config_of(path))
-    likeness = {stage: len(keys & known) / max(len(keys | known), 1) for stage, known in _keys().items()}
-    best = max(likeness, key=likeness.__getitem__)
-    return best.partition(":")[0] if likeness[best] > 0.5 else ""
-
-
-@cache
-def _keys() -> dict[str, set[str]]:
-    """The keys of the configs that ship with dermjax."""
-    named = {name: name.split(":") for name in VARIANTS}
-    return {name: set(config_file.load(":".join([f"{config_file.PRESETS / file}.py", *variant])))
-            for name, (file, *variant) in named.items()}  # fmt: skip
