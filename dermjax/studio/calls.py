@@ -66,6 +66,8 @@ class Field:
     def _check_text(self, name: str, value: str) -> None:
         if not self.least <= len(value) <= self.most:
             raise Refused(f"{name}: give {self.least:g} to {self.most:g} characters")
+        if self.least and not value.strip():
+            raise Refused(f"{name}: has blanks alone; give words")
         if not all(each.isprintable() or each in "\n\t" for each in value):
             raise Refused(f"{name}: has characters that cannot be shown")
 

@@ -43,6 +43,11 @@ def test_menus_write_words_that_the_models_know(studio):
             assert studio.post("/api/prompt", json=MENUS | {name: word}).status_code == 200
 
 
+def test_a_prompt_of_blanks_is_refused(studio):
+    answer = studio.post("/api/generate", json=ASKED | {"prompt": "  "})
+    assert answer.status_code == 400 and answer.json()["error"] == "prompt: has blanks alone; give words"
+
+
 def test_the_same_seed_makes_the_same_bytes_alone_and_among_others(studio):
     two, alone = made(studio), made(studio, count=1, seed=8)
     assert two["state"] == alone["state"] == "done" and two["step"] == two["steps"] == 8
