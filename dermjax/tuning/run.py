@@ -47,7 +47,7 @@ NAMES = {
 }
 
 
-def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None] = lambda step, loss: None) -> None:
+def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None] | None = None) -> None:
     """Tunes config.model on the training split of config.manifest and leaves the model, its report and its card.
 
     `on_loss(step, validation loss)` is called after every evaluation and may raise to end the run.
@@ -56,6 +56,8 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
         _say_finished(config, workdir)
         return
     check(config)
+    if not on_loss:
+        _check_left(config)
     setup = read_setup(config, workdir / "tokenizer")
     base = model_files.digest(model_files.locate(config.model))
     _say_other_causes(workdir, _inputs(base, setup.training, setup.validation))
@@ -69,7 +71,7 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
         training, batch=config.batch, seed=config.seed, epoch=setup.training.epoch,
         rows=sharding.local_rows(config.batch, setup.grid),
     )  # fmt: skip
-    learning = _task(setup, config, workdir, draw, network, validation, on_loss)
+    learning = _task(setup, config, workdir, draw, network, validation, on_loss or (lambda step, loss: None))
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
@@ -95,6 +97,7 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
 def dry_run(config: ConfigDict) -> None:
     """Prints what `run` would do, how long it would take, and the memory and the disk that it would need."""
     check(config)
+    _check_left(config)
     with tempfile.TemporaryDirectory() as folder:
         setup = read_setup(config, Path(folder))
         features.read(config.evidence.features)  # what these refuse, `run` would
@@ -131,16 +134,20 @@ def check_options(config: ConfigDict) -> None:
         raise UserError("config.evidence.minimise and most_copies go by config.evidence.features; give the network")
     if not config.rate:
         raise UserError("config.rate = 0: nothing would be learnt; give more, such as 1e-4")
+    if config.patience and not config.watch_every:
+        raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
+    if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
+        raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
+
+
+def _check_left(config: ConfigDict) -> None:
+    """Refuses a run that would leave nothing of what it trains; a trial of `sweep` is there for its loss alone."""
     whole = [network for network in ("unet", "text_encoder") if config.tuned[network] == "full"]
     if whole and not config.save_model:
         raise UserError(
             f"config.save_model = False leaves the LoRA and the words alone, and config.tuned.{whole[0]} = full is in "
             "neither; give True, or lora"
         )
-    if config.patience and not config.watch_every:
-        raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
-    if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
-        raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
 
 
 def _encode(setup: Setup, config: ConfigDict, workdir: Path) -> tuple[Rows, Rows, Rows]:

@@ -103,6 +103,13 @@ def test_prompts_that_do_not_say_what_they_seem_to_are_told_once(config, capsys)
     assert "the same prompts" not in capsys.readouterr().out
 
 
+def test_a_trial_of_a_sweep_may_leave_no_model(config, tmp_path, monkeypatch):
+    """Its loss is all that is asked of it, also where a network is tuned whole."""
+    monkeypatch.setattr(tuning, "read_setup", lambda *_: pytest.fail("passed", pytrace=False))
+    with pytest.raises(pytest.fail.Exception, match="passed"):
+        tuning.run(config(save_model=False), tmp_path / "run", lambda step, loss: None)
+
+
 def test_a_finished_run_of_other_inputs_does_not_say_that_there_is_nothing_to_do(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning.outputs, "is_finished", lambda *_: True)
     monkeypatch.setattr(tuning.outputs, "LEFT", ("checkpoints",))
