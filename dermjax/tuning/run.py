@@ -133,7 +133,7 @@ def check_options(config: ConfigDict) -> None:
     if not evidence.features and (evidence.minimise != "validation_loss" or evidence.most_copies < 1):
         raise UserError("config.evidence.minimise and most_copies go by config.evidence.features; give the network")
     if not config.rate:
-        raise UserError("config.rate = 0: nothing would be learnt; give more, such as 1e-4")
+        say("tune: warning: config.rate = 0: nothing will be learnt; give more, such as 1e-4")
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():

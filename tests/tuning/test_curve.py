@@ -48,7 +48,7 @@ def test_a_model_that_draws_its_training_images_is_seen(network, manifest, tmp_p
 @pytest.mark.usefixtures("no_transfers")
 def test_tuning_keeps_the_figures_at_each_look_and_ends_by_them(network, config, tmp_path):
     asked = {"evidence.features": str(network), "evidence.images": 2, "evidence.minimise": "frechet",
-             "watch_every": 2, "patience": 2, "rate": 1e-30, "steps": 8}  # fmt: skip
+             "watch_every": 2, "patience": 2, "rate": 0.0, "steps": 8}  # fmt: skip
     tuning.run(config(**asked), tmp_path)
     looks = [each for each in writers.read(tmp_path / "metrics.jsonl") if "copies" in each]
     # nothing is learnt: no look is better than the first, and tuning ends

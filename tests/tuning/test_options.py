@@ -22,7 +22,6 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         ({"encode_batch": 0}, "config.encode_batch = 0: give 1 or more"),
         ({"size": -8}, "config.size = -8: give 0 or more"),
         ({"rate": -1e-4}, "config.rate = -0.0001: give 0 or more"),
-        ({"rate": 0.0}, "config.rate = 0: nothing would be learnt"),
         ({"size": 8}, "config.size = 8: at its depth the UNet would see less than a cell; give 16 or more"),
         ({"save_model": False}, "config.save_model = False leaves the LoRA and the words alone, and config.tuned.unet"),
         ({"prompts.benign": " "}, "prompt ' ': is without a word where it is filled; give words for the class"),
@@ -99,6 +98,8 @@ def test_prompts_that_do_not_say_what_they_seem_to_are_told_once(config, capsys)
     said = capsys.readouterr().out
     assert said.count("benign and malignant have the same prompts; nothing in a prompt tells which class is") == 1
     assert said.count("weights such as (mole:1.3) are not known here and are read as words") == 1
+    tuning.dry_run(config(rate=0.0))
+    assert "config.rate = 0: nothing will be learnt" in capsys.readouterr().out
     tuning.dry_run(config())
     assert "the same prompts" not in capsys.readouterr().out
 
