@@ -58,14 +58,14 @@ def load_classifier(folder: str | PathLike) -> "LesionClassifier":
     """Returns a classifier: a run of `dermjax classify`, its classifier/, or one like it in Hugging Face's layout."""
     from dermjax.classification.predictions import LesionClassifier
 
-    return LesionClassifier(folder)
+    return LesionClassifier(_path("classifier", folder))
 
 
 def read_manifest(path: str | PathLike) -> "Manifest":
     """Returns the manifest in a file or in the folder of a stage: its records, and `to_pandas()`."""
     from dermjax.data import records
 
-    return records.read(Path(path).expanduser())
+    return records.read(_path("manifest", path))
 
 
 def samplers() -> list[str]:
@@ -89,7 +89,8 @@ def tune(
     config = config_file.preset("tune", preset)
     paths = {"manifest": expanduser(str(manifest)), "model": expanduser(str(model))}
     config_file.change(config, paths | changes)
-    folder = Path(workdir).expanduser().absolute()
+    config_file.check_types(config, config_file.preset("tune", preset))
+    folder = _path("workdir", workdir).absolute()
     with run_folder.lock(folder, alone=True):
         run_folder.claim(folder, config.to_dict())
         try:
@@ -98,3 +99,10 @@ def tune(
             run_folder.disclaim(folder)
             raise
     return folder / "model"
+
+
+def _path(name: str, value: Any) -> Path:
+    """Returns a path, with the user's folder in place of ~; UserError for what is none."""
+    if not isinstance(value, str | PathLike) or not str(value):
+        raise UserError(f"{name} {value!r}: is no path; give one")
+    return Path(value).expanduser()

@@ -57,6 +57,8 @@ ELEMENTS = {  # what keys of tuples hold
     "numbers": (int | float, ("guidance_interval", "seeds", "shots", "strengths")),
 }
 FREE = ("words", "quotas", "images_of", "repeats", "rare", "without", "sets")  # their keys are users' own
+# what is below these differs between configs of one stage: classes, runs, phases of a training
+VARIED = (*FREE, "prompts", "runs", "tests", "classifiers", "architecture", "autoencoder", "decoder", "space")
 
 
 def check(config: ConfigDict) -> None:
@@ -86,24 +88,54 @@ def preset(stage: str, variant: str) -> ConfigDict:
 
 def stage_of(config: Mapping) -> str:
     """Returns the stage whose config has the most keys in common with this one, "" where none is like it."""
-    keys = set(config)
-    likeness = {stage: len(keys & known) / max(len(keys | known), 1) for stage, known in _keys().items()}
-    best = max(likeness, key=likeness.__getitem__)
-    return best.partition(":")[0] if likeness[best] > 0.5 else ""
+    return _nearest(config).partition(":")[0]
 
 
 def check_stage(config: ConfigDict, stage: str, path: str) -> None:
-    """Raises UserError for a config of another stage, whose keys this one does not have."""
-    found = stage_of(config)
-    if found not in ("", stage):
-        raise UserError(f"config {path}: is one of `{found}`; give one of `{stage}`, such as configs/{stage}.py")
+    """Raises UserError for a config of another stage, whose keys this one does not have, and for one of this stage that
+    lacks a key or has a value of another type than the config that ships with dermjax."""
+    found = _nearest(config)
+    if found.partition(":")[0] not in ("", stage):
+        raise UserError(f"config {path}: is one of `{found.partition(':')[0]}`; give one of `{stage}`, such as "
+                        f"configs/{stage}.py")  # fmt: skip
+    if found:
+        try:
+            check_types(config, _shipped()[found])
+        except UserError as error:
+            raise UserError(f"config {path}: {error}") from error
+
+
+def check_types(config: ConfigDict, shipped: ConfigDict, path: str = "config") -> None:
+    """Raises UserError for a key of the shipped config that another one of its stage lacks, or has of another type."""
+    for key, known in shipped.items():
+        if key not in config:
+            raise UserError(f"{path}.{key} is missing; add it, {_like(known)}")
+        value = config[key]
+        kinds = {float: (float, int), tuple: (tuple, list), list: (tuple, list)}.get(type(known), (type(known),))
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(known, bool):
+            raise UserError(f"{path}.{key} = {value!r}: give {_like(known)}")
+        if isinstance(known, ConfigDict) and key not in VARIED:
+            check_types(value, known, f"{path}.{key}")
+
+
+def _like(known: Any) -> str:
+    """Returns what a key may hold, on one line."""
+    return f"keys and values like {known.to_dict()}" if isinstance(known, ConfigDict) else f"a value like {known!r}"
+
+
+def _nearest(config: Mapping) -> str:
+    """Returns the shipped config that has the most keys in common with this one, "" where none is like it."""
+    keys = set(config)
+    likeness = {name: len(keys & set(each)) / max(len(keys | set(each)), 1) for name, each in _shipped().items()}
+    best = max(likeness, key=likeness.__getitem__)
+    return best if likeness[best] > 0.5 else ""
 
 
 @cache
-def _keys() -> dict[str, set[str]]:
-    """The keys of the configs that ship with dermjax."""
+def _shipped() -> dict[str, ConfigDict]:
+    """The configs that ship with dermjax."""
     named = {name: name.split(":") for name in VARIANTS}
-    return {name: set(load(":".join([f"{PRESETS / file}.py", *variant]))) for name, (file, *variant) in named.items()}
+    return {name: load(":".join([f"{PRESETS / file}.py", *variant])) for name, (file, *variant) in named.items()}
 
 
 def change(config: ConfigDict, changes: Mapping[str, Any], path: str = "config") -> None:
@@ -121,7 +153,7 @@ def change(config: ConfigDict, changes: Mapping[str, Any], path: str = "config")
         try:
             config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
         except TypeError as error:
-            raise UserError(f"{path}.{key} = {value!r}: give a value like {config[key]!r}") from error
+            raise UserError(f"{path}.{key} = {value!r}: give {_like(config[key])}") from error
 
 
 def load(path: str) -> ConfigDict:

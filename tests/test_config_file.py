@@ -133,6 +133,42 @@ def test_a_tuple_of_texts_holds_no_number_nor_the_other_way_round(name, value, t
         config_file.check(ConfigDict({"a": {name: value}}))
 
 
+@pytest.mark.parametrize(
+    ("stage", "variant"), [(stage, each) for stage in VARIANTS for each in (None, *VARIANTS[stage])]
+)
+def test_a_config_has_the_keys_and_types_of_its_stage(stage, variant):
+    config_file.check_stage(config(stage, variant), stage, "mine.py")
+
+
+@pytest.mark.parametrize(("stage", "name", "value", "told"), [
+    ("prepare", "seed", None, "config.seed = None: give a value like 0"),
+    ("prepare", "seed", "many", "config.seed = 'many': give a value like 0"),
+    ("prepare", "seed", ..., "config.seed is missing; add it, a value like 0"),
+    ("prepare", "ratios", None, "config.ratios = None: give keys and values like {'test': 0.2, 'validation': 0.1}"),
+    ("generate", "plan.steps", ..., "config.plan.steps is missing; add it, a value like 20"),
+    ("generate", "plan.steps", True, "config.plan.steps = True: give a value like 20"),
+    ("generate", "plan.samplers", "Euler", "config.plan.samplers = 'Euler': give a value like ('Euler',"),
+    ("curate", "thresholds.bits", ..., "config.thresholds.bits is missing; add it, a value like 46"),
+    ("tune", "words", None, "config.words = None: give keys and values like {}"),
+])  # fmt: skip
+def test_a_key_that_is_missing_or_of_another_type_is_named(stage, name, value, told, tmp_path, command):
+    change = (
+        f"del node[{name.rpartition('.')[2]!r}]" if value is ... else f"node[{name.rpartition('.')[2]!r}] = {value!r}"
+    )
+    (tmp_path / "mine.py").write_text(f"""import runpy
+def get_config():
+    config = node = runpy.run_path({str(CONFIGS / f"{stage}.py")!r})["get_config"]()
+    with config.unlocked(), config.ignore_type():
+        for part in {name.split(".")[:-1]}:
+            node = node[part]
+        {change}
+    return config
+""")
+    code, _, said = command(stage, f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'r'}")
+    assert code == 2 and said.count("\n") == 1 and f"mine.py: {told}" in said
+    assert not (tmp_path / "r").exists()
+
+
 def test_users_own_keys_have_no_range():
     config_file.check(ConfigDict({"plan": {"words": {"size": {"steps": 0}}}, "concepts": {"repeats": {"rank": 0}}}))
 

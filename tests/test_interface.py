@@ -172,6 +172,16 @@ def test_tuning_is_the_stage_with_its_config(tmp_path, monkeypatch):
     (lambda: dermjax.tune("a", "b", "c", preset="huge"), "no variant 'huge'"),
     (lambda: dermjax.tune("a", "b", "c", stepps=3), "unknown config key config.stepps; there are: accumulate, batch"),
     (lambda: dermjax.tune("a", "b", "c", lora={"rank": "x"}), "config.lora.rank = 'x': give a value like"),
+    (lambda: dermjax.tune("a", "b", "c", lora={"rank": None}), "config.lora.rank = None: give a value like"),
+    (lambda: dermjax.tune("a", "b", "c", steps=None), "config.steps = None: give a value like"),
+    (lambda: dermjax.tune("a", "b", "c", steps=True), "config.steps = True: give a value like"),
+    (lambda: dermjax.tune("a", "b", "c", lora=None), "config.lora = None: give keys and values like {"),
+    (lambda: dermjax.tune("a", "b", "c", lora=5), "config.lora = 5: give keys and values like {"),
+    (lambda: dermjax.tune("a", "b", "c", prompts=None), "config.prompts = None: give keys and values like {"),
+    (lambda: dermjax.tune("a", "b", ""), "workdir '': is no path; give one"),
+    (lambda: dermjax.tune("a", "b", None), "workdir None: is no path; give one"),
+    (lambda: dermjax.load_classifier(None), "classifier None: is no path; give one"),
+    (lambda: dermjax.read_manifest(None), "manifest None: is no path; give one"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
