@@ -4,9 +4,9 @@ A command without a config, such as `dermjax samplers`, takes arguments and flag
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
 been saved; 2 with one line on stderr for what a user can mend; 75, with one too, where another process of the run was
-lost and the same command goes on; 130 when interrupted, 143 by SIGTERM where there was nothing to save. Any other
-exception is a bug and keeps its traceback. `jax.distributed` is joined before a stage where the environment asks for
-it, see `machine` and `processes`.
+lost and the same command goes on; 130 when interrupted, 141 when nobody reads the output any more, 143 by SIGTERM
+where there was nothing to save. Any other exception is a bug and keeps its traceback. `jax.distributed` is joined
+before a stage where the environment asks for it, see `machine` and `processes`.
 """
 
 import ast
@@ -16,6 +16,8 @@ import importlib
 import keyword
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -141,7 +143,10 @@ def main() -> int:
             return 0
         with signals.interruptible(stage):
             _answer(COMMANDS[stage], arguments[1:]) if stage in COMMANDS else _run(stage, arguments[1:])
+            sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         line = _mendable(error)
         if not line:
             raise
@@ -152,6 +157,16 @@ def main() -> int:
     except KeyboardInterrupt as stop:
         signals.end(stage, stop)
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Returns whether what reads the output has ended, as `head` does, and if so drops what is left of it."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    ended = any(event & select.POLLERR for _, event in output.poll(0))
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended
 
 
 def _run(stage: str, arguments: list[str]) -> None:

@@ -179,6 +179,19 @@ def test_a_command_without_a_config_answers_with_text(folder):
     assert not (folder / "run").exists()
 
 
+@pytest.mark.parametrize("arguments", [("samplers",), TUNE])
+def test_a_reader_that_ends_early_is_no_bug(folder, arguments):
+    """As in `dermjax samplers | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=folder, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
 def test_operands_and_flags_reach_the_command_by_their_types(capsys):
     told = command.Command("builtins:print", "", "WORD...", {"sep": "-", "end": "!"})
     command._answer(told, ["one", "two", "--sep=+"])
