@@ -106,7 +106,11 @@ def check_stage(config: ConfigDict, stage: str, path: str) -> None:
 
 
 def check_types(config: ConfigDict, shipped: ConfigDict, path: str = "config") -> None:
-    """Raises UserError for a key of the shipped config that another one of its stage lacks, or has of another type."""
+    """Raises UserError for a key of the shipped config that another one of its stage lacks, or has of another type, and
+    for a key that the shipped one does not know."""
+    unknown = [key for key in config if key not in shipped]
+    if unknown:
+        raise UserError(f"unknown config key {path}.{unknown[0]}; there are: {', '.join(shipped)}")
     for key, known in shipped.items():
         if key not in config:
             raise UserError(f"{path}.{key} is missing; add it, {_like(known)}")

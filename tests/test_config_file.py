@@ -149,6 +149,8 @@ def test_a_config_has_the_keys_and_types_of_its_stage(stage, variant):
     ("generate", "plan.steps", True, "config.plan.steps = True: give a value like 20"),
     ("generate", "plan.samplers", "Euler", "config.plan.samplers = 'Euler': give a value like ('Euler',"),
     ("curate", "thresholds.bits", ..., "config.thresholds.bits is missing; add it, a value like 46"),
+    ("generate", "plan.stepps", 5, "unknown config key config.plan.stepps; there are: batch, "),
+    ("prepare", "sede", 5, "unknown config key config.sede; there are: attributes, "),
     ("tune", "words", None, "config.words = None: give keys and values like {}"),
 ])  # fmt: skip
 def test_a_key_that_is_missing_or_of_another_type_is_named(stage, name, value, told, tmp_path, command):
