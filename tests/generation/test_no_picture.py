@@ -50,8 +50,10 @@ def test_a_damaged_model_makes_no_images(command, copied, tmp_path, network, nam
     tensors = load_file(path)
     tensors[name][...] = value
     save_file(tensors, path)
-    said = "which is no picture and is not written; its weights, a LoRA or an embedding are damaged"
-    refused(generate(command, tmp_path / "run", model=copied), tmp_path / "run", "images/", said)
+    said = (f"{network}/{name} holds NaN or infinity",)
+    if np.isfinite(value):
+        said = ("images/", "which is no picture and is not written; its weights, a LoRA or an embedding are damaged")
+    refused(generate(command, tmp_path / "run", model=copied), tmp_path / "run", *said)
 
 
 def test_a_lora_that_overflows_makes_no_images(command, small_model, tmp_path):
