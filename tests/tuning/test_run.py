@@ -269,8 +269,8 @@ def test_samples_that_are_no_pictures_end_the_run(config, no_transfers, base, tm
     folder = shutil.copytree(base, tmp_path / "model")
     (path,) = (folder / "vae").glob("*.safetensors")
     tensors = load_file(path)
-    tensors["decoder.conv_out.bias"][...] = np.nan
+    tensors["decoder.conv_out.bias"][...] = 1e9
     save_file(tensors, path)
-    with pytest.raises(UserError, match=r"sample of step \d+, .*: the model made one colour everywhere \(0, 0, 0\)"):
+    with pytest.raises(UserError, match=r"sample of step \d+, .*: the model made one colour everywhere"):
         tuning.run(config(model=str(folder)), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.png"))

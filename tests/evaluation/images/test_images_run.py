@@ -249,7 +249,7 @@ def test_features_that_are_no_numbers_are_one_line(folders, tmp_path):
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     kind = classifier.fresh(classifier.describe("vit", small | {"patch_size": 32}, LABELS, 224), np.float32)
     params, variables = kind.init(0)
-    params["vit"]["layernorm"]["scale"] = np.full_like(params["vit"]["layernorm"]["scale"], np.nan)
+    params["vit"]["layernorm"]["scale"] = np.full_like(params["vit"]["layernorm"]["scale"], 3e38)
     classifiers.write(tmp_path / "network", kind, params, variables)
     settings = config(folders)
     settings.features = str(tmp_path / "network")
