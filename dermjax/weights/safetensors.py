@@ -10,6 +10,7 @@ copies what it reads, takes all tensors of a file at once to write them, and has
 import dataclasses
 import json
 import math
+import mmap
 import os
 import re
 from collections.abc import Callable
@@ -79,6 +80,18 @@ def from_file(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) 
         return content.view(dtype).reshape(shape)
 
     return LazyTensor(shape, dtype, read)
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Gives back the memory that an array mapped from a file has taken so far; what is read again is mapped again.
+
+    A look at one element maps up to a megabyte around it, which of a model's 700 tensors is more than its largest one.
+    """
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def from_array(array: np.ndarray) -> LazyTensor:

@@ -1,6 +1,8 @@
 """safetensors files: equal to the package's in both directions, tensor by tensor, and every way to be broken."""
 
 import json
+import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -123,3 +125,21 @@ def test_no_file_or_several_variants_is_an_error(tmp_path):
         (tmp_path / f"diffusion_pytorch_model.{variant}.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="there are the variants fp16, non_ema"):
         weight_files(tmp_path, "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the memory of mapped files")
+def test_pages_of_a_file_can_be_forgotten(tmp_path):
+    def mapped():
+        return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    array = np.arange(2**24, dtype=np.float32)
+    safetensors.write(tmp_path / "x.safetensors", {"x": safetensors.from_array(array)}, {})
+    tensors, _ = safetensors.read(tmp_path / "x.safetensors")
+    read, before = tensors["x"].read(), mapped()
+    total = float(read.sum(dtype=np.float64))
+    assert mapped() - before > 0.9 * array.nbytes
+    safetensors.forget_pages(read[1:].reshape(-1))
+    assert mapped() - before < 0.1 * array.nbytes
+    assert float(read.sum(dtype=np.float64)) == total
+    safetensors.forget_pages(array)  # of no file
+    assert array[-1] == 2**24 - 1
