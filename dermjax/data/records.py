@@ -246,7 +246,7 @@ def _object(number: int, line: str, path: Path) -> dict:
     """The JSON object on a line."""
     try:
         parsed = json.loads(
-            line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unrepeated
+            line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=unrepeated
         )
         if "\\ud" in line.lower() and not _can_be_written(parsed):
             raise ValueError("half a surrogate pair, which is no text")
@@ -272,7 +272,8 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict:
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of pairs as `json` reads them; ValueError for a name that stands there twice."""
     keys = dict(pairs)
     if len(keys) < len(pairs):
         first = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from dermjax.errors import UserError
 from dermjax.models.clip_text import ACTIVATIONS, Encoder
 from dermjax.models.layers import NO_KEYS, layer_norm, linear
-from dermjax.models.nnx_tree import Module, unread
+from dermjax.models.nnx_tree import Module, parameter, unread
 
 Array = jax.Array
 # Of features, for whatever is kept of them: raise it where they change by more than rounding
@@ -40,7 +40,7 @@ class Embeddings(Module):
     def __init__(self, config: dict, *, dtype: DTypeLike):
         width, patch, self.dtype = config["hidden_size"], config["patch_size"], dtype
         kinds = {"dtype": dtype, "rngs": NO_KEYS}
-        self.class_embedding = nnx.Param(unread(None, (width,)))
+        self.class_embedding = parameter(width)
         self.patch_embedding = nnx.Conv(
             3, width, (patch, patch), strides=patch, padding="VALID", use_bias=False, kernel_init=unread, **kinds
         )

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dermjax.models import nnx_tree
-from dermjax.models.layers import NO_KEYS
-from dermjax.models.nnx_tree import Module, unread
+from dermjax.models.layers import NO_KEYS, UNREAD
+from dermjax.models.nnx_tree import Module
 
 Array = jax.Array
 # Of features, for whatever is kept of them: raise it where they change by more than rounding
@@ -33,9 +33,7 @@ class Conv(Module):
     def __init__(self, cin: int, cout: int, size: int | tuple[int, int], stride: int = 1, padding: str = "SAME"):
         window = (size, size) if isinstance(size, int) else size
         padding = "VALID" if stride > 1 else padding
-        self.conv = nnx.Conv(
-            cin, cout, window, strides=stride, padding=padding, use_bias=False, kernel_init=unread, rngs=NO_KEYS
-        )
+        self.conv = nnx.Conv(cin, cout, window, strides=stride, padding=padding, use_bias=False, **UNREAD)
         self.bn = nnx.BatchNorm(cout, use_running_average=True, epsilon=EPSILON, rngs=NO_KEYS)
 
     def __call__(self, x: Array) -> Array:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from dermjax.models.attention import attention
 from dermjax.models.convolution import convolution
-from dermjax.models.nnx_tree import Module, unread
+from dermjax.models.nnx_tree import Module, parameter, unread
 
 Array = jax.Array
 Pads = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
@@ -126,8 +126,8 @@ class GroupNorm(Module):
 
     def __init__(self, groups: int, channels: int, *, epsilon: float, dtype: DTypeLike):
         self.groups, self.epsilon, self.dtype = groups, epsilon, dtype
-        self.scale = nnx.Param(unread(None, (channels,)))
-        self.bias = nnx.Param(unread(None, (channels,)))
+        self.scale = parameter(channels)
+        self.bias = parameter(channels)
 
     def __call__(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)

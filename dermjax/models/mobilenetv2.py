@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 
 from dermjax.errors import UserError
 from dermjax.models.convolution import depthwise
-from dermjax.models.layers import NO_KEYS, linear
-from dermjax.models.nnx_tree import Module, unread
+from dermjax.models.layers import NO_KEYS, UNREAD, linear
+from dermjax.models.nnx_tree import Module
 
 Array = jax.Array
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)  # table 2 of the paper
@@ -139,9 +139,8 @@ class ConvLayer(Module):
             padding="VALID",
             feature_group_count=cin if each else 1,
             use_bias=False,
-            kernel_init=unread,
             dtype=dtype,
-            rngs=NO_KEYS,
+            **UNREAD,
         )
         epsilon = config["layer_norm_eps"]
         self.normalization = BatchNorm(cout, momentum=STATISTICS_KEPT, epsilon=epsilon, activate=activate, dtype=dtype)

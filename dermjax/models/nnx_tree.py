@@ -37,6 +37,11 @@ def unread(key: Any, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> n
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
+def parameter(*shape: int) -> nnx.Param:
+    """A parameter of this shape, its initial value `unread`."""
+    return nnx.Param(unread(None, shape))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """One network without its arrays: the graph of its modules, and one tree of shapes a kind of variable."""

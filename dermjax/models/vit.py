@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from dermjax.errors import UserError
 from dermjax.models.attention import attention
 from dermjax.models.layers import conv, gelu, layer_norm, linear
-from dermjax.models.nnx_tree import Module, unread
+from dermjax.models.nnx_tree import Module, parameter
 
 Array = jax.Array
 ACTIVATIONS = {"gelu": gelu, "gelu_new": nnx.gelu}
@@ -46,8 +46,8 @@ class Embeddings(Module):
 
     def __init__(self, config: dict, *, dtype: DTypeLike):
         width, self.dtype = config["hidden_size"], dtype
-        self.cls_token = nnx.Param(unread(None, (1, 1, width)))
-        self.position_embeddings = nnx.Param(unread(None, (1, 1 + grid(config) ** 2, width)))
+        self.cls_token = parameter(1, 1, width)
+        self.position_embeddings = parameter(1, 1 + grid(config) ** 2, width)
         self.patch_embeddings = PatchEmbeddings(config, dtype=dtype)
 
     def __call__(self, image: Array) -> Array:
@@ -131,7 +131,7 @@ class LayerScale(Module):
     """One learned factor a channel on the way into the residual (arXiv 2103.17239)."""
 
     def __init__(self, config: dict):
-        self.lambda1 = nnx.Param(unread(None, (config["hidden_size"],)))
+        self.lambda1 = parameter(config["hidden_size"])
 
     def __call__(self, x: Array) -> Array:
         return x * self.lambda1[...].astype(x.dtype)[None, None]

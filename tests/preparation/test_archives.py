@@ -751,7 +751,7 @@ def test_a_mask_that_is_not_shaped_or_turned_as_its_image_is_left_out(put, turn,
 @pytest.mark.parametrize(
     "name, table, told",
     [
-        ("m.jsonl", '{"file_name": "a.png", "label": "x", "label": "y"}', "twice in a line"),
+        ("m.jsonl", '{"file_name": "a.png", "label": "x", "label": "y"}', "label stands there twice"),
         ("m.csv", "image_id,melanoma,seborrheic_keratosis\na,0.9,0.1\nb,1,0\n", "line 2: melanoma is '0.9'; it must"),
         ("m.csv", "isic_id,diagnosis_1,benign_malignant\na,Benign,malignant\n", "are 'Benign' and 'malignant'; mend"),
         ("m.csv", "file,label\na.png,mo\0le\nb.png,cancer\n", "holds NUL, as UTF-16"),

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from dermjax.data.archives.layouts import HEADLESS, LAYOUTS, Layout
 from dermjax.data.archives.masks import Separation
 from dermjax.data.archives.tree import Tree
 from dermjax.data.images import SUFFIXES
+from dermjax.data.records import unrepeated
 from dermjax.data.splits import ISIC_ID
 from dermjax.errors import UserError
 
@@ -121,19 +121,12 @@ def _objects(path: Path) -> Iterator[tuple[int, dict]]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    values = json.loads(line, object_pairs_hook=_without_repeats)
+                    values = json.loads(line, object_pairs_hook=unrepeated)
                     if not isinstance(values, dict):
                         raise UserError(f"table {path} line {number}: not a JSON object; give one a line")
                     yield number, values
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"table {path}: cannot be read ({error}); give JSON lines in UTF-8") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"{', '.join(values)}: one of them stands twice in a line")
-    return values
 
 
 def _texts(values: dict) -> dict[str, str]:
