@@ -14,12 +14,12 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dermjax import machine, progress
 from dermjax.data import digests, shards
@@ -27,7 +27,7 @@ from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
 # Of decoded pixels, for whatever is kept of images: raise it where `load` gives others of the same bytes
-NUMERIC_VERSION = 1
+NUMERIC_VERSION = 2  # 2: colour profiles
 # Left out: formats that start another program (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF", "DIB")
 SUFFIXES = (
@@ -45,6 +45,7 @@ EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
 END_OF_JPEG, ZEROS = b"\xff\xd9", 64  # bytes at the end of a file that are looked at first
 WHITE = (255, 255, 255, 255)
+PROFILED = ("RGB", "RGBA", "L", "CMYK")  # Pillow's modes that a colour profile is applied to
 ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, or what is in memory
 
 # Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
@@ -118,6 +119,7 @@ def read_header(path: Path) -> tuple[str, tuple[str, ...]]:
             "16-bit grey scaled to 8": image.mode.startswith("I"),
             "laid on white": image.has_transparency_data,
             "CMYK made RGB": image.mode == "CMYK",
+            "colour profile made sRGB": _to_srgb(image) is not None,
             "first frame of several": getattr(image, "n_frames", 1) > 1,
         }
     return camera, tuple(change for change, applies in changes.items() if applies)
@@ -232,10 +234,33 @@ def _rgb(image: Image.Image) -> Image.Image:
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("grey below 0 or deeper than 16 bits; save as 8 or 16 bits")
         image = Image.fromarray((grey / 257).round().astype(np.uint8))
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if transform := _to_srgb(image):
+        image = ImageCms.applyTransform(image, transform)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     return image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """What turns the colours of an image's profile, such as a phone's Display P3, into sRGB; None where they are."""
+    mode, profile = "RGB" if image.mode == "P" else image.mode, image.info.get("icc_profile")
+    return _transform(profile, mode) if profile and mode in PROFILED else None
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """As `_to_srgb`; a profile that is damaged, or of other pixels than these, counts as none, as in browsers."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        target = "RGBA" if mode == "RGBA" else "RGB"
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target)
+    except (ImageCms.PyCMSError, OSError):
+        return None
 
 
 def _heif(path: Path) -> Image.Image:

@@ -1,6 +1,7 @@
 """Every file that a clinic's folder may hold: read right, or refused in one line that names it."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -148,6 +149,67 @@ def test_a_decompression_bomb_is_refused(tmp_path):
 def test_what_is_done_to_pixels_is_told_by_the_header(tmp_path, name, mode, more, told):
     Image.new(mode, (8, 8)).save(tmp_path / name, **more)
     assert images.read_header(tmp_path / name) == ("", told)
+
+
+def profile(name, primaries):
+    """The bytes of an ICC profile of three primaries (XYZ under D50) and gamma 2 (ICC.1:2001-04, matrix and curves)."""
+    white, size = (0.9642, 1, 0.8249), 128 + 4 + 8 * 12
+
+    def xyz(values):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    text = name.encode() + b"\0"
+    described = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78)
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, 2 * 256, 0)
+    tags = {b"desc": described + bytes(-len(described) % 4), b"wtpt": xyz(white)}
+    tags |= dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(xyz, primaries), strict=True))
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", size + len(body), len(content))
+        body += content
+    head = struct.pack(">I", size + len(body)) + bytes(4) + b"\x02\x40\0\0" + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    head += bytes(28) + b"".join(struct.pack(">i", round(value * 65536)) for value in white)
+    return head.ljust(128, b"\0") + table + body
+
+
+SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+SWAPPED = (SRGB[1], SRGB[0], SRGB[2])  # a camera whose red is sRGB's green
+
+
+@pytest.mark.parametrize(
+    "name, mode, colour, read",
+    [
+        ("a.png", "RGB", (255, 0, 0), (0, 255, 0)),
+        ("a.jpg", "RGB", (255, 0, 0), (0, 255, 0)),
+        ("a.png", "RGBA", (255, 0, 0, 255), (0, 255, 0)),
+        ("a.png", "RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("a.png", "P", 0, (0, 255, 0)),
+        ("a.png", "RGB", (128, 128, 128), (137, 137, 137)),  # 255 x sRGB's curve of (128 / 255) ** 2
+    ],
+)
+def test_colours_of_a_profile_are_made_srgb(tmp_path, name, mode, colour, read):
+    image = Image.new(mode, (16, 16), colour)
+    if mode == "P":
+        image.putpalette([255, 0, 0])
+    image.save(tmp_path / name, icc_profile=profile("Camera RGB", SWAPPED))
+    assert np.abs(images.load(tmp_path / name, 8).astype(int) - read).max() <= 2
+    assert "colour profile made sRGB" in images.read_header(tmp_path / name)[1]
+
+
+@pytest.mark.parametrize(
+    "content", [profile("sRGB IEC61966-2.1", SRGB), b"damaged", profile("Camera RGB", SWAPPED)[:200]]
+)
+def test_a_profile_that_is_srgb_or_damaged_changes_no_pixel(tmp_path, content):
+    pixels = gradient(16, 16)
+    Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=content)
+    np.testing.assert_array_equal(images.load(tmp_path / "a.png", 16), pixels)
+    assert images.read_header(tmp_path / "a.png") == ("", ())
+
+
+def test_a_profile_of_other_pixels_than_the_files_changes_none(tmp_path):
+    Image.new("L", (16, 16), 128).save(tmp_path / "a.png", icc_profile=profile("Camera RGB", SWAPPED))
+    assert (images.load(tmp_path / "a.png", 8) == 128).all()
 
 
 def test_the_camera_and_its_position_are_told(tmp_path):
