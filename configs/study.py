@@ -13,8 +13,9 @@ Variants:
   few      frozen, a clinic with 25, 50, 100 or 200 labelled lesions a class and somebody else's generator: ten draws of
            each, real images alone beside seven ways with synthetic ones, of which validation images choose one. Give
            --config.synthetic and --config.training
-  own      the same with a generator for each size and draw that sees no other image: ten draws of four sizes are forty
-           tunings, by one host; --config.shots and --config.seeds make them fewer
+  own      the same with a generator for each size and draw that sees no other image: derm-base, tuned until held-out
+           photographs say stop, and images that begin at its photographs. Ten draws of four sizes are forty tunings of
+           five to ten minutes of 2 CPU cores, by one host; --config.shots and --config.seeds make them fewer
   folds    frozen, five folds of --config.prepare.images=DIR, each with a generator of its own
 """
 
@@ -45,6 +46,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     # whose real images the study's own generator sees: "all" of the training split, or the "shots" of each cell alone,
     # one generator for every few-shot size and seed
     config.generator_sees = "all"
+    # what the study's own generator begins an image at: "noise", or "photographs", the real ones that it sees, each in
+    # turn, from generate.init.strength on
+    config.generator_begins = "noise"
     config.seeds = (0, 1, 2)
     config.tests = {  # manifests of further test sets; "" for none
         "isic": "",
@@ -88,13 +92,31 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.seeds = tuple(range(10))
         config.arms = ("real_equal_steps", "real_augmented", "synthetic", "synthetic_then_real", "hybrid_1", "hybrid_3")
         config.arms += ("all_1", "all_3", "all_1_light")
-        config.generator_sees = "shots" if variant == "own" else "all"
+        if variant == "own":
+            config.generator_sees, config.generator_begins = "shots", "photographs"
+            _few_photographs(config)
     elif variant == "folds":
         config.folds = 5
         config.shots = (0,)
     elif variant not in (None, "frozen"):
         raise ValueError(f"configs/study.py has no variant {variant!r}; it has: frozen, last, full, few, own, folds")
     return config
+
+
+def _few_photographs(config: ConfigDict) -> None:
+    """A generator for 50 to 400 photographs: a short tuning with many looks, and images that vary photographs."""
+    config.tune = _of("tune", "photographs")
+    config.tune.prompts = ConfigDict()
+    config.tune.steps = 600
+    config.tune.ema_decay = 0.99
+    config.tune.watch_every = 100
+    config.tune.patience = 200
+    config.generate = _of("generate", "training")
+    config.generate.plan.prompts = ConfigDict()
+    config.generate.plan.images_per_class = 200
+    config.generate.plan.steps = 20
+    config.generate.init.strength = 0.7
+    config.prompt = "dermoscopy photo of a {label} mole"
 
 
 def _of(stage: str, variant: str) -> ConfigDict:

@@ -51,12 +51,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     say("A demo of this size proves the machinery, not the medicine. For research use only.")
 
 
-def run_generator(config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict) -> None:
-    """Runs tune, generate and curate in a folder: the synthetic images of a generator of real training images."""
+def run_generator(
+    config: ConfigDict, folder: Path, real: Path, prompts: ConfigDict, init_images: Path | None = None
+) -> None:
+    """Runs tune, generate and curate in a folder: the synthetic images of a generator of real training images.
+
+    They begin at the training images of `init_images`, else at noise or where config.generate says.
+    """
     requested = ConfigDict({label: (prompt,) for label, prompt in prompts.items()}).lock()
     tune, generate, curate = (folder / name for name in ("tune", "generate", "curate"))
     run_stage(tuning.run, config.tune, tune, {"manifest": real, "prompts": prompts})
-    run_stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": requested})
+    begin = {"init.images": init_images} if init_images else {}
+    run_stage(generation.run, config.generate, generate, {"model": tune / "model", "plan.prompts": requested} | begin)
     run_stage(curation.run, config.curate, curate, {"manifest": generate / records.FILE, "training": real})
 
 

@@ -2,7 +2,8 @@
 
 A fold's generator sees the training split of its fold and nothing else. With config.manifest there is one fold, and it
 is given. With config.generator_sees = "shots" every few-shot size and seed has a generator that sees no other image
-than its cells do: the case of a group that has only these.
+than its cells do: the case of a group that has only these. With config.generator_begins = "photographs" its images
+begin at the real ones that it sees.
 """
 
 from pathlib import Path
@@ -20,6 +21,7 @@ from dermjax.study.cells import Cell, claimed
 from dermjax.training.optimizers import pick
 
 SEEN = {"all": False, "shots": True}  # what generators see: whether only the real images of their cells
+BEGINS = {"noise": False, "photographs": True}  # what images begin at: whether at the real ones
 
 
 def prepare(config: ConfigDict, workdir: Path, fold: int) -> Path:
@@ -38,6 +40,16 @@ def prepare(config: ConfigDict, workdir: Path, fold: int) -> Path:
 def sees_shots(config: ConfigDict) -> bool:
     """Returns whether every few-shot size and seed tunes a generator on its own real images."""
     return pick("config.generator_sees", SEEN, config.generator_sees)
+
+
+def begins_at_photographs(config: ConfigDict) -> bool:
+    """Returns whether the images of a study's own generators begin at the real images that these see."""
+    begins = pick("config.generator_begins", BEGINS, config.generator_begins)
+    if begins and config.generate.init.images:
+        raise UserError(
+            "config.generator_begins = photographs begins at the real images; leave out config.generate.init.images"
+        )
+    return begins
 
 
 def home(config: ConfigDict, workdir: Path, cell: Cell) -> Path:
@@ -68,5 +80,5 @@ def synthesise(config: ConfigDict, folder: Path, real: Path) -> Manifest:
     with claimed(folder) as ours:
         if not ours:
             raise UserError(f"{folder} is being made by another host; start this one again when it is done")
-        run_generator(config, folder, real, prompts)
+        run_generator(config, folder, real, prompts, real if begins_at_photographs(config) else None)
     return records.read(curated)

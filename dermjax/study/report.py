@@ -86,11 +86,11 @@ def page(
 
 
 def describe_case(
-    rare: Mapping[str, int], without: Mapping[str, Sequence[str]], own_generators: bool, few: bool
+    rare: Mapping[str, int], without: Mapping[str, Sequence[str]], own_generators: bool, begins: bool, few: bool
 ) -> list[str]:
     """What of the real images the classifiers and the generators were denied, and what not, in sentences.
 
-    few: whether there are few-shot sizes.
+    begins: whether synthetic images begin at real ones. few: whether there are few-shot sizes.
     """
     case = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
     case += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}."
@@ -102,6 +102,8 @@ def describe_case(
         )
     elif case:
         case.append("The generator was tuned on all training images, these among them.")
+    if begins:
+        case.append("A synthetic image begins at one of the real images that its generator saw.")
     if case or few:
         case.append("The validation split is whole: it chooses arms, says when to stop and sets probabilities.")
     return case

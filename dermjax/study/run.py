@@ -75,7 +75,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     kept = {cell: folders[cell] for cell in explained if (folders[cell] / "classifier").is_dir()}
     pictures = report.explain(kept, materials[0], config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
-    case = report.describe_case(config.rare, config.without, generator.sees_shots(config), bool(any(config.shots)))
+    own, begins = generator.sees_shots(config), generator.begins_at_photographs(config)
+    case = report.describe_case(config.rare, config.without, own, begins, bool(any(config.shots)))
     page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
@@ -117,6 +118,8 @@ def plan(config: ConfigDict) -> list[Cell]:
         )
     if generator.sees_shots(config) and config.synthetic:
         raise UserError("config.generator_sees = shots tunes generators of its own; leave out config.synthetic")
+    if generator.begins_at_photographs(config) and config.synthetic:
+        raise UserError("config.generator_begins = photographs is of a generator of its own; leave out config.synthetic")
     if not config.synthetic:
         check_stages(config)
     if config.synthetic and not config.manifest:

@@ -98,6 +98,16 @@ def test_another_host_that_makes_a_fold_is_not_disturbed(stages, tmp_path):
         generator.synthesise(config, tmp_path / "fold0", prepared / records.FILE)
 
 
+@pytest.mark.parametrize("begins", ["noise", "photographs"])
+def test_images_begin_at_noise_or_at_what_the_generator_saw(stages, tmp_path, begins):
+    config = settings(generator_begins=begins)
+    real = generator.prepare(config, tmp_path, 0)
+    generator.synthesise(config, tmp_path / "fold0", real)
+    asked = dict(stages)
+    assert asked["generation"].init.images == (str(real) if begins == "photographs" else "")
+    assert asked["tuning"].manifest == str(real)
+
+
 def test_what_is_missing_is_said(stages, tmp_path):
     with pytest.raises(UserError, match="no real images"):
         generator.prepare(settings(prepare={"images": ""}), tmp_path, 0)

@@ -232,6 +232,8 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"without": {"sex": ("x",)}}, r"config.without.sex = \('x',\): training images have f, m"),
         ({"without": {"tone": ("dark",)}}, r"config.without.tone = \('dark',\): training images have none"),
         ({"without": {"sex": ("f", "m")}}, "config.without leaves no training image of benign"),
+        ({"generator_begins": "photographs"}, "config.generator_begins = photographs is of a generator of its own"),
+        ({"generator_begins": "photo"}, "config.generator_begins 'photo' is unknown; did you mean photographs"),
         ({"generator_sees": "shot"}, "config.generator_sees 'shot' is unknown; did you mean shots"),
         ({"folds": 2}, "each tunes its own"),
         ({"training": "nowhere"}, "nowhere: no such file"),
@@ -247,6 +249,12 @@ def test_nonsense_is_one_line(real, synthetic, tmp_path, changed, told):
         run.run(settings(real, synthetic, **changed), tmp_path / "study")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "study" / "cells").exists()
+
+
+def test_images_begin_at_one_place(real):
+    config = settings(real, "", training="", generator_begins="photographs", generate={"init": {"images": "x"}})
+    with pytest.raises(UserError, match="begins at the real images; leave out config.generate.init.images"):
+        run.plan(config)
 
 
 def test_a_judged_arm_without_a_judge_is_said_before_a_generator_is_tuned(real):
@@ -324,7 +332,7 @@ def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, sy
         assert {record.attributes["sex"] for record in training} == {"f"}
         assert {record.attributes["sex"] for record in manifest.split("test")} == {"f", "m"}
     assert len(seen) == 2
-    case = run.report.describe_case({"malignant": 3}, {"sex": ("m",)}, own_generators=False, few=True)
+    case = run.report.describe_case({"malignant": 3}, {"sex": ("m",)}, own_generators=False, begins=False, few=True)
     assert case == [
         "Of malignant a classifier has 3 real images only.",
         "No real image that a classifier learns from is of sex m.",
@@ -357,15 +365,14 @@ def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monk
         return records.read(Path(synthetic))
 
     monkeypatch.setattr(run.generator, "synthesise", synthesise)
-    config = settings(real, "", training="", shots=(3, 6), generator_sees="shots")
+    config = settings(real, "", training="", shots=(3, 6), generator_sees="shots", generator_begins="photographs")
     run.run(config, tmp_path)
     assert list(made) == [f"fold0/{shots}_seed{seed}" for seed in (0, 1) for shots in (3, 6)]
     few, more = ({r.image for r in made[f"fold0/{shots}_seed1"].split("train")} for shots in (3, 6))
     assert (len(few), len(more)) == (6, 12) and few < more
-    assert (
-        "a generator that was tuned on the real images of its classifiers alone"
-        in (tmp_path / "report.html").read_text()
-    )
+    page = (tmp_path / "report.html").read_text()
+    assert "a generator that was tuned on the real images of its classifiers alone" in page
+    assert "A synthetic image begins at one of the real images that its generator saw." in page
     results = json.loads((tmp_path / "results.json").read_text())
     assert {each["n"] for each in results["label_fidelity"]} == {2 * 48}  # of two seeds' images each
 
