@@ -232,7 +232,7 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"without": {"sex": ("x",)}}, r"config.without.sex = \('x',\): training images have f, m"),
         ({"without": {"tone": ("dark",)}}, r"config.without.tone = \('dark',\): training images have none"),
         ({"without": {"sex": ("f", "m")}}, "config.without leaves no training image of benign"),
-        ({"generator_begins": "photographs"}, "config.generator_begins = photographs is of a generator of its own"),
+        ({"generator_begins": "photographs"}, "config.generator_begins = photographs needs a generator of its own"),
         ({"generator_begins": "photo"}, "config.generator_begins 'photo' is unknown; did you mean photographs"),
         ({"generator_sees": "shot"}, "config.generator_sees 'shot' is unknown; did you mean shots"),
         ({"folds": 2}, "each tunes its own"),
@@ -253,7 +253,7 @@ def test_nonsense_is_one_line(real, synthetic, tmp_path, changed, told):
 
 def test_images_begin_at_one_place(real):
     config = settings(real, "", training="", generator_begins="photographs", generate={"init": {"images": "x"}})
-    with pytest.raises(UserError, match="begins at the real images; leave out config.generate.init.images"):
+    with pytest.raises(UserError, match=r"begins at the real images; leave out config\.generate\.init\.images"):
         run.plan(config)
 
 
