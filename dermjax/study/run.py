@@ -119,7 +119,7 @@ def plan(config: ConfigDict) -> list[Cell]:
     if generator.sees_shots(config) and config.synthetic:
         raise UserError("config.generator_sees = shots tunes generators of its own; leave out config.synthetic")
     if generator.begins_at_photographs(config) and config.synthetic:
-        raise UserError("config.generator_begins = photographs needs a generator of its own; leave out config.synthetic")
+        raise UserError("config.generator_begins = photographs is for own generators; leave out config.synthetic")
     if not config.synthetic:
         check_stages(config)
     if config.synthetic and not config.manifest:

@@ -232,7 +232,7 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"without": {"sex": ("x",)}}, r"config.without.sex = \('x',\): training images have f, m"),
         ({"without": {"tone": ("dark",)}}, r"config.without.tone = \('dark',\): training images have none"),
         ({"without": {"sex": ("f", "m")}}, "config.without leaves no training image of benign"),
-        ({"generator_begins": "photographs"}, "config.generator_begins = photographs needs a generator of its own"),
+        ({"generator_begins": "photographs"}, "config.generator_begins = photographs is for own generators"),
         ({"generator_begins": "photo"}, "config.generator_begins 'photo' is unknown; did you mean photographs"),
         ({"generator_sees": "shot"}, "config.generator_sees 'shot' is unknown; did you mean shots"),
         ({"folds": 2}, "each tunes its own"),
