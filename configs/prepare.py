@@ -37,7 +37,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.layout = "detect"  # or a name, as printed: isic-cli, ham10000, isic-2016 ..., folders, table, tfds
     config.positive = ""  # the class that sensitivity is about; "" takes the malignant one, or the last by the alphabet
     config.classes = "binary"  # benign and malignant; or "diagnoses", where the tables tell them
-    config.image_kind = "dermoscopic"  # of MILK10k and Derm7pt, which have both: or "clinical", "both"
+    config.image_kind = "dermoscopic"  # where an archive has both, as MILK10k and Derm7pt: or "clinical", "both"
     config.own_splits = False  # True: Derm7pt's own, by its meta/*_indexes.csv
     # Columns of a table, in place of those of its layout. What `label` says is then the class, empty ones left out;
     # what `diagnosis` says, such as melanoma or mel, is benign or malignant by the rules of data/archives/layouts.py.

@@ -7,13 +7,14 @@ from pathlib import Path
 from dermjax import progress
 from dermjax.data.archives import folders, table_records, tables, tfds, tree
 from dermjax.data.archives.folders import Listing
-from dermjax.data.archives.layouts import KINDS, LABELS, LAYOUTS
+from dermjax.data.archives.layouts import KINDS, LABELS, LAYOUTS, Layout
 from dermjax.data.archives.table_records import TableOptions
 from dermjax.data.archives.tables import TableFolder
 from dermjax.errors import UserError
 
 CHOICES = ("detect", "folders", "table", "tfds", *LAYOUTS)
 CLASSES = ("binary", "diagnoses")
+BINDING = {"lesions": "lesion_id", "patients": "patient_id"}
 
 
 def list_images(
@@ -75,10 +76,9 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
         return name, table_records.scan(opened, name, tables.choose_layout(opened, name, columns), options)
     by_columns = tables.detect_columns(opened)
     if by_columns:
-        name = f"table, its images by {by_columns.image!r} and its classes by {by_columns.label[0]!r}"
         listing = table_records.scan(opened, "table", by_columns, options)
         _refuse_other_folders(folder, listing)
-        return name, listing
+        return _describe(by_columns, opened), listing
     return _class_folders(folder, opened)
 
 
@@ -108,6 +108,17 @@ def _class_folders(folder: Path, opened: TableFolder | None) -> tuple[str, Listi
         name = "kaggle-malignant-vs-benign, without lesion ids: near-duplicates are the only guard against leaks"
         return name, listing
     return "class folders" if splits == {""} else "split folders", listing
+
+
+def _describe(layout: Layout, folder: TableFolder) -> str:
+    """What is read of tables of no archive, and what is not: a column of patients that nobody knows would leak."""
+    read = {"images": layout.image, "classes": layout.label[0]}
+    read |= {what: layout.known[field] for what, field in BINDING.items() if field in layout.known}
+    used = {*read.values(), *layout.known.values()}
+    unread = {column: None for table in folder.tables_of(layout) for column in folder.tables[table]}
+    unread = ", ".join(repr(column) for column in unread if column not in used)
+    name = "table, its " + ", its ".join(f"{what} by {column!r}" for what, column in read.items())
+    return name + (f"; not read: {unread}" if unread else "")
 
 
 def _refuse_other_folders(folder: Path, listing: Listing) -> None:

@@ -230,7 +230,9 @@ def test_a_table_of_no_archive_binds_images_at_any_depth(put):
     with pytest.raises(UserError, match=r"list\.csv line 4: no image 'gone'"):
         read(root)
     name, found = read(root, skip=True)
-    assert name == "table, its images by 'picture' and its classes by 'Diagnosis'"
+    assert name == (
+        "table, its images by 'picture', its classes by 'Diagnosis', its patients by 'patient'; not read: 'number'"
+    )
     assert told(found) == {"deep/er/x/a.png": "malignant", "deep/b.PNG": "benign"}
     assert [record.patient_id for record in found.records] == ["P2", "P1"]
     assert set(found.ignored) == {("gone", "not there"), ("c.png", "in no table")}
@@ -855,3 +857,58 @@ def test_half_a_pair_of_duplicates_ties_nothing(put):
     put("t.csv", "image_name,target\nISIC_0000001,0\nISIC_0000002,1\nISIC_0000003,1\n")
     root = put("d.csv", "image_name_1,image_name_2\nISIC_0000001,\n,ISIC_0000002\n")
     assert not any("duplicates" in record.attributes for record in read(root)[1].records)
+
+
+@pytest.mark.parametrize(
+    ("lesion", "patient", "label"),
+    [("Lesion ID", "Patient No.", "Class"), ("LesionId", "patientID", "class name"), ("lesion-id", "Subject", "LABEL")],
+)
+def test_columns_are_known_in_any_spelling(put, lesion, patient, label):
+    """A lesion that is not known as one is in training and test."""
+    for number, name in enumerate("abc"):
+        put(f"{name}.png", number)
+    name, found = read(
+        put("d.csv", f"Image Name,{lesion},{patient},{label}\na,L1,P1,nevus\nb,L1,P1,nevus\nc,L2,P2,melanoma\n")
+    )
+    assert [record.lesion_id for record in found.records] == ["L1", "L1", "L2"]
+    assert [record.patient_id for record in found.records] == ["P1", "P1", "P2"]
+    assert name == f"table, its images by 'Image Name', its classes by {label!r}, its lesions by {lesion!r}, its " + (
+        f"patients by {patient!r}"
+    )
+
+
+def test_a_column_that_is_not_known_is_said(put):
+    put("a.png", 0), put("b.png", 1)
+    name, _ = read(put("d.csv", "file,label,Patientin,age\na,nevus,1,50\nb,melanoma,1,50\n"))
+    assert name == "table, its images by 'file', its classes by 'label'; not read: 'Patientin'"
+
+
+def test_two_spellings_of_a_column_are_refused(put):
+    put("a.png", 0), put("b.png", 1)
+    folder = put("d.csv", "file,lesion_id,Lesion ID,label\na,L1,L1,nevus\nb,L1,L2,melanoma\n")
+    with pytest.raises(UserError, match=r"the column 'lesion_id|Lesion ID' stands there 2 times; rename all but one"):
+        read(folder)
+
+
+def test_malignant_yes_or_no_is_benign_or_malignant(put):
+    put("a.png", 0), put("b.png", 1)
+    assert told(read(put("d.csv", "file,malignant\na,no\nb,Yes\n"))[1]) == {"a.png": "benign", "b.png": "malignant"}
+
+
+@pytest.mark.parametrize(("kind", "number"), [("dermoscopic", 2), ("clinical", 3), ("both", 5)])
+def test_kinds_of_images_of_the_isic_archive(put, kind, number):
+    kinds = ("dermoscopic", "dermoscopic", "clinical: close-up", "TBP tile: close-up", "RCM: macroscopic")
+    rows = "isic_id,diagnosis_1,image_type\n"
+    for place, each in enumerate(kinds):
+        rows += f"ISIC_{place},{('Benign', 'Malignant')[place % 2]},{each}\n"
+        put(f"ISIC_{place}.png", place)
+    _, found = read(put("metadata.csv", rows), kind=kind)
+    assert len(found.records) == number and len(found.ignored) == 5 - number
+
+
+def test_an_archive_of_one_kind_of_images_is_taken_whole(put):
+    put("ISIC_1.png", 1), put("ISIC_2.png", 2)
+    _, found = read(
+        put("metadata.csv", "isic_id,diagnosis_1,image_type\nISIC_1,Benign,TBP tile\nISIC_2,Malignant,TBP tile\n")
+    )
+    assert len(found.records) == 2

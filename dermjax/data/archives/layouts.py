@@ -47,7 +47,8 @@ class Layout:
     the value itself is the class), or else the column of `one_hot` that is set, `rest` where none is. Some archives
     need more:
       by        the labelled tables name no image, and tables of images are joined to them by this column
-      kind      the column that says how an image was taken: "dermoscopic", or anything else
+      kind      the column that says how an image was taken: "dermoscopic", or anything else; where all are of one
+                kind, none is left out for it
       images    the columns of images, by how they were taken, where a row names several
       wrong     the column, and its value, by which the archive says itself that a diagnosis is wrong
       numbered  the archive's own splits are tables of row numbers (NAME_indexes.csv), taken with config.own_splits
@@ -146,15 +147,15 @@ SHORT = {code.lower(): name for code, name in (EIGHT | SEVEN).items()} | {
     "ack": "actinic keratosis", "cancer": "malignant", "sek": "seborrheic keratosis",
 }  # fmt: skip
 DIAGNOSES = {name: name for name in RULES if name} | SHORT  # in a table that is of no archive
-TARGETS = TARGET | {"true": "malignant", "false": "benign"}
+TARGETS = TARGET | {"true": "malignant", "false": "benign", "yes": "malignant", "no": "benign"}
 KINDS = ("dermoscopic", "clinical", "both")  # how images of archives that have several kinds were taken
-# How tables of no archive name what is known, in lower case; the column of images is known by the images that it names.
+# How tables of no archive name what is known, in any `tables.spelling`; that of images is known by what it names.
 CLASS_COLUMNS = ("label", "labels", "class", "class_name", "category")  # whose values are the classes themselves
 DIAGNOSIS_COLUMNS = ("diagnosis", "dx", "diagnostic", "disease", "diagnosis_1", "target", "malignant",
                      "benign_malignant")  # fmt: skip
 KNOWN_COLUMNS = {
-    "lesion_id": ("lesion_id", "lesion"),
-    "patient_id": ("patient_id", "patient", "subject_id"),
+    "lesion_id": ("lesion_id", "lesion", "lesion_number", "lesion_no"),
+    "patient_id": ("patient_id", "patient", "patient_number", "patient_no", "patient_code", "subject_id", "subject"),
     "split": ("split",),
     "age": ("age", "age_approx"),
     "sex": ("sex", "gender"),
@@ -187,7 +188,13 @@ LAYOUTS = {
         known={"lesion_id": "lesion_id", "age": "age", "sex": "sex", "site": "localization", "device": "dataset"},
     ),
     "isic-2024": Layout(image="isic_id", label=("target", "malignant"), meanings=TARGET, known=ISIC),
-    "isic-cli": Layout(image="isic_id", label=("diagnosis_1", "benign_malignant"), meanings=ARCHIVE, known=ISIC),
+    "isic-cli": Layout(
+        image="isic_id",
+        label=("diagnosis_1", "benign_malignant"),
+        meanings=ARCHIVE,
+        known=ISIC,
+        kind="image_type",  # histopathology and confocal microscopy are there too
+    ),
     "isic-2020": Layout(
         image="image_name",
         label=("target",),

@@ -148,12 +148,12 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
 
 
 def _refuse_doubled(table: Path, columns: Sequence[str], layout: Layout) -> None:
-    """UserError where a column that is read stands in a table twice, in any case: which of the two is meant?"""
-    times = Counter(column.casefold() for column in columns)
+    """UserError where a column that is read stands in a table twice, in any spelling: which of the two is meant?"""
+    times = Counter(map(tables.spelling, columns))
     for column in (layout.image, layout.by, *layout.label, *layout.one_hot, *layout.known.values()):
-        if column and times[column.casefold()] > 1:
-            raise UserError(f"table {table}: the column {column!r} stands there {times[column.casefold()]} times; "
-                            "rename all but one")  # fmt: skip
+        count = times[tables.spelling(column)]
+        if column and count > 1:
+            raise UserError(f"table {table}: the column {column!r} stands there {count} times; rename all but one")
 
 
 def _missing_image(row: Row, folder: TableFolder) -> UserError:
@@ -174,12 +174,14 @@ def _rows(
         labels = _labels_by(layout, labelled)
         naming = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
     columns = [column for kind, column in layout.images.items() if options.kind in (kind, "both")] or [layout.image]
+    requested = options.kind if layout.kind and len(_kinds(naming, layout.kind)) > 1 else "both"
     for table in naming:
         for number, (line, values) in enumerate(tables.read_rows(table, strict=True)):
             by = labels.get(values.get(layout.by, "")) if layout.by else None
             label, split = (by.values, by.split) if by else ({}, "")
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
-            unwanted = _unwanted_kind(values.get(layout.kind, ""), options.kind) if layout.kind else ""
+            kind = _kind(values.get(layout.kind, "") or requested)
+            unwanted = "" if requested in (kind, "both") else f"{kind}, as config.image_kind is {requested}"
             if layout.wrong[0] and values.get(layout.wrong[0], "").lower() == layout.wrong[1].lower():
                 unwanted = "wrongly labelled, as the archive says"
             for column in (*columns, *layout.label):
@@ -202,10 +204,15 @@ def _labels_by(layout: Layout, labelled: Sequence[Path]) -> dict[str, Row]:
     return rows
 
 
-def _unwanted_kind(taken: str, requested: str) -> str:
-    """Why an image that was taken so is not one of the requested kind, "" where it is."""
-    kind = "dermoscopic" if taken.lower().startswith("dermoscop") else "clinical"
-    return "" if not taken or requested in (kind, "both") else f"{kind}, as config.image_kind is {requested}"
+def _kinds(naming: Sequence[Path], column: str) -> set[str]:
+    """The kinds of images that tables say in a column."""
+    rows = (values for table in naming for _, values in tables.read_rows(table))
+    return {_kind(values[column]) for values in rows if values.get(column)}
+
+
+def _kind(taken: str) -> str:
+    """Of what kind, of `layouts.KINDS`, an image is that was taken so."""
+    return "dermoscopic" if taken.lower().startswith("dermoscop") else "clinical"
 
 
 def _numbered_splits(folder: TableFolder) -> dict[int, str]:

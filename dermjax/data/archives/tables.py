@@ -10,6 +10,7 @@ read by the column that names images below and by one of `layouts.CLASS_COLUMNS`
 import csv
 import json
 import math
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -285,14 +286,14 @@ def _columns_of(folder: TableFolder, table: Path) -> Layout | None:
     """The layout of one table, by the images and classes that it names."""
     columns = folder.tables[table]
     image = image_column(folder, table)
-    lower = {column.lower(): column for column in columns}
-    names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS)
-    label = next((lower[name] for name in names if name in lower), "")
+    spelled = {spelling(column): column for column in columns}
+    names = map(spelling, (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS))
+    label = next((spelled[name] for name in names if name in spelled), "")
     if not image or not label or label == image:
         return None
     values = {row.get(label, "").lower() for _, row in read_rows(table)} - set(layouts.NOTHING)
     meanings = None
-    if label.lower() in layouts.DIAGNOSIS_COLUMNS:
+    if spelling(label) in map(spelling, layouts.DIAGNOSIS_COLUMNS):
         meanings = next((each for each in (layouts.TARGETS, layouts.DIAGNOSES) if values <= each.keys()), None)
     return Layout(image=image, label=(label,), meanings=meanings, known=known_columns(columns, (image, label)))
 
@@ -313,19 +314,28 @@ def image_column(folder: TableFolder, table: Path) -> str:
                 hits[column].append(tuple(folder.references.find(value, table)))
                 suffixed |= {column} if _stem(value) != value else set()
     naming = [column for column, images in hits.items() if np.mean([bool(each) for each in images]) >= MOST]
-    taken = {*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS, *sum(layouts.KNOWN_COLUMNS.values(), ())}
+    names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS, *sum(layouts.KNOWN_COLUMNS.values(), ()))
+    taken = set(map(spelling, names))
 
     def rank(column: str) -> tuple[bool, bool, int]:  # ages and numbers of rows may be names of images by chance
-        return column in suffixed, column.lower() not in taken, len(set(hits[column]))
+        return column in suffixed, spelling(column) not in taken, len(set(hits[column]))
 
     return max(naming, key=rank, default="")
 
 
 def known_columns(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
     """The columns of a table of no layout whose names are known, by the field of a Record that they fill."""
-    lower = {column.lower(): column for column in columns if column not in taken}
-    known = {field: [lower[name] for name in names if name in lower] for field, names in layouts.KNOWN_COLUMNS.items()}
+    spelled = {spelling(column): column for column in columns if column not in taken}
+    known = {
+        field: [spelled[name] for name in map(spelling, names) if name in spelled]
+        for field, names in layouts.KNOWN_COLUMNS.items()
+    }
     return {field: fitting[0] for field, fitting in known.items() if fitting}
+
+
+def spelling(column: str) -> str:
+    """What is the same of a column's name however it is written: "Lesion ID", "lesion_id" and "LesionId" are one."""
+    return re.sub(r"[\W_]+", "", column).casefold()
 
 
 def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) -> Layout:
