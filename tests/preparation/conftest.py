@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dermjax.data import images, records
+from dermjax.data.archives.table_records import TableOptions
 from dermjax.errors import UserError
+from dermjax.preparation.listing import list_folder
 from dermjax.preparation.run import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "prepare.py"
 CLASSES = ("benign", "malignant")
+COLUMNS = dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", "age"), "")
 SPLIT = ("train/benign", "train/malignant", "test/benign", "test/malignant")
 
 
@@ -32,6 +36,54 @@ def _fill(root, folders, count):
         for number in range(count):
             (root / folder / f"{number}.png").write_bytes(_picture(10_000 * place + number))
     return root
+
+
+def _read(folder, layout="detect", classes="binary", kind="dermoscopic", own=False, skip=False, **columns):
+    into = folder.parent / "run"
+    options = TableOptions(classes=classes, skip=skip, kind=kind, own_splits=own, into=into)
+    return list_folder(folder, layout=layout, columns=COLUMNS | columns, options=options)
+
+
+def _mask(put, name, levels=(0, 255), mode="L"):
+    pixels = np.full((64, 64), levels[0], np.uint8)
+    pixels[16:40, 20:50] = levels[-1]
+    pixels[:4, : 16 * len(levels)] = np.repeat(np.array(levels, np.uint8), 16)
+    image = Image.fromarray(pixels)
+    path = put(name, b"") / name
+    (image if mode == "L" else image.convert(mode)).save(path)
+    return path
+
+
+@pytest.fixture
+def put(tmp_path):
+    """(name, content or the number of an image) writes a file below tmp_path/data, which it returns."""
+
+    def write(name, content):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_picture(content) if isinstance(content, int) else
+                         content if isinstance(content, bytes) else content.encode())  # fmt: skip
+        return tmp_path / "data"
+
+    return write
+
+
+@pytest.fixture
+def read():
+    """(folder, settings) -> the name of the layout and the listing."""
+    return _read
+
+
+@pytest.fixture
+def told():
+    """A listing -> {image: label}."""
+    return lambda listing: {record.image: record.label for record in listing.records}
+
+
+@pytest.fixture
+def mask():
+    """(put, name, levels, mode) writes a mask and returns its path."""
+    return _mask
 
 
 @pytest.fixture
