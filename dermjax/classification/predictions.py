@@ -90,7 +90,7 @@ def table(columns: Sequence[str], labels: Sequence[str], rows: Iterable[tuple]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*columns, *(f"p_{label}" for label in labels)])
     for *values, row in rows:
-        writer.writerow([*values, *(f"{p:.9f}" for p in row)])
+        writer.writerow([*values, *row.tolist()])  # every digit: rounded, confident images would be tied
     return text.getvalue()
 
 

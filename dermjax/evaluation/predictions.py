@@ -165,9 +165,7 @@ def isic_table(predictions: Predictions, classes: tuple[str, ...]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *classes])
-    writer.writerows(
-        [stem, *(f"{p:.9f}" for p in row)] for stem, row in zip(stems, predictions.probabilities, strict=True)
-    )
+    writer.writerows([stem, *row.tolist()] for stem, row in zip(stems, predictions.probabilities, strict=True))
     return text.getvalue()
 
 

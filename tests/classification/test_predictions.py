@@ -53,6 +53,13 @@ def test_a_manifest_gets_what_evaluate_reads_and_a_folder_says_what_the_run_said
         assert float(ours["p_malignant"]) == pytest.approx(float(theirs["p_malignant"]), abs=1e-5)
 
 
+def test_confident_images_are_not_tied_in_the_table():
+    sure = predictions.probabilities(np.array([[0.0, 22.0], [0.0, 23.0], [24.0, 0.0], [25.0, 0.0]]))
+    text = predictions.table(("image",), ("benign", "malignant"), [(f"{i}", each) for i, each in enumerate(sure)])
+    read = [float(row["p_malignant"]) for row in csv.DictReader(text.splitlines())]
+    assert read == sure[:, 1].tolist() and len(set(read)) == 4
+
+
 def test_a_checkpoint_alone_says_the_same_up_to_its_temperature(trained, tmp_path):
     workdir, _ = trained
     bare = tmp_path / "bare"
