@@ -41,6 +41,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     audit.refuse([manifest for manifest in (prepared, curated) if manifest])
     folders = _folders(config.runs.to_dict())
     runs = {group: predictions.read_test(folder / "predictions.csv", prepared) for group, folder in folders.items()}
+    tables = {f"{group.classifier}_{group.arm}.csv": predictions.isic_table(each, prepared.labels)
+              for group, each in (runs.items() if config.isic else ())}  # fmt: skip
     bootstrap = config.bootstrap.to_dict()
     test_images = len(prepared.split("test"))
     seconds = SECONDS_OF_PAGE + SECONDS_OF_RESAMPLES * test_images * len(runs) * bootstrap["resamples"] / 2000
@@ -61,10 +63,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     counts, rejections = report.image_counts(prepared, generated, curated), report.rejection_counts(curated)
     write_atomically(workdir / "results.json", _results(result, bootstrap, counts, rejections))
     write_atomically(workdir / "report.html", page)
-    for group, each in runs.items() if config.isic else ():
+    for name, table in tables.items():
         (workdir / "isic").mkdir(exist_ok=True)
-        table = predictions.isic_table(each, prepared.labels)
-        write_atomically(workdir / "isic" / f"{folders[group].name}.csv", table)
+        write_atomically(workdir / "isic" / name, table)
     for verdict, numbers in report.summary(result):
         progress.say(f"evaluate: {verdict} {numbers}")
     progress.say(f"evaluate: the report is {workdir / 'report.html'}")
@@ -80,6 +81,8 @@ def _folders(runs: dict[str, str]) -> dict[Group, Path]:
         words = re.split(r"[ _]", name, maxsplit=1)
         if folder and len(words) != 2:
             raise UserError(f"config.runs: the name {name!r} is not of the form <classifier>_<arm>, as vit_real")
+        if folder and Group(words[0], 0, words[1]) in folders:
+            raise UserError(f"config.runs: {words[0]}_{words[1]} stands there twice, once with a space; name one anew")
         if folder:
             folders[Group(words[0], 0, words[1])] = Path(folder)
     if not folders:

@@ -227,3 +227,41 @@ def test_a_name_without_an_arm_is_refused(folder, tmp_path):
     settings.runs = {"vit": str(folder / "vit_real")}
     with pytest.raises(UserError, match="the name 'vit' is not of the form"):
         run.run(settings, tmp_path)
+
+
+def test_two_names_of_one_run_are_refused(folder, tmp_path):
+    settings = config(folder)
+    settings.runs = {"vit_real": str(folder / "vit_real"), "vit real": str(folder / "vit_hybrid")}
+    with pytest.raises(UserError, match=r"config\.runs: vit_real stands there twice"):
+        run.run(settings, tmp_path)
+
+
+def test_tables_for_the_challenge_go_by_the_run_whatever_its_folder_is_called(folder, tmp_path):
+    for name in ("real", "hybrid"):
+        (tmp_path / name / "classify").mkdir(parents=True)
+        shutil.copy(folder / f"vit_{name}" / "predictions.csv", tmp_path / name / "classify")
+    changes = {f"runs.vit_{name}": str(tmp_path / name / "classify") for name in ("real", "hybrid")}
+    evaluated(config(folder, isic=True, **changes), tmp_path / "evaluate")
+    assert {path.name for path in (tmp_path / "evaluate" / "isic").iterdir()} == {f"{name}.csv" for name in RUNS}
+
+
+def test_images_that_the_challenge_would_take_for_one_are_refused_before_anything_is_written(tmp_path):
+    made(tmp_path, ("a", "b"))
+    prepared = records.read(tmp_path / "prepare")
+    judged = [each for each in prepared.records if each.split != "train"]
+    (tmp_path / "prepare" / "copy").mkdir()
+    second = next(each for each in judged if each.image == "images/test-a-1.png")
+    (tmp_path / "prepare" / second.image).rename(tmp_path / "prepare" / "copy" / "test-a-0.png")
+    renamed = {second.image: replace(second, image="copy/test-a-0.png")}
+    records.write(
+        tmp_path / "prepare" / records.FILE,
+        replace(prepared, records=tuple(renamed.get(each.image, each) for each in prepared.records)),
+    )
+    for name in RUNS:
+        write_predictions(
+            tmp_path / name / "predictions.csv", [renamed.get(r.image, r) for r in judged], ("a", "b"), 1, 0
+        )
+    (tmp_path / "evaluate").mkdir()
+    with pytest.raises(UserError, match="two images are named test-a-0"):
+        run.run(config(tmp_path, isic=True), tmp_path / "evaluate")
+    assert not list((tmp_path / "evaluate").iterdir())
