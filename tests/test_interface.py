@@ -87,6 +87,38 @@ def test_images_are_saved_behind_those_that_are_there(images, pipe, tmp_path):
         pipe.save([Image.new("RGB", (8, 8))], tmp_path)
 
 
+def test_a_saved_image_is_never_written_over(images, pipe, tmp_path):
+    """Lines of a manifest may be removed, and images may lie in a folder that has none."""
+    first = pipe.save([*images, images[0]], tmp_path)
+    manifest = tmp_path / records.FILE
+    header, *lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join([header, *lines[1:]]))
+    kept = [path.read_bytes() for path in first]
+    (fourth,) = pipe.save(images[1], tmp_path)
+    assert fourth.name == "00003.png" and [path.read_bytes() for path in first] == kept
+    manifest.unlink()
+    (fifth,) = pipe.save(images[1], tmp_path)
+    assert fifth.name == "00004.png" and [path.read_bytes() for path in first] == kept
+
+
+@pytest.mark.parametrize(
+    ("folder", "made", "told"),
+    [
+        ("saved", (), "no image to save; give at least one"),
+        ("saved", None, "image 0: does not say how it was made"),
+        ("saved", (0, None), "image 1: does not say how it was made"),
+        ("file", (0,), "is a file; give a folder"),
+        ("", (0,), "folder None: is no path; give one"),
+    ],
+)
+def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(images, pipe, tmp_path, folder, made, told):
+    (tmp_path / "file").touch()
+    made = made and [images[each] if each is not None else Image.new("RGB", (8, 8)) for each in made]
+    with pytest.raises(dermjax.UserError, match=told) as raised:
+        pipe.save(made, tmp_path / folder if folder else None)
+    assert "\n" not in str(raised.value) and not (tmp_path / "saved").exists()
+
+
 def test_every_prompt_meets_every_seed_and_images_are_taken_further(pipe, images, tmp_path):
     images[0].save(tmp_path / "start.png")
     by_file = pipe([PROMPT, "a mole"], image=tmp_path / "start.png", strength=0.5, seeds=range(2), **FEW)
@@ -144,6 +176,11 @@ def test_a_classifier_says_the_same_of_files_and_of_what_is_in_memory(tmp_path):
             clf.predict(nothing, batch=batch)
     with pytest.raises(dermjax.UserError, match=r"^image: floating-point pixels of unknown range; save as 8 or 16"):
         clf.predict(np.zeros((8, 8), np.float32))
+    for empty in (np.zeros((0, 0, 3), np.uint8), Image.new("L", (0, 8))):
+        with pytest.raises(dermjax.UserError, match=r"^image: an image without a pixel; give another"):
+            clf.predict(empty)
+    with pytest.raises(dermjax.UserError, match=r"^image: an array of float64 \(\); give a path"):
+        clf.predict(np.zeros(()))
     np.testing.assert_allclose(clf.predict(pixels[1]).probabilities, probabilities[1:2], atol=1e-6)
     predict(str(tmp_path / "images"), str(tmp_path / "vit"), str(tmp_path / "said.csv"), 2)
     rows = [line.split(",") for line in (tmp_path / "said.csv").read_text().splitlines()[1:]]
@@ -282,7 +319,7 @@ def test_an_image_of_a_phone_is_upright_in_memory_as_in_its_file(pipe, tmp_path)
     np.testing.assert_array_equal(np.asarray(by_file), np.asarray(in_memory))
 
 
-@pytest.mark.parametrize("label", ["../../out", "a/b", "", ".hidden", "a\nb", "a\0b", "x" * 300, "\ud800"])
+@pytest.mark.parametrize("label", ["../../out", "a/b", "", ".hidden", "a\nb", "a\0b", "x" * 300, "\ud800", 3])
 def test_images_are_not_saved_outside_of_their_folder(pipe, images, tmp_path, label):
     with pytest.raises(dermjax.UserError, match="cannot name a folder; give another") as raised:
         pipe.save(images, tmp_path / "saved", label=label)

@@ -187,7 +187,7 @@ class LesionClassifier:
         Raises:
           UserError: there is no image, or one of them cannot be decoded.
         """
-        single = isinstance(images, str | PathLike | Image.Image) or getattr(images, "ndim", 4) in (2, 3)
+        single = isinstance(images, str | PathLike | Image.Image) or getattr(images, "ndim", 4) in (0, 2, 3)
         several = [images] if single or not isinstance(images, Iterable) else list(images)
         if not several or batch < 1:
             raise UserError("no image to classify; give at least one, and a batch of 1 or more")

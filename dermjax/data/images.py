@@ -72,7 +72,7 @@ def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
         return image
     try:
         return Image.fromarray(image)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         kind = f"an array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise UserError(f"image: {kind}; give a path, a PIL image, or an array of uint8 [H, W, 3]") from error
 
@@ -227,6 +227,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on white."""
+    if not all(image.size):
+        raise ValueError("an image without a pixel; give another")
     if image.mode == "F":
         raise ValueError("floating-point pixels of unknown range; save as 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey; PNG has no deeper, TIFF has

@@ -6,6 +6,7 @@ The images of a call are those that `dermjax generate` makes of the same request
 import json
 import math
 import operator
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from dermjax.data.images import ImageLike
 from dermjax.data.records import Manifest
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
-from dermjax.run_folder import write_atomically
+from dermjax.run_folder import make_folder, write_atomically
 from dermjax.sampling import init_images, provenance
 from dermjax.sampling.init_images import InitImages
 from dermjax.sampling.model import Model
@@ -113,33 +114,44 @@ class Pipeline:
         Their records are added to folder/manifest.jsonl, for training only. Returns the files.
 
         Raises:
-          UserError: one of the images does not say how it was made, the label cannot name a folder, or the folder is
-            of photographs or of another stage.
+          UserError: there is no image, one of them does not say how it was made, the label cannot name a folder, or the
+            folder is of photographs or of another stage, or cannot be written.
         """
+        if not isinstance(folder, str | PathLike) or not str(folder):
+            raise UserError(f"folder {folder!r}: is no path; give one")
         root = Path(folder).expanduser().absolute()
         before = records.read(root) if (root / records.FILE).is_file() else Manifest(labels=(), root=root, records=())
         if not names_folder(label):
             raise UserError(f"label {label!r} cannot name a folder; give another")
         if before.root.resolve() != root.resolve() or not all(record.synthetic for record in before.records):
             raise UserError(f"{root}: its {records.FILE} is of other images, in {before.root}; give another folder")
-        made = [made] if isinstance(made, Image.Image) else made
-        number = sum(record.label == label for record in before.records)
+        made = _listed(made)
+        if not made:
+            raise UserError("no image to save; give at least one")
+        generations = [_generation(n, image) for n, image in enumerate(made)]
+        make_folder(root)
+        images_of_label = Path("images", label)
+        (root / images_of_label).mkdir(parents=True, exist_ok=True)
+        there = [path.name for path in (root / images_of_label).iterdir()]
+        there += [Path(record.image).name for record in before.records if Path(record.image).parent == images_of_label]
+        number = 1 + max((int(name[:-4]) for name in there if re.fullmatch(r"[0-9]+\.png", name)), default=-1)
         paths, entries = [], list(before.records)
-        for n, image in enumerate(made, number):
-            try:
-                generation = json.loads(image.info[provenance.KEY])
-            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-                raise UserError(
-                    f"image {n - number}: does not say how it was made; give images of a pipeline"
-                ) from error
-            path = root / "images" / label / f"{n:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for n, (image, generation) in enumerate(zip(made, generations, strict=True), number):
+            path = root / images_of_label / f"{n:05d}.png"
             write_atomically(path, provenance.png(np.asarray(image), generation))
             entries.append(provenance.record(root, path.relative_to(root).as_posix(), label, generation))
             paths.append(path)
         labels = tuple(sorted({*before.labels, label}))
         records.write(root / records.FILE, Manifest(labels=labels, root=root, records=tuple(entries)))
         return paths
+
+
+def _generation(number: int, image: Any) -> dict:
+    """Returns how an image was made; UserError where it does not say so."""
+    try:
+        return json.loads(image.info[provenance.KEY])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"image {number}: does not say how it was made; give images of a pipeline") from error
 
 
 def _init_images(

@@ -76,7 +76,7 @@ class Request(SamplerSettings):
 
 def names_folder(label: str) -> bool:
     """Returns whether a class can name the folder of its images."""
-    plain = bool(label) and label[0] != "." and "/" not in label and label.isprintable()
+    plain = isinstance(label, str) and bool(label) and label[0] != "." and "/" not in label and label.isprintable()
     return plain and len(label.encode()) <= LONGEST_NAME
 
 
