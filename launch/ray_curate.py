@@ -22,13 +22,16 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-import ray
-
 from dermjax import config_file, progress, run_folder
 from dermjax.curation import measurements, run
 from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.parts import Part
+
+try:
+    import ray
+except ImportError:  # it is no part of dermjax
+    ray = None
 
 BLOCK = 64  # images of a task: some seconds, which is what a kill loses on each core
 
@@ -48,6 +51,9 @@ def measure(manifest: str, workdir: Path, size: int, parts: int) -> None:
     """Leaves the looks of a manifest's images in a workdir, or in the folders of so many parts there."""
     path = records.named(manifest, "manifest")
     total = records.count(path)
+    if not ray:
+        raise UserError('Ray is not installed; pip install "ray[data]"')
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one
     ray.init(log_to_driver=False)  # on the cluster of RAY_ADDRESS, else on this machine
     with run_folder.lock(workdir, alone=True), progress.bar(total, "curate, by Ray", "images", 0) as bar:
         for part in (Part(parts, index) for index in range(parts)):
@@ -66,7 +72,6 @@ def main() -> int:
     parser.add_argument("--size", type=int, help="in pixels (else config.size)")
     parser.add_argument("--parts", type=int, default=1, help="that curate will have (1)")
     given = parser.parse_args()
-    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one
     try:
         config = config_file.load(given.config)
         config.size = given.size or config.size

@@ -306,7 +306,6 @@ def test_ray_measures_what_curate_judges(sets, finished, tmp_path, count):
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()
 
 
-@pytest.mark.skipif(not find_spec("ray"), reason='needs Ray Data: pip install "ray[data]"')
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -320,6 +319,20 @@ def test_what_ray_is_not_given_rightly_is_one_line(tmp_path, flags, message):
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(f"launch/ray_curate.py: {message}")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_without_ray_its_script_says_so_and_shows_its_help(sets, tmp_path):
+    script = "runpy.run_path('launch/ray_curate.py', run_name='__main__')"
+    program = f"import runpy, sys; sys.modules['ray'] = None; {script}"
+
+    def call(*flags):
+        return subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True)
+
+    shown = call("--help")
+    assert shown.returncode == 0 and "--parts" in shown.stdout
+    done = call("--config=configs/curate.py", f"--workdir={tmp_path / 'run'}", f"--manifest={sets / 'made'}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert done.stderr == 'launch/ray_curate.py: Ray is not installed; pip install "ray[data]"\n'
 
 
 def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_path):
