@@ -5,6 +5,7 @@ import pytest
 ASKED = {"prompt": "dermoscopy of one small brown mole", "model": "derm-tiny", "steps": 2, "size": 64, "seed": 7}
 
 
+@pytest.mark.slow
 def test_every_cell_is_what_its_settings_make(studio):
     axes = {"across": "guidance", "across_values": "1, 3.5", "down": "prompt word", "down_values": "brown, black"}
     job = studio.post("/api/compare", json=ASKED | axes).json()

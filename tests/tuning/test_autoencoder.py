@@ -29,8 +29,8 @@ def moved(folder, base):
 @pytest.mark.parametrize(
     "mode, parts",
     [
-        ("full", {"encoder", "quant_conv", "decoder", "post_quant_conv"}),
-        pytest.param("decoder", {"decoder", "post_quant_conv"}, marks=pytest.mark.slow),
+        pytest.param("full", {"encoder", "quant_conv", "decoder", "post_quant_conv"}, marks=pytest.mark.slow),
+        ("decoder", {"decoder", "post_quant_conv"}),
     ],
 )
 def test_the_tuned_model_has_the_tuned_part(base, config, tmp_path, capsys, mode, parts):

@@ -45,6 +45,7 @@ def test_a_model_that_draws_its_training_images_is_seen(network, manifest, tmp_p
     assert looked == {"copies": {}, "noise": {"judged": found["noise"]["frechet"]}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_transfers")
 def test_tuning_keeps_the_figures_at_each_look_and_ends_by_them(network, config, tmp_path):
     asked = {"evidence.features": str(network), "evidence.images": 2, "evidence.minimise": "frechet",

@@ -85,7 +85,9 @@ def theirs(torch, diffusers, folder, unet, text, tokens):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers by an old name
-@pytest.mark.parametrize("what", TUNED)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[pytest.mark.slow] * (what not in ("full", "lora on both"))) for what in TUNED]
+)
 def test_gradients_of_a_step(random_model, tmp_path, monkeypatch, what):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")

@@ -127,7 +127,7 @@ def test_a_training_file_replaced_after_prepare_is_refused(config, manifest, tmp
 def test_the_loss_on_held_out_images_is_written_from_the_start_at_the_same_noise(config, whole, tmp_path):
     records = [r for r in writers.read(whole / "metrics.jsonl") if "validation_loss" in r]
     assert [r["step"] for r in records] == [0, 4, 6]
-    tuning.run(config(steps=1, seed=9, rate=0.0), tmp_path)
+    tuning.run(config(**{"steps": 1, "seed": 9, "rate": 0.0, "samples.images": 0}), tmp_path)
     still = [r["validation_loss"] for r in writers.read(tmp_path / "metrics.jsonl") if "validation_loss" in r]
     assert still == pytest.approx([records[0]["validation_loss"]] * 2, rel=1e-6)
 
@@ -204,7 +204,9 @@ def test_a_changed_config_goes_on_from_the_last_step_and_patience_takes_the_best
     shutil.copytree(whole, tmp_path / "run")
     before = [r["validation_loss"] for r in writers.read(whole / "metrics.jsonl") if "validation_loss" in r]
     assert before[-1] < before[0]
-    asked = config(steps=16, watch_every=2, patience=6, schedule="constant", rate=0.3)
+    asked = config(
+        **{"steps": 16, "watch_every": 2, "patience": 6, "schedule": "constant", "rate": 0.3, "samples.images": 0}
+    )
     tuning.run(asked, tmp_path / "run")
     records = writers.read(tmp_path / "run" / "metrics.jsonl")
     assert [r["step"] for r in records][:5] == [0, 1, 2, 4, 6] and records[-1]["step"] < 16
@@ -254,7 +256,7 @@ def test_the_three_lines_of_the_card_run(whole, card):
 def test_the_lines_for_a_lora_and_words_run(config, no_transfers, base, tmp_path):
     """Where no whole model is written: the base, and each loader's defaults."""
     pytest.importorskip("diffusers"), pytest.importorskip("peft")
-    asked = config(**{"tuned.unet": "lora", "save_model": False, "words.<new>": "mole", "vectors": 2, "steps": 2,
+    asked = config(**{"tuned.unet": "lora", "save_model": False, "words.<new>": "mole", "vectors": 2, "steps": 2, "samples.images": 0,
                       "prompts": {"benign": "benign <new>", "malignant": "malignant <new>"}})  # fmt: skip
     tuning.run(asked, tmp_path / "run")
     shown = lines(tmp_path / "run" / "README.md")

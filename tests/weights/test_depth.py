@@ -53,7 +53,9 @@ VITS = {  # hidden size, heads, layers; arXiv 2010.11929 table 1, 2012.12877 tab
     "dinov2 B": ("dinov2", 768, 12, 12),
     "dinov2 L": ("dinov2", 1024, 16, 24),
 }
-CLASSIFIERS = [*VITS, "mobilenet_v2"]
+MIDDLE = ("vit S", "vit B", "dinov2 B")  # at these widths the depth and the options of another one
+CLASSIFIERS = [*(pytest.param(name, marks=[pytest.mark.slow] * (name in MIDDLE)) for name in VITS), "mobilenet_v2"]
+ALIKE = pytest.mark.parametrize("bundle", ["SD 1.5", "SD 2.1"], indirect=True)  # inpainting has another UNet alone
 
 
 def narrowed(name: str) -> dict[str, dict]:
@@ -132,6 +134,7 @@ def reader(sd, name: str):
     return read
 
 
+@ALIKE
 def test_the_text_encoder(bundle):
     pipeline, _, sd, params = bundle
     network = pipeline.text_encoder
@@ -164,6 +167,7 @@ def test_the_unet(bundle):
     )
 
 
+@ALIKE
 def test_the_autoencoder(bundle):
     pipeline, _, sd, params = bundle
     rng = np.random.default_rng(0)
@@ -180,6 +184,7 @@ def test_the_autoencoder(bundle):
     )
 
 
+@ALIKE
 @pytest.mark.parametrize("write", [lora.write_peft, lora.write_kohya])
 def test_lora_on_all_layers(bundle, fused, tmp_path, write):
     """Adapters on every attention and feed-forward layer of both networks: diffusers fuses what we merge, and the text

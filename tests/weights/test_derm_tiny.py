@@ -76,6 +76,7 @@ def test_the_number_follows_the_caption_over_256_images(draw, capsys):
     assert right >= 0.8
 
 
+@pytest.mark.slow
 def test_sizes_are_ordered_and_nothing_comes_unasked(draw):
     _, medians, clean = number_and_size(draw, 48)
     assert medians["tiny"] < medians["small"] < medians["medium"] < medians["large"]

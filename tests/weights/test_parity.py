@@ -83,6 +83,7 @@ def first_difference(errors: list[tuple[str, float]]) -> str:
     return next((name for name, each in errors if each > TOLERANCE), "")
 
 
+@pytest.mark.slow  # test_depth has them at real depth; this one names the first module that differs
 def test_gradients_of_every_parameter(twin):
     torch = pytest.importorskip("torch")
     pipeline, folder = twin
