@@ -487,6 +487,7 @@ def test_what_kubernetes_would_take_for_a_variable_stays_as_it_is():
         ((*IMAGE, "--hosts=2", "--nodes=3", "tune"), "unrecognized arguments: --nodes=3"),
         ((*IMAGE, "--hosts=2", "--tpu=tpu7x", "tune"), "--tpu and --topology go together, and without --gpus"),
         ((*IMAGE, "--hosts=2", "--at_once=1", "tune"), "--at_once is of --parts"),
+        ((*IMAGE, "--parts=4", "tune"), "--parts: tune has none, generate, transform, curate have; give --hosts"),
         ((*IMAGE, "--hosts=2", "--name=My", "tune"), "--name=My: give a-z, 0-9 and -, 40 characters at most"),
     ],
 )

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     requested = config.generate.plan.images_per_class * len(reals[0].labels)
     announce(config, folders, reals, len(given.split("train")) if given else requested)
     material_of = _materials(config, workdir, folders, prepared, reals)
-    _report_other_causes(folders, material_of)
+    _report_other_causes(config, folders, material_of)
     materials = list({cell.fold: material for cell, material in material_of.items()}.values())
     explained = report.cells_to_explain(folders, report.PAPER_ARMS)
     for number, (cell, folder) in enumerate(folders.items(), start=1):
@@ -211,13 +211,14 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
     return material
 
 
-def _report_other_causes(folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> None:
-    """Says where cells were begun on other images, or by code that gives other numbers."""
+def _report_other_causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> None:
+    """Says where cells were begun on other images, with other settings, or by code that gives other numbers."""
     digests, changes = {}, {}
     for cell, folder in folders.items():
         material, key = material_of[cell], (id(material_of[cell]), arms.synthetic_set(cell.arm))
         digests[key] = digests.get(key) or material.digest(cell.arm)
-        causes = {run_folder.NUMERIC_VERSIONS: VERSIONS, "images": digests[key]}
+        settings = config.classifiers[cell.classifier].to_dict()
+        causes = {run_folder.NUMERIC_VERSIONS: VERSIONS, "images": digests[key], "settings": settings}
         changes[folder] = run_folder.changed_since_start(folder, causes, LEFT)
     changes = {folder: change for folder, change in changes.items() if change}
     for folder, change in list(changes.items())[:1]:

@@ -138,6 +138,19 @@ def test_every_cell_is_done_once_and_judged(finished, real, synthetic, other, ca
     assert "4 cells, 4 done, 0 steps to do" in capsys.readouterr().out
 
 
+def test_cells_of_other_settings_are_said(finished, real, synthetic, other, tmp_path, capsys, monkeypatch):
+    """A page that says "at equal steps" may not hold cells of other steps without a word."""
+    again = shutil.copytree(finished, tmp_path / "study")
+    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("a finished cell was run again"))
+    config = settings(real, synthetic, tests={"other": other})
+    config.classifiers.vit.steps = config.classifiers.vit.steps + 1
+    run.run(config, again)
+    said = capsys.readouterr().out
+    assert (
+        "study: cells started from other inputs: 4, such as fold0_vit_6_real_equal_steps_seed0 (settings.steps" in said
+    )
+
+
 def test_the_page_stands_alone_and_speaks_in_words(finished):
     page = (finished / "report.html").read_text()
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
