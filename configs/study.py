@@ -15,7 +15,7 @@ Variants:
            --config.synthetic and --config.training
   own      the same with a generator for each size and draw that sees no other image: derm-base, tuned until held-out
            photographs say stop, and images that begin at its photographs. Ten draws of four sizes are forty tunings of
-           five to ten minutes of 2 CPU cores, by one host; --config.shots and --config.seeds make them fewer
+           about a quarter of an hour of 2 CPU cores, by one host; --config.shots and --config.seeds make them fewer
   folds    frozen, five folds of --config.prepare.images=DIR, each with a generator of its own
 """
 

@@ -296,8 +296,7 @@ def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -
         workdir.mkdir(parents=True, exist_ok=True)
         _write(path, causes)
     recorded = _causes(path)
-    both = [name for name in causes if name in recorded]  # an older version may not have recorded all
-    return differences({name: recorded[name] for name in both}, {name: causes[name] for name in both})
+    return differences({name: recorded[name] for name in causes if name in recorded}, causes)
 
 
 def say_changed_since_start(stage: str, workdir: Path, causes: Mapping, left: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from dermjax.errors import UserError
 
 CHOICES = ("detect", "folders", "table", "tfds", *LAYOUTS)
 CLASSES = ("binary", "diagnoses")
-BINDING = {"lesions": "lesion_id", "patients": "patient_id"}
+IDENTITIES = {"lesions": "lesion_id", "patients": "patient_id"}  # what ties images together, by its field
 
 
 def list_images(
@@ -113,7 +113,7 @@ def _class_folders(folder: Path, opened: TableFolder | None) -> tuple[str, Listi
 def _describe(layout: Layout, folder: TableFolder) -> str:
     """What is read of tables of no archive, and what is not: a column of patients that nobody knows would leak."""
     read = {"images": layout.image, "classes": layout.label[0]}
-    read |= {what: layout.known[field] for what, field in BINDING.items() if field in layout.known}
+    read |= {what: layout.known[field] for what, field in IDENTITIES.items() if field in layout.known}
     used = {*read.values(), *layout.known.values()}
     unread = {column: None for table in folder.tables_of(layout) for column in folder.tables[table]}
     unread = ", ".join(repr(column) for column in unread if column not in used)

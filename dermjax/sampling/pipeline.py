@@ -115,7 +115,7 @@ class Pipeline:
 
         Raises:
           UserError: there is no image, one of them does not say how it was made, the label cannot name a folder, or the
-            folder is of photographs or of another stage, or cannot be written.
+            folder holds the manifest of photographs or of images elsewhere, or cannot be written.
         """
         if not isinstance(folder, str | PathLike) or not str(folder):
             raise UserError(f"folder {folder!r}: is no path; give one")

@@ -53,8 +53,7 @@ VITS = {  # hidden size, heads, layers; arXiv 2010.11929 table 1, 2012.12877 tab
     "dinov2 B": ("dinov2", 768, 12, 12),
     "dinov2 L": ("dinov2", 1024, 16, 24),
 }
-MIDDLE = ("vit S", "vit B", "dinov2 B")  # at these widths the depth and the options of another one
-CLASSIFIERS = [*(pytest.param(name, marks=[pytest.mark.slow] * (name in MIDDLE)) for name in VITS), "mobilenet_v2"]
+CLASSIFIERS = [*VITS, "mobilenet_v2"]
 ALIKE = pytest.mark.parametrize("bundle", ["SD 1.5", "SD 2.1"], indirect=True)  # inpainting has another UNet alone
 
 

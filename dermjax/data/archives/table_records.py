@@ -180,7 +180,7 @@ def _rows(
             by = labels.get(values.get(layout.by, "")) if layout.by else None
             label, split = (by.values, by.split) if by else ({}, "")
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
-            kind = _kind(values.get(layout.kind, "") or requested)
+            kind = _kind(values.get(layout.kind, "") or requested)  # what says nothing is as requested
             unwanted = "" if requested in (kind, "both") else f"{kind}, as config.image_kind is {requested}"
             if layout.wrong[0] and values.get(layout.wrong[0], "").lower() == layout.wrong[1].lower():
                 unwanted = "wrongly labelled, as the archive says"
