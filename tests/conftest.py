@@ -170,17 +170,19 @@ def small_model(tmp_path_factory):
 def randomise():
     """A function that draws every parameter of a PyTorch network anew.
 
-    PyTorch starts many at 0 or 1, which would hide exchanged tensors.
+    PyTorch starts many at 0 or 1, which would hide exchanged tensors. The numbers do not depend on the tests before.
     """
     torch = pytest.importorskip("torch")
 
     @torch.no_grad()
     def draw(network):
+        generator = torch.Generator().manual_seed(0)
         for parameter in network.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
             else:  # norms stay near 1 and biases near 0, so that thirty layers neither vanish nor explode
-                parameter.copy_(float(parameter.mean() > 0.5) + 0.2 * torch.randn_like(parameter))
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(float(parameter.mean() > 0.5) + 0.2 * noise)
         return network.eval()
 
     return draw
