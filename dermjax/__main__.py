@@ -62,6 +62,8 @@ SUMMARIES = {
     "study": "arms x classifiers x seeds: do synthetic images help?",
     "demo": "all of it, small, on this machine",
 }
+# what the stages that are done once leave last: no other config goes on with it
+LAST = {"prepare": "manifest.jsonl", "classify": "metrics.json"}
 PREDICT = "classify --predict"  # the one command that shares its name with a stage, and needs no config
 
 
@@ -215,7 +217,7 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
             if not flags.FLAGS.allow_config_change:
                 parts.refuse_others(workdir, part, config)
         held.enter_context(run_folder.lock(folder, alone=stage not in SHARED))
-        run_folder.claim(folder, config, allow_change=flags.FLAGS.allow_config_change)
+        run_folder.claim(folder, config, allow_change=flags.FLAGS.allow_config_change, last=LAST.get(stage, ""))
         try:
             yield
         except UserError:

@@ -190,10 +190,11 @@ def _host() -> str:
     return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
-def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None:
+def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: str = "") -> None:
     """Makes the folder and writes config.json and versions.json, or checks that they are of this config.
 
-    With allow_change another config replaces the folder's, and the change is printed and recorded.
+    With allow_change another config replaces the folder's, and the change is printed and recorded, unless the file
+    `last` is there, with which a run of the folder's own config has ended.
 
     Raises:
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
@@ -204,6 +205,9 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False) -> None
     changed = _changes(_read(config_path), config) if config_path.exists() else {}
     if changed and not allow_change:
         check_config(workdir, config)
+    if changed and last and (workdir / last).exists():
+        raise UserError(f"workdir {workdir}: {last} is of another config ({_one_line(changed)}) and finished; give "
+                        "another --workdir")  # fmt: skip
     if changed:
         say(f"workdir {workdir}: the config changes: {_one_line(changed)}")
         past = workdir / CHANGES
@@ -364,7 +368,8 @@ def make_folder(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"workdir {workdir}: {error.filename} is a file; give a folder") from error
+        kind = "a link to nowhere" if os.path.islink(error.filename) else "a file"
+        raise UserError(f"workdir {workdir}: {error.filename} is {kind}; give a folder") from error
     except OSError as error:
         raise UserError(f"workdir {workdir}: cannot be made ({error.strerror}); give a folder you may write") from error
     if not os.access(workdir, os.W_OK | os.X_OK):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dermjax import __main__ as command
+from dermjax import __main__
 from dermjax.config_file import PRESETS
 from dermjax.errors import UserError
 
@@ -94,7 +94,7 @@ def tune(folder, *arguments, **environment):
 def test_without_a_stage_it_lists_the_stages(folder, arguments):
     code, out, err = call(folder, *arguments)
     assert (code, err) == (0, "")
-    assert all(f"  {stage}" in out for stage in command.STAGES)
+    assert all(f"  {stage}" in out for stage in __main__.STAGES)
 
 
 def test_a_stage_tells_its_usage(folder):
@@ -193,8 +193,8 @@ def test_a_reader_that_ends_early_is_no_bug(folder, arguments):
 
 
 def test_operands_and_flags_reach_the_command_by_their_types(capsys):
-    told = command.Command("builtins:print", "", "WORD...", {"sep": "-", "end": "!"})
-    command._answer(told, ["one", "two", "--sep=+"])
+    told = __main__.Command("builtins:print", "", "WORD...", {"sep": "-", "end": "!"})
+    __main__._answer(told, ["one", "two", "--sep=+"])
     assert capsys.readouterr().out == "one+two!"
 
 
@@ -209,7 +209,7 @@ def test_operands_and_flags_reach_the_command_by_their_types(capsys):
 )
 def test_what_a_command_cannot_do_without_is_said(operands, flags, arguments, said):
     with pytest.raises(UserError, match=said):
-        command._answer(command.Command("builtins:print", "", operands, flags), arguments)
+        __main__._answer(__main__.Command("builtins:print", "", operands, flags), arguments)
 
 
 def test_a_stage_gets_its_locked_config_and_workdir(folder):
@@ -359,3 +359,17 @@ def test_two_processes_join(folder):
     asked = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:18497", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
     both = [start(folder, *TUNE, JAX_PROCESS_ID=str(index), **asked) for index in range(2)]
     assert [process.communicate(timeout=60)[0] for process in both] == ["2\n", "2\n"]
+
+
+@pytest.mark.parametrize("stage", __main__.LAST)
+def test_another_config_of_a_finished_stage_is_refused(stage, command, tmp_path):
+    """Allowed or not: what is there stays of the config that made it."""
+    from dermjax.classification import run as classification
+    from dermjax.data import records
+
+    last = tmp_path / {"prepare": records.FILE, "classify": classification.DONE}[stage]
+    (tmp_path / "config.json").write_text("{}")
+    last.write_text("")
+    code, out, error = command(stage, f"--config=configs/{stage}.py", f"--workdir={tmp_path}", "--allow_config_change")
+    assert code == 2 and f"{last.name} is of another config" in error and error.count("\n") == 1 and not out
+    assert (tmp_path / "config.json").read_text() == "{}"

@@ -68,6 +68,16 @@ def test_an_allowed_change_is_told_recorded_and_replaces_the_config(tmp_path, ca
     assert len((tmp_path / "config_changes.jsonl").read_text().splitlines()) == 2
 
 
+def test_what_is_finished_keeps_the_config_that_it_was_made_by(tmp_path):
+    run_folder.claim(tmp_path, CONFIG, last="metrics.json")
+    run_folder.claim(tmp_path, CONFIG | {"steps": 300}, allow_change=True, last="metrics.json")
+    (tmp_path / "metrics.json").write_text("{}")
+    run_folder.claim(tmp_path, CONFIG | {"steps": 300}, allow_change=True, last="metrics.json")
+    with pytest.raises(UserError, match=r"metrics\.json is of another config \(steps: 300 -> 400\) and finished"):
+        run_folder.claim(tmp_path, CONFIG | {"steps": 400}, allow_change=True, last="metrics.json")
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 300
+
+
 def test_a_refused_change_says_how_to_allow_it(tmp_path):
     run_folder.claim(tmp_path, CONFIG)
     assert "or --allow_config_change to go on with it" in refusal(tmp_path, CONFIG | {"steps": 300})
@@ -96,6 +106,11 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refusal(tmp_path / "file" / below, CONFIG)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_that_links_to_nowhere_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "link is a link to nowhere" in refusal(tmp_path / "link", CONFIG)
 
 
 def test_a_workdir_that_cannot_be_made_is_refused():
