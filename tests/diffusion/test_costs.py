@@ -126,7 +126,7 @@ def test_words_once_a_prompt(tiny):
         unet = model.network(params)
         return SimpleNamespace(words=lambda context: context, full=lambda x, t, c: unet.full(x, t, unet.words(c)))
 
-    names = ("configs", "factor", "encode_text", "decode")
+    names = ("configs", "factor", "prediction", "encode_text", "decode")
     other = SimpleNamespace(**{name: getattr(model, name) for name in names}, network=every_step)
     functions = {"once": pipeline(model), "every step": pipeline(other)}
     spent = medians({name: text_to_image(each, model.size) for name, each in functions.items()}, asked)
