@@ -41,6 +41,7 @@ PACKAGES = {  # what reads the files of a suffix, and its package: the module's 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 EXTRA = "pip install 'dermjax[formats]'"
 EXIF_MAKE, EXIF_MODEL, EXIF_ORIENTATION = 0x010F, 0x0110, 0x0112
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 # Where the head of the patient is in a DICOM image -> the EXIF orientation that turns it up: (row's, column's way).
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
 END_OF_JPEG, ZEROS = b"\xff\xd9", 64  # bytes at the end of a file that are looked at first
@@ -129,7 +130,9 @@ def read_shape(path: Path) -> tuple[int, int, int]:
     """The width and height of the pixels as they lie in a file, and the EXIF orientation, 1 for none."""
     with _open(path) as image:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        return *image.size, orientation if orientation in range(2, 9) else 1
+        # Pillow gives the size of a TIFF as it will be upright
+        size = (image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]) if image.format == "TIFF" else image.size
+        return *size, orientation if orientation in range(2, 9) else 1
 
 
 def filled(rows: np.ndarray, batch: int) -> np.ndarray:
@@ -192,7 +195,7 @@ def _is_there(module: str) -> bool:
 def _decode(path: Path, least: int) -> Image.Image:
     """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
     with _open(path) as image:
-        if image.format == "JPEG" and _is_filled_up(path):
+        if image.format in ("JPEG", "MPO") and _is_filled_up(path):  # phones put a second picture into one file
             raise ValueError("only zeros from some place on, as a download leaves that was broken off")
         if least:
             image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it

@@ -79,11 +79,15 @@ def divide(
     """The records with their splits, see `assign`; synthetic ones and copies of evaluation images are rejected.
 
     near: int [P, >= 2], the rows of near-duplicates, which stay together. Raises UserError where one image has two
-    classes, the splits that one source gives share a lesion, or a class has fewer lesions than folds or splits.
+    classes, the splits that one source gives share a lesion, a class has fewer lesions than folds or splits, or folds
+    are asked for of images with a test split.
     """
     records = tuple(
         replace(record, split="train", rejected=(SYNTHETIC,)) if record.synthetic else record for record in records
     )
+    if settings.folds and (tested := next((each for each in records if each.split == "test"), None)):
+        raise UserError(f"config.folds = {settings.folds}: {tested.image} is in a test split of its own, which every "
+                        "fold would share; leave config.folds out")  # fmt: skip
     refuse_contradictions(records)
     refuse_leaks(records)
     groups = duplicates.group(near, [identities(record) for record in records])

@@ -183,7 +183,8 @@ def subgroups(manifest: Manifest) -> dict[tuple[str, str], set[str]]:
 
 
 def record_subgroups(record: Record) -> dict[str, str]:
-    """{kind: name} of the subgroups of a record: tone, sex, age band, site and source, as far as it says."""
+    """{kind: name} of the subgroups of a record: tone as measured and as its table says (by Fitzpatrick's types or
+    MILK10k's classes), sex, age band, site and source, as far as it says."""
     attributes = record.attributes
     tone = attributes.get("skin_tone", {}).get("group", "") or attributes.get("parameters", {}).get("tone", "")
     try:
@@ -192,6 +193,8 @@ def record_subgroups(record: Record) -> dict[str, str]:
         band = ""
     names = {
         "tone": tone,
+        "fitzpatrick": str(attributes.get("fitzpatrick", "")),
+        "skin_tone_class": str(attributes.get("skin_tone_class", "")),
         "sex": str(attributes.get("sex", "")),
         "age": attributes.get("age_band", "") or band,
         "site": str(attributes.get("site", "")),

@@ -53,33 +53,47 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
 
     columns, options: of tables, see `tables.choose_layout` and `table_records`; options.into is also where images go
     that are no files yet. Detected are, in this order: a data set of tfds, train/class/*, tables of a known layout,
-    other tables by their columns, and class folders, with what tables beside them hold about each image.
+    other tables by their columns, and class folders, with what tables beside them hold about each image. Columns that
+    are given count in each of them: those of the class decide for a table, others name what it holds besides.
     """
     choices = {"layout": (layout, CHOICES), "classes": (options.classes, CLASSES), "image_kind": (options.kind, KINDS)}
     for key, (given, known) in choices.items():
         if given not in known:
             raise UserError(f"config.{key} {given!r}: give one of {', '.join(known)}")
-    if layout == "tfds" or (layout == "detect" and tfds.is_builder(folder)):
+    given = {field: column for field, column in columns.items() if column}
+    is_tfds = layout == "tfds" or (layout == "detect" and tfds.is_builder(folder))
+    for field, column in given.items() if is_tfds or layout == "folders" else ():
+        raise UserError(f"config.columns.{field} = {column!r}: as {'tfds' if is_tfds else 'folders'} no table is read; "
+                        "leave config.columns or config.layout out")  # fmt: skip
+    if is_tfds:
         return "tfds", tfds.scan(folder, options.into)
     if layout == "folders" or not folder.is_dir():
-        return _class_folders(folder, None)
+        return _class_folders(folder, None, {})
     opened = tables.open_folder(folder)
     for path in filter(tables.is_western, opened.tables):
         progress.say(f"prepare: table {path} is not UTF-8 and is read as {tables.WESTERN}")
-    mapped = bool(columns["image"] or columns["label"] or columns.get("diagnosis"))
-    if layout == "detect" and not mapped and _has_split_folders(folder):
-        return _class_folders(folder, opened)
-    name = layout if layout != "detect" else tables.detect(opened) or ("table" if mapped else "")
-    if columns["image"] and layout == "detect":
+    for line in opened.tree.unread:
+        progress.say(f"prepare: not read: {line}")
+    tables.refuse_unknown(opened, given)
+    of_class = given.keys() & {"label", "diagnosis"}
+    if layout == "detect" and not of_class and _has_split_folders(folder):
+        return _class_folders(folder, opened, given)
+    name = layout if layout != "detect" else tables.detect(opened) or ("table" if of_class else "")
+    if of_class and "image" in given and layout == "detect":
         name = "table"
+    by_columns = None if name else tables.detect_columns(opened, given)
+    if not name and not by_columns:
+        return _class_folders(folder, opened, given)
+    chosen = by_columns or tables.choose_layout(opened, name, columns)
+    if options.own_splits and not chosen.numbered:
+        progress.say(f"prepare: {folder} is no archive with splits of its own for config.own_splits")
+    listing = table_records.scan(opened, name or "table", chosen, options)
+    if unread := tables.describe_unread(opened, chosen):
+        progress.say(f"prepare: {unread}")
     if name:
-        return name, table_records.scan(opened, name, tables.choose_layout(opened, name, columns), options)
-    by_columns = tables.detect_columns(opened)
-    if by_columns:
-        listing = table_records.scan(opened, "table", by_columns, options)
-        _refuse_other_folders(folder, listing)
-        return _describe(by_columns, opened), listing
-    return _class_folders(folder, opened)
+        return name, listing
+    _refuse_other_folders(folder, listing)
+    return _describe(by_columns, opened), listing
 
 
 def with_positive(listing: Listing, positive: str) -> Listing:
@@ -90,7 +104,7 @@ def with_positive(listing: Listing, positive: str) -> Listing:
     return replace(listing, labels=(*labels, positive)) if positive else listing
 
 
-def _class_folders(folder: Path, opened: TableFolder | None) -> tuple[str, Listing]:
+def _class_folders(folder: Path, opened: TableFolder | None, given: Mapping[str, str]) -> tuple[str, Listing]:
     """A listing of class folders with its name; where there are none, the error also names what tables there are."""
     try:
         listing = folders.scan(folder)
@@ -98,10 +112,9 @@ def _class_folders(folder: Path, opened: TableFolder | None) -> tuple[str, Listi
         there = tables.describe_columns(opened) if opened else ""
         raise UserError(f"{error}; {there}" if there else str(error)) from error
     if opened:
-        unread = tables.describe_unread(opened)
-        if unread:
+        if unread := tables.describe_unread(opened, Layout(image=given.get("image", ""), known=given)):
             progress.say(f"prepare: {unread}")
-        listing = table_records.describe(listing, opened)
+        listing = table_records.describe(listing, opened, given)
     splits = {record.split for record in listing.records}
     numbered = all(Path(record.image).stem.isdigit() for record in listing.records)
     if splits == {"train", "test"} and listing.labels == LABELS and numbered:  # Kaggle's set of 3,297 moles

@@ -264,6 +264,24 @@ def test_a_jpeg_that_was_filled_up_with_zeros_is_only_a_part(tmp_path):
             read(tmp_path / "part.jpg")
 
 
+def test_a_photograph_of_a_phone_that_was_broken_off_is_only_a_part(tmp_path):
+    """MPO: with a second picture behind the first."""
+    first, second = (Image.fromarray(gradient(64, 64)[::step]) for step in (1, -1))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    whole = (tmp_path / "phone.jpg").read_bytes()
+    (tmp_path / "phone.jpg").write_bytes(whole[: len(whole) // 4] + bytes(len(whole) // 2))
+    with pytest.raises(UserError, match=r"phone\.jpg: cannot be decoded"):
+        images.decode(tmp_path / "phone.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png"])
+def test_the_shape_is_that_of_the_pixels_as_they_lie(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64)).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert images.read_shape(tmp_path / f"a.{suffix}") == (96, 64, 6)
+
+
 def test_damaged_tags_print_nothing(tmp_path, recwarn):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert images.read_header(tmp_path / "a.jpg") == ("", ())

@@ -222,6 +222,14 @@ def test_every_image_is_tested_in_one_of_k_folds():
     assert sorted(tested) == sorted(each.image for each in records)
 
 
+def test_folds_are_refused_where_images_have_a_test_split_of_their_own():
+    settings = splits.SplitSettings(validation=0.1, test=1 / 5, seed=0, rotation=0.0, folds=5, stratified=False)
+    nothing = np.zeros((0, 2), int)
+    assert {each.split for each in splits.divide(many(20), nothing, settings, {})} == {"train", "validation", "test"}
+    with pytest.raises(UserError, match=r"config\.folds = 5: testbenign0\.jpg is in a test split of its own, which"):
+        splits.divide([*many(20, "train"), *many(4, "test")], nothing, settings, {})
+
+
 def test_stratified_folds_test_every_image_once_in_exact_shares():
     records = [record(f"{label}{i}", label) for label, count in (("a", 53), ("b", 21)) for i in range(count)]
     folds = [assigned(records, test=1 / 5, rotation=fold / 5, stratified=True) for fold in range(5)]

@@ -55,14 +55,16 @@ def test_subgroups_are_of_what_records_tell():
 
     records = (
         record("a", sex="male", age=44, skin_tone={"group": "tan"}), record("b", sex="female", age_band="45-59"),
-        record("c", site="back"),
+        record("c", site="back", fitzpatrick="5", skin_tone_class="2"),
     )  # fmt: skip
     found = findings.subgroups(Manifest(labels=CLASSES, root=".", records=records))
     assert found == {
         ("age", "30-44"): {"a"},
         ("age", "45-59"): {"b"},
+        ("fitzpatrick", "5"): {"c"},
         ("sex", "female"): {"b"},
         ("sex", "male"): {"a"},
         ("site", "back"): {"c"},
+        ("skin_tone_class", "2"): {"c"},
         ("tone", "tan"): {"a"},
     }  # not the source, of which all are

@@ -90,6 +90,35 @@ def test_milk10k(put, read, kind, numbers):
     assert read(milk(put), classes="diagnoses")[1].labels == ("nevus", "melanoma")
 
 
+@pytest.mark.parametrize(("kind", "numbers"), [("dermoscopic", [1]), ("clinical", [2]), ("both", [1, 2])])
+def test_confocal_microscopy_is_of_no_kind(put, read, kind, numbers):
+    for number in range(1, 6):
+        put(f"ISIC_{number}.png", number)
+    rows = zip(range(1, 6), ("dermoscopic", "clinical: close-up", "RCM: mosaic", "RCM: tile", "histopathology"),
+               strict=True)  # fmt: skip
+    table = "".join(f"ISIC_{number},{'Malignant' if number % 2 else 'Benign'},{taken}\n" for number, taken in rows)
+    put("ISIC_6.png", 6), put("ISIC_7.png", 7)
+    more = "ISIC_6,Malignant,clinical: overview\nISIC_7,Benign,dermoscopic\n"
+    _, found = read(put("metadata.csv", f"isic_id,diagnosis_1,image_type\n{table}{more}"), kind=kind)
+    more = {"dermoscopic": [7], "clinical": [6], "both": [6, 7]}[kind]
+    assert [int(record.image[-5]) for record in found.records] == numbers + more
+    assert f"RCM, as config.image_kind is {kind}" in dict(found.ignored)["ISIC_3.png"]
+
+
+def test_own_splits_of_an_archive_without_them_are_said(put, read, capsys):
+    put("a.png", 1), put("b.png", 2)
+    read(put("HAM10000_metadata.csv", "lesion_id,image_id,dx\nL1,a,mel\nL2,b,nv\n"), own=True)
+    assert "is no archive with splits of its own for config.own_splits" in capsys.readouterr().out
+
+
+def test_folders_of_splits_hold_also_where_an_archive_s_table_lies_beside_them(put, read):
+    put("train/ISIC_1.png", 1), put("train/ISIC_2.png", 2), put("test/ISIC_3.png", 3), put("test/ISIC_4.png", 4)
+    root = put("HAM10000_metadata.csv", "lesion_id,image_id,dx\nL1,ISIC_1,mel\nL2,ISIC_2,nv\nL3,ISIC_3,mel\n"
+               "L4,ISIC_4,nv\n")  # fmt: skip
+    name, found = read(root)
+    assert name == "ham10000" and [record.split for record in found.records] == ["test", "test", "train", "train"]
+
+
 def test_derm7pt_with_its_own_splits_where_they_are_asked_for(put, read):
     for number in range(1, 6):
         put(f"images/NEL/C{number}.png", number)

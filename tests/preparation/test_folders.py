@@ -145,6 +145,7 @@ def test_what_no_installed_package_reads_is_left_out_with_its_name(put, read, mo
 
 
 @pytest.mark.parametrize("labels", [("Benign", "benign", "Malignant"), ("nævus", "melanom", "Nævus"),
+                                    ("basal cell", "basal_cell", "mole"),
                                     ("naevus é", unicodedata.normalize("NFD", "naevus é"), "mole")])  # fmt: skip
 @pytest.mark.parametrize("form", ["table", "folders", "splits"])
 def test_one_class_in_two_spellings_is_refused(put, read, labels, form):

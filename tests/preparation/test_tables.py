@@ -366,3 +366,82 @@ def test_two_spellings_of_a_column_are_refused(put, read):
 def test_malignant_yes_or_no_is_benign_or_malignant(put, read, told):
     put("a.png", 0), put("b.png", 1)
     assert told(read(put("d.csv", "file,malignant\na,no\nb,Yes\n"))[1]) == {"a.png": "benign", "b.png": "malignant"}
+
+
+def test_a_column_that_is_given_counts_also_where_the_others_are_found(put, read):
+    """Patients would be on two sides."""
+    for number, name in enumerate("abcd"):
+        put(f"{name}.png", number)
+    root = put("t.csv", "file,label,Pat\na.png,benign,p\nb.png,malignant,p\nc.png,benign,q\nd.png,malignant,r\n")
+    name, found = read(root, patient_id="Pat")
+    assert "not read" not in name and [record.patient_id for record in found.records] == ["p", "p", "q", "r"]
+    assert [record.patient_id for record in read(root, image="file", patient_id="Pat")[1].records] == [
+        "p",
+        "p",
+        "q",
+        "r",
+    ]
+    with pytest.raises(UserError, match=r"config.columns.patient_id = 'nowhere': no table has this column; t.csv has"):
+        read(root, patient_id="nowhere")
+
+
+def test_a_column_that_is_given_names_the_patients_of_class_folders(put, read, capsys):
+    for number, name in enumerate(("train/benign/a", "train/malignant/b", "test/benign/c", "test/malignant/d")):
+        put(f"{name}.png", number)
+    root = put("t.csv", "Datei,Pat\na,p\nb,p\nc,q\nd,r\n")
+    assert {record.patient_id for record in read(root)[1].records} == {""}
+    assert "t.csv ('Datei', 'Pat'); config.columns names them" in capsys.readouterr().out
+    for more in ({}, {"image": "Datei"}):
+        name, found = read(root, patient_id="Pat", **more)
+        assert name == "split folders" and not capsys.readouterr().out
+        assert {record.image[-5]: record.patient_id for record in found.records} == {
+            "a": "p", "b": "p", "c": "q", "d": "r"
+        }  # fmt: skip
+    with pytest.raises(UserError, match=r"config.columns.patient_id = 'Pat': as folders no table is read; leave"):
+        read(root, layout="folders", patient_id="Pat")
+
+
+def test_the_table_of_a_whole_archive_beside_a_part_of_it_ties_its_lesions(put, read, capsys):
+    """Its first rows are of images that are not here: HAM10000's are in order of their diagnosis."""
+    for number, name in enumerate(("train/benign/a", "train/malignant/b", "test/benign/c", "test/malignant/d")):
+        put(f"{name}.png", number)
+    absent = "".join(f"bkl_{number},L{number},{number}\n" for number in range(300))
+    root = put("whole.csv", f"file,lesion,age\n{absent}a,HAM_1,5\nc,HAM_2,5\nd,HAM_3,5\n")
+    assert [record.lesion_id for record in read(root)[1].records] == ["HAM_2", "HAM_3", "HAM_1", ""]
+    assert not capsys.readouterr().out
+    put("whole.csv", f"file,lesion,age\n{absent}")
+    assert {record.lesion_id for record in read(root)[1].records} == {""}
+    assert "not read, as no column names most of the images: whole.csv ('file', 'lesion'," in capsys.readouterr().out
+
+
+def test_numbers_of_rows_are_no_names_of_images(put, read):
+    for number, label in enumerate(("benign", "malignant", "benign", "malignant")):
+        put(f"{label}/{number}.png", number)
+    root = put("t.csv", "row,lesion\n" + "".join(f"{number},L{number}\n" for number in range(1000)))
+    assert {record.lesion_id for record in read(root)[1].records} == {""}
+
+
+def test_tables_that_are_not_read_are_said(put, read, capsys):
+    put("a.png", 1), put("b.png", 2)
+    root = put("labels.csv", "file,label\na.png,benign\nb.png,malignant\n")
+    put("patients.csv", "Bild,Patientin\na,p\nb,p\n"), put("more.xlsx", b"PK")
+    read(root)
+    said = capsys.readouterr().out
+    assert "patients.csv ('Bild', 'Patientin'); config.columns names them" in said
+    assert "prepare: not read: " in said and "more.xlsx: save it as CSV" in said
+
+
+def test_a_table_beside_that_of_an_archive_may_call_images_otherwise(put, read):
+    put("ISIC_1.png", 1), put("ISIC_2.png", 2)
+    root = put("metadata.csv", "isic_id,diagnosis_1\nISIC_1,Benign\nISIC_2,Malignant\n")
+    put("patients.csv", "image,patient_id\nISIC_1.jpg,p\nISIC_2.jpg,q\n")
+    name, found = read(root)
+    assert name == "isic-cli" and [record.patient_id for record in found.records] == ["p", "q"]
+
+
+def test_words_in_another_case_are_one_subgroup(put, read):
+    put("a.png", 1), put("b.png", 2)
+    root = put("t.csv", "file,label,gender,location,fitzpatrick\na,benign,MALE,Back,3.0\nb,malignant,male,BACK,3\n")
+    assert [record.attributes for record in read(root)[1].records] == 2 * [
+        {"sex": "male", "site": "back", "fitzpatrick": "3"}
+    ]

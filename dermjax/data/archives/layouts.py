@@ -84,11 +84,17 @@ def ordered(names: set[str]) -> tuple[str, ...]:
     """
 
     def rank(name: str) -> tuple[int, str]:
-        word = re.sub(r"[\W_]+", " ", name.lower()).strip()
-        nature = RULES.get(SHORT.get(word, word), BENIGN) or BENIGN
+        nature = RULES.get(diagnosis_of(name), BENIGN) or BENIGN
         return (BENIGN, INDETERMINATE, MALIGNANT).index(nature), name
 
     return tuple(sorted(names, key=rank))
+
+
+def diagnosis_of(name: str) -> str:
+    """What is the same of a class's name however it is written: its words alone, in full where it is a short name."""
+    seen = spelled_alike(name)
+    word = re.sub(r"[\W_]+", " ", seen).strip() or seen
+    return SHORT.get(word, word)
 
 
 def refuse_twins(names: Iterable[str], where: str) -> None:
@@ -96,8 +102,7 @@ def refuse_twins(names: Iterable[str], where: str) -> None:
     meant as one."""
     first: dict[str, str] = {}
     for name in sorted(names):
-        word = spelled_alike(name)
-        other = first.setdefault(SHORT.get(word, word), name)
+        other = first.setdefault(diagnosis_of(name), name)
         if other != name:
             raise UserError(f"{where}: {other!a} and {name!a} are one class in two spellings; write them alike")
 

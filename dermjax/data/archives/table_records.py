@@ -17,7 +17,7 @@ import numpy as np
 from dermjax.data.archives import layouts, tables
 from dermjax.data.archives.folders import Listing, resolve_links
 from dermjax.data.archives.hdf5 import Store
-from dermjax.data.archives.layouts import DUPLICATES, INDEXES, LABELS, LAYOUTS, NOTHING, Layout
+from dermjax.data.archives.layouts import DUPLICATES, INDEXES, KINDS, LABELS, NOTHING, Layout
 from dermjax.data.archives.tables import TableFolder, image_key, parse_number
 from dermjax.data.archives.tree import SPLIT_FOLDERS
 from dermjax.data.leaks import duplicates
@@ -73,7 +73,7 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
                         + (f"; {there}" if there else ""))  # fmt: skip
     for table in labelled:
         _refuse_doubled(table, folder.tables[table], layout)
-    others, duplicate_of = _others(folder, layout, labelled, name), _duplicates(folder)
+    others, duplicate_of = _others(folder, layout, labelled), _duplicates(folder)
     store = Store(folder.tree.packed, options.into)
     rows, ignored = {}, []
     for row, unwanted in _rows(folder, layout, labelled, options):
@@ -87,7 +87,7 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
         elif path is None:
             raise _missing_image(row, folder)
         else:
-            row.split = row.split or ("" if name in LAYOUTS else _split_around(path))
+            row.split = row.split or _split_around(path)
             if rows.setdefault(path, row) is not row:
                 _merge(rows[path], row, layout)
     kept = {}
@@ -119,16 +119,18 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
     )
 
 
-def describe(listing: Listing, folder: TableFolder) -> Listing:
-    """A listing of class folders with what tables beside them hold about each image, by the columns that are known.
+def describe(listing: Listing, folder: TableFolder, given: Mapping[str, str]) -> Listing:
+    """A listing of class folders with what tables beside them hold about each image, by the columns that are known and
+    those that are given.
 
-    A name that several images have binds none of them.
+    A name that several images have binds none of them. A split is taken only by a column that is given.
     """
     described: dict[str, dict[str, tuple[str, str]]] = {}
     for table, columns in folder.tables.items():
-        image = tables.image_column(folder, table)
-        known = tables.known_columns(columns, (image,))
-        layout = Layout(image=image, known={field: column for field, column in known.items() if field != "split"})
+        image = tables.image_column(folder, table, given.get("image", ""), partly=True)
+        known = {field: column for field, column in tables.known_columns(columns, (image,)).items() if field != "split"}
+        known |= {field: column for field, column in given.items() if field != "image" and column in columns}
+        layout = Layout(image=image, known=known)
         _refuse_doubled(table, columns if image and layout.known else (), layout)
         for line, values in tables.read_rows(table) if image and layout.known else ():
             paths = folder.references.find(values.get(image, ""), table)
@@ -142,7 +144,8 @@ def describe(listing: Listing, folder: TableFolder) -> Listing:
             return record
         other = _record(record.image, "", None, known, record.source, "", {})
         known = {name: getattr(other, name) for name in ("lesion_id", "patient_id", "licence", "image_manipulation")}
-        return replace(record, attributes=other.attributes | record.attributes, **known)
+        split = record.split or other.split
+        return replace(record, attributes=other.attributes | record.attributes, split=split, **known)
 
     return replace(listing, records=tuple(map(join, listing.records)))
 
@@ -174,14 +177,15 @@ def _rows(
         labels = _labels_by(layout, labelled)
         naming = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
     columns = [column for kind, column in layout.images.items() if options.kind in (kind, "both")] or [layout.image]
-    requested = options.kind if layout.kind and len(_kinds(naming, layout.kind)) > 1 else "both"
+    several_kinds = bool(layout.kind) and len(_kinds(naming, layout.kind)) > 1
+    wanted = [kind for kind in KINDS if options.kind in (kind, "both")]
     for table in naming:
         for number, (line, values) in enumerate(tables.read_rows(table, strict=True)):
             by = labels.get(values.get(layout.by, "")) if layout.by else None
             label, split = (by.values, by.split) if by else ({}, "")
             split = split or numbered.get(number, "") or (_split_of(table) if several else "")
-            kind = _kind(values.get(layout.kind, "") or requested)  # what says nothing is as requested
-            unwanted = "" if requested in (kind, "both") else f"{kind}, as config.image_kind is {requested}"
+            kind = _kind(values.get(layout.kind, "")) or wanted[0]  # what says nothing is as requested
+            unwanted = f"{kind}, as config.image_kind is {options.kind}" if several_kinds and kind not in wanted else ""
             if layout.wrong[0] and values.get(layout.wrong[0], "").lower() == layout.wrong[1].lower():
                 unwanted = "wrongly labelled, as the archive says"
             for column in (*columns, *layout.label):
@@ -211,8 +215,13 @@ def _kinds(naming: Sequence[Path], column: str) -> set[str]:
 
 
 def _kind(taken: str) -> str:
-    """Of what kind, of `layouts.KINDS`, an image is that was taken so."""
-    return "dermoscopic" if taken.lower().startswith("dermoscop") else "clinical"
+    """Of what kind, of `layouts.KINDS`, an image is that was taken so; of none, confocal microscopy and histopathology
+    among them, it is what the table says."""
+    text = taken.lower()
+    if text.startswith("dermoscop"):
+        return "dermoscopic"
+    photograph = text.startswith(("clinic", "tbp", "close", "overview")) or "macroscop" in text
+    return "clinical" if photograph else taken.partition(":")[0]
 
 
 def _numbered_splits(folder: TableFolder) -> dict[int, str]:
@@ -232,17 +241,15 @@ def _numbered_splits(folder: TableFolder) -> dict[int, str]:
     return splits
 
 
-def _others(
-    folder: TableFolder, layout: Layout, labelled: Sequence[Path], name: str
-) -> dict[str, dict[str, tuple[str, str]]]:
+def _others(folder: TableFolder, layout: Layout, labelled: Sequence[Path]) -> dict[str, dict[str, tuple[str, str]]]:
     """What the other tables of a folder hold about each image, by its path, or by its `image_key` where it is no file.
 
     The columns are those of the layout, else those whose names are known.
     """
     others: dict[str, dict[str, tuple[str, str]]] = {}
     for table, columns in folder.tables.items():
-        image = layout.image if layout.image in columns or name in LAYOUTS else tables.image_column(folder, table)
-        if table in labelled or image not in columns:
+        image = "" if table in labelled else tables.image_column(folder, table, layout.image, partly=True)
+        if not image:
             continue
         there = {field: column for field, column in layout.known.items() if column in columns}
         other = Layout(image=image, known=tables.known_columns(columns, (image,)) | there)
@@ -354,6 +361,9 @@ def _record(
     where = known["split"][1] if "split" in known else ""
     known = {field: value for field, (value, _) in known.items()}
     attributes = {name: known.pop(name) for name in ATTRIBUTES if name in known}
+    attributes |= {name: attributes[name].casefold() for name in ("sex", "site") if name in attributes}
+    if number := WHOLE.fullmatch(attributes.get("fitzpatrick", "")):
+        attributes["fitzpatrick"] = number[1]
     years = parse_number(attributes.get("age", "").removesuffix("+"))  # 85+: publishers hide who is older
     if 0 <= years <= OLDEST:
         attributes |= {"age": attributes["age"].replace(",", "."), "age_band": age_band(years)}

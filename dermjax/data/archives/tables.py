@@ -262,10 +262,13 @@ def detect(folder: TableFolder) -> str | None:
     return names[0] if names else None
 
 
-def detect_columns(folder: TableFolder) -> Layout | None:
+def detect_columns(folder: TableFolder, given: Mapping[str, str]) -> Layout | None:
     """The layout of a folder whose tables are of no known one, by the images and classes that they name; None where
-    none does. UserError where tables of other columns name the classes of further images."""
-    found = {table: layout for table in folder.tables if (layout := _columns_of(folder, table))}
+    none does. UserError where tables of other columns name the classes of further images.
+
+    given: columns of images and of what else is known, by the field, which count before those that are found.
+    """
+    found = {table: layout for table in folder.tables if (layout := _columns_of(folder, table, given))}
     if not found:
         return None
     first, layout = next(iter(found.items()))
@@ -282,10 +285,10 @@ def detect_columns(folder: TableFolder) -> Layout | None:
     return layout
 
 
-def _columns_of(folder: TableFolder, table: Path) -> Layout | None:
+def _columns_of(folder: TableFolder, table: Path, given: Mapping[str, str]) -> Layout | None:
     """The layout of one table, by the images and classes that it names."""
     columns = folder.tables[table]
-    image = image_column(folder, table)
+    image = image_column(folder, table, given.get("image", ""))
     spelled = {spelling(column): column for column in columns}
     names = map(spelling, (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS))
     label = next((spelled[name] for name in names if name in spelled), "")
@@ -295,7 +298,8 @@ def _columns_of(folder: TableFolder, table: Path) -> Layout | None:
     meanings = None
     if spelling(label) in map(spelling, layouts.DIAGNOSIS_COLUMNS):
         meanings = next((each for each in (layouts.TARGETS, layouts.DIAGNOSES) if values <= each.keys()), None)
-    return Layout(image=image, label=(label,), meanings=meanings, known=known_columns(columns, (image, label)))
+    more = {field: column for field, column in given.items() if field != "image"}
+    return Layout(image=image, label=(label,), meanings=meanings, known=known_columns(columns, (image, label)) | more)
 
 
 def _named(folder: TableFolder, table: Path, layout: Layout) -> set[str]:
@@ -304,23 +308,45 @@ def _named(folder: TableFolder, table: Path, layout: Layout) -> set[str]:
     return {image for row in rows for image in folder.references.find(row.get(layout.image, ""), table)}
 
 
-def image_column(folder: TableFolder, table: Path) -> str:
-    """The column of a table that names images below, "" for none."""
-    hits: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    suffixed = set()
-    for _, row in islice(read_rows(table), TRIED):
-        for column, value in row.items():
-            if value:
-                hits[column].append(tuple(folder.references.find(value, table)))
-                suffixed |= {column} if _stem(value) != value else set()
-    naming = [column for column, images in hits.items() if np.mean([bool(each) for each in images]) >= MOST]
+def image_column(folder: TableFolder, table: Path, given: str = "", *, partly: bool = False) -> str:
+    """The column of a table that names images below, `given` where the table has it, "" for none.
+
+    Most of its first rows name one. partly: or they name most of the images, as in the table of a whole archive beside
+    a part of it.
+    """
+    if given and given in folder.tables[table]:
+        return given
+    first = [row for _, row in islice(read_rows(table), TRIED)]
+    hits = {column: [tuple(folder.references.find(row[column], table)) for row in first if row.get(column)]
+            for column in folder.tables[table]}  # fmt: skip
+    naming = {column: len(set(images)) for column, images in hits.items()
+              if images and np.mean([bool(each) for each in images]) >= MOST}  # fmt: skip
+    if partly and not naming:
+        naming = _naming_most(folder, table, first)
+    suffixed = {column for column in naming if any(_stem(row.get(column, "")) != row.get(column, "") for row in first)}
     names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS, *sum(layouts.KNOWN_COLUMNS.values(), ()))
     taken = set(map(spelling, names))
 
     def rank(column: str) -> tuple[bool, bool, int]:  # ages and numbers of rows may be names of images by chance
-        return column in suffixed, spelling(column) not in taken, len(set(hits[column]))
+        return column in suffixed, spelling(column) not in taken, naming[column]
 
     return max(naming, key=rank, default="")
+
+
+def _naming_most(folder: TableFolder, table: Path, first: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """How many images each column names, of those whose values name MOST images; numbers would do so by chance."""
+    columns = []
+    for column in folder.tables[table]:
+        values = [row[column] for row in first if row.get(column)]
+        if values and all(map(math.isnan, map(parse_number, values))):
+            columns.append(column)
+    named = {column: set() for column in columns}
+    for _, row in read_rows(table) if columns else ():
+        for column in columns:
+            images = folder.references.find(row.get(column, ""), table)
+            named[column] |= set(images) if len(images) == 1 else set()
+    least = MOST * max(len(folder.separation.photographs), 1)
+    return {column: len(images) for column, images in named.items() if len(images) >= least}
 
 
 def known_columns(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
@@ -345,11 +371,7 @@ def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) ->
     """
     layout = LAYOUTS.get(name, Layout(image=""))
     given = {field: column for field, column in columns.items() if column}
-    for field, column in given.items():
-        if not any(column in there for there in folder.tables.values()):
-            raise UserError(
-                f"config.columns.{field} = {column!r}: no table has this column; {describe_columns(folder)}"
-            )
+    refuse_unknown(folder, given)
     if "label" in given:
         layout = replace(layout, label=(given.pop("label"),), meanings=None, one_hot={}, by="")
     if "diagnosis" in given:
@@ -365,15 +387,36 @@ def choose_layout(folder: TableFolder, name: str, columns: Mapping[str, str]) ->
     return replace(layout, image=image, known={**layout.known, **given})
 
 
-def describe_unread(folder: TableFolder) -> str:
-    """What a message says of tables that name images and have no known column besides, "" where there is none."""
-    images = {path: image_column(folder, path) for path in folder.tables}
-    tables = [
-        f"{path.relative_to(folder.root)} ({', '.join(map(repr, folder.tables[path]))})"
-        for path, image in images.items()
-        if image and not known_columns(folder.tables[path], (image,))
-    ]
-    return f"not read, as no column is known: {'; '.join(tables)}; config.columns names them" if tables else ""
+def refuse_unknown(folder: TableFolder, given: Mapping[str, str]) -> None:
+    """UserError for a given column {field: column} that no table has."""
+    for field, column in given.items():
+        if not any(column in there for there in folder.tables.values()):
+            raise UserError(
+                f"config.columns.{field} = {column!r}: no table has this column; {describe_columns(folder)}"
+            )
+
+
+def describe_unread(folder: TableFolder, layout: Layout) -> str:
+    """What a message says of tables that add nothing and might: those that name images and have no known column
+    besides, and those that know lesions or patients and name no image here; "" where there is none.
+
+    layout: of the tables that are read; its known columns are looked for in the others too.
+    """
+    without_columns, without_images = [], []
+    for path, columns in folder.tables.items():
+        if path in folder.tables_of(layout) or set(layouts.DUPLICATES) <= set(columns):
+            continue
+        image = image_column(folder, path, layout.image, partly=True)
+        known = known_columns(columns, (image,)).keys() | {f for f, column in layout.known.items() if column in columns}
+        name = f"{path.relative_to(folder.root)} ({', '.join(map(repr, columns))})"
+        without_columns += [name] if image and not known else []
+        without_images += [name] if not image and known & {"lesion_id", "patient_id"} else []
+    lines = {
+        f"as no column is known: {'; '.join(without_columns)}; config.columns names them": without_columns,
+        f"as no column names most of the images: {'; '.join(without_images)}; config.columns.image names it":
+            without_images,
+    }  # fmt: skip
+    return "; ".join(f"not read, {line}" for line, tables in lines.items() if tables)
 
 
 def describe_columns(folder: TableFolder) -> str:

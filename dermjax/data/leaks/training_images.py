@@ -19,6 +19,7 @@ from dermjax.run_folder import write_atomically
 
 FILE = "seen_by_generator.jsonl"
 FIELDS = ("image", "label", "source", "lesion_id", "patient_id")  # of the record
+TIES = ("duplicates", "linked_as")  # of its attributes; older lists have none
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,20 @@ def _lines(paths: Sequence[Path]) -> list[bytes]:
 
 def _line(record: Record, fingerprint: Fingerprint) -> bytes:
     fields = json.loads(fingerprint.line()) | {name: getattr(record, name) for name in FIELDS}
+    fields["attributes"] = {name: record.attributes[name] for name in TIES if name in record.attributes}
     return json.dumps(fields | {"told": {}, "measured": None}, sort_keys=True).encode() + b"\n"
 
 
 def _parse(line: bytes, path: Path) -> TrainingImage:
     fingerprint = fingerprints.parse(line)
     try:
-        fields = {name: str(json.loads(line)[name]) for name in FIELDS}
-    except (ValueError, TypeError, KeyError):
+        content = json.loads(line)
+        fields = {name: str(content[name]) for name in FIELDS}
+        attributes = {name: str(value) for name, value in content.get("attributes", {}).items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
         fingerprint = None
     if fingerprint is None:
         raise UserError(f"{path}: damaged, so that nobody can tell what the generator saw; tune or generate again")
-    record = Record(sha256=fingerprint.sha256, split="train", image_manipulation="none", **fields)
+    record = Record(sha256=fingerprint.sha256, split="train", image_manipulation="none", attributes=attributes,
+                    **fields)  # fmt: skip
     return TrainingImage(record, fingerprint)

@@ -119,7 +119,7 @@ def test_a_class_that_is_a_list_is_one_line(tmp_path, value):
     found = tables.open_folder(tmp_path)
     options = TableOptions(classes="binary", skip=False, kind="dermoscopic", own_splits=False, into=tmp_path / "run")
     with pytest.raises(UserError, match=r"metadata.jsonl line 1: label is .*, several values and no class; give") as e:
-        table_records.scan(found, "table", tables.detect_columns(found), options)
+        table_records.scan(found, "table", tables.detect_columns(found, {}), options)
     assert "\n" not in str(e.value)
 
 
@@ -129,9 +129,9 @@ def test_classes_in_columns_of_several_names_are_one_line(tmp_path):
     (tmp_path / "more.csv").write_text("image,class\nb.JPG,nevus\nc.jpg,mole\n")
     with pytest.raises(UserError, match=r"metadata\.csv names classes in 'label' and images in 'file', more\.csv in "
                        r"'class' and 'image', 2 of them its own; give"):  # fmt: skip
-        tables.detect_columns(tables.open_folder(tmp_path))
+        tables.detect_columns(tables.open_folder(tmp_path), {})
     (tmp_path / "more.csv").write_text("image,class\na.jpg,mole\n")  # another opinion on the same images
-    assert tables.detect_columns(tables.open_folder(tmp_path)).label == ("label",)
+    assert tables.detect_columns(tables.open_folder(tmp_path), {}).label == ("label",)
 
 
 def test_what_a_table_knows_of_the_patient(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import digests, images, records
+from dermjax.data import digests, images, records, splits
 from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -219,6 +219,22 @@ def test_lists_are_joined_and_synthetic_images_are_not_in_them(tmp_path):
         "2.png",
         "3.png",
     ]
+
+
+def test_a_list_keeps_what_ties_an_image_to_others(tmp_path):
+    """The publisher's list of duplicates, and its number in the ISIC archive where a link led to it."""
+    real = clean(tmp_path / "real", 6)
+    tied = {"duplicates": "isic-2020/isic_1", "linked_as": "train/ISIC_0000007.jpg"}
+    record = replace(real.records[0], attributes={"age": "44", **tied})
+    manifest = Manifest(labels=("benign", "malignant"), root=real.root, records=(record,))
+    training_images.write(tmp_path / "real", [(manifest, record)], [])
+    (found,) = training_images.read(tmp_path / "real")
+    assert found.record.attributes == tied  # and nothing of the patient
+    assert splits.identities(found.record) == splits.identities(record)
+    path = tmp_path / "real" / training_images.FILE
+    older = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "attributes"}
+    path.write_text(json.dumps(older) + "\n")
+    assert training_images.read(tmp_path / "real")[0].record.attributes == {}
 
 
 def test_a_changed_and_a_missing_file_are_found(tmp_path, capsys):
