@@ -43,7 +43,7 @@ SHARE_SWEPT = (0.5, 1, 2)  # of the batch
 
 
 def run(config: ConfigDict, workdir: Path | None, topology: str, sweep: bool) -> None:
-    """Prints the forecast of a config on a slice, and the smallest slice that it fits; workdir gets them as plan.json.
+    """Prints the forecast of a config on a slice, and the smallest slice that it fits; workdir gets it as plan.json.
 
     With `sweep` it is a table of meshes and batches instead.
 
@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: Path | None, topology: str, sweep: bool) ->
     if workdir:
         run_folder.make_folder(workdir)
     forecasts = []
-    for each in swept(config, sd, where) if sweep else alone(config, sd, where):
+    for each in swept(config, sd, where) if sweep else [alone(config, sd, where)]:
         forecasts.append(each)
         if workdir:
             content = json.dumps([forecast.record(each) for each in forecasts], indent=2)
@@ -66,19 +66,20 @@ def run(config: ConfigDict, workdir: Path | None, topology: str, sweep: bool) ->
     say("bounds by published figures of the chips; nothing here was measured")
 
 
-def alone(config: ConfigDict, sd: StableDiffusion, where: Slice) -> Iterator[Forecast]:
-    """Yields, and prints, the forecast on a slice, and that on the smallest one where it is another."""
-    first = planned(config, sd, where)
-    say(forecast.describe(first))
-    yield first
-    smallest = smallest_that_fits(config, sd, first)
-    if not smallest:
+def alone(config: ConfigDict, sd: StableDiffusion, where: Slice) -> Forecast:
+    """Returns, and prints, the forecast on a slice, with the smallest slice that has room."""
+    found = planned(config, sd, where)
+    say(forecast.describe(found))
+    smallest, peak = smallest_that_fits(config, sd, found)
+    if smallest == where:
+        say(f"  smallest      {smallest}, this one")
+    elif smallest:
+        say(f"  smallest      {smallest}, by arithmetic about {machine.format_bytes(peak)} of each chip; "
+            f"--topology={smallest} asks the same of it")  # fmt: skip
+    else:
         other = "config.accumulate, config.remat = blocks or config.mesh.fsdp"
         say(f"  smallest      no slice of {where.name} has room for this batch; give {other}")
-        return
-    say(f"  smallest      {smallest.slice}, {machine.format_bytes(smallest.needs.peak)} of each chip")
-    if smallest is not first:
-        yield smallest
+    return found
 
 
 def swept(config: ConfigDict, sd: StableDiffusion, where: Slice) -> Iterator[Forecast]:
@@ -107,31 +108,21 @@ def planned(config: ConfigDict, sd: StableDiffusion, where: Slice) -> Forecast:
     return forecast.forecast(setup, config, where, find(setup, config))
 
 
-def smallest_that_fits(config: ConfigDict, sd: StableDiffusion, first: Forecast) -> Forecast | None:
-    """Returns the forecast on the smallest slice of the same chips that has room for the same batch and parts.
+def smallest_that_fits(config: ConfigDict, sd: StableDiffusion, found: Forecast) -> tuple[Slice | None, float]:
+    """Returns the smallest slice of the same chips that has room for the same batch and parts, and a chip's peak there.
 
-    What a chip keeps for an image is taken from the first forecast, which says where a step has no chance; the others
-    are asked in turn, from the smallest.
+    Another slice is not compiled, which takes as long again: a chip of it holds as much, and of what a step needs
+    besides the gradients a share by its number of images.
     """
-    setup = shaped_setup(config, sd, grid_of(config, first.slice))
-    gradients = 4 * count(setup.shapes[0].params) / first.mesh[1]
-    image = max(first.needs.activations - gradients, 0.0) * first.slice.size
-    for where in roofline.slices(first.slice.name):
-        if where == first.slice:
-            if first.fits:
-                return first
-            continue
-        changed = config.copy_and_resolve_references()
-        changed.mesh.data = 0
-        if where.size % config.mesh.fsdp or config.batch % (where.size * config.accumulate):
-            continue
-        held = first.needs.parameters + first.needs.optimizer + first.needs.average
-        if held + gradients + image / where.size > where.chip.memory:
-            continue
-        each = planned(changed, sd, where)
-        if each.fits:
-            return each
-    return None
+    gradients = 4 * count(shaped_setup(config, sd, grid_of(config, found.slice)).shapes[0].params) / found.mesh[1]
+    held = found.needs.parameters + found.needs.optimizer + found.needs.average
+    images = max(found.needs.activations - gradients, 0.0) * found.slice.size
+    for where in roofline.slices(found.slice.name):
+        peak = found.needs.peak if where == found.slice else held + gradients + images / where.size
+        divides = not where.size % config.mesh.fsdp and not config.batch % (where.size * config.accumulate)
+        if divides and (found.fits if where == found.slice else peak <= where.chip.memory):
+            return where, peak
+    return (found.slice, found.needs.peak) if found.fits else (None, 0.0)
 
 
 def described(config: ConfigDict) -> StableDiffusion:
