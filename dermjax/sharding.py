@@ -125,6 +125,12 @@ def tree_shardings(tree: Tree, rules: Rules, grid: Mesh) -> Tree:
     return jax.tree_util.tree_map_with_path(choose, tree)
 
 
+def tree_specs(tree: Tree, rules: Rules, grid: Mesh) -> Tree:
+    """Returns the PartitionSpec of every leaf, as `tree_shardings`; where "fsdp" is one device nothing is divided."""
+    homes = tree_shardings(tree, rules, grid)
+    return jax.tree.map(lambda home: home.spec if grid.shape["fsdp"] > 1 else P(), homes)
+
+
 def shaped(tree: Tree, shardings: Tree) -> Tree:
     """Returns arrays or shapes as shapes with shardings: what a compiler, or a checkpoint to restore, needs of them."""
     return jax.tree.map(lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home), tree, shardings)

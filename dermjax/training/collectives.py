@@ -17,6 +17,7 @@ CALLED = re.compile(
 TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 GROUPS = re.compile(r"replica_groups=(?:\[(\d+(?:,\d+)*)\]<=|\{\{([\d,]+)\})")
+AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")  # mesh['data'=4,'fsdp'=2] {'fsdp'}
 PARTITIONS = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 
 
@@ -93,9 +94,12 @@ def _calls(bodies: dict[str, list[str]], entry: str) -> Counter:
 def _size(line: str, found: re.Match, everyone: int) -> tuple[float, int]:
     """Returns the bytes of a collective's array and the number of devices that share in it."""
     shape, kind, begins = found[1], found[2], bool(found[3])
-    groups = GROUPS.search(line)
+    groups, axes = GROUPS.search(line), AXES.search(line)
     devices = everyone
-    if groups:
+    if axes:
+        sides = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        devices = math.prod(int(sides[name]) for name in re.findall(r"'(\w+)'", axes[2]))
+    elif groups:
         devices = int(groups[1].split(",")[-1]) if groups[1] else groups[2].count(",") + 1
     size = sum(
         math.prod(map(int, filter(None, sides.split(",")))) * int(bits or 8) / 8

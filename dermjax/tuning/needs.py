@@ -123,7 +123,7 @@ def by_shapes(setup: Setup, config: ConfigDict) -> Needs:
         "shapes", **held, activations=activations,
         operations=rounds(setup, again=True) * forward_operations(setup, config) / grid.size,
         traffic=2 * sum(held.values()) + 2 * activations * config.accumulate,
-        collectives=_sent(setup, config.accumulate),
+        collectives=_sent(setup),
     )  # fmt: skip
 
 
@@ -191,23 +191,22 @@ def compiler(grid: Mesh) -> str:
     return f"the compiler for {kind}{version}"
 
 
-def _sent(setup: Setup, parts: int) -> dict[str, Collective]:
-    """Returns the collectives of a step by shapes: gradients once, divided parameters in each pass of each part.
-
-    Gradients are summed in the type of their parameters; where "fsdp" divides these, in the one that they are computed
-    in, in which the parameters are gathered too (see `training.step`).
-    """
-    state, _ = setup.shapes
+def _sent(setup: Setup) -> dict[str, Collective]:
+    """Returns the collectives of a step by shapes: gradients once, what "fsdp" divides once (see `training.step`)."""
+    state, frozen = setup.shapes
     data, fsdp = setup.grid.shape["data"], setup.grid.shape["fsdp"]
-    homes = jax.tree.leaves(sharding.tree_shardings(state.params, sharding.RULES, setup.grid))
-    size = {True: 0.0, False: 0.0}  # bytes of what is divided over devices, and of what each holds completely
-    for leaf, home in zip(jax.tree.leaves(state.params), homes, strict=True):
-        dtype = leaf.dtype if fsdp == 1 else jnp.dtype(setup.sd.dtype)
-        size[not home.is_fully_replicated] += leaf.size * dtype.itemsize
+
+    def size(tree: Tree, divided: bool) -> float:
+        """The bytes of what is divided over devices, or of what each holds completely."""
+        specs = jax.tree.leaves(sharding.tree_specs(tree, sharding.RULES, setup.grid))
+        leaves = zip(jax.tree.leaves(tree), specs, strict=True)
+        return float(sum(leaf.size * leaf.dtype.itemsize for leaf, spec in leaves if any(spec) == divided))
+
+    gathered, whole = size(state.params, True), size(state.params, False)
     sent = {
-        "all-reduce": around_ring("all-reduce", 1, size[False], data * fsdp)
-        + around_ring("all-reduce", 1, size[True] / fsdp, data),
-        "all-gather": around_ring("all-gather", 2 * parts, size[True], fsdp),
-        "reduce-scatter": around_ring("reduce-scatter", parts, size[True], fsdp),
+        "all-reduce": around_ring("all-reduce", 1, whole, data * fsdp)
+        + around_ring("all-reduce", 1, gathered / fsdp, data),
+        "all-gather": around_ring("all-gather", 1, gathered + size(frozen, True), fsdp),
+        "reduce-scatter": around_ring("reduce-scatter", 1, gathered, fsdp),
     }
     return {kind: each for kind, each in sent.items() if each.sent}

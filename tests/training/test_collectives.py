@@ -32,6 +32,10 @@ def program(*lines):
         ("%r = (f32[64]{0}, f32[64]{0}) collective-permute-start(%p), source_target_pairs={{0,1},{1,0}}",
          "collective-permute", 256, 256),
         ("%r = pred[8]{0} all-reduce(%p), replica_groups={}, to_apply=%or", "all-reduce", 8, 14),
+        ("%r = f32[1,8]{1,0} reduce-scatter(%p), replica_groups=mesh['data'=4,'fsdp'=2] {'fsdp'}, dimensions={0}",
+         "reduce-scatter", 64, 32),
+        ("%r = f32[8]{0} all-reduce(%p), replica_groups=mesh['data'=4,'fsdp'=2] {'data','fsdp'}, to_apply=%add",
+         "all-reduce", 32, 56),
     ],
 )  # fmt: skip
 def test_each_kind_sends_what_a_ring_does(line, kind, size, sent):

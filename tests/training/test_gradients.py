@@ -45,6 +45,16 @@ def adapted(params, variables, constants, batch, key):
     return ((batch["x"].astype(jnp.bfloat16) @ kernel).astype(jnp.float32) ** 2).mean(), (variables, {})
 
 
+def layered(kind):
+    """The loss of a layer, whose kernel "fsdp" divides, computed in a type, behind a frozen one and a scale."""
+
+    def loss(params, variables, constants, batch, key):
+        x = jnp.sin(batch["x"] @ constants["to_q"]["kernel"]) * params["norm"]["scale"][None]
+        return ((x.astype(kind) @ params["to_k"]["kernel"].astype(kind)).astype(jnp.float32) ** 2).mean(), ({}, {})
+
+    return loss
+
+
 @pytest.fixture(scope="module")
 def told():
     """What two devices say of themselves."""
@@ -72,9 +82,46 @@ def test_of_a_lora_the_adapter_is_summed_and_in_float32(told):
     assert told["lora"]["by xla"][1] >= 2 * WIDTH**2
 
 
+def test_what_is_divided_is_gathered_once_and_summed_in_float32_whatever_the_batch(told):
+    """XLA left to itself gathers activations, or kernels in each pass, and sums in bfloat16."""
+    assert told["divided"]["difference"] < 1e-5
+    for types, gathered, scattered in told["divided"]["sent"]:
+        assert types == ["f32"]
+        assert gathered == 4 * 2 * WIDTH**2 and scattered == 4 * WIDTH**2  # the frozen kernel and the other; the other
+    assert len(told["divided"]["sent"]) == 3  # 16 and 64 rows, and 16 in two parts
+    assert told["divided"]["homes"] == [[WIDTH], [WIDTH, WIDTH // 2]]
+
+
 def test_statistics_of_the_whole_batch_are_left_to_xla(told):
     """A loss that changes variables sees all examples at once."""
     assert told["seen"] == 16
+
+
+def divided() -> dict:
+    """How one device and two that divide kernels differ, what these send, and the shapes of gradients on each."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"norm": {"scale": jax.random.normal(keys[0], (WIDTH,))},
+              "to_k": {"kernel": jax.random.normal(keys[1], (WIDTH, WIDTH)) / WIDTH}}  # fmt: skip
+    constants = {"to_q": {"kernel": jax.random.normal(keys[2], (WIDTH, WIDTH)) / WIDTH}}
+    grids, found, sent, homes = (sharding.mesh(1, 1), sharding.mesh(1, 2)), [], [], []
+    for grid in grids:
+        given = [
+            sharding.put(tree, sharding.tree_shardings(tree, sharding.RULES, grid)) for tree in (params, constants)
+        ]
+        rows = {"x": np.random.default_rng(0).normal(size=(64, WIDTH)).astype(np.float32)}
+        gradient = jax.jit(step.gradient_function(layered(jnp.float32), 1, grid))
+        found.append(gradient(given[0], {}, given[1], sharding.place(rows, grid), keys[3]))
+        homes = [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(found[-1][1])]
+    for count, accumulate in ((16, 1), (64, 1), (16, 2)):
+        gradient = jax.jit(step.gradient_function(layered(jnp.bfloat16), accumulate, grid))
+        batch = sharding.place({"x": rows["x"][:count]}, grid)
+        text = gradient.lower(given[0], {}, given[1], batch, keys[3]).compile().as_text()
+        types = re.findall(r"(\w+)\[", "".join(re.findall(r"= (.*) reduce-scatter\(", text)))
+        sizes = [collectives(text)[kind].size for kind in ("all-gather", "reduce-scatter")]
+        sent.append([sorted(set(types)), *sizes])
+    one, two = (list(map(np.asarray, jax.tree.leaves(each))) for each in found)
+    difference = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, two, strict=True))
+    return {"difference": difference, "sent": sent, "homes": homes}
 
 
 def main() -> None:
@@ -119,6 +166,7 @@ def main() -> None:
     given = adapter, {}, {"kernel": jnp.ones((WIDTH, WIDTH))}, sharding.place({"x": np.ones((16, WIDTH))}, grid)
     lora = {name: program(way, *given) for name, way in ways(adapted, 1).items()}
     told = {
+        "divided": divided(),
         "met": {name: [met(ways(loss, parts)[name], parts) for parts in (1, 2)] for name in ("by device", "by xla")},
         "lora": {name: [sorted(set(types(text))), collectives(text)["all-reduce"].size] for name, text in lora.items()},
         "differences": [difference(1), difference(2)],
