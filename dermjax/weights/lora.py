@@ -7,6 +7,7 @@ paths may be those of one network or of a complete model, {"unet": …, "text_en
 Files are read and written in the two forms that are in use; rank and alpha of every module are kept.
 
     PEFT, diffusers   unet.down_blocks.0.….to_q.lora_A.weight       alpha in the metadata, else equal to the rank
+                      down_blocks.0.….to_q.lora_A.weight            the same of a network by itself (save_lora_adapter)
                       base_model.model.….to_q.lora_A.weight         alpha in adapter_config.json beside the file
     kohya             lora_unet_down_blocks_0_…_to_q.lora_down.weight    alpha as a tensor beside it
     ComfyUI           diffusion_model.input_blocks.1.1.….to_q.lora_down.weight, which is read alone
@@ -45,7 +46,7 @@ TARGETS = {
     "convolution": r"(conv\w*|proj_in|proj_out)\.kernel$",
     "time": r"(time_emb_proj|time_embedding\.linear_[12])\.kernel$",
 }
-METADATA = "lora_adapter_metadata"  # diffusers' JSON in the file: {"unet.lora_alpha": …}
+METADATA = "lora_adapter_metadata"  # diffusers' JSON in the file: {"unet.lora_alpha": …}, or {"lora_alpha": …}
 CONFIG = "adapter_config.json"  # PEFT's, of one network, beside its file
 FILES = (  # in a folder: PEFT's own, diffusers' own, ours
     "adapter_model.safetensors",
@@ -230,6 +231,8 @@ def read_settings(path: Path, texts: dict[str, str], names: Collection[str]) -> 
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UserError(f"{path}: its {METADATA} holds {kind}, not names with values; fetch the file again")
+    if content and not any(key.startswith(f"{network}.") for key in content for network in KOHYA):
+        return dict.fromkeys(KOHYA, content)
     settings = collections.defaultdict(dict)
     for key, value in content.items():
         network, _, name = key.partition(".")

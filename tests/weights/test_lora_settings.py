@@ -62,9 +62,12 @@ def trained(twin, settings, seed=0):
 
 def same(params, path, sd, adapted):
     """Whether our merge of the file is PEFT's."""
-    ours = lora.merge(params, lora.read(path, sd.shapes), 1.0)["unet"]
-    theirs = adapted.merge_and_unload().state_dict()
-    changed = 0
+    equal(params, path, sd, adapted.merge_and_unload().state_dict())
+
+
+def equal(params, path, sd, theirs):
+    """Whether our merge of the file has the tensors of PyTorch's UNet."""
+    ours, changed = lora.merge(params, lora.read(path, sd.shapes), 1.0)["unet"], 0
     for name, array in flatten(ours).items():
         key, kernel = to_torch(name, np.asarray(array))
         found = theirs[key].numpy()
@@ -134,6 +137,38 @@ def test_what_the_file_says_goes_before_what_lies_beside(twin, model, tmp_path):
     said = {lora.METADATA: json.dumps({"unet.lora_alpha": 2, "unet.r": 4})}
     save_file(tensors, tmp_path / "diffusers.safetensors", metadata=said)
     assert set(lora.read(tmp_path / "diffusers.safetensors", model[0].shapes).alphas.values()) == {2.0}
+
+
+@pytest.mark.parametrize("settings", ["plain", "rank stabilised", "patterns"])
+def test_the_strength_of_a_network_that_diffusers_saves_by_itself(twin, model, tmp_path, settings, capsys):
+    """`save_lora_adapter` writes PEFT's settings into the file without the network's name before them."""
+    unet = with_adapter(twin, **SETTINGS[settings])
+    unet.save_lora_adapter(tmp_path)
+    unet.fuse_lora()
+    unet.unload_lora()
+    equal(model[1], tmp_path, model[0], unet.state_dict())
+    assert "nothing says the alpha" not in capsys.readouterr().out
+    _, rows = inspection.describe(tmp_path / "pytorch_lora_weights.safetensors")
+    assert dict(rows)["alpha"] == str(SETTINGS[settings]["lora_alpha"])
+
+
+def test_the_method_of_a_network_that_diffusers_saves_by_itself_is_read(twin, model, tmp_path):
+    with_adapter(twin, init_lora_weights="olora").save_lora_adapter(tmp_path)
+    with pytest.raises(UserError, match="settings are those of started as olora"):
+        lora.read(tmp_path, model[0].shapes)
+
+
+def with_adapter(twin, **settings):
+    """A UNet of diffusers' own with adapters that change it."""
+    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    unet = type(twin[0].unet).from_pretrained(twin[1] / "unet")
+    unet.add_adapter(peft.LoraConfig(r=4, target_modules=ATTENTION, **settings))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return unet
 
 
 def edited(folder, **changes):
