@@ -46,7 +46,8 @@ LIBRARIES = {  # the names that state dicts are known by
     "torchvision": "features.18.0.weight",
 }
 NEITHER = "neither timm's nor torchvision's ViT or MobileNetV2; give a classifier folder"
-HEAD_WIDTH = 64  # of every ViT from Ti to L
+HEAD_WIDTH, WIDEST = 64, 1024  # of every ViT from Ti to L
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # of wider ones, by their width: So400m, H, g and G
 EPSILON = {"vit": 1e-6, "mobilenet_v2": 1e-5}  # of timm's LayerNorm, and of PyTorch's BatchNorm
 REPEATS = (1, 2, 3, 4, 3, 3, 1)  # blocks of MobileNetV2's stages
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # multipliers that weights are published for
@@ -306,6 +307,10 @@ def to_state_dict(tensors: Tensors, config: dict[str, Any], form: str) -> Tensor
         raise UserError("timm's DINOv2 has a head on the class token alone; ours, which reads more, cannot be written")
     if config["layer_norm_eps"] != EPSILON["vit"]:
         raise UserError(f"timm's LayerNorm has epsilon 1e-6, this ViT's is {config['layer_norm_eps']}")
+    width, number = config["hidden_size"], config["num_attention_heads"]
+    if heads(width) != number:
+        raise UserError(f"timm's ViT of {width} channels has {heads(width) or 'no known number of'} heads, this one "
+                        f"{number}; a state dict does not say it")  # fmt: skip
     return to_timm_vit(tensors, config)
 
 
@@ -356,6 +361,9 @@ def read_vit(file: Tensors, source: str) -> tuple[Tensors, dict[str, Any], Norma
     kind = "dinov2" if "blocks.0.ls1.gamma" in file else "vit"
     width, _, patch, _ = shape(file, "patch_embed.proj.weight", 4, source)
     inner, _ = shape(file, "blocks.0.mlp.fc1.weight", 2, source)
+    if not heads(width):
+        raise UserError(f"{source}: is {width} wide, and no ViT of timm's says how many heads that has; give a "
+                        "classifier folder")  # fmt: skip
     layers = 1 + max(int(block[1]) for name in file if (block := re.match(r"blocks\.(\d{1,3})\.", name)))
     mean = "fc_norm.weight" in file
     names = {theirs: ours for ours, theirs in vit_names(kind, layers, mean).items()}
@@ -373,12 +381,18 @@ def read_vit(file: Tensors, source: str) -> tuple[Tensors, dict[str, Any], Norma
             tensors[name] = tensor.transform(size, lambda array, rows=rows: array[rows])
     config = {
         "model_type": kind, "hidden_size": width, "num_hidden_layers": layers, "patch_size": patch,
-        "num_attention_heads": width // HEAD_WIDTH, "layer_norm_eps": EPSILON["vit"], "hidden_act": "gelu",
+        "num_attention_heads": heads(width), "layer_norm_eps": EPSILON["vit"], "hidden_act": "gelu",
         "qkv_bias": "blocks.0.attn.qkv.bias" in file,
     }  # fmt: skip
     if kind == "dinov2":
         return tensors, config | {"mlp_ratio": inner // width}, IMAGENET
     return tensors, config | {"intermediate_size": inner, "pooling": "mean" if mean else "token"}, HALVES
+
+
+def heads(width: int) -> int:
+    """Returns how many heads timm's ViT of a width has, 0 where there is none of it; no tensor says it."""
+    regular = width % HEAD_WIDTH == 0 and width <= WIDEST
+    return width // HEAD_WIDTH if regular else HEADS.get(width, 0)
 
 
 def to_timm_vit(tensors: Tensors, config: dict[str, Any]) -> Tensors:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
 from dermjax.weights import classifiers
+from dermjax.weights.torch_layout import flatten, to_file
 
 LABELS = ("benign", "malignant")
 VIT = {"patch_size": 8, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
@@ -99,6 +100,29 @@ def say_the_same(model, size, torch, folder):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * max(1, np.abs(theirs).max()))
 
 
+@pytest.mark.parametrize(("width", "number"), [
+    (192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16)
+])  # fmt: skip
+def test_a_state_dict_has_the_heads_of_timm_s_vit_of_its_width(width, number):
+    """Their number is in no tensor; ViT-H, g and G have 16 of more than 64 channels."""
+    classifier = fresh(describe("vit", VIT | {"hidden_size": width, "num_attention_heads": 1, "num_hidden_layers": 1},
+                                LABELS, 32), np.float32)  # fmt: skip
+    zeros = {name: np.zeros(each.shape, np.float32) for name, each in flatten(classifier.shapes[0]).items()}
+    file = classifiers.to_timm_vit(to_file(zeros, np.float32), classifier.config)
+    _, config, _ = classifiers.read_state_dict(file, "theirs")
+    assert config["num_attention_heads"] == number
+
+
+@pytest.mark.parametrize("width", [100, 1088, 2048])
+def test_a_width_that_no_vit_of_timm_s_has_is_one_line(width, tmp_path):
+    """The number of heads would be a guess, and the features silently wrong."""
+    tensors = {"blocks.0.attn.qkv.weight": (1,), "blocks.0.mlp.fc1.weight": (8, width),
+               "patch_embed.proj.weight": (width, 3, 8, 8)}  # fmt: skip
+    save_file({name: np.zeros(size, np.float16) for name, size in tensors.items()}, tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match=f"theirs.safetensors: is {width} wide, and no ViT of timm's says how many"):
+        classifiers.read(tmp_path / "theirs.safetensors", LABELS, 32)
+
+
 def test_a_head_of_other_labels_is_replaced(tmp_path):
     kind, settings, form = SETTINGS["timm vit"]
     written(tmp_path / "ours", kind, settings)
@@ -113,6 +137,8 @@ def test_a_head_of_other_labels_is_replaced(tmp_path):
         (("mobilenet_v2", {"depth_multiplier": 0.35}), "timm", "TensorFlow's"),
         (("vit", VIT), "torchvision", "MobileNetV2 only"),
         (("vit", VIT | {"layer_norm_eps": 1e-12}), "timm", "epsilon 1e-6"),
+        (("vit", VIT | {"num_attention_heads": 4}), "timm", "of 128 channels has 2 heads, this one 4"),
+        (("vit", VIT | {"hidden_size": 96}), "timm", "of 96 channels has no known number of heads, this one 2"),
         (("dinov2", {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}), "timm", "class token"),
         (("vit", VIT), "keras", "there are timm and torchvision"),
     ],
