@@ -61,11 +61,21 @@ def verdict(records: list[dict]) -> str:
         return f"The loss on held-out images never fell below its start ({first:.4g}): nothing general was learnt."
     fell = f"The loss on held-out images fell from {first:.4g} to {lowest:.4g} (step {step})"
     if last > RISEN * lowest:
-        return (
-            f"{fell} and rose to {last:.4g} (step {end}): from there on images were learnt by heart. The checkpoint of "
-            f"step {step} is kept."
-        )
+        rose = f"{fell} and rose to {last:.4g} (step {end}): from there on images were learnt by heart."
+        return f"{rose} {kept(records, step)}".strip()
     return f"{fell} and did not rise again."
+
+
+def kept(records: list[dict], lowest: int) -> str:
+    """Returns which checkpoint the loop keeps as the best, "" for none: that of the `lowest` held-out loss, or where
+    drawn images are looked at too, of the evaluation that they make the best."""
+    if not any("copies" in record for record in records):
+        return f"The checkpoint of step {lowest} is kept."
+    judged = {record["step"]: record[task.JUDGED] for record in records if record["step"] and task.JUDGED in record}
+    if not judged:
+        return ""
+    best = min(judged, key=judged.get)
+    return f"The checkpoint of step {best} is kept" + ("." if best == lowest else ", the best by the images drawn.")
 
 
 def evidence(records: list[dict]) -> str:

@@ -11,8 +11,8 @@ from dermjax.errors import UserError
 from dermjax.evaluation import features
 from dermjax.models import classifier
 from dermjax.training import writers
+from dermjax.tuning import report, task
 from dermjax.tuning import run as tuning
-from dermjax.tuning import task
 from dermjax.weights import classifiers
 
 
@@ -58,6 +58,27 @@ def test_tuning_keeps_the_figures_at_each_look_and_ends_by_them(network, config,
     assert all(0 <= each["copies"] <= 1 and "validation_loss" in each for each in looks)
     page = Path(tmp_path / "report.html").read_text()
     assert "Of the images drawn at each evaluation" in page and "at step 4" in page
+
+
+@pytest.mark.parametrize(
+    ("judged", "told"),
+    [
+        ({}, "The checkpoint of step 2 is kept."),
+        ({0: 1.0, 2: 3.0, 4: 5.0, 6: 6.0}, "The checkpoint of step 2 is kept."),
+        ({0: 1.0, 2: 5.0, 4: 3.0, 6: 4.0}, "The checkpoint of step 4 is kept, the best by the images drawn."),
+        ({6: 4.0}, "The checkpoint of step 6 is kept, the best by the images drawn."),
+        ({0: 1.0}, "learnt by heart."),
+    ],
+    ids=["losses alone", "the same", "another", "copies until then", "copies always"],
+)
+def test_the_page_names_the_checkpoint_that_the_loop_keeps(judged, told):
+    """The best by what the loop goes by; the evaluation before the first step is none to it."""
+    losses = {0: 9.0, 2: 5.0, 4: 6.0, 6: 8.0}
+    seen = {"copies": 0.1, "frechet": 2.0} if judged else {}
+    records = [{"step": step, "validation_loss": loss} | seen for step, loss in losses.items()]
+    records = [each | ({"judged": judged[each["step"]]} if each["step"] in judged else {}) for each in records]
+    found = report.verdict([*records, {"step": 7, "loss": 1.0}])
+    assert found.endswith(told) and ("is kept" in found) == ("is kept" in told)
 
 
 @pytest.mark.parametrize(
