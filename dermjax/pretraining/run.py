@@ -302,15 +302,16 @@ def encode(sd: StableDiffusion, vae_params: Params, pictures: Sequence[np.ndarra
 def make_phantoms(folder: Path, number: int, size: int, first_seed: int) -> tuple[np.ndarray, list[str]]:
     """Returns images uint8 [number, size, size, 3] (memory-mapped) and their captions; makes what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = [(folder / f"{at:06d}", range(first_seed + at, first_seed + min(at + CHUNK, number)), size)
-              for at in range(0, number, CHUNK)]  # fmt: skip
-    missing = [chunk for chunk in chunks if not chunk[0].with_suffix(".json").exists()]
+    drawn = [range(first_seed + at, first_seed + min(at + CHUNK, number)) for at in range(0, number, CHUNK)]
+    chunks = [(folder / f"{seeds.start}_{len(seeds)}_{size}px", seeds, size) for seeds in drawn]
+    joined = folder / f"images_{first_seed}_{number}_{size}px.npy"
+    wanted = (".json",) if joined.exists() else (".json", ".npy")  # other joined images took what these were made of
+    missing = [chunk for chunk in chunks if not all(chunk[0].with_suffix(each).exists() for each in wanted)]
     present = number - sum(len(seeds) for _, seeds, _ in missing)
     spawn = multiprocessing.get_context("spawn")  # a forked child of a process that runs JAX can hang
     with bar(number, "phantoms", "images", present) as progress, ProcessPoolExecutor(machine.cores(), spawn) as pool:
         for count in pool.map(make_chunk, missing):
             progress.update(count)
-    joined = folder / f"images_{number}.npy"
     if not joined.exists():
         part = joined.with_suffix(".part")
         images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
@@ -327,6 +328,7 @@ def make_phantoms(folder: Path, number: int, size: int, first_seed: int) -> tupl
 def make_chunk(chunk: tuple[Path, range, int]) -> int:
     """Makes one chunk and returns its count: images first, captions last, whose presence says that both are there."""
     path, seeds, size = chunk
+    path.with_suffix(".json").unlink(missing_ok=True)  # of images that are not there any more
     images, captions = zip(*((p.image, p.caption) for p in (phantom(seed, size) for seed in seeds)), strict=True)
     np.save(path.with_suffix(".npy"), np.stack(images))
     write_atomically(path.with_suffix(".json"), json.dumps(captions))

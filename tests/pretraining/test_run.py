@@ -1,7 +1,9 @@
 """`pretrain` from pictures to a model folder, with photographs, a teacher and a discriminator, in a few steps each."""
 
 import runpy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,53 @@ from dermjax.weights import diffusers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pretrain.py"
 DINOV2 = Path(__file__).parents[3] / "shared/weights/dinov2_vits14"
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """drawn(number, size, first_seed): how many phantoms are made, of which all are as they should be; four a chunk."""
+    made = []
+
+    def phantom(seed, size):
+        made.append(seed)
+        return SimpleNamespace(image=np.full((size, size, 3), seed, np.uint8), caption=f"{seed} of {size}")
+
+    monkeypatch.setattr(stage, "CHUNK", 4)
+    monkeypatch.setattr(stage, "phantom", phantom)
+    monkeypatch.setattr(stage, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
+
+    def make(number, size=8, first_seed=0):
+        made.clear()
+        images, captions = stage.make_phantoms(tmp_path, number, size, first_seed)
+        seeds = range(first_seed, first_seed + number)
+        assert captions == [f"{seed} of {size}" for seed in seeds] and images.shape == (number, size, size, 3)
+        np.testing.assert_array_equal(images[:, 0, 0, 0], seeds)
+        return len(made)
+
+    return make
+
+
+def test_phantoms_are_made_once_and_anew_for_another_number_size_or_seed(drawn):
+    assert drawn(6) == 6 and drawn(6) == 0
+    assert drawn(12) == 12 and drawn(12) == 0 and drawn(6) == 0
+    assert drawn(6, size=4) == 6 and drawn(6, first_seed=50) == 6 and drawn(6) == 0
+
+
+def test_a_killed_run_makes_the_chunks_alone_that_are_missing(drawn, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def dies(path, array, save=np.save):
+        if array[0, 0, 0, 0] >= 4:
+            path.write_bytes(b"half of it")
+            raise Killed
+        save(path, array)
+
+    for number in (12, 10):  # the second takes the first chunk, whose images the first has joined
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(np, "save", dies)
+            drawn(number)
+        assert drawn(number) == number - 4
 
 
 @pytest.mark.slow
