@@ -17,6 +17,7 @@ from dermjax.errors import UserError
 from dermjax.progress import say
 from dermjax.training.rounding import FIRST, ROUNDING, SECOND, empty, pack, unpack
 
+SMALL_FACTOR = 0.1  # of prodigy's step, up to which a rate is one of other optimisers
 ALONE = 2**20  # elements of an array whose moments take much memory while they are wide
 
 
@@ -42,6 +43,8 @@ def build(
     rates = pick("schedule", SCHEDULES, schedule)(rate, warmup, steps)
     if warmup > steps:
         say(f"warmup = {warmup} is longer than steps = {steps}: the rate ends below {rate:g}; a shorter one reaches it")
+    if name == "prodigy" and 0 < rate <= SMALL_FACTOR:
+        say(f"rate = {rate:g}: prodigy finds its step itself and takes the rate as a factor; give 1")
     update = pick("optimizer", OPTIMIZERS, name)(rates, weight_decay)
     before = [clip_by_global_norm(clip)] if clip else []
     after = [multiply_by_path(slower)] if slower else []

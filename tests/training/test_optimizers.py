@@ -48,6 +48,16 @@ def test_every_optimizer_learns(name):
     assert after < 0.05 * before
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "said"), [("prodigy", 1e-4, True), ("prodigy", 0.1, True), ("prodigy", 1.0, False),
+                               ("prodigy", 0.0, False), ("adamw", 1e-4, False)]
+)  # fmt: skip
+def test_a_rate_of_other_optimizers_is_said_of_prodigy(name, rate, said, capsys):
+    optimizers.build(name, rate=rate, warmup=0, steps=10, schedule="constant", weight_decay=0.0, clip=0.0)
+    line = f"rate = {rate:g}: prodigy finds its step itself and takes the rate as a factor; give 1\n"
+    assert capsys.readouterr().out == (line if said else "")
+
+
 def test_eight_bits_learn_as_well_as_thirty_two_in_a_quarter_of_the_memory():
     (_, whole, state), (_, quantised, small) = fitted("adamw"), fitted("adamw8bit")
     assert quantised < 1.2 * whole
