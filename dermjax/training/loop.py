@@ -58,8 +58,8 @@ class LoopConfig:
 
     A step takes its batch in `accumulate` parts, one after the other, and updates once, which saves memory and changes
     no number. The task is evaluated before the first step, every `evaluate_every` steps and at the end. With `patience`
-    training ends once its best evaluation is so many steps old, and gives that checkpoint's state. With save_every 0
-    only the end is saved, and where the run is told to stop.
+    training ends once its best evaluation is so many steps old, and another one was made since, and gives that
+    checkpoint's state. With save_every 0 only the end is saved, and where the run is told to stop.
     """
 
     seed: int
@@ -136,7 +136,8 @@ def fit(
         if evaluates and not resumed:
             writer.write(0, task.evaluate(state, constants))
         for k in range(begin + 1, config.steps + 1):
-            if config.patience and best and k > best[0] + config.patience:
+            # after the best evaluation there is another one at least, however short patience is
+            if config.patience and best and k > best[0] + max(config.patience, config.evaluate_every):
                 break
             batch = next(batches)
             given = state, constants, sharding.place(batch, mesh), key

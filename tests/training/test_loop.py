@@ -198,6 +198,18 @@ def test_a_held_out_loss_that_ends_as_none_is_refused(train, tmp_path):
         )
 
 
+@pytest.mark.parametrize(("patience", "ends", "best"), [(1, 15, 10), (5, 15, 10), (9, 19, 10), (10, 20, 20)])
+def test_patience_waits_for_the_next_evaluation_at_least(train, tmp_path, patience, ends, best):
+    """The evaluation of step 10 is better than that of step 5, and of step 15 worse, whatever patience says."""
+    losses = {0: 0.0, 5: 3.0, 10: 2.0, 15: 4.0, 20: 1.0}  # that before the first step counts for nothing
+
+    def look(state, constants):
+        return {"held_out": losses[int(state.step)]}
+
+    state = train(tmp_path, 20, evaluate=look, evaluate_every=5, patience=patience, minimise="held_out", log_every=1)
+    assert writers.read(tmp_path / "metrics.jsonl")[-1]["step"] == ends and int(state.step) == best
+
+
 @pytest.fixture
 def ctrl_c():
     """SIGINT as Python hears it, also where the tests were started to ignore it, as by a shell in the background."""
