@@ -17,11 +17,12 @@ from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import Params
 from dermjax.weights import lora
 from dermjax.weights.textual_inversion import TABLE, with_leaf
+from dermjax.weights.torch_layout import flatten, unflatten
 
 Tree = dict[str, Any]
 
 MODES = ("full", "lora", "frozen")
-PRECISIONS = {  # what is trained is kept in the first; what is frozen, and the arithmetic, are in the second
+PRECISIONS = {  # networks tuned whole are kept in the first; what is frozen, and the arithmetic, are in the second
     "float32": (jnp.float32, jnp.float32),
     "bfloat16": (jnp.float32, jnp.bfloat16),
     "pure_bfloat16": (jnp.bfloat16, jnp.bfloat16),
@@ -42,6 +43,10 @@ def divide(
 
     tuned: "full", "lora" or "frozen" for unet and text_encoder; words: how many rows at the end of the token table are
     trained although the text encoder is not. A text encoder of which nothing is trained is in neither.
+
+    Adapters, words and the kernels that have adapters are float32 in every precision. A kernel in bfloat16 would lie on
+    bfloat16's grid, where the layer's rounding of kernel + change takes away every change below half a step of it; off
+    the grid some numbers of the kernel are rounded to the next step, and in the mean the change arrives.
 
     Raises:
       UserError: nothing is trained, a name is unknown, a network has no target, or words come with a fully trained text
@@ -68,11 +73,15 @@ def divide(
     if bare:
         raise UserError(f"config.lora.targets = {tuple(targets)}: {bare[0]} has none of them; add attention")
     trained = {
-        "full": _cast(networks["full"], kept),
+        "full": jax.tree.map(lambda leaf: jnp.asarray(leaf, kept), networks["full"]),
         "lora": adapters,
         "words": jnp.asarray(token_table(params))[-words:] if words else {},
     }
-    return {name: branch for name, branch in trained.items() if len(branch)}, {"networks": _cast(used, arithmetic)}
+    wide = {f"{module}.kernel" for module in lora.Lora(adapters, {}).ranks}
+    frozen = {
+        path: jnp.asarray(leaf, jnp.float32 if path in wide else arithmetic) for path, leaf in flatten(used).items()
+    }
+    return {name: branch for name, branch in trained.items() if len(branch)}, {"networks": unflatten(frozen)}
 
 
 def assemble(trained: Tree, frozen: Tree, alpha: float) -> Params:
@@ -92,7 +101,3 @@ def needs_text_encoder(trained: Tree, frozen: Tree) -> bool:
 def token_table(params: Params) -> Any:
     """Returns the token table [V, D] of the text encoder."""
     return reduce(getitem, TABLE, params)
-
-
-def _cast(tree: Tree, dtype: jnp.dtype) -> Tree:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)

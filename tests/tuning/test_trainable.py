@@ -1,19 +1,24 @@
 """What is trained and what is frozen: gradients, the optimiser's state and the clipping norm know the former only."""
 
+import runpy
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dermjax.models.stable_diffusion import count
+from dermjax import sharding
+from dermjax.models.stable_diffusion import SD15, StableDiffusion, count
 from dermjax.training import optimizers
 from dermjax.training.state import create
-from dermjax.tuning import trainable
+from dermjax.tuning import costs, needs, trainable
+from dermjax.tuning.setup import shaped_setup
 from dermjax.weights import lora
 from dermjax.weights.torch_layout import flatten
 
+CONFIG = Path(__file__).parents[2] / "configs" / "tune.py"
 NOTHING = {"rank": 2, "targets": ("attention",), "seed": 0, "words": 0, "precision": "float32"}
 
 
@@ -62,8 +67,52 @@ def test_precisions_are_of_what_is_trained_and_of_what_is_frozen(small_model, pr
     tree, rest = divided(params, "full", "lora", precision=precision)
     kept, arithmetic = trainable.PRECISIONS[precision]
     assert {leaf.dtype for leaf in jax.tree.leaves(tree["full"])} == {jnp.dtype(kept)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(rest)} == {jnp.dtype(arithmetic)}
+    adapted = {f"{module}.kernel" for module in lora.Lora(tree["lora"], {}).ranks}
+    types = {path: leaf.dtype for path, leaf in flatten(rest["networks"]).items()}
+    assert types == {path: jnp.dtype(jnp.float32 if path in adapted else arithmetic) for path in types}
+    assert adapted < types.keys()
     assert {leaf.dtype for leaf in jax.tree.leaves(tree["lora"])} == {jnp.dtype("float32")}
+
+
+def test_a_small_change_arrives_in_a_layer_that_rounds_to_bfloat16():
+    """A change of 0.05 % of the kernel, less than half a step of most of its numbers, arrives whole in the mean.
+
+    A number off the grid is rounded to the next step of size u with probability |d| / u, so that the slope of what
+    arrives over the change d is 1, with a variance of sum d^2 |d| u / (sum d^2)^2 at most. On the grid most of it is
+    lost, whatever its size.
+    """
+    rng, size, rank = np.random.default_rng(0), 512, 4
+    kernel = rng.normal(size=(size, size)).astype(np.float32)
+    params = {"unet": {"attn1": {"to_q": {"kernel": kernel}}}, "text_encoder": {}}
+    tree, rest = divided(params, "lora", "frozen", rank=rank, precision="bfloat16")
+    down = np.asarray(tree["lora"]["unet"]["attn1"]["to_q"]["down"])
+    up = rng.normal(size=(rank, size)).astype(np.float32)
+    up *= np.float32(5e-4 / (down @ up).std())
+    tree["lora"]["unet"]["attn1"]["to_q"]["up"] = jnp.asarray(up)
+    change = (down @ up).astype(np.float64)
+
+    def rounded(array):
+        return np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+
+    def slope(before, after):
+        return ((rounded(after) - rounded(before)) * change).sum() / (change**2).sum()
+
+    whole = trainable.assemble(tree, rest, float(rank))["unet"]["attn1"]["to_q"]["kernel"]
+    step = 2.0 ** (np.floor(np.log2(np.abs(kernel))) - 7)
+    error = np.sqrt((np.abs(change) ** 3 * step).sum()) / (change**2).sum()
+    assert error < 0.02 and abs(slope(kernel, whole) - 1) < 4 * error
+    assert slope(kernel, rounded(kernel) + change) < 0.5
+
+
+def test_kernels_with_adapters_are_counted_as_they_are_kept():
+    """Two bytes a number of SD 1.5's UNet in bfloat16, and two more of its attention."""
+    config = runpy.run_path(str(CONFIG))["get_config"]("paper")
+    config.precision = "bfloat16"
+    setup = shaped_setup(config, StableDiffusion(SD15, Path(), jnp.bfloat16), sharding.mesh(1, 1))
+    state, frozen = setup.shapes
+    kernels = costs.adapted_kernels(state.params["lora"])
+    assert kernels == pytest.approx(94e6, rel=0.01)
+    assert needs.resident(setup)["parameters"] == 2 * (count(frozen) + kernels) + 4 * count(state.params)
 
 
 def test_the_text_encoder_may_learn_more_slowly(small_model):
