@@ -6,6 +6,7 @@ Of the model only what a step needs is in memory while it is tuned: the autoenco
 for the moments and the contexts, for every evaluation, and once more when the tuned model is written.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +59,15 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
     check(config)
     if not on_loss:
         _check_left(config)
-    setup = read_setup(config, workdir / "tokenizer")
+    folder = workdir / f".tokenizer_{jax.process_index()}"  # of new words, while the run lasts
+    try:
+        _tune(config, workdir, read_setup(config, folder), on_loss or (lambda step, loss: None))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tune(config: ConfigDict, workdir: Path, setup: Setup, on_loss: Callable[[int, float], None]) -> None:
+    """Tunes as `run` does, once the setup is made."""
     base = model_files.digest(model_files.locate(config.model))
     _say_other_causes(workdir, _inputs(base, setup.training, setup.validation))
     costs.report(setup, config)
@@ -71,7 +80,7 @@ def run(config: ConfigDict, workdir: Path, on_loss: Callable[[int, float], None]
         training, batch=config.batch, seed=config.seed, epoch=setup.training.epoch,
         rows=sharding.local_rows(config.batch, setup.grid),
     )  # fmt: skip
-    learning = _task(setup, config, workdir, draw, network, validation, on_loss or (lambda step, loss: None))
+    learning = _task(setup, config, workdir, draw, network, validation, on_loss)
     loop_config = LoopConfig(
         seed=config.seed, steps=config.steps, save_every=config.save_every, log_every=config.log_every,
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,

@@ -98,6 +98,8 @@ def write(path: Path, embedding: Embedding) -> None:
 def add(configs: dict[str, dict], params: Tree, embedding: Embedding, tokenizer: Path, folder: Path):
     """Returns (configs, params) with the vectors as new rows of the token table; `folder` gets the tokenizer with them.
 
+    It may be the tokenizer itself, of earlier words; else what was in it is gone.
+
     Raises:
       UserError: the vectors are not as wide as the text encoder, or the word is taken.
     """
@@ -110,7 +112,9 @@ def add(configs: dict[str, dict], params: Tree, embedding: Embedding, tokenizer:
     taken = [token for token in embedding.tokens if token in vocabulary(tokenizer)]
     if taken:
         raise UserError(f"embedding {embedding.token}: the tokenizer has {taken[0]!r} already; rename the file")
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    if tokenizer != folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tokenizer, folder)
     enlarge(folder, {token: len(table) + i for i, token in enumerate(embedding.tokens)})
     rows = np.concatenate([table, embedding.vectors.astype(table.dtype)])
     text = configs["text_encoder"] | {"vocab_size": len(rows)}

@@ -11,6 +11,7 @@ from dermjax import sharding
 from dermjax.data import records, tokens
 from dermjax.models import clip_text, vae
 from dermjax.tuning import latents
+from dermjax.tuning.trainable import token_table
 from dermjax.weights import diffusers
 
 
@@ -129,6 +130,21 @@ def test_another_config_of_the_same_weights_is_another_network(moments, monkeypa
     monkeypatch.setattr(diffusers, "read", changed)
     _, computed, said = moments()
     assert computed == 1 and "(vae: " in said
+
+
+def test_two_new_words_are_the_last_rows_and_known_to_the_tokenizer(base, tmp_path):
+    words = {"<one>": "mole", "<other>": "benign"}
+    sd, params, embeddings = latents.read_model(
+        str(base), dtype=jnp.float32, remat="none", words=words, vectors=2, folder=tmp_path / "tokenizer"
+    )
+    table, known = np.asarray(token_table(params)), tokens.load_tokenizer(base / "tokenizer").get_vocab()
+    for place, (word, like) in enumerate(words.items()):
+        assert embeddings[place].tokens == [word, f"{word}_1"]
+        rows = table[[tokens.load_tokenizer(sd.tokenizer).get_vocab()[each] for each in embeddings[place].tokens]]
+        np.testing.assert_array_equal(rows, table[len(known) + 2 * place :][:2])
+        np.testing.assert_array_equal(rows, table[[known[f"{like}</w>"]] * 2])
+    said = latents.tokenize_prompts(sd, ["a <one> mole", "a <other> mole"], embeddings)
+    assert said.tokens.max() == len(table) - 1 == sd.configs["text_encoder"]["vocab_size"] - 1
 
 
 def test_causes_lie_beside_what_was_made(moments, tmp_path):

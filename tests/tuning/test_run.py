@@ -254,15 +254,16 @@ def test_the_three_lines_of_the_card_run(whole, card):
 
 
 def test_the_lines_for_a_lora_and_words_run(config, no_transfers, base, tmp_path):
-    """Where no whole model is written: the base, and each loader's defaults."""
+    """Where no whole model is written: the base, and each loader's defaults; of two words both."""
     pytest.importorskip("diffusers"), pytest.importorskip("peft")
-    asked = config(**{"tuned.unet": "lora", "save_model": False, "words.<new>": "mole", "vectors": 2, "steps": 2,
-                      "prompts": {"benign": "benign <new>", "malignant": "malignant <new>"},
-                      "samples.images": 0})  # fmt: skip
+    asked = config(**{"tuned.unet": "lora", "save_model": False, "words": {"<new>": "mole", "<old>": "benign"},
+                      "prompts": {"benign": "benign <new>", "malignant": "malignant <old>"},
+                      "vectors": 2, "steps": 2, "samples.images": 0})  # fmt: skip
     tuning.run(asked, tmp_path / "run")
     shown = lines(tmp_path / "run" / "README.md")
-    for line in (f'from_pretrained("{base}")', "load_lora_weights(", "load_textual_inversion(", '"benign <new>"'):
+    for line in (f'from_pretrained("{base}")', "load_lora_weights(", '"benign <new>"'):
         assert line in shown
+    assert shown.count("load_textual_inversion(") == 2 and not list((tmp_path / "run").glob("*tokenizer*"))
     scope = {}
     exec(shown, scope)
     assert scope["image"].size == (32, 32)

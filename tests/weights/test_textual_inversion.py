@@ -103,6 +103,24 @@ def test_its_words_are_tokens_with_its_vectors(model, tmp_path):
     assert json.loads((tmp_path / "more" / "added_tokens.json").read_text()).keys() == {"<mole>", "<mole>_1"}
 
 
+@pytest.mark.parametrize("form", ["CLIP's files", "transformers' file"])
+def test_words_come_one_after_the_other_into_one_folder(model, tmp_path, form):
+    """What an earlier attempt left in it is gone; the folder of the first word is the tokenizer of the second."""
+    configs, params, words = model
+    if form != "CLIP's files":
+        tokens.load_tokenizer(words).save_pretrained(tmp_path / "whole")
+        words = tmp_path / "whole"
+    known, folder = len(tokens.load_tokenizer(words)), tmp_path / "more"
+    textual_inversion.add(configs, params, Embedding("<lost>", np.zeros((3, 4), np.float32)), words, folder)
+    for word, vectors in (("<mole>", VECTORS), ("<nevus>", VECTORS[:1] + 1)):
+        configs, params = textual_inversion.add(configs, params, Embedding(word, vectors), words, folder)
+        words = folder
+    found = tokens.load_tokenizer(folder).get_vocab()
+    assert [found[word] - known for word in ("<mole>", "<mole>_1", "<nevus>")] == [0, 1, 2] and len(found) == known + 3
+    table = params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    np.testing.assert_array_equal(table[known:], [*VECTORS, VECTORS[0] + 1])
+
+
 def test_words_come_into_what_transformers_saves(model, tmp_path):
     """transformers 5 saves a tokenizer.json in place of the files that CLIP came with."""
     configs, params, words = model
