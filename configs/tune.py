@@ -185,8 +185,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     }
     # parts that a batch is taken in to save memory; --gradient_accumulation_steps, which multiplies the batch instead
     config.accumulate = 1
-    # --mixed_precision: "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16"; the paper's fp16
-    # overflows; "" is float32 on a CPU, where it is quicker, else bfloat16
+    # --mixed_precision: "float32", "bfloat16" arithmetic over float32 parameters, or "pure_bfloat16", which keeps
+    # networks tuned whole in bfloat16 too; the paper's fp16 overflows; "" is float32 on a CPU, where it is quicker,
+    # else bfloat16
     config.precision = ""
     config.remat = "none"  # or "attention", "blocks": computed again backwards; --gradient_checkpointing
     config.watch_every = 1000  # steps between two sets of samples and held-out losses; --validation_steps

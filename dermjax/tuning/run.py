@@ -143,6 +143,9 @@ def check_options(config: ConfigDict) -> None:
         raise UserError("config.evidence.minimise and most_copies go by config.evidence.features; give the network")
     if not config.rate:
         say("tune: warning: config.rate = 0: nothing will be learnt; give more, such as 1e-4")
+    if config.precision == "pure_bfloat16" and "full" not in (config.tuned.unet, config.tuned.text_encoder):
+        say("tune: warning: config.precision = pure_bfloat16 is for networks tuned whole; LoRA and words stay float32, "
+            "as with bfloat16")  # fmt: skip
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():

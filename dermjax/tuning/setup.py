@@ -100,6 +100,7 @@ def read_setup(config: ConfigDict, folder: Path) -> Setup:
         vectors=config.vectors,
         folder=folder,
     )
+    check_channels(config, sd)
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp, count(params))
     sharding.check_batch(config.batch, config.accumulate, grid)
     check_sizes(config, sd)
@@ -114,6 +115,7 @@ def shaped_setup(config: ConfigDict, sd: StableDiffusion, grid: Mesh) -> Setup:
 
     It knows as many prompts as config has, one for a class.
     """
+    check_channels(config, sd)
     sharding.check_batch(config.batch, config.accumulate, grid)
     text = sd.configs["text_encoder"]
     text = text | {"vocab_size": text["vocab_size"] + config.vectors * len(config.words)}
@@ -134,6 +136,14 @@ def precision(config: ConfigDict) -> str:
 def arithmetic(config: ConfigDict) -> jnp.dtype:
     """Returns the type that a config's precision computes in."""
     return trainable.PRECISIONS[precision(config)][1]
+
+
+def check_channels(config: ConfigDict, sd: StableDiffusion) -> None:
+    """Raises UserError for a model that paints into pictures: its UNet takes a mask and the picture's latents too."""
+    taken, latent = sd.configs["unet"]["in_channels"], sd.configs["vae"]["latent_channels"]
+    if taken != latent:
+        raise UserError(f"model {config.model}: it paints into pictures ({taken} channels); tune a model of {latent}, "
+                        "such as the one that it was made from")  # fmt: skip
 
 
 def check_sizes(config: ConfigDict, sd: StableDiffusion) -> None:

@@ -1,12 +1,17 @@
 """Options of `tune` that cannot be meant are one line at the start, before a photograph is decoded."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from dermjax import run_folder
 from dermjax.data import images
 from dermjax.errors import UserError
-from dermjax.tuning import latents
+from dermjax.training import roofline
+from dermjax.tuning import latents, plan
 from dermjax.tuning import run as tuning
-from dermjax.weights import model_files
+from dermjax.weights import diffusers, model_files
 
 LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encoder": "lora"}
 
@@ -93,6 +98,34 @@ def test_a_dry_run_refuses_what_the_run_would(config, changes, told):
         tuning.dry_run(config(**changes))
 
 
+def test_a_model_that_paints_into_pictures_is_one_line_before_anything_is_encoded(config, base, tmp_path):
+    sd, _ = diffusers.read(base)
+    sd = replace(sd, configs=sd.configs | {"unet": sd.configs["unet"] | {"in_channels": 9}})
+    diffusers.write(tmp_path / "model", sd, sd.init(0), dtype=np.float32)
+    asked = config(model=str(tmp_path / "model"))
+    for refuse in (
+        lambda: tuning.run(asked, tmp_path / "run"),
+        lambda: tuning.dry_run(asked),
+        lambda: plan.planned(asked, plan.described(asked), roofline.parse("h100:1")),
+    ):
+        with pytest.raises(UserError) as error:
+            refuse()
+        told = f"model {tmp_path / 'model'}: it paints into pictures (9 channels); tune a model of 4, such as the one"
+        assert told in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (LORA, True), (TEXT, True), ({"tuned.unet": "frozen", "words.<new>": "mole"}, True), ({}, False),
+    (LORA | {"tuned.text_encoder": "full"}, False), (LORA | {"precision": "bfloat16"}, False),
+])  # fmt: skip
+def test_pure_bfloat16_without_a_network_tuned_whole_is_said_to_be_bfloat16(config, capsys, changes, said):
+    tuning.check_options(config(**{"precision": "pure_bfloat16"} | changes))
+    told = capsys.readouterr().out
+    assert ("precision = pure_bfloat16 is for networks tuned whole; LoRA and words stay float32" in told) == said
+    assert told.count("\n") == said
+
+
 def test_prompts_that_do_not_say_what_they_seem_to_are_told_once(config, capsys):
     tuning.dry_run(config(**{"prompts.benign": "a (mole:1.3)", "prompts.malignant": "a (mole:1.3)"}))
     said = capsys.readouterr().out
@@ -102,6 +135,19 @@ def test_prompts_that_do_not_say_what_they_seem_to_are_told_once(config, capsys)
     assert "config.rate = 0: nothing will be learnt" in capsys.readouterr().out
     tuning.dry_run(config())
     assert "the same prompts" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"prompts.benign": "benign <new>", "samples.steps": 5000}], ids=["no prompt", "later"]
+)
+def test_a_refused_run_with_new_words_leaves_nothing(config, tmp_path, changes):
+    """So that the mended command is not refused as one of another config."""
+    asked = config(**{"words.<new>": "mole", "vectors": 3} | changes)
+    run_folder.claim(tmp_path / "run", asked.to_dict())
+    with pytest.raises(UserError):
+        tuning.run(asked, tmp_path / "run")
+    run_folder.disclaim(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_trial_of_a_sweep_may_leave_no_model(config, tmp_path, monkeypatch):
