@@ -208,7 +208,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     }
     config.save_every = 1000  # --checkpointing_steps, kohya --save_every_n_steps
     config.log_every = 50
-    config.save_dtype = "float16"  # or "float32", "bfloat16"; kohya --save_precision
+    config.save_dtype = "float16"  # or "float32", "bfloat16": of model/ and of the LoRA's files; kohya --save_precision
     config.save_model = True  # False leaves the LoRA and the words only
     config.mesh = {  # accelerate's --num_processes
         "data": 0,  # devices that share a batch; 0 is all there are

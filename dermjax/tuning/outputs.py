@@ -29,7 +29,7 @@ from dermjax.weights.textual_inversion import Embedding
 CARD, TEMPLATE = "README.md", Path(__file__).with_name("card.md.jinja")
 LEFT = ("checkpoints", CARD)  # by which it is known that a run has begun
 MODEL, LORA, KOHYA, WORDS, VAE = "model", "lora.safetensors", "lora_kohya.safetensors", "words", "vae"
-DTYPES = {name: jnp.dtype(name) for name in ("float16", "bfloat16", "float32")}  # of the model's files
+DTYPES = {name: jnp.dtype(name) for name in ("float16", "bfloat16", "float32")}  # of the model's and the LoRA's files
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:
@@ -53,8 +53,8 @@ def write(
         trained = jax.tree.map(np.asarray, trained)
         if "lora" in trained:
             adapters = lora.uniform(trained["lora"], alpha)
-            lora.write_peft(workdir / LORA, adapters, dtype=np.float32)
-            lora.write_kohya(workdir / KOHYA, adapters, dtype=np.float32)
+            lora.write_peft(workdir / LORA, adapters, dtype=dtype)
+            lora.write_kohya(workdir / KOHYA, adapters, dtype=dtype)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             params = setup.params | setup.assemble(trained, {"networks": setup.params})
             rows = np.asarray(trainable.token_table(params))[-sum(len(word.vectors) for word in setup.prompts.words) :]

@@ -9,7 +9,9 @@ import signal
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -20,12 +22,15 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tensorboardX.proto.event_pb2 import Event
 
+from dermjax import sharding
 from dermjax.data import records
 from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
 from dermjax.training import writers
+from dermjax.tuning import outputs, trainable
 from dermjax.tuning import run as tuning
 from dermjax.weights import diffusers, lora, torch_layout
+from dermjax.weights.tensor_files import open_file
 
 pytestmark = pytest.mark.usefixtures("no_transfers")
 
@@ -143,6 +148,25 @@ def test_lora_leaves_a_file_whose_merge_is_the_model(base, adapted):
         name = f"unet.{path.removesuffix('.kernel')}"
         change = file[f"{name}.lora_B.weight"] @ file[f"{name}.lora_A.weight"]  # alpha = rank: scale 1
         np.testing.assert_allclose(new[path] - old[path], change.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", outputs.DTYPES)
+def test_the_lora_is_saved_in_the_type_that_is_asked_for(base, tmp_path, dtype):
+    """As kohya's --save_precision; the model is made of what was trained, not of the file."""
+    sd, params = diffusers.read(base)
+    adapters = lora.init({"unet": params["unet"]}, 2, seed=0)
+    setup = SimpleNamespace(
+        grid=sharding.mesh(1, 1), sd=sd, params=params, prompts=SimpleNamespace(words=[]),
+        assemble=partial(trainable.assemble, alpha=2.0),
+    )  # fmt: skip
+    outputs.write(tmp_path, setup, {"lora": adapters}, alpha=2.0, model=False, vae=False, dtype=outputs.DTYPES[dtype])
+    for name in (outputs.LORA, outputs.KOHYA):
+        tensors, _ = open_file(tmp_path / name)
+        kinds = {each.dtype.name for path, each in tensors.items() if not path.endswith(".alpha")}
+        assert kinds == {dtype}
+        read = torch_layout.flatten(lora.read(tmp_path / name, sd.shapes).adapters)
+        for path, array in torch_layout.flatten(adapters).items():
+            np.testing.assert_array_equal(read[path], np.asarray(array.astype(dtype), np.float32))
 
 
 def test_both_forms_of_the_lora_say_the_same(base, adapted):
