@@ -5,9 +5,9 @@
 
 Variants, with the memory of a step on one device, at 512 px (BUILD_NOTES.md says how it is known):
   paper    Derm-T2IM's table: LoRA rank 4 on the UNet's attention, rate 1e-4, batch 2, 155,880 updates.
-           4.3 GB, by an H100's compiler; 0.6 EFLOP in all
+           4.3 GB by an H100's compiler, and 0.2 since adapted kernels stay in float32; 0.6 EFLOP in all
   lora     LoRA rank 16 on all layers of the UNet and on the text encoder, 4,000 updates of 8. 0.1 EFLOP; 19.6 M numbers
-           are trained, and 2.2 GB stay between two steps, by their shapes
+           are trained, and 4.1 GB stay between two steps, by their shapes
   full     every parameter of the UNet, eight-bit AdamW and an average of the parameters, 4,000 updates of 8. 0.1 EFLOP;
            19.5 GB at batch 4 with AdamW of whole floats, by a TPU v6e's compiler, whose state is 5.1 GB larger
   best     `full` with what the literature found to help few images: min-SNR, offset noise, classes balanced
