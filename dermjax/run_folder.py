@@ -44,11 +44,16 @@ PATIENCE = 10.0  # seconds that a run waits for one before it, which may have be
 LOCK = ".lock"
 BEAT = 10.0  # seconds between two signs of life of the run that holds a folder
 SILENCE = 60.0  # seconds after which a run of another host that gives none is dead; NFS may show a file that much later
+DESERTED = 3600.0  # seconds without a change, after which what is half-written in a shared folder is nobody's
+ELSEWHERE = "give another --workdir"  # what to do about a folder of another config
+OR_ALLOW = f"{ELSEWHERE}, or --allow_config_change to go on with it"  # and where the command has that flag
 
 
 @contextlib.contextmanager
 def lock(workdir: Path, *, alone: bool) -> Iterator[None]:
     """Makes the folder, sweeps it if no run is in it, and locks it for this run or, not `alone`, those that share it.
+
+    Whether runs of other hosts share it cannot be known everywhere: only what is DESERTED is swept then.
 
     Raises UserError where the folder cannot be made or written, or another run works in it.
     """
@@ -63,7 +68,7 @@ def lock(workdir: Path, *, alone: bool) -> Iterator[None]:
     try:
         if free:
             _check_other_hosts(path)
-            sweep(workdir)
+            sweep(workdir, 0.0 if alone else DESERTED)
         with _signs_of_life(path, file) if alone else _shared(path, file):
             yield
     finally:
@@ -82,10 +87,13 @@ def is_locked(workdir: Path) -> bool:
         os.close(file)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what was being written below a folder when a run was killed."""
+def sweep(folder: Path, seconds: float) -> None:
+    """Removes what was being written below a folder when a run was killed, where it has not changed for `seconds`."""
+    until = time.time() - seconds
     for path in [path for path in folder.rglob("*.part*") if PART.fullmatch(path.name)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # complete, or swept by another host, meanwhile
+            if not seconds or path.stat().st_mtime < until:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _locked(path: Path, kind: int, seconds: float) -> int | None:
