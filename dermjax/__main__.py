@@ -217,7 +217,8 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
             if not flags.FLAGS.allow_config_change:
                 parts.refuse_others(workdir, part, config)
         held.enter_context(run_folder.lock(folder, alone=stage not in SHARED))
-        run_folder.claim(folder, config, allow_change=flags.FLAGS.allow_config_change, last=LAST.get(stage, ""))
+        allowed, last = flags.FLAGS.allow_config_change, LAST.get(stage, "")
+        run_folder.claim(folder, config, allow_change=allowed, last=last, hint=run_folder.OR_ALLOW)
         try:
             yield
         except UserError:

@@ -29,6 +29,7 @@ from dermjax.run_folder import write_atomically
 CHANGES = "transformations.json"
 SECONDS_AN_IMAGE = 1e-3  # of one core, near-duplicates and records; measured to 100,000 images
 LIMITS_APART = 1e-6  # relative: what machines of two kinds round otherwise
+AGAIN = f"delete the part's {parts.FILE} and run it again"  # it would call itself finished otherwise
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def merge(workdir: str, *, any_versions: bool) -> None:
         stage, total = shares[0].finished.stage, sum(len(each.finished.places) for each in shares)
         causes = {"parts": [digests.sha256(each.manifest) for each in shares],
                   run_folder.NUMERIC_VERSIONS: {"rules": NUMERIC_VERSION}}  # fmt: skip
-        run_folder.claim(home, config, allow_change=False)
+        # what an earlier merge, or an undivided run, left there is not taken for these parts'
+        run_folder.claim(home, config, hint=f"delete that {run_folder.CONFIG} to merge these parts in its place")
         if run_folder.is_finished(home, records.FILE, causes):
             say(f"merge: {workdir} is merged; nothing to do")
             return
@@ -102,10 +104,10 @@ def _read(home: Path, any_versions: bool) -> tuple[list[Share], dict]:
         }
         for what, (first, this) in same.items():
             if first != this:
-                hint = "; make it again, or give --any_versions" if what == "versions" else "; make either again"
+                hint = "remove its folder and run the part again, or give --any_versions"  # versions.json is kept
                 raise UserError(
                     f"{share.folder.name} has other {what} than {shares[0].folder.name} "
-                    f"({run_folder.differences(first, this)}){hint}"
+                    f"({run_folder.differences(first, this)}); {hint if what == 'versions' else 'make either again'}"
                 )
     _check_places(shares)
     return shares, configs[0] | {"part": ""}
@@ -119,7 +121,7 @@ def _check_places(shares: Sequence[Share]) -> None:
     for share in shares:
         last = max((*share.finished.places, *share.finished.left_out), default=-1)
         if last >= total:
-            raise UserError(f"{share.folder / parts.FILE}: place {last} of a plan of {total}; make it again")
+            raise UserError(f"{share.folder / parts.FILE}: place {last} of a plan of {total}; {AGAIN}")
         places = np.array([*share.finished.places, *share.finished.left_out], np.int64)
         np.add.at(times, places[places < len(times)], 1)
         if times.max(initial=0) > 1:
@@ -127,9 +129,7 @@ def _check_places(shares: Sequence[Share]) -> None:
                 f"{buckets.shown(share.folder)}: image {int(times.argmax())} of the plan is in another part as well"
             )
         if (have := records.count(share.manifest)) != len(share.finished.places):
-            raise UserError(
-                f"{buckets.shown(share.manifest)}: {have} records of {len(share.finished.places)}; make the part again"
-            )
+            raise UserError(f"{buckets.shown(share.manifest)}: {have} records of {len(share.finished.places)}; {AGAIN}")
     if not times.all():
         raise UserError(f"{shares[0].folder.parent}: image {int(times.argmin())} of the plan is in no part")
 
@@ -148,7 +148,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make the part again") from error
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
 
 def _joined(shares: Sequence[Share]) -> tuple[tuple[str, ...], Path, Iterator[Record]]:
@@ -179,7 +179,7 @@ def _join_transformed(home: Path, shares: Sequence[Share], config: Mapping) -> N
     outcomes = [_json(share.folder / CHANGES) for share in shares]
     for share, each in zip(shares, outcomes, strict=True):
         if not isinstance(each, list) or len(each) != len(share.finished.places):
-            raise UserError(f"{share.folder / CHANGES}: not the outcomes of {share.finished.part}; make the part again")
+            raise UserError(f"{share.folder / CHANGES}: not the outcomes of {share.finished.part}; {AGAIN}")
     write_atomically(home / CHANGES, json.dumps(list(_in_order(shares, list(map(iter, outcomes)))), indent=1) + "\n")
     _join(home, shares, config)
 
@@ -208,12 +208,13 @@ def _rules(shares: Sequence[Share]) -> tuple[Rule, ...]:
             read.append([Rule(**rule) for rule in share.finished.findings["rules"]])
             operator.index(share.finished.findings["training_images"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{share.folder / parts.FILE}: no findings of curate ({error}); make it again") from error
+            raise UserError(f"{share.folder / parts.FILE}: no findings of curate ({error}); {AGAIN}") from error
     first, *others = read
     for share, limits in zip(shares[1:], others, strict=True):
         same = [rule.reason for rule in limits] == [rule.reason for rule in first]
         if not same or not np.allclose([r.limit for r in limits], [r.limit for r in first], LIMITS_APART):
-            raise UserError(f"{share.folder.name} measured other limits than {shares[0].folder.name}; make it again")
+            raise UserError(f"{share.folder.name} measured other limits than {shares[0].folder.name}; {AGAIN}, on a "
+                            "machine of the same kind")  # fmt: skip
     return tuple(first)
 
 
@@ -226,7 +227,7 @@ def _hashes(shares: Sequence[Share]) -> np.ndarray:
         known = measurements.read_hashes(share.folder)
         for place, record in zip(share.finished.places, records.stream(share.manifest)[2], strict=True):
             if record.sha256 not in known:
-                raise UserError(f"{share.folder / measurements.FILE}: no hashes of {record.image}; make the part again")
+                raise UserError(f"{share.folder / measurements.FILE}: no hashes of {record.image}; {AGAIN}")
             hashes[place] = known[record.sha256]
     return hashes
 

@@ -113,7 +113,7 @@ def refuse_others(workdir: Path, part: Part, config: Mapping) -> None:
         if other.count != part.count:
             raise UserError(f"workdir {workdir} is divided into {other.count} parts and not {part.count}; give another")
         if (folder / run_folder.CONFIG).is_file():
-            run_folder.check_config(folder, {**config, "part": str(other)})
+            run_folder.check_config(folder, {**config, "part": str(other)}, run_folder.OR_ALLOW)
 
 
 def root(workdir: Path, part: Part | None) -> Path:
@@ -122,8 +122,14 @@ def root(workdir: Path, part: Part | None) -> Path:
 
 
 def begin(workdir: Path) -> None:
-    """Takes back that a part is finished, before anything of it is made again."""
-    buckets.remove(workdir / FILE)
+    """Takes back that a part, or a whole run, is finished, before anything of it is made again."""
+    for name in (FILE, run_folder.CAUSES):
+        buckets.remove(workdir / name)
+
+
+def is_finished(workdir: Path, part: Part | None, file: str, causes: Mapping) -> bool:
+    """As `run_folder.is_finished`; of a part only where it says so as well, as `merge` goes by that."""
+    return run_folder.is_finished(workdir, file, causes) and (not part or read_finished(workdir) is not None)
 
 
 def finish(workdir: Path, finished: Finished) -> None:

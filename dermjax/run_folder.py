@@ -198,11 +198,11 @@ def _host() -> str:
     return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
-def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: str = "") -> None:
+def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: str = "", hint: str = ELSEWHERE) -> None:
     """Makes the folder and writes config.json and versions.json, or checks that they are of this config.
 
     With allow_change another config replaces the folder's, and the change is printed and recorded, unless the file
-    `last` is there, with which a run of the folder's own config has ended.
+    `last` is there, with which a run of the folder's own config has ended. hint: what to do about another config.
 
     Raises:
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
@@ -212,7 +212,7 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: s
     config = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
     changed = _changes(_read(config_path), config) if config_path.exists() else {}
     if changed and not allow_change:
-        check_config(workdir, config)
+        check_config(workdir, config, hint)
     if changed and last and (workdir / last).exists():
         raise UserError(f"workdir {workdir}: {last} is of another config ({_one_line(changed)}) and finished; give "
                         "another --workdir")  # fmt: skip
@@ -228,11 +228,10 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: s
         write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
 
 
-def check_config(workdir: Path, config: Mapping) -> None:
-    """Raises UserError, with the keys, where the folder's config is another one."""
+def check_config(workdir: Path, config: Mapping, hint: str) -> None:
+    """Raises UserError, with the keys and what to do about it, where the folder's config is another one."""
     changed = _changes(_read(workdir / CONFIG), json.loads(json.dumps(config)))
     if changed:
-        hint = "give another --workdir, or --allow_config_change to go on with it"
         raise UserError(f"workdir {workdir} is of another config ({_one_line(changed)}); {hint}")
 
 
@@ -292,7 +291,8 @@ def is_finished(workdir: Path, file: str, causes: Mapping) -> bool:
     if not (workdir / file).is_file():
         return False
     recorded = _causes(workdir / CAUSES)
-    changed = differences(recorded, causes)
+    unknown = "begun again and not finished, or made by an older version"
+    changed = differences(recorded, causes) if recorded else unknown
     if changed:
         say(f"{workdir / file} is made again ({changed})")
     return not changed

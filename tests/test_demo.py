@@ -107,6 +107,15 @@ def test_a_killed_demo_goes_on_in_the_folders_that_it_made(stages, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_changed_demo_is_told_what_helps(stages, tmp_path):
+    """A flag that allows it is for the folder of the demo, not for those of its stages."""
+    config = load(str(DEMO_CONFIG))
+    demo.run(config, tmp_path)
+    config.prepare.limit = 40
+    with pytest.raises(UserError, match=r"prepare is of another config \(limit: \d+ -> 40\); give another --workdir$"):
+        demo.run(config, tmp_path)
+
+
 @pytest.mark.parametrize(("prompt", "labels"), [("a mole", ("benign", "malignant")), ("a {label}", ("st.1", "st.2"))])
 def test_classes_that_no_prompt_can_tell_apart_are_refused(stages, tmp_path, prompt, labels):
     stages.labels = labels

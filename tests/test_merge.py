@@ -175,12 +175,27 @@ def test_parts_of_other_versions_are_refused_unless_they_are_wanted(workdir):
     path.write_text(json.dumps(said | {"jax": "0.0.1"}))
     refused(workdir, r"has other versions than .* -> \"0\.0\.1\"\).*or give --any_versions")
     assert len(joined(workdir, any_versions=True).records) == 10
+    (workdir / records.FILE).unlink()
+    refused(workdir, "; remove its folder and run the part again, or give --any_versions")
+    shutil.rmtree(path.parent)
+    write(workdir, Part(3, 1), range(1, 10, 3))
+    assert len(joined(workdir).records) == 10
+
+
+def test_what_lies_there_of_another_config_is_not_written_over_until_it_is_let_go(workdir):
+    """`merge` has no --allow_config_change."""
+    run_folder.claim(workdir, CONFIG | {"steps": 5})
+    refused(
+        workdir, r"of another config \(steps: 5 -> 4\); delete that config\.json to merge these parts in its place$"
+    )
+    (workdir / run_folder.CONFIG).unlink()
+    assert len(joined(workdir).records) == 10
 
 
 def test_a_part_without_its_records_is_refused(workdir):
     path = workdir / "part-00001-of-00003" / records.FILE
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    refused(workdir, "2 records of 3; make the part again")
+    refused(workdir, "2 records of 3; delete the part's part.json and run it again")
     path.write_text("not json\n")
     refused(workdir, "0 records of 3")
 

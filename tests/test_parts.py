@@ -93,7 +93,33 @@ def test_what_a_finished_part_says_comes_back_until_it_begins_again(tmp_path):
     assert parts.read_finished(tmp_path) == said
     parts.begin(tmp_path)
     assert parts.read_finished(tmp_path) is None
+    parts.begin(tmp_path)
     for damaged in ("{", json.dumps({"stage": "generate"}), "[]"):
         (tmp_path / parts.FILE).write_text(damaged)
         with pytest.raises(UserError, match=r"part\.json: damaged"):
             parts.read_finished(tmp_path)
+
+
+@pytest.mark.parametrize("part", [None, Part(8, 3)])
+def test_what_is_begun_again_is_finished_once_it_has_ended(tmp_path, capsys, part):
+    """A run of another model that was killed leaves images of that beside the manifest of the one before it."""
+    causes = {"model": "a"}
+    said = Finished(stage="transform", part="3/8", total=9, places=[3], left_out=[], causes=causes, findings={})
+    (tmp_path / "manifest.jsonl").touch()
+    parts.finish(tmp_path, said)
+    run_folder.mark_finished(tmp_path, causes)
+    assert parts.is_finished(tmp_path, part, "manifest.jsonl", causes)
+    assert not parts.is_finished(tmp_path, part, "manifest.jsonl", {"model": "b"})
+    parts.begin(tmp_path)
+    assert not parts.is_finished(tmp_path, part, "manifest.jsonl", causes)
+    assert "manifest.jsonl is made again (begun again and not finished" in capsys.readouterr().out
+
+
+def test_a_part_without_its_part_json_is_not_finished_as_merge_needs_it(tmp_path):
+    (tmp_path / "manifest.jsonl").touch()
+    run_folder.mark_finished(tmp_path, {"model": "a"})
+    assert parts.is_finished(tmp_path, None, "manifest.jsonl", {"model": "a"})
+    assert not parts.is_finished(tmp_path, Part(8, 3), "manifest.jsonl", {"model": "a"})
+    (tmp_path / parts.FILE).write_text("{")
+    with pytest.raises(UserError, match=r"part\.json: damaged .*; delete it and run the part again"):
+        parts.is_finished(tmp_path, Part(8, 3), "manifest.jsonl", {"model": "a"})

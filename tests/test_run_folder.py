@@ -79,8 +79,11 @@ def test_what_is_finished_keeps_the_config_that_it_was_made_by(tmp_path):
 
 
 def test_a_refused_change_says_how_to_allow_it(tmp_path):
+    """Where there is a flag for it: what a command of several stages begins in folders within has none."""
     run_folder.claim(tmp_path, CONFIG)
-    assert "or --allow_config_change to go on with it" in refusal(tmp_path, CONFIG | {"steps": 300})
+    assert refusal(tmp_path, CONFIG | {"steps": 300}).endswith("(steps: 150 -> 300); give another --workdir")
+    with pytest.raises(UserError, match="give another --workdir, or --allow_config_change to go on with it"):
+        run_folder.claim(tmp_path, CONFIG | {"steps": 300}, hint=run_folder.OR_ALLOW)
 
 
 def test_other_versions_are_told_and_the_first_ones_kept(tmp_path, capsys):
@@ -175,7 +178,7 @@ def test_a_result_stands_while_its_causes_are_the_same(tmp_path, capsys):
     assert not run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES)
     (tmp_path / "manifest.jsonl").touch()
     assert not run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES)
-    assert "is made again (made by an older version, which did not say of what)" in capsys.readouterr().out
+    assert "is made again (begun again and not finished, or made by an older version)" in capsys.readouterr().out
     run_folder.mark_finished(tmp_path, CAUSES)
     assert run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES) and capsys.readouterr().out == ""
     assert not run_folder.is_finished(tmp_path, "manifest.jsonl", CAUSES | {"arithmetic": "bfloat16"})

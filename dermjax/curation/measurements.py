@@ -123,6 +123,8 @@ def _line(digest: str, measurement: Measurement, made_of: dict) -> bytes:
 
 def read_hashes(folder: Path) -> dict[str, np.ndarray]:
     """The hashes uint64 [8, 4] that are kept in a folder, by the digest of their image, read line by line."""
+    if not (folder / FILE).is_file():
+        return {}
     with (folder / FILE).open("rb") as file:
         return {digest: each.hashes for digest, each, _ in filter(None, map(_parse, file))}
 

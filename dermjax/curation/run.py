@@ -62,11 +62,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     verdicts = reviews.read(config.verdicts)
     networks = Networks(label_score.read(config.classifier, manifest.labels), features.read(config.features))
     causes = _causes(config, manifest, real, networks, verdicts)
-    if run_folder.is_finished(workdir, FILE, causes):
+    if parts.is_finished(workdir, part, FILE, causes):
         progress.say(f"curate: {workdir} is finished; nothing to do")
         return
 
-    parts.begin(workdir)
     size, count = config.size, len(manifest.records)
     reals = len(training) + min(len(real.split(scoring.HELD_OUT)), config.sample)
     seconds = reals * SECONDS_A_REAL_ONE + count * SECONDS_AN_IMAGE
@@ -75,6 +74,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress.cost("curate", images=reals + count, seconds=seconds)
     with progress.bar(total=reals + count, title="curate", unit="images", done=0) as bar:
         reference = scoring.measure_reference(real, size, config.sample, thresholds, config.noted, networks, bar.update)
+        parts.begin(workdir)
         scored, hashes = scoring.score(manifest, size, reference, networks, workdir, bar.update)
     judged = tuple(judging.judge(lambda: scored, hashes, reference.rules, verdicts))
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)

@@ -131,7 +131,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     model = load_model(config.model, config.lora, config.lora_weight, (), "refuse", config.precision)
     causes = _causes(config, manifest, model)
     shared, causes = causes, causes | ({"part": str(part)} if part else {})
-    if run_folder.is_finished(workdir, records.FILE, causes):
+    if parts.is_finished(workdir, part, records.FILE, causes):
         say(f"transform: {workdir} is finished; nothing to do")
         return
     parts.begin(workdir)

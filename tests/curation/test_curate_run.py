@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dermjax import merge, run_folder
+from dermjax import merge, parts, run_folder
 from dermjax.curation import judging, measurements, rules, run, scoring
 from dermjax.curation.reviews import Verdict
 from dermjax.data import digests, images, records
@@ -166,6 +166,36 @@ def test_parts_are_judged_as_one_set(sets, finished):
     merge.merge(str(workdir), any_versions=False)
     for name in (records.FILE, "report.html", training_images.FILE):
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_part_that_lost_a_file_is_made_whole_by_what_merge_says(sets, tmp_path):
+    write(tmp_path / "made", {f"s{seed}": lesion(seed) for seed in (100, 101)}, "synthetic", "train")
+    workdir = tmp_path / "curate"
+
+    def curate(index):
+        settings, part = config(sets), Part(2, index)
+        settings.manifest, settings.part = str(tmp_path / "made"), str(part)
+        run_folder.claim(workdir / part.folder, settings.to_dict())
+        curated(settings, workdir / part.folder)
+        return workdir / part.folder
+
+    said = [(folder := curate(index), (folder / parts.FILE).read_bytes()) for index in range(2)]
+    (said[0][0] / parts.FILE).write_text("{")
+    for refused in (lambda: merge.merge(str(workdir), any_versions=False), lambda: curate(0)):
+        with pytest.raises(UserError, match=r"part\.json: damaged .*; delete it and run the part again"):
+            refused()
+    (said[0][0] / parts.FILE).unlink()
+    (said[1][0] / measurements.FILE).unlink()
+    curate(0), curate(1)
+    with pytest.raises(
+        UserError, match=r"no hashes of images/s101\.png; delete the part's part\.json and run it again"
+    ):
+        merge.merge(str(workdir), any_versions=False)
+    (said[1][0] / parts.FILE).unlink()
+    curate(1)
+    merge.merge(str(workdir), any_versions=False)
+    assert [(folder / parts.FILE).read_bytes() for folder, _ in said] == [content for _, content in said]
+    assert len(records.read(workdir).records) == 2
 
 
 def test_a_verdict_keeps_what_it_overrules_when_parts_are_judged_again():
