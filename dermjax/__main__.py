@@ -4,9 +4,10 @@ A command without a config, such as `dermjax samplers`, takes arguments and flag
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
 been saved; 2 with one line on stderr for what a user can mend; 75, with one too, where another process of the run was
-lost and the same command goes on; 130 when interrupted, 141 when nobody reads the output any more, 143 by SIGTERM
-where there was nothing to save. Any other exception is a bug and keeps its traceback. `jax.distributed` is joined
-before a stage where the environment asks for it, see `machine` and `processes`.
+lost and the same command goes on, and in place of that 0 on Kubernetes, which starts nothing again that ends with 0;
+130 when interrupted, 141 when nobody reads the output any more, 143 by SIGTERM where there was nothing to save. Any
+other exception is a bug and keeps its traceback. `jax.distributed` is joined before a stage where the environment asks
+for it, see `machine` and `processes`.
 """
 
 import ast
@@ -19,7 +20,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dermjax import buckets, config_file, machine, parts, progress, run_folder, signals
-from dermjax.errors import Stopped, UserError
+from dermjax.errors import AGAIN, Stopped, UserError
 
 STAGES = {
     "prepare": "dermjax.preparation.run",
@@ -156,9 +157,15 @@ def main() -> int:
         return 2
     except Stopped as stop:
         print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)
+        return AGAIN if _on_kubernetes(os.environ) else 0
     except KeyboardInterrupt as stop:
         signals.end(stage, stop)
     return 0
+
+
+def _on_kubernetes(environment: Mapping[str, str]) -> bool:
+    """Returns whether Kubernetes started this process, which counts a pod that ends with 0 as done; Slurm does not."""
+    return bool(environment.get("KUBERNETES_SERVICE_HOST")) and not environment.get("SLURM_JOB_ID")
 
 
 def _nobody_reads() -> bool:

@@ -229,7 +229,12 @@ def test_a_stage_gets_its_locked_config_and_workdir(folder):
 
 def test_a_run_that_was_told_to_stop_says_how_to_go_on(folder):
     said = "dermjax tune: tune: told to stop, step 4 of 20 is saved; resume with the same command\n"
-    assert tune(folder, "--config.act=stop") == (0, "", said)
+    assert tune(folder, "--config.act=stop", KUBERNETES_SERVICE_HOST="") == (0, "", said)
+    # which would count a pod that ends with 0 as done
+    kubernetes = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert tune(folder, "--config.act=stop", **kubernetes) == (75, "", said)
+    assert tune(folder, "--config.act=stop", **kubernetes, SLURM_JOB_ID="9") == (0, "", said)
+    assert tune(folder, "--config.act=print", "--workdir=other", **kubernetes)[0] == 0
 
 
 def test_a_workdir_of_another_config_is_refused(folder):
