@@ -5,8 +5,9 @@
     dermjax transform --config=configs/transform.py:demo --workdir=runs/transform --config.images=mole.png \\
         --config.label=benign --config.transformations="('larger', 'dark skin')"
 
-Leaves images/<way>/<transformation>/<label>/NAME.png, a mask of the lesions of each in masks/, what they started from
-in sketches/ and regions/, manifest.jsonl, transformations.json and report.html.
+Leaves images/<way>/<transformation>/<label>/DIGEST.png, named by the bytes of what each was made of, a mask of the
+lesions of each in masks/, what they started from in sketches/ and regions/, manifest.jsonl, transformations.json, which
+says what DIGEST is of, and report.html.
 
 Variants:
   default  for a tuned Stable Diffusion 1.x. Hardware: a GPU

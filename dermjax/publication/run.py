@@ -5,7 +5,8 @@ forms shows some of the images; those within them do not, as loaders take every 
 
 What is published was made by a model and shows no patient. A manifest may be mistaken or forged, so each file's own
 text must say that it is synthetic, and the file must not be a near-duplicate of a photograph of the training manifest,
-also mirrored, turned or cropped. Whose photograph an image was transformed from is left out.
+or of one that the generator saw, also mirrored, turned or cropped. Whose photograph an image was transformed from is
+left out, and no file may name it.
 """
 
 from collections.abc import Mapping
@@ -66,12 +67,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def without_patients(manifest: Manifest) -> Manifest:
-    """Returns a manifest without what `transform` keeps of the photographs: patient, lesion and the file's name."""
+    """Returns a manifest without what `transform` keeps of the photographs, patient, lesion and the file's name, and
+    without paths of masks and images that are not published."""
 
     def anonymous(record: Record) -> Record:
-        attributes = dict(record.attributes)
+        attributes = {name: value for name, value in record.attributes.items() if name != "masks"}
         if isinstance(told := attributes.get("transformation"), dict):
-            attributes["transformation"] = {name: value for name, value in told.items() if name != "of"}
+            attributes["transformation"] = {name: value for name, value in told.items() if name not in ("of", "image")}
         return replace(record, lesion_id="", patient_id="", attributes=attributes)
 
     return replace(manifest, records=tuple(map(anonymous, manifest.records)))
@@ -83,12 +85,19 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
     kept = [record for record in curated.records if record.kept]
     photographs = [record for record in training.records if not record.synthetic]
     with ThreadPoolExecutor(machine.cores()) as pool:
-        origins = pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept)
-        silent = [record for record, own in zip(kept, origins, strict=True) if own.get("synthetic") is not True]
+        origins = list(pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept))
+    silent = [record for record, own in zip(kept, origins, strict=True) if own.get("synthetic") is not True]
     if silent:
         raise UserError(f"manifest {name}: {silent[0].image} does not say of itself that a model made it (one of "
                         f"{len(silent)} such files); publish files as `generate` wrote them")  # fmt: skip
-    known = fingerprints.read_beside([training])
+    told = [*zip(kept, origins, strict=True), *((record, record.generation) for record in curated.records)]
+    naming = [record for record, own in told if _names_its_source(own)]
+    if naming:
+        raise UserError(f"manifest {name}: {naming[0].image} names the photograph that it was transformed from, as "
+                        "older versions did; transform again in another --workdir, and curate that")  # fmt: skip
+    photographs, known = [each for each in training.records if not each.synthetic], fingerprints.read_beside([training])
+    given = {record.sha256 for record in photographs}
+    seen = [each for each in training_images.read(curated.home) if each.record.sha256 not in given]
     both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
     with progress.bar(len(both), "comparing with photographs", "images", 0) as bar:
         prints = list(machine.map_in_threads(lambda pair: fingerprints.from_record(*pair, known), both, bar.update))
@@ -98,6 +107,21 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
         copy, photograph = copies[0]
         raise UserError(f"manifest {name}: {copy.image} is nearly equal to the training photograph {photograph.image} "
                         f"(one of {len(copies)} such pairs); put a verdict against each and curate again")  # fmt: skip
+
+
+def _names_its_source(generation: Mapping) -> bool:
+    """Returns whether what an image says of itself names the file that it was transformed from."""
+    told = generation.get("transformation")
+    return isinstance(told, dict) and "of" in told
+
+
+def _refuse_unreal(training: Manifest, path: str) -> None:
+    """Raises UserError for a training manifest without a training image to compare with, or with synthetic ones."""
+    learnt = training.split("train")
+    if not learnt or any(record.synthetic for record in learnt):
+        fault = "holds synthetic images" if learnt else "has no training image"
+        raise UserError(f"config.training {path}: {fault}; give the manifest of the photographs that the generator was "
+                        "tuned on, so that no copy of them gets out")  # fmt: skip
 
 
 def _refuse_uncurated(curated: Manifest, path: str) -> None:

@@ -170,8 +170,7 @@ class Transformations:
         outside = measures.decibels(change.subject.pixels, image, ~change.sketch.region)
         met = measures.met(change.transformation, change.subject.measure, after, TOLERANCE)
         outcome = Outcome(change, image, change.subject.measure, after, met, 1, outside).as_json()
-        told = {"asked": change.transformation, "way": change.way, "of": source.image, "of_sha256": source.sha256}
-        generation |= {"transformation": told}
+        generation |= {"transformation": change.description}
         known = {"label": source.label, "lesion_id": source.lesion_id, "patient_id": source.patient_id}
         known |= {"licence": source.licence or provenance.USE, "attributes": {"transformation": outcome}}
         return provenance.png(image, generation), generation, known

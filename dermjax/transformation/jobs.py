@@ -32,6 +32,7 @@ from dermjax.transformation.sketches import SKETCHES, Sketch
 WAYS = ("prompt", "image_to_image", "inpaint")
 RECORDED = ("seed", "sampler", "steps", "guidance")  # of a generated image, what a request takes as it is
 UNUSUAL = ("spacing", "guidance_rescale", "guidance_interval", "deep_cache")  # where the record has them
+NAMED = 16  # characters of a source's digest that name what is made of it
 SIZE_WORDS = {"larger": "large", "smaller": "tiny"}
 SIZE = re.compile(rf"\b({'|'.join(SIZES)})\b")
 NOUN = re.compile(r"\b(mole|lesion|nevus|melanoma)s?\b")
@@ -61,6 +62,11 @@ class Job:
     sketch: Sketch | None
     strength: float
 
+    @property
+    def description(self) -> dict[str, str]:
+        """What the file of its image says of it: of which source by the digest alone, as the file gets around."""
+        return {"asked": self.transformation, "way": self.way, "of_sha256": self.subject.record.sha256}
+
 
 def subjects(manifest: Manifest, records: Collection[Record], masks: str, size: int) -> Iterator[Subject]:
     """Yields the sources that show a lesion; masks: a folder with a mask for each, NAME.png white on lesions; "" takes
@@ -78,6 +84,8 @@ def plan_job(
 ) -> Job:
     """Returns the job of a transformation, its request with the settings of `request` and a prompt by the template.
 
+    The image is named by the source's digest: names of photographs may be names of patients, and images get around.
+
     Raises:
       UserError: it cannot be done on this image.
     """
@@ -86,7 +94,7 @@ def plan_job(
     folder = record.label
     if not names_folder(folder):
         folder = quote(folder, " ", errors="surrogateescape").replace(".", "%2E") or "%"
-    name = f"{way}/{transformation.replace(' ', '_')}/{folder}/{Path(record.image).stem}"
+    name = f"{way}/{transformation.replace(' ', '_')}/{folder}/{record.sha256[:NAMED]}"
     request = replace(request, image=f"images/{name}.png", label=record.label)
     if way == "prompt":
         generation = record.generation

@@ -38,7 +38,7 @@ from dermjax.transformation.report import Outcome
 from dermjax.transformation.sketches import SKETCHES
 
 FEATHER = 0.03  # of the field: how far within the region the painted pixels fade in
-NUMERIC_VERSION = 2
+NUMERIC_VERSION = 3  # of the changes and of their names
 PATHS = ("images", "masks", "model", "lora", "part")  # what these name counts, by its contents
 SEEDS_APART = 1_000_003  # between two attempts
 
@@ -70,10 +70,8 @@ class JobRenderer:
 
     def origin(self, job: Job) -> dict:
         """Returns what the file and the record of an image say of how it was made."""
-        source = job.subject.record
-        description = {"asked": job.transformation, "way": job.way, "of": source.image, "of_sha256": source.sha256}
         digests = self.model.digests | self._init([job]).provenance(job.request)
-        return provenance.generation(job.request, self.size, digests) | {"transformation": description}
+        return provenance.generation(job.request, self.size, digests) | {"transformation": job.description}
 
     def make(self, jobs: Sequence[Job]) -> None:
         """Makes those images of the jobs, all of one way and strength, that are not there yet."""
@@ -231,7 +229,7 @@ def _jobs(
         sampler=samplers.get_sampler(config.sampler).name, steps=config.steps, guidance=float(config.guidance),
     )  # fmt: skip
     changes = [(transformation, way) for transformation in config.transformations for way in config.ways]
-    named = Counter((record.label, Path(record.image).stem) for record in chosen)
+    named = Counter((record.label, record.sha256) for record in chosen)
     jobs, left_out = {}, []
     for number in share:
         for subject in subjects(manifest, [chosen[number]], config.masks, renderer.size):
@@ -240,7 +238,7 @@ def _jobs(
                 try:
                     job = plan_job(subject, transformation, way, config.prompt, config.factor,
                                    config.strengths[0], request)  # fmt: skip
-                    if named[subject.record.label, Path(subject.record.image).stem] > 1:
+                    if named[subject.record.label, subject.record.sha256] > 1:
                         image = f"{job.request.image.removesuffix('.png')}_{number}.png"
                         job = replace(job, request=replace(job.request, image=image))
                     jobs[place] = job

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -14,9 +15,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dermjax.data import digests, export, images, records
+from dermjax.data.leaks import training_images
+from dermjax.data.phantoms.appearance import ARTEFACTS
+from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation.images import table
 from dermjax.publication.card import _table as describe
+from dermjax.sampling import provenance
+from dermjax.transformation import run as transform
 
 PUBLISH = Path(__file__).parents[2] / "configs" / "publish.py"
 LABELS = ("benign", "malignant")
@@ -108,8 +114,9 @@ def test_markup_in_a_card_s_table_is_text():
 def test_no_patient_and_no_path_of_this_machine_is_published(publish, tmp_path, curated):
     """Images that `transform` made of photographs carry whose they are, until they are published."""
     own = {"lesion_id": "LESION-77", "patient_id": "PATIENT-88"}
-    transformed = {"image": "images/0.png", "of": "PHOTOGRAPH-99.jpg", "asked": "larger"}
-    found = [replace(record, **own, attributes={"transformation": transformed}) for record in curated]
+    transformed = {"image": "images/PHOTOGRAPH-99.png", "of": "PHOTOGRAPH-99.jpg", "asked": "larger"}
+    attributes = {"transformation": transformed, "masks": {"lesions": "masks/PHOTOGRAPH-99.png", "count": 1}}
+    found = [replace(record, **own, attributes=attributes) for record in curated]
     put(tmp_path / "curate", tmp_path, found)
     code, _, error = publish(workdir=tmp_path / "deep" / "er" / "out")
     assert code == 0, error
@@ -121,6 +128,48 @@ def test_no_patient_and_no_path_of_this_machine_is_published(publish, tmp_path, 
     assert b"larger" in published[out / "manifest.jsonl"]
     again = records.read(out)
     assert again.path(again.records[0]).is_file() and not again.records[0].patient_id
+
+
+def test_images_that_transform_made_name_no_photograph(publish, tmp_path):
+    """Neither in the manifest nor in a table, nor in the name or the text of a file, whose bytes are published."""
+    made = phantom(2, 128, **dict.fromkeys(ARTEFACTS, False), number=1, size_name="medium")
+    images.write_if_changed(tmp_path / "archive/benign/SMITH_1961.png", images.encode_png(made.image))
+    digest = digests.sha256(tmp_path / "archive/benign/SMITH_1961.png")
+    photograph = Record(image="benign/SMITH_1961.png", sha256=digest, label="benign", split="train", source="archive",
+                        image_manipulation="none", lesion_id="LESION-77", patient_id="PATIENT-88")  # fmt: skip
+    put(tmp_path / "photographs", tmp_path / "archive", [photograph])
+    settings = runpy.run_path(str(PUBLISH.with_name("transform.py")))["get_config"]("demo")
+    settings.images, settings.steps, settings.size, settings.guidance = str(tmp_path / "photographs"), 2, 64, 1.0
+    settings.transformations, settings.ways, settings.strengths = ("larger",), ("image_to_image",), (1.0,)
+    transform.run(settings, tmp_path / "transform")
+    found = [replace(each, scores={"training_copy": 60.0}) for each in records.read(tmp_path / "transform").records]
+    assert found[0].patient_id == "PATIENT-88" and found[0].attributes["transformation"]["of"] == photograph.image
+    put(tmp_path / "curate", tmp_path / "transform", found)
+    code, _, error = publish()
+    assert code == 0, error
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "config.json"]
+    for path in files:
+        for word in ("SMITH", "LESION-77", "PATIENT-88", str(tmp_path)):
+            assert word.encode() not in path.read_bytes() and word not in path.name, (path, word)
+    (record,) = records.read(tmp_path / "out").records
+    assert record.generation["transformation"]["of_sha256"] == digest, "an audit knows the photograph by its bytes"
+    assert any(path.suffix == ".png" and provenance.origin(path) == record.generation for path in files)
+
+
+OLD = {"transformation": {"asked": "larger", "way": "inpaint", "of": "benign/SMITH_1961.jpg", "of_sha256": "0" * 64}}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_images_that_name_their_photograph_are_not_published(publish, tmp_path, curated, kept):
+    """As older versions wrote them: files of kept images are given out, and records of rejected ones as well."""
+    with_image(curated, tmp_path, said(pixels(50), {"synthetic": True} | (OLD if kept else {})))
+    if not kept:
+        put(tmp_path / "curate", tmp_path, [*curated[1:5], replace(curated[5], generation=OLD)])
+    code, _, error = publish()
+    number = 0 if kept else 5
+    assert code == 2 and f"images/{number}.png names the photograph that it was transformed from" in error, error
+    assert error.count("\n") == 1 and "transform again in another --workdir" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):

@@ -51,6 +51,7 @@ def test_larger_is_larger_where_it_is_painted_and_nowhere_else(studio):
         assert made["synthetic"] is True
         image = Image.open(io.BytesIO(file))
         assert '"synthetic": true' in image.text[provenance.KEY] and '"of_sha256"' in image.text[provenance.KEY]
+        assert '"of":' not in image.text[provenance.KEY]
         corner = np.asarray(image)[:4, :4].astype(int)
         assert np.abs(corner - lesion()[:4, :4]).max() <= 2
     again = studio.post("/api/sources/made", json={"image": state["images"][0]["image"]}).json()

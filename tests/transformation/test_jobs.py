@@ -76,7 +76,9 @@ def test_by_prompt_seed_and_sampler_stay(manifest):
 def test_a_sketch_is_asked_for_in_words_of_what_it_shows(manifest):
     job = jobs.plan_job(subject(manifest), "more", "inpaint", TEMPLATE, 1.5, 0.5, SETTINGS)
     assert job.request.prompt == "dermoscopy of two medium benign moles, pale skin"
-    assert job.request.image == "images/inpaint/more/benign/x.png" and job.request.seed == 5
+    digest = manifest.records[0].sha256
+    assert job.request.image == f"images/inpaint/more/benign/{digest[:16]}.png" and job.request.seed == 5
+    assert job.description == {"asked": "more", "way": "inpaint", "of_sha256": digest}
     dark = jobs.plan_job(subject(manifest), "dark skin", "image_to_image", TEMPLATE, 1.5, 0.5, SETTINGS)
     assert dark.request.prompt == "dermoscopy of one medium benign mole, dark skin"
 

@@ -63,18 +63,25 @@ def finished(photographs, tmp_path_factory):
     return folder
 
 
+def sources(photographs):
+    """The training photographs by their digest."""
+    return {record.sha256: record for record in records.read(photographs).split("train")}
+
+
 def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, photographs):
-    made = records.read(finished).records
-    sources = sorted((record.label, Path(record.image).stem) for record in records.read(photographs).split("train"))
-    names = [f"{asked}/{label}/{seed}" for label, seed in sources for asked in ("larger", "dark_skin")]
+    made, known = records.read(finished).records, sources(photographs)
+    ordered = sorted(known.values(), key=lambda record: (record.label, record.image))
+    names = [f"{asked}/{each.label}/{each.sha256[:16]}" for each in ordered for asked in ("larger", "dark_skin")]
     assert [record.image for record in made] == [f"images/inpaint/{name}.png" for name in names]
     for record in made:
         assert record.synthetic and record.split == "train" and record.patient_id == "p"
-        assert record.lesion_id == f"lesion{Path(record.image).stem}"
+        source = known[record.generation["transformation"]["of_sha256"]]
+        assert record.lesion_id == source.lesion_id and Path(record.image).stem == source.sha256[:16]
         told = record.attributes["transformation"]
         assert {"before", "after", "met", "area_ratio", "attempts"} < told.keys()
+        assert told["of"] == source.image, "the folder of the run knows whose it is"
         assert provenance.origin(finished / record.image) == record.generation
-        assert record.generation["transformation"]["of"] == f"{Path(record.image).stem}.png"
+        assert source.image not in json.dumps(record.generation), "a file that gets around does not"
         mask = images.decode(finished / record.attributes["masks"]["lesions"])[..., 0] > 0
         assert mask.mean() == pytest.approx(told["after"]["area"], abs=1e-5)
     assert json.loads((finished / "transformations.json").read_text()) == [
@@ -84,7 +91,7 @@ def test_every_image_is_synthetic_for_training_and_tied_to_its_lesion(finished, 
 
 def test_outside_of_its_region_an_inpainted_image_is_the_source(finished, photographs):
     for record in records.read(finished).records:
-        source = images.decode(photographs / record.generation["transformation"]["of"])
+        source = images.decode(photographs / record.attributes["transformation"]["of"])
         made = images.decode(finished / record.image)
         region = images.decode(finished / record.image.replace("images/", "regions/", 1))[..., 0] > 0
         assert (made[~region] == source[~region]).all() and (made[region] != source[region]).any()
@@ -183,11 +190,14 @@ def test_images_of_one_name_in_two_folders_are_two(photographs, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "2.png").write_bytes((photographs / "2.png").read_bytes())
         alike.append(replace(first, image=f"{folder}/2.png"))
+    (tmp_path / "b" / "2_1.png").write_bytes((photographs / "5.png").read_bytes())
+    (other,) = [each for each in manifest.records if each.image == "5.png"]
+    alike.append(replace(other, image="b/2_1.png", label=first.label))  # as the second of two named 2 may be called
     manifest = Manifest(labels=manifest.labels, root=tmp_path, records=tuple(alike))
     drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
-    placed = run._jobs(config(tmp_path, ways=("inpaint",)), manifest, manifest.records, range(2), drawn)
+    placed = run._jobs(config(tmp_path, ways=("inpaint",)), manifest, manifest.records, range(3), drawn)
     names = [job.request.image for job in placed.values()]
-    assert len(names) == len(set(names)) == 4, names
+    assert len(names) == len(set(names)) == 6, names
     records.write(tmp_path / records.FILE, manifest)
     with pytest.raises(UserError, match=r"config.masks: 2 images are named 2, and masks go by name"):
         run.run(config(tmp_path, masks=str(tmp_path)), tmp_path / "run")
