@@ -36,7 +36,7 @@ SHAPES = {
     "generation": {
         "prompt": str, "negative_prompt": str, "seed": int, "sampler": str, "steps": int, "guidance": NUMBER,
         "size": int, "spacing": str, "guidance_rescale": NUMBER, "guidance_interval": [NUMBER], "deep_cache": int,
-        "words": dict, "init_image": str,
+        "words": dict, "init_image": str, "transformation": {"of_sha256": str | None},
     },
     "attributes": {
         **dict.fromkeys(("age", "age_band", "sex", "site", "device", "fitzpatrick", "attribution"), WORDS),

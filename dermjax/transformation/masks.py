@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from dermjax.data import images, records
 from dermjax.data.imaging.segmentation import segment_classically
+from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.data.tokens import load_tokenizer, tokenize
 from dermjax.diffusion import schedule
@@ -151,6 +152,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         for record, mask in zip(kept, attention, strict=True):
             entries.append(_write_masks(record, manifest, mask, workdir))
             progress.update()
+    training_images.pass_on([Path(config.manifest)], workdir)
     records.write(workdir / records.FILE, replace(manifest, records=tuple(entries)))
     masks = [record.attributes["masks"] for record in entries]
     overlaps = [each["overlap"] for each in masks if config.attention]

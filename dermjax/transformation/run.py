@@ -20,6 +20,7 @@ from scipy import ndimage
 from dermjax import parts, run_folder, segmentation
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import digests, images, records
+from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.diffusion import ladders, samplers
 from dermjax.errors import UserError
@@ -150,6 +151,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         waiting = [job for job in waiting if not latest[job.request.image].met and job.way != "prompt"]
     outcomes = [latest[job.request.image] for job in jobs]
     entries = tuple(_record(outcome, renderer) for outcome in outcomes)
+    training_images.pass_on([Path(each) for each in (config.model, config.lora, config.images) if each], workdir)
     text = json.dumps([each.as_json() for each in outcomes], indent=1)
     write_atomically(workdir / "transformations.json", text + "\n")
     write_atomically(workdir / "report.html", report.page(outcomes, config.gallery))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dermjax.data import digests, images, records
+from dermjax.data.leaks import training_images
 from dermjax.data.phantoms.appearance import ARTEFACTS
 from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
@@ -76,7 +77,10 @@ def test_both_masks_of_every_kept_image_lie_on_its_lesions(made, phantoms, tmp_p
 
 
 def test_classical_masks_need_no_model(made, tmp_path):
+    (made / training_images.FILE).write_bytes(b"a line\n")
     masks.run(config(made, model="", attention=False), tmp_path)
+    (made / training_images.FILE).unlink()
+    assert (tmp_path / training_images.FILE).read_bytes() == b"a line\n", "what the generator saw is handed on"
     assert "attention" not in records.read(tmp_path).records[0].attributes["masks"]
     assert not (tmp_path / "attention").exists()
 

@@ -11,6 +11,7 @@ import pytest
 
 from dermjax import merge, run_folder
 from dermjax.data import digests, images, records
+from dermjax.data.leaks import training_images
 from dermjax.data.phantoms.appearance import ARTEFACTS
 from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
@@ -59,7 +60,9 @@ def config(photographs, **changed):
 @pytest.fixture(scope="module")
 def finished(photographs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transform")
+    (photographs / training_images.FILE).write_bytes(b"a line\n")
     run.run(config(photographs), folder)
+    (photographs / training_images.FILE).unlink()
     return folder
 
 
@@ -96,6 +99,10 @@ def test_outside_of_its_region_an_inpainted_image_is_the_source(finished, photog
         region = images.decode(finished / record.image.replace("images/", "regions/", 1))[..., 0] > 0
         assert (made[~region] == source[~region]).all() and (made[region] != source[region]).any()
         assert record.attributes["transformation"]["decibels_outside"] == 99.0
+
+
+def test_what_the_generator_and_its_photographs_saw_is_handed_on(finished):
+    assert (finished / training_images.FILE).read_bytes() == b"a line\n"
 
 
 def test_most_is_reached_and_the_page_shows_it(finished):

@@ -51,9 +51,11 @@ class Entry:
 
     @property
     def identities(self) -> list[tuple[str, str]]:
-        """What ties it to others: the record's identities, and the photograph that a synthetic image started from."""
-        init_image = self.record.generation.get("init_image")
-        return splits.identities(self.record) + ([("sha256", init_image)] if init_image else [])
+        """What ties it to others: the record's identities, and the images that a synthetic one started from, or was
+        transformed from: by way of a sketch."""
+        generation = self.record.generation
+        starts = (generation.get("init_image"), generation.get("transformation", {}).get("of_sha256"))
+        return splits.identities(self.record) + [("sha256", start) for start in starts if start]
 
 
 def show(*paths: str) -> None:

@@ -187,6 +187,24 @@ def test_a_photograph_that_an_image_was_started_from_counts_as_seen(tmp_path):
         audit.refuse([records.read(Path(each.write())) for each in (real, made)])
 
 
+def test_a_photograph_that_an_image_was_transformed_from_counts_as_seen(tmp_path):
+    """By way of a sketch, whose digest is the one that it was started from."""
+    real, made = clean(tmp_path / "real"), Set(tmp_path / "made")
+    told = {"asked": "larger", "way": "inpaint", "of_sha256": real.records[2].sha256}
+    generation = {"init_image": "0" * 64, "transformation": told}
+    made.add("0.png", lesion(300), "train", image_manipulation="synthetic", generation=generation)
+    with pytest.raises(UserError, match=r"same bytes on two sides: .*/2\.png \(test\), .*made/0\.png \(train\)"):
+        audit.refuse([records.read(Path(each.write())) for each in (real, made)])
+    told["of_sha256"] = real.records[0].sha256
+    audit.refuse([records.read(Path(each.write())) for each in (real, made)])
+    for misshapen in ({"of_sha256": 3}, "larger"):
+        generation["transformation"] = misshapen
+        with pytest.raises(
+            UserError, match=r"line 2: 0\.png: fields do not fit a record: misshapen generation\.transf"
+        ):
+            records.read(Path(made.write()))
+
+
 def test_synthetic_images_without_a_list_are_said_to_have_none(tmp_path, capsys):
     made = Set(tmp_path / "made")
     made.add("0.png", lesion(300), "train", image_manipulation="synthetic")
