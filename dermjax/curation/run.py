@@ -56,6 +56,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if not total or not training:
         empty = config.training if total else config.manifest
         raise UserError(f"curate: {empty} has no images to judge by or of")
+    if any(record.synthetic for record in training):
+        raise UserError(f"config.training {config.training}: holds synthetic images; give the manifest of the real "
+                        "images that the generator was tuned on")  # fmt: skip
     unknown = set(config.noted) - set(MEANINGS)
     if unknown:
         raise UserError(f"config.noted: {min(unknown)!r} is no reason; there are: {', '.join(MEANINGS)}")

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from dermjax import machine, progress
 from dermjax.data import export, images, records, thumbnails
 from dermjax.data.digests import sha256
-from dermjax.data.leaks import fingerprints
+from dermjax.data.leaks import fingerprints, training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation.images import table
@@ -42,6 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     curated = without_patients(records.read_named(config.manifest, "manifest"))
     training = records.read_named(config.training, "training")
     _refuse_uncurated(curated, config.manifest)
+    _refuse_unreal(training, config.training)
     text = card.text(
         curated, training, _fidelity(config.evaluation), _evidence(config.evidence, curated), name=config.name,
         licence=config.licence, contact=config.contact, digest=sha256(curated.home / records.FILE),
@@ -80,10 +81,10 @@ def without_patients(manifest: Manifest) -> Manifest:
 
 
 def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None:
-    """Raises UserError for the first kept image that does not say of itself that it is synthetic, or that is near to a
-    photograph of the training manifest; every file's bytes must be those that its manifest names."""
+    """Raises UserError for the first kept image that does not say of itself that it is synthetic, that names the
+    photograph that it was transformed from, or that is near to a photograph of the training manifest or to one that
+    the generator saw; every file's bytes must be those that its manifest names."""
     kept = [record for record in curated.records if record.kept]
-    photographs = [record for record in training.records if not record.synthetic]
     with ThreadPoolExecutor(machine.cores()) as pool:
         origins = list(pool.map(lambda record: provenance.origin(curated.path(record)) or {}, kept))
     silent = [record for record, own in zip(kept, origins, strict=True) if own.get("synthetic") is not True]
@@ -101,6 +102,8 @@ def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None
     both = [(curated, record) for record in kept] + [(training, record) for record in photographs]
     with progress.bar(len(both), "comparing with photographs", "images", 0) as bar:
         prints = list(machine.map_in_threads(lambda pair: fingerprints.from_record(*pair, known), both, bar.update))
+    prints += [each.fingerprint for each in seen]
+    photographs += [each.record for each in seen]
     near = fingerprints.near_duplicates(prints)[:, :2].tolist()
     copies = [(kept[one], photographs[other - len(kept)]) for one, other in near if one < len(kept) <= other]
     if copies:

@@ -463,6 +463,11 @@ def test_what_is_missing_is_named(sets, tmp_path):
     settings.training = str(sets / "nowhere")
     with pytest.raises(UserError, match="no such file"):
         run.run(settings, tmp_path)
+    settings.training = str(sets / "made")
+    with pytest.raises(
+        UserError, match=r"config\.training .*made: holds synthetic images; give the manifest of the real"
+    ):
+        run.run(settings, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -306,6 +306,11 @@ def test_croissant_is_valid(publish, tmp_path, curated, form):
         ({"manifest": ""}, "config.manifest: no manifest; give one"),
         ({"training": ""}, "config.training: no manifest; give one"),
         ({"manifest": "prepare"}, "manifest prepare: 10 photographs in it; `publish` is for images that a model made"),
+        (
+            {"training": "curate"},
+            "config.training curate: holds synthetic images; give the manifest of the photographs",
+        ),
+        ({"training": "tested"}, "config.training tested: has no training image; give the manifest of the photographs"),
         ({"manifest": "raw"}, "manifest raw: not compared with the training images; publish what `curate` left"),
         ({"manifest": "none"}, "manifest none: curation kept no image"),
         ({"evaluation": "curate"}, "config.evaluation curate: no results.json; give the workdir of `evaluate`"),
@@ -317,6 +322,7 @@ def test_croissant_is_valid(publish, tmp_path, curated, form):
 def test_refused(publish, tmp_path, curated, config, told):
     put(tmp_path / "raw", tmp_path, [replace(record, scores={}) for record in curated])
     put(tmp_path / "none", tmp_path, [replace(record, rejected=("blur",)) for record in curated])
+    put(tmp_path / "tested", tmp_path, records.read(tmp_path / "prepare").split("test"))
     code, _, error = publish(**config)
     assert code == 2 and told in error and error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
@@ -369,6 +375,22 @@ def test_a_photograph_whose_manifest_says_synthetic_is_not_published(publish, tm
     code, _, error = publish()
     assert code == 2 and told in error and error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("copied", "code"), [(60, 2), (61, 0)])
+def test_a_photograph_that_the_generator_saw_is_found_whatever_manifest_is_given(
+    publish, tmp_path, curated, copied, code
+):
+    """What `curate` left beside its manifest says what the generator was tuned on."""
+    photograph(tmp_path, 60)
+    (first, *_) = records.read(tmp_path / "prepare").records
+    seen = replace(first, image="60.png", sha256=digests.sha256(tmp_path / "60.png"))
+    manifest = Manifest(labels=LABELS, root=tmp_path, records=(seen, first))
+    training_images.write(tmp_path / "curate", [(manifest, record) for record in manifest.records], [])
+    with_image(curated, tmp_path, said(np.rot90(pixels(copied)), {"synthetic": True}))
+    found, _, error = publish(forms="('imagefolder',)")
+    assert found == code, error
+    assert ("nearly equal to the training photograph 60.png (one of 1 such pairs)" in error) == (code == 2)
 
 
 def test_another_image_that_says_so_is_published(publish, tmp_path, curated):
