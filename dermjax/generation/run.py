@@ -6,6 +6,7 @@ once. Images are files, or lie in shards of so many. Processes divide the batche
 meet only in the folder; parts (`parts`) do not even meet there.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -48,19 +49,23 @@ CARD_CONFIG = re.compile(r"^## Config\n+```json\n(.*?)\n```$", re.DOTALL | re.MU
 class Generation:
     """The images that are requested, how they are divided into batches, what makes them, and their side in pixels.
 
-    requests: those of this part, in the order of the plan, and their `places` among its `total`. units: what stays
-    together when processes divide the work, each a list of batches: those of a shard, or a single one.
+    requests: those of this part, in the order of the plan, and their `places` among its `total`. causes: what all parts
+    have in common: the model, and the digest of all requests with what they start from. units: what stays together when
+    processes divide the work, each a list of batches: those of a shard, or a single one. signed: whether each file has
+    content credentials.
     """
 
     requests: list[Request]
     places: list[int]
     total: int
+    causes: dict[str, object]
     units: list[list[list[Request]]]
     model: Model
     init: InitImages
     size: int
     batch: int
     labels: tuple[str, ...]
+    signed: bool
 
     def origin(self, request: Request) -> dict:
         """Returns what the file and the record of an image say of how it was made."""
@@ -68,7 +73,7 @@ class Generation:
 
     def missing(self, workdir: Path, requests: Collection[Request]) -> tuple[set[Request], str]:
         """Returns the requests whose image is not there, damaged or made otherwise, and how (`provenance.missing`)."""
-        return provenance.missing(workdir, {request: self.origin(request) for request in requests})
+        return provenance.missing(workdir, {request: self.origin(request) for request in requests}, signed=self.signed)
 
 
 def check(config: ConfigDict) -> None:
@@ -105,7 +110,17 @@ def load(config: ConfigDict) -> Generation:
     places = [place for place, request in enumerate(requests) if request in wanted]
     labels = tuple(sorted(config.plan.prompts))
     mine, most = [requests[place] for place in places], max(map(len, divided))
-    return Generation(mine, places, len(requests), own, model, init, size, most, labels)
+    causes = model.digests | {"plan": _digest(requests, init)}
+    signed = any(config.credentials.values())
+    return Generation(mine, places, len(requests), causes, own, model, init, size, most, labels, signed)
+
+
+def _digest(requests: Iterable[Request], init: InitImages) -> str:
+    """Returns the digest of requests with what they start from."""
+    digest = hashlib.sha256()
+    for request in requests:
+        digest.update(repr((request, init.provenance(request))).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def _into_shards(
@@ -129,7 +144,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Of a part, workdir is its folder, and the images go to the folder above it.
     """
     generation, part = load(config), parts.read(config.part)
-    root = parts.root(workdir, part)
+    sign, root = credentials.signer(**config.credentials.to_dict()), parts.root(workdir, part)
     process, processes = jax.process_index(), jax.process_count()
     units = generation.units[process::processes]
     own = {request for unit in units for batch in unit for request in batch}
@@ -138,7 +153,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
         say(f"generate: {differing}")
     if missing:
         parts.begin(workdir)
-        sign = credentials.signer(**config.credentials.to_dict())
         check_storage(root, missing, generation.size)
         _make(generation, units, missing, sign, config.preview_every, workdir, root)
     left = set(generation.requests) - own
@@ -155,7 +169,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         say(f"generate: {len(generation.requests)} images in {buckets.shown(workdir / records.FILE)}")
         if part:
             done = parts.Finished(stage="generate", part=str(part), total=generation.total, places=generation.places,
-                                  left_out=[], causes=generation.model.digests, findings={})  # fmt: skip
+                                  left_out=[], causes=generation.causes, findings={})  # fmt: skip
             parts.finish(workdir, done)
 
 

@@ -7,6 +7,7 @@ bytes, never in pixels.
 import importlib.util
 import io
 import json
+import struct
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from dermjax.errors import UserError
 
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"  # IPTC's word for synthetic
+PNG, CHUNK = b"\x89PNG\r\n\x1a\n", b"caBX"  # how a file begins, and the chunk of a manifest
 GENERATION = "org.dermjax.generation"  # our assertion
 PLAIN = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would be larger than the image
 
@@ -50,6 +52,17 @@ def signer(certificate: str, key: str) -> Callable[[bytes, dict], bytes]:
     except c2pa.C2paError as error:
         raise UserError(f"config.credentials.certificate {certificate}: cannot sign with it ({error})") from error
     return sign
+
+
+def is_signed(file: bytes) -> bool:
+    """Returns whether a PNG file has a manifest, whatever it says; without the library."""
+    place = len(PNG)
+    while file.startswith(PNG) and place + 8 <= len(file):
+        length, kind = struct.unpack_from(">I4s", file, place)
+        if kind == CHUNK:
+            return True
+        place += 12 + length  # its length, kind and checksum
+    return False
 
 
 def installed() -> bool:

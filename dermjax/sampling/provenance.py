@@ -175,18 +175,23 @@ def origin(path: Path) -> dict | None:
         return None
 
 
-def missing(workdir: Path, wanted: Mapping[Request, dict]) -> tuple[set[Request], str]:
-    """Returns the requests whose image is not there, damaged or of another generation than is wanted, and how the
-    generations that are there differ, on one line, "" where none does."""
+def missing(workdir: Path, wanted: Mapping[Request, dict], *, signed: bool) -> tuple[set[Request], str]:
+    """Returns the requests whose image is not there, damaged or of another generation than is wanted, or, where it is
+    to be `signed`, has no content credentials, and how those that are there differ, on one line, "" where none does."""
+
+    def read(path: Path) -> tuple[dict | None, bool]:
+        found = origin(path)
+        return found, not signed or (found is not None and credentials.is_signed(path.read_bytes()))
+
     with ThreadPoolExecutor() as pool:
         files = (shards.locate(workdir / request.image) for request in wanted)
-        origins = dict(zip(wanted, pool.map(origin, files), strict=True))
-    others = {request for request in wanted if origins[request] != wanted[request]}
-    differing = [request for request in wanted if request in others and origins[request] is not None]
+        there = dict(zip(wanted, pool.map(read, files), strict=True))
+    others = {request for request in wanted if there[request] != (wanted[request], True)}
+    differing = [request for request in wanted if request in others and there[request][0] is not None]
     if not differing:
         return others, ""
     first = differing[0]
-    changed = differences(origins[first], wanted[first])
+    changed = differences(there[first][0], wanted[first]) or "not signed"
     return others, f"images that are there and made again: {len(differing)}, such as {first.image} ({changed})"
 
 
@@ -226,7 +231,7 @@ def _a1111(texts: Mapping[str, str]) -> list[str]:
 
 def _credentials(path: Path) -> list[str]:
     if not credentials.installed():
-        return ["C2PA: not looked for; install dermjax[c2pa]"] if b"caBX" in path.read_bytes() else []
+        return ["C2PA: not looked for; install dermjax[c2pa]"] if credentials.is_signed(path.read_bytes()) else []
     signed = credentials.read(path)
     if signed is None:
         return []

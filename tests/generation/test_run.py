@@ -279,6 +279,35 @@ def test_shards_hold_the_images_of_an_undivided_run(folder, whole, tmp_path, cap
     assert "nothing to do" in capsys.readouterr().out and contents(divided) == made
 
 
+def test_parts_of_other_photographs_are_not_joined(folder, tmp_path):
+    """Prepared again between two parts, with one more: some would begin two images too many, another none."""
+    prepared, workdir, noise = tmp_path / "prepare", tmp_path / "run", np.random.default_rng(0)
+    prepared.mkdir()
+
+    def prepare(count):
+        found = []
+        for label, number in ((label, number) for label in PLAN["prompts"] for number in range(count)):
+            path = prepared / f"{label}{number}.png"
+            if not path.exists():
+                Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+            known = {"label": label, "split": "train", "source": "test", "image_manipulation": "none"}
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found.append(records.Record(image=path.name, sha256=digest, **known))
+        labels = tuple(PLAN["prompts"])
+        records.write(prepared / records.FILE, records.Manifest(labels=labels, root=prepared, records=tuple(found)))
+
+    prepare(2)
+    part_of(folder, workdir, "0/2", images=str(prepared))
+    prepare(3)
+    part_of(folder, workdir, "1/2", images=str(prepared))
+    with pytest.raises(UserError, match=r"part-00001-of-00002 has other inputs than part-00000-of-00002 \(plan: "):
+        merge.merge(str(workdir), any_versions=False)
+    part_of(folder, workdir, "0/2", images=str(prepared))
+    merge.merge(str(workdir), any_versions=False)
+    begun = {record.generation["init_image"] for record in records.read(workdir).records}
+    assert begun == {record.sha256 for record in records.read(prepared).records}
+
+
 def test_more_parts_than_batches_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"config.part = 0/4: there are 3 batches to divide"):
         generate(folder, tmp_path, part="0/4")
@@ -395,6 +424,24 @@ def test_signed_images_have_the_same_pixels_and_are_not_made_again(folder, whole
     path = tmp_path / "images/benign/00000.png"
     assert credentials.read(path)["generation"] == provenance.origin(path)
     assert (pixels(path) == pixels(whole / "images/benign/00000.png")).all()
+
+
+def test_images_that_are_there_without_credentials_are_made_again_with_them(folder, whole, signer, tmp_path, capsys):
+    """Finished, and then the same command with credentials: config.json would say that all are signed."""
+    files = dict(zip(("certificate", "key"), signer, strict=True))
+    assert generate(folder, tmp_path, images_per_class=1) == 2
+    with pytest.raises(UserError, match=r"certificate gone\.pem: cannot be read"):
+        generate(folder, tmp_path, images_per_class=1, certificate="gone.pem", key="gone.pem")
+    assert generate(folder, tmp_path, images_per_class=1, **files) == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "made again" in line]
+    assert line.startswith("generate: images that are there and made again: 2, such as images/")
+    assert line.endswith("/00000.png (not signed)")
+    path = tmp_path / "images/benign/00000.png"
+    assert credentials.read(path)["generation"] == provenance.origin(path)
+    assert (pixels(path) == pixels(whole / "images/benign/00000.png")).all()
+    assert records.read(tmp_path).path(records.read(tmp_path).records[0]) == path
+    assert generate(folder, tmp_path, images_per_class=1, **files) == 0
+    assert generate(folder, tmp_path, images_per_class=1) == 0, "what is signed may stay so"
 
 
 def test_what_the_run_says(folder, tmp_path, capsys):

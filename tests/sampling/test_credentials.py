@@ -58,6 +58,15 @@ def test_without_a_manifest_or_an_image_there_is_none(tmp_path, signer):
     assert credentials.read(tmp_path / "x.png") is None and credentials.read(tmp_path / "x.txt") is None
 
 
+def test_a_signed_file_is_known_without_the_library(signer):
+    plain = provenance.png(PICTURE, GENERATION | {"prompt": "caBX"})
+    signed = credentials.signer(*signer)(plain, GENERATION)
+    with mock.patch.dict(sys.modules, {"c2pa": None}):
+        assert credentials.is_signed(signed) and not credentials.is_signed(plain)
+        for other in (b"", b"caBX", plain[:20], plain[:-5], b"\xff\xd8\xff caBX"):
+            assert not credentials.is_signed(other)
+
+
 def test_without_certificates_files_stay_as_they_are():
     assert credentials.signer("", "")(b"file", {}) == b"file"
 
