@@ -134,12 +134,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if parts.is_finished(workdir, part, records.FILE, causes):
         say(f"transform: {workdir} is finished; nothing to do")
         return
-    parts.begin(workdir)
-    renderer = JobRenderer(model, model.size(config.size), config.batch, root)
+    size, most = model.size(config.size), len(chosen) * len(config.transformations)  # of one way, in all parts together
+    batch = min(model.largest_batch(config.batch, size), -(-most // model.grid.size))
+    renderer = JobRenderer(model, size, batch, root)
     placed = _jobs(config, manifest, chosen, share, renderer)
     jobs = list(placed.values())
     if not jobs and not part:
         raise UserError(f"transform: nothing can be done with {config.images}: no lesion is seen, or there is no room")
+    parts.begin(workdir)
     cost("transform", parameters=count(model.params), images=len(jobs), steps=config.steps)
     renderer.write_sketches(jobs)
     latest, waiting = {}, jobs

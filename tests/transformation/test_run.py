@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,39 @@ def test_a_finished_folder_is_left_alone_and_a_killed_one_goes_on(finished, phot
 
 class Reached(Exception):
     """That a run went on to make images."""
+
+
+def test_a_folder_that_another_model_was_killed_in_is_made_again(finished, photographs, tmp_path, monkeypatch, capsys):
+    """It is finished by its manifest, while some images are the other model's."""
+    shutil.copytree(finished, tmp_path / "run")
+
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(run.JobRenderer, "write_sketches", reached)
+    with monkeypatch.context() as other, pytest.raises(Reached):
+        other.setattr(run, "NUMERIC_VERSION", run.NUMERIC_VERSION + 1)
+        run.run(config(photographs), tmp_path / "run")
+    with pytest.raises(Reached):
+        run.run(config(photographs), tmp_path / "run")
+    assert "manifest.jsonl is made again (begun again and not finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("large", "batch", "most"), [(False, 16, 4), (False, 3, 3), (True, 16, 1)])
+def test_few_images_take_no_more_memory_than_they_need(photographs, tmp_path, monkeypatch, large, batch, most):
+    """Two photographs and two changes; a CPU makes few images of a large model at a time."""
+    asked = []
+
+    def reached(model, size, batch, workdir):
+        asked.append((batch, model.grid.size))
+        raise Reached
+
+    monkeypatch.setattr(run, "JobRenderer", reached)
+    monkeypatch.setattr("dermjax.sampling.model.sharding.is_large", lambda parameters: large)
+    with pytest.raises(Reached):
+        run.run(config(photographs, batch=batch, size=512), tmp_path)
+    ((taken, devices),) = asked
+    assert taken == min(most, -(-4 // devices))
 
 
 def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, capsys, monkeypatch):
