@@ -5,7 +5,6 @@ that the table does not name reaches a function.
 """
 
 import json
-import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ class Field:
             raise Refused(f"{name}: give one of {', '.join(self.choices)}")
         if self.kind is str:
             self._check_text(name, value)
-        elif self.kind is not bool and not (math.isfinite(value) and self.least <= value <= self.most):
+        elif self.kind is not bool and not self.least <= value <= self.most:  # NaN is not either
             raise Refused(f"{name}: give {self.least:.10g} to {self.most:.10g}")
         return value
 

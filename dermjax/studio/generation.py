@@ -6,6 +6,7 @@ takes them home.
 """
 
 import io
+import re
 import secrets
 import tempfile
 import threading
@@ -48,6 +49,10 @@ PROMPT = "dermoscopy photo of one medium brown mole with irregular borders, ligh
 GALLERY = 128  # images that are kept
 TEXT = 2000  # characters of a prompt
 LABEL = "lesion"
+# of what an image says: what shapes it and cannot be asked for here, and what every image says that has a value for it
+NOT_FIELDS = ("spacing", "guidance_rescale", "guidance_interval", "deep_cache", "embeddings", "init_image", "init_mask",
+              "strength", "transformation")  # fmt: skip
+SAID = ("sampler", "steps", "guidance", "seed", "size")
 README = """SYNTHETIC IMAGES, FOR RESEARCH USE ONLY. Not a medical device.
 
 Every image here was made by a generative model; none shows a person. Each file says so itself, with the prompt, seed,
@@ -100,8 +105,9 @@ class Made:
 
     @property
     def name(self) -> str:
-        """The name of its file, without what would make it unique."""
-        return f"synthetic_{self.model.replace('/', '-')}_{self.generation['seed']}"
+        """The name of its file, without what would make it unique, in characters that a header of HTTP can say."""
+        model = re.sub(r"[^\w.-]", "-", self.model, flags=re.ASCII)
+        return f"synthetic_{model}_{self.generation['seed']}"
 
 
 class Studio:
@@ -203,6 +209,8 @@ class Studio:
         for name, title in (("model", "its model"), ("lora", "its LoRA")):
             if text.get(name) and not found[name]:
                 notes.append(f"{title} is none of those here")
+        left_out = [name for name in NOT_FIELDS if text.get(name)] + [name for name in SAID if name not in text]
+        notes += [f"its {name.replace('_', ' ')} is left out" for name in left_out]
         given = {name: found.get(name, text.get(name)) for name in FIELDS}
         for name, each in FIELDS.items():
             try:

@@ -66,9 +66,71 @@ def test_an_image_gives_its_settings_back(studio):
     png = studio.get(f"/api/images/{first['image']}").content
     told = studio.post("/api/settings", content=png, headers={"content-type": "image/png"}).json()
     assert told["synthetic"] is True and told["model"] == "derm-tiny" and told["negative_prompt"] == "hairs <b >"
+    assert told["notes"] == ""
     asked = {name: value for name, value in told.items() if name not in ("synthetic", "notes")}
     again = studio.post("/api/generate", json=asked).json()["job"]
     assert studio.get(f"/api/images/{studio.ended(again)['images'][0]['image']}").content == png
+
+
+def with_text(name, text):
+    """A PNG file that says this of how it was made."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info, file = PngInfo(), io.BytesIO()
+    info.add_itxt(name, text)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def restored(studio, name, text):
+    headers = {"content-type": "image/png"}
+    return studio.post("/api/settings", content=with_text(name, text), headers=headers)
+
+
+def test_what_cannot_be_asked_for_here_is_said_to_be_left_out(studio):
+    first = made(studio, count=1)["images"][0]
+    image = Image.open(io.BytesIO(studio.get(f"/api/images/{first['image']}").content))
+    own = json.loads(image.text[provenance.KEY])
+    more = {
+        "spacing": "karras", "guidance_rescale": 0.7, "guidance_interval": [0.3, 5.0], "deep_cache": 2,
+        "embeddings": {"<mole>": "0123"}, "init_image": "0" * 64, "init_mask": "1" * 64, "strength": 0.6,
+        "transformation": {"asked": "larger", "way": "inpaint", "of_sha256": "0" * 64},
+    }  # fmt: skip
+    for name, value in more.items():
+        told = restored(studio, provenance.KEY, json.dumps(own | {name: value})).json()
+        assert told["notes"] == f"its {name.replace('_', ' ')} is left out" and told["seed"] == own["seed"]
+    told = restored(studio, provenance.KEY, json.dumps(own | {"words": {"tone": "dark"}, "deep_cache": None})).json()
+    assert told["notes"] == "", "the prompt has the words"
+
+
+def test_a_seed_beyond_all_numbers_is_refused(studio):
+    """One of 400 digits is none that a float holds."""
+    for seed in (10**400, -(10**400), 2**32):
+        answer = studio.post("/api/generate", json=ASKED | {"seed": seed})
+        assert answer.status_code == 400 and answer.json()["error"] == "seed: give 0 to 4294967295", answer.text
+        answer = restored(
+            studio, provenance.KEY, json.dumps(ASKED | {"guidance": 3.5, "sampler": "PLMS", "seed": seed})
+        )
+        assert answer.status_code == 400 and "are damaged: seed: give 0 to" in answer.json()["error"], answer.text
+    asked = {"across": "guidance", "across_values": "nan, 1", "down": "seed", "down_values": "7"}
+    answer = studio.post("/api/compare", json={n: v for n, v in (ASKED | asked).items() if n != "count"})
+    assert answer.status_code == 400, "nor is what is no number"
+
+
+@pytest.mark.parametrize(
+    "model", ["próba_č/tune/model", "日本/model", 'a "b"; c/model', "two\nlines", "runs/tune/model"]
+)
+def test_an_image_of_a_model_of_any_name_can_be_fetched(studio, model):
+    """Headers of HTTP have no more than Latin-1, and quotation marks end their values."""
+    from dermjax.studio.folder import Folder
+    from dermjax.studio.jobs import Queue
+
+    own = generation.Studio(Folder(str(studio.runs)), Queue())
+    own.gallery["key"] = generation.Made(b"png", {"seed": 7}, model, "", 0, {})
+    header = own.image("key").headers["content-disposition"]
+    name = header.removeprefix('inline; filename="').removesuffix('"')
+    assert header.isascii() and not set(name) & set('"; \n/') and name.endswith("_7.png")
+    assert model != "runs/tune/model" or name == "synthetic_runs-tune-model_7.png"
 
 
 def test_a_lora_changes_images_by_its_weight_and_is_restored(studio):
@@ -123,7 +185,10 @@ def test_a_png_of_automatic1111_gives_its_settings(studio):
     odd = told("mole\nSteps: 900, Sampler: <b>Restart</b>, CFG scale: x, Seed: -1, Size: 512x768")
     assert (odd["steps"], odd["guidance"], odd["seed"], odd["size"]) == (20, 3.5, 0, 0)
     assert "its steps is left out" in odd["notes"] and "its sampler is left out" in odd["notes"]
-    assert told("only a prompt, no more")["prompt"] == "only a prompt, no more"
+    assert "its size is left out" in odd["notes"] and "its guidance is left out" in odd["notes"]
+    bare = told("only a prompt, no more")
+    assert bare["prompt"] == "only a prompt, no more" and "its seed is left out" in bare["notes"]
+    assert " size " not in usual["notes"] and " seed " not in usual["notes"]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"prompt": 1}', '{"prompt": "x", "steps": 1e9}', "{"])
