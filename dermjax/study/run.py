@@ -270,7 +270,7 @@ def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest
         images = sum(real_images(reals[fold], config) + synthetic for fold in {cell.fold for cell in its_cells})
         work = images * below + GRADIENT * trained * above
         if settings.recipe == "full":  # every cell predicts all validation and test images, validation several times
-            times = 1 + settings.steps // settings.evaluate_every
+            times = 1 + (settings.steps // settings.evaluate_every if settings.evaluate_every else 0)
             predicted = sum(
                 times * len(reals[cell.fold].split("validation")) + len(reals[cell.fold].split("test"))
                 for cell in its_cells

@@ -50,6 +50,8 @@ def test_what_is_done_costs_nothing_and_the_line_counts_the_grid(tmp_path, capsy
     assert whole - run.processor_seconds(config, cells[:2], [real], 1200) == pytest.approx(
         2 * run.SECONDS_OF_A_CELL, rel=0.1
     )
+    config.classifiers.vit.update(recipe="full", evaluate_every=0)  # never on the way
+    assert 0 < run.processor_seconds(config, cells, [real], 1200) < float("inf")
     for folder in folders.values():
         folder.mkdir()
         (folder / "metrics.json").write_text("{}")
