@@ -301,10 +301,11 @@ def is_finished(workdir: Path, file: str, causes: Mapping) -> bool:
 def changed_since_start(workdir: Path, causes: Mapping, left: Collection[str]) -> str:
     """Returns on one line how these causes differ from those that a training began with, "" where they do not.
 
-    left: names of what a training leaves in its folder; where none of it is there, the causes are recorded.
+    left: names of what a training leaves in its folder; while none of it is there the training has not begun, and the
+    causes are recorded, in place of those that an earlier start found.
     """
     path = workdir / CAUSES
-    if not path.exists() and not any((workdir / name).exists() for name in left):
+    if not any((workdir / name).exists() for name in left):
         workdir.mkdir(parents=True, exist_ok=True)
         _write(path, causes)
     recorded = _causes(path)

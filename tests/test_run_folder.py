@@ -186,7 +186,8 @@ def test_a_result_stands_while_its_causes_are_the_same(tmp_path, capsys):
 
 
 def test_a_training_says_what_it_was_begun_from(tmp_path):
-    assert run_folder.changed_since_start(tmp_path, CAUSES, ("checkpoints",)) == ""
+    assert run_folder.changed_since_start(tmp_path, CAUSES | {"images": "89ab"}, ("checkpoints",)) == ""
+    assert run_folder.changed_since_start(tmp_path, CAUSES, ("checkpoints",)) == "", "nothing was begun from the others"
     (tmp_path / "checkpoints").mkdir()
     assert run_folder.changed_since_start(tmp_path, CAUSES, ("checkpoints",)) == ""
     assert run_folder.changed_since_start(tmp_path, {"images": "0123"}, ("checkpoints",)) == ""

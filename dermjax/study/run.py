@@ -44,7 +44,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     requested = config.generate.plan.images_per_class * len(reals[0].labels)
     announce(config, folders, reals, len(given.split("train")) if given else requested)
     material_of = _materials(config, workdir, folders, prepared, reals)
-    _report_other_causes(config, folders, material_of)
+    causes = _causes(config, folders, material_of)
+    _report_other_causes(causes)
     materials = list({cell.fold: material for cell, material in material_of.items()}.values())
     explained = report.cells_to_explain(folders, report.PAPER_ARMS)
     for number, (cell, folder) in enumerate(folders.items(), start=1):
@@ -52,6 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             with claimed(folder) as ours:
                 if ours and not finished(folder):  # another host may have finished it between the two checks
                     say(f"\nstudy: cell {number} of {len(folders)}, {cell.name}")
+                    run_folder.changed_since_start(folder, causes[folder], LEFT)  # another host may have other settings
                     settings = config.classifiers[cell.classifier]
                     cells.train(cell, settings, material_of[cell], config.rare, workdir / "features", folder)
         if finished(folder) and cell not in explained:
@@ -211,15 +213,24 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
     return material
 
 
-def _report_other_causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> None:
-    """Says where cells were begun on other images, with other settings, or by code that gives other numbers."""
-    digests, changes = {}, {}
+def _causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> dict[Path, dict]:
+    """What the cell of each folder follows from: its code, its images and which of them it takes, its settings."""
+    digests, causes = {}, {}
     for cell, folder in folders.items():
         material, key = material_of[cell], (id(material_of[cell]), arms.synthetic_set(cell.arm))
         digests[key] = digests.get(key) or material.digest(cell.arm)
-        settings = config.classifiers[cell.classifier].to_dict()
-        causes = {run_folder.NUMERIC_VERSIONS: VERSIONS, "images": digests[key], "settings": settings}
-        changes[folder] = run_folder.changed_since_start(folder, causes, LEFT)
+        causes[folder] = {
+            run_folder.NUMERIC_VERSIONS: VERSIONS,
+            "images": digests[key],
+            "rare": config.rare.to_dict(),
+            "settings": config.classifiers[cell.classifier].to_dict(),
+        }
+    return causes
+
+
+def _report_other_causes(causes: dict[Path, dict]) -> None:
+    """Says where cells were begun on other images, with other settings, or by code that gives other numbers."""
+    changes = {folder: run_folder.changed_since_start(folder, each, LEFT) for folder, each in causes.items()}
     changes = {folder: change for folder, change in changes.items() if change}
     for folder, change in list(changes.items())[:1]:
         say(

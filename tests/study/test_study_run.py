@@ -151,6 +151,40 @@ def test_cells_of_other_settings_are_said(finished, real, synthetic, other, tmp_
     )
 
 
+def test_a_cell_knows_what_it_was_begun_with(real, synthetic, tmp_path, capsys, monkeypatch):
+    """A study that is stopped and goes on with other settings has cells of both, and says how many, whichever come
+    last; another number of rare images is a cause as well."""
+    done = []
+
+    def train(cell, *rest):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(cell)
+        (rest[-1] / "metrics.json").write_text("{}")
+
+    def said(config):
+        with pytest.raises(KeyboardInterrupt):
+            run.run(config, tmp_path)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "started from other inputs" in line]
+        return lines[0] if lines else ""
+
+    monkeypatch.setattr(cells, "train", train)
+    first, second = settings(real, synthetic), settings(real, synthetic)
+    second.classifiers.vit.steps = 61
+    stop = 1
+    assert said(first) == ""
+    stop = 3
+    told = "other inputs: 1, such as fold0_vit_6_real_equal_steps_seed0 (settings.steps: 60 -> 61)"
+    assert told in said(second)
+    assert "other inputs: 2, such as fold0_vit_6_hybrid_3_seed0 (settings.steps: 61 -> 60)" in said(first)
+    rare = settings(real, synthetic)
+    with rare.unlocked():
+        rare.rare.malignant = 5
+    assert "other inputs: 3, such as" in said(rare) and len(done) == 3
+    causes = json.loads((tmp_path / "cells" / "fold0_vit_6_hybrid_3_seed1" / "causes.json").read_text())
+    assert causes["rare"] == {"malignant": 5}, "it has not begun"
+
+
 def test_the_page_stands_alone_and_speaks_in_words(finished):
     page = (finished / "report.html").read_text()
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
