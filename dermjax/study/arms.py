@@ -5,7 +5,8 @@ real_equal_steps          real images only, as many steps as every other arm: th
 real_augmented            the same with strong augmentation
 synthetic                 synthetic images only
 hybrid_<r>                r synthetic images for each real one, in every batch and in number, as long as there are
-                          so many (the paper's is hybrid_3)
+                          so many (the paper's is hybrid_3); each seed draws its own, those of a smaller r or of fewer
+                          shots among those of a larger one
 hybrid_<r>_light          the same, where a synthetic image weighs a quarter of a real one
 hybrid_<r>_judged         the same, where it teaches its class as far as a judge of real images sees it
 hybrid_<r>_apart          the same, with batch statistics of its own (fine-tuned MobileNetV2 alone)
@@ -53,6 +54,11 @@ class Phase:
     def fraction(self) -> float:
         """The share of synthetic images in a batch."""
         return 1.0 if self.ratio is None else self.ratio / (1 + self.ratio)
+
+    @property
+    def draws(self) -> bool:
+        """Whether some of the synthetic images are drawn, see `take_ratio`, rather than all taken."""
+        return bool(self.limited and self.ratio)
 
 
 def phases(arm: str) -> tuple[Phase, ...]:
@@ -155,14 +161,15 @@ def leave_out(manifest: Manifest, without: Mapping[str, Sequence[str]]) -> Manif
     return left
 
 
-def take_ratio(synthetic: Manifest, real: Manifest, ratio: float | None) -> Manifest:
-    """Returns the first `ratio` synthetic images of each class for each real one, or as many as there are."""
-    if ratio is None:
-        return synthetic
+def take_ratio(synthetic: Manifest, real: Manifest, ratio: float, rank: Mapping[str, float]) -> Manifest:
+    """Returns `ratio` synthetic images of each class for each real one, or as many as there are.
+
+    They are those of the lowest rank by image: the first of a plan are those of its quotas, and of one kind.
+    """
     chosen = set()
     for label in real.labels:
         most = round(ratio * len(_training_images(real, label)))
-        chosen.update(_training_images(synthetic, label)[:most])
+        chosen.update(sorted(_training_images(synthetic, label), key=rank.__getitem__)[:most])
     records = tuple(record for record in synthetic.records if record.image in chosen)
     return Manifest(labels=synthetic.labels, root=synthetic.root, records=records)
 

@@ -30,6 +30,7 @@ CLAIM = "claim"
 LEFT = (*classification.LEFT, "phase1")  # by which it is known that a cell has been begun
 BEAT, STALE = 20.0, 300.0  # seconds
 AUGMENTED_VIEWS = 4  # of each image where augmentation meets a frozen network
+NUMERIC_VERSION = 2  # of which synthetic images a hybrid arm takes; the first version took the first of the manifest
 
 
 @dataclass(frozen=True, order=True)
@@ -167,8 +168,8 @@ def train(
         if "augment" in phase.changes and config.recipe != "full":
             settings.views = max(config.views, AUGMENTED_VIEWS)
         synthetic = material.of(cell.arm) if phase.fraction else None
-        if synthetic and phase.limited:
-            synthetic = arms.take_ratio(synthetic, real, phase.ratio)
+        if synthetic and phase.draws:
+            synthetic = arms.take_ratio(synthetic, real, phase.ratio, ranks(synthetic, cell.seed))
         judged = material.synthetic if cell.arm == arms.BASELINE else None
         where = folder if last else folder / f"phase{number}"
         classification.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
@@ -194,7 +195,7 @@ def steps(total: int, phase: arms.Phase) -> int:
 def ranks(manifest: Manifest, seed: int) -> dict[str, float]:
     """Returns a random order of the training images that depends on each image and the seed alone.
 
-    Few-shot sets of one seed are therefore nested, and alike in every arm.
+    Few-shot sets of one seed are therefore nested, and alike in every arm; so are the synthetic images of its hybrids.
     """
     return {
         record.image: int(hashlib.sha256(f"{seed} {record.sha256}".encode()).hexdigest()[:12], 16)

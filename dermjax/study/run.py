@@ -219,8 +219,9 @@ def _causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cel
     for cell, folder in folders.items():
         material, key = material_of[cell], (id(material_of[cell]), arms.synthetic_set(cell.arm))
         digests[key] = digests.get(key) or material.digest(cell.arm)
+        drawn = {"cells": cells.NUMERIC_VERSION} if any(phase.draws for phase in arms.phases(cell.arm)) else {}
         causes[folder] = {
-            run_folder.NUMERIC_VERSIONS: VERSIONS,
+            run_folder.NUMERIC_VERSIONS: VERSIONS | drawn,
             "images": digests[key],
             "rare": config.rare.to_dict(),
             "settings": config.classifiers[cell.classifier].to_dict(),

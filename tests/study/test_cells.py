@@ -1,13 +1,16 @@
 """Claims: one at a time, taken over from the dead, never from the living."""
 
+import hashlib
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import wording
 from dermjax.study import arms, cells
@@ -60,6 +63,40 @@ def test_processes_that_race_for_cells_never_share_one(tmp_path):
     racers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
     assert [racer.wait(timeout=120) for racer in racers] == [0, 0]
     assert [(tmp_path / str(number) / "log").read_text() for number in range(20)] == ["x"] * 20
+
+
+def images(count, manipulation):
+    """A manifest of so many training images a class; the first half is of quotas, all of one tone."""
+    found = tuple(
+        Record(image=f"{label}{number:03d}.png", sha256=hashlib.sha256(f"{label}{number}".encode()).hexdigest(),
+               label=label, split="train", source="x", image_manipulation=manipulation,
+               attributes={"parameters": {"tone": "dark" if number < count // 2 else "light"}})
+        for label in ("benign", "malignant") for number in range(count)
+    )  # fmt: skip
+    return Manifest(labels=("benign", "malignant"), root=Path(), records=found)
+
+
+def test_every_seed_draws_its_own_synthetic_images():
+    """Not the first of the manifest, which are of one kind; the smaller dose is part of the larger one."""
+    synthetic = images(200, "synthetic")
+
+    def drawn(shots, ratio, seed):
+        return arms.take_ratio(synthetic, images(shots, "none"), ratio, cells.ranks(synthetic, seed)).records
+
+    some, other = drawn(20, 3, 0), drawn(20, 3, 1)
+    assert [record.label for record in some] == ["benign"] * 60 + ["malignant"] * 60
+    for chosen in (some, other):
+        dark = sum(each.attributes["parameters"]["tone"] == "dark" for each in chosen)
+        assert 40 < dark < 80
+    assert some == drawn(20, 3, 0) and some != other
+    assert {r.image for r in drawn(20, 1, 0)} < {r.image for r in some} < {r.image for r in drawn(40, 3, 0)}
+    assert len(drawn(20, 10, 0)) == 400, "as many as there are"
+
+
+def test_what_draws_images_is_known_by_its_arm():
+    for arm, draws in {"real": [False], "hybrid_1": [True], "hybrid_3_light": [True], "all_3": [False],
+                       "synthetic": [False], "synthetic_then_real": [False, False]}.items():  # fmt: skip
+        assert [phase.draws for phase in arms.phases(arm)] == draws
 
 
 def test_arms_by_name():

@@ -183,6 +183,11 @@ def test_a_cell_knows_what_it_was_begun_with(real, synthetic, tmp_path, capsys, 
     assert "other inputs: 3, such as" in said(rare) and len(done) == 3
     causes = json.loads((tmp_path / "cells" / "fold0_vit_6_hybrid_3_seed1" / "causes.json").read_text())
     assert causes["rare"] == {"malignant": 5}, "it has not begun"
+    for path in tmp_path.glob("cells/*/causes.json"):  # as before hybrid arms drew their synthetic images
+        causes = json.loads(path.read_text()) | {"rare": {}, "settings": first.classifiers.vit.to_dict()}
+        causes["numeric_versions"].pop("cells", None)
+        path.write_text(json.dumps(causes))
+    assert "other inputs: 1, such as fold0_vit_6_hybrid_3_seed0 (numeric_versions.cells: (absent) -> 2)" in said(first)
 
 
 def test_the_page_stands_alone_and_speaks_in_words(finished):
