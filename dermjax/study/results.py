@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,24 @@ def find(
     for cell, folder in folders.items():
         groups.setdefault(cell.group, {}).setdefault(cell.fold, []).append(folder)
 
-    def folds(test: str) -> dict[Group, list[Fold]]:
-        manifests = [material.tests[test] if test else material.real for material in materials]
+    here = {
+        group: [
+            findings.fold([_read(seed, "", materials[k].real) for seed in seeds], materials[k].real, bootstrap)
+            for k, seeds in by_fold.items()
+        ]
+        for group, by_fold in groups.items()
+    }
+
+    def there(test: str) -> dict[Group, list[Fold]]:
+        """One fold: whatever they were trained on, all cells are judged on the same images."""
+        manifest = materials[0].tests[test]
+        cells = {group: chain(*by_fold.values()) for group, by_fold in groups.items()}
         return {
-            group: [
-                findings.fold([_read(seed, test, manifests[k]) for seed in seeds], manifests[k], bootstrap)
-                for k, seeds in by_fold.items()
-            ]
-            for group, by_fold in groups.items()
+            group: [findings.fold([_read(each, test, manifest) for each in of_group], manifest, bootstrap)]
+            for group, of_group in cells.items()
         }
 
-    here, synthetic = folds(""), {}
+    synthetic = {}
     for group in [group for group in groups if group.arm == BASELINE]:
         several = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in groups[group].values()]
         seeds = [
@@ -83,7 +91,7 @@ def find(
     return replace(
         findings.find(here, baseline, synthetic, pooled=True, chosen=chosen),
         subgroups={key: findings.in_subgroup(here, images) for key, images in subgroups.items()},
-        elsewhere={test: findings.elsewhere(folds(test), baseline) for test in materials[0].tests},
+        elsewhere={test: findings.elsewhere(there(test), baseline) for test in materials[0].tests},
     )
 
 
