@@ -60,7 +60,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.bootstrap = ConfigDict({
         "resamples": 2000,
         "seed": 0,
-        "smallest": 10,  # lesions of a class below which no interval is given
+        "smallest": 10,  # patients, lesions or images of a class below which no interval is given
     })  # fmt: skip
     config.isic = False  # also isic/<run>.csv, as the ISIC challenge takes predictions
     config.gallery = 12  # pictures a row

@@ -73,7 +73,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.bootstrap = {
         "resamples": 2000,
         "seed": 0,
-        "smallest": 10,  # lesions of a class below which no interval is given
+        "smallest": 10,  # patients, lesions or images of a class below which no interval is given
     }
     config.gallery = 6  # pictures a row
     if variant == "last":

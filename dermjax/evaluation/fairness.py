@@ -1,8 +1,8 @@
 """Whether a classifier is as good for everybody: its figures in each subgroup, the worst one, and the gap.
 
-A subgroup counts where every class has enough lesions in it for an interval. The gap between the best and the worst is
-never below zero: chance alone opens one, the wider the more and the smaller the subgroups are. So beside the gap stands
-the one that 95 % of divisions by chance stay below.
+A subgroup counts where every class has enough patients, lesions or images in it for an interval. The gap between the
+best and the worst is never below zero: chance alone opens one, the wider the more and the smaller the subgroups are. So
+beside the gap stands the one that 95 % of divisions by chance stay below.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Kind:
 
 
 def compare(fold: Fold, subgroups: dict[tuple[str, str], set[str]]) -> dict[str, Kind]:
-    """The subgroups of each kind that has two or more with enough lesions. subgroups: images by (kind, name)."""
+    """The subgroups of each kind that has two or more with enough units. subgroups: images by (kind, name)."""
     names = tuple(name for name in FIGURES if name in fold.names)
     within: dict[str, dict[str, Fold]] = {}
     for (kind, name), images in subgroups.items():

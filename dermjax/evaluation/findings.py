@@ -5,18 +5,21 @@ off one figure that is named beforehand, AUROC, so that the best of several cann
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from dermjax.data import splits
+from dermjax.data.leaks import duplicates
 from dermjax.data.records import Manifest, Record, age_band
 from dermjax.evaluation import intervals, metrics
 from dermjax.evaluation.intervals import LEVEL, Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 
 PRIMARY = "auroc"
+TIES = ("patient_id", "lesion_id")  # what images are drawn together by
 ALPHA = 1 - LEVEL
 GAIN, LOSS, NONE, UNKNOWN = "gain", "loss", "no gain was shown", "no gain was shown, with too few test images to tell"
 
@@ -79,6 +82,11 @@ class Findings:
             settings.setdefault(group[:2], []).append(group)
         return settings
 
+    @property
+    def units(self) -> str:
+        """What was drawn in the bootstraps, in words."""
+        return " or ".join(dict.fromkeys(fold.bootstrap.kind for folds in self.folds.values() for fold in folds))
+
     def compared(self, groups: list[Group]) -> list[Comparison]:
         """The comparisons of some groups; a baseline has none."""
         return [self.comparisons[group] for group in groups if group in self.comparisons]
@@ -97,13 +105,43 @@ class Findings:
 
 
 def fold(seeds: list[Predictions], manifest: Manifest, bootstrap: dict[str, int]) -> Fold:
-    """The fold of predictions of a manifest's test images; lesions are images where the manifest names none.
+    """The fold of predictions of a manifest's test images.
 
     bootstrap: the resamples, seed and smallest of `Bootstrap`.
     """
-    lesion_of = {record.image: record.lesion_id or record.image for record in manifest.split("test")}
-    drawn = Bootstrap(lesions=tuple(lesion_of[image] for image in seeds[0].images), **bootstrap)
+    drawn = drawing(seeds[0].images, manifest.split("test"), bootstrap)
     return Fold(seeds=seeds, classes=manifest.labels, bootstrap=drawn, names=metrics.names(seeds[0]))
+
+
+def drawing(images: Sequence[str], records: Sequence[Record], bootstrap: dict[str, int]) -> Bootstrap:
+    """How images of some records are drawn in a bootstrap of such resamples, seed and smallest."""
+    unit_of = dict(zip((record.image for record in records), units(records), strict=True))
+    return Bootstrap(units=tuple(unit_of[image] for image in images), kind=kind_of_units(records), **bootstrap)
+
+
+def units(records: Sequence[Record]) -> list[str]:
+    """The name of what each image is drawn with: all that shows one patient or one lesion, else the image alone.
+
+    A patient with several lesions is one unit, and so are two patients whom a lesion is said to be of: what images
+    share, a resample may not take for two chances. Names are compared as `prepare` does.
+    """
+    ties = [
+        [(name, splits.spelled_alike(getattr(record, name))) for name in TIES if getattr(record, name)]
+        for record in records
+    ]
+    groups = duplicates.group(np.empty((0, 2), np.int64), ties).tolist()
+    first: dict[int, str] = {}
+    for record, group in zip(records, groups, strict=True):
+        name = record.lesion_id or record.image
+        first[group] = min(first.get(group, name), name)
+    return [first[group] for group in groups]
+
+
+def kind_of_units(records: Iterable[Record]) -> str:
+    """What the units of images are, in words: patients, lesions or images, as far as their records name them."""
+    kinds = {"patients" if r.patient_id else "lesions" if r.lesion_id else "images" for r in records}
+    *others, last = [kind for kind in ("patients", "lesions", "images") if kind in kinds]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def find(

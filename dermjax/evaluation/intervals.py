@@ -1,12 +1,12 @@
-"""How far a figure can be trusted: 95 % intervals from a bootstrap over lesions, of one run or of several seeds.
+"""How far a figure can be trusted: 95 % intervals from a bootstrap, of one run or of several seeds.
 
-A resample draws lesions with replacement within each class and is held as weights, one a test image, so that 2000
-resamples of a figure are one array expression. The same seed and the same lesions give the same resamples, which pairs
-the differences between two classifiers, and seeds with seeds.
+A resample draws units, which are patients, else lesions, else images, with replacement within each class and is held as
+weights, one a test image, so that 2000 resamples of a figure are one array expression. The same seed and the same units
+give the same resamples, which pairs the differences between two classifiers, and seeds with seeds.
 
 The figure of one run lies between the percentiles of its resamples (Efron & Tibshirani 1993, chapter 13).
 
-The mean over S seeds has an interval for both chances, which images and which training: it varies because other lesions
+The mean over S seeds has an interval for both chances, which images and which training: it varies because other units
 could have been drawn (V, the bootstrap variance of the mean; every seed sees the same draws) and because other seeds
 could have been. The variance between the figures of the seeds on one test set holds, besides what seeds differ by on
 any test set, what seed and images differ by together; the bootstrap has that part too, so it is taken off before the
@@ -14,6 +14,11 @@ rest, divided by S, is added to V (a two-way random-effects model, as in Obuchow
 variances reaches as far as Student's quantile of its degrees of freedom, and the reaches add in squares (Howe 1974), so
 that three seeds are not taken for many: Satterthwaite's one quantile for both covers too little here. One seed leaves V
 alone, and the estimate says so.
+
+n units drawn with replacement vary by (n - 1) / n of what n of a population do, so a bootstrap variance is taken times
+n / (n - 1), with n - 1 degrees of freedom. n counts the units of the class that carries the figure: of an AUROC, or any
+figure that weighs classes alike, that with the fewest. In simulation with 10 positive and 300 negative images and one
+seed 93 % of the intervals cover the truth, where those by all images cover 89 %.
 
 Shapes: S seeds, R resamples, n images.
 """
@@ -49,20 +54,21 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """The units (lesions, else images) that are drawn, and how: `lesions` names one a prediction, in their order."""
+    """The units that are drawn, and how: `units` names one a prediction, in their order, `kind` what they are."""
 
-    lesions: tuple[str, ...]
+    units: tuple[str, ...]
+    kind: str  # for people: patients, lesions, images, or several of these
     resamples: int
     seed: int
-    smallest: int  # fewer lesions of a class give no interval
+    smallest: int  # fewer units of a class give no interval; of one unit there never is one
 
     def weights(self, labels: np.ndarray) -> Iterator[np.ndarray]:
         """Yields float64 [BLOCK, n]: how often each image is drawn in each of a block of resamples.
 
-        Strata are classes; a lesion whose images carry several labels is of a stratum of its own kind, so that every
+        Strata are classes; a unit whose images carry several labels is of a stratum of its own kind, so that every
         class stands in every resample.
         """
-        units, unit_of = np.unique(self.lesions, return_inverse=True)
+        units, unit_of = np.unique(self.units, return_inverse=True)
         labels_of = [set() for _ in units]
         for unit, label in zip(unit_of.tolist(), labels.tolist(), strict=True):
             labels_of[unit].add(label)
@@ -79,7 +85,7 @@ class Bootstrap:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A figure of each seed [S], the same under resampling [S, R], over n images and `units` lesions."""
+    """A figure of each seed [S], the same under resampling [S, R], over n images, carried by so many `units`."""
 
     values: np.ndarray
     resampled: np.ndarray
@@ -89,7 +95,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fold:
-    """The predictions of one test set by a training of each seed, the figures of interest, and how lesions are drawn.
+    """The predictions of one test set by a training of each seed, the figures of interest, and how units are drawn.
 
     One run is a fold of one seed.
     """
@@ -112,7 +118,7 @@ class Fold:
                 values=np.array([metrics.METRICS[name](each) for each in self.seeds]),
                 resampled=np.concatenate(resampled, axis=-1),
                 n=int(metrics.counted(name, labels).sum()),
-                units=len(set(self.bootstrap.lesions)),
+                units=self._carrying(name),
             )
             for name, *resampled in zip(self.names, *blocks, strict=True)
         }
@@ -124,18 +130,26 @@ class Fold:
 
     @cached_property
     def too_few(self) -> str:
-        """Why there are too few lesions for an interval, or nothing."""
-        lesions, labels = np.array(self.bootstrap.lesions), self.seeds[0].labels
-        counts = {name: len(set(lesions[labels == c])) for c, name in enumerate(self.classes)}
-        short = [f"{name} has {count}" for name, count in counts.items() if count < self.bootstrap.smallest]
-        return f"no interval: {', '.join(short)} lesions, fewer than {self.bootstrap.smallest}" if short else ""
+        """Why there are too few units for an interval, or nothing."""
+        units, labels, smallest = np.array(self.bootstrap.units), self.seeds[0].labels, max(self.bootstrap.smallest, 2)
+        counts = {name: len(set(units[labels == c])) for c, name in enumerate(self.classes)}
+        short = [f"{name} has {count}" for name, count in counts.items() if count < smallest]
+        return f"no interval: {', '.join(short)} {self.bootstrap.kind}, fewer than {smallest}" if short else ""
 
     def only(self, images: set[str], names: tuple[str, ...]) -> "Fold":
         """Some figures on some of the images."""
-        pairs = zip(self.seeds[0].images, self.bootstrap.lesions, strict=True)
-        lesions = tuple(lesion for image, lesion in pairs if image in images)
+        pairs = zip(self.seeds[0].images, self.bootstrap.units, strict=True)
+        units = tuple(unit for image, unit in pairs if image in images)
         seeds = [each.only(images) for each in self.seeds]
-        return replace(self, seeds=seeds, bootstrap=replace(self.bootstrap, lesions=lesions), names=names)
+        return replace(self, seeds=seeds, bootstrap=replace(self.bootstrap, units=units), names=names)
+
+    def _carrying(self, name: str) -> int:
+        """The units of the class that carries a figure: of those it weighs alike the rarest, else of all images."""
+        labels, units = self.seeds[0].labels, np.array(self.bootstrap.units)
+        counted = metrics.counted(name, labels)
+        by_class = [counted & (labels == c) for c in np.unique(labels[counted])]
+        strata = [counted] if name in metrics.BY_IMAGE else by_class
+        return min(len(set(units[stratum])) for stratum in strata)
 
 
 def figures(folds: list[Fold], *, pooled: bool) -> dict[str, Estimate]:
@@ -270,11 +284,11 @@ def _reach(alpha: float, variances: list[tuple[float, float]]) -> float:
 
 def _variances(spread: Spread) -> list[tuple[float, float]]:
     """(variance, degrees of freedom) of the mean over seeds: by the images, then by the seeds."""
-    S = len(spread.values)
-    mean = spread.resampled.mean(0)
-    by_images = float(mean.var(ddof=1)), spread.units - 1
+    S, n = len(spread.values), spread.units
+    mean, of_few = spread.resampled.mean(0), n / (n - 1)
+    by_images = float(mean.var(ddof=1)) * of_few, n - 1
     if S == 1:
         return [by_images]
-    together = float((spread.resampled - mean).var(axis=1, ddof=1).mean()) * S / (S - 1)
+    together = float((spread.resampled - mean).var(axis=1, ddof=1).mean()) * of_few * S / (S - 1)
     between = float(spread.values.var(ddof=1))
     return [by_images, (max(between - together, 0.0) / S, S - 1)]

@@ -29,6 +29,7 @@ from dermjax.evaluation.predictions import SPECIFICITIES, Predictions
 GRID = np.linspace(0, 1, 201)  # false-positive rates at which curves of several classes are averaged
 BINS = 15  # of the calibration error, equal in width (Guo et al. 2017, arXiv 1706.04599)
 PROPORTIONS = ("accuracy", "sensitivity", "specificity", *SPECIFICITIES)  # counts out of n
+BY_IMAGE = ("accuracy", "ece", "brier")  # means over all images, whatever their class
 Weights = np.ndarray | None
 
 

@@ -1,9 +1,9 @@
 """The predictions of all cells -> findings -> results.json, which has every number of a study for programs.
 
 An arm is the mean over its seeds. It is compared with the baseline of the same classifier and few-shot size, seed by
-seed and on the same resamples of the same lesions. p-values are adjusted by Holm's
-method over all comparisons; those of the arms that validation images alone have chosen, one of each setting, once more
-among themselves.
+seed and on the same resamples of the same patients, lesions or images. p-values are adjusted by Holm's method over all
+comparisons; those of the arms that validation images alone have chosen, one of each setting, once more among
+themselves.
 """
 
 import json

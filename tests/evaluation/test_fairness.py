@@ -15,7 +15,7 @@ def fold(skill, seed=0):
     score = 1 / (1 + np.exp(-(rng.normal(size=400) + (labels - 0.5) * np.tile(skill, 200))))
     images = tuple(f"{i:03d}" for i in range(400))
     predictions = Predictions(images=images, labels=labels, probabilities=np.stack([1 - score, score], 1))
-    drawn = Bootstrap(lesions=images, resamples=50, seed=0, smallest=10)
+    drawn = Bootstrap(units=images, kind="images", resamples=50, seed=0, smallest=10)
     return Fold(seeds=[predictions], classes=("benign", "malignant"), bootstrap=drawn, names=fairness.FIGURES)
 
 

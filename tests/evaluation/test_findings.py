@@ -1,12 +1,72 @@
-"""One rule for a verdict: by the interval of one run, by the adjusted p-value of several seeds as well."""
+"""One rule for a verdict: by the interval of one run, by the adjusted p-value of several seeds as well; and what is
+drawn for it."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from scipy.stats import norm
 
-from dermjax.evaluation import findings
+from dermjax.data.records import Manifest, Record
+from dermjax.evaluation import findings, intervals
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, UNKNOWN, Comparison, Group
 from dermjax.evaluation.intervals import Estimate
+from dermjax.evaluation.predictions import Predictions
 
 NAN = float("nan")
+
+
+def record(number, label="benign", **known):
+    return Record(image=f"ISIC_{number:07d}.jpg", sha256=f"{number:064x}", label=label, split="test", source="x",
+                  image_manipulation="none", **known)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("known", "units", "kind"),
+    [
+        ([{}, {}], ["ISIC_0000000.jpg", "ISIC_0000001.jpg"], "images"),
+        ([{"lesion_id": "HAM_2"}] * 2 + [{"lesion_id": "HAM_1"}], ["HAM_2", "HAM_2", "HAM_1"], "lesions"),
+        ([{"lesion_id": "HAM_2"}, {}], ["HAM_2", "ISIC_0000001.jpg"], "lesions or images"),
+        # several lesions of a patient are one unit, however the patient is spelled
+        (
+            [{"lesion_id": "b", "patient_id": "P 7"}, {"lesion_id": "a", "patient_id": "p  7"}, {"patient_id": "8"}],
+            ["a", "a", "ISIC_0000002.jpg"],
+            "patients",
+        ),
+        ([{"patient_id": "7"}, {"lesion_id": "7"}, {}], ["ISIC_0000000.jpg", "7", "ISIC_0000002.jpg"],
+         "patients, lesions or images"),
+        # one chain of patient and lesion is one unit
+        (
+            [{"patient_id": "7"}, {"patient_id": "7", "lesion_id": "L"}, {"lesion_id": "l "}],
+            ["ISIC_0000000.jpg"] * 3,
+            "patients or lesions",
+        ),
+    ],
+)  # fmt: skip
+def test_what_shows_one_patient_or_lesion_is_drawn_together(known, units, kind):
+    records = [record(number, **each) for number, each in enumerate(known)]
+    assert findings.units(records) == units
+    assert findings.kind_of_units(records) == kind
+
+
+def test_patients_with_many_lesions_widen_the_interval():
+    """20 patients a class with five lesions each, that look alike, are 20 chances and not 100."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    score = norm.cdf(labels + np.repeat(rng.normal(size=40), 5))
+    classes, reach = ("benign", "malignant"), {}
+    for patient in ("{}", ""):
+        records = tuple(
+            record(number, classes[label], lesion_id=f"L{number:03d}", patient_id=patient.format(number // 5))
+            for number, label in enumerate(labels.tolist())
+        )
+        images = tuple(each.image for each in records)
+        said = Predictions(images=images, labels=labels, probabilities=np.stack([1 - score, score], -1))
+        manifest = Manifest(labels=classes, root=Path(), records=records)
+        fold = findings.fold([said], manifest, {"resamples": 400, "seed": 0, "smallest": 10})
+        found = intervals.figures([fold], pooled=False)["auroc"]
+        reach[fold.bootstrap.kind] = found.high - found.low
+    assert reach["patients"] > 1.8 * reach["lesions"]
 
 
 @pytest.mark.parametrize(

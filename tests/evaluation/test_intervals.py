@@ -36,7 +36,7 @@ def made(seed, n, separation, classes=2):
 
 
 def over_images(predictions, resamples=2000, smallest=10):
-    return Bootstrap(lesions=predictions.images, resamples=resamples, seed=0, smallest=smallest)
+    return Bootstrap(units=predictions.images, kind="images", resamples=resamples, seed=0, smallest=smallest)
 
 
 def run(predictions, bootstrap):
@@ -80,7 +80,7 @@ def test_weighted_figures_equal_scikit_learns(classes):
 
 def test_resamples_keep_classes_and_lesions_together():
     labels = np.array([0, 0, 0, 1, 1, 1])
-    bootstrap = Bootstrap(lesions=("a", "a", "b", "c", "d", "d"), resamples=300, seed=0, smallest=1)
+    bootstrap = Bootstrap(units=("a", "a", "b", "c", "d", "d"), kind="lesions", resamples=300, seed=0, smallest=1)
     weights = np.concatenate(list(bootstrap.weights(labels)))
     assert weights.shape == (300, 6)
     assert (weights[:, 0] == weights[:, 1]).all()
@@ -91,7 +91,7 @@ def test_resamples_keep_classes_and_lesions_together():
 
 def test_a_lesion_with_two_labels_never_empties_a_class():
     labels = np.array([0, 1, 1, 0])
-    bootstrap = Bootstrap(lesions=("mixed", "mixed", "b", "c"), resamples=200, seed=0, smallest=1)
+    bootstrap = Bootstrap(units=("mixed", "mixed", "b", "c"), kind="lesions", resamples=200, seed=0, smallest=1)
     for weights in bootstrap.weights(labels):
         assert (weights @ (labels == 0) > 0).all()
         assert (weights @ (labels == 1) > 0).all()
@@ -105,7 +105,7 @@ def test_repeated_images_of_a_lesion_do_not_narrow_the_interval():
         probabilities=np.repeat(once.probabilities, 3, axis=0),
     )
     lesions = tuple(name for name in once.images for _ in range(3))
-    by_lesion = figures(thrice, Bootstrap(lesions=lesions, resamples=2000, seed=0, smallest=10))
+    by_lesion = figures(thrice, Bootstrap(units=lesions, kind="lesions", resamples=2000, seed=0, smallest=10))
     alone = figures(once, over_images(once))
     assert (by_lesion["auroc"].low, by_lesion["auroc"].high) == pytest.approx((alone["auroc"].low, alone["auroc"].high))
 
@@ -142,7 +142,7 @@ def test_too_few_images_are_said_not_hidden():
     judged = made(6, 18, 1.0)
     found = figures(judged, over_images(judged))["accuracy"]
     assert (found.low, found.high, found.n) == (None, None, 18)
-    assert found.note == "no interval: benign has 9, malignant has 9 lesions, fewer than 10"
+    assert found.note == "no interval: benign has 9, malignant has 9 images, fewer than 10"
 
 
 def test_all_right_has_an_exact_interval_and_a_perfect_area_none():

@@ -226,7 +226,7 @@ def test_too_few_test_images_are_said_and_no_verdict_is_given(finished, real, sy
     assert compared["verdict"] == "no gain was shown, with too few test images to tell" and compared["p"] is None
     assert compared["differences"]["auroc"]["low"] is None
     page = re.sub(r'"data:[^"]*"', "", (tmp_path / "report.html").read_text())
-    assert "no interval: benign has 40, malignant has 40 lesions, fewer than 41" in page
+    assert "no interval: benign has 40, malignant has 40 images, fewer than 41" in page
     assert "too few to tell" in page and not re.search(r"\bnan\b", page)
 
 

@@ -106,16 +106,16 @@ class Attack:
 
 @dataclass(frozen=True)
 class Scores:
-    """A score of each image, float [n], and the lesion that it shows, which are drawn together."""
+    """A score of each image, float [n], and the unit that it is drawn with, see `findings.units`."""
 
     values: np.ndarray
-    lesions: np.ndarray
+    units: np.ndarray
 
     def resample(self, rng: np.random.Generator) -> np.ndarray:
-        """The scores of as many lesions, drawn with replacement."""
-        _, lesion = np.unique(self.lesions, return_inverse=True)
-        times = np.bincount(rng.integers(0, lesion.max() + 1, lesion.max() + 1), minlength=lesion.max() + 1)
-        return np.repeat(self.values, times[lesion])
+        """The scores of as many units, drawn with replacement."""
+        _, unit = np.unique(self.units, return_inverse=True)
+        times = np.bincount(rng.integers(0, unit.max() + 1, unit.max() + 1), minlength=unit.max() + 1)
+        return np.repeat(self.values, times[unit])
 
 
 def losses(
@@ -163,7 +163,7 @@ def losses(
 def attack(members: Scores, others: Scores, seed: int) -> Attack:
     """What the scores of members and of others give away; the higher the score, the more it speaks for a member.
 
-    Intervals: a bootstrap over the lesions of both. Few others cannot show a low rate of false alarms: below one false
+    Intervals: a bootstrap over the units of both. Few others cannot show a low rate of false alarms: below one false
     alarm there is no share, below ENOUGH no interval.
     """
     rng = np.random.default_rng(seed)

@@ -25,6 +25,7 @@ from dermjax.data import images
 from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.imaging.artefacts import SCORES
 from dermjax.data.records import Manifest, Record
+from dermjax.evaluation import findings
 from dermjax.evaluation.predictions import Predictions
 from dermjax.progress import bar
 
@@ -82,15 +83,16 @@ def artefact_scores(manifest: Manifest, records: list[Record]) -> np.ndarray:
 def predict_by_artefacts(
     scores: np.ndarray, records: list[Record], labels: tuple[str, ...], seed: int
 ) -> Predictions | None:
-    """What the artefacts alone say of each image's label, learnt on other lesions; None where a class has too few."""
+    """What the artefacts alone say of each image's label, learnt on other patients and lesions; None where a class has
+    too few."""
     classes = np.array([labels.index(record.label) for record in records])
-    lesions = [record.lesion_id or record.image for record in records]
-    if min(len({lesion for lesion, each in zip(lesions, classes, strict=True) if each == label})
+    units = findings.units(records)
+    if min(len({unit for unit, each in zip(units, classes, strict=True) if each == label})
            for label in range(len(labels))) < FOLDS:  # fmt: skip
         return None
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    probabilities = cross_val_predict(model, scores, classes, groups=lesions, cv=folds, method="predict_proba")
+    probabilities = cross_val_predict(model, scores, classes, groups=units, cv=folds, method="predict_proba")
     order = np.argsort([record.image for record in records])
     names = tuple(records[at].image for at in order)
     return Predictions(images=names, labels=classes[order], probabilities=probabilities[order])

@@ -8,7 +8,7 @@ import numpy as np
 
 from dermjax.data.records import Record
 from dermjax.data.thumbnails import Thumbnail, thumbnail
-from dermjax.evaluation import distances, wording
+from dermjax.evaluation import distances, findings, wording
 from dermjax.evaluation.images.fidelity import HIGHER_IS_BETTER
 from dermjax.evaluation.intervals import CONSTANT
 from dermjax.page import fill
@@ -47,7 +47,8 @@ def page(title: str, sets, results: dict, other: dict | None, lines: list[dict],
         columns=COLUMNS, line=results["line"], figures=figures(results),
         other=other, others=figures(other) if other else {},
         sentences=sentences(results), meanings=MEANINGS, better=HIGHER_IS_BETTER, script=script, script_digest=digest,
-        pictures=_pictures(sets, count), pairs=_pairs(sets, results["copies"]["pairs"]),
+        units=findings.kind_of_units(sets.records["test"]), pictures=_pictures(sets, count),
+        pairs=_pairs(sets, results["copies"]["pairs"]),
         artefacts=list(results["shortcuts"]["training"]["rates"]),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from dermjax.evaluation.features import ALONE, HIDDEN, MIRRORED, FeatureExtracto
 from dermjax.evaluation.images import adherence, fidelity, memorisation, probe, report, similarity, table
 from dermjax.evaluation.images.fidelity import COMPARED_ONLY, Features, Fidelity
 from dermjax.evaluation.images.memorisation import Attack, Scores
-from dermjax.evaluation.intervals import Bootstrap, Estimate, Fold
+from dermjax.evaluation.intervals import Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 from dermjax.models import unet, vae
 from dermjax.progress import cost, say
@@ -387,8 +387,8 @@ def membership_of(
         )  # fmt: skip
 
     def attack(rows: dict[str, np.ndarray]) -> Attack:
-        lesions = {name: [record.lesion_id or record.image for record in sets.records[name]] for name in rows}
-        pair = [Scores(scores[name][rows[name]], np.array(lesions[name])[rows[name]]) for name in ("training", "test")]
+        units = {name: np.array(findings.units(sets.records[name])) for name in rows}
+        pair = [Scores(scores[name][rows[name]], units[name][rows[name]]) for name in ("training", "test")]
         return memorisation.attack(*pair, config.seed)
 
     attacks = {EVERY: attack({name: np.arange(len(each)) for name, each in scores.items()})}
@@ -455,9 +455,8 @@ def _auroc(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str,
 
 
 def _fold(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str, int], figures: tuple[str, ...]) -> Fold:
-    """Predictions whose intervals are over lesions, or over images where the manifest names none."""
-    lesion_of = {record.image: record.lesion_id or record.image for record in sets.records[name]}
-    drawn = Bootstrap(lesions=tuple(lesion_of[image] for image in predictions.images), **bootstrap)
+    """Predictions of the images of a set, with those of the figures that exist for so many classes."""
+    drawn = findings.drawing(predictions.images, sets.records[name], bootstrap)
     if len(sets.real.labels) > 2:
         figures = tuple(each for each in figures if each == findings.PRIMARY)
     return Fold(seeds=[predictions], classes=sets.real.labels, bootstrap=drawn, names=figures)
