@@ -28,30 +28,34 @@ from dermjax.evaluation.predictions import SPECIFICITIES, Predictions
 
 GRID = np.linspace(0, 1, 201)  # false-positive rates at which curves of several classes are averaged
 BINS = 15  # of the calibration error, equal in width (Guo et al. 2017, arXiv 1706.04599)
-PROPORTIONS = ("accuracy", "sensitivity", "specificity", *SPECIFICITIES)  # counts out of n
+# figures at a threshold, and whose it is: the specificity that it was chosen for is another one on other images
+AT_THRESHOLD = {name: name for name in SPECIFICITIES}
+AT_THRESHOLD |= {name.replace("sensitivity", "specificity"): name for name in SPECIFICITIES}
+PROPORTIONS = ("accuracy", "sensitivity", "specificity", *AT_THRESHOLD)  # counts out of n
 BY_IMAGE = ("accuracy", "ece", "brier")  # means over all images, whatever their class
 Weights = np.ndarray | None
 
 
 def names(predictions: Predictions) -> tuple[str, ...]:
     """The figures that exist for so many classes, with or without thresholds."""
-    absent = {name for name in SPECIFICITIES if name not in predictions.thresholds}
+    absent = {name for name, threshold in AT_THRESHOLD.items() if threshold not in predictions.thresholds}
     absent |= {"sensitivity", "specificity"} if predictions.classes > 2 else set()
     return tuple(name for name in METRICS if name not in absent)
 
 
 def counted(name: str, labels: np.ndarray) -> np.ndarray:
     """The images that a figure is counted over, bool [n]."""
-    if name == "specificity":
+    if name.startswith("specificity"):
         return labels == 0
     return labels == 1 if name.startswith("sensitivity") else np.ones(len(labels), bool)
 
 
 def proportion(name: str, predictions: Predictions, weights: Weights = None) -> float | np.ndarray:
-    """The share of right decisions, or of scores above the figure's threshold, among the images it is counted over."""
+    """The share of right decisions, by the figure's threshold where it has one, among the images it is counted over."""
     among, hits = counted(name, predictions.labels), predictions.right
-    if name in SPECIFICITIES:
-        hits = predictions.probabilities[:, 1] > predictions.thresholds[name]
+    if name in AT_THRESHOLD:
+        called = predictions.probabilities[:, 1] > predictions.thresholds[AT_THRESHOLD[name]]
+        hits = called == predictions.labels
     return float(hits[among].mean()) if weights is None else _mean(hits, weights * among)
 
 
@@ -166,7 +170,7 @@ METRICS = {
     "specificity": partial(proportion, "specificity"),
     "auroc": auroc,
     "average_precision": average_precision,
-    **{name: partial(proportion, name) for name in SPECIFICITIES},
+    **{name: partial(proportion, name) for name in AT_THRESHOLD},
     "f1": f1,
     "ece": ece,
     "brier": brier,

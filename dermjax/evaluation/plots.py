@@ -5,6 +5,7 @@ Text is drawn as outlines and nothing depends on time or chance, so a page looks
 
 import base64
 import io
+import textwrap
 from collections.abc import Callable, Iterable
 
 import matplotlib
@@ -24,6 +25,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))  # of classifiers
 PLAIN = {"color": BASELINE_COLOUR, "linestyle": "-"}
 DIAGONAL = {"color": FAINT, "linewidth": 1, "linestyle": (0, (2, 3))}
 WIDTH = 4.6  # inches; the page scales it
+NAME_WIDTH = 38  # characters of a line of a name beside a bar
 CALIBRATION_BINS = 8  # of equal numbers of images
 STYLE = {
     "svg.fonttype": "path",
@@ -62,16 +64,24 @@ def roc(title: str, curves: dict[str, tuple[Series, str]], linewidth: float, leg
 
 
 def forest(
-    title: str, rows: list[tuple[str, Estimate, str]], unit: str, reach: float, markersize: float, height: float
+    title: str,
+    rows: list[tuple[str, Estimate, str]],
+    unit: str,
+    reach: float,
+    markersize: float,
+    fontsize: float,
+    height: float,
 ) -> str:
-    """Differences by (name, estimate, colour) with their intervals, from -reach to reach."""
+    """Differences by (name, estimate, colour) with their intervals, from -reach to reach; fontsize: of the names."""
 
     def draw(panel: Axes) -> None:
         panel.axvline(0, color=INK, linewidth=1)
         for row, (_, estimate, colour) in enumerate(rows):
             panel.plot(ends(estimate), [row, row], color=colour, linewidth=2.5)
             panel.plot([estimate.value], [row], "o", color=colour, markersize=markersize)
-        panel.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], xlim=(-reach, reach))
+        names = [textwrap.fill(name, NAME_WIDTH) for name, _, _ in rows]
+        panel.set_yticks(range(len(rows)), names, fontsize=fontsize)
+        panel.set(xlim=(-reach, reach))
         panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel=unit, title=title)
         panel.grid(axis="y", visible=False)
         panel.spines["left"].set_visible(False)

@@ -152,7 +152,7 @@ def _plots(findings: Findings) -> dict[str, list[str]]:
         group, unit = comparison.group, "percentage points, with 95 % interval"
         title = f"{wording.shown(group.classifier)}: {group.arm} {wording.MINUS} {BASELINE}"
         rows = [(wording.shown(name), each, ARM_COLOURS[0]) for name, each in differences.items()]
-        forests.append(plots.forest(title, rows, unit, reach, 8, 1.0 + 0.3 * len(rows)))
+        forests.append(plots.forest(title, rows, unit, reach, 8, 8, 1.0 + 0.3 * len(rows)))
     return {"roc": rocs, "differences": forests}
 
 

@@ -19,7 +19,9 @@ from dermjax.study.cells import Cell, Material
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FEW_SEEDS = 3
 PAPER_ARMS = (arms.BASELINE, f"hybrid_{arms.PAPER_RATIO}")
-ELSEWHERE = ("auroc", "average_precision", "balanced_accuracy", "sensitivity_at_90", "ece")  # of other data sets
+ELSEWHERE = (  # of other data sets
+    "auroc", "average_precision", "balanced_accuracy", "sensitivity_at_90", "specificity_at_90", "ece",
+)  # fmt: skip
 VERDICTS = {GAIN: "a gain in AUROC", LOSS: "a loss of AUROC", NONE: "neither a gain nor a loss was shown"}
 # a shape and a word, for who cannot tell the colours
 MARKS = {GAIN: "▲ gain", LOSS: "▼ loss", NONE: "neither shown", UNKNOWN: "too few to tell"}
@@ -143,7 +145,7 @@ def _forest(groups: list[Group], findings: Findings, reach: float) -> str:
         for each in findings.compared(groups)
     ]
     title = f"{wording.shown(groups[0].classifier)}, {wording.shots(groups[0].shots)}"
-    return plots.forest(title, rows, "AUROC, arm − baseline", reach, 7, 1.2 + 0.32 * len(rows))
+    return plots.forest(title, rows, "AUROC, arm − baseline", reach, 7, 10, 1.2 + 0.32 * len(rows))
 
 
 def _charts(groups: list[Group], findings: Findings) -> list[str]:

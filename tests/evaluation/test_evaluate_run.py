@@ -156,6 +156,16 @@ def test_the_page_stands_alone_and_says_what_it_must(finished):
     assert "camera &lt;b&gt;" in page  # names from outside are text, never markup
 
 
+def test_the_specificity_that_is_reached_stands_beside_the_sensitivity(finished):
+    results, page = finished
+    figures = results["runs"]["vit real"]["figures"]
+    assert figures["specificity_at_90"]["n"] == 30 and 0 <= figures["specificity_at_90"]["value"] <= 1
+    for kind in ("sensitivity at", "specificity reached at"):
+        assert kind in page
+    assert "chosen on the real validation images of each run" in page
+    assert "sensitivity at specificity 0.90" not in page, "it is another one on test images"
+
+
 def test_every_synthetic_picture_says_so(finished):
     _, page = finished
     kinds = re.findall(r'alt="(real|synthetic) ', page)

@@ -36,6 +36,8 @@ def test_two_classes_by_hand():
             "average_precision": (1 + 2 / 3) / 2,  # found at ranks 1 and 3
             "sensitivity_at_90": 0.5,  # above 0.7
             "sensitivity_at_95": 0.0,
+            "specificity_at_90": 1.0,  # none of 0.1, 0.2 and 0.7
+            "specificity_at_95": 1.0,
             "f1": 2 * (2 / 3) / (2 / 3 + 1),
             "ece": abs(0.9 + 0.9 - 2) / 5 + abs(0.8 - 1) / 5 + abs(0.7 - 0) / 5 + abs(0.6 - 1) / 5,
             "brier": (0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5,
@@ -55,10 +57,20 @@ def test_a_threshold_leaves_its_share_of_validation_negatives_below():
     assert "sensitivity_at_90" not in metrics.names(said(LABELS, PROBABILITIES))
 
 
+def test_the_specificity_of_other_images_is_not_what_the_threshold_was_chosen_for():
+    """Test images whose scores are higher than those of validation images: 0.9 there is 0.5 here."""
+    shifted = said([0] * 10 + [1], np.stack([1 - np.linspace(0, 1, 11), np.linspace(0, 1, 11)], -1),
+                   sensitivity_at_90=0.45)  # fmt: skip
+    assert metrics.proportion("specificity_at_90", shifted) == 0.5
+    assert metrics.proportion("sensitivity_at_90", shifted) == 1.0
+    assert "specificity_at_95" not in metrics.names(shifted), "it has no threshold"
+
+
 def test_each_figure_says_what_it_is_counted_over():
     counts = {name: metrics.counted(name, LABELS).sum() for name in metrics.names(TWO)}
     assert counts == {name: 5 for name in counts} | {
-        "sensitivity": 2, "specificity": 3, "sensitivity_at_90": 2, "sensitivity_at_95": 2
+        "sensitivity": 2, "specificity": 3, "sensitivity_at_90": 2, "sensitivity_at_95": 2,
+        "specificity_at_90": 3, "specificity_at_95": 3,
     }  # fmt: skip
 
 
