@@ -2,7 +2,8 @@
 
 A decision is the most probable class (for two classes: a threshold of 0.5); the positive class is the last one.
 
-`dermjax classify --predict` writes the CSV of a saved classifier, calibrated by its training:
+`dermjax classify --predict` writes the CSV of a saved classifier, calibrated by its training as if all classes were
+equally frequent:
 
     dermjax classify --predict=DIR --classifier=runs/vit_hybrid --out=predictions.csv
     dermjax classify --predict=runs/prepare --classifier=CHECKPOINTED_RUN --out=runs/other/predictions.csv
@@ -172,7 +173,8 @@ class Prediction(NamedTuple):
 class LesionClassifier:
     """A saved classifier that is called from Python; what `dermjax.load_classifier` returns. Research use only.
 
-    labels: its classes, in the order of the probabilities, which are calibrated as its training left them.
+    labels: its classes, in the order of the probabilities, which are calibrated by its training as if all classes were
+    equally frequent.
     """
 
     def __init__(self, folder: str | PathLike):

@@ -5,9 +5,11 @@ manifests -> exact mixture -> the one loop -> classifier/ (Hugging Face folder),
 The weights that are kept are those of the last step (their average, where config.ema_decay asks for one): all arms take
 the same number of steps. With config.patience they are those of the best AUROC on the real validation images.
 
-A probe learns best on standardised features, and probabilities are honest after division by a temperature (Guo et al.
-2017, arXiv 1706.04599), which is fitted on the validation images. Both are linear, so both end in the kernel and the
-bias of the head, {"kernel": [D, L], "bias": [L]}, and the folder stays one that anybody loads.
+A probe learns best on standardised features, and confidence is honest after division of the logits by a temperature
+(Guo et al. 2017, arXiv 1706.04599), which is fitted on the validation images. Both are linear, so both end in the
+kernel and the bias of the head, {"kernel": [D, L], "bias": [L]}, and the folder stays one that anybody loads.
+Probabilities are as if all classes were equally frequent, as they are in batches, in which classes take turns; no prior
+is fitted.
 """
 
 import json

@@ -87,6 +87,12 @@ class Findings:
         """What was drawn in the bootstraps, in words."""
         return " or ".join(dict.fromkeys(fold.bootstrap.kind for folds in self.folds.values() for fold in folds))
 
+    @property
+    def observed(self) -> float | None:
+        """The share of the positive class among the test images of all folds; None of more classes than two."""
+        labels = np.concatenate([fold.seeds[0].labels for fold in next(iter(self.folds.values()))])
+        return float(labels.mean()) if len(self.classes) == 2 else None
+
     def compared(self, groups: list[Group]) -> list[Comparison]:
         """The comparisons of some groups; a baseline has none."""
         return [self.comparisons[group] for group in groups if group in self.comparisons]

@@ -4,9 +4,9 @@ Without weights a figure is a number, scikit-learn's where it has the figure. Wi
 gives, it is an array [R] by one expression, where scikit-learn takes one weighting at a time and rounds otherwise; the
 tests prove both equal.
 
-A decision is the most probable class. The positive class is the last one; sensitivity, specificity and what hangs on a
-threshold are of the binary task only. Where a curve is of one class, that of more than two classes is the mean of one
-class against the rest.
+A decision is the most probable class. The positive class is the last one; sensitivity, specificity, the mean predicted
+probability and what hangs on a threshold are of the binary task only. Where a curve is of one class, that of more than
+two classes is the mean of one class against the rest.
 
 Shapes: n images, R weightings, U distinct scores.
 """
@@ -32,14 +32,14 @@ BINS = 15  # of the calibration error, equal in width (Guo et al. 2017, arXiv 17
 AT_THRESHOLD = {name: name for name in SPECIFICITIES}
 AT_THRESHOLD |= {name.replace("sensitivity", "specificity"): name for name in SPECIFICITIES}
 PROPORTIONS = ("accuracy", "sensitivity", "specificity", *AT_THRESHOLD)  # counts out of n
-BY_IMAGE = ("accuracy", "ece", "brier")  # means over all images, whatever their class
+BY_IMAGE = ("accuracy", "ece", "brier", "mean_predicted")  # means over all images, whatever their class
 Weights = np.ndarray | None
 
 
 def names(predictions: Predictions) -> tuple[str, ...]:
     """The figures that exist for so many classes, with or without thresholds."""
     absent = {name for name, threshold in AT_THRESHOLD.items() if threshold not in predictions.thresholds}
-    absent |= {"sensitivity", "specificity"} if predictions.classes > 2 else set()
+    absent |= {"sensitivity", "specificity", "mean_predicted"} if predictions.classes > 2 else set()
     return tuple(name for name in METRICS if name not in absent)
 
 
@@ -108,10 +108,29 @@ def f1(predictions: Predictions, weights: Weights = None) -> float | np.ndarray:
     return np.mean([mean(c) for c in _curved(predictions)], axis=0)
 
 
+def forecasts(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """What is predicted of each image and whether it is so, [n]: of two classes the probability of the positive one,
+    else that of the class that the image is called.
+
+    A classifier of `classify` learns from batches in which classes take turns, so that its probabilities are as if all
+    classes were equally frequent. Of two classes the confidence cannot see that, the probability of one of them does.
+    """
+    if predictions.classes == 2:
+        return predictions.probabilities[:, 1], predictions.labels == 1
+    return predictions.confidence, predictions.right
+
+
+def mean_predicted(predictions: Predictions, weights: Weights = None) -> float | np.ndarray:
+    """The mean predicted probability of the positive class of two; honest ones are on average its share of images."""
+    predicted = predictions.probabilities[:, 1]
+    return float(predicted.mean()) if weights is None else _mean(predicted, weights)
+
+
 def ece(predictions: Predictions, weights: Weights = None) -> float | np.ndarray:
-    """The expected calibration error: how far confidence is from accuracy, averaged over BINS of confidence."""
-    bin_of = np.minimum((predictions.confidence * BINS).astype(int), BINS - 1)
-    bins, gap = [bin_of == each for each in range(BINS)], predictions.confidence - predictions.right
+    """The expected calibration error: how far what is predicted is from what is so, averaged over BINS of it."""
+    predicted, so = forecasts(predictions)
+    bin_of = np.minimum((predicted * BINS).astype(int), BINS - 1)
+    bins, gap = [bin_of == each for each in range(BINS)], predicted - so
     if weights is None:
         return float(sum(abs(gap[each].sum()) for each in bins) / len(gap))
     return sum(np.abs(weights[:, each] @ gap[each]) for each in bins) / weights.sum(-1)
@@ -174,4 +193,5 @@ METRICS = {
     "f1": f1,
     "ece": ece,
     "brier": brier,
+    "mean_predicted": mean_predicted,
 }

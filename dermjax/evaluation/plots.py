@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dermjax.evaluation import metrics
 from dermjax.evaluation.intervals import Estimate
 from dermjax.evaluation.predictions import Predictions
 
@@ -130,20 +131,23 @@ def dose(title: str, lines: dict[str, list[tuple[float, Estimate, list[float]]]]
 
 
 def calibration(title: str, arms: dict[str, tuple[list[Predictions], str]]) -> str:
-    """How many images of a confidence are right, in bins of equal numbers: the folds of each arm, and its colour."""
+    """How often what is predicted is so (`metrics.forecasts`), in bins of equal numbers: the predictions of each arm,
+    whose images are taken together, and its colour."""
+    axes = "confidence", "share that is right"
+    if all(each.classes == 2 for several, _ in arms.values() for each in several):
+        axes = "predicted probability of the positive class", "its observed share"
 
     def draw(panel: Axes) -> None:
         panel.plot([0, 1], [0, 1], **DIAGONAL)
         lowest = 1.0
-        for name, (folds, colour) in arms.items():
-            confidence = np.concatenate([each.confidence for each in folds])
-            right = np.concatenate([each.right for each in folds])
-            bins = np.array_split(np.argsort(confidence), CALIBRATION_BINS)
-            points = np.array([[confidence[rows].mean(), right[rows].mean()] for rows in bins])
+        for name, (several, colour) in arms.items():
+            predicted, so = map(np.concatenate, zip(*map(metrics.forecasts, several), strict=True))
+            bins = np.array_split(np.argsort(predicted), CALIBRATION_BINS)
+            points = np.array([[predicted[rows].mean(), so[rows].mean()] for rows in bins])
             panel.plot(*points.T, "o-", label=name, color=colour, markersize=4, linewidth=1.5)
             lowest = min(lowest, points.min())
         panel.set(xlim=(lowest - 0.03, 1.01), ylim=(lowest - 0.03, 1.01), aspect="equal", title=title)
-        panel.set(xlabel="confidence", ylabel="share that is right")
+        panel.set(xlabel=axes[0], ylabel=axes[1])
         panel.legend(loc="upper left", fontsize=8)
 
     return svg(draw, WIDTH)

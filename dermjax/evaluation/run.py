@@ -133,6 +133,7 @@ def _results(result: Findings, bootstrap: dict[str, int], images: dict, rejectio
     results = {
         "classes": result.classes,
         "images": images,
+        "observed_share_of_positives": result.observed,
         "rejections": rejections,
         "bootstrap": bootstrap,
         "runs": runs,

@@ -18,6 +18,7 @@ NAMES = {
     "f1": "F1",
     "ece": "calibration error (ECE)",
     "brier": "Brier score",
+    "mean_predicted": "mean predicted probability of the positive class",
 }
 ARMS = {  # of a study
     "real": "real, fewer steps",

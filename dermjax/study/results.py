@@ -99,6 +99,7 @@ def as_json(result: Findings) -> str:
     """The findings as JSON text; a number that does not exist is null, with its reason in the note."""
     results = {
         "classes": result.classes,
+        "observed_share_of_positives": result.observed,
         "groups": [
             {
                 **group._asdict(),

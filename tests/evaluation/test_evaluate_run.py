@@ -166,6 +166,14 @@ def test_the_specificity_that_is_reached_stands_beside_the_sensitivity(finished)
     assert "sensitivity at specificity 0.90" not in page, "it is another one on test images"
 
 
+def test_what_is_predicted_stands_beside_what_is_observed(finished):
+    results, page = finished
+    assert results["observed_share_of_positives"] == 0.5
+    assert 0 < results["runs"]["vit real"]["figures"]["mean_predicted"]["value"] < 1
+    assert "mean predicted probability of the positive class <small>observed share 50.0 %</small>" in page
+    assert "as if all classes were equally frequent" in page
+
+
 def test_every_synthetic_picture_says_so(finished):
     _, page = finished
     kinds = re.findall(r'alt="(real|synthetic) ', page)

@@ -69,6 +69,7 @@ def test_weighted_figures_equal_scikit_learns(classes):
             expected["sensitivity"] = recall_score(labels, called, sample_weight=w)
             expected["specificity"] = recall_score(labels, called, sample_weight=w, pos_label=0)
             expected["sensitivity_at_90"] = recall_score(labels, probabilities[:, 1] > 0.6, sample_weight=w)
+            expected["mean_predicted"] = np.average(probabilities[:, 1], weights=w)
             expected["specificity_at_90"] = recall_score(
                 labels, probabilities[:, 1] > 0.6, sample_weight=w, pos_label=0
             )

@@ -39,8 +39,9 @@ def test_two_classes_by_hand():
             "specificity_at_90": 1.0,  # none of 0.1, 0.2 and 0.7
             "specificity_at_95": 1.0,
             "f1": 2 * (2 / 3) / (2 / 3 + 1),
-            "ece": abs(0.9 + 0.9 - 2) / 5 + abs(0.8 - 1) / 5 + abs(0.7 - 0) / 5 + abs(0.6 - 1) / 5,
+            "ece": (0.1 + 0.2 + 0.7 + abs(0.6 - 1) + abs(0.9 - 1)) / 5,
             "brier": (0.01 + 0.04 + 0.49 + 0.16 + 0.01) / 5,
+            "mean_predicted": (0.1 + 0.2 + 0.7 + 0.6 + 0.9) / 5,
         }
     )
     assert metrics.confusion(TWO).tolist() == [[2, 1], [0, 2]]
@@ -98,3 +99,26 @@ def test_honest_probabilities_have_no_calibration_error():
     right = np.concatenate([np.arange(2000) < 2000 * c for c in (0.55, 0.75, 0.95)])
     honest = said(np.where(right, 1, 0), np.stack([1 - confidence, confidence], -1))
     assert metrics.ece(honest) == pytest.approx(0, abs=1e-9)
+
+
+def test_probabilities_of_another_prevalence_are_seen():
+    """Scores that are honest where both classes are equally frequent, on images of which 5 % are positive."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(20_000) < 1000).astype(int)
+    odds = 2 * rng.normal(2 * labels - 1, 1)  # the logarithm, of two normal densities two apart
+
+    def judged(logits):
+        positive = 1 / (1 + np.exp(-logits))
+        return said(labels, np.stack([1 - positive, positive], -1))
+
+    balanced, honest = judged(odds), judged(odds + np.log(0.05 / 0.95))
+    assert abs(balanced.confidence.mean() - balanced.right.mean()) < 0.01, "the confidence does not see it"
+    assert metrics.mean_predicted(balanced) > 0.15 and metrics.ece(balanced) > 0.1
+    assert metrics.mean_predicted(honest) == pytest.approx(0.05, abs=0.005) and metrics.ece(honest) < 0.01
+
+
+def test_several_classes_are_forecast_by_what_is_called():
+    three = said([0, 1, 2], [[0.8, 0.1, 0.1], [0.1, 0.6, 0.3], [0.1, 0.7, 0.2]])
+    predicted, so = metrics.forecasts(three)
+    assert predicted.tolist() == [0.8, 0.6, 0.7] and so.tolist() == [True, True, False]
+    assert "mean_predicted" not in metrics.names(three)

@@ -77,7 +77,7 @@ def test_a_figure_is_carried_by_the_units_of_its_class():
     fold = Fold(seeds=[said], classes=("benign", "malignant"), bootstrap=bootstrap, names=metrics.names(said))
     carrying = {name: spread.units for name, spread in fold.spreads.items()}
     assert carrying["auroc"] == carrying["balanced_accuracy"] == carrying["f1"] == carrying["sensitivity"] == 6
-    assert carrying["specificity"] == 20 and carrying["accuracy"] == carrying["ece"] == carrying["brier"] == 26
+    assert carrying["specificity"] == 20 and carrying["accuracy"] == carrying["ece"] == carrying["mean_predicted"] == 26
 
 
 def study(seed, labels, bootstrap, wander):
