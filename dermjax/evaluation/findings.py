@@ -19,6 +19,7 @@ from dermjax.evaluation.intervals import LEVEL, Bootstrap, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
 
 PRIMARY = "auroc"
+BALANCED = "balanced_accuracy"
 TIES = ("patient_id", "lesion_id")  # what images are drawn together by
 ALPHA = 1 - LEVEL
 GAIN, LOSS, NONE, UNKNOWN = "gain", "loss", "no gain was shown", "no gain was shown, with too few test images to tell"
@@ -62,7 +63,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that the predictions say. fidelity: how often synthetic images get the class that they were made for."""
+    """All that the predictions say.
+
+    fidelity: how often synthetic images get the class that they were made for, the mean over classes: in that of real
+    images, beside which it stands, classes are mixed otherwise.
+    """
 
     classes: tuple[str, ...]
     folds: dict[Group, list[Fold]]
@@ -97,13 +102,9 @@ class Findings:
         """The comparisons of some groups; a baseline has none."""
         return [self.comparisons[group] for group in groups if group in self.comparisons]
 
-    def mean(self, group: Group) -> list[Predictions]:
-        """The mean probability over the seeds, in each fold."""
-        return [fold.mean for fold in self.folds[group]]
-
     def confusion(self, group: Group) -> np.ndarray:
-        """The confusion of the mean probability, int [folds, classes, classes]."""
-        return np.array([metrics.confusion(each) for each in self.mean(group)])
+        """The confusions of the seeds, summed, int [folds, classes, classes]."""
+        return np.array([sum(map(metrics.confusion, fold.seeds)) for fold in self.folds[group]])
 
     def seeds(self, group: Group) -> list[float]:
         """The primary figure of each seed, averaged over folds."""
@@ -119,10 +120,27 @@ def fold(seeds: list[Predictions], manifest: Manifest, bootstrap: dict[str, int]
     return Fold(seeds=seeds, classes=manifest.labels, bootstrap=drawn, names=metrics.names(seeds[0]))
 
 
+def of_synthetic(seeds: list[Predictions], synthetic: Manifest, bootstrap: dict[str, int]) -> Fold:
+    """The fold of predictions of synthetic images, for how often each class is seen in what was made for it."""
+    drawn = drawing(seeds[0].images, synthetic.records, bootstrap)
+    return Fold(seeds=seeds, classes=synthetic.labels, bootstrap=drawn, names=(BALANCED,))
+
+
+def begun_at(synthetic: Iterable[Record], real: Iterable[Record]) -> int:
+    """How many synthetic images begin at one of some real ones: a judge that was trained on these remembers them."""
+    known = {record.sha256 for record in real}
+    return sum(record.generation.get("init_image") in known for record in synthetic)
+
+
 def drawing(images: Sequence[str], records: Sequence[Record], bootstrap: dict[str, int]) -> Bootstrap:
-    """How images of some records are drawn in a bootstrap of such resamples, seed and smallest."""
+    """How images of some records are drawn in a bootstrap of such resamples, seed and smallest.
+
+    An image without a record is drawn alone.
+    """
     unit_of = dict(zip((record.image for record in records), units(records), strict=True))
-    return Bootstrap(units=tuple(unit_of[image] for image in images), kind=kind_of_units(records), **bootstrap)
+    return Bootstrap(
+        units=tuple(unit_of.get(image, image) for image in images), kind=kind_of_units(records), **bootstrap
+    )
 
 
 def units(records: Sequence[Record]) -> list[str]:
@@ -153,7 +171,7 @@ def kind_of_units(records: Iterable[Record]) -> str:
 def find(
     folds: dict[Group, list[Fold]],
     baseline: str,
-    synthetic: dict[Group, list[Predictions]],
+    synthetic: dict[Group, list[Fold]],
     *,
     pooled: bool,
     chosen: Collection[Group] = (),
@@ -162,7 +180,7 @@ def find(
 
     pooled: groups are means over seeds and folds, with p adjusted by Holm's method; else each is one run.
     chosen: groups that validation images named. They are compared once more, as a family of their own.
-    synthetic: predictions of synthetic images, of each fold, by classifiers of real images only.
+    synthetic: predictions of synthetic images by classifiers of real images only, see `of_synthetic`.
     """
     comparisons = {}
     for group, after in folds.items():
@@ -179,13 +197,12 @@ def find(
             )
     if pooled:
         comparisons = {each.group: each for each in _adjusted(comparisons.values())}
-    right = {group: np.concatenate([each.right for each in several]) for group, several in synthetic.items()}
     return Findings(
         classes=next(iter(folds.values()))[0].classes,
         folds=folds,
         figures={group: intervals.figures(each, pooled=pooled) for group, each in folds.items()},
         comparisons=comparisons,
-        fidelity={group: intervals.share(int(each.sum()), len(each)) for group, each in right.items()},
+        fidelity={group: intervals.figures(each, pooled=pooled)[BALANCED] for group, each in synthetic.items()},
         chosen=_adjusted([comparisons[group] for group in chosen if group in comparisons]) if pooled else (),
     )
 

@@ -60,11 +60,11 @@ def proportion(name: str, predictions: Predictions, weights: Weights = None) -> 
 
 
 def balanced_accuracy(predictions: Predictions, weights: Weights = None) -> float | np.ndarray:
-    """The mean over classes of the share of right decisions."""
+    """The mean over the classes that there are of the share of right decisions."""
     if weights is None:
         return float(balanced_accuracy_score(predictions.labels, predictions.called))
-    classes = range(predictions.classes)
-    return np.mean([_mean(predictions.right, weights * (predictions.labels == c)) for c in classes], axis=0)
+    shares = [_mean(predictions.right, weights * (predictions.labels == c)) for c in np.unique(predictions.labels)]
+    return np.mean(shares, axis=0)
 
 
 def auroc(predictions: Predictions, weights: Weights = None) -> float | np.ndarray:

@@ -13,7 +13,7 @@ from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.data.thumbnails import Thumbnail, evenly_spaced, thumbnail
 from dermjax.errors import UserError
 from dermjax.evaluation import metrics, plots, wording
-from dermjax.evaluation.findings import GAIN, LOSS, PRIMARY, Comparison, Findings, Group
+from dermjax.evaluation.findings import GAIN, LOSS, PRIMARY, Comparison, Findings, Group, begun_at
 from dermjax.evaluation.intervals import Estimate
 from dermjax.evaluation.plots import ARM_COLOURS, BASELINE_COLOUR, DASHES, Series
 from dermjax.page import fill
@@ -91,6 +91,7 @@ def page(
         summary=summary(findings),
         images=image_counts(prepared, generated, curated),
         sources=sorted({(record.source, record.licence) for record in prepared.records}),
+        begun=begun_at(curated.split("train"), prepared.split("train")) if curated else 0,
         curation=_curation(curated, 2 * count) if curated else None,
         training=_training(list(findings.figures), folders, tuning),
         plots=_plots(findings),
@@ -143,7 +144,7 @@ def _plots(findings: Findings) -> dict[str, list[str]]:
         curves, colours = {}, _colours(groups)
         for group in groups:
             name = f"{group.arm}, AUROC {findings.figures[group][PRIMARY].value:.3f}"
-            curves[name] = (metrics.roc(findings.mean(group)[0]), colours[group.arm])
+            curves[name] = (metrics.roc(findings.folds[group][0].seeds[0]), colours[group.arm])
         rocs.append(plots.roc(wording.shown(classifier), curves, 2, {}))
     in_points = [{name: _in_points(each) for name, each in c.differences.items()} for c in comparisons]
     reach = plots.reach((each for differences in in_points for each in differences.values()), 1.1, 5.0)

@@ -15,7 +15,7 @@ from dermjax.errors import UserError
 from dermjax.evaluation import findings, metrics, predictions, report
 from dermjax.evaluation.findings import Findings, Group
 from dermjax.evaluation.images import run as images
-from dermjax.evaluation.predictions import Predictions
+from dermjax.evaluation.intervals import Fold
 from dermjax.evaluation.report import BASELINE, PAPER
 from dermjax.run_folder import write_atomically
 
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         result = findings.find(
             {group: [findings.fold([each], prepared, bootstrap)] for group, each in runs.items()},
             BASELINE,
-            _synthetic(folders, curated) if curated else {},
+            _synthetic(folders, curated, bootstrap) if curated else {},
             pooled=False,
         )
         steps.update()
@@ -95,7 +95,7 @@ def _folders(runs: dict[str, str]) -> dict[Group, Path]:
     return {group: folders[group] for group in sorted(folders, key=position)}
 
 
-def _synthetic(folders: dict[Group, Path], curated: Manifest) -> dict[Group, list[Predictions]]:
+def _synthetic(folders: dict[Group, Path], curated: Manifest, bootstrap: dict[str, int]) -> dict[Group, list[Fold]]:
     """The predictions of the kept synthetic images by classifiers of real images only, where there are any."""
     kept, synthetic = {record.image for record in curated.split("train")}, {}
     for group, folder in folders.items():
@@ -106,7 +106,7 @@ def _synthetic(folders: dict[Group, Path], curated: Manifest) -> dict[Group, lis
                 raise UserError(
                     f"predictions {path}: none of its images is kept in the curated manifest; of another run?"
                 )
-            synthetic[group] = [each]
+            synthetic[group] = [findings.of_synthetic([each], curated, bootstrap)]
     return synthetic
 
 
@@ -114,7 +114,7 @@ def _results(result: Findings, bootstrap: dict[str, int], images: dict, rejectio
     """Every number as JSON text; an interval that does not exist is null, with its reason in the note."""
     runs, comparisons = {}, []
     for group, figures in result.figures.items():
-        (run,) = result.mean(group)
+        run = result.folds[group][0].seeds[0]
         runs[f"{group.classifier} {group.arm}"] = {
             "classifier": group.classifier,
             "arm": group.arm,

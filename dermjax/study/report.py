@@ -9,7 +9,7 @@ from dermjax.classification import networks, saliency
 from dermjax.data import images
 from dermjax.data.thumbnails import Thumbnail
 from dermjax.evaluation import metrics, plots, predictions, report, wording
-from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN, Comparison, Findings, Group
+from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN, Comparison, Findings, Group, begun_at
 from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import PAPER
 from dermjax.page import fill
@@ -58,6 +58,7 @@ def page(
         resamples=fold.bootstrap.resamples,
         sizes=[report.image_counts(each.real, each.synthetic, each.synthetic) for each in materials],
         rejections=report.rejection_counts(synthetic),
+        begun=begun_at(synthetic.split("train"), real.split("train")),
         real=real,
         synthetic=synthetic,
         count=count,
@@ -149,20 +150,23 @@ def _forest(groups: list[Group], findings: Findings, reach: float) -> str:
 
 
 def _charts(groups: list[Group], findings: Findings) -> list[str]:
-    """The ROC curves of a setting, by the mean probability over the seeds, averaged over folds, and its calibration."""
+    """The ROC curves of a setting, each the mean of those of seeds and folds, and the calibration of all of these."""
     hybrids = sorted((g.arm for g in groups if arms.parse_hybrid(g.arm)), key=lambda arm: arms.parse_hybrid(arm).ratio)
     shades = np.linspace(1, len(HYBRID_COLOURS) - 1, len(hybrids)).round().astype(int)
     colours = {arm: HYBRID_COLOURS[shade] for arm, shade in zip(hybrids, shades, strict=True)}
     curves, calibration = {}, {}
     for group in groups:
-        folds = findings.mean(group)
+        each_alone = [seed for fold in findings.folds[group] for seed in fold.seeds]
         colour = colours.get(group.arm) or ARM_COLOURS[group.arm.partition("@")[0]]
-        rates = np.mean([np.interp(metrics.GRID, *metrics.roc(each)) for each in folds], axis=0)
+        rates = np.mean([np.interp(metrics.GRID, *metrics.roc(each)) for each in each_alone], axis=0)
         name = wording.arm(group.arm)
         curves[f"{name}, {findings.figures[group][PRIMARY].value:.3f}"] = ((metrics.GRID, rates), colour)
-        calibration[name] = (folds, colour)
+        calibration[name] = (each_alone, colour)
     legend = {"fontsize": 8, "title": "mean AUROC", "title_fontsize": 8, "alignment": "left"}
-    return [plots.roc("ROC, mean of the seeds", curves, 1.8, legend), plots.calibration("Calibration", calibration)]
+    return [
+        plots.roc("ROC, mean of the seeds", curves, 1.8, legend),
+        plots.calibration("Calibration, all seeds", calibration),
+    ]
 
 
 def _doses(findings: Findings, baseline: str) -> list[str]:

@@ -79,14 +79,15 @@ def find(
 
     synthetic = {}
     for group in [group for group in groups if group.arm == BASELINE]:
-        several = [[seed / "synthetic_predictions.csv" for seed in seeds] for seeds in groups[group].values()]
-        seeds = [
-            [predictions.read(path, materials[0].real.labels, "train") for path in paths if path.is_file()]
-            for paths in several
-        ]
-        if any(seeds):
-            each_alone = [[one] for some in seeds for one in some] if own_generators else seeds
-            synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [predictions.mean(some) for some in each_alone if some]
+        several = []  # (fold, classifiers that judge the same images)
+        for fold, seeds in groups[group].items():
+            paths = [seed / "synthetic_predictions.csv" for seed in seeds]
+            judges = [predictions.read(path, materials[0].real.labels, "train") for path in paths if path.is_file()]
+            several += [(fold, [one]) for one in judges] if own_generators else [(fold, judges)] * bool(judges)
+        if several:
+            synthetic[group._replace(arm=TESTED_ON_SYNTHETIC)] = [
+                findings.of_synthetic(judges, materials[fold].synthetic, bootstrap) for fold, judges in several
+            ]
     subgroups = findings.subgroups(materials[0].real) if len(materials) == 1 else {}
     return replace(
         findings.find(here, baseline, synthetic, pooled=True, chosen=chosen),
@@ -106,7 +107,8 @@ def as_json(result: Findings) -> str:
                 "chosen_on_validation": group in {each.group for each in result.chosen},
                 "figures": figures,
                 "auroc_of_each_seed": result.seeds(group),
-                "confusion_of_the_mean": result.confusion(group).tolist(),
+                "confusion_over_seeds": result.confusion(group).tolist(),
+                "confusion_of_the_mean": [metrics.confusion(fold.mean).tolist() for fold in result.folds[group]],
             }
             for group, figures in result.figures.items()
         ],

@@ -182,6 +182,24 @@ def test_every_synthetic_picture_says_so(finished):
     assert kinds.count("synthetic") == 4 * 2 + 2 * 2 + 2
 
 
+def test_labels_are_judged_by_the_mean_over_classes_and_memory_is_named(folder, finished, tmp_path):
+    """Of images that begin at photographs which the judge was trained on."""
+    results, page = finished
+    said = predictions.read(folder / "vit_real" / "synthetic_predictions.csv", ("benign", "malignant"), "train")
+    kept = said.only({record.image for record in records.read(folder / "curate").split("train")})
+    by_class = [kept.right[kept.labels == c].mean() for c in (0, 1)]
+    share = results["label_fidelity"]["vit real"]
+    assert share["value"] == pytest.approx(np.mean(by_class)) and "malignant has 6 images" in share["note"]
+    assert "Both are means over the classes" in page and "begin at a real training image" not in page
+    real, curated = records.read(folder / "prepare"), records.read(folder / "curate")
+    start = {"init_image": real.split("train")[0].sha256}
+    begun = [replace(each, generation=each.generation | start) for each in curated.records[-3:]]
+    (tmp_path / "curate").mkdir()
+    records.write(tmp_path / "curate" / records.FILE, replace(curated, records=(*curated.records[:-3], *begun)))
+    _, page = evaluated(config(folder, curated=str(tmp_path / "curate")), tmp_path / "evaluate")
+    assert "3 of the kept synthetic images begin at a real training image" in page
+
+
 def test_the_same_again(folder, finished, tmp_path):
     assert evaluated(config(folder), tmp_path) == finished
 

@@ -1,15 +1,17 @@
 """From the predictions of cells to findings: which chances an interval covers, and whose figures a table holds."""
 
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dermjax.data.records import Manifest, Record
-from dermjax.evaluation import predictions
+from dermjax.evaluation import metrics, predictions
 from dermjax.evaluation.findings import Group
-from dermjax.study import results
+from dermjax.study import report, results
 from dermjax.study.cells import Cell, Material
 
 LABELS = ("benign", "malignant")
@@ -86,3 +88,47 @@ def test_folds_with_test_images_of_their_own_know_more(tmp_path):
     figures = [each.figures[Group("vit", 0, BASELINE)]["auroc"] for each in (one, four)]
     reach = [each.high - each.low for each in figures]
     assert [each.n for each in figures] == [80, 320] and 0.4 < reach[1] / reach[0] < 0.65
+
+
+def test_every_figure_is_of_single_classifiers_and_mcnemar_alone_of_their_ensemble(tmp_path, monkeypatch):
+    """Three seeds with noise of their own: the mean of their probabilities is better than each of them."""
+    folders, materials = judged(tmp_path, 1, 3, (BASELINE, "hybrid_1"), separation=1.5)
+    group, result = Group("vit", 0, BASELINE), found(folders, materials)
+    real = materials[0].real
+    seeds = [predictions.read_test(folder / "predictions.csv", real) for cell, folder in folders.items()
+             if cell.arm == BASELINE]  # fmt: skip
+    ensemble = predictions.mean(seeds)
+    mean = np.mean([metrics.auroc(each) for each in seeds])
+    assert metrics.auroc(ensemble) > mean + 0.05
+
+    confusions = sum(metrics.confusion(each) for each in seeds)
+    assert result.confusion(group).tolist() == [confusions.tolist()] and confusions.sum() == 3 * 80
+    numbers = json.loads(results.as_json(result))["groups"][0]
+    assert numbers["confusion_over_seeds"] == [confusions.tolist()]
+    assert numbers["confusion_of_the_mean"] == [metrics.confusion(ensemble).tolist()]
+    drawn = {}
+    monkeypatch.setattr(report.plots, "roc", lambda title, curves, *_: drawn.update(roc=curves))
+    monkeypatch.setattr(report.plots, "calibration", lambda title, arms: drawn.update(calibration=arms))
+    report._charts([group], result)
+    ((rates, _),) = drawn["roc"].values()
+    assert np.trapezoid(rates[1], rates[0]) == pytest.approx(mean, abs=0.01)
+    ((several, _),) = drawn["calibration"].values()
+    assert [each.probabilities.tolist() for each in several] == [each.probabilities.tolist() for each in seeds]
+
+
+def test_label_fidelity_is_the_mean_over_classes_and_seeds(tmp_path):
+    """Of ten images of one class and forty of the other, of which the judges see the first one less often."""
+    folders, materials = judged(tmp_path, 1, 2, (BASELINE,))
+    made = manifest("made", {"train": 40}, synthetic=True)
+    few = tuple(each for each in made.records if each.label == "benign" or int(each.image[-6:-4]) < 10)
+    made = replace(made, records=few)
+    materials = [replace(materials[0], synthetic=made)]
+    for number, folder in enumerate(folders.values()):
+        write(folder / "synthetic_predictions.csv", made.records, np.random.default_rng(number), 0.0)
+    judges = [predictions.read(folder / "synthetic_predictions.csv", LABELS, "train") for folder in folders.values()]
+    expected = np.mean([[each.right[each.labels == c].mean() for c in (0, 1)] for each in judges])
+    for own in (False, True):
+        (share,) = found(folders, materials, own).fidelity.values()
+        assert share.value == pytest.approx(expected) and share.low < share.value < share.high
+        assert share.n == (100 if own else 50), "own generators have images of their own"
+    assert abs(expected - np.mean([each.right.mean() for each in judges])) > 0.01

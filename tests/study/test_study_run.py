@@ -413,8 +413,10 @@ def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monk
     made = {}
 
     def synthesise(config, folder, prepared):
-        made[folder.relative_to(tmp_path).as_posix()] = records.read(prepared)
-        return records.read(Path(synthetic))
+        seen = made[folder.relative_to(tmp_path).as_posix()] = records.read(prepared)
+        drawn, start = records.read(Path(synthetic)), {"init_image": seen.split("train")[0].sha256}
+        begun = [replace(record, generation=start) for record in drawn.records[:7]]
+        return replace(drawn, records=(*begun, *drawn.records[7:]))
 
     monkeypatch.setattr(run.generator, "synthesise", synthesise)
     config = settings(real, "", training="", shots=(3, 6), generator_sees="shots", generator_begins="photographs")
@@ -425,6 +427,7 @@ def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monk
     page = (tmp_path / "report.html").read_text()
     assert "a generator that was tuned on the real images of its classifiers alone" in page
     assert "A synthetic image begins at one of the real images that its generator saw." in page
+    assert "7 of 48 synthetic images begin at a real training image, which a classifier may have learnt" in page
     results = json.loads((tmp_path / "results.json").read_text())
     assert {each["n"] for each in results["label_fidelity"]} == {2 * 48}  # of two seeds' images each
 
