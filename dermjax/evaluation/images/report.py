@@ -97,6 +97,11 @@ def sentences(results: dict) -> list[str]:
         f"A probe of real images sees the intended class in {estimate(use['label_fidelity'])} of synthetic ones and "
         f"is right on {estimate(use['accuracy_on_real'])} of real ones, both the mean over classes."
     )
+    if use["begun_at_training_images"]:
+        lines.append(
+            f"{use['begun_at_training_images']} synthetic images begin at a training image that this probe has learnt: "
+            "there their label is its memory too."
+        )
     lines.append(
         f"Copies of training images: {estimate(copies['share'])} (after what the limit misses; "
         f"{copies['beyond']['value']:.3f} of the images lie beyond it, and {copies['limit']['found']} of "

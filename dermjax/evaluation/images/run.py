@@ -19,7 +19,7 @@ from dermjax.data.images import from_model
 from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
-from dermjax.evaluation import fairness, features, findings, intervals
+from dermjax.evaluation import fairness, features, findings, intervals, metrics
 from dermjax.evaluation.features import ALONE, HIDDEN, MIRRORED, FeatureExtractor
 from dermjax.evaluation.images import adherence, fidelity, memorisation, probe, report, similarity, table
 from dermjax.evaluation.images.fidelity import COMPARED_ONLY, Features, Fidelity
@@ -37,7 +37,6 @@ RESULTS, FEATURES = "results.json", "features"  # in the workdir
 CLASS = "class"
 TOKENS = (CLASS, "all")
 HELD_OUT = ("validation", "test")  # splits whose images the generator was not tuned on
-BALANCED = "balanced_accuracy"
 # measured on one core: DINOv2's features of an image, with those of its mirror image; a loss of derm-base
 SECONDS_OF_FEATURES, SECONDS_OF_LOSS = 0.06, 0.02
 BOTH = "training + synthetic"
@@ -302,12 +301,13 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
     )
     # of both sets the mean over classes, as synthetic ones are often balanced and real ones never are
     label, accuracy = (
-        intervals.figures([_fold(each, sets, name, bootstrap, (BALANCED,))], pooled=False)[BALANCED]
+        intervals.figures([_fold(each, sets, name, bootstrap, (findings.BALANCED,))], pooled=False)[findings.BALANCED]
         for each, name in ((on_synthetic, "synthetic"), (on_test["training"], "test"))
     )
     return {
         "label_fidelity": label,
         "accuracy_on_real": accuracy,
+        "begun_at_training_images": findings.begun_at(sets.records["synthetic"], sets.records["training"]),
         "fidelity_over_accuracy": label.value / accuracy.value if accuracy.value else None,
         "label_fidelity_of": {
             name: intervals.share(
@@ -457,6 +457,5 @@ def _auroc(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str,
 def _fold(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str, int], figures: tuple[str, ...]) -> Fold:
     """Predictions of the images of a set, with those of the figures that exist for so many classes."""
     drawn = findings.drawing(predictions.images, sets.records[name], bootstrap)
-    if len(sets.real.labels) > 2:
-        figures = tuple(each for each in figures if each == findings.PRIMARY)
-    return Fold(seeds=[predictions], classes=sets.real.labels, bootstrap=drawn, names=figures)
+    names = tuple(each for each in figures if each in metrics.names(predictions))
+    return Fold(seeds=[predictions], classes=sets.real.labels, bootstrap=drawn, names=names)
