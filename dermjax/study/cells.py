@@ -130,8 +130,8 @@ def _clear(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a fold is made of: real images, synthetic ones of a generator that saw their training split only, further
-    test sets and further sets of synthetic images by name."""
+    """What a fold is made of: real images, synthetic ones of a generator that saw none of their validation and test
+    images, further test sets and further sets of synthetic images by name."""
 
     real: Manifest
     synthetic: Manifest

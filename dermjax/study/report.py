@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dermjax.classification import networks, saliency
 from dermjax.data import images
+from dermjax.data.records import Manifest
 from dermjax.data.thumbnails import Thumbnail
 from dermjax.evaluation import metrics, plots, predictions, report, wording
 from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN, Comparison, Findings, Group, begun_at
@@ -28,7 +30,21 @@ MARKS = {GAIN: "▲ gain", LOSS: "▼ loss", NONE: "neither shown", UNKNOWN: "to
 VERDICT_COLOURS = {GAIN: "#2e7d4f", LOSS: "#b3362c", NONE: "#6b6e76", UNKNOWN: "#6b6e76"}
 ARM_COLOURS = {"real_equal_steps": "#23395b", "real": "#7ba0c9", "real_augmented": "#2f8f86", "synthetic": "#7a8b3c",
                "synthetic_then_real": "#8b5a9e"}  # fmt: skip
+CHANCE = {  # in the making of synthetic images: whether each seed has its own
+    False: "One set of synthetic images serves all seeds: no interval covers that another tuning of the generator, or "
+           "another sampling of it, would have given others.",
+    True: "Every few-shot size and seed has synthetic images of a generator of its own: intervals cover the chance in "
+          "tuning and sampling as part of that in training.",
+}  # fmt: skip
 HYBRID_COLOURS = ("#e2b06a", "#d0873f", "#b9602a", "#8f4020", "#5f2815")  # the more synthetic images, the darker
+
+
+class Case(NamedTuple):
+    """What generators and classifiers saw of the real images, in sentences: `summary` what they were denied."""
+
+    summary: list[str]
+    generator: str
+    chance: str
 
 
 def page(
@@ -39,10 +55,10 @@ def page(
     explained: dict[str, list[Thumbnail]],
     frozen: bool,
     count: int,
-    case: list[str],
+    case: Case,
 ) -> str:
     """The HTML. explained: heat maps of the most confident cases, by heading; frozen: whether part of any network was;
-    count: pictures a row; case: sentences of `describe_case`."""
+    count: pictures a row; case: of `describe_case`."""
     real, synthetic = materials[0].real, materials[0].synthetic
     settings, comparisons = by_setting(findings), findings.comparisons.values()
     fold = next(iter(findings.folds.values()))[0]
@@ -89,27 +105,49 @@ def page(
 
 
 def describe_case(
-    rare: Mapping[str, int], without: Mapping[str, Sequence[str]], own_generators: bool, begins: bool, few: bool
-) -> list[str]:
-    """What of the real images the classifiers and the generators were denied, and what not, in sentences.
+    rare: Mapping[str, int],
+    without: Mapping[str, Sequence[str]],
+    seen: Manifest | None,
+    whole: Manifest,
+    begins: bool,
+    few: bool,
+) -> Case:
+    """What of the real images the classifiers and the generators were denied, and what not.
 
-    begins: whether synthetic images begin at real ones. few: whether there are few-shot sizes.
+    seen: what the generator was tuned on, None where every few-shot size and seed has one of its own. whole: the real
+    images with those that no classifier learns from. begins: whether synthetic images begin at real ones. few: whether
+    there are few-shot sizes.
     """
-    case = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
-    case += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}."
-             for kind, names in without.items()]  # fmt: skip
-    if own_generators:
-        case.append(
+    summary = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
+    summary += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}."
+                for kind, names in without.items()]  # fmt: skip
+    part = bool(summary or few)
+    generator = _describe_generator(seen, whole, part)
+    if summary or seen is None:
+        summary.append(generator)
+    if begins:
+        summary.append("A synthetic image begins at one of the real images that its generator saw.")
+    if part:
+        summary.append("The validation split is whole: it chooses arms, says when to stop and sets probabilities.")
+    return Case(summary, generator, CHANCE[seen is None])
+
+
+def _describe_generator(seen: Manifest | None, whole: Manifest, part: bool) -> str:
+    """What the generator was tuned on. part: whether there are classifiers that see a part of `whole` only."""
+    if seen is None:
+        return (
             "Every few-shot size and seed has a generator that was tuned on the real images of its classifiers alone; "
             "counts and pictures below are of one of them."
         )
-    elif case:
-        case.append("The generator was tuned on all training images, these among them.")
-    if begins:
-        case.append("A synthetic image begins at one of the real images that its generator saw.")
-    if case or few:
-        case.append("The validation split is whole: it chooses arms, says when to stop and sets probabilities.")
-    return case
+    tuned, known = ({record.sha256 for record in manifest.split("train")} for manifest in (seen, whole))
+    only = "may come from real images that only the generator saw"
+    if not tuned <= known:
+        shared = f"{len(tuned & known)} of them training images of this study"
+        return f"The generator was tuned on {len(tuned)} images of another manifest, {shared}: a gain {only}."
+    all_of_them = f"the whole training split ({len(tuned)} images)"
+    several = all_of_them if tuned == known else f"{len(tuned)} of the {len(known)} training images"
+    fewer = f"; some classifiers see a part of the training split: a gain there {only}" if part else ""
+    return f"The generator was tuned on {several}{fewer}."
 
 
 def by_setting(findings: Findings) -> dict[tuple[str, int], list[Group]]:

@@ -34,10 +34,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains every cell that nobody has trained, then writes results.json and report.html."""
     folders = {cell: workdir / "cells" / cell.name for cell in plan(config)}
     prepared = [generator.prepare(config, workdir, fold) for fold in range(max(1, config.folds))]
-    reals = [records.read(path) for path in prepared]
-    for path, real in zip(prepared, reals, strict=True):
-        inputs.check(real, str(path))
-    reals = [arms.leave_out(real, config.without) for real in reals]
+    wholes = [records.read(path) for path in prepared]
+    for path, whole in zip(prepared, wholes, strict=True):
+        inputs.check(whole, str(path))
+    reals = [arms.leave_out(whole, config.without) for whole in wholes]
     for cell in folders:  # a few-shot size that a class cannot give is refused before anything is tuned or trained
         cells.real_images(cell, reals[cell.fold], config.rare)
     given = records.read(Path(config.synthetic)) if config.synthetic else None
@@ -77,8 +77,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     kept = {cell: folders[cell] for cell in explained if (folders[cell] / "classifier").is_dir()}
     pictures = report.explain(kept, materials[0], config.gallery)
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
-    own, begins = generator.sees_shots(config), generator.begins_at_photographs(config)
-    case = report.describe_case(config.rare, config.without, own, begins, bool(any(config.shots)))
+    tuned_on = records.read(Path(config.training)) if config.synthetic else wholes[0]
+    seen, begins = None if generator.sees_shots(config) else tuned_on, generator.begins_at_photographs(config)
+    case = report.describe_case(config.rare, config.without, seen, wholes[0], begins, bool(any(config.shots)))
     page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
