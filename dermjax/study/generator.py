@@ -6,11 +6,13 @@ than its cells do: the case of a group that has only these. With config.generato
 begin at the real ones that it sees.
 """
 
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax.data import records
+from dermjax import run_folder
+from dermjax.data import digests, records
 from dermjax.data.records import Manifest
 from dermjax.demo import class_prompts, run_generator, run_stage
 from dermjax.errors import UserError
@@ -21,6 +23,7 @@ from dermjax.study.cells import Cell, claimed
 from dermjax.training.optimizers import pick
 
 SEEN = {"all": False, "shots": True}  # what generators see: whether only the real images of their cells
+TUNED, MADE = "tune", "made_of"  # in a generator's folder: by which it is known to have begun, and to have ended
 BEGINS = {"noise": False, "photographs": True}  # what images begin at: whether at the real ones
 
 
@@ -59,7 +62,12 @@ def home(config: ConfigDict, workdir: Path, cell: Cell) -> Path:
 
 
 def few_shot(folder: Path, real: Manifest) -> Path:
-    """Returns the manifest of a generator's few real images, written into its folder."""
+    """Returns the manifest of a generator's few real images, written into its folder.
+
+    Raises:
+      UserError: there is a generator that saw others.
+    """
+    _refuse_others(folder, real)
     path = folder / "prepare" / records.FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     records.write(path, real)
@@ -67,18 +75,55 @@ def few_shot(folder: Path, real: Manifest) -> Path:
 
 
 def synthesise(config: ConfigDict, folder: Path, real: Path) -> Manifest:
-    """Returns the kept synthetic images of a generator of real ones in a folder; finished stages are not run again.
+    """Returns the kept synthetic images of a generator of real ones in a folder.
 
-    Where images are of other code the stages are run, and each says what it makes again.
+    The stages run until they have all ended with these options, images and code; then the folder is not asked again.
+    They say themselves what is done and what they make again, and refuse a folder of theirs that has other options.
+
+    Raises:
+      UserError: there is a generator that saw other images or has other options, or another host is at it.
     """
-    curated = folder / "curate" / records.FILE
-    if curated.exists():
+    curated, seen = folder / "curate" / records.FILE, records.read(real)
+    _refuse_others(folder, seen)
+    causes = _causes(config, seen)
+    if curated.exists() and _made_of(folder) == causes:
         manifest = records.read(curated)
         if all(record.generation.get(NUMERIC_VERSIONS) == model.NUMERIC_VERSIONS for record in manifest.records):
             return manifest
-    prompts = class_prompts(config.prompt, records.read(real).labels)
+    prompts = class_prompts(config.prompt, seen.labels)
     with claimed(folder) as ours:
         if not ours:
             raise UserError(f"{folder} is being made by another host; start this one again when it is done")
         run_generator(config, folder, real, prompts, real if begins_at_photographs(config) else None)
+        run_folder.write_causes(folder / MADE, causes)
     return records.read(curated)
+
+
+def _refuse_others(folder: Path, real: Manifest) -> None:
+    """Raises UserError where the generator of a folder saw other images than these; one of an older version did not
+    say."""
+    changed = run_folder.changed_since_start(folder, {"real": _digest(real)}, (TUNED,))
+    if changed and (folder / run_folder.CAUSES).exists():
+        raise UserError(
+            f"{folder}: its generator saw other real images than the study has now; give another --workdir, or delete "
+            "this folder to tune one anew"
+        )
+
+
+def _causes(config: ConfigDict, real: Manifest) -> dict:
+    """Returns what the images of a generator follow from, wherever its folder lies."""
+    stages = {name: config[name].to_dict() for name in ("tune", "generate", "curate")}
+    begins = begins_at_photographs(config)
+    return json.loads(json.dumps(stages | {"real": _digest(real), "prompt": config.prompt, "begins": begins}))
+
+
+def _made_of(folder: Path) -> dict:
+    """Returns what the finished images of a folder follow from, {} where that is not known."""
+    path = (folder / MADE).with_suffix(".json")
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _digest(real: Manifest) -> str:
+    """Returns the digest of the images that a generator learns from and is stopped by."""
+    images = [(split, each.label, each.sha256) for split in ("train", "validation") for each in real.split(split)]
+    return digests.of_text(repr(images))

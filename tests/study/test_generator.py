@@ -2,9 +2,11 @@
 
 import hashlib
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from dermjax import demo
 from dermjax.data import records
@@ -86,6 +88,64 @@ def test_a_fold_of_images_of_other_code_is_asked_of_its_stages_again(stages, tmp
     generator.synthesise(config, tmp_path / "fold0", real)
     assert [name for name, _ in stages[asked:]] == ["tuning", "generation", "curation"]
     generator.synthesise(config, tmp_path / "fold0", real)
+    assert len(stages) == asked + 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "ran", "told"),
+    [
+        ("tune.steps", 7, [], r"tune is of another config \(steps: 400 -> 7\)"),
+        ("generate.plan.steps", 7, ["tuning"], r"generate is of another config \(plan.steps: \d+ -> 7\)"),
+        ("curate.sample", 7, ["tuning", "generation"], r"curate is of another config \(sample: \d+ -> 7\)"),
+        ("prompt", "photo of a {label} mole", [], r"tune is of another config \(prompts.benign: "),
+    ],
+)
+def test_other_options_of_a_finished_generator_are_refused(stages, tmp_path, option, value, ran, told):
+    """They were taken into the study's config, and its images stayed those of the options before."""
+    real = generator.prepare(settings(), tmp_path, 0)
+    generator.synthesise(settings(), tmp_path / "fold0", real)
+    asked = len(stages)
+    changed = ConfigDict(settings().to_dict())
+    changed.update_from_flattened_dict({option: value})
+    with pytest.raises(UserError, match=told) as error:
+        generator.synthesise(changed.lock(), tmp_path / "fold0", real)
+    assert "\n" not in str(error.value) and [name for name, _ in stages[asked:]] == ran
+    asked = len(stages)
+    generator.synthesise(settings(), tmp_path / "fold0", real)
+    assert len(stages) == asked, "as it was, it is done"
+
+
+def test_a_generator_that_saw_other_images_is_not_taken_for_that_of_these(stages, tmp_path):
+    config, prepared = settings(), records.read(generator.prepare(settings(), tmp_path, 0))
+    folder = tmp_path / "fold0" / "2_seed0"
+    path = generator.few_shot(folder, prepared)
+    path = generator.few_shot(folder, prepared)  # nothing has been tuned on them yet, or on the same
+    generator.synthesise(config, folder, path)
+    before = path.read_bytes()
+    fewer = replace(prepared, records=prepared.records[1:])
+    with pytest.raises(UserError, match="its generator saw other real images than the study has now"):
+        generator.few_shot(folder, fewer)
+    assert path.read_bytes() == before
+    assert generator.few_shot(folder, prepared) == path
+    records.write(path, fewer)
+    with pytest.raises(UserError, match="saw other real images"):
+        generator.synthesise(config, folder, path)
+
+
+def test_a_finished_folder_of_an_older_version_is_asked_once(stages, tmp_path):
+    """Its stages say whether they are of these options; and a folder may be moved."""
+    config, folder = settings(), tmp_path / "fold0"
+    real = generator.prepare(config, tmp_path, 0)
+    generator.synthesise(config, folder, real)
+    for name in ("made_of.json", "causes.json"):
+        (folder / name).unlink()
+    asked = len(stages)
+    for _ in range(2):
+        generator.synthesise(config, folder, real)
+    assert [name for name, _ in stages[asked:]] == ["tuning", "generation", "curation"]
+    (tmp_path / "moved").mkdir()
+    folder = folder.rename(tmp_path / "moved" / "fold0")
+    generator.synthesise(config, folder, folder / "prepare" / records.FILE)
     assert len(stages) == asked + 3
 
 
