@@ -4,7 +4,8 @@
         --config.manifest=runs/prepare --config.synthetic=runs/curate --workdir=runs/mobilenetv2_hybrid
 
 Without --config.synthetic it trains on real images only, for the same number of steps. Leaves classifier/ (Hugging Face
-layout), predictions.csv and metrics.json.
+layout), predictions.csv and metrics.json. Batches take the classes in turns: probabilities are as if all classes were
+equally frequent.
 Variants:
   probe        a linear probe on frozen features of either, minutes of 2 CPU cores
   vit          224 px, for a ViT or DINOv2 folder (google/vit-base-patch16-224-in21k, facebook/dinov2-small); one GPU
