@@ -66,7 +66,7 @@ def test_intervals_of_a_rare_class_cover_the_truth():
         found, _ = intervals.combined([fold.spreads["auroc"]], "")
         covered.append(found.low <= truth <= found.high)
     print(f"covered {np.mean(covered):.3f}")
-    assert 0.91 <= np.mean(covered) <= 0.97
+    assert 0.92 <= np.mean(covered) <= 0.97
 
 
 def test_a_figure_is_carried_by_the_units_of_its_class():
