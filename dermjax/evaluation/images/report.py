@@ -97,7 +97,7 @@ def sentences(results: dict) -> list[str]:
         f"A probe of real images sees the intended class in {estimate(use['label_fidelity'])} of synthetic ones and "
         f"is right on {estimate(use['accuracy_on_real'])} of real ones, both the mean over classes."
     )
-    if use["begun_at_training_images"]:
+    if use.get("begun_at_training_images"):  # results of before it was counted have none
         lines.append(
             f"{use['begun_at_training_images']} synthetic images begin at a training image that this probe has learnt: "
             "there their label is its memory too."

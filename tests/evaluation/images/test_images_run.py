@@ -147,6 +147,15 @@ def test_two_sets_stand_side_by_side_and_in_one_table(folders, results):
             stage.run(settings, folders / "fewer_run")
 
 
+def test_what_the_probe_remembers_is_said_where_images_begin_at_its_own(results):
+    assert results["use"]["begun_at_training_images"] == 0
+    assert "begin at a training image" not in str(report.sentences(results))
+    begun = results | {"use": results["use"] | {"begun_at_training_images": 7}}
+    assert "7 synthetic images begin at a training image that this probe has learnt" in str(report.sentences(begun))
+    older = {name: value for name, value in results["use"].items() if name != "begun_at_training_images"}
+    assert report.sentences(results | {"use": older}) == report.sentences(results)
+
+
 def test_planted_copies_are_the_nearest_pairs(results):
     nearest = [pair["synthetic"] for pair in results["copies"]["pairs"][:10]]
     assert (
