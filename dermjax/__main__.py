@@ -101,7 +101,7 @@ COMMANDS = {
     ),
     PREDICT: Command(
         "dermjax.classification.predictions:predict",
-        "write a CSV of a saved classifier's calibrated probabilities for images",
+        "write a CSV of a saved classifier's probabilities for images, as if all classes were equally frequent",
         flags={"predict": "", "classifier": "", "out": "", "batch": 32},
     ),
     "convert_classifier": Command(

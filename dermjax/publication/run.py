@@ -142,7 +142,8 @@ def _refuse_uncurated(curated: Manifest, path: str) -> None:
 
 
 def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
-    """Returns each classifier of an `evaluate` run with its agreement with the labels and its accuracy, [] for ""."""
+    """Returns each classifier of an `evaluate` run with its agreement with the labels and its accuracy, both means over
+    classes, [] for ""."""
     if not folder:
         return []
     path = Path(folder) / FIGURES
@@ -153,7 +154,7 @@ def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
         raise UserError(f"config.evaluation {folder}: of evaluate.py:images; give it as config.evidence")
     try:
         runs, fidelity = results["runs"], results["label_fidelity"]
-        return [(name, figure, runs[name]["figures"]["accuracy"]) for name, figure in fidelity.items()]
+        return [(name, figure, runs[name]["figures"]["balanced_accuracy"]) for name, figure in fidelity.items()]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.evaluation {path}: not of `evaluate` ({error!r}); evaluate again") from error
 

@@ -60,7 +60,7 @@ def curated(tmp_path):
     figure = {"value": 0.91234, "n": 9, "low": 0.8, "high": 0.97, "note": ""}
     other = {"value": 1.0, "n": 9, "low": None, "high": None, "note": "all agree"}
     own = {"value": 0.85, "n": 20, "low": 0.7, "high": 0.9, "note": ""}
-    runs = {name: {"figures": {"accuracy": own}} for name in ("vit", "mob", "hybrid")}
+    runs = {name: {"figures": {"balanced_accuracy": own, "accuracy": other}} for name in ("vit", "mob", "hybrid")}
     results = {"label_fidelity": {"vit": figure, "mob": other}, "runs": runs}
     (tmp_path / "evaluate" / "results.json").write_text(json.dumps(results))
     return found

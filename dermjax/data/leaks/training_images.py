@@ -1,8 +1,8 @@
 """A generator's training images, by their identities and fingerprints, so that an audit finds them in any other set.
 
 Place in the flow: `tune` writes the list into its run folder, `generate`, `transform`, `mask` and `curate` pass it on
-into theirs, and `audit` reads it beside every manifest. It holds no image larger than 16 x 16 cells, and stays in run folders: a model
-that is given away does not carry it.
+into theirs, and `audit` reads it beside every manifest. It holds no image larger than 16 x 16 cells, and stays in run
+folders: a model that is given away does not carry it.
 """
 
 import json
