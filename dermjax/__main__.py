@@ -3,9 +3,9 @@
 A command without a config, such as `dermjax samplers`, takes arguments and flags of its own and answers with text.
 Everything absl is here: the flags, the config file, the locked ConfigDict. A stage is a module with `run(config,
 workdir)`, imported only when it is asked for. Exit codes: 0, also when told to stop by SIGTERM once what there is has
-been saved; 2 with one line on stderr for what a user can mend; 75, with one too, where another process of the run was
-lost and the same command goes on, and in place of that 0 on Kubernetes, which starts nothing again that ends with 0;
-130 when interrupted, 141 when nobody reads the output any more, 143 by SIGTERM where there was nothing to save. Any
+been saved, but on Kubernetes 75 then, as it starts nothing again that ends with 0; 2 with one line on stderr for what a
+user can mend; 75, with one too, where another process of the run was lost and the same command goes on; 130 when
+interrupted, 141 when nobody reads the output any more, 143 by SIGTERM where there was nothing to save. Any
 other exception is a bug and keeps its traceback. `jax.distributed` is joined before a stage where the environment asks
 for it, see `machine` and `processes`.
 """

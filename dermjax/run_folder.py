@@ -211,11 +211,11 @@ def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: s
     config_path, versions_path = workdir / CONFIG, workdir / VERSIONS
     config = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
     changed = _changes(_read(config_path), config) if config_path.exists() else {}
+    if changed and last and (workdir / last).exists():
+        raise UserError(f"workdir {workdir}: {last} is of another config ({_one_line(changed)}) and finished; "
+                        f"{ELSEWHERE}")  # fmt: skip
     if changed and not allow_change:
         check_config(workdir, config, hint)
-    if changed and last and (workdir / last).exists():
-        raise UserError(f"workdir {workdir}: {last} is of another config ({_one_line(changed)}) and finished; give "
-                        "another --workdir")  # fmt: skip
     if changed:
         say(f"workdir {workdir}: the config changes: {_one_line(changed)}")
         past = workdir / CHANGES

@@ -375,6 +375,8 @@ def test_another_config_of_a_finished_stage_is_refused(stage, command, tmp_path)
     last = tmp_path / {"prepare": records.FILE, "classify": classification.DONE}[stage]
     (tmp_path / "config.json").write_text("{}")
     last.write_text("")
-    code, out, error = command(stage, f"--config=configs/{stage}.py", f"--workdir={tmp_path}", "--allow_config_change")
-    assert code == 2 and f"{last.name} is of another config" in error and error.count("\n") == 1 and not out
+    for allowed in ([], ["--allow_config_change"]):
+        code, out, error = command(stage, f"--config=configs/{stage}.py", f"--workdir={tmp_path}", *allowed)
+        assert code == 2 and f"{last.name} is of another config" in error and error.count("\n") == 1 and not out
+        assert "--allow_config_change" not in error  # which would not help
     assert (tmp_path / "config.json").read_text() == "{}"

@@ -62,7 +62,8 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
             raise UserError(f"config.{key} {given!r}: give one of {', '.join(known)}")
     given = {field: column for field, column in columns.items() if column}
     is_tfds = layout == "tfds" or (layout == "detect" and tfds.is_builder(folder))
-    for field, column in given.items() if is_tfds or layout == "folders" else ():
+    if given and (is_tfds or layout == "folders"):
+        field, column = next(iter(given.items()))
         raise UserError(f"config.columns.{field} = {column!r}: as {'tfds' if is_tfds else 'folders'} no table is read; "
                         "leave config.columns or config.layout out")  # fmt: skip
     if is_tfds:

@@ -116,9 +116,10 @@ def gradient_function(loss: Loss, accumulate: int, mesh: Mesh) -> Gradient:
 def sum_over_devices(gradient: Gradient, mesh: Mesh) -> Gradient:
     """Returns the gradient function that takes each device's rows by themselves and the mean over the devices.
 
-    Arrays that "fsdp" divides (`sharding.RULES`) are gathered once, and of their gradients each device gets the sum of
-    its share: a device holds all parameters for the length of a step, and the optimiser's state and the average never
-    (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). What is sent does not grow with the batch or the devices.
+    Arrays that "fsdp" divides (`sharding.RULES`) are gathered before the loss, and of their gradients each device gets
+    the sum of its share: within a step a device may hold all parameters, of the optimiser's state and the average its
+    share alone (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). What is sent does not grow with the batch or the
+    devices; a compiler may gather an array again rather than keep it for the way back.
 
     On a CPU what is small is summed as one array: the threads of the devices meet for each, 75 µs, 327 times a step of
     derm-tiny on two devices, a fifteenth of it. Accelerators join them by themselves.

@@ -192,7 +192,7 @@ def compiler(grid: Mesh) -> str:
 
 
 def _sent(setup: Setup) -> dict[str, Collective]:
-    """Returns the collectives of a step by shapes: gradients once, what "fsdp" divides once (see `training.step`)."""
+    """Returns the collectives of a step by shapes: gradients once, what "fsdp" divides once at least."""
     state, frozen = setup.shapes
     data, fsdp = setup.grid.shape["data"], setup.grid.shape["fsdp"]
 

@@ -176,9 +176,9 @@ def _rows(
     if layout.by:
         labels = _labels_by(layout, labelled)
         naming = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
-    columns = [column for kind, column in layout.images.items() if options.kind in (kind, "both")] or [layout.image]
-    several_kinds = bool(layout.kind) and len(_kinds(naming, layout.kind)) > 1
     wanted = [kind for kind in KINDS if options.kind in (kind, "both")]
+    columns = [column for kind, column in layout.images.items() if kind in wanted] or [layout.image]
+    several_kinds = bool(layout.kind) and len(_kinds(naming, layout.kind)) > 1
     for table in naming:
         for number, (line, values) in enumerate(tables.read_rows(table, strict=True)):
             by = labels.get(values.get(layout.by, "")) if layout.by else None

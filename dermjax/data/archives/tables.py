@@ -411,12 +411,13 @@ def describe_unread(folder: TableFolder, layout: Layout) -> str:
         name = f"{path.relative_to(folder.root)} ({', '.join(map(repr, columns))})"
         without_columns += [name] if image and not known else []
         without_images += [name] if not image and known & {"lesion_id", "patient_id"} else []
-    lines = {
-        f"as no column is known: {'; '.join(without_columns)}; config.columns names them": without_columns,
-        f"as no column names most of the images: {'; '.join(without_images)}; config.columns.image names it":
-            without_images,
-    }  # fmt: skip
-    return "; ".join(f"not read, {line}" for line, tables in lines.items() if tables)
+    lines = []
+    if without_columns:
+        lines.append(f"not read, as no column is known: {'; '.join(without_columns)}; config.columns names them")
+    if without_images:
+        lines.append(f"not read, as no column names most of the images: {'; '.join(without_images)}; "
+                     "config.columns.image names it")  # fmt: skip
+    return "; ".join(lines)
 
 
 def describe_columns(folder: TableFolder) -> str:
