@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
+from einops import rearrange
 
+from dermjax.classification import features
 from dermjax.classification.features import Features
 from dermjax.data import pipelines
 from dermjax.data.images import filled
 from dermjax.data.pipelines import MixturePlan, mix_rows
 from dermjax.data.records import Manifest, Record
 
-FLOOR = 1e-6  # of a feature's deviation: one that never changes is left alone
+NUMERIC_VERSION = 2  # of `standardisation`; the first version divided by any deviation down to 1e-6
+VERSIONS = features.VERSIONS | {"batches": NUMERIC_VERSION}  # of what a classifier's training follows from
+FLOOR = 0.1  # of the median feature's deviation, below which none is divided by; see `standardisation`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class ImageBatches:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureBatches:
-    """Features out of their folder; pooled ones less the mean and by the deviation of the training images' first views.
+    """Features out of their folder; pooled ones less the mean and by the deviation of all that training sees.
 
     views: of each training image; evaluation is on the first.
     """
@@ -55,9 +59,8 @@ class FeatureBatches:
         """The (mean, deviation) that features are standardised by; tokens of a deeper cut stay as they are."""
         if self.features.last:
             return np.zeros(1), np.ones(1)
-        values = [self.features.read(manifest, manifest.split("train"), 1)[:, 0] for manifest in self.plan.sides]
-        values = np.concatenate(values)
-        return values.mean(0), np.maximum(values.std(0), FLOOR)
+        sides = [self.features.read(manifest, manifest.split("train"), self.views) for manifest in self.plan.sides]
+        return standardisation(rearrange(np.concatenate(sides), "n V D -> (n V) D"))
 
     def training(self) -> "Mixture":
         """Returns endless batches of features."""
@@ -78,6 +81,19 @@ class FeatureBatches:
     def _standardised(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
         values, (mean, deviation) = self.features.read(manifest, records, views), self.scale
         return values if self.features.last else (values - mean) / deviation
+
+
+def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the (mean, deviation) [D] that features [n, D] are standardised by.
+
+    In fifty images some of MobileNetV2's channels, which end in ReLU6, are zero or nearly so and come alive in others.
+    Divided by their own deviation they would be thousands there and drown the rest, so no feature is divided by less
+    than a tenth of the median one's deviation.
+    """
+    deviation = values.std(0)
+    alive = deviation[deviation > 0]
+    least = FLOOR * np.median(alive) if len(alive) else 1.0
+    return values.mean(0), np.maximum(deviation, least)
 
 
 class Mixture:

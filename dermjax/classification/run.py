@@ -25,8 +25,8 @@ from scipy.special import log_softmax
 
 from dermjax import config_file, run_folder, sharding
 from dermjax.classification import inputs, networks, recipes
-from dermjax.classification.batches import FeatureBatches, ImageBatches
-from dermjax.classification.features import VERSIONS, Features, causes
+from dermjax.classification.batches import VERSIONS, FeatureBatches, ImageBatches
+from dermjax.classification.features import Features, causes
 from dermjax.classification.predictions import figures, label_indices, manifest_table, predictor, probabilities
 from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
 from dermjax.data import digests, records

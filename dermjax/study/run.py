@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dermjax import progress, run_folder
 from dermjax.classification import inputs, networks, recipes
 from dermjax.classification import run as classification
-from dermjax.classification.features import VERSIONS
+from dermjax.classification.batches import VERSIONS
 from dermjax.classification.recipes import GRADIENT
 from dermjax.data import pipelines, records
 from dermjax.data.records import Manifest

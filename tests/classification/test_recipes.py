@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from dermjax import sharding
 from dermjax.classification import recipes, run
-from dermjax.classification.batches import Mixture
+from dermjax.classification.batches import Mixture, standardisation
 from dermjax.classification.features import VERSIONS, Features, causes
 from dermjax.classification.recipes import Recipe
 from dermjax.data import records
@@ -158,6 +158,18 @@ def test_mixtures_of_features_are_exact_resumable_and_in_turns():
     part = next(mixture(mixing="mixup", rows=np.array([1, 4, 7])))
     for name in mixed:
         np.testing.assert_array_equal(part[name], mixed[name][[1, 4, 7]])
+
+
+def test_features_that_few_images_show_do_not_drown_the_others():
+    rng = np.random.default_rng(0)
+    values = rng.normal(3, 2, (50, 40)).astype(np.float32)
+    values[:, :5], values[:, 5:8] = 0, 1e-5 * values[:, 5:8]  # what ReLU6 leaves of a channel in a few images
+    mean, deviation = standardisation(values)
+    np.testing.assert_allclose(deviation[8:], values[:, 8:].std(0), rtol=1e-6)
+    another = rng.normal(3, 2, (50, 40))  # in which all are alive
+    assert np.abs((another - mean) / deviation).max() < 60  # it was 1e6
+    flat = np.full((4, 3), 2.0, np.float32)
+    np.testing.assert_array_equal((flat - standardisation(flat)[0]) / standardisation(flat)[1], np.zeros((4, 3)))
 
 
 def test_heads_say_the_same_in_other_units():
