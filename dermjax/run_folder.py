@@ -342,9 +342,28 @@ def versions() -> dict[str, str]:
 
 
 def open_for_append(path: Path) -> BinaryIO:
-    """Opens a file of lines for appending; a last line that a killed run left half-written is cut off."""
-    (file := path.open("ab")).truncate(path.read_bytes().rfind(b"\n") + 1)
+    """Opens a file of JSON lines for appending; a last line that a killed run left half-written is cut off."""
+    file, text = path.open("ab"), path.read_bytes()
+    last = text[text.rfind(b"\n") + 1 :]
+    if _is_json(last):  # whole, but without its end, as editors leave it
+        file.write(b"\n")
+    else:
+        file.truncate(len(text) - len(last))
     return file
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Returns the lines of a file of JSON lines that `open_for_append` keeps: not a last one that is half-written."""
+    *lines, last = path.read_bytes().split(b"\n")
+    return [*lines, last] if _is_json(last) else lines
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

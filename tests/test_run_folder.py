@@ -393,9 +393,13 @@ def test_of_a_shared_folder_what_runs_of_other_hosts_may_be_writing_stays(tmp_pa
 
 def test_lines_go_on_after_the_last_whole_one(tmp_path):
     path = tmp_path / "lines.jsonl"
-    for before, after in ((None, b"new\n"), (b"one\ntw", b"one\nnew\n"), (b"one\n", b"one\nnew\n"), (b"o", b"new\n")):
+    for before, whole in (
+        (None, b""), (b'{"n": 1}\n{"n": ', b'{"n": 1}\n'), (b'{"n": 1}\n', b'{"n": 1}\n'), (b"{", b""),
+        (b'{"n": 1}\n{"n": 2}', b'{"n": 1}\n{"n": 2}\n'), (b'{"n": "\xc3', b""),
+    ):  # fmt: skip
         if before is not None:
             path.write_bytes(before)
+            assert b"".join(line + b"\n" for line in run_folder.whole_lines(path)) == whole
         with run_folder.open_for_append(path) as file:
             file.write(b"new\n")
-        assert path.read_bytes() == after
+        assert path.read_bytes() == whole + b"new\n"

@@ -59,7 +59,7 @@ def apply(record: Record, verdict: Verdict | None) -> Record:
     return replace(record, attributes=attributes, rejected=() if verdict.keep else (*record.rejected, REASON))
 
 
-def parse(line: str, place: str) -> dict:
+def parse(line: str | bytes, place: str) -> dict:
     """The fields of a line of a verdicts file; UserError, which begins with its place, for what is none."""
     try:
         fields = json.loads(line)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from dermjax.data import images
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation import intervals
-from dermjax.run_folder import write_atomically
+from dermjax.run_folder import whole_lines, write_atomically
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder, append
 
@@ -136,8 +136,7 @@ class ReaderStudies:
 
     def _read(self, study: str) -> tuple[dict, list[dict]]:
         """The header and the answers; a last line that a kill left half-written does not count."""
-        text = self._file(study).read_text(encoding="utf-8")
-        header, *answers = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
+        header, *answers = (json.loads(line) for line in whole_lines(self._file(study)) if line)
         return header, answers
 
     def _finished(self, study: str) -> tuple[dict, list[dict]]:

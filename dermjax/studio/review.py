@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from starlette.responses import Response
 
+from dermjax import run_folder
 from dermjax.curation import reviews
 from dermjax.data import images, thumbnails
 from dermjax.data.leaks import copies
@@ -139,8 +140,7 @@ class Review:
         """Reviewer -> image -> (the last verdict, why); a last line that a kill left half-written does not count."""
         said: dict[str, dict[str, tuple[str, str]]] = {}
         path = self._file(manifest)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        for number, line in enumerate(run_folder.whole_lines(path) if path.exists() else (), start=1):
             if line.strip():
                 fields = reviews.parse(line, f"{self._name(manifest)} line {number}")
                 said.setdefault(fields["by"], {})[fields["sha256"]] = (_word(fields), fields["why"])

@@ -81,6 +81,9 @@ def test_a_study_goes_on_after_a_kill(client, runs):
     assert client.get(f"/api/studies/{study}").json()["next"] == 1
     assert answer(client, study, 1, "synthetic").json()["next"] == 2
     assert len(path.read_text().splitlines()) == 3
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))  # killed before the end of the line: it counts
+    assert client.get(f"/api/studies/{study}").json()["next"] == 2
+    assert answer(client, study, 2, "real").json()["next"] == 3
 
 
 def test_what_cannot_be_balanced_is_refused(client):

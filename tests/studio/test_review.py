@@ -67,6 +67,17 @@ def test_a_line_that_a_kill_cut_is_lost_alone(client, runs):
     assert {each.keep for each in reviews.read(str(path)).values()} == {True, False}
 
 
+def test_a_last_line_without_its_end_counts_and_stays(client, runs):
+    """As an editor writes it."""
+    first, second = (each["sha256"] for each in shown(client)[:2])
+    judge(client, first, "keep")
+    path = runs / "generate" / review.FILE
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert [each["verdict"] for each in shown(client)[:2]] == ["keep", "none"]
+    judge(client, second, "reject")
+    assert [each["verdict"] for each in shown(client)[:2]] == ["keep", "reject"]
+
+
 def test_what_cannot_be_saved_is_said_not_to_be(client, runs):
     first = shown(client)[0]["sha256"]
     (runs / "generate" / review.FILE).mkdir()
