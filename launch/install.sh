@@ -34,6 +34,7 @@ only() {
     venv=$root/.venv-$1
 }
 
+# `|| return`, since bash ignores `set -e` in what is called before && or ||
 ready() {
     local extra base key version
     python=$venv/bin/python
@@ -50,10 +51,10 @@ ready() {
         esac
     else
         [[ $venv != "${VIRTUAL_ENV:-}" ]] || refuse "the active environment $venv has no pip; deactivate it, or give it pip"
-        base=$(find_python)
-        run "$base" -m venv "$venv"
+        base=$(find_python) || return
+        run "$base" -m venv "$venv" || return
     fi
-    run "$python" -m pip install --constraint "$root/launch/constraints.txt" --editable "$root$(extras "$@")"
+    run "$python" -m pip install --constraint "$root/launch/constraints.txt" --editable "$root$(extras "$@")" || return
     if [[ ${DRY_RUN:-} != 1 ]]; then
         for extra in core "$@"; do
             echo "$key" > "$venv/dermjax-$extra"

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import tomllib
 from pathlib import Path
@@ -82,7 +83,7 @@ def tools(tmp_path):
 def call(script, *arguments, cwd, **environment):
     clean = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "DRY_RUN", "PYENV_ROOT")}
     return subprocess.run(
-        [script, *arguments], cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False
+        [script, *arguments], cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False, timeout=60
     )
 
 
@@ -170,6 +171,29 @@ def test_studio_installs_the_page_and_serves_a_folder(checkout, venv, tmp_path):
     assert asked(tmp_path)[0].endswith(f"--editable {checkout}[web]")
     assert asked(tmp_path)[1:] == ["-m dermjax serve my runs --port=7999"]
     assert (tmp_path / "my runs").is_dir()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_studio_opens_the_browser_of_a_mac_and_waits_no_longer_than_it_lives(checkout, venv, tmp_path, listens):
+    """A loop that outlived the script would hold its output open, and this call would wait for it."""
+    stub = (venv / "bin/python").read_text().replace("esac\n", 'esac\ntest "$3" != serve || sleep 1\n', 1)
+    (venv / "bin/python").write_text(stub)
+    with socket.create_server(("127.0.0.1", 0)) as studio:
+        port = studio.getsockname()[1]
+        if not listens:
+            studio.close()
+        environment = {"VIRTUAL_ENV": str(venv), "LOG": str(tmp_path / "log"), "OSTYPE": "darwin24"}
+        environment |= {"DISPLAY": "", "WAYLAND_DISPLAY": "", "SSH_CONNECTION": ""}
+        done = call(checkout / "launch/studio", "runs", "--port", str(port), cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    opened = [line for line in asked(tmp_path) if "webbrowser" in line]
+    assert opened == [f"-m webbrowser http://127.0.0.1:{port}/"] * listens
+    assert f"-m dermjax serve runs --port={port}" in asked(tmp_path)
+
+
+def test_a_flag_of_studio_without_its_value_is_one_line_and_exit_code_2(checkout, tmp_path):
+    done = call(checkout / "launch/studio", "--port", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "launch/studio: --port has no value\n")
 
 
 def test_the_core_is_not_installed_again_for_the_demo_after_the_tests(checkout, venv, tmp_path):
@@ -349,6 +373,12 @@ def test_a_dry_run_of_slurm(checkout, tmp_path, venv):
     assert command.rstrip().endswith(f"{venv}/bin/python tune --workdir=run")
 
 
+def test_slurm_gives_a_process_the_processors_of_its_task(checkout, tmp_path, venv):
+    environment = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_CPUS_PER_TASK": "8"}
+    (command,) = [line for line in dry(checkout, tmp_path, venv, "slurm", "tune", **environment) if "srun" in line]
+    assert command.startswith("srun --cpus-per-task=8 ")
+
+
 def test_slurm_gives_a_process_all_gpus_of_its_node(checkout, tmp_path, venv):
     (tmp_path / "tools").mkdir()
     srun = tmp_path / "tools" / "srun"
@@ -407,8 +437,41 @@ def test_a_dry_run_of_tpu_pod(checkout, tmp_path, venv):
     assert archive.startswith("git ")
     assert "tpu-vm scp " in copy
     assert "tpu-vm ssh pod --worker=all --zone=somewhere" in go
-    assert "ready tpu && DERMJAX_DISTRIBUTED=1" in go
+    assert "ready tpu; DERMJAX_DISTRIBUTED=1" in go
     assert go.rstrip().endswith("-m dermjax tune --config.name=a b")
+
+
+def test_a_worker_of_a_tpu_pod_whose_install_fails_runs_nothing_and_installs_again(checkout, tmp_path, venv):
+    """With a git and a gcloud that do on this machine what they would do with the worker."""
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "tools").mkdir()
+    git = f"""for each; do case $each in --output=*) tar -czf "${{each#*=}}" -C "{checkout}" launch pyproject.toml ;; esac; done"""
+    gcloud = """cd "$WORKER"
+case "$*" in *" scp "*) cp "$5" dermjax.tar.gz; exit ;; esac
+for each; do case $each in --command=*) bash -c "${each#*=}"; exit ;; esac; done"""
+    for name, script in (("git", git), ("gcloud", gcloud)):
+        (tmp_path / "tools" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "tools" / name).chmod(0o755)
+    environment = {"VIRTUAL_ENV": str(venv), "LOG": str(tmp_path / "log"), "WORKER": str(tmp_path / "worker")}
+    environment["PATH"] = f"{tmp_path / 'tools'}:{os.environ['PATH']}"
+    broken = tmp_path / "log.broken"
+    broken.touch()
+    command = (checkout / "launch/tpu_pod", "--name=pod", "--zone=z", "tune", "--config.name=a b")
+    assert call(*command, cwd=tmp_path, **environment).returncode != 0
+    assert len(asked(tmp_path)) == 1 and not list(venv.glob("dermjax-*"))
+    broken.unlink()
+    done = call(*command, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert asked(tmp_path)[1].endswith("/worker/dermjax[tpu]")
+    assert asked(tmp_path)[2:] == ["-m dermjax tune --config.name=a b"]
+
+
+@pytest.mark.parametrize("extras", ["", "web"])
+def test_an_install_that_fails_leaves_no_stamp_where_set_e_is_ignored(checkout, tmp_path, venv, extras):
+    (tmp_path / "log.broken").touch()
+    script = f"set -e; source launch/install.sh; ready {extras} && echo ready || echo failed"
+    done = call("bash", "-c", script, cwd=checkout, VIRTUAL_ENV=str(venv), LOG=str(tmp_path / "log"))
+    assert done.stdout == "failed\n" and not list(venv.glob("dermjax-*"))
 
 
 @pytest.mark.parametrize("arguments", [(), ("--name=pod", "tune"), ("--name=pod", "--zone=z"), ("--nmae=pod", "tune")])
@@ -511,28 +574,30 @@ JOINED = "10.0.0.1:8476 2 1"
 
 
 @pytest.mark.parametrize(
-    ("environment", "joined", "arguments"),
+    ("environment", "joined", "part"),
     [
-        (NODES | {"PARTS": ""}, JOINED, "tune --workdir=/shared/run"),
-        (NODES | {"PARTS": "1"}, "", "tune --workdir=/shared/run --config.part=1/2"),
-        (NODES | {"PARTS": "", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}, "", "tune --workdir=/shared/run"),
+        (NODES | {"PARTS": ""}, JOINED, []),
+        (NODES | {"PARTS": "1"}, "", ["--config.part=1/2"]),
+        (NODES | {"PARTS": "", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}, "", []),
     ],
 )
-def test_what_skypilot_runs_on_a_node(tmp_path, environment, joined, arguments):
+def test_what_skypilot_runs_on_a_node(tmp_path, environment, joined, part):
     """The task's own shell, with the variables that SkyPilot sets, in a checkout whose launch/gpu says what it got."""
     yaml = pytest.importorskip("yaml")
     task = yaml.safe_load((ROOT / "launch/sky.yaml").read_text())
     assert set(task["envs"]) == {"BUCKET", "COMMAND", "PARTS"} and task["envs"]["PARTS"] == ""
     (tmp_path / "launch").mkdir()
     gpu = tmp_path / "launch/gpu"
-    gpu.write_text('#!/bin/sh\necho $JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID\necho "$*"\n')
+    gpu.write_text('#!/bin/sh\necho $JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID\nprintf "%s\\n" "$@"\n')
     gpu.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    environment = clean | environment | {"COMMAND": "tune --workdir=/shared/run"}
+    environment = clean | environment | {"COMMAND": "tune --config.prompts.mole='one mole' --workdir=/shared/run"}
     done = subprocess.run(
         ["bash", "-c", task["run"]], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    assert done.stdout.splitlines() == [joined, arguments]
+    assert done.stdout.splitlines() == [
+        joined, "tune", "--config.prompts.mole=one mole", "--workdir=/shared/run", *part
+    ]  # fmt: skip
 
 
 def test_sky_yaml_has_the_fields_of_a_task():
@@ -541,7 +606,7 @@ def test_sky_yaml_has_the_fields_of_a_task():
     task = yaml.safe_load((ROOT / "launch/sky.yaml").read_text())
     assert set(task) <= {"name", "num_nodes", "workdir", "resources", "envs", "file_mounts", "volumes", "setup", "run"}
     assert set(task["resources"]) <= {"accelerators", "use_spot", "job_recovery"}
-    assert set(task["resources"]["job_recovery"]) <= {"max_restarts_on_errors", "recover_on_exit_codes"}
+    assert task["resources"]["job_recovery"] == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]}
     assert re.fullmatch(r"[A-Z0-9]+:\d+", task["resources"]["accelerators"])
     for script in (task["setup"], task["run"]):
         subprocess.run(["bash", "-n", "-c", script], check=True)
