@@ -20,7 +20,11 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 COPY = "training_copy"  # curation's reason and score for a copy of a training image
 SAMPLES = "samples.png"  # beside the card
 PROMPTS = 60  # that are listed
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**12, "n>100K"))  # as hubs name them
+# as hubs name them
+SIZES = (
+    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"),
+)  # fmt: skip
 INTERVAL = "95 % interval"  # the heading of a column that holds no numbers
 QUANTILES = {"least": 0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "greatest": 1}
 UNKNOWN, UNLICENSED = "not recorded", "licence not stated"
@@ -63,7 +67,7 @@ def text(
         licence=licence,
         quoted_name=json.dumps(name),  # YAML takes JSON
         quoted_licence=json.dumps(licence),
-        size=next(size for below, size in SIZES if len(kept) < below),
+        size=size_category(len(kept)),
         synthetic=sum(record.synthetic for record in kept),
         published=len(kept),
         curated=len(curated.records),
@@ -89,6 +93,11 @@ def text(
         contact=contact,
         digest=digest,
     )
+
+
+def size_category(images: int) -> str:
+    """Returns what hubs call a data set of so many images."""
+    return next(size for below, size in SIZES if images < below)
 
 
 def with_samples(card: str) -> str:

@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     unknown = sorted(set(config.forms) - set(export.FORMS))
     if unknown or not config.forms:
         raise UserError(f"config.forms: {unknown or 'none'}; give some of {', '.join(export.FORMS)}")
-    curated = without_patients(records.read_named(config.manifest, "manifest"))
+    curated = licensed(without_patients(records.read_named(config.manifest, "manifest")), config.licence)
     training = records.read_named(config.training, "training")
     _refuse_uncurated(curated, config.manifest)
     _refuse_unreal(training, config.training)
@@ -78,6 +78,18 @@ def without_patients(manifest: Manifest) -> Manifest:
         return replace(record, lesion_id="", patient_id="", attributes=attributes)
 
     return replace(manifest, records=tuple(map(anonymous, manifest.records)))
+
+
+def licensed(manifest: Manifest, licence: str) -> Manifest:
+    """Returns a manifest whose images have the licence of the data set, so that its tables say what its card says.
+
+    The licence of the photograph that an image was transformed from holds beside it.
+    """
+
+    def of(record: Record) -> str:
+        return licence if record.licence in ("", provenance.USE) else f"{licence}; of its photograph: {record.licence}"
+
+    return replace(manifest, records=tuple(replace(each, licence=of(each)) for each in manifest.records))
 
 
 def refuse_photographs(curated: Manifest, training: Manifest, name: str) -> None:

@@ -15,7 +15,7 @@ from dermjax.studio.folder import Folder
 from dermjax.training import writers
 from dermjax.tuning.task import sample_grids
 
-REPORT = "report.html"
+REPORT, RESULTS = "report.html", "results.json"
 METRICS = "metrics.jsonl"
 REPORT_BYTES = 64 * 1024 * 1024
 CURVES = ("loss", "validation_loss")
@@ -25,7 +25,7 @@ TAIL = 2000  # bytes of what a run printed that are looked at for its last line
 FIELDS = {"run": Field(kind=str, summary="the name of a run, empty for the folder itself", default="", most=300)}
 MARKS = {"config.json", "manifest.jsonl", REPORT}  # a folder with one of these is a run
 # what a stage leaves at last; a training writes its report at every look
-LEFT = {REPORT, "manifest.jsonl", "model", "classifier", "results.json", "metrics.json", "README.md"}
+LEFT = {REPORT, "manifest.jsonl", "model", "classifier", RESULTS, "metrics.json", "README.md"}
 # A report is a page of its own, which keeps the policy in its head and gets an origin of its own: it can ask for
 # nothing here, whatever is written in it.
 REPORT_POLICY = (
@@ -112,9 +112,12 @@ def report(folder: Folder, path: str) -> Response:
 
 def state(path: Path) -> str:
     """running, finished where what its stage leaves at last is there, else stopped."""
-    left = LEFT - ({REPORT} if (path / METRICS).exists() else set())
     if run_folder.is_locked(path):
         return "running"
+    trials, made = config_of(path).get("trials"), _read(path / RESULTS).get("trials")
+    if type(trials) is int:  # of `sweep`, which writes its files after each
+        return "finished" if isinstance(made, list) and len(made) >= trials else "stopped"
+    left = LEFT - ({REPORT} if (path / METRICS).exists() else set())
     return "finished" if any((path / name).exists() for name in left) else "stopped"
 
 
@@ -149,11 +152,16 @@ def _run(folder: Folder, path: Path, names: set[str]) -> dict:
 
 def config_of(path: Path) -> Mapping:
     """The config of a run, {} where it cannot be read."""
+    return _read(path / "config.json")
+
+
+def _read(file: Path) -> Mapping:
+    """What a file of JSON says, {} where it cannot be read."""
     try:
-        config = json.loads((path / "config.json").read_text()) if not (path / "config.json").is_symlink() else {}
+        said = json.loads(file.read_text()) if not file.is_symlink() else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return config if isinstance(config, Mapping) else {}
+    return said if isinstance(said, Mapping) else {}
 
 
 def _steps(path: Path) -> int:

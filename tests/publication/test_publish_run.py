@@ -21,6 +21,7 @@ from dermjax.data.phantoms.painting import phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation.images import table
 from dermjax.publication.card import _table as describe
+from dermjax.publication.card import size_category
 from dermjax.sampling import provenance
 from dermjax.transformation import run as transform
 
@@ -190,7 +191,23 @@ def test_every_form_has_what_was_kept_and_the_card(publish, tmp_path, curated):
         assert not (tmp_path / "out" / form / "samples.png").exists()
         assert json.loads((tmp_path / "out" / form / "croissant.json").read_text())["name"] == "lesions: of nobody"
     again = records.read(tmp_path / "out")
-    assert again.records == tuple(curated) and again.path(again.records[0]).is_file()
+    licensed = tuple(replace(record, licence=runpy.run_path(str(PUBLISH))["get_config"]().licence) for record in curated)
+    assert again.records == licensed and again.path(again.records[0]).is_file()
+
+
+def test_every_form_has_the_licence_of_the_card(publish, tmp_path, curated):
+    """Beside that of the photograph which an image was transformed from."""
+    curated[0] = replace(curated[0], licence="CC-BY-NC")
+    put(tmp_path / "curate", tmp_path, curated)
+    assert publish(licence="CC0-1.0")[0] == 0
+    both = "CC0-1.0; of its photograph: CC-BY-NC"
+    assert "Licence of this data set: CC0-1.0." in (tmp_path / "out/README.md").read_text()
+    rows = (tmp_path / "out/imagefolder/train/metadata.jsonl").read_text().splitlines()
+    assert [json.loads(row)["licence"] for row in rows] == [both] + ["CC0-1.0"] * 8
+    for form in export.FORMS:
+        assert json.loads((tmp_path / "out" / form / "croissant.json").read_text())["license"] == ["CC0-1.0", both]
+    told = json.loads((tmp_path / "out/array_record/dataset_info.json").read_text())
+    assert told["redistributionInfo"]["license"] == f"CC0-1.0; {both}"
 
 
 def test_the_card_counts(publish, tmp_path):
@@ -217,6 +234,11 @@ def test_the_card_counts(publish, tmp_path):
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["pretty_name"] == "lesions: of nobody" and head["size_categories"] == ["n<1K"]
     assert "synthetic" in head["tags"] and head["license"] == "other"
+
+
+def test_the_size_is_one_that_hubs_know():
+    below = {1: "n<1K", 1_000: "1K<n<10K", 99_999: "10K<n<100K", 100_000: "100K<n<1M", 10**7: "10M<n<100M"}
+    assert {count: size_category(count) for count in below} == below
 
 
 def test_without_an_evaluation_the_card_says_so(publish, tmp_path):

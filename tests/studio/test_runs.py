@@ -46,6 +46,16 @@ def test_a_training_is_finished_by_its_model_and_not_by_its_report(client, runs)
     assert listed(client)["tune"]["state"] == "finished"
 
 
+def test_a_sweep_is_finished_by_its_last_trial(client, runs):
+    (runs / "sweep").mkdir()
+    config = config_file.load(f"{config_file.PRESETS / 'sweep'}.py:tiny")
+    (runs / "sweep" / "config.json").write_text(json.dumps(config.to_dict()))
+    (runs / "sweep" / "report.html").write_text("<!DOCTYPE html>")
+    for count, state in ((0, "stopped"), (5, "stopped"), (6, "finished")):
+        (runs / "sweep" / "results.json").write_text(json.dumps({"trials": [{}] * count}))
+        assert listed(client)["sweep"]["state"] == state
+
+
 def test_a_run_that_is_at_work_says_so(client, runs):
     folder = os.open(runs / "prepare" / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(folder, fcntl.LOCK_EX)
