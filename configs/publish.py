@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     config.evidence = ""  # folder of `evaluate`, variant images, of these images; "" leaves them out
     config.evaluation = ""  # folder of `evaluate`, whose figures go on the card; "" leaves them out
     config.name = "synthetic-skin-lesions"
-    config.licence = "research use only; the licences of the sources below hold as well"  # on the card, in Croissant and in every row
+    # on the card, in Croissant and in every row
+    config.licence = "research use only; the licences of the sources below hold as well"
     config.contact = ""  # whom to write to about the data set
     config.forms = ("imagefolder", "webdataset", "array_record")
     return config

@@ -445,7 +445,8 @@ def test_a_worker_of_a_tpu_pod_whose_install_fails_runs_nothing_and_installs_aga
     """With a git and a gcloud that do on this machine what they would do with the worker."""
     (tmp_path / "worker").mkdir()
     (tmp_path / "tools").mkdir()
-    git = f"""for each; do case $each in --output=*) tar -czf "${{each#*=}}" -C "{checkout}" launch pyproject.toml ;; esac; done"""
+    tar = f'tar -czf "${{each#*=}}" -C "{checkout}" launch pyproject.toml'
+    git = f"for each; do case $each in --output=*) {tar} ;; esac; done"
     gcloud = """cd "$WORKER"
 case "$*" in *" scp "*) cp "$5" dermjax.tar.gz; exit ;; esac
 for each; do case $each in --command=*) bash -c "${each#*=}"; exit ;; esac; done"""

@@ -6,7 +6,6 @@ device.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dermjax.machine import GB
@@ -113,7 +112,6 @@ CASES = {
 }
 
 
-def platform(environment: dict[str, str]) -> str:
-    """Returns what JAX will compute on, gpu or cpu, before it is there."""
-    asked = environment.get("JAX_PLATFORMS", "")
-    return "gpu" if Path("/dev/nvidiactl").exists() and asked in ("", "cuda", "gpu", "cuda,cpu") else "cpu"
+def cases_on(platform: str) -> dict[str, Case]:
+    """Returns the cases at the sizes of a processor, or of an accelerator."""
+    return CASES["cpu" if platform == "cpu" else "gpu"]

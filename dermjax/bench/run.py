@@ -12,6 +12,7 @@ is slow for a while changes both of their numbers.
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from dermjax import machine, progress, run_folder
-from dermjax.bench.cases import CASES, MATRIX, Case, platform
+from dermjax.bench.cases import MATRIX, Case, cases_on
 from dermjax.bench.process import Ended, Side
 from dermjax.errors import UserError
 from dermjax.machine import GB, format_bytes
@@ -51,12 +52,13 @@ def bench(workdir: str, cases: str, rounds: int, torch_compile: bool) -> None:
     Raises:
       UserError: no case has such a name, or a case of dermjax's did not end.
     """
-    chosen = choose(cases, CASES[platform(os.environ)])
     if rounds < 1:
         raise UserError(f"--rounds={rounds}: give 1 or more")
+    found = device()
+    chosen = choose(cases, cases_on(found["platform"]))
     folder = Path(workdir).expanduser().absolute()
     with run_folder.lock(folder, alone=True):
-        entries = measure(chosen, rounds, torch_compile, folder)
+        entries = measure(chosen, rounds, torch_compile, found, folder)
         text = table(entries)
         run_folder.write_atomically(folder / TABLE, text)
         shutil.rmtree(folder / "inputs", ignore_errors=True)
@@ -64,6 +66,17 @@ def bench(workdir: str, cases: str, rounds: int, torch_compile: bool) -> None:
     failed = [name for name, entry in entries.items() if "error" in entry["sides"][OURS]]
     if failed:
         raise UserError(f"{failed[0]}: {entries[failed[0]]['sides'][OURS]['error']}; the same command measures it anew")
+
+
+def device() -> dict[str, str]:
+    """Returns the platform and the kind of the device that JAX finds; a process of its own says so, and holds none."""
+    code = "import jax; first = jax.devices()[0]; print(first.platform, first.device_kind, sep='\\n')"
+    settings = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"JAX finds no device: {done.stderr.strip().splitlines()[-1]}")
+    platform, kind = done.stdout.splitlines()[-2:]
+    return {"platform": platform, "kind": kind}
 
 
 def choose(names: str, known: Mapping[str, Case]) -> dict[str, Case]:
@@ -76,11 +89,13 @@ def choose(names: str, known: Mapping[str, Case]) -> dict[str, Case]:
     return {each: known[each] for each in known if each == MATRIX or any(each in cases for cases in matches.values())}
 
 
-def measure(chosen: Mapping[str, Case], rounds: int, compiled: bool, folder: Path) -> dict[str, dict[str, Any]]:
+def measure(
+    chosen: Mapping[str, Case], rounds: int, compiled: bool, device: Mapping[str, str], folder: Path
+) -> dict[str, dict[str, Any]]:
     """Returns {case: entry}, as bench.json keeps them; what is there and follows from the same is not done again."""
     path, entries = folder / FILE, {}
     kept = read(path)
-    waiting = {name: causes(case, rounds, compiled) for name, case in chosen.items()}
+    waiting = {name: causes(case, rounds, compiled, device) for name, case in chosen.items()}
     for name in chosen:
         entry = kept.get(name, {"sides": {}})
         if entry.get("causes") == waiting[name] and not any("error" in side for side in entry["sides"].values()):
@@ -97,23 +112,26 @@ def measure(chosen: Mapping[str, Case], rounds: int, compiled: bool, folder: Pat
         progress.cost("bench", cases=len(waiting), rounds=rounds, memory=f"up to {most} of memory", seconds=seconds)
     with progress.bar(len(chosen), "bench", "cases", len(entries)) as bar:
         for name, each in waiting.items():
-            entries[name] = {"causes": each, **take_turns(name, chosen[name], each["sides"], rounds, folder)}
+            entries[name] = {
+                "causes": each,
+                **take_turns(name, chosen[name], each["sides"], rounds, each["device"]["platform"], folder),
+            }
             run_folder.write_atomically(path, json.dumps(kept | entries, indent=1) + "\n")
             bar.update(case=name)
     return {name: entries[name] for name in chosen}
 
 
-def causes(case: Case, rounds: int, compiled: bool) -> dict[str, Any]:
+def causes(case: Case, rounds: int, compiled: bool, device: Mapping[str, str]) -> dict[str, Any]:
     """Returns all that an entry follows from, as JSON gives it back: the case, its sides, the machine, the versions."""
     missing = [package for package in case.packages if util.find_spec(package) is None]
     beside = [*[EAGER] * bool(case.packages), *[COMPILED] * (compiled and case.compiles)] if not missing else []
     installed = {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}
     causes = {"case": asdict(case), "rounds": rounds, "sides": [OURS, *beside], "missing": missing}
-    causes |= {"cores": machine.cores(), "versions": run_folder.versions() | installed}
+    causes |= {"device": device, "cores": machine.cores(), "versions": run_folder.versions() | installed}
     return json.loads(json.dumps(causes))
 
 
-def take_turns(name: str, case: Case, names: list[str], rounds: int, folder: Path) -> dict[str, Any]:
+def take_turns(name: str, case: Case, names: list[str], rounds: int, platform: str, folder: Path) -> dict[str, Any]:
     """Returns what a case's sides took, round by round: first call, seconds, processor time, page faults, peak memory.
 
     A side that ends has an `error` in place of figures, and the others go on without it.
@@ -131,7 +149,7 @@ def take_turns(name: str, case: Case, names: list[str], rounds: int, folder: Pat
                     if side not in running:
                         check_memory(case)
                         log = logs / f"{name.replace('/', '_')}.{side}.txt"
-                        running[side] = Side(command(side, case, settings), environment(side, case), log)
+                        running[side] = Side(command(side, case, settings), environment(side, case, platform), log)
                         stack.callback(running[side].close)
                         sides[side] |= running[side].ready
                     sides[side]["rounds"].append(running[side].round())
@@ -156,10 +174,12 @@ def command(side: str, case: Case, settings: dict[str, Any]) -> list[str]:
     return [sys.executable, *PROGRAMS[side], case.kind, json.dumps(settings), "fresh" if case.fresh else "kept"]
 
 
-def environment(side: str, case: Case) -> dict[str, str]:
+def environment(side: str, case: Case, platform: str) -> dict[str, str]:
     """Returns the environment of a side's process: as many devices of a CPU as the work has, and memory as it goes."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
     environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])])
+    if platform == "cpu":
+        environment["JAX_PLATFORMS"] = platform  # PyTorch's side reads it, and takes no GPU that JAX does not
     if side == OURS:
         environment["JAX_NUM_CPU_DEVICES"] = str(case.devices or machine.cpu_devices(machine.cores()))
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -230,7 +250,8 @@ def table(entries: Mapping[str, Mapping]) -> str:
     missing = sorted({package for entry in entries.values() for package in entry["causes"]["missing"]})
     if missing:
         errors.append(f"{EAGER} beside it needs {', '.join(missing)}: pip install 'dermjax[parity]'")
-    note = f"Medians. The rate is that of products of matrices, {rate / 1e9:.0f} GFLOP/s." if rate else "Medians."
+    note = f"Medians, on {matrix['causes']['device']['kind']}."
+    note += f" The rate is that of products of matrices, {rate / 1e9:.0f} GFLOP/s." if rate else ""
     return "\n".join([*lines, "", note, *errors]) + "\n"
 
 

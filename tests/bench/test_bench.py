@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from dermjax.bench import cases as cases_module
 from dermjax.bench import run
 from dermjax.bench.cases import CASES, MATRIX, Case
 from dermjax.bench.process import Ended, Side
@@ -43,11 +44,11 @@ serve(sleep, fail, exhaust)
 SECONDS = {OURS: 0.02, EAGER: 0.06, COMPILED: 0.04}
 BENCH = """
 import json, sys
-from dermjax.bench import run
+from dermjax.bench import cases, run
 from dermjax.bench.cases import Case
 run.PROGRAMS = json.loads(sys.argv[1])
-run.CASES = {"cpu": {name: Case(**each) for name, each in json.loads(sys.argv[2]).items()}}
-run.platform = lambda environment: "cpu"
+cases.CASES["cpu"] = {name: Case(**each) for name, each in json.loads(sys.argv[2]).items()}
+run.device = lambda: {"platform": "cpu", "kind": "cpu"}
 run.bench(sys.argv[3], "all", 1, False)
 """
 
@@ -57,18 +58,24 @@ def case(kind="sleep", **options):
     return Case(kind=kind, settings={}, unit="nap", count=2, **options)
 
 
+def on(monkeypatch, kind):
+    """Has the bench find a device."""
+    monkeypatch.setattr(run, "device", lambda: {"platform": "cpu" if kind == "cpu" else "gpu", "kind": kind})
+
+
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
     """A function that puts cases, after a product of matrices, in place of the real ones; a bench's folder."""
     script = tmp_path / "side.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(run, "PROGRAMS", {side: [str(script), side] for side in SECONDS})
-    monkeypatch.setattr(run, "platform", lambda environment: "cpu")
+    on(monkeypatch, "cpu")
 
     def put(**cases):
         named = {MATRIX: case(), **cases}
         settings = {"turns": str(tmp_path / "turns")}
-        monkeypatch.setattr(run, "CASES", {"cpu": {n: replace(each, settings=settings) for n, each in named.items()}})
+        every = {n: replace(each, settings=settings) for n, each in named.items()}
+        monkeypatch.setattr(cases_module, "CASES", {"cpu": every, "gpu": every})
         return tmp_path / "bench"
 
     return put
@@ -120,9 +127,27 @@ def test_what_is_measured_is_kept_until_something_changes(stand_ins, command):
     assert len(entries(folder)["one"]["sides"][OURS]["rounds"]) == 1
 
 
+def test_another_device_is_measured_anew_and_named(stand_ins, command, monkeypatch):
+    folder = stand_ins()
+    for kind in ("cpu", "NVIDIA H200", "NVIDIA L4"):
+        on(monkeypatch, kind)
+        before = len(turns(folder)) if folder.exists() else 0
+        code, out, _ = command("bench", f"--workdir={folder}", "--rounds=1")
+        assert code == 0 and f"Medians, on {kind}." in out and len(turns(folder)) > before
+
+
+def test_the_device_is_what_jax_finds(monkeypatch):
+    assert run.device() == {"platform": "cpu", "kind": "cpu"}
+    monkeypatch.setenv("JAX_PLATFORMS", "nothing")
+    with pytest.raises(UserError, match="JAX finds no device: .*nothing"):
+        run.device()
+    beside = run.environment(EAGER, case(), "cpu")
+    assert beside["JAX_PLATFORMS"] == "cpu"  # which PyTorch's side goes by
+
+
 def test_a_killed_bench_goes_on(stand_ins, command):
     folder = stand_ins(one=case(compiles=False), two=case(compiles=False))
-    cases = json.dumps({name: asdict(each) for name, each in run.CASES["cpu"].items()})
+    cases = json.dumps({name: asdict(each) for name, each in cases_module.CASES["cpu"].items()})
     with subprocess.Popen([sys.executable, "-c", BENCH, json.dumps(run.PROGRAMS), cases, folder]) as killed:
         while not (folder / "bench.json").exists():
             assert killed.poll() is None
@@ -213,7 +238,7 @@ def test_an_interrupted_bench_leaves_no_process(stand_ins, tmp_path):
 
 def test_the_table_has_a_line_a_case():
     def entry(unit, count, missing, **sides):
-        return {"causes": {"missing": missing}, "unit": unit, "count": count, "sides": sides}
+        return {"causes": {"missing": missing, "device": {"kind": "cpu"}}, "unit": unit, "count": count, "sides": sides}
 
     rounds = [{"seconds": 2.0, "peak": 10**9}, {"seconds": 4.0, "peak": 2 * 10**9}]
     slower = [{"seconds": 8.0, "peak": 10**9}, {"seconds": 8.0, "peak": 10**9}]
@@ -231,7 +256,7 @@ def test_the_table_has_a_line_a_case():
         "| matrix, one product | 3 s | - | - | - | - | 3 s | 2 GB | - | 100% |",
         "| unet, one evaluation | 1.5 s | 4 s | 0.38 | - | - | 30 s, 10 ms | 2 GB, 1 GB | 1.50 | 33%, 12% |",
         "",
-        "Medians. The rate is that of products of matrices, 1000 GFLOP/s.",
+        "Medians, on cpu. The rate is that of products of matrices, 1000 GFLOP/s.",
         "unet, torch.compile: no compiler",
         "PyTorch beside it needs peft: pip install 'dermjax[parity]'",
     ]

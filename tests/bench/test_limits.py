@@ -6,12 +6,11 @@ prints the table of a case and asks for the share of PyTorch's time, and of its 
 """
 
 import json
-import os
 
 import pytest
 
 from dermjax.bench import run
-from dermjax.bench.cases import CASES, platform
+from dermjax.bench.cases import cases_on
 from dermjax.bench.run import EAGER, OURS, ratio
 
 pytestmark = pytest.mark.slow
@@ -43,12 +42,12 @@ FAULTS = 5000  # of memory a step of tuning: 48,000 where temporaries go back to
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory):
     """A function that measures a case and returns its entry; what is common to cases is measured once."""
-    folder = tmp_path_factory.mktemp("bench")
+    folder, known = tmp_path_factory.mktemp("bench"), cases_on(run.device()["platform"])
 
     def measured(name):
-        if name not in CASES[platform(os.environ)]:
+        if name not in known:
             pytest.skip("not a case of this platform")
-        for package in CASES[platform(os.environ)][name].packages:
+        for package in known[name].packages:
             pytest.importorskip(package)
         run.bench(str(folder), name, 3, False)
         return json.loads((folder / run.FILE).read_text())[name]
