@@ -7,6 +7,7 @@ stays their word; agreement is measured on these.
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ UNSURE = "unsure"  # how `why` begins where somebody is
 SIDE = 480  # pixels of an image under review
 RESAMPLES = 2000
 HASHED = 128  # pixels at which images are compared, as curate does
+PATIENCE = 1.0  # seconds that a search for the nearest image waits for hashes
 # why an image is rejected, by the keys 1 to 9: words of `curation.rules`
 REASONS = (
     "blur",
@@ -56,8 +58,10 @@ class Review:
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.lock, self.hashing = threading.Lock(), threading.Lock()
+        self.lock = threading.Lock()
         self.known: dict[str, np.ndarray] = {}  # hashes by digest
+        self.hashing = ThreadPoolExecutor(1)  # so that pictures and verdicts do not wait
+        self.learning: dict[str, Future] = {}  # of training runs whose images are being hashed
 
     def images(self, manifest: str, by: str) -> dict:
         """The images, largest doubt first, with what speaks against them and what `by` said before."""
@@ -110,11 +114,25 @@ class Review:
         of = [each for each in others.split("train") if each.sha256 != sha256]
         if not of:
             raise Refused("this run has no other training images")
-        with self.hashing:
-            turned = np.stack([self._hashes(others, each) for each in of])
-            bits = copies.distances(self._hashes(read, record)[None, 0], turned)[0]
+        self._learn(training, others, of)
+        turned = np.stack([self._hashes(others, each) for each in of])
+        bits = copies.distances(self._hashes(read, record)[None, 0], turned)[0]
         at = int(bits.argmin())
         return {"sha256": of[at].sha256, "image": of[at].image, "label": of[at].label, "bits": int(bits[at])}
+
+    def _learn(self, name: str, manifest: Manifest, of: Sequence[Record]) -> None:
+        """Hashes a run's training images, once and in the background; Refused, soon, where that takes longer."""
+        if all(each.sha256 in self.known for each in of):
+            return
+        with self.lock:
+            if name not in self.learning or self.learning[name].done():  # also where an image could not be read
+                self.learning[name] = self.hashing.submit(lambda: [self._hashes(manifest, each) for each in of])
+            learning = self.learning[name]
+        try:
+            learning.result(PATIENCE)
+        except TimeoutError:
+            done = sum(each.sha256 in self.known for each in of)
+            raise Refused(f"{done} of {len(of)} training images have been read; ask again in a moment", 503) from None
 
     def _hashes(self, manifest: Manifest, record: Record) -> np.ndarray:
         """The hashes of the eight orientations of an image, uint64 [8, 4], made once for its bytes."""

@@ -139,7 +139,7 @@ def test_another_device_is_measured_anew_and_named(stand_ins, command, monkeypat
 def test_the_device_is_what_jax_finds(monkeypatch):
     assert run.device() == {"platform": "cpu", "kind": "cpu"}
     monkeypatch.setenv("JAX_PLATFORMS", "nothing")
-    with pytest.raises(UserError, match="JAX finds no device: .*nothing"):
+    with pytest.raises(UserError, match=r"JAX finds no device: .*nothing"):
         run.device()
     beside = run.environment(EAGER, case(), "cpu")
     assert beside["JAX_PLATFORMS"] == "cpu"  # which PyTorch's side goes by

@@ -303,6 +303,29 @@ def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, r
     assert not [each for each in page.said if "ERR_CONNECTION" not in each]
 
 
+@slow
+def test_verdicts_are_saved_after_one_has_left_and_a_held_key_judges_one(page, server, runs):
+    page.goto(f"{server.url}/#review/generate")
+    page.fill("[name=by]", "Ada")
+    page.press("[name=by]", "Enter")
+    page.wait_for_selector("img[data-ready]")
+    page.keyboard.down("k")
+    page.wait_for_selector("text=1 judged, all saved")
+    page.wait_for_selector("img[data-ready]")
+    page.keyboard.down("k")  # held: the browser repeats it
+    page.keyboard.up("k")
+    page.wait_for_timeout(500)  # the next ones are fetched
+    server.kill()
+    press(page, "xk")
+    page.wait_for_selector("text=not saved yet")
+    page.evaluate("location.hash = 'runs'")
+    assert page.evaluate("!dispatchEvent(new Event('beforeunload', {cancelable: true}))")  # it asks before one leaves
+    server.start()
+    until(page, "dispatchEvent(new Event('beforeunload', {cancelable: true}))", seconds=30)
+    lines = [json.loads(line) for line in (runs / "generate" / "verdicts.jsonl").read_text().splitlines()]
+    assert [each["keep"] for each in lines] == [True, False, True]
+
+
 def test_html_in_names_is_shown_as_text(page, server):
     page.goto(f"{server.url}/#review/hostile")
     page.fill("[name=by]", "Ada")
@@ -331,6 +354,10 @@ def test_reader_study_by_keyboard_to_its_csv(page, server, runs):
         assert "ynthetic" not in page.locator(".judge img").get_attribute("alt")
         until(page, "document.querySelector('.judge img').complete")
         page.wait_for_timeout(50)
+        if place == 0:  # held since before this image was there
+            page.evaluate("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'r', repeat: true}))")
+            page.wait_for_timeout(300)
+            assert page.locator("text=Image 1 of 6").count() == 1
         page.keyboard.press("rs"[place % 2])
     page.wait_for_selector("text=Right answers")
     with page.expect_download() as got:

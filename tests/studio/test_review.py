@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -157,3 +158,38 @@ def test_the_nearest_training_image_is_found_whichever_way_round_it_is_held(clie
     assert client.get("/api/review/nearest", params=asked | {"training": "../prepare"}).status_code == 404
     (runs / "generate" / "config.json").write_text(json.dumps({"training": str(tmp_path)}))
     assert client.get("/api/review/images", params={"manifest": "generate", "by": "A"}).json()["training"] == "none"
+
+
+def test_the_search_for_the_nearest_image_holds_nobody_up(client, runs, monkeypatch):
+    """Asked again and again, it hashes every training image once; meanwhile pictures and verdicts are served."""
+    from dermjax.data.leaks import copies
+
+    go, hash_it, hashed = threading.Event(), copies.orientation_hashes, []
+
+    def slowly(pixels):
+        go.wait(30)
+        hashed.append(pixels)
+        return hash_it(pixels)
+
+    monkeypatch.setattr(copies, "orientation_hashes", slowly)
+    monkeypatch.setattr(review, "PATIENCE", 0.01)
+    sha = shown(client)[0]["sha256"]
+    asked = {"manifest": "generate", "sha256": sha, "training": "prepare"}
+    for _ in range(3):
+        waiting = client.get("/api/review/nearest", params=asked)
+        assert waiting.status_code == 503 and "0 of 8 training images have been read" in waiting.json()["error"]
+    assert client.get("/api/review/picture", params={"manifest": "generate", "sha256": sha}).status_code == 200
+    judge(client, sha, "keep")
+    go.set()
+    monkeypatch.setattr(review, "PATIENCE", 30)
+    assert client.get("/api/review/nearest", params=asked).status_code == 200
+    assert len(hashed) == 8 + 1  # and the image itself
+
+
+def test_a_training_image_that_cannot_be_read_is_said(client, runs):
+    sha = shown(client)[0]["sha256"]
+    (runs / "prepare" / "images" / "003.png").write_bytes(b"changed")
+    asked = {"manifest": "generate", "sha256": sha, "training": "prepare"}
+    for _ in range(2):
+        refused = client.get("/api/review/nearest", params=asked)
+        assert refused.status_code == 400 and "003.png" in refused.json()["error"]

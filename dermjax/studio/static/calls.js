@@ -1,8 +1,8 @@
 // What every page of the studio uses: calls to the server, and elements whose text is never HTML.
 
-export async function get(path, query = {}) {
+export async function get(path, query = {}, signal = undefined) {
   const words = new URLSearchParams(query).toString();
-  return answer(await reached(path + (words ? `?${words}` : "")));
+  return answer(await reached(path + (words ? `?${words}` : ""), { signal }));
 }
 
 export async function post(path, body) {

@@ -4,6 +4,9 @@ import { choice, download, dropZone, element, field, get, post, say, send } from
 
 const COPY = 20; // bits that a copy may differ by
 const AHEAD = 8; // pictures that are fetched before they are needed
+// Verdicts reach the disk in the order of the keys, also after one has left for another part of the page.
+const saving = { chain: Promise.resolve(), left: 0, tell: () => {} };
+addEventListener("beforeunload", (event) => saving.left && event.preventDefault());
 
 export async function show(place, signal, chosen) {
   place.append(element("h1", {}, "Review"));
@@ -78,13 +81,16 @@ fo.launch_app(data)`))),
 async function review(place, signal, manifest, by) {
   const { images, reasons, training } = await get("/api/review/images", { manifest, by });
   if (!images.length) throw new Error("this manifest has no images");
-  const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], unsaved: 0, drawn: -1, seen: -1 };
+  const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], drawn: -1, seen: -1 };
   const pictures = new Map(); // number -> promise of its address, those near the one on the screen
   const names = (await get("/api/runs")).runs.filter((run) => run.manifest).map((run) => run.name);
   const beside = choice("training", ["none", ...names], training);
   const view = parts(beside);
   beside.addEventListener("change", () => near(images[state.at]));
-  let chain = Promise.resolve(); // verdicts reach the disk in the order of the keys
+  review.ended?.abort();
+  review.ended = new AbortController();
+  const until = AbortSignal.any([signal, review.ended.signal]);
+  let asking = new AbortController(); // of the nearest image, for one image at a time
   const url = (each) => `/api/review/picture?${new URLSearchParams({ manifest, sha256: each.sha256 })}`;
 
   function fetched(number) {
@@ -102,6 +108,7 @@ async function review(place, signal, manifest, by) {
   // No verdict counts before its image is on the screen, see judge().
   async function look() {
     const number = state.at;
+    asking.abort();
     state.seen = -1;
     delete view.picture.dataset.ready;
     for (const [n, picture] of pictures) {
@@ -120,28 +127,33 @@ async function review(place, signal, manifest, by) {
       view.picture.dataset.ready = "";
       near(images[number]);
     } catch (error) {
-      if (state.at !== number || signal.aborted) return;
+      if (state.at !== number || until.aborted) return;
       say(view.message, error);
-      setTimeout(() => state.at === number && state.seen !== number && !signal.aborted && look(), 1000);
+      setTimeout(() => state.at === number && state.seen !== number && !until.aborted && look(), 1000);
     }
   }
 
-  // The nearest training image, side by side, once the image has stayed on the screen for a moment.
+  // The nearest training image, side by side, once the image has stayed on the screen for a moment; asked again while
+  // the studio still reads the training images.
   async function near(each) {
+    asking.abort();
+    asking = new AbortController();
+    const ended = AbortSignal.any([until, asking.signal]);
     const of = beside.value;
     view.near.hidden = of === "none";
     if (of === "none") return;
     await new Promise((done) => setTimeout(done, 150));
-    if (images[state.at] !== each || signal.aborted) return;
+    if (ended.aborted) return;
     view.nearest.textContent = "Looking for the nearest training image …";
     try {
-      const found = await get("/api/review/nearest", { manifest, sha256: each.sha256, training: of });
-      if (images[state.at] !== each) return;
+      const found = await get("/api/review/nearest", { manifest, sha256: each.sha256, training: of }, ended);
       view.other.src = `/api/review/picture?${new URLSearchParams({ manifest: of, sha256: found.sha256 })}`;
       view.other.alt = `The nearest training image, ${found.label}`;
       view.nearest.textContent = `The nearest of ${of}: ${found.bits} of 256 bits differ${found.bits <= COPY ? "; a copy" : ""}`;
     } catch (error) {
+      if (ended.aborted) return;
       view.nearest.textContent = error.message;
+      if (error.status === 503) setTimeout(() => ended.aborted || near(each), 1000);
     }
   }
 
@@ -158,28 +170,26 @@ async function review(place, signal, manifest, by) {
     view.verdict.textContent = each.verdict === "none" ? "no verdict yet" : [each.verdict, each.why].filter(Boolean).join(": ");
     view.verdict.className = `verdict ${each.verdict}`;
     const judged = images.filter((one) => one.verdict !== "none").length;
-    view.count.textContent = `Image ${state.at + 1} of ${images.length}; ${judged} judged, ${state.unsaved ? `${state.unsaved} being saved` : "all saved"}`;
+    view.count.textContent = `Image ${state.at + 1} of ${images.length}; ${judged} judged, ${saving.left ? `${saving.left} being saved` : "all saved"}`;
     view.bar.max = images.length;
     view.bar.value = judged;
   }
 
   function save(number, verdict, why = "") {
     Object.assign(images[number], { verdict, why });
-    state.unsaved += 1;
-    chain = chain.then(async () => {
+    saving.left += 1;
+    saving.chain = saving.chain.then(async () => {
       for (;;) {
         try {
           await post("/api/review/verdicts", { manifest, by, sha256: images[number].sha256, verdict, why });
           break;
         } catch (error) {
-          say(view.message, new Error(`not saved yet, trying again: ${error.message}`));
-          if (signal.aborted) return;
+          saving.tell(new Error(`not saved yet, trying again: ${error.message}`));
           await new Promise((done) => setTimeout(done, 1000));
         }
       }
-      state.unsaved -= 1;
-      say(view.message);
-      draw();
+      saving.left -= 1;
+      saving.tell();
     });
   }
 
@@ -210,17 +220,17 @@ async function review(place, signal, manifest, by) {
     ArrowLeft: () => move(-1), ArrowRight: () => move(1), " ": () => view.picture.classList.toggle("zoomed"),
   };
   for (const [n, reason] of reasons.entries()) actions[n + 1] = () => judge("reject", reason);
-  review.ended?.abort();
-  review.ended = new AbortController();
-  const until = AbortSignal.any([signal, review.ended.signal]);
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, textarea");
     const pressing = event.key === " " && event.target.closest("button, a, summary");
     if (!actions[event.key] || typing || pressing || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    actions[event.key]();
+    if (!event.repeat || event.key.startsWith("Arrow")) actions[event.key](); // a held key judges one image
   }, { signal: until });
-  addEventListener("beforeunload", (event) => state.unsaved && event.preventDefault(), { signal: until });
+  saving.tell = (error) => {
+    say(view.message, error);
+    draw();
+  };
   const labels = [["k", "Keep"], ["x", "Reject"], ["u", "Unsure"], ["z", "Undo"], ["ArrowLeft", "Back", "←"],
     ["ArrowRight", "Next", "→"], [" ", "Zoom", "space"]];
   const buttons = labels.map(([key, title, shown]) =>

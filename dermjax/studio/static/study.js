@@ -74,7 +74,7 @@ async function ask(place, signal, study) {
   if (next >= count) return result(place, path);
   const actions = { r: () => answer("real"), s: () => answer("synthetic") };
   document.addEventListener("keydown", (event) => {
-    if (actions[event.key] && !event.ctrlKey && !event.metaKey && !event.altKey && next < count) actions[event.key]();
+    if (actions[event.key] && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey && next < count) actions[event.key]();
   }, { signal });
   const button = (key, title) => element("button", { type: "button", click: actions[key] }, `${title} `, element("kbd", {}, key));
   section.append(element("div", {}, told, element("div", { class: "buttons" }, button("r", "Real"), button("s", "Synthetic")), message));
