@@ -20,7 +20,7 @@ from dermjax.data import shards
 from dermjax.data.records import DIGEST, Manifest, Record
 from dermjax.studio.calls import Refused
 from dermjax.studio.folder import Folder
-from dermjax.studio.review import CATEGORIES, Review, doubt, line
+from dermjax.studio.review import CATEGORIES, FIELDS, VERDICT_FIELDS, Review, doubt, line
 
 LABELLING = """<View>
   <Header value="Research use only, not a diagnosis"/>
@@ -131,15 +131,18 @@ def _verdict(said: dict) -> dict | None:
     if not verdict:
         return None
     by = by.get("email") or by["id"] if isinstance(by, dict) else by
-    by = by if isinstance(by, str) else f"Label Studio {by}"
-    fits = isinstance(sha256, str) and DIGEST.fullmatch(sha256) and verdict in CATEGORIES
-    if not fits or not _is_short(by, 60) or not _is_short(why, 300):
+    by = _one_line(by if isinstance(by, str) else f"Label Studio {by}")
+    if not (isinstance(sha256, str) and DIGEST.fullmatch(sha256) and verdict in CATEGORIES):
         raise Refused(NO_EXPORT)
-    return line(sha256, by, verdict, why)
+    if not FIELDS["by"].least <= len(by) <= FIELDS["by"].most:
+        raise Refused(f"the annotator {by[:20]!r} of an image has a name of {len(by)} characters; give 1 to 60")
+    why, most = _one_line(why), int(VERDICT_FIELDS["why"].most)
+    return line(sha256, by, verdict, why if len(why) <= most else f"{why[: most - 1]}…")
 
 
-def _is_short(text: Any, most: int) -> bool:
-    return isinstance(text, str) and len(text) <= most and text.isprintable()
+def _one_line(text: str) -> str:
+    """A text that people wrote, without line breaks and what cannot be shown."""
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())
 
 
 def _label(record: Record) -> dict:

@@ -1,5 +1,6 @@
 """The app: the table of calls, the page and its files, behind the guard."""
 
+from collections.abc import Collection
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -122,8 +123,11 @@ def table(folder: Folder, studio: Studio) -> list[Call]:
     ]  # fmt: skip
 
 
-def app(runs_folder: str, photographs: str, token: str, warm: bool) -> ASGIApp:
-    """The studio over a folder of runs; token "" asks for none; warm compiles at once what most ask for first."""
+def app(runs_folder: str, photographs: str, token: str, warm: bool, names: Collection[str] = ()) -> ASGIApp:
+    """The studio over a folder of runs.
+
+    token: "" asks for none. warm: compiles at once what most ask for first. names: of this machine, to be answered to.
+    """
     folder = Folder(runs_folder, photographs)
     studio = Studio(folder, Queue())
     calls = table(folder, studio)
@@ -140,7 +144,9 @@ def app(runs_folder: str, photographs: str, token: str, warm: bool) -> ASGIApp:
         return refusal(error, folder.say)
 
     handlers = {UserError: said, HTTPException: _http_error, Exception: said}
-    return Guard(Starlette(routes=[each.route() for each in [*calls, *files]], exception_handlers=handlers), token)
+    return Guard(
+        Starlette(routes=[each.route() for each in [*calls, *files]], exception_handlers=handlers), token, names
+    )
 
 
 def _file(path: Path) -> Response:

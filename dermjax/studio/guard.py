@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
@@ -45,11 +46,11 @@ HEADERS = {
 
 
 class Guard:
-    """The app behind the guard. token: "" asks for none."""
+    """The app behind the guard. token: "" asks for none. names: under which it was told to listen."""
 
-    def __init__(self, app: ASGIApp, token: str):
+    def __init__(self, app: ASGIApp, token: str, names: Collection[str]):
         self.app, self.token = app, token
-        self.names = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+        self.names = {name.lower() for name in ("localhost", socket.gethostname(), socket.getfqdn(), *names)}
         self.rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (tokens left, when)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,6 +17,8 @@ from dermjax.errors import UserError
 from dermjax.progress import say
 
 HERE = ("127.0.0.1", "localhost", "::1")
+# all addresses of this machine, and one that is elsewhere: those of documentation, RFC 5737 and 3849
+ANY = {"0.0.0.0": (socket.AF_INET, "192.0.2.1"), "::": (socket.AF_INET6, "2001:db8::1")}
 SHORTEST = 16  # characters of a token
 CLIENTS = 64  # requests at a time
 
@@ -31,17 +33,21 @@ def serve(runs: str, host: str, port: int, token: str, images: str, warm: bool) 
     if not Path(runs).expanduser().is_dir():
         raise UserError(f"{runs}: no such folder; give the folder that holds the runs")
     listener = _listen(host, port)
+    # else JAX takes three quarters of a GPU's memory, and a config that is started from the page has none
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine.quiet_compiler(os.environ, joined=False)
     machine.compile_once(os.environ)
     from dermjax.studio.app import app  # here: JAX reads the environment when it is imported
 
     # no log of requests: addresses have tokens in them, and prompts are nobody's business
+    names = addresses(host)
     config = uvicorn.Config(
-        app(runs, images, token, warm), log_level="warning", access_log=False, server_header=False, ws="none",
+        app(runs, images, token, warm, names), log_level="warning", access_log=False, server_header=False, ws="none",
         proxy_headers=False, limit_concurrency=CLIENTS, timeout_keep_alive=10, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    shown = f"[{host}]" if ":" in host else host
-    say(f"studio: http://{shown}:{port}/{f'?token={token}' if token else ''} (Ctrl-C ends it)")
+    shown = [f"[{name}]" if ":" in name else name for name in names]
+    links = [f"http://{name}:{port}/{f'?token={token}' if token else ''}" for name in shown]
+    say(f"studio: {' or '.join(links)} (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
     machine.remove_programs()
@@ -60,6 +66,19 @@ def check(host: str, port: int, token: str) -> str:
     ):
         raise UserError(f"--token: give {SHORTEST} or more letters, digits, - and _, or new, which makes one")
     return token
+
+
+def addresses(host: str) -> list[str]:
+    """The names under which others reach an address that the studio listens at: for all addresses of this machine its
+    name and, where it has a network, the address by which it goes there."""
+    if host not in ANY:
+        return [host]
+    named = [socket.gethostname()]
+    family, elsewhere = ANY[host]
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asked:
+        asked.connect((elsewhere, 9))  # sends nothing
+        named.append(asked.getsockname()[0])
+    return named
 
 
 def _listen(host: str, port: int) -> socket.socket:

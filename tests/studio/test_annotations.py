@@ -118,6 +118,25 @@ def test_what_is_no_export_saves_nothing(client, runs, content):
     assert not (runs / "generate" / "verdicts.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [("hairs,\nand a\u00a0ruler\x00", "hairs, and a ruler"), ("x" * 300, "x" * 300), ("x" * 301, "x" * 299 + "…")],
+)
+def test_a_reason_as_people_write_it_is_taken_on_one_line(client, runs, written, kept):
+    tasks = exported(client, ["reject"])
+    tasks[0]["annotations"][0]["result"][1]["value"]["text"] = [written]
+    assert sent(client, tasks).json() == {"saved": 1, "left_out": 0}
+    assert json.loads((runs / "generate" / "verdicts.jsonl").read_text())["why"] == kept
+
+
+def test_an_annotator_with_a_long_name_is_named(client, runs):
+    response = sent(client, exported(client, ["reject"], completed_by="Ada " * 20))
+    assert (
+        response.status_code == 400
+        and "'Ada Ada Ada Ada Ada ' of an image has a name of 79" in response.json()["error"]
+    )
+
+
 def test_fiftyone_finds_every_image_by_its_name(client, runs):
     labels = client.get("/api/review/fiftyone", params={"manifest": "generate"}).json()
     files = {path.relative_to(runs / "generate").with_suffix("").as_posix() for path in runs.rglob("generate/**/*.png")}

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -30,6 +31,25 @@ def refused(response, *statuses):
     assert list(told) == ["error"] and "\n" not in told["error"] and "Traceback" not in told["error"]
     assert "/tmp" not in told["error"] and "secret" not in told["error"].replace("secret.txt", "")
     return told["error"]
+
+
+@pytest.fixture
+def served(runs, monkeypatch):
+    """A function that starts the studio at a host and returns its app, what it printed, and its environment."""
+    uvicorn, given = pytest.importorskip("uvicorn"), []
+    environment, listener = dict(os.environ), mock.Mock()
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(server, "_listen", lambda host, port: listener)
+    monkeypatch.setattr(server.machine, "compile_once", lambda environment: None)
+    monkeypatch.setattr(server, "say", given.append)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: given.append(self.config.app))
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+
+    def serve(host, token="a-token-of-some-length"):
+        server.serve(str(runs), host, 7860, token, "none", False)
+        return given[-1], given[-2], environment
+
+    return serve
 
 
 @pytest.fixture
@@ -198,6 +218,25 @@ def test_a_network_needs_a_token():
         server.check("0.0.0.0", 7860, "short")
     assert len(server.check("0.0.0.0", 7860, "new")) >= 32
     assert server.check("127.0.0.1", 7860, "none") == ""
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "gpu01.clinic.example", "127.0.0.1"])
+def test_every_address_that_is_printed_is_answered(served, host, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "Gpu01")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "1.0.0.127.in-addr.arpa")
+    opened, said, _ = served(host)
+    links = [word for word in said.split() if word.startswith("http://")]
+    assert links and all("0.0.0.0" not in link for link in links)
+    assert host != "0.0.0.0" or links[0] == "http://Gpu01:7860/?token=a-token-of-some-length"
+    for link in links:
+        entered = TestClient(opened, base_url=link.partition("/?")[0]).get(link)
+        assert entered.status_code == 200 and "<title>" in entered.text
+
+
+def test_a_gpu_is_not_taken_from_what_the_studio_starts(served, monkeypatch):
+    assert served("127.0.0.1")[2]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"  # whoever starts it may say otherwise
+    assert served("127.0.0.1")[2]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
 
 def test_what_cannot_be_served_is_one_line(command, runs):
