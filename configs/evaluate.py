@@ -12,8 +12,8 @@ beside that of real images:
     dermjax evaluate --config=configs/evaluate.py:images --workdir=runs/evidence \\
         --config.real=runs/prepare --config.synthetic=runs/curate --config.features=DINOV2_FOLDER
 
-The synthetic images may be anybody's: `prepare` makes a manifest of a folder of photographs, `curate` one of a folder
-of images. Hardware: one CPU core, 25 images a second. Its line of results.json can stand in a table of generators.
+The synthetic images may be anybody's: `prepare` with --config.synthetic=True makes a manifest of a folder of them.
+Hardware: one CPU core, 25 images a second. Its line of results.json can stand in a table of generators.
 """
 
 from ml_collections import ConfigDict

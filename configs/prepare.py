@@ -12,13 +12,17 @@ are given:
     --config.columns.image=file --config.columns.label=diagnosis --config.columns.patient_id=patient
 
 Masks beside images (ISIC_0000000_segmentation.png, masks/ISIC_0000000.png) are kept as the masks of their images. Links
-are followed. JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 and AVIF are read; HEIC, DICOM and HDF5 with dermjax[formats].
+are followed. JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 and AVIF are read; HEIC, DICOM and HDF5 with the extra formats.
 
 Several archives become one manifest; what one has in its test split is set aside from the training of the others:
 
     --config.images=HAM10000,ISIC2019,our_clinic
 
-A killed run goes on where it was. Hardware: one CPU core; about 20 photographs (450 without attributes) or 100 phantoms
+Images that another program made become the manifest that `curate`, `evaluate` and the classifiers take as synthetic:
+
+    dermjax prepare --config=configs/prepare.py --config.images=DIR --config.synthetic=True --workdir=runs/made
+
+A killed run goes on where it was. Hardware: one CPU core; about 90 photographs (450 without attributes) or 100 phantoms
 a second. Leaves manifest.jsonl and report.html in the workdir, examined.jsonl, which spares an audit the decoding,
 thumbnails/ by digest, and images/ of phantoms and of photographs without hairs, data_set_images/ of data sets that have
 no image files.
@@ -44,6 +48,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.columns = ConfigDict(
         dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", *ATTRIBUTES), "")
     )
+    config.synthetic = False  # True: a model made these images; all are for training, and marked wherever they go
     config.limit = 0  # at most this many images of each class in each split folder; 0 takes all
     config.on_bad_image = "fail"  # or "skip": left out, counted and listed in the report
     config.ratios = ConfigDict({"validation": 0.1, "test": 0.2})  # shares carved out where the folder has no such split
@@ -51,7 +56,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.previous = ""  # manifest of an earlier run, whose images keep their sides
     config.folds = 0  # k: the test split is fold `fold` of k, in place of ratios.test
     config.fold = 0
-    config.attributes = True  # skin tone and artefact scores of every photograph, 45 ms each on one core
+    config.attributes = True  # skin tone and artefact scores of every photograph, 9 ms each on one core
     config.remove_hairs = False  # True: copies without dark hairs, as Derm-T2IM prepared its photographs (DullRazor)
     config.seed = 0
     config.size = 128  # side of phantoms in pixels; photographs stay as they are

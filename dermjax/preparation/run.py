@@ -58,6 +58,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {CELL}")
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
+    if config.synthetic and (config.images == "phantoms" or config.folds or config.previous):
+        raise UserError("config.synthetic: images that a model made are for training alone; leave out phantoms, "
+                        "config.folds and config.previous")  # fmt: skip
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
         raise UserError(f"config.fold {config.fold} of {config.folds}: give 2 folds or more, and a fold from 0 on")
     shares = (config.ratios.validation, config.ratios.test)
@@ -140,13 +143,17 @@ def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Finding
             options=options,
         )  # fmt: skip
         chosen = folders.limit(archive.records, config.limit, config.seed)
+        if config.synthetic:
+            chosen = tuple(replace(each, image_manipulation="synthetic", split="train") for each in chosen)
         hdf5.unpack(archive.root, archive.packed, [record.image for record in chosen])
         previous = splits.placements(records.read(Path(config.previous)).records) if config.previous else {}
         progress.cost("prepare", images=len(chosen), classes=len(archive.labels))
         progress.say(f"prepare: the positive class is {archive.labels[-1]}; config.positive names another")
         examination = examine(chosen, archive.root, config.on_bad_image, config.attributes, workdir)
         near = fingerprints.near_duplicates(examination.fingerprints)
-        assigned = splits.divide(examination.records, near, settings, previous)
+        assigned = examination.records  # of a generator's images, which are all for training
+        if not config.synthetic:
+            assigned = splits.divide(examination.records, near, settings, previous)
         manifest = Manifest(labels=archive.labels, root=archive.root, records=assigned)
         refuse_gaps(manifest)
         if config.remove_hairs:

@@ -114,7 +114,7 @@ def _library() -> ModuleType:
     try:
         import c2pa
     except ImportError as error:
-        raise UserError("content credentials need c2pa-python; install dermjax[c2pa]") from error
+        raise UserError("content credentials need c2pa-python; pip install 'dermjax[c2pa]'") from error
     return c2pa
 
 

@@ -231,7 +231,7 @@ def _a1111(texts: Mapping[str, str]) -> list[str]:
 
 def _credentials(path: Path) -> list[str]:
     if not credentials.installed():
-        return ["C2PA: not looked for; install dermjax[c2pa]"] if credentials.is_signed(path.read_bytes()) else []
+        return ["C2PA: not looked for; pip install 'dermjax[c2pa]'"] if credentials.is_signed(path.read_bytes()) else []
     signed = credentials.read(path)
     if signed is None:
         return []

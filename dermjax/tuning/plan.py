@@ -149,7 +149,7 @@ def grid_of(config: ConfigDict, where: Slice) -> Mesh | AbstractMesh:
 def tpus(where: Slice) -> list[jax.Device]:
     """Returns the chips of a slice as the TPU compiler knows them."""
     if not (find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
-        raise UserError("the TPU compiler is not installed; pip install dermjax[plan]")
+        raise UserError("the TPU compiler is not installed; pip install 'dermjax[plan]'")
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     host = [min(side, 2) for side in where.sides[:2]] + [1]  # chips of a host along each axis

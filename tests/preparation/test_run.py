@@ -54,6 +54,18 @@ def test_a_test_folder_is_kept_and_validation_comes_from_train(divided, tmp_path
     assert manifest.split("validation") and len(manifest.split("train") + manifest.split("validation")) == 24
 
 
+def test_images_that_a_model_made_are_marked_and_all_for_training(divided, tmp_path, prepare, refused):
+    """Whatever folders they lie in, and copies of each other as well."""
+    (divided / "test/benign/again.png").write_bytes((divided / "train/benign/3.png").read_bytes())
+    manifest = prepare(divided, tmp_path / "run", synthetic=True)
+    assert len(manifest.records) == 49 and all(each.kept and each.synthetic for each in manifest.split("train"))
+    assert len(manifest.split("train")) == 49
+    told = "config.synthetic: images that a model made are for training"
+    for changed in ({"folds": 2}, {"previous": str(tmp_path / "run")}):
+        refused(divided, told, synthetic=True, **changed)
+    refused("phantoms", told, synthetic=True)
+
+
 def test_copies_and_near_copies_of_an_image_stay_on_one_side(folder, tmp_path, picture, prepare):
     for number in range(20):
         pixels = images.load(folder / "benign" / f"{number}.png", 64)

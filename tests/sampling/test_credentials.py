@@ -86,5 +86,5 @@ def test_what_cannot_sign_is_refused(signer, tmp_path):
 
 
 def test_the_missing_library_is_named(signer):
-    with mock.patch.dict(sys.modules, {"c2pa": None}), pytest.raises(UserError, match=r"install dermjax\[c2pa\]"):
+    with mock.patch.dict(sys.modules, {"c2pa": None}), pytest.raises(UserError, match=r"install 'dermjax\[c2pa\]'"):
         credentials.signer(*signer)

@@ -195,7 +195,7 @@ def test_what_cannot_be_planned_is_one_line(topology, given, said, refused):
 def test_without_the_compiler_its_extra_is_said(monkeypatch, refused):
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    assert "pip install dermjax[plan]" in refused("v5e:2x2")
+    assert "pip install 'dermjax[plan]'" in refused("v5e:2x2")
 
 
 def test_weights_need_not_be_there(tmp_path, command):

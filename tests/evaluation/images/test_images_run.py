@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dermjax.curation import run as curation
 from dermjax.data import digests, images, records
 from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.phantoms.painting import PAINTERS, phantom
@@ -17,6 +19,7 @@ from dermjax.evaluation import run as stage
 from dermjax.evaluation.images import adherence, report
 from dermjax.evaluation.intervals import CONSTANT
 from dermjax.models import classifier
+from dermjax.preparation import run as preparation
 from dermjax.weights import classifiers
 
 CONFIG = Path(__file__).parents[3] / "configs" / "evaluate.py"
@@ -108,6 +111,31 @@ def test_every_part_has_its_figures_and_real_images_beside_them(results):
     assert number["words"]["one"]["n"] == tone["words"]["tan"]["n"] == number["right"]["n"] == 70
     assert number["right"]["value"] > tone["right"]["value"]  # tones were drawn by chance
     assert not results["adherence"]["size"]["words"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_program_made_is_judged(folders, tmp_path, capsys):
+    """Class folders of files without a word in them, by way of `prepare` and of `curate`."""
+    for record in records.read(folders / "synthetic").records[:40]:
+        path = tmp_path / "made" / record.label / Path(record.image).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folders / "synthetic" / record.image, path)
+    for name, run, changed in (
+        ("prepare", preparation.run, {"images": str(tmp_path / "made"), "synthetic": True, "attributes": False}),
+        ("curate", curation.run, {"manifest": str(tmp_path / "prepare"), "training": str(folders / "real")}),
+    ):
+        settings = runpy.run_path(str(CONFIG.with_name(f"{name}.py")))["get_config"]()
+        settings.update(changed)
+        (tmp_path / name).mkdir()
+        run(settings, tmp_path / name)
+    curated = records.read(tmp_path / "curate")
+    assert len(curated.records) == 40 and all(
+        each.synthetic and "training_copy" in each.scores for each in curated.records
+    )
+    settings = config(folders)
+    settings.synthetic = str(tmp_path / "prepare")
+    stage.run(settings, tmp_path / "evidence")
+    assert json.loads((tmp_path / "evidence" / "results.json").read_text())["line"]["n"] == 40
 
 
 def test_two_sets_stand_side_by_side_and_in_one_table(folders, results):
