@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dermjax.bench import ours, run
+from dermjax.bench.cases import CASES
 from dermjax.models import stable_diffusion
 
 # what a kind is asked for here; Stable Diffusion 1.5 is a network of few channels, derm-tiny itself
@@ -79,7 +80,7 @@ def test_pytorch_s_side_works(kind, settings, monkeypatch):
     given = settings(kind)
     if kind == "load":
         ours.write_random(run.Path(given["folder"]))
-    compiles = {case.kind for cases in run.CASES.values() for case in cases.values() if case.compiles}
+    compiles = {case.kind for cases in CASES.values() for case in cases.values() if case.compiles}
     work = getattr(theirs, kind)(**given, **({"compiled": False} if kind in compiles else {}))
     work.run()
     assert work.peak() > 1e6
@@ -87,7 +88,7 @@ def test_pytorch_s_side_works(kind, settings, monkeypatch):
 
 
 def test_every_case_has_settings_that_its_kind_takes():
-    for cases in run.CASES.values():
+    for cases in CASES.values():
         for case in cases.values():
             assert set(case.settings) == set(SMALL[case.kind])
             json.dumps(case.settings)
