@@ -141,6 +141,15 @@ def replicated(grid: Mesh) -> NamedSharding:
     return NamedSharding(grid, P())
 
 
+def gathered(tree: Tree, grid: Mesh) -> Tree:
+    """Returns the arrays of a tree whole on every device of a mesh, so that each process can read them.
+
+    What "fsdp" divides over several processes none of them could.
+    """
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(grid))
+    return whole(tree) if grid.shape["fsdp"] > 1 else tree
+
+
 def batch_sharding(grid: Mesh) -> NamedSharding:
     """Returns the sharding of a batch, whose rows are divided over the whole mesh."""
     return NamedSharding(grid, P(AXES))

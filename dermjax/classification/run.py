@@ -215,11 +215,12 @@ def train(
     }
     files[DONE] = json.dumps(metrics, indent=2) + "\n"
 
-    params = recipes.join(jax.device_get(state.smooth), frozen)
+    learnt, variables = jax.device_get(sharding.gathered((state.smooth, state.variables), grid))
+    params = recipes.join(learnt, frozen)
     head = cooled_head(params[HEAD], temperature)
     head = plain_head(head, *batches.scale) if pooled else head
     if jax.process_index() == 0:
-        classifiers.write(workdir / "classifier", classifier, params | {HEAD: head}, jax.device_get(state.variables))
+        classifiers.write(workdir / "classifier", classifier, params | {HEAD: head}, variables)
         for file, content in files.items():
             write_atomically(workdir / file, content)
     multihost_utils.sync_global_devices("dermjax: classifier written")

@@ -88,7 +88,7 @@ def tune(setup: Setup, config: ConfigDict, workdir: Path) -> Setup:
         task, create({"vae": trained}, {}, optimizer, ema=part.ema_decay > 0), {"vae": frozen}, pictures, loop_config,
         mesh=setup.grid, workdir=folder,
     )  # fmt: skip
-    tuned = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(setup.grid))(state.smooth["vae"])
+    tuned = sharding.gathered(state.smooth["vae"], setup.grid)
     machine.release_memory()
     psnr = [each["psnr"] for each in writers.read(folder / "metrics.jsonl") if "gradients" in each]
     if psnr:

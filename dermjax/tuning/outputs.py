@@ -48,7 +48,7 @@ def write(
     diffusers and PEFT read lora.safetensors, ComfyUI and AUTOMATIC1111's program lora_kohya.safetensors.
     The LoRA is merged into the float32 parameters of the file, each when it is written, not into what training kept.
     """
-    trained = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(setup.grid))(trained)
+    trained = sharding.gathered(trained, setup.grid)
     if jax.process_index() == 0:
         trained = jax.tree.map(np.asarray, trained)
         if "lora" in trained:

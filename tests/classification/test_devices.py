@@ -34,6 +34,7 @@ def said(workdir):
     [
         pytest.param({"recipe": "frozen", "views": 2}, id="features"),
         pytest.param({"recipe": "full", "mixing": "mixup"}, id="images", marks=pytest.mark.slow),
+        pytest.param({"recipe": "full", "mesh": {"data": 2, "fsdp": 2}}, id="shards", marks=pytest.mark.slow),
     ],
 )
 def test_predictions_are_of_their_own_image_in_any_order_of_devices(tmp_path, permuted, joined, changes):
@@ -41,8 +42,8 @@ def test_predictions_are_of_their_own_image_in_any_order_of_devices(tmp_path, pe
     real = stage["draw"](tmp_path / "real", stage["SIZES"], "none", seed=0)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    run.run(stage["settings"](real, **changes), tmp_path / "one")
-    many = json.dumps(changes | {"mesh": {"data": 4, "fsdp": 1}})
+    run.run(stage["settings"](real, **changes | {"mesh": {"data": 1, "fsdp": 1}}), tmp_path / "one")
+    many = json.dumps({"mesh": {"data": 4, "fsdp": 1}} | changes)
     joined(permuted([0, 2, 1, 3]) + CODE, STAGE, real, tmp_path / "two", many, devices=2)
     (images, one, curve), (same, two, curve_of_two) = said(tmp_path / "one"), said(tmp_path / "two")
     assert images == same and np.ptp(one) > 0.1
