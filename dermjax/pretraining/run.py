@@ -7,7 +7,6 @@ Phantoms are made once, in chunks, by one process a core; photographs are decode
 import copy
 import json
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -32,7 +31,7 @@ from dermjax.pretraining.photographs import Source
 from dermjax.progress import bar, cost
 from dermjax.run_folder import write_atomically
 from dermjax.training import optimizers
-from dermjax.training.disk_cache import digest_of, load_or_compute
+from dermjax.training.disk_cache import digest_of, load_or_compute, write_array
 from dermjax.training.loop import Batches, LoopConfig, Task, fit
 from dermjax.training.state import create
 from dermjax.weights import diffusers, model_files
@@ -313,12 +312,11 @@ def make_phantoms(folder: Path, number: int, size: int, first_seed: int) -> tupl
         for count in pool.map(make_chunk, missing):
             progress.update(count)
     if not joined.exists():
-        part = joined.with_suffix(".part")
-        images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(number, size, size, 3))
-        for path, seeds, _ in chunks:
-            images[seeds.start - first_seed : seeds.stop - first_seed] = np.load(path.with_suffix(".npy"))
-        images.flush()
-        os.replace(part, joined)
+        with run_folder.writing(joined) as file:  # not mapped: a full disk would end the process by a signal
+            header = {"descr": "|u1", "fortran_order": False, "shape": (number, size, size, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for path, *_ in chunks:
+                file.write(np.load(path.with_suffix(".npy")).data)
         for path, *_ in chunks:
             path.with_suffix(".npy").unlink()
     captions = [text for path, *_ in chunks for text in json.loads(path.with_suffix(".json").read_text())]
@@ -330,6 +328,6 @@ def make_chunk(chunk: tuple[Path, range, int]) -> int:
     path, seeds, size = chunk
     path.with_suffix(".json").unlink(missing_ok=True)  # of images that are not there any more
     images, captions = zip(*((p.image, p.caption) for p in (phantom(seed, size) for seed in seeds)), strict=True)
-    np.save(path.with_suffix(".npy"), np.stack(images))
+    write_array(path.with_suffix(".npy"), np.stack(images))
     write_atomically(path.with_suffix(".json"), json.dumps(captions))
     return len(seeds)

@@ -6,9 +6,9 @@ arithmetic or other code never meets stale arrays.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -34,15 +34,23 @@ def load_or_compute(folder: Path, name: str, causes: Mapping, compute: Callable[
         array = compute()
         if jax.process_index() == 0:
             run_folder.write_causes(path, causes)
-            part = path.with_suffix(f".{os.getpid()}.part.npy")
-            np.save(part, array)
-            part.rename(path)
+            write_array(path, array)
         multihost_utils.sync_global_devices(f"dermjax: {name} written")
     try:
         # as a plain array: jax.device_put takes no memmap to the devices of several processes
         return np.asarray(np.load(path, mmap_mode="r"))
     except (ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and it is computed again") from error
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array as np.save does, complete or not at all; OSError where there is no room.
+
+    Into a file that it knows numpy writes by C's library, whose errors have no number, and loses the end of an array
+    without one: so it gets a file that is nothing but a place to write to.
+    """
+    with run_folder.writing(path) as file:
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def digest_of(arrays: Iterable[np.ndarray], config: Mapping | None = None) -> str:

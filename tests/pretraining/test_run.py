@@ -1,5 +1,6 @@
 """`pretrain` from pictures to a model folder, with photographs, a teacher and a discriminator, in a few steps each."""
 
+import resource
 import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dermjax import __main__
 from dermjax.pretraining import run as stage
 from dermjax.weights import diffusers
 
@@ -49,17 +51,32 @@ def test_a_killed_run_makes_the_chunks_alone_that_are_missing(drawn, monkeypatch
     class Killed(Exception):
         pass
 
-    def dies(path, array, save=np.save):
+    def dies(path, array, write=stage.write_array):
         if array[0, 0, 0, 0] >= 4:
             path.write_bytes(b"half of it")
             raise Killed
-        save(path, array)
+        write(path, array)
 
     for number in (12, 10):  # the second takes the first chunk, whose images the first has joined
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(np, "save", dies)
+            patch.setattr(stage, "write_array", dies)
             drawn(number)
         assert drawn(number) == number - 4
+
+
+@pytest.mark.parametrize("room", [500_000, 2_000_000], ids=["for no chunk", "for chunks alone"])
+def test_phantoms_without_room_are_one_line_and_are_made_once_there_is(drawn, tmp_path, room):
+    """A chunk has 0.8 MB, all have 2.4. A file that is mapped would end the process by a signal on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            drawn(12, size=256)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert __main__._mendable(error.value).endswith("File too large; make room, then the same command")
+    assert not list(tmp_path.glob("images_*"))
+    assert drawn(12, size=256) == (12 if room < 800_000 else 0)
 
 
 @pytest.mark.slow
