@@ -276,7 +276,7 @@ def report_stale(path: Path, causes: Mapping) -> None:
     removed = f"; {len(outdated)} of an older version removed" if outdated else ""
     say(f"{name} in {path.parent} are computed again ({differences(nearest, causes)}){removed}")
     for other in outdated:
-        shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
+        _discard(other)
         other.with_suffix(".json").unlink(missing_ok=True)
 
 
@@ -376,7 +376,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Yields a file that has the name `path` once it is complete; what is raised within leaves the old content."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part(path)
     try:
         with part.open("wb") as file:
             yield file
@@ -389,6 +389,19 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    """Returns a name beside a path that is nobody else's: processes of two hosts may have the same number."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+
+
+def _discard(path: Path) -> None:
+    """Removes a file or a folder that other runs may be removing as well: the one that moves it away does."""
+    away = _part(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(away)
+        shutil.rmtree(away) if away.is_dir() else away.unlink()
 
 
 def make_folder(workdir: Path) -> None:
@@ -440,7 +453,10 @@ def _causes(path: Path) -> dict:
 
 def _arrays_alone(path: Path) -> bool:
     """Returns whether a path is an array or a folder of arrays; killed runs leave hidden files."""
-    files = path.iterdir() if path.is_dir() else [path]
+    try:
+        files = list(path.iterdir()) if path.is_dir() else [path]
+    except FileNotFoundError:  # another run has removed it
+        return False
     return all(each.suffix == ".npy" or each.name.startswith(".") for each in files)
 
 

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,19 @@ def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_writers_of_the_same_process_number_do_not_meet(tmp_path):
+    """As those of pods on several hosts; a killed one's part is swept."""
+    path = tmp_path / "image.npy"
+    with run_folder.writing(path) as one:
+        with run_folder.writing(path) as other:
+            assert len(parts := list(tmp_path.iterdir())) == 2
+            assert all(run_folder.PART.fullmatch(part.name) for part in parts)
+            one.write(b"one")
+            other.write(b"the other")
+        assert path.read_bytes() == b"the other"
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
 CAUSES = {"numeric_versions": {"vae": 2}, "arithmetic": "float32", "images": "0123"}
 
 
@@ -220,6 +234,28 @@ def test_newer_versions_keep_what_they_made_and_strangers_keep_their_files(tmp_p
     assert "(numeric_versions.vae: 3 -> 2)" in capsys.readouterr().out
     run_folder.report_stale(run_folder.derived(tmp_path, "features", CAUSES), CAUSES)
     assert (tmp_path / "0123456789abcdef" / "a photograph.png").exists() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("when", ["looks", "removes"])
+def test_what_another_run_removes_at_the_same_time_is_let_go(tmp_path, monkeypatch, when):
+    """Two runs of new code that share a folder both find what an older version left."""
+    old = tmp_path / "features_0123456789abcdef"
+    old.mkdir()
+    (old / "0.npy").touch()
+    is_dir, rmtree = run_folder.Path.is_dir, shutil.rmtree
+
+    def looked(path):
+        found = is_dir(path)
+        if path == old:
+            rmtree(old)
+        return found
+
+    if when == "looks":
+        monkeypatch.setattr(run_folder.Path, "is_dir", looked)
+    else:
+        monkeypatch.setattr(shutil, "rmtree", lambda path: (rmtree(path), rmtree(path)))
+    run_folder.report_stale(run_folder.derived(tmp_path, "features", CAUSES), CAUSES)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_run_at_a_time_works_in_a_folder(tmp_path, monkeypatch):

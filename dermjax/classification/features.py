@@ -15,11 +15,13 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 
 import jax
 import numpy as np
 from einops import rearrange
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dermjax import run_folder, sharding
@@ -66,19 +68,27 @@ class Features:
         return self.folder / f"{record.sha256}{f'-{self.policy}-{view}' if view else ''}.npy"
 
     def read(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
-        """Returns the features [n, V, ...] of some images; those that are not in the folder are computed first."""
+        """Returns the features [n, V, ...] of some images; those that are not in the folder are computed first.
+
+        The first process says which those are: all of them compute rows of the same batches.
+        """
         pairs = [(record, view) for record in records for view in range(views)]
-        missing = list({self.path(*pair): pair for pair in pairs if not self.path(*pair).is_file()}.values())
+        distinct = {self.path(*pair): pair for pair in pairs}
+        first = jax.process_index() == 0
+        absent = np.array([first and not path.is_file() for path in distinct], bool)
+        missing = list(compress(distinct.values(), multihost_utils.broadcast_one_to_all(absent)))
         if missing:
             self._compute(manifest, missing)
         with ThreadPoolExecutor(READERS) as pool:
-            files = pool.map(lambda pair: self.path(*pair).read_bytes(), pairs)
+            files = pool.map(self._bytes, pairs)
             # one after the other: Python 3.11 may fail where several threads parse, as np.load does with a header
             values = [self._load(*each) for each in zip(pairs, files, strict=True)]
         return rearrange(np.stack(values), "(n V) ... -> n V ...", V=views)
 
     def _compute(self, manifest: Manifest, missing: list[tuple[Record, int]]) -> None:
-        if not self.folder.is_dir():
+        """Computes views in every process; the first one writes them."""
+        first_process = jax.process_index() == 0
+        if first_process and not self.folder.is_dir():
             run_folder.report_stale(self.folder, self.causes)
             run_folder.write_causes(self.folder, self.causes)
             self.folder.mkdir(exist_ok=True)
@@ -93,9 +103,12 @@ class Features:
                 padded = np.zeros((len(rows), side, side, 3), np.float32)  # the last batch is as large as the others
                 for row, view in enumerate(views):
                     padded[row] = view
-                values = np.asarray(lower(*trees, sharding.place(padded, self.grid)), kind)
-                list(pool.map(self._save, pairs, values[: len(pairs)]))
+                values = np.asarray(lower(*trees, sharding.place(padded, self.grid)), kind)[: len(pairs)]
+                self._check(pairs, values)
+                if first_process:
+                    list(pool.map(self._save, pairs, values))
                 progress.update(len(pairs))
+        multihost_utils.sync_global_devices("dermjax: features written")
 
     def _view(self, manifest: Manifest, pair: tuple[Record, int]) -> np.ndarray:
         """Returns a view [S, S, 3] of one image, augmented as its digest draws it."""
@@ -104,12 +117,24 @@ class Features:
         rng = np.random.default_rng((int(record.sha256[:16], 16), view))
         return POLICIES[self.policy](image, rng) if view else images.to_model(image)
 
+    def _check(self, pairs: list[tuple[Record, int]], values: np.ndarray) -> None:
+        """Raises UserError, in every process, where features are no numbers."""
+        lost = [pair[0].image for pair, value in zip(pairs, values, strict=True) if not np.isfinite(value).all()]
+        if lost:
+            raise UserError(f"features of {lost[0]} are not finite numbers; the weights or the file are damaged")
+
     def _save(self, pair: tuple[Record, int], value: np.ndarray) -> None:
-        if not np.isfinite(value).all():
-            raise UserError(f"features of {pair[0].image} are not finite numbers; the weights or the file are damaged")
         file = io.BytesIO()
         np.save(file, value)
         write_atomically(self.path(*pair), file.getvalue())
+
+    def _bytes(self, pair: tuple[Record, int]) -> bytes:
+        path = self.path(*pair)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            gone = "removed meanwhile, or not on a disk that all hosts share"
+            raise UserError(f"features {path}: {gone}; mend that, then the same command") from error
 
     def _load(self, pair: tuple[Record, int], file: bytes) -> np.ndarray:
         try:

@@ -135,6 +135,19 @@ def test_features_of_other_code_or_arithmetic_are_computed_again(real, tmp_path,
     assert "again" not in capsys.readouterr().out
 
 
+def test_the_first_process_alone_writes_and_removes_features(real, tmp_path, monkeypatch):
+    """The others compute what it lacks and read what it wrote; where that is on another disk, they say so."""
+    manifest = records.read(real)
+    old = tmp_path / "features_0123456789abcdef"
+    old.mkdir()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    asked = "dermjax.classification.features.multihost_utils.broadcast_one_to_all"
+    monkeypatch.setattr(asked, lambda absent: ~absent)  # the first process lacks them all
+    with pytest.raises(UserError, match="removed meanwhile, or not on a disk that all hosts share") as error:
+        features(tmp_path).read(manifest, manifest.split("test")[:3], 1)
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == [old]
+
+
 def test_mixtures_of_features_are_exact_resumable_and_in_turns():
     sources = [np.full((n, 1, 3), value, np.float32) for value, n in enumerate((5, 4, 7, 3))]
     nothing = Manifest(labels=("a", "b"), root=Path(), records=())
