@@ -100,7 +100,7 @@ def fit(
     A step whose loss or gradient is not finite changes nothing.
 
     Raises:
-      UserError: a checkpoint is damaged or of another model, or there is no room for one.
+      UserError: a checkpoint is damaged, of another model or of a later step, or there is no room for one.
       NotFinite: a UserError, the loss was not finite FAILURES times in a row, or at the end: nothing was saved since.
       Stopped: the run was told to stop (SIGTERM, or a machine that is taken away) and has saved its last step.
       KeyboardInterrupt: the same, of Ctrl-C.
@@ -108,7 +108,11 @@ def fit(
     folder, evaluates = workdir / "checkpoints", config.evaluate_every > 0
     shardings = sharding.tree_shardings(state, sharding.RULES, mesh)
     target = sharding.shaped(state, shardings)
-    resumed = bool(checkpoints.steps(folder))
+    saved = max(checkpoints.steps(folder), default=0)
+    if saved > config.steps:  # its state would pass for that of fewer steps
+        asked = f"{folder} holds step {saved} and {config.steps} steps are asked for"
+        raise UserError(f"{task.title}: {asked}; give {saved} or more, or train anew in another --workdir")
+    resumed = saved > 0
     if resumed:
         consume(state)  # the restored one takes its memory: of a whole UNet two would be 17 GB
         machine.release_memory()

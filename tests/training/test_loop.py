@@ -47,6 +47,22 @@ def test_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path):
     assert final[0]["step"] == final[1]["step"] == 20
 
 
+def test_a_checkpoint_of_a_later_step_is_not_the_result_of_fewer(train, tmp_path):
+    train(tmp_path, 10)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="line: .*checkpoints holds step 10 and 7 steps are asked for; give 10") as error:
+        train(tmp_path, 7)
+    assert "\n" not in str(error.value) and (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert int(train(tmp_path, 10).step) == 10
+
+
+def test_a_run_that_ended_early_gives_its_best_again(train, tmp_path):
+    losses = {0: 9.0, 5: 1.0, 10: 2.0, 15: 3.0}
+    look = {"evaluate": lambda state, constants: {"held_out": losses[int(state.step)]}, "minimise": "held_out"}
+    for _ in range(2):
+        assert int(train(tmp_path, 20, evaluate_every=5, patience=5, **look).step) == 5
+
+
 def test_a_copy_within_a_step_is_noticed(train, tmp_path, monkeypatch):
     """The guard that every test here runs under: a batch that was not placed has to be fetched by the step."""
     monkeypatch.setattr(sharding, "place", lambda batch, grid: batch)
