@@ -122,8 +122,11 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     """Writes `out`: what a classifier predicts of a folder of images or of a manifest, on all devices there are.
 
     Raises:
-      UserError: there is no classifier or no image, an image cannot be decoded, or the classes are others.
+      UserError: there is no classifier or no image, an image cannot be decoded, or the classes are others; a batch of
+        less than 1.
     """
+    if batch < 1:
+        raise UserError(f"--batch={batch}: give 1 or more")
     network, (params, variables) = networks.load(Path(classifier))
     source, labels = Path(predict), network.labels
     is_manifest = (source / records.FILE).is_file() or source.is_file()

@@ -111,6 +111,11 @@ def test_the_command_is_classify_without_a_config(trained, tmp_path, command):
     assert code == 0 and "16 images" in out and len(rows(tmp_path / "said.csv")) == 16
     code, _, error = command("classify", "--predict=nowhere", f"--classifier={workdir}", "--out=said.csv")
     assert code == 2 and error.count("\n") == 1 and "nowhere: no such folder" in error
+    for batch in (0, -4):
+        code, _, error = command(
+            "classify", "--predict=nowhere", f"--classifier={workdir}", "--out=a", f"--batch={batch}"
+        )
+        assert code == 2 and error == f"dermjax classify --predict: --batch={batch}: give 1 or more\n"
     code, _, error = command("classify", "--predict=nowhere")
     assert code == 2 and "--classifier is missing" in error
 
