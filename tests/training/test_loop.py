@@ -50,7 +50,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(train, tmp_path):
 def test_a_checkpoint_of_a_later_step_is_not_the_result_of_fewer(train, tmp_path):
     train(tmp_path, 10)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="line: .*checkpoints holds step 10 and 7 steps are asked for; give 10") as error:
+    with pytest.raises(UserError, match=r"holds step 10 and 7 steps are asked for; give 10 or more") as error:
         train(tmp_path, 7)
     assert "\n" not in str(error.value) and (tmp_path / "metrics.jsonl").read_bytes() == before
     assert int(train(tmp_path, 10).step) == 10
