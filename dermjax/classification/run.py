@@ -284,13 +284,21 @@ def cooled_head(head: Params, temperature: float) -> Params:
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the temperature under which logits [n, L] give labels [n] the highest likelihood, within TEMPERATURES."""
+    """Returns the temperature under which logits [n, L] give labels [n] the highest likelihood, within TEMPERATURES.
+
+    Says where a bound is as good: the lower one where all images are right, the upper one where logits are of no use.
+    """
 
     def surprise(log_temperature: float) -> float:
         log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=-1)
         return -float(log_probabilities[np.arange(len(labels)), labels].mean())
 
-    return float(np.exp(minimize_scalar(surprise, bounds=np.log(TEMPERATURES), method="bounded").x))
+    found = minimize_scalar(surprise, bounds=np.log(TEMPERATURES), method="bounded").x
+    # not by how near it is: below some temperature the surprise of images that are all right is 0 wherever one looks
+    for bound in (each for each in TEMPERATURES if surprise(np.log(each)) <= surprise(found)):
+        say(f"classify: calibration ended at its bound, {bound:g}: the validation images do not tell how sure the "
+            "classifier may be; take its probabilities as an order alone")  # fmt: skip
+    return float(np.exp(found))
 
 
 def _float32(kernel: np.ndarray, bias: np.ndarray) -> Params:

@@ -206,6 +206,19 @@ def test_the_temperature_of_overconfident_logits_is_found():
     assert cooled["kernel"][0, 0] == cooled["bias"][0] == 0.25
 
 
+@pytest.mark.parametrize(
+    ("margin", "wrong", "bound"),
+    [(0.5, 0, "0.05"), (200, 0, "0.05"), (0.5, 8, ""), (4, 8, ""), (200, 8, "20"), (0.5, 40, "20"), (200, 40, "20")],
+)
+def test_a_calibration_that_ends_at_its_bound_is_said(capsys, margin, wrong, bound):
+    """With a margin of 200 the search ends somewhere above the bound where all images are right."""
+    labels = np.arange(40) % 2
+    found = run.fitted_temperature(margin * np.eye(2)[np.where(np.arange(40) < wrong, 1 - labels, labels)], labels)
+    said = capsys.readouterr().out
+    assert run.TEMPERATURES[0] <= found <= run.TEMPERATURES[1] and said.count("\n") == bool(bound)
+    assert not bound or f"classify: calibration ended at its bound, {bound}: " in said
+
+
 @pytest.mark.parametrize("recipe", ["frozen", "last"])
 def test_what_is_frozen_stays_bit_for_bit(real, tmp_path, recipe):
     shape = {"patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
