@@ -13,6 +13,7 @@ from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.models import configs, vit
 from dermjax.models.classifier import ARCHITECTURES, Classifier, Params, describe, fresh
+from dermjax.progress import say
 from dermjax.training import checkpoints
 from dermjax.training.optimizers import pick
 from dermjax.training.state import create
@@ -41,6 +42,8 @@ def build(config: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Para
         kind = classifier.config["model_type"]
         if kind not in kinds:
             raise UserError(f"config.init = {init} is a {kind}, not a {name}; change config.init or config.classifier")
+        if idle := configs.dropouts(classifier.config):
+            say(f"config.init = {init}: {', '.join(idle)}: nothing is dropped here, in training neither")
     else:
         settings = config.architecture[name].to_dict()
         settings |= vit.vit_settings(settings.pop("name")) if "name" in settings else {}
@@ -54,13 +57,15 @@ def build(config: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Para
 
 
 def check_architecture(name: str, settings: dict, defaults: dict) -> None:
-    """Raises UserError for settings that an architecture has not, sizes beyond any network's, and a width that its
-    heads do not divide."""
+    """Raises UserError for settings that an architecture has not, sizes beyond any network's, dropout, and a width that
+    its heads do not divide."""
     unknown = sorted(set(settings) - set(defaults))
     if unknown:
         raise UserError(f"config.architecture.{name}.{unknown[0]}: there are {', '.join(defaults)}")
     if wrong := configs.unfit(settings, configs.CLASSIFIER):
         raise UserError(f"config.architecture.{name}.{wrong[0]}")
+    if idle := configs.dropouts(settings):
+        raise UserError(f"config.architecture.{name}.{idle[0]}: nothing is dropped here; leave it out")
     shape = defaults | settings
     width, heads = shape.get("hidden_size", 0), shape.get("num_attention_heads", 1)
     if width % heads:

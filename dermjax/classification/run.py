@@ -46,6 +46,11 @@ from dermjax.weights import classifiers
 DONE = "metrics.json"
 LEFT = ("checkpoints", DONE)  # by which it is known that a run has begun
 TEMPERATURES = (0.05, 20.0)
+UNREAD = {  # options that a recipe does nothing with, and what they are where nobody gave them
+    "full": {"views": 1, "features": "", "last_blocks": 2},
+    "last": {},
+    "frozen": {"last_blocks": 2},
+}
 STATISTICS = {"shared": False, "separate": True}  # whether those of synthetic images are apart
 NAMES = {
     "classifier": networks.CLASSIFIERS,
@@ -115,11 +120,27 @@ def check(config: ConfigDict) -> Mesh:
         )
     if STATISTICS[config.synthetic_statistics]:
         _check_separate(config)
+    _check_recipe(config)
     if config.features and Path(config.features).exists() and not Path(config.features).is_dir():
         raise UserError(f"config.features = {config.features}: is no folder; give one, or leave it empty")
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(config.batch, config.accumulate, grid)
     return grid
+
+
+def _check_recipe(config: ConfigDict) -> None:
+    """Raises UserError for options that the recipe does nothing with."""
+    for name, default in UNREAD[config.recipe].items():
+        if config[name] != default:
+            takes = " or ".join(recipe for recipe, unread in UNREAD.items() if name not in unread)
+            idle = f"config.{name} = {config[name]}: config.recipe = {config.recipe} does nothing with it"
+            raise UserError(f"{idle}; leave it out, or take the recipe {takes}")
+    # the first view of an image is the image as it is, and mild is what nobody gave
+    if config.recipe != "full" and config.views == 1 and config.augment not in ("none", "mild"):
+        raise UserError(
+            f"config.augment = {config.augment}: config.recipe = {config.recipe} augments the views of an image after "
+            "the first; give config.views = 2 or more, or take the recipe full"
+        )
 
 
 def _check_separate(config: ConfigDict) -> None:

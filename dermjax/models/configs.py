@@ -64,6 +64,8 @@ COUNT = integer(1, 2**12)  # of channels, heads, groups and pixels a side
 DEPTH = integer(1, 64)  # layers of a transformer, of which OpenCLIP's largest has 48
 LAYERS, BLOCKS = integer(1, 16), 8  # in a block and blocks in a network; Stable Diffusion has 2 and 4
 TIMES = 2**16  # of training
+# of classifiers' training, in which ours drop nothing
+DROPOUTS = ("attention_probs_dropout_prob", "classifier_dropout_prob", "drop_path_rate", "hidden_dropout_prob")
 EPSILON, BETA = number(1e-16, 1), number(0, 0.9999)
 
 # fmt: off
@@ -184,6 +186,11 @@ def check_classifier(config: Mapping[str, Any], source: str) -> None:
     if not wrong and config["image_size"] < config.get("patch_size", 1):
         wrong.append(f"patch_size = {config['patch_size']} is more than image_size = {config['image_size']}")
     refuse(source, wrong)
+
+
+def dropouts(config: Mapping[str, Any]) -> list[str]:
+    """Returns the options of a classifier's config by which something would be dropped in training."""
+    return [f"{name} = {shown(config[name])}" for name in DROPOUTS if config.get(name)]
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:

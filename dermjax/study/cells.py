@@ -158,15 +158,14 @@ def train(
     start = config.init
     for number, phase in enumerate(phases, start=1):
         last = number == len(phases)
-        settings = ConfigDict(config.to_dict())
-        settings.seed, settings.init, settings.features = cell.seed, start, str(features)
+        settings = settings_of(config, phase)
+        settings.seed, settings.init = cell.seed, start
+        if settings.recipe != "full":
+            settings.features = settings.features or str(features)
         settings.steps = steps(config.steps, phase)
         settings.warmup = min(config.warmup, settings.steps // 4)
         settings.evaluate_every = min(config.evaluate_every, settings.steps)
         settings.synthetic_fraction = phase.fraction
-        settings.update(phase.changes)
-        if "augment" in phase.changes and config.recipe != "full":
-            settings.views = max(config.views, AUGMENTED_VIEWS)
         synthetic = material.of(cell.arm) if phase.fraction else None
         if synthetic and phase.draws:
             synthetic = arms.take_ratio(synthetic, real, phase.ratio, ranks(synthetic, cell.seed))
@@ -174,6 +173,15 @@ def train(
         where = folder if last else folder / f"phase{number}"
         classification.train(settings.lock(), where, real, synthetic, judged, material.tests if last else {})
         start = str(where / "classifier")
+
+
+def settings_of(config: ConfigDict, phase: arms.Phase) -> ConfigDict:
+    """Returns a classifier's config with what a phase changes of it."""
+    settings = ConfigDict(config.to_dict())
+    settings.update(phase.changes)
+    if "augment" in phase.changes and config.recipe != "full":
+        settings.views = max(config.views, AUGMENTED_VIEWS)
+    return settings
 
 
 def shrink(folder: Path) -> None:

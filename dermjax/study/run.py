@@ -103,8 +103,7 @@ def plan(config: ConfigDict) -> list[Cell]:
         raise UserError("config.classifiers: none; add at least one")
     for arm, phase in [(name, phase) for name in trained for phase in arms.phases(name)]:
         for name, classifier in config.classifiers.items():
-            changed = ConfigDict(classifier.to_dict())
-            changed.update(phase.changes)
+            changed = cells.settings_of(classifier, phase)
             check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, classification.check)
             real = changed.batch * (1 - phase.fraction)
             if changed.synthetic_statistics == "separate" and real != round(real):

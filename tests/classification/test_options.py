@@ -1,5 +1,6 @@
 """Options of `classify` that cannot be meant are one line before anything is read; those that can be do as they say."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -52,7 +53,13 @@ def real(tmp_path_factory):
         ({"layer_decay": 0.0}, "config.layer_decay = 0.0: give more than 0"),
         ({"label_smoothing": 1.0}, "config.label_smoothing = 1.0: give 0 or more and less than 1"),
         ({"ema_decay": 1.0}, "config.ema_decay = 1.0: give 0 or more and less than 1"),
-        ({"features": __file__}, "config.features = .* is no folder"),
+        ({"recipe": "last", "features": __file__}, "config.features = .* is no folder"),
+        ({"recipe": "frozen", "augment": "strong"}, "augment = strong: config.recipe = frozen .* config.views = 2"),
+        ({"recipe": "last", "augment": "randaugment"}, "config.recipe = last augments .* after the first"),
+        ({"views": 4}, "views = 4: config.recipe = full does nothing with it; .* take the recipe last or frozen"),
+        ({"features": "shared"}, "config.features = shared: config.recipe = full does nothing with it"),
+        ({"last_blocks": 1}, "last_blocks = 1: config.recipe = full does nothing with it; .* take the recipe last$"),
+        ({"recipe": "frozen", "last_blocks": 1}, "config.last_blocks = 1: config.recipe = frozen does nothing with it"),
         ({"synthetic_fraction": 1.5}, "config.synthetic_fraction = 1.5: give 0 to 1"),
         ({"synthetic_weight": 0.0}, "config.synthetic_weight = 0.0: give more than 0"),
         ({"synthetic_targets": "juge"}, "config.synthetic_targets 'juge' is unknown; did you mean judge"),
@@ -95,6 +102,7 @@ def test_images_are_cut_into_whole_patches(real, tmp_path):
         ({"num_hidden_layers": 10**7}, "config.architecture.vit.num_hidden_layers = 10000000 should be a whole"),
         ({"hidden_size": 10**9}, "config.architecture.vit.hidden_size = 1000000000 should be a whole"),
         ({"num_layers": 3}, "config.architecture.vit.num_layers: there are .*, num_hidden_layers"),
+        ({"hidden_dropout_prob": 0.1}, "config.architecture.vit.hidden_dropout_prob = 0.1: nothing is dropped here"),
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_one_line(changed, told):
@@ -104,10 +112,31 @@ def test_an_architecture_that_cannot_be_built_is_one_line(changed, told):
         networks.build(ConfigDict(config), ("a", "b"))
 
 
+def test_dropout_in_a_folder_is_said_to_do_nothing(real, tmp_path, capsys):
+    run.run(RUN["settings"](real, steps=1), tmp_path / "first")
+    file = tmp_path / "first" / "classifier" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_dropout_prob": 0.1}))
+    capsys.readouterr()
+    config = RUN["settings"](real, init=str(tmp_path / "first"))
+    networks.build(config, ("benign", "malignant"))
+    told = f"config.init = {config.init}: hidden_dropout_prob = 0.1: nothing is dropped here, in training neither\n"
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("recipe", ["full", "last", "frozen"])
+def test_what_nobody_gave_can_be_meant(real, recipe):
+    """And augment = none, which is what a recipe on one view of each image does."""
+    run.check(RUN["settings"](real, recipe=recipe))
+    run.check(RUN["settings"](real, recipe=recipe, augment="none"))
+    if recipe != "full":
+        run.check(RUN["settings"](real, recipe=recipe, augment="strong", views=2, features="shared"))
+
+
 @pytest.mark.parametrize(("recipe", "mixing"), [("frozen", "mixup"), ("last", "mixup")])
 def test_a_mean_of_features_is_learnt_from_in_parts_too(real, tmp_path, recipe, mixing):
     """Two blobs of colour are told apart, whose targets are mixed by as much as their features."""
-    config = RUN["settings"](real, recipe=recipe, last_blocks=1, mixing=mixing, accumulate=2, steps=24, warmup=30)
+    blocks = {"last_blocks": 1} if recipe == "last" else {}
+    config = RUN["settings"](real, recipe=recipe, mixing=mixing, accumulate=2, steps=24, warmup=30, **blocks)
     run.run(config, tmp_path)
     curve = writers.read(tmp_path / "metrics.jsonl")
     assert curve[-1]["validation_auroc"] == 1.0 and np.isfinite(curve[-1]["loss"])
@@ -124,6 +153,14 @@ def test_features_are_mixed_as_much_as_their_targets(shape):
     assert mixed["targets"][:, 1].max() > 0 and not np.array_equal(mixed["image"], image)
     everywhere = np.broadcast_to(mixed["targets"][:, 1].reshape(-1, *(1 for _ in shape)), image.shape)
     np.testing.assert_allclose(mixed["image"], everywhere, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["frozen", "last", "full"])
+def test_an_arm_of_a_study_may_augment(variant):
+    config = runpy.run_path(str(STUDY))["get_config"](variant)
+    config.arms = ("real_equal_steps", "real_augmented")
+    config.synthetic = config.training = config.manifest = "runs/prepare"
+    assert len(study.plan(config)) == 2 * len(config.classifiers) * len(config.shots) * len(config.seeds)
 
 
 def test_a_study_says_it_before_it_tunes_a_generator():

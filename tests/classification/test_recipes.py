@@ -226,7 +226,9 @@ def test_what_is_frozen_stays_bit_for_bit(real, tmp_path, recipe):
     config = DRAW["settings"](real)
     config = type(config)(config.to_dict())
     config.architecture.vit = shape
-    config.update(recipe=recipe, last_blocks=1, views=2, layer_decay=0.5, patience=6, evaluate_every=3)
+    config.update(recipe=recipe, views=2, layer_decay=0.5, patience=6, evaluate_every=3)
+    if recipe == "last":
+        config.last_blocks = 1
     run.run(config.lock(), tmp_path / recipe)
     file = load_file(tmp_path / recipe / "classifier" / "model.safetensors")
     start = fresh(describe("vit", shape, ("benign", "malignant"), 32), np.float32).init(config.seed)[0]

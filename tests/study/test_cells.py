@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dermjax.errors import UserError
 from dermjax.evaluation import wording
 from dermjax.study import arms, cells
 from dermjax.study.cells import claimed
+
+STUDY = Path(__file__).parents[2] / "configs" / "study.py"
 
 
 def test_a_cell_is_claimed_once(tmp_path):
@@ -91,6 +94,25 @@ def test_every_seed_draws_its_own_synthetic_images():
     assert some == drawn(20, 3, 0) and some != other
     assert {r.image for r in drawn(20, 1, 0)} < {r.image for r in some} < {r.image for r in drawn(40, 3, 0)}
     assert len(drawn(20, 10, 0)) == 400, "as many as there are"
+
+
+@pytest.mark.parametrize("recipe", ["full", "last", "frozen"])
+def test_every_arm_has_options_that_its_recipe_does_something_with(monkeypatch, tmp_path, recipe):
+    """`classify` refuses features without frozen blocks, and augmentation of frozen ones without further views."""
+    given = []
+    monkeypatch.setattr(cells.classification, "train", lambda settings, *_: given.append(settings))
+    config = runpy.run_path(str(STUDY))["get_config"]("frozen").classifiers.vit
+    config.recipe = recipe
+    material = cells.Material(real=images(4, "none"), synthetic=images(8, "synthetic"), tests={})
+    for arm in ("real_equal_steps", "real_augmented", "synthetic_then_real"):
+        cells.train(cells.Cell(0, "vit", 0, arm, 0), config, material, {}, tmp_path / "features", tmp_path)
+    for settings in given:
+        cells.classification.check(settings)
+    shared, views = ("", 1) if recipe == "full" else (str(tmp_path / "features"), cells.AUGMENTED_VIEWS)
+    assert [settings.features for settings in given] == 4 * [shared]
+    assert [(settings.augment, settings.views) for settings in given] == [
+        ("mild", 1), ("strong", views), ("mild", 1), ("mild", 1)
+    ]  # fmt: skip
 
 
 def test_what_draws_images_is_known_by_its_arm():
