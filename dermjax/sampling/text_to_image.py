@@ -26,7 +26,7 @@ from dermjax.sampling.requests import SamplerSettings
 
 Array = jax.Array
 # Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
-NUMERIC_VERSION = 2
+NUMERIC_VERSION = 3  # 3: ladders of single files that others wrote, grey masks
 GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 

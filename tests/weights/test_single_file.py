@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dermjax.data import tokens
+from dermjax.diffusion import samplers
 from dermjax.errors import UserError
 from dermjax.models.stable_diffusion import SD15, SD21, StableDiffusion
 from dermjax.weights import diffusers as folders
@@ -278,6 +279,11 @@ def test_the_scheduler_of_marked_files(marks, prediction, pure, where):
     if pure:  # where the last training time is asked for, by a scheduler of diffusers that rescales
         assert (scheduler["timestep_spacing"], scheduler["_class_name"]) == ("trailing", "DDIMScheduler")
         assert scheduler["clip_sample"] is False
+    else:  # as in Stable Diffusion's published files, which each sampler reads as its own
+        first = {
+            name: samplers.get_sampler(name).ladder(scheduler, 20, "").times[0] for name in ("Euler", "DDIM", "PLMS")
+        }
+        assert first == {"Euler": 999, "DDIM": 951, "PLMS": 951}
     forced = single_file.describe(shapes_only(names), texts, "epsilon", np.float32, "x")
     assert forced.prediction == "epsilon"
 
