@@ -7,6 +7,7 @@ is a list of sigmas that the user gives. Everything here is made on the host in 
 T training times.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -158,7 +159,8 @@ def walked_steps(steps: int, strength: float) -> int:
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength:g}: give more than 0 and at most 1")
     if int(steps * strength) < 1:
-        raise UserError(f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:g}")
+        least = math.ceil(1e4 / steps) / 1e4
+        raise UserError(f"strength {strength:g} of {steps} steps leaves none; give at least {least:g}")
     return int(steps * strength)
 
 

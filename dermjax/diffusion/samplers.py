@@ -309,10 +309,11 @@ def deis(denoise: Denoiser, x: Array, ladder: Ladder, keys: Array) -> Array:
     """DEIS: the polynomial in log sigma through the last two slopes, integrated. Order 2.
 
     Zhang and Chen 2022, arXiv 2204.13902, "log-rho", as diffusers' DEISMultistepScheduler has it, which makes the last
-    of fewer than 15 steps Euler's.
+    of fewer than 15 steps Euler's. So is one to sigma 0, which has no logarithm: a list of sigmas may end there.
     """
-    weights = interpolating(ladder.sigmas, 2, np.log, np.exp)
-    if ladder.requested < 15:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = interpolating(ladder.sigmas, 2, np.log, np.exp)
+    if ladder.requested < 15 or ladder.sigmas[-1] == 0:
         weights[-1] = [1, 0]
     return along_slopes(denoise, x, ladder, keys, weights)
 
@@ -470,7 +471,9 @@ class Sampler:
     spacing: str = ""
 
     def check(self, spacing: str) -> None:
-        """Raises UserError for a spacing that this sampler cannot walk."""
+        """Raises UserError for a spacing that this sampler cannot walk, or beside the one that its name asks for."""
+        if self.spacing and spacing not in ("", self.spacing):
+            raise UserError(f"spacing {spacing!r}: {self.name} names its own; leave out one of the two")
         ladders.check(self.layout, spacing)
 
     def ladder(self, scheduler: dict, steps: int, spacing: str) -> Ladder:
@@ -478,6 +481,7 @@ class Sampler:
 
         Steps out of range and a spacing that it cannot walk are a UserError.
         """
+        self.check(spacing)
         return ladders.ladder(self.layout, scheduler, steps, spacing or self.spacing)
 
     def bounded(self, denoise: Denoiser, scheduler: dict) -> Denoiser:
@@ -526,17 +530,20 @@ def _with_eta(sampler: Sampler, eta: float, name: str) -> Sampler:
     if formula not in WITH_ETA:
         others = ", ".join(s.name for s in SAMPLERS.values() if getattr(s.sample, "func", None) in WITH_ETA)
         raise UserError(f"sampler {name!r}: {sampler.name} has no eta; {others} have")
-    if eta > 1:
+    if not 0 <= eta <= 1:
         raise UserError(f"sampler {name!r}: give an eta from 0, no fresh noise, to 1")
     return replace(sampler, name=f"{sampler.name} eta {eta:g}", sample=partial(formula, eta=eta), noisy=eta > 0)
 
 
 def _key(name: str) -> str:
-    """Returns a name without what people write in different ways: case, blanks, "Scheduler", ++ for pp."""
-    return re.sub(r"[\s_()-]|scheduler", "", name.lower()).replace("++", "pp")
+    """Returns a name without what people write in different ways: case, blanks, "Scheduler", ++ for pp.
+
+    A sign before a number for eta stays.
+    """
+    return re.sub(r"[_()]|(?<!eta)-|scheduler", "", re.sub(r"\s", "", name.lower())).replace("++", "pp")
 
 
-WRITTEN = re.compile(rf"(.*?)(?:eta(\d*\.?\d+))?({'|'.join(BENDS)})?")  # what `_key` returns, in parts
+WRITTEN = re.compile(rf"(.*?)(?:eta(-?\d*\.?\d+))?({'|'.join(BENDS)})?")  # what `_key` returns, in parts
 WITH_ETA = (ancestral, ddim, dpm2)  # the formulas in which eta means what it means in diffusers and k-diffusion
 
 IN_SIGMA = Layout(spacing="linspace")  # k-diffusion's: written in sigma, at any time

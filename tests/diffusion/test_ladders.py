@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from dermjax.diffusion import ladders, samplers, schedule
-from dermjax.diffusion.ladders import Layout, explicit, ladder
+from dermjax.diffusion.ladders import Layout, explicit, ladder, walked_steps
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import SCHEDULER
+from dermjax.models.stable_diffusion import SCHEDULER as SD15
 
-SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spacing"}  # which is each sampler's own
 TABLE = schedule.sigmas(SD15)
 EULER, SOLVER = Layout(spacing="linspace"), Layout(spacing="linspace", whole=True, spare=True)
 PLMS = Layout(spacing="leading", whole=True, bends=False, to_zero=False, ending="set_alpha_to_one")
@@ -129,6 +128,13 @@ def test_the_lower_part():
         whole.below(0.04)
 
 
+def test_the_least_strength_that_is_named_leaves_a_step():
+    for steps in range(1, 1001):
+        with pytest.raises(UserError) as told:
+            walked_steps(steps, 0.9 / steps)
+        assert walked_steps(steps, float(str(told.value).rpartition(" ")[2])) == 1
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_out_of_range(steps):
     with pytest.raises(UserError, match=f"steps {steps}: this sampler takes 1 to 1000"):
@@ -138,6 +144,16 @@ def test_steps_out_of_range(steps):
 def test_latent_consistency_takes_the_steps_it_was_distilled_at():
     with pytest.raises(UserError, match="steps 51: this sampler takes 1 to 50"):
         samplers.get_sampler("LCM").ladder(SD15, 51, "")
+
+
+def test_a_spacing_beside_that_of_a_name_is_refused():
+    """Of the two only one could be walked, and records would say both."""
+    sampler = samplers.get_sampler("DPM++ 2M Karras")
+    for spacing in ("trailing", "exponential", "10 3 0.5 0"):
+        for call in (sampler.check, lambda spacing: sampler.ladder(SD15, 3, spacing)):
+            with pytest.raises(UserError, match=f"spacing '{spacing}': .*Karras names its own; leave out one"):
+                call(spacing)
+    sampler.check("karras")
 
 
 def test_unknown_and_impossible_spacings_are_named():

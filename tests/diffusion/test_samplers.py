@@ -15,10 +15,9 @@ from dermjax.diffusion import denoiser, ladders, samplers
 from dermjax.diffusion.denoiser import DENOISED, Denoiser
 from dermjax.diffusion.schedule import normal
 from dermjax.errors import UserError
-from dermjax.models.stable_diffusion import SCHEDULER
+from dermjax.models.stable_diffusion import SCHEDULER as SD15
 
 MEAN, SPREAD = 0.7, 0.5
-SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spacing"}  # which is each sampler's own
 QUICK = ("Euler a", "Heun", "DPM++ 2M")  # one of each file; the others are as fast, but many
 
 
@@ -269,6 +268,15 @@ def test_names_of_diffusers_and_of_a1111(written, name):
         np.testing.assert_array_equal(sampler.ladder(SD15, 10, "").sigmas, karras.sigmas)
 
 
+@pytest.mark.parametrize("steps", [3, 15, 20])
+def test_deis_ends_at_0_where_a_list_of_sigmas_does(steps):
+    """Sigma 0 has no logarithm; an Euler step there lands on the denoised latents."""
+    spacing = " ".join(f"{sigma:.6f}" for sigma in [*np.geomspace(14.6, 0.03, steps), 0.0])
+    made = samplers.get_sampler("DEIS").ladder(SD15, steps, spacing)
+    end = samplers.deis(lambda x, sigma: jnp.full_like(x, 0.5), jnp.ones((2, 4, 4, 4)), made, keys(2))
+    np.testing.assert_allclose(end, 0.5, rtol=1e-6)
+
+
 def test_no_name_means_two_samplers():
     meant = {}
     for sampler in samplers.SAMPLERS.values():
@@ -285,8 +293,9 @@ def test_unknown_names():
         samplers.get_sampler("PLMS Karras")
     with pytest.raises(UserError, match="Heun has no eta; Euler a, DDIM, DDPM, DPM2, DPM2 a have"):
         samplers.get_sampler("Heun eta 0.5")
-    with pytest.raises(UserError, match="give an eta from 0, no fresh noise, to 1"):
-        samplers.get_sampler("DDIM eta 1.5")
+    for eta in ("1.5", "-0.4", "- 1"):
+        with pytest.raises(UserError, match="give an eta from 0, no fresh noise, to 1"):
+            samplers.get_sampler(f"DDIM eta {eta}")
 
 
 def test_the_table_is_printed(capsys):

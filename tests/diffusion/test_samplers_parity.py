@@ -21,7 +21,7 @@ import pytest
 
 from dermjax.diffusion import denoiser, samplers, schedule
 from dermjax.diffusion.schedule import normal
-from dermjax.models.stable_diffusion import SCHEDULER
+from dermjax.models.stable_diffusion import SCHEDULER as SD15
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -29,7 +29,6 @@ pytest.importorskip("diffusers")
 # diffusers' code meets numpy 2 through torch
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-SD15 = {key: value for key, value in SCHEDULER.items() if key != "timestep_spacing"}  # which is each sampler's own
 SHAPE = (2, 4, 4, 3)  # B h w C
 SPACINGS, PREDICTIONS = ("leading", "linspace", "trailing"), ("epsilon", "v_prediction", "sample")
 STEPS = (10, 20, 26, 50)
