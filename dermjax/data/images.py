@@ -62,6 +62,11 @@ def load(path: Path, size: int) -> np.ndarray:
     return _fit(_decode(path, 2 * size), size)
 
 
+def load_mask(path: Path, size: int) -> np.ndarray:
+    """The mask in an image file as bool [size, size]: brighter than half of its brightest, so that 0 and 1 do too."""
+    return load(path, size).mean(-1) > decode(path).mean(-1).max() / 2
+
+
 def load_any(image: ImageLike, size: int) -> np.ndarray:
     """As `load`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
     return load(Path(image), size) if isinstance(image, str | os.PathLike) else _fit(_upright(image), size)

@@ -20,8 +20,6 @@ from dermjax.diffusion import ladders
 from dermjax.errors import UserError
 from dermjax.sampling.requests import Request
 
-WHITE = 127  # a mask is painted over where it is lighter
-
 
 @dataclass(frozen=True)
 class InitImage:
@@ -56,7 +54,7 @@ class InitImages:
         if chosen:
             arrays["image"] = np.stack([images.load(each.image, size) for each in chosen])
         if any(each.mask for each in chosen):
-            arrays["mask"] = np.stack([images.load(each.mask, size).mean(-1) > WHITE for each in chosen])
+            arrays["mask"] = np.stack([_painted(each.mask, size) for each in chosen])
         return arrays
 
 
@@ -116,7 +114,16 @@ def _init_image(image: Path, mask: str) -> InitImage:
     path = Path(mask) / f"{image.stem}.png" if Path(mask).is_dir() else Path(mask)
     if (other := _size(path)) != size:
         raise UserError(f"mask {path}: {other}, but {image} is {size}; give a mask of its size")
+    _painted(path, min(images.read_shape(path)[:2]))
     return InitImage(image, path, digest | {"init_mask": digests.cached_sha256(path)})
+
+
+def _painted(path: Path, size: int) -> np.ndarray:
+    """Returns where a mask is painted over, bool [S, S]; one that is so nowhere is a UserError."""
+    mask = images.load_mask(path, size)
+    if not mask.any():
+        raise UserError(f"mask {path}: paints nothing in the middle square at {size} px; make it white where to paint")
+    return mask
 
 
 def _size(path: Path) -> str:

@@ -86,6 +86,28 @@ def test_rows_of_a_batch(tmp_path):
     assert rows["mask"].shape == (6, 16, 16) and rows["mask"][:, :, :8].all() and not rows["mask"][:, :, 8:].any()
 
 
+def test_a_mask_of_0_and_1_paints(tmp_path):
+    """As arrays and programs that draw masks have them, almost black."""
+    dark = Image.open(mask(tmp_path / "mask.png")).point(lambda level: level // 255)
+    dark.save(tmp_path / "dark.png")
+    image = picture(tmp_path / "mole.png")
+    bright, painted = (
+        init_images.read(image, str(tmp_path / name), 0.5, ASKED).arrays(ASKED, 16)["mask"]
+        for name in ("mask.png", "dark.png")
+    )
+    np.testing.assert_array_equal(painted, bright)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, 3, 16)])
+def test_a_mask_that_paints_nothing_is_refused(tmp_path, box):
+    """One that is black, and one that is white only where the square is cut off."""
+    nothing = Image.new("L", (24, 16), 0)
+    nothing.paste(255, box)
+    nothing.save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=r"mask .*m\.png: paints nothing in the middle square"):
+        init_images.read(picture(tmp_path / "a.png"), str(tmp_path / "m.png"), 0.5, ASKED)
+
+
 def test_a_folder_of_masks(tmp_path, manifest):
     folder = tmp_path / "masks"
     folder.mkdir()
