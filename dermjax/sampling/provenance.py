@@ -47,7 +47,7 @@ SETTING = re.compile(r'(\w[\w /-]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')  # of A
 LORA = re.compile(r"<lora:([^:<>]+):(-?\d*\.?\d+)>")  # in A1111's prompts
 LADDERS = ("karras", "exponential")  # of A1111's "Schedule type", those that our samplers' names take
 LONGEST = 8000  # characters of a text that is read
-FOLDERS = 4  # above a file in which its manifest is looked for
+FOLDERS = 5  # above a file in which its manifest is looked for: RUN/images/<way>/<transformation>/<label>/
 
 
 def generation(request: Request, size: int, digests: Mapping[str, Any]) -> dict:

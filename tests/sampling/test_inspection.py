@@ -46,6 +46,15 @@ def test_an_image_of_ours(command, made):
     assert "the bytes are those of the record, and it says the same" in said and "C2PA" not in said
 
 
+def test_a_transformed_image_is_found_in_its_manifest(command, made, tmp_path):
+    """It lies two folders deeper: images/<way>/<transformation>/<label>."""
+    deeper = tmp_path / "images" / "inpaint" / "larger" / "benign" / "0123.png"
+    deeper.parent.mkdir(parents=True)
+    made[0].rename(deeper)
+    listed(tmp_path, replace(made[1], image=deeper.relative_to(tmp_path).as_posix()))
+    assert "the bytes are those of the record" in command("provenance", deeper)[1]
+
+
 def test_disagreement_is_told(command, made, tmp_path):
     path, record = made
     listed(tmp_path, replace(record, generation=GENERATION | {"seed": 12}, rejected=("blur",)))
