@@ -165,6 +165,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _attention_masks(config: ConfigDict, manifest: Manifest, kept: list[Record]) -> list[np.ndarray]:
     """Returns the masks by attention of the kept images, bool [S, S] each at the model's size."""
     model = load_model(config.model, config.lora, config.lora_weight, (), "refuse", "float32")
+    if model.sd.configs["unet"]["in_channels"] != model.sd.configs["vae"]["latent_channels"]:
+        raise UserError(f"{config.model}: paints into pictures, and attention is of models without a mask; give one, "
+                        "or config.attention=False for masks by segmentation alone")  # fmt: skip
     tokenizer = load_tokenizer(model.sd.tokenizer, *model.sd.text_limits)
     words = [tokenizer(word).input_ids[1:-1] for word in config.words]
     prompts = [record.generation["prompt"] for record in kept]

@@ -4,6 +4,7 @@ import runpy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -110,3 +111,10 @@ def test_what_cannot_be_masked_is_named(made, tmp_path):
     records.write(tmp_path / records.FILE, replace(manifest, records=wordless))
     with pytest.raises(UserError, match="no prompt on its record"):
         masks.run(config(tmp_path), tmp_path / "out")
+
+
+def test_a_model_that_paints_into_pictures_has_no_attention_to_show(made, tmp_path, monkeypatch):
+    painting = SimpleNamespace(configs={"unet": {"in_channels": 9}, "vae": {"latent_channels": 4}})
+    monkeypatch.setattr(masks, "load_model", lambda *_: SimpleNamespace(sd=painting))
+    with pytest.raises(UserError, match=r"^inpainting: paints into pictures.* config\.attention=False"):
+        masks.run(config(made, model="inpainting"), tmp_path)
