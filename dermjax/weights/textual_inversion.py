@@ -27,6 +27,11 @@ from dermjax.weights.torch_layout import Tree
 FILES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder, as diffusers names them
 TOKENIZER = "tokenizer.json"  # all of a tokenizer, as transformers 5 writes it
 ADDED = "added_tokens.json"  # beside vocab.json: words with their numbers
+CONFIG, LISTED = (
+    "tokenizer_config.json",
+    "added_tokens_decoder",
+)  # beside vocab.json too: the same, and how each is found
+SPECIAL = "special_tokens_map.json"  # beside vocab.json: which words start and end a text
 PARAMS = "string_to_param."  # what AUTOMATIC1111's names begin with, once joined
 NUMBERS = "string_to_token."  # the word's number in somebody's tokenizer: a tensor in files of CompVis' own program
 MOST = 75  # vectors of a word: a prompt has no more tokens
@@ -130,21 +135,39 @@ def vocabulary(folder: Path) -> set[str]:
     for name in ("vocab.json", ADDED):
         if (folder / name).is_file():
             words |= read_json(folder / name).keys()
-    return words
+    return words | {each["content"] for each in _known(folder / CONFIG).get(LISTED, {}).values()}
 
 
 def enlarge(folder: Path, words: dict[str, int]) -> None:
-    """Adds words with their numbers to the files of a tokenizer."""
-    file = folder / TOKENIZER
-    if file.is_file():
-        content = read_json(file)
-        usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-        content["added_tokens"] += [{"id": number, "content": word, **usual} for word, number in words.items()]
-        file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    """Adds words with their numbers to the files of a tokenizer.
+
+    One that begins and ends in a letter is no part of a longer word, as in AUTOMATIC1111's program.
+    """
+    usual = {"lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    added = {
+        number: {"content": word, "single_word": word[0].isalnum() and word[-1].isalnum(), **usual}
+        for word, number in words.items()
+    }
+    if (folder / TOKENIZER).is_file():
+        content = read_json(folder / TOKENIZER)
+        content["added_tokens"] += [{"id": number, **each} for number, each in added.items()]
+        files = {TOKENIZER: content}
     else:
-        file = folder / ADDED
-        known = read_json(file) if file.is_file() else {}
-        file.write_text(json.dumps(known | words, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        known, config = _known(folder / ADDED), _known(folder / CONFIG)
+        if LISTED not in config:  # where it is, transformers heeds neither of the other two files
+            special = _known(folder / SPECIAL)
+            config |= {name: each["content"] if isinstance(each, dict) else each for name, each in special.items()}
+            config[LISTED] = {
+                number: {"content": word, "single_word": False, **usual} for word, number in known.items()
+            }
+        files = {ADDED: known | words, CONFIG: config | {LISTED: config[LISTED] | added}}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _known(file: Path) -> dict:
+    """Returns what a JSON file of a tokenizer says, {} where it is not there."""
+    return read_json(file) if file.is_file() else {}
 
 
 def with_leaf(tree: Tree, path: tuple[str, ...], leaf: np.ndarray) -> Tree:

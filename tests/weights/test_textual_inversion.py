@@ -103,6 +103,27 @@ def test_its_words_are_tokens_with_its_vectors(model, tmp_path):
     assert json.loads((tmp_path / "more" / "added_tokens.json").read_text()).keys() == {"<mole>", "<mole>_1"}
 
 
+@pytest.mark.parametrize("form", ["CLIP's files", "transformers 4's", "transformers 5's"])
+def test_a_word_is_not_cut_out_of_longer_ones(tmp_path, form):
+    """Nor is it lost beside the list of special words that transformers 4 saves in a tokenizer's config."""
+    folder = shutil.copytree(CLIP, tmp_path / "tokenizer")
+    if form == "transformers 4's":
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        words = {"49406": tokens.START, "49407": tokens.END}
+        special = {number: {"content": word, "special": True} for number, word in words.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": special}))
+    elif form == "transformers 5's":
+        tokens.load_tokenizer(CLIP).save_pretrained(folder := tmp_path / "saved")
+    before = tokens.tokenize(tokens.load_tokenizer(folder), ["dermoscopy, <|startoftext|>", ""])
+    textual_inversion.enlarge(folder, {"dermo": 49408})
+    textual_inversion.enlarge(folder, {"<mole>": 49409})
+    after = tokens.load_tokenizer(folder)
+    np.testing.assert_array_equal(tokens.tokenize(after, ["dermoscopy, <|startoftext|>", ""]), before)
+    assert after.tokenize("dermo, Dermo <mole>") == ["dermo", ",</w>", "dermo", "<mole>"]
+    assert [after.convert_tokens_to_ids(word) for word in ("dermo", "<mole>")] == [49408, 49409]
+    assert {"dermo", "<mole>", tokens.START, "a</w>"} <= textual_inversion.vocabulary(folder)
+
+
 @pytest.mark.parametrize("form", ["CLIP's files", "transformers' file"])
 def test_words_come_one_after_the_other_into_one_folder(model, tmp_path, form):
     """What an earlier attempt left in it is gone; the folder of the first word is the tokenizer of the second."""
