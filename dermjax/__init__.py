@@ -36,6 +36,7 @@ def load(
     lora_weight: float = 0.8,
     embeddings: "str | PathLike | Sequence[str | PathLike]" = (),
     precision: str = "",
+    long_prompts: str = "refuse",
 ) -> "Pipeline":
     """Returns a Stable Diffusion to call with prompts.
 
@@ -45,13 +46,15 @@ def load(
       lora: a file in PEFT's or kohya's form, merged into the model at lora_weight; 1 is as trained.
       embeddings: files of textual inversion, whose words prompts can use.
       precision: of the arithmetic: float32, bfloat16 or float16; "" is float32 on a CPU, else bfloat16.
+      long_prompts: what to do with prompts beyond the text encoder's tokens: refuse, or chunk, as AUTOMATIC1111 does.
     """
     from dermjax.sampling.model import load_model
-    from dermjax.sampling.pipeline import Pipeline
+    from dermjax.sampling.pipeline import Pipeline, number
 
     several = [embeddings] if isinstance(embeddings, str | PathLike) else embeddings
     name, adapter, *files = (expanduser(str(each)) for each in (model, lora or "", *several))
-    return Pipeline(load_model(name, adapter, lora_weight, files, "refuse", precision))
+    weight = number("lora_weight", lora_weight)
+    return Pipeline(load_model(name, adapter, weight, files, long_prompts, precision))
 
 
 def load_classifier(folder: str | PathLike) -> "LesionClassifier":

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from PIL import Image
 import dermjax
 from dermjax import config_file
 from dermjax.data import records
+from dermjax.data.leaks import training_images
 from dermjax.sampling import provenance
+from dermjax.sampling.pipeline import Pipeline
+from dermjax.sampling.requests import Request
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROMPT = "dermoscopy of a malignant mole"
@@ -85,6 +89,15 @@ def test_images_are_saved_behind_those_that_are_there(images, pipe, tmp_path):
     assert provenance.origin(third[0])["seed"] == 6
     with pytest.raises(dermjax.UserError, match="image 0: does not say how it was made"):
         pipe.save([Image.new("RGB", (8, 8))], tmp_path)
+
+
+def test_what_the_model_and_its_lora_saw_is_saved_with_images(images, pipe, tmp_path):
+    for name in ("tune", "lora"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / training_images.FILE).write_bytes(f"seen by {name}\n".encode())
+    for sources in ((tmp_path / "tune" / "model",), (tmp_path / "lora" / "lora.safetensors",), ()):
+        Pipeline(replace(pipe.model, sources=sources)).save(images[0], tmp_path / "saved")
+    assert (tmp_path / "saved" / training_images.FILE).read_bytes() == b"seen by tune\nseen by lora\n"
 
 
 def test_a_saved_image_is_never_written_over(images, pipe, tmp_path):
@@ -204,6 +217,9 @@ def test_tuning_is_the_stage_with_its_config(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: dermjax.load("nowhere"), "model nowhere: no model_index.json"),
     (lambda: dermjax.load("derm-tiny", precision="half"), "precision = 'half' is unknown"),
+    (lambda: dermjax.load("derm-tiny", lora_weight=float("nan")), "lora_weight = nan: give a finite number"),
+    (lambda: dermjax.load("derm-tiny", lora_weight="much"), "lora_weight = 'much': give a number"),
+    (lambda: dermjax.load("derm-tiny", long_prompts="cut"), "long_prompts = 'cut': give refuse or chunk"),
     (lambda: dermjax.load_classifier("nowhere"), "classifier nowhere: no model.safetensors"),
     (lambda: dermjax.read_manifest("nowhere"), "manifest nowhere: no such file"),
     (lambda: dermjax.tune("a", "b", "c", preset="huge"), "no variant 'huge'"),
@@ -240,6 +256,8 @@ def test_what_cannot_be_is_one_line(call, message, tmp_path, monkeypatch):
     ({"steps": "20"}, "steps = '20': give a whole number"),
     ({"size": 128.0}, "size = 128.0: give a whole number"),
     ({"batch": 0}, "nothing to make"),
+    ({"guidance": 1, "negative_prompt": "hair"}, "negative_prompt does nothing at guidance = 1; give more, or leave"),
+    ({"sampler": "DDIM eta -0.4"}, "give an eta from 0, no fresh noise, to 1"),
     ({"guidance": "high"}, "guidance = 'high': give a number"),
     ({"guidance": float("nan")}, "guidance = nan: give a finite number"),
     ({"strength": float("nan")}, "strength = nan: give a finite number"),
@@ -279,7 +297,7 @@ def test_a_prompt_that_is_no_text(pipe, prompt):
 @pytest.mark.parametrize(("prompt", "message"), [
     ("a mole <lora:moles:0.8>", "<lora:moles:0.8> would load nothing; give the file as config.lora"),
     ("a photo of <mole>", "the model has no word <mole>; give its file as config.embeddings"),
-    ("a mole BREAK brown", "BREAK divides prompts with config.long_prompts = chunk alone"),
+    ("a mole BREAK brown", "with config.long_prompts = chunk alone; give that (long_prompts= in Python)"),
     ("mole " * 10_000, "10002 tokens with start and end, the text encoder takes 40; shorten it"),
     ("a \udce9 mole", "is no text in UTF-8"),
 ])  # fmt: skip
@@ -287,6 +305,13 @@ def test_what_other_programs_read_in_prompts_is_not_read_as_words(pipe, prompt, 
     with pytest.raises(dermjax.UserError) as raised:
         pipe(prompt, **FEW)
     assert message in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_long_prompts_are_divided_as_asked():
+    chunked = dermjax.load("derm-tiny", lora_weight="0.8", long_prompts="chunk").model
+    asked = Request(image="", label="", prompt="a mole BREAK brown", negative="", seed=0, sampler="Euler", steps=1,
+                    guidance=1)  # fmt: skip
+    assert chunked.tokens(asked).shape == (1, 80)
 
 
 def test_weights_in_a_prompt_are_said_to_be_words(pipe, capsys):

@@ -163,8 +163,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             provenance.record(root, request.image, request.label, generation.origin(request))
             for request in generation.requests
         )
-        sources = [Path(each) for each in (config.model, config.lora, *config.embeddings) if each]
-        training_images.pass_on(sources, workdir)
+        training_images.pass_on(generation.model.sources, workdir)
         records.write_stream(workdir / records.FILE, generation.labels, root, entries)
         say(f"generate: {len(generation.requests)} images in {buckets.shown(workdir / records.FILE)}")
         if part:

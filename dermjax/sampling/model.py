@@ -43,12 +43,14 @@ class Model:
 
     tokens(request) are int32 [2, N]: prompt and negative prompt in equally many chunks; without guidance [1, N].
     digests: what the records of its images say of its weights, of the arithmetic and of the code.
+    sources: the files and folders of it, as they were named: beside them lie the lists of what a generator saw.
     """
 
     sd: StableDiffusion
     params: Params  # lazy, until `placed`
     tokens: Callable[[Request], np.ndarray]
     digests: dict[str, object]
+    sources: tuple[Path, ...]
 
     @property
     def grid(self) -> Mesh:
@@ -94,7 +96,7 @@ def check_prompt(prompt: str, vocabulary: Collection[str], long_prompts: str) ->
                         "(embeddings= in Python), or leave the word out")  # fmt: skip
     if long_prompts == "refuse" and re.search(r"\bBREAK\b", prompt):
         raise UserError(f"prompt {shown(prompt)}: BREAK divides prompts with config.long_prompts = chunk alone; give "
-                        "that, or leave it out")  # fmt: skip
+                        "that (long_prompts= in Python), or leave it out")  # fmt: skip
 
 
 def say_weights(prompts: Iterable[str]) -> bool:
@@ -159,4 +161,4 @@ def load_model(
     def tokens(request: Request) -> np.ndarray:
         return tokens_of(request.prompt, *([request.negative] if request.guidance > 1 else []))
 
-    return Model(sd, params, tokens, digests)
+    return Model(sd, params, tokens, digests, tuple(Path(each) for each in (name, adapter, *embeddings) if each))

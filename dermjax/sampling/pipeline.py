@@ -20,6 +20,7 @@ from PIL import Image
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import images, records
 from dermjax.data.images import ImageLike
+from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
@@ -28,7 +29,7 @@ from dermjax.sampling import init_images, provenance
 from dermjax.sampling.init_images import InitImages
 from dermjax.sampling.model import Model
 from dermjax.sampling.render import Renderer, produce
-from dermjax.sampling.requests import Request, SamplerSettings, batches, names_folder, rounds
+from dermjax.sampling.requests import Request, batches, names_folder, rounds
 
 
 class Pipeline:
@@ -74,9 +75,8 @@ class Pipeline:
           UserError: an option that nothing can be done with, a prompt that is too long, an image that cannot be read.
         """
         steps, size, batch = (_whole(*each) for each in (("steps", steps), ("size", size), ("batch", batch)))
-        guidance, strength = _number("guidance", guidance), _number("strength", strength)
-        settings = SamplerSettings(sampler=samplers.get_sampler(str(sampler)).name, steps=steps, guidance=guidance)
-        settings.check("")
+        guidance, strength = number("guidance", guidance), number("strength", strength)
+        sampler = samplers.get_sampler(str(sampler)).name
         seeds = [_whole("seed", seed) for seed in _listed(seeds)]
         prompts = _listed(prompts)
         wrong = [text for text in (*prompts, negative_prompt) if not isinstance(text, str)]
@@ -89,9 +89,11 @@ class Pipeline:
             raise UserError(f"seed {outside[0]}: give 0 to {LARGEST_SEED}")
         pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
         requests = [
-            Request(image=f"image {n}", label="", prompt=prompt, negative=negative_prompt, seed=seed, **vars(settings))
+            Request(image=f"image {n}", label="", prompt=prompt, negative=negative_prompt, seed=seed, sampler=sampler,
+                    steps=steps, guidance=guidance)
             for n, (prompt, seed) in enumerate(pairs)
-        ]
+        ]  # fmt: skip
+        requests[0].check("")
         size = self.model.size(size)
         divided = batches(requests, self.model.largest_batch(batch, size), self.model.kind)
         with tempfile.TemporaryDirectory() as folder:
@@ -107,11 +109,13 @@ class Pipeline:
             made[-1].info = provenance.texts(provenance.generation(request, size, digests))
         return made
 
-    @staticmethod
-    def save(made: Image.Image | Iterable[Image.Image], folder: str | PathLike, label: str = "lesion") -> list[Path]:
-        """Writes images to folder/images/<label>/NNNNN.png with their provenance, behind those that are there.
+    def save(
+        self, made: Image.Image | Iterable[Image.Image], folder: str | PathLike, label: str = "lesion"
+    ) -> list[Path]:
+        """Writes images of this pipeline to folder/images/<label>/NNNNN.png with their provenance, behind those there.
 
-        Their records are added to folder/manifest.jsonl, for training only. Returns the files.
+        Their records are added to folder/manifest.jsonl, for training only, and the list of what the model was trained
+        on beside it, where the model's run has one. Returns the files.
 
         Raises:
           UserError: there is no image, one of them does not say how it was made, the label cannot name a folder, or the
@@ -142,6 +146,7 @@ class Pipeline:
             entries.append(provenance.record(root, path.relative_to(root).as_posix(), label, generation))
             paths.append(path)
         labels = tuple(sorted({*before.labels, label}))
+        training_images.pass_on([root / records.FILE, *self.model.sources], root)
         records.write(root / records.FILE, Manifest(labels=labels, root=root, records=tuple(entries)))
         return paths
 
@@ -190,12 +195,12 @@ def _whole(name: str, value: Any) -> int:
         raise UserError(f"{name} = {value!r}: give a whole number") from error
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
     """Returns a finite number as a float; UserError for anything else."""
     try:
-        number = float(value)
+        found = float(value)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} = {value!r}: give a number") from error
-    if not math.isfinite(number):
+    if not math.isfinite(found):
         raise UserError(f"{name} = {value!r}: give a finite number")
-    return number
+    return found

@@ -73,6 +73,13 @@ class Request(SamplerSettings):
     seed: int
     words: tuple[tuple[str, str], ...] = ()
 
+    def check(self, prefix: str) -> None:
+        """As of settings; a negative prompt that nobody would read is a UserError too."""
+        super().check(prefix)
+        if self.negative and self.guidance == 1:
+            name = f"{prefix}negative_prompt"
+            raise UserError(f"{name} does nothing at {prefix}guidance = 1; give more, or leave {name} out")
+
 
 def names_folder(label: str) -> bool:
     """Returns whether a class can name the folder of its images."""

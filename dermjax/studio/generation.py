@@ -37,7 +37,7 @@ from dermjax.sampling import init_images, previews, provenance
 from dermjax.sampling.init_images import InitImages
 from dermjax.sampling.model import Model, load_model
 from dermjax.sampling.render import Renderer, memory, produce
-from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
+from dermjax.sampling.requests import Request, batches, rounds
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
 from dermjax.studio.jobs import Job, Queue
@@ -369,10 +369,10 @@ def request_of(asked: dict, number: int) -> Request:
     """The request for an image; UserError for what no sampler can do."""
     prompt, negative = (" ".join(asked[name].split()) for name in ("prompt", "negative_prompt"))
     sampler = samplers.get_sampler(asked["sampler"]).name
-    settings = SamplerSettings(sampler=sampler, steps=asked["steps"], guidance=asked["guidance"])
-    settings.check("")
-    return Request(image=f"image {number}", label="", prompt=prompt, negative=negative, seed=asked["seed"],
-                   **vars(settings))  # fmt: skip
+    request = Request(image=f"image {number}", label="", prompt=prompt, negative=negative, seed=asked["seed"],
+                      sampler=sampler, steps=asked["steps"], guidance=asked["guidance"])  # fmt: skip
+    request.check("")
+    return request
 
 
 def _is_lora(path: Path) -> bool:
