@@ -143,7 +143,7 @@ class Transformations:
         mask = np.asarray(Image.fromarray(source.lesions.mask).resize((side, side)))
         lesions = measure_mask(pixels, mask)
         subject = Subject(source.record, pixels, lesions, measures.measure(lesions))
-        first = plan_job(subject, transformation, "inpaint", TEMPLATE, factor, strength, asked[0])
+        first = plan_job(subject, transformation, "inpaint", TEMPLATE, factor, strength, asked[0], {})
         changed = [replace(first, request=replace(first.request, seed=each.seed)) for each in asked]
         jobs, sketch = {each.request: each for each in changed}, first.sketch
         with tempfile.TemporaryDirectory() as name:

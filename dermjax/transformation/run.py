@@ -31,7 +31,7 @@ from dermjax.sampling import provenance
 from dermjax.sampling.init_images import NOISE, InitImage, InitImages, refuse_shared_names
 from dermjax.sampling.model import Model, load_model
 from dermjax.sampling.render import Renderer, produce
-from dermjax.sampling.requests import Request, SamplerSettings, batches, rounds
+from dermjax.sampling.requests import Request, batches, rounds
 from dermjax.segmentation import segment
 from dermjax.transformation import measures, report
 from dermjax.transformation.jobs import WAYS, Job, plan_job, subjects
@@ -39,7 +39,7 @@ from dermjax.transformation.report import Outcome
 from dermjax.transformation.sketches import SKETCHES
 
 FEATHER = 0.03  # of the field: how far within the region the painted pixels fade in
-NUMERIC_VERSION = 3  # of the changes and of their names
+NUMERIC_VERSION = 4  # of the changes and of their names
 PATHS = ("images", "masks", "model", "lora", "part")  # what these name counts, by its contents
 SEEDS_APART = 1_000_003  # between two attempts
 
@@ -154,7 +154,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         waiting = [job for job in waiting if not latest[job.request.image].met and job.way != "prompt"]
     outcomes = [latest[job.request.image] for job in jobs]
     entries = tuple(_record(outcome, renderer) for outcome in outcomes)
-    training_images.pass_on([Path(each) for each in (config.model, config.lora, config.images) if each], workdir)
+    training_images.pass_on([*model.sources, Path(config.images)], workdir)
     text = json.dumps([each.as_json() for each in outcomes], indent=1)
     write_atomically(workdir / "transformations.json", text + "\n")
     write_atomically(workdir / "report.html", report.page(outcomes, config.gallery))
@@ -179,7 +179,8 @@ def _check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}: {fault}; there are: {', '.join(known)}")
     if config.batch < 1 or config.factor <= 1 or not config.strengths:
         raise UserError("config.batch is at least 1, config.factor more than 1, config.strengths at least one number")
-    SamplerSettings(sampler=config.sampler, steps=config.steps, guidance=config.guidance).check("config.")
+    Request(image="", label="", prompt="", negative=config.negative_prompt, seed=config.seed, sampler=config.sampler,
+            steps=config.steps, guidance=config.guidance).check("config.")  # fmt: skip
     for strength in config.strengths:
         ladders.walked_steps(config.steps, strength)
 
@@ -197,7 +198,7 @@ def _sources(path: str, label: str) -> Manifest:
     if not label:
         raise UserError(f"config.label: which class does {path} show?")
     images.load(file, 8)  # that it is an image
-    source = file.resolve().parent
+    source = file.parent.resolve()  # a link's name is in its own folder, not in that of what it leads to
     known = {"label": label, "split": "train", "source": source.name, "image_manipulation": "none"}
     record = Record(image=file.name, sha256=digests.sha256(file), **known)
     return Manifest(labels=(label,), root=source, records=(record,))
@@ -234,6 +235,7 @@ def _jobs(
         sampler=samplers.get_sampler(config.sampler).name, steps=config.steps, guidance=float(config.guidance),
     )  # fmt: skip
     changes = [(transformation, way) for transformation in config.transformations for way in config.ways]
+    causes = renderer.model.digests | {"size": renderer.size}
     named = Counter((record.label, record.sha256) for record in chosen)
     jobs, left_out = {}, []
     for number in share:
@@ -242,7 +244,7 @@ def _jobs(
                 request = replace(first, seed=config.seed + place)
                 try:
                     job = plan_job(subject, transformation, way, config.prompt, config.factor,
-                                   config.strengths[0], request)  # fmt: skip
+                                   config.strengths[0], request, causes)  # fmt: skip
                     if named[subject.record.label, subject.record.sha256] > 1:
                         image = f"{job.request.image.removesuffix('.png')}_{number}.png"
                         job = replace(job, request=replace(job.request, image=image))

@@ -19,7 +19,8 @@ SETTINGS = Request(
 )  # fmt: skip
 TEMPLATE = "dermoscopy of {number} {size} {label} mole(s)[, {tone} skin]"
 MADE = {"prompt": "dermoscopy of one medium benign mole, pale skin", "negative_prompt": "", "seed": 77,
-        "sampler": "Euler a", "steps": 12, "guidance": 3.0}  # fmt: skip
+        "sampler": "Euler a", "steps": 12, "guidance": 3.0, "model": "0123", "size": 128}  # fmt: skip
+CAUSES = {"model": "0123", "precision": "float32", "size": 128}
 
 
 @pytest.fixture
@@ -39,13 +40,20 @@ def subject(manifest, masks=""):
     "prompt, asked, changed",
     [
         ("dermoscopy of one small mole, tan skin", "larger", "dermoscopy of one large mole, tan skin"),
-        ("malignant mole", "smaller", "malignant tiny mole"),
+        ("malignant mole", "smaller", "tiny malignant mole"),
+        ("one huge mole", "smaller", "one tiny mole"),
+        ("dermoscopy of an irregular mole", "larger", "dermoscopy of a large irregular mole"),
+        ("dermoscopy of seborrheic keratosis", "larger", "dermoscopy of large seborrheic keratosis"),
         ("dermoscopy of one small mole, tan skin", "more", "dermoscopy of two small moles, tan skin"),
         ("dermoscopy of a benign mole", "more", "dermoscopy of two benign moles"),
         ("benign mole", "more", "two benign moles"),
+        ("a dermoscopy photo of a benign mole", "more", "a dermoscopy photo of two benign moles"),
+        ("dermoscopy of a single nevus", "more", "dermoscopy of two nevi"),
+        ("skin with three melanoma lesions", "more", "skin with four melanoma lesions"),
         ("dermoscopy of one small mole, tan skin", "dark skin", "dermoscopy of one small mole, dark skin"),
         ("a mole on very light skin", "dark skin", "a mole on dark skin"),
         ("benign mole", "dark skin", "benign mole, dark skin"),
+        ("malignant skin mole", "dark skin", "malignant skin mole, dark skin"),
     ],
 )
 def test_words_are_exchanged(prompt, asked, changed):
@@ -53,33 +61,62 @@ def test_words_are_exchanged(prompt, asked, changed):
 
 
 def test_a_prompt_that_says_so_already_is_named():
-    for prompt, asked in (("one large mole", "larger"), ("four moles", "more"), ("a mole on dark skin", "dark skin")):
+    for prompt, asked in (
+        ("one large mole", "larger"), ("one huge mole", "larger"), ("four moles", "more"), ("several moles", "more"),
+        ("a mole on Dark skin", "dark skin"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match="says so already"):
             jobs.change_prompt(prompt, asked)
+    for asked in ("larger", "more"):
+        with pytest.raises(UserError, match=f"no word that {asked} can be said of, such as mole, .*: dermoscopy of nv"):
+            jobs.change_prompt("dermoscopy of nv", asked)
 
 
 def test_by_prompt_seed_and_sampler_stay(manifest):
-    job = jobs.plan_job(subject(manifest), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS)
+    job = jobs.plan_job(subject(manifest), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES)
     assert job.request.prompt == "dermoscopy of one large benign mole, pale skin"
     assert (job.request.seed, job.request.sampler, job.request.steps, job.request.guidance) == (77, "Euler a", 12, 3.0)
     assert job.sketch is None and job.request.deep_cache == 1
     unusual = replace(manifest.records[0], generation=MADE | {"deep_cache": 3, "guidance_interval": [0.3, 5.0]})
     again = jobs.plan_job(
-        replace(subject(manifest), record=unusual), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS
+        replace(subject(manifest), record=unusual), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES
     ).request
     assert (again.deep_cache, again.guidance_interval) == (3, (0.3, 5.0))
     unknown = replace(subject(manifest), record=replace(manifest.records[0], generation={}))
     with pytest.raises(UserError, match="does not say what it was generated with"):
-        jobs.plan_job(unknown, "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS)
+        jobs.plan_job(unknown, "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES)
+
+
+@pytest.mark.parametrize("other", [
+    {"model": "4567"}, {"lora": "89ab", "lora_weight": 0.8}, {"size": 256}, {"embeddings": {"<mole>": "cdef"}},
+    {"init_image": "f" * 64, "strength": 0.5},
+])  # fmt: skip
+def test_an_image_that_its_seed_would_not_make_again_here_is_left_out(manifest, other):
+    """Its words alone would not be what changes."""
+    made = replace(subject(manifest), record=replace(manifest.records[0], generation=MADE | other))
+    with pytest.raises(UserError, match=rf"its record's {', '.join(other)}: not as in this run"):
+        jobs.plan_job(made, "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES)
+    causes = CAUSES | {name: value for name, value in other.items() if name in ("model", "lora", "lora_weight", "size")}
+    if {"embeddings", "init_image"}.isdisjoint(other):
+        jobs.plan_job(made, "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS, causes)
+    jobs.plan_job(made, "larger", "inpaint", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES)
+
+
+def test_a_negative_prompt_that_nobody_read_is_not_said_again(manifest):
+    unguided = replace(manifest.records[0], generation=MADE | {"negative_prompt": "hair", "guidance": 1})
+    request = jobs.plan_job(
+        replace(subject(manifest), record=unguided), "larger", "prompt", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES
+    ).request
+    assert (request.guidance, request.negative) == (1, "")
 
 
 def test_a_sketch_is_asked_for_in_words_of_what_it_shows(manifest):
-    job = jobs.plan_job(subject(manifest), "more", "inpaint", TEMPLATE, 1.5, 0.5, SETTINGS)
+    job = jobs.plan_job(subject(manifest), "more", "inpaint", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES)
     assert job.request.prompt == "dermoscopy of two medium benign moles, pale skin"
     digest = manifest.records[0].sha256
     assert job.request.image == f"images/inpaint/more/benign/{digest[:16]}.png" and job.request.seed == 5
     assert job.description == {"asked": "more", "way": "inpaint", "of_sha256": digest}
-    dark = jobs.plan_job(subject(manifest), "dark skin", "image_to_image", TEMPLATE, 1.5, 0.5, SETTINGS)
+    dark = jobs.plan_job(subject(manifest), "dark skin", "image_to_image", TEMPLATE, 1.5, 0.5, SETTINGS, CAUSES)
     assert dark.request.prompt == "dermoscopy of one medium benign mole, dark skin"
 
 

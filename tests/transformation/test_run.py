@@ -182,6 +182,14 @@ def test_a_single_picture_needs_its_class(photographs, tmp_path):
         run.run(alone, tmp_path)
 
 
+def test_a_picture_may_be_a_link(photographs, tmp_path):
+    link = tmp_path / "link.png"
+    link.symlink_to(photographs / "2.png")
+    manifest = run._sources(str(link), "benign")
+    (record,) = manifest.records
+    assert manifest.path(record) == link.parent.resolve() / "link.png"
+
+
 @pytest.mark.parametrize(
     "changed, told",
     [
@@ -190,6 +198,7 @@ def test_a_single_picture_needs_its_class(photographs, tmp_path):
         ({"factor": 1.0}, "config.factor more than 1"),
         ({"strengths": (0.5, 0.0)}, "strength"),
         ({"images": ""}, "config.images is empty"),
+        ({"guidance": 1.0, "negative_prompt": "hair"}, "config.negative_prompt does nothing at config.guidance = 1"),
         ({"ways": ("prompt",)}, "nothing can be done"),
     ],
 )
@@ -235,7 +244,7 @@ def test_images_of_one_name_in_two_folders_are_two(photographs, tmp_path):
     (other,) = [each for each in manifest.records if each.image == "5.png"]
     alike.append(replace(other, image="b/2_1.png", label=first.label))  # as the second of two named 2 may be called
     manifest = Manifest(labels=manifest.labels, root=tmp_path, records=tuple(alike))
-    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
+    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128)
     placed = run._jobs(config(tmp_path, ways=("inpaint",)), manifest, manifest.records, range(3), drawn)
     names = [job.request.image for job in placed.values()]
     assert len(names) == len(set(names)) == 6, names
@@ -249,7 +258,7 @@ def test_a_class_names_no_folder_outside(photographs, tmp_path, label):
     """A manifest may come from anyone."""
     (found,) = [each for each in records.read(photographs).records if each.image == "2.png"]
     manifest = Manifest(labels=(label, "other"), root=photographs, records=(replace(found, label=label),))
-    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
+    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128)
     placed = run._jobs(config(photographs, ways=("inpaint",)), manifest, manifest.records, range(1), drawn)
     for job in placed.values():
         assert ".." not in job.request.image.split("/") and len(job.request.image.split("/")) == 5
@@ -266,9 +275,11 @@ def test_a_record_that_no_sampler_could_have_made_is_left_out(photographs, made,
         "sampler": "Euler",
         "steps": 2,
         "guidance": 1,
+        "model": "0",
+        "size": 128,
     }
     chosen = [replace(manifest.records[0], generation=known | made), replace(manifest.records[1], generation=known)]
-    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None), size=128)
+    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128)
     placed = run._jobs(config(photographs, ways=("prompt",)), manifest, chosen, range(2), drawn)
     assert {job.subject.record.image for job in placed.values()} == {chosen[1].image}
     assert "2 left out, such as" in capsys.readouterr().out
