@@ -62,14 +62,17 @@ def test_a_path_in_a_table_chooses_among_files_of_one_name(put, read, told):
     assert told(read(root)[1]) == {"x/one/a.png": "mole", "x/two/a.png": "cancer"}
 
 
-def test_a_name_that_images_of_two_classes_have_binds_neither(put, read):
+def test_a_patient_of_a_name_that_images_of_two_classes_have_is_refused(put, read):
+    """Dropped without a word, one patient would lie in two splits; a row that says nothing, or of copies, may stay."""
     for number, label in enumerate(("benign", "malignant")):
         put(f"{label}/0.png", number), put(f"{label}/{label}.png", 5 + number)
     root = put("patients.csv", "file,patient_id\n0.png,P0\nbenign.png,P1\n")
-    _, found = read(root)
-    assert {record.image: record.patient_id for record in found.records if record.patient_id} == {
-        "benign/benign.png": "P1"
-    }  # fmt: skip
+    with pytest.raises(UserError, match=r"patients\.csv line 2: 0\.png may be benign/0\.png or malignant/0\.png, which"):
+        read(root)
+    put("patients.csv", "file,patient_id\n0.png,\nbenign.png,P1\nbenign/0.png,P0\nmalignant/0.png,P0\n")
+    known = {record.image: record.patient_id for record in read(root)[1].records}
+    assert known == {"benign/0.png": "P0", "malignant/0.png": "P0", "benign/benign.png": "P1",
+                     "malignant/malignant.png": ""}  # fmt: skip
 
 
 @pytest.mark.parametrize("line", ["[1]", "{", '{"file_name": "0.png"', "\ud800"])

@@ -123,7 +123,7 @@ def describe(listing: Listing, folder: TableFolder, given: Mapping[str, str]) ->
     """A listing of class folders with what tables beside them hold about each image, by the columns that are known and
     those that are given.
 
-    A name that several images have binds none of them. A split is taken only by a column that is given.
+    UserError where a row may be about several images that differ. A split is taken only by a column that is given.
     """
     described: dict[str, dict[str, tuple[str, str]]] = {}
     for table, columns in folder.tables.items():
@@ -133,10 +133,11 @@ def describe(listing: Listing, folder: TableFolder, given: Mapping[str, str]) ->
         layout = Layout(image=image, known=known)
         _refuse_doubled(table, columns if image and layout.known else (), layout)
         for line, values in tables.read_rows(table) if image and layout.known else ():
-            paths = folder.references.find(values.get(image, ""), table)
-            if len(paths) == 1:  # of several, it is not known whose patient it is
-                row, path = Row(table, line, paths[0], values, ""), os.path.realpath(folder.root / paths[0])
-                _agree(described.setdefault(path, {}), _known(row, layout), row.image)
+            row = Row(table, line, values.get(image, ""), values, "")
+            held = _known(row, layout)
+            path = folder.references.find_one(row.image, table, row.where) if held else None
+            if path:
+                _agree(described.setdefault(os.path.realpath(folder.root / path), {}), held, path)
 
     def join(record: Record) -> Record:
         known = described.get(str(listing.root / record.image))
