@@ -127,7 +127,7 @@ def _flock(file: int, kind: int) -> bool:
 def _check_other_hosts(path: Path) -> None:
     """Raises UserError where a run of another host gives signs of life in a lock file; one of this host is dead."""
     holder = _holder(path)
-    if not holder or holder["host"] == _host():
+    if not holder or holder["host"] == host():
         return
     patience = f"waiting up to {duration(SILENCE)} for a sign of it"
     say(f"workdir {path.parent}: a run of {holder['name']} was in it; {patience}")
@@ -144,7 +144,7 @@ def _check_other_hosts(path: Path) -> None:
 @contextlib.contextmanager
 def _signs_of_life(path: Path, file: int) -> Iterator[None]:
     """Writes into a locked file every BEAT seconds; ends this process where another host has taken it for dead."""
-    holder = {"host": _host(), "name": platform.node(), "process": os.getpid(), "run": uuid.uuid4().hex, "beat": 0}
+    holder = {"host": host(), "name": platform.node(), "process": os.getpid(), "run": uuid.uuid4().hex, "beat": 0}
     ended = threading.Event()
 
     def write() -> None:
@@ -192,7 +192,7 @@ def _holder(path: Path) -> dict:
         return {}
 
 
-def _host() -> str:
+def host() -> str:
     """Returns what tells this host, since it was started, from all others."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}"

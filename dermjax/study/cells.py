@@ -9,7 +9,6 @@ arm is one of `classify`.
 import hashlib
 import os
 import shutil
-import socket
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dermjax import run_folder
 from dermjax.classification import run as classification
 from dermjax.classification.run import DONE
 from dermjax.data import digests
@@ -86,27 +86,34 @@ def claimed(folder: Path) -> Iterator[bool]:
 def _make(path: Path) -> bool:
     try:
         with path.open("x") as file:
-            file.write(f"{socket.gethostname()} {os.getpid()}\n")
+            file.write(f"{_here()} {os.getpid()}\n")
     except FileExistsError:
         return False
     return True
 
 
+def _here() -> str:
+    """What tells the processes that this one can look up by their numbers: of this host, this start of it and this
+    container."""
+    processes = Path("/proc/self/ns/pid")
+    return f"{run_folder.host()} {os.readlink(processes) if processes.exists() else ''}"
+
+
 def _deserted(path: Path) -> bool:
-    """Whether a claim is of a process of this machine that has ended, or has long not been touched."""
+    """Whether a claim is of a process here that has ended, or has long not been touched: its number may be another's
+    by now."""
     try:
-        host, _, pid = path.read_text().partition(" ")
+        here, _, pid = path.read_text().strip().rpartition(" ")
         touched = path.stat().st_mtime
     except FileNotFoundError:
         return True
-    if host == socket.gethostname() and pid.strip().isdigit():
+    if here == _here() and pid.isdigit():
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             return True
         except PermissionError:  # it is another user's, and alive
             pass
-        return False
     now = path.with_name(f".{uuid.uuid4()}.now")  # by the clock that sets the times of files
     now.touch()
     age = now.stat().st_mtime - touched

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import time
@@ -31,10 +30,28 @@ def test_a_cell_is_claimed_once(tmp_path):
 def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
-    (tmp_path / "claim").write_text(f"{socket.gethostname()} {ended.pid}\n")
+    (tmp_path / "claim").write_text(f"{cells._here()} {ended.pid}\n")
     with claimed(tmp_path) as ours:
         assert ours
-    (tmp_path / "claim").write_text(f"{socket.gethostname()} {os.getpid()}\n")
+    (tmp_path / "claim").write_text(f"{cells._here()} {os.getpid()}\n")
+    with claimed(tmp_path) as ours:
+        assert not ours
+
+
+def test_a_silent_claim_whose_number_another_process_has_is_taken_over(tmp_path):
+    """After a start of the machine, or in a container where every study has the number 1."""
+    (tmp_path / "claim").write_text(f"{cells._here()} {os.getpid()}\n")
+    long_ago = time.time() - 2 * cells.STALE
+    os.utime(tmp_path / "claim", (long_ago, long_ago))
+    with claimed(tmp_path) as ours, claimed(tmp_path) as twice:
+        assert ours and not twice, "it gives signs of life again"
+
+
+def test_a_number_of_another_container_or_start_says_nothing(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    (tmp_path / "claim").write_text(f"{cells._here()} {ended.pid}\n")
+    monkeypatch.setattr(cells, "_here", lambda: "the same name, another container")
     with claimed(tmp_path) as ours:
         assert not ours
 
