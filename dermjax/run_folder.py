@@ -35,6 +35,7 @@ PACKAGES = ("dermjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 CONFIG, CHANGES = "config.json", "config_changes.jsonl"
 VERSIONS = "versions.json"
 CAUSES = "causes.json"
+EXAMINED = "examined.jsonl"  # what `prepare` has found out about images by their bytes, which serves any config
 # keys of causes: {code: its version}, and the subject of a file, where others beside it are no older state of it
 NUMERIC_VERSIONS, SUBJECT = "numeric_versions", "of"
 KEYS_SHOWN = 8
@@ -236,12 +237,14 @@ def check_config(workdir: Path, config: Mapping, hint: str) -> None:
 
 
 def disclaim(workdir: Path) -> None:
-    """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind."""
+    """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind but EXAMINED."""
     claimed = {CONFIG, VERSIONS, CAUSES, LOCK}
-    if {path.name for path in workdir.iterdir()} <= claimed:
+    if {path.name for path in workdir.iterdir()} <= {*claimed, EXAMINED}:
         for name in claimed:
             buckets.remove(workdir / name)
-        with contextlib.suppress(OSError):  # NFS keeps a name for the lock's file while it is open
+        with contextlib.suppress(
+            OSError
+        ):  # EXAMINED is there, or NFS keeps a name for the lock's file while it is open
             workdir.rmdir()
 
 

@@ -40,7 +40,7 @@ SHAPES = {
     },
     "attributes": {
         **dict.fromkeys(("age", "age_band", "sex", "site", "device", "fitzpatrick", "attribution"), WORDS),
-        "caption": str, "weight": NUMBER, "decoded": [str], "duplicates": str, "linked_as": str,
+        "caption": str, "weight": NUMBER, "decoded": [str], "duplicates": str, "linked_as": str, "copied_from": str,
         "skin_tone": {"group": str | None}, "parameters": {"tone": str | None}, "masks": dict,
         "mask": {"image": str, "sha256": str},
         "verdict": {"keep": bool, "by": str, "why": str},

@@ -26,6 +26,7 @@ from dermjax.data.records import SPLITS, Record
 from dermjax.errors import UserError
 
 IDENTITIES = ("sha256", "lesion_id", "patient_id")
+ORIGINAL = "copied_from"  # the attribute of an altered copy that has the digest of the photograph that it shows
 COPY = "near_duplicate_of_evaluation"  # why a training image is set aside
 SYNTHETIC = "synthetic"  # why an archive's image is set aside: real ones are mixed with a generator's by `classify`
 ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)")  # one photograph has one, in whichever challenge or archive it is found
@@ -49,14 +50,15 @@ class SplitSettings:
 
 
 def identities(record: Record) -> list[tuple[str, str]]:
-    """What ties a record to others: its bytes, its lesion, its patient, its number in the ISIC archive, as known,
-    and the publisher's list of duplicates that it stands in.
+    """What ties a record to others: its bytes, and those that it is a copy of, its lesion, its patient, its number in
+    the ISIC archive, as known, and the publisher's list of duplicates that it stands in.
 
     Names that differ in case, blanks or characters that nobody sees are taken as one: a tie too many does no harm.
     """
     known = [(name, spelled_alike(getattr(record, name))) for name in IDENTITIES if getattr(record, name)]
     duplicates, name = record.attributes.get("duplicates"), record.attributes.get("linked_as", record.image)
     known += [("duplicates", duplicates)] if duplicates else []
+    known += [("sha256", record.attributes[ORIGINAL])] if ORIGINAL in record.attributes else []
     return known + [("isic_id", number) for number in ISIC_ID.findall(name)[-1:]]
 
 
@@ -69,7 +71,12 @@ def spelled_alike(name: str) -> str:
 
 
 def placements(records: Sequence[Record]) -> dict[tuple[str, str], str]:
-    """The split of each identity of what an earlier manifest keeps, which new images of the same lesion then join."""
+    """The split of each identity of what an earlier manifest keeps, which new images of the same lesion then join;
+    UserError for a copy without hairs that does not say of which photograph it is."""
+    unknown = [each.image for each in records if "hairs_removed" in each.attributes and ORIGINAL not in each.attributes]
+    if unknown:
+        raise UserError(f"config.previous: {unknown[0]} is a copy without hairs by an older version, which did not say "
+                        "of which photograph; prepare it once more")  # fmt: skip
     return {identity: record.split for record in records if record.kept for identity in identities(record)}
 
 

@@ -27,6 +27,7 @@ from dermjax.preparation.examination import examine
 from dermjax.preparation.report import Findings
 from dermjax.run_folder import write_atomically
 
+COPIES, MASKS = "images", "masks"  # of photographs without hairs, in the workdir
 CELL = 16  # pixels; the side of phantoms is a multiple, as images are compared in cells
 PHANTOMS_A_SECOND = 90  # one core at 128 px
 # The base model was pretrained on phantoms of the seeds 0 to 9,999,999. Seeds from here on are new to it, so that a
@@ -61,6 +62,10 @@ def check(config: ConfigDict) -> None:
     if config.synthetic and (config.images == "phantoms" or config.folds or config.previous):
         raise UserError("config.synthetic: images that a model made are for training alone; leave out phantoms, "
                         "config.folds and config.previous")  # fmt: skip
+    if config.folds and config.images == "phantoms":
+        raise UserError("config.folds: phantoms have none; give another config.seed for others")
+    if config.folds and config.previous:
+        raise UserError("config.previous: every fold would test what it has for the test; leave it or config.folds out")
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
         raise UserError(f"config.fold {config.fold} of {config.folds}: give 2 folds or more, and a fold from 0 on")
     shares = (config.ratios.validation, config.ratios.test)
@@ -76,9 +81,10 @@ def prepare_phantoms(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findi
     Classes are of one size and divided alike: of each, the first round(ratios.test * phantoms_per_class) images are for
     the test, the next for validation. Images that are there already, from a run that was killed, are not written again.
     """
-    count = config.phantoms_per_class * len(LABELS)
+    per_class = min(config.phantoms_per_class, config.limit or config.phantoms_per_class)
+    count = per_class * len(LABELS)
     progress.cost("prepare", phantoms=count, seconds=count / PHANTOMS_A_SECOND * (config.size / 128) ** 2)
-    divided = divide(config.phantoms_per_class, config.ratios.validation, config.ratios.test)
+    divided = divide(per_class, config.ratios.validation, config.ratios.test)
     if not 0 < count <= SEEDS_A_RUN or config.seed < 0:
         raise UserError(
             f"phantoms_per_class {config.phantoms_per_class} with seed {config.seed}: give 1 to 500000, and a seed of "
@@ -115,16 +121,21 @@ def divide(per_class: int, validation: float, test: float) -> list[str]:
     shares = {"test": test, "validation": validation, "train": 1}
     short = [name for name, share in shares.items() if share > 0 and counts[name] < 1]
     if short:
-        raise UserError(f"phantoms_per_class {per_class}: too few for {', '.join(short)} at these ratios; ask for more")
+        raise UserError(f"{per_class} phantoms a class: too few for {', '.join(short)} at these ratios; ask for more")
     return [name for name, count in counts.items() for _ in range(count)]
 
 
 def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Findings]:
-    """Lists, examines and divides the images of folders; a run that is refused leaves nothing behind."""
+    """Lists, examines and divides the images of folders; of a run that is refused its examinations alone stay."""
     for folder in listing.split_paths(config.images):
         if workdir.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"workdir {workdir}: lies in the folder of images, {folder}, and would be read with them; "
                             "give another --workdir")  # fmt: skip
+        for place in (workdir / COPIES, workdir / MASKS) if config.remove_hairs else ():
+            one, other = place.resolve(), folder.resolve()
+            if one.is_relative_to(other) or other.is_relative_to(one):
+                raise UserError(f"workdir {workdir}: copies without hairs would lie in {place}, among the images of "
+                                f"{folder}; give another --workdir")  # fmt: skip
     options = TableOptions(
         classes=config.classes, skip=config.on_bad_image == "skip", kind=config.image_kind,
         own_splits=config.own_splits, into=workdir,
@@ -159,7 +170,6 @@ def prepare_images(config: ConfigDict, workdir: Path) -> tuple[Manifest, Finding
         if config.remove_hairs:
             manifest = remove_hairs(manifest, workdir)
     except UserError:
-        (workdir / fingerprints.FILE).unlink(missing_ok=True)
         tfds.discard(workdir)
         raise
     return manifest, Findings(skipped=examination.skipped, ignored=archive.ignored, near=near)
@@ -175,16 +185,17 @@ def refuse_gaps(manifest: Manifest) -> None:
 
 
 def remove_hairs(manifest: Manifest, workdir: Path) -> Manifest:
-    """Writes images/<image>.png without dark hairs for every record; the manifest of these. An ablation, see
-    `imaging.hair`."""
+    """Writes images/<image>.png without dark hairs for every record; the manifest of these, each tied to its original.
+    An ablation, see `imaging.hair`."""
 
     def copy(record: Record) -> Record:
-        image = f"images/{record.image}.png"
+        image = f"{COPIES}/{record.image}.png"
         pixels = hair.remove_hairs(images.decode(manifest.path(record)))
         images.write_if_changed(workdir / image, images.encode_png(pixels))
-        attributes, mask = record.attributes | {"hairs_removed": "as DullRazor"}, manifest.mask(record)
+        attributes = record.attributes | {"hairs_removed": "as DullRazor", splits.ORIGINAL: record.sha256}
+        mask = manifest.mask(record)
         if mask:
-            beside = f"masks/{record.image}{mask.suffix}"
+            beside = f"{MASKS}/{record.image}{mask.suffix}"
             images.write_if_changed(workdir / beside, mask.read_bytes())
             attributes["mask"] = attributes["mask"] | {"image": beside}
         return replace(record, image=image, sha256=digests.sha256(workdir / image), attributes=attributes)

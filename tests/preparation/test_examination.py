@@ -69,6 +69,21 @@ def test_a_killed_examination_goes_on_to_the_same_bytes(folder, tmp_path, decode
     assert fingerprints.read(tmp_path / "run").keys() == fingerprints.read(tmp_path / "whole").keys()
 
 
+def test_what_a_refused_run_has_found_out_is_kept(folder, tmp_path, decoded, command, settings):
+    """One bad image near the end of 40,000 need not cost an hour twice; and the folder is no config's yet."""
+    (folder / "malignant" / "9.png").write_bytes(b"<html>")
+    given = ("prepare", f"--config={CONFIG}", f"--config.images={folder}", "--config.attributes=False",
+             f"--workdir={tmp_path / 'run'}")  # fmt: skip
+    code, _, error = command(*given)
+    assert code == 2 and "9.png: cannot be decoded" in error
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [fingerprints.FILE]
+    known = len(fingerprints.read(tmp_path / "run"))
+    assert known >= 10, "those before it"
+    decoded.clear()
+    assert command(*given, "--config.on_bad_image=skip")[0] == 0
+    assert len(decoded) == 40 - known
+
+
 def test_looks_of_other_code_are_taken_again(folder, tmp_path, decoded, settings, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     kill(folder, tmp_path / "run", 25)

@@ -47,6 +47,13 @@ def test_phantoms_are_divided_alike_and_never_of_a_seed_that_the_base_model_saw(
     np.testing.assert_array_equal(images.load(manifest.path(first), 64), fake(seeds[0], 64, label="benign").image)
 
 
+def test_a_limit_holds_for_phantoms_as_well(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr("dermjax.preparation.run.phantom", fake)
+    run(settings("demo", size=64, limit=20), tmp_path)
+    labels = [record.label for record in records.read(tmp_path).records]
+    assert {label: labels.count(label) for label in CLASSES} == dict.fromkeys(CLASSES, 20)
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, paint):
     monkeypatch.setattr("dermjax.preparation.run.phantom", fake)
     (tmp_path / "whole").mkdir()

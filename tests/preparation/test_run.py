@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,43 @@ def test_hairs_are_taken_out_of_copies_when_asked_for(folder, tmp_path, prepare)
     assert all(each.sha256 == digests.sha256(manifest.path(each)) for each in manifest.records)
     assert all(each.attributes["hairs_removed"] for each in manifest.records)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.png")}
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_copies_without_hairs_keep_their_sides(folder, tmp_path, picture, prepare, later):
+    """With and without hairs they are one photograph, to a later run and to an audit."""
+    first = prepare(folder, tmp_path / "first", remove_hairs=True, seed=5)
+    sides = {each.image.removeprefix("images/"): each.split for each in first.records}
+    for number in range(10):
+        (folder / "benign" / f"new{number}.png").write_bytes(picture(900 + number))
+    second = prepare(folder, tmp_path / "second", remove_hairs=later, previous=str(tmp_path / "first"))
+    names = [each.image.removeprefix("images/") if later else f"{each.image}.png" for each in second.records]
+    again = {name: each.split for name, each in zip(names, second.records, strict=True)}
+    assert len(again) == 50 and all(again[image] == side for image, side in sides.items())
+    tied = [set(splits.identities(each)) for each in (first.records[0], second.records[0])]
+    assert tied[0] & tied[1]
+
+
+def test_copies_without_hairs_of_an_older_version_are_no_guide(folder, tmp_path, prepare):
+    first = prepare(folder, tmp_path / "first", remove_hairs=True)
+    unnamed = tuple(replace(each, attributes={"hairs_removed": "as DullRazor"}) for each in first.records)
+    records.write(tmp_path / "first" / records.FILE, replace(first, records=unnamed))
+    with pytest.raises(UserError, match=r"config\.previous: .* is a copy without hairs by an older version, which did"):
+        prepare(folder, tmp_path / "second", previous=str(tmp_path / "first"))
+
+
+@pytest.mark.parametrize(("images", "masks"), [("images", ""), ("images/moles", ""), ("moles", "masks")])
+def test_copies_without_hairs_stay_out_of_the_user_s_folders(tmp_path, fill, prepare, images, masks):
+    root = fill(tmp_path / images, CLASSES, 20)
+    if masks:
+        (tmp_path / masks).symlink_to(root)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(
+        UserError, match=r"copies without hairs would lie in .*, among the images of .*; give another --w"
+    ):
+        prepare(root, tmp_path, remove_hairs=True)
+    assert sorted(root.rglob("*")) == before
+    assert prepare(root, tmp_path).records
 
 
 @pytest.mark.parametrize("attributes, limit", [(False, 30), (True, 6)])

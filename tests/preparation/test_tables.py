@@ -67,7 +67,9 @@ def test_a_patient_of_a_name_that_images_of_two_classes_have_is_refused(put, rea
     for number, label in enumerate(("benign", "malignant")):
         put(f"{label}/0.png", number), put(f"{label}/{label}.png", 5 + number)
     root = put("patients.csv", "file,patient_id\n0.png,P0\nbenign.png,P1\n")
-    with pytest.raises(UserError, match=r"patients\.csv line 2: 0\.png may be benign/0\.png or malignant/0\.png, which"):
+    with pytest.raises(
+        UserError, match=r"patients\.csv line 2: 0\.png may be benign/0\.png or malignant/0\.png, which"
+    ):
         read(root)
     put("patients.csv", "file,patient_id\n0.png,\nbenign.png,P1\nbenign/0.png,P0\nmalignant/0.png,P0\n")
     known = {record.image: record.patient_id for record in read(root)[1].records}

@@ -17,13 +17,13 @@ import numpy as np
 from dermjax.data import images
 from dermjax.data.leaks import duplicates, neighbours
 from dermjax.data.records import Manifest, Record
-from dermjax.run_folder import write_atomically
+from dermjax.run_folder import EXAMINED, write_atomically
 
 # Of fingerprints, for those that are kept: raise it where the same bytes give another one, or `prepare` measures others
 NUMERIC_VERSION = 3
 VERSIONS = {"images": images.NUMERIC_VERSION, "looks": NUMERIC_VERSION}
 UNRECORDED = {"images": 1, "looks": 1}  # of lines that were written before they had versions
-FILE = "examined.jsonl"
+FILE = EXAMINED
 Measure = Callable[[np.ndarray], tuple[dict, dict[str, float]]]  # pixels to attributes and scores
 
 

@@ -14,12 +14,13 @@ from dermjax import buckets
 from dermjax.data.leaks import fingerprints
 from dermjax.data.leaks.fingerprints import Fingerprint
 from dermjax.data.records import Manifest, Record
+from dermjax.data.splits import ORIGINAL
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
 FILE = "seen_by_generator.jsonl"
 FIELDS = ("image", "label", "source", "lesion_id", "patient_id")  # of the record
-TIES = ("duplicates", "linked_as")  # of its attributes; older lists have none
+TIES = ("duplicates", "linked_as", ORIGINAL)  # of its attributes; older lists have none
 
 
 @dataclass(frozen=True)
