@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dermjax import run_folder
 from dermjax.classification import run as classification
 from dermjax.curation import run as curation
-from dermjax.data import records
+from dermjax.data import records, templates
 from dermjax.errors import UserError
 from dermjax.evaluation import run as evaluation
 from dermjax.generation import run as generation
@@ -87,7 +87,7 @@ def class_prompts(template: str, labels: tuple[str, ...]) -> ConfigDict:
     dotted = [label for label in labels if "." in label]
     if dotted:
         raise UserError(f"class {dotted[0]}: a class name with a dot cannot be a config key; rename its folder")
-    return ConfigDict({label: template.replace("{label}", label.replace("_", " ")) for label in labels}).lock()
+    return ConfigDict({label: template.replace("{label}", templates.in_words(label)) for label in labels}).lock()
 
 
 def run_stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping[str, Path | int | ConfigDict]) -> None:

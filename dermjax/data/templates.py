@@ -30,7 +30,7 @@ class PromptWords:
     def word(self, gap: str) -> str | None:
         """Returns what fills a gap, None for nothing."""
         if gap == LABEL:
-            return self.label.replace("_", " ")
+            return in_words(self.label)
         if gap in self.words:
             return self.words[gap] or None
         value = _value(self.like, gap) if self.like else None
@@ -40,6 +40,11 @@ class PromptWords:
         """Returns (gap, word) of every gap of a template that is filled, besides the label."""
         others = sorted(set(gaps(template)) - {LABEL})
         return tuple((gap, word) for gap in others if (word := self.word(gap)))
+
+
+def in_words(label: str) -> str:
+    """Returns a label as prompts say it, to tune with and to ask for."""
+    return label.replace("_", " ")
 
 
 def gaps(template: str) -> list[str]:
@@ -127,8 +132,8 @@ def _fill(template: str, value_of: Callable[[str], object]) -> str:
 
 
 def _value(record: Record, name: str) -> object:
-    """Returns the label, the source or an attribute of a record, a dot going into it; None where there is none."""
-    value = {**record.attributes, "label": record.label, "source": record.source}
+    """Returns the label in words, the source or an attribute of a record, a dot going into it; None for none."""
+    value = {**record.attributes, LABEL: in_words(record.label), "source": record.source}
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return None if value == "" else value

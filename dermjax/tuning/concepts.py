@@ -83,11 +83,11 @@ def training(
     rows = [
         np.repeat(np.flatnonzero(labels == label), repeats.get(label, 1)) for label in dict.fromkeys(labels.tolist())
     ]
+    if not weights[np.concatenate(rows)].sum():
+        raise UserError("every image has weight 0 or is repeated 0 times: nothing would be learnt")
     if balance:
         rows = [np.resize(each, max(map(len, rows))) for each in rows if len(each)]
     rows = np.concatenate(rows)
-    if not weights[rows].sum():
-        raise UserError("every image has weight 0: nothing would be learnt")
     others = class_images(prior)
     epoch = np.concatenate([np.sort(rows), len(weights) + np.arange(len(others))]).astype(np.int32)
     preserved = np.full(len(others), prior_weight * len(epoch) / max(len(others), 1))

@@ -45,6 +45,13 @@ def test_a_template_says_what_is_known_of_a_record(template, attributes, said):
     assert templates.fill_from_record(template, record(0, "benign", attributes=attributes)) == said
 
 
+def test_a_label_of_several_words_is_taught_as_it_is_asked_for():
+    known = record(0, "basal_cell_carcinoma")
+    asked = templates.PromptWords(label="basal_cell_carcinoma", words={}, like=None)
+    taught = templates.fill_from_record("a {label}", known)
+    assert taught == templates.fill("a {label}", asked) == "a basal cell carcinoma"
+
+
 def test_an_unknown_field_outside_brackets_is_named():
     with pytest.raises(UserError, match=r"benign0.png has no 'sit'; put the clause in brackets"):
         templates.fill_from_record("a mole on {sit}", record(0, "benign"))
@@ -132,6 +139,8 @@ def test_in_batches_of_pairs_prior_preservation_is_diffusers_loss(tmp_path):
 @pytest.mark.parametrize(
     "changes, attributes, said",
     [
+        ({"repeats": {"benign": 0, "malignant": 0}}, {}, "every image has weight 0 or is repeated 0 times: nothing wo"),
+        ({"repeats": {"benign": 0, "malignant": 0}, "balance": True}, {}, "every image has weight 0 or is repeated 0 t"),
         ({"repeats": {"mailgnant": 2}}, {}, "config.concepts.repeats.mailgnant: the manifest's classes are benign, m"),
         ({}, {"weight": "heavy"}, "attributes.weight = 'heavy'; give a number"),
         ({}, {"weight": -1}, "attributes.weight = -1; give a number from 0 on"),
