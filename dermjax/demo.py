@@ -67,9 +67,12 @@ def run_generator(
 
 
 def check_stages(config: ConfigDict) -> None:
-    """Raises UserError for an option of tune, generate or curate that would fail when the stage's turn comes."""
+    """Raises UserError for what of tune, generate, curate or the prompt would fail when the stage's turn comes."""
     for name, check_stage in (("tune", tuning.check), ("generate", generation.check), ("curate", curation.check)):
         check(name, config[name], check_stage)
+    if "{label}" not in config.prompt:
+        raise UserError(f"config.prompt = {config.prompt!r} would say the same of every class; put {{label}} in it")
+    check(f"prompt = {config.prompt!r}", config.generate, lambda each: generation.check_words(each, config.prompt))
 
 
 def check(name: str, config: ConfigDict, check_stage: Callable[[ConfigDict], object]) -> None:
@@ -82,8 +85,6 @@ def check(name: str, config: ConfigDict, check_stage: Callable[[ConfigDict], obj
 
 def class_prompts(template: str, labels: tuple[str, ...]) -> ConfigDict:
     """Returns the prompt of each label: the template with the label in words for `{label}`."""
-    if "{label}" not in template:
-        raise UserError(f"config.prompt = {template!r} would say the same of every class; put {{label}} in it")
     dotted = [label for label in labels if "." in label]
     if dotted:
         raise UserError(f"class {dotted[0]}: a class name with a dot cannot be a config key; rename its folder")

@@ -125,6 +125,14 @@ def test_classes_that_no_prompt_can_tell_apart_are_refused(stages, tmp_path, pro
         demo.run(config, tmp_path)
 
 
+def test_a_prompt_that_cannot_be_asked_for_is_said_before_anything_is_made(stages, tmp_path):
+    config = load(str(DEMO_CONFIG))
+    config.prompt = "photo of a {label} mole of {source}"
+    with pytest.raises(UserError, match=r"config\.prompt = .*nothing fills \{source\}; there are \{label\}"):
+        demo.run(config, tmp_path)
+    assert not stages.seen
+
+
 def test_photographs_have_a_variant_that_paints_no_phantoms():
     config = load(f"{DEMO_CONFIG}:photographs")
     assert config.prepare.images == ""

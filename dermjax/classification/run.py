@@ -224,7 +224,7 @@ def train(
     temperature = fitted_temperature(of_validation, label_indices(real, validation))
     of_validation, of_test = (probabilities(each / temperature) for each in (of_validation, of_test))
     files = {"predictions.csv": manifest_table(real, [(validation, of_validation), (test, of_test)])}
-    others = {f"predictions_{name}.csv": (manifest, manifest.split("test")) for name, manifest in tests.items()}
+    others = {predictions_file(name): (manifest, manifest.split("test")) for name, manifest in tests.items()}
     others |= {"synthetic_predictions.csv": (judged, judged.split("train"))} if judged else {}
     for file, (manifest, images) in others.items():
         predicted = probabilities(logits(state, frozen, manifest, images) / temperature)
@@ -247,6 +247,11 @@ def train(
     multihost_utils.sync_global_devices("dermjax: classifier written")
     shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics["test"].items())
     say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
+
+
+def predictions_file(test: str) -> str:
+    """Returns the name of the file that a further test set gets."""
+    return f"predictions_{test}.csv"
 
 
 def _batches(

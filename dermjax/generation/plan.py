@@ -94,7 +94,7 @@ class Plan:
     def requests(self) -> list[Request]:
         """Returns the requests, class by class; UserError where nothing, or what no sampler or gap can do, is asked."""
         self._check_images()
-        self._check_words()
+        self.check_words()
         in_turn = self.settings()
         settings, turns = {each.sampler: each for each in in_turn}, Counter(each.sampler for each in in_turn)
         alike = self._alike()
@@ -149,7 +149,7 @@ class Plan:
                 f"plan.seed = {self.seed}: the seeds run to {last}; they must lie within 0 and {LARGEST_SEED}"
             )
 
-    def _check_words(self) -> None:
+    def check_words(self) -> None:
         """Refuses gaps that nothing fills, words that no prompt has, and quotas that cannot be met."""
         if self.guidance == 1:
             guided = ("negative_prompt", "contrast", "guidance_rescale", "guidance_interval")

@@ -82,6 +82,14 @@ def check(config: ConfigDict) -> None:
     Plan(**{key: value for key, value in config.plan.to_dict().items() if key != "batch"}).settings()
 
 
+def check_words(config: ConfigDict, template: str) -> None:
+    """Raises UserError where one template for all classes and the words of a plan do not go together; what a quota
+    asks of a class is not looked at, as the classes need not be known."""
+    templates.check(template)
+    settings = {key: value for key, value in config.plan.to_dict().items() if key != "batch"}
+    Plan(**settings | {"prompts": dict.fromkeys(("one", "other"), (template,)), "quotas": {}}).check_words()
+
+
 def load(config: ConfigDict) -> Generation:
     """Returns what a config requests, loaded; what cannot be done is a UserError, before anything is computed."""
     check(config)

@@ -109,10 +109,13 @@ def hybrid_ratio(arm: str) -> float | None:
     return hybrid.ratio if plain else None
 
 
-def take_shots(manifest: Manifest, shots: int, rank: dict[str, float], rare: Mapping[str, int]) -> Manifest:
-    """Returns the manifest with `shots` training images a class, those of the lowest rank by image; 0 is all.
+def shots_of(label: str, shots: int, rare: Mapping[str, int]) -> int:
+    """Returns the real training images of a class: `shots`, or those of `rare` where they are fewer; 0 is all."""
+    return min(filter(None, (rare.get(label, 0), shots)), default=0)
 
-    rare: {class: its number of images in place of `shots`}.
+
+def take_shots(manifest: Manifest, shots: int, rank: dict[str, float], rare: Mapping[str, int]) -> Manifest:
+    """Returns the manifest with `shots_of` training images a class, those of the lowest rank by image.
 
     Raises:
       UserError: a class has fewer, or `rare` names one that there is not.
@@ -124,9 +127,9 @@ def take_shots(manifest: Manifest, shots: int, rank: dict[str, float], rare: Map
         return manifest
     chosen = set()
     for label in manifest.labels:
-        images, most = sorted(_training_images(manifest, label), key=rank.__getitem__), rare.get(label, shots)
+        images, most = sorted(_training_images(manifest, label), key=rank.__getitem__), shots_of(label, shots, rare)
         if len(images) < most:
-            key = f"config.rare.{label}" if label in rare else "config.shots"
+            key = f"config.rare.{label}" if most == rare.get(label) else "config.shots"
             raise UserError(f"{key}: {most} images a class, {label} has {len(images)}; take fewer")
         chosen.update(images[: most or None])
     records = tuple(record for record in manifest.records if record.split != "train" or record.image in chosen)

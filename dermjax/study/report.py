@@ -11,7 +11,18 @@ from dermjax.data import images
 from dermjax.data.records import Manifest
 from dermjax.data.thumbnails import Thumbnail
 from dermjax.evaluation import metrics, plots, predictions, report, wording
-from dermjax.evaluation.findings import GAIN, LOSS, NONE, PRIMARY, UNKNOWN, Comparison, Findings, Group, begun_at
+from dermjax.evaluation.findings import (
+    GAIN,
+    LOSS,
+    NONE,
+    PRIMARY,
+    UNKNOWN,
+    Comparison,
+    Findings,
+    Group,
+    begun_at,
+    record_subgroups,
+)
 from dermjax.evaluation.predictions import Predictions
 from dermjax.evaluation.report import PAPER
 from dermjax.page import fill
@@ -56,9 +67,10 @@ def page(
     frozen: bool,
     count: int,
     case: Case,
+    rare: Mapping[str, int],
 ) -> str:
     """The HTML. explained: heat maps of the most confident cases, by heading; frozen: whether part of any network was;
-    count: pictures a row; case: of `describe_case`."""
+    count: pictures a row; case: of `describe_case`; rare: of `arms.shots_of`."""
     real, synthetic = materials[0].real, materials[0].synthetic
     settings, comparisons = by_setting(findings), findings.comparisons.values()
     fold = next(iter(findings.folds.values()))[0]
@@ -99,7 +111,7 @@ def page(
         scarce=dict.fromkeys(
             f"{wording.arm(group.arm)} with {wording.shots(group.shots)}"
             for group in findings.figures
-            if _is_scarce(group, materials[0])
+            if _is_scarce(group, materials[0], rare)
         ),
     )
 
@@ -119,8 +131,12 @@ def describe_case(
     there are few-shot sizes.
     """
     summary = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
-    summary += [f"No real image that a classifier learns from is of {kind} {' or '.join(names)}."
-                for kind, names in without.items()]  # fmt: skip
+    left = [record_subgroups(record) for record in arms.leave_out(whole, without).split("train")] if without else []
+    for kind, names in without.items():
+        unknown, shown = sum(kind not in each for each in left), f"{kind} {' or '.join(names)}"
+        known = "known to be of" if unknown else "of"
+        rest = f"; of {unknown} of the {len(left)} that there are the {kind} is unknown" if unknown else ""
+        summary.append(f"No real image that a classifier learns from is {known} {shown}{rest}.")
     part = bool(summary or few)
     generator = _describe_generator(seen, whole, part)
     if summary or seen is None:
@@ -165,14 +181,14 @@ def sentence(each: Comparison) -> str:
     )
 
 
-def _is_scarce(group: Group, material: Material) -> bool:
+def _is_scarce(group: Group, material: Material, rare: Mapping[str, int]) -> bool:
     """Whether a hybrid arm asks for more synthetic images of a class than there are."""
     hybrid = arms.parse_hybrid(group.arm)
     ratio = hybrid.ratio if hybrid and hybrid.kind == "hybrid" else 0.0
     for label in material.real.labels if ratio else ():
         manifests = (material.real, material.of(group.arm))
         real, synthetic = (len(each.split("train", label)) for each in manifests)
-        if ratio * (group.shots or real) > synthetic:
+        if ratio * (arms.shots_of(label, group.shots, rare) or real) > synthetic:
             return True
     return False
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dermjax.classification.run import predictions_file
 from dermjax.data.records import Manifest
 from dermjax.evaluation import findings, metrics, predictions
 from dermjax.evaluation.findings import PRIMARY, Comparison, Findings, Group
@@ -152,5 +153,5 @@ def _read(folder: Path, test: str, manifest: Manifest) -> Predictions:
     if not test:
         return predictions.read_test(folder / "predictions.csv", manifest)
     validation = predictions.read(folder / "predictions.csv", manifest.labels, "validation")
-    further = predictions.read(folder / f"predictions_{test}.csv", manifest.labels, "test", manifest.records)
+    further = predictions.read(folder / predictions_file(test), manifest.labels, "test", manifest.records)
     return replace(further, thresholds=predictions.thresholds(validation))

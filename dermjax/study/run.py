@@ -33,6 +33,7 @@ SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and f
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains every cell that nobody has trained, then writes results.json and report.html."""
     folders = {cell: workdir / "cells" / cell.name for cell in plan(config)}
+    _refuse_further_tests(config, folders)
     prepared = [generator.prepare(config, workdir, fold) for fold in range(max(1, config.folds))]
     wholes = [records.read(path) for path in prepared]
     for path, whole in zip(prepared, wholes, strict=True):
@@ -80,7 +81,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tuned_on = records.read(Path(config.training)) if config.synthetic else wholes[0]
     seen, begins = None if generator.sees_shots(config) else tuned_on, generator.begins_at_photographs(config)
     case = report.describe_case(config.rare, config.without, seen, wholes[0], begins, bool(any(config.shots)))
-    page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
+    page = report.page(
+        config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case, config.rare
+    )
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
     for (classifier, size), groups in report.by_setting(findings).items():
@@ -150,12 +153,27 @@ def _check_names(config: ConfigDict) -> None:
     for label, number in config.rare.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise UserError(f"config.rare.{label} = {number!r}: give a whole number of images, 1 or more")
+        if all(0 < shots <= number for shots in config.shots):
+            raise UserError(f"config.rare.{label} = {number}: no size of config.shots is larger; give fewer")
     for name, path in config.sets.items():
         if not isinstance(path, str) or not path:
             raise UserError(f"config.sets.{name} = {path!r}: give a manifest")
     for kind, names in config.without.items():
         if not isinstance(names, tuple | list) or not all(isinstance(each, str) for each in names):
             raise UserError(f"config.without.{kind} = {names!r}: give names in brackets, as ('dark','brown')")
+
+
+def _refuse_further_tests(config: ConfigDict, folders: dict[Cell, Path]) -> None:
+    """Raises UserError for a test set that finished cells have not been judged on, whose classifiers are gone."""
+    for name in (name for name, path in config.tests.items() if path):
+        file = classification.predictions_file(name)
+        without = [folder for folder in folders.values() if finished(folder) and not (folder / file).exists()]
+        if without:
+            raise UserError(
+                f"config.tests.{name}: {len(without)} finished cells were not judged on it, such as {without[0].name}; "
+                f"leave it out, give another --workdir, or delete their folders in {without[0].parent} to train them "
+                "again"
+            )
 
 
 def _judged_arms(config: ConfigDict) -> list[str]:
@@ -195,7 +213,8 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
         used.append(records.read(Path(config.training)))
     if config.synthetic:
         synthetic = records.read(Path(config.synthetic))
-    else:  # the generator gets the training split of `real` and nothing else; a leak is refused before it is tuned
+    else:  # the generator gets all of what is prepared and nothing else; a leak is refused before it is tuned
+        used.append(records.read(prepared))
         inputs.refuse_leaks(used)
         synthetic = generator.synthesise(config, folder, prepared)
     inputs.check_synthetic(synthetic, config.synthetic or folder.name, real)
@@ -223,7 +242,7 @@ def _causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cel
         causes[folder] = {
             run_folder.NUMERIC_VERSIONS: VERSIONS | drawn,
             "images": digests[key],
-            "rare": config.rare.to_dict(),
+            "rare": {label: arms.shots_of(label, cell.shots, config.rare) for label in config.rare},
             "settings": config.classifiers[cell.classifier].to_dict(),
         }
     return causes

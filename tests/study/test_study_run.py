@@ -281,7 +281,12 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"seeds": (0, 0)}, "each once"),
         ({"shots": (25,)}, "benign has 24; take fewer"),
         ({"arms": ("real_equal_steps", "all_3@gentle")}, "config.arms: all_3@gentle needs config.sets.gentle"),
-        ({"rare": {"malignant": 25}}, "config.rare.malignant: 25 images a class, malignant has 24; take fewer"),
+        ({"rare": {"malignant": 25}}, "config.rare.malignant = 25: no size of config.shots is larger; give fewer"),
+        ({"rare": {"malignant": 6}}, "config.rare.malignant = 6: no size of config.shots is larger"),
+        (
+            {"rare": {"malignant": 25}, "shots": (6, 0)},
+            "config.rare.malignant: 25 images a class, malignant has 24; take fewer",
+        ),
         ({"rare": {"melanoma": 5}}, "config.rare.melanoma: the manifest's classes are benign, malignant"),
         ({"without": {"sex": ("x",)}}, r"config.without.sex = \('x',\): training images have f, m"),
         ({"without": {"tone": ("dark",)}}, r"config.without.tone = \('dark',\): training images have none"),
@@ -309,6 +314,28 @@ def test_images_begin_at_one_place(real):
     config = settings(real, "", training="", generator_begins="photographs", generate={"init": {"images": "x"}})
     with pytest.raises(UserError, match=r"begins at the real images; leave out config\.generate\.init\.images"):
         run.plan(config)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [("a mole", r"would say the same of every class"), ("a {label} mole of {source}", r"nothing fills \{source\}")],
+)
+def test_a_prompt_that_cannot_be_asked_for_is_said_before_a_generator_is_tuned(real, prompt, told):
+    with pytest.raises(UserError, match=rf"config\.prompt = .*{told}"):
+        run.plan(settings(real, "", training="", prompt=prompt))
+
+
+def test_a_further_test_set_of_finished_cells_is_refused_at_once(
+    finished, real, synthetic, other, tmp_path, monkeypatch
+):
+    """Their classifiers are gone; it was said once all further cells had been trained."""
+    again = shutil.copytree(finished, tmp_path / "study")
+    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("a cell was trained"))
+    config = settings(real, synthetic, tests={"other": other, "isic": other}, seeds=(0, 1, 2))
+    with pytest.raises(
+        UserError, match=r"config\.tests\.isic: 4 finished cells were not judged on it, such as fold0_vit_"
+    ):
+        run.run(config, again)
 
 
 def test_a_judged_arm_without_a_judge_is_said_before_a_generator_is_tuned(real):
@@ -358,6 +385,22 @@ def test_a_leak_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch)
         run.run(settings(leaking, "", training=""), tmp_path / "study")
 
 
+def test_a_leak_of_what_only_the_generator_sees_is_said_before_it_is_tuned(real, other, tmp_path, monkeypatch):
+    """It is tuned on the subgroup that classifiers are denied as well."""
+    monkeypatch.setattr(run.generator, "synthesise", lambda *_: pytest.fail("a generator was tuned"))
+
+    def tied(path, name, place):
+        (tmp_path / name).mkdir()
+        return changed(path, tmp_path / name, lambda found: [replace(each, lesion_id="L" * (each == found[place]))
+                                                            for each in found])  # fmt: skip
+
+    config = settings(tied(real, "real", 0), "", training="", tests={"other": tied(other, "other", -1)})
+    with config.unlocked():
+        config.without.sex = ("m",)
+    with pytest.raises(UserError, match="one lesion on two sides"):
+        run.run(config, tmp_path / "study")
+
+
 def planted(folder, shown):
     """The comparison of hybrid_10 with real images only, where synthetic pictures show what `shown` says.
 
@@ -395,6 +438,31 @@ def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, sy
         "split: a gain there may come from real images that only the generator saw.",
         "The validation split is whole: it chooses arms, says when to stop and sets probabilities.",
     ]
+
+
+def test_images_of_which_nothing_is_known_are_counted(real):
+    """Most of an archive may be of unknown tone: then nobody can say that none of them is dark."""
+    whole = records.read(Path(real))
+    some = tuple(replace(r, attributes={}) if r.image.endswith("8.png") else r for r in whole.records)
+    said = run.report.describe_case({}, {"sex": ("m",)}, whole, replace(whole, records=some), begins=False, few=False)
+    assert said.summary[0] == (
+        "No real image that a classifier learns from is known to be of sex m; of 4 of the 28 that there are the sex is "
+        "unknown."
+    )
+
+
+def test_a_rare_class_is_never_the_frequent_one(real, synthetic):
+    shots_of = run.arms.shots_of
+    assert [shots_of("malignant", shots, {"malignant": 25}) for shots in (10, 25, 50, 0)] == [10, 25, 25, 25]
+    assert [shots_of("benign", shots, {"malignant": 25}) for shots in (10, 0)] == [10, 0]
+    whole, drawn = records.read(Path(real)), records.read(Path(synthetic))
+    (cell,) = {Cell(0, "vit", 6, "hybrid_3", 0)}
+    training = cells.real_images(cell, whole, {"malignant": 12}).split("train")
+    assert [sum(each.label == label for each in training) for label in LABELS] == [6, 6]
+    material = cells.Material(real=whole, synthetic=drawn, tests={})
+    scarce = [run.report._is_scarce(Cell(0, "vit", 12, "hybrid_3", 0).group, material, rare)
+              for rare in ({}, dict.fromkeys(LABELS, 8))]  # fmt: skip
+    assert scarce == [True, False], "of 24 synthetic images a class"
 
 
 def test_what_the_generator_saw_is_said_as_it_was(real):

@@ -140,7 +140,11 @@ def test_in_batches_of_pairs_prior_preservation_is_diffusers_loss(tmp_path):
     "changes, attributes, said",
     [
         ({"repeats": {"benign": 0, "malignant": 0}}, {}, "every image has weight 0 or is repeated 0 times: nothing wo"),
-        ({"repeats": {"benign": 0, "malignant": 0}, "balance": True}, {}, "every image has weight 0 or is repeated 0 t"),
+        (
+            {"repeats": {"benign": 0, "malignant": 0}, "balance": True},
+            {},
+            "every image has weight 0 or is repeated 0 t",
+        ),
         ({"repeats": {"mailgnant": 2}}, {}, "config.concepts.repeats.mailgnant: the manifest's classes are benign, m"),
         ({}, {"weight": "heavy"}, "attributes.weight = 'heavy'; give a number"),
         ({}, {"weight": -1}, "attributes.weight = -1; give a number from 0 on"),
