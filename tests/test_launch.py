@@ -125,7 +125,7 @@ def test_demo_installs_once_and_passes_its_arguments_on(checkout, venv, tmp_path
     assert first.returncode == 0, first.stderr
     install, demo = asked(tmp_path)
     assert install == f"-m pip install --constraint {checkout}/launch/constraints.txt --editable {checkout}"
-    assert demo == f"-m dermjax demo --workdir={checkout}/runs/demo --images=my photos --limit=5"
+    assert demo == f"-m dermjax demo --workdir={checkout}/runs/demo_photographs --images=my photos --limit=5"
 
     before = seconds_of_children()
     call(checkout / "launch/demo", cwd=tmp_path, **environment)
