@@ -47,8 +47,14 @@ def test_a_table_wins_over_folders_unless_told_otherwise(tmp_path, fill):
 
 def test_images_sorted_into_train_are_taken_so_whatever_table_lies_there(tmp_path, fill):
     root = fill(tmp_path / "moles", ("train/a", "train/b"), 1)
-    (root / "metadata.csv").write_text(HAM)
     assert listing(root)[0] == "split folders"
+    (root / "metadata.csv").write_text(HAM)
+    assert listing(root, "folders")[0] == "split folders"
+    with pytest.raises(UserError, match=r"0 may be train/a/0.png or train/b/0.png"):
+        listing(root)
+    (root / "train/b/0.png").rename(root / "train/b/1.png")
+    assert listing(root)[0] == "split folders"
+    (root / "train/b/1.png").rename(root / "train/b/0.png")
     with pytest.raises(UserError, match=r"0 may be train/a/0.png or train/b/0.png"):
         listing(root, "ham10000")
 
