@@ -65,6 +65,12 @@ SUMMARIES = {
 }
 # what the stages that are done once leave last: no other config goes on with it
 LAST = {"prepare": "manifest.jsonl", "classify": "metrics.json"}
+# of the stages that run others: what may change while those go on in folders that are of their own configs
+CHANGEABLE = {
+    "demo": (),
+    "study": ("title", "arms", "baseline", "shots", "seeds", "sets", "classifiers", "bootstrap", "gallery"),
+    "sweep": ("trials", "startup", "patience", "seed"),
+}
 PREDICT = "classify --predict"  # the one command that shares its name with a stage, and needs no config
 
 
@@ -216,7 +222,8 @@ def _run(stage: str, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -> Iterator[None]:
-    """Holds a workdir, or its part, for the run of a config; one refused for its input leaves nothing there."""
+    """Holds a workdir, or its part, for the run of a config; one refused for its input leaves nothing there, and a
+    change of the config that is refused is none."""
     with contextlib.ExitStack() as held:
         folder = workdir / part.folder if part else workdir
         if part:
@@ -225,10 +232,14 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
                 parts.refuse_others(workdir, part, config)
         held.enter_context(run_folder.lock(folder, alone=stage not in SHARED))
         allowed, last = flags.FLAGS.allow_config_change, LAST.get(stage, "")
-        run_folder.claim(folder, config, allow_change=allowed, last=last, hint=run_folder.OR_ALLOW)
+        replaced = run_folder.claim(
+            folder, config, allow_change=allowed, last=last, hint=run_folder.OR_ALLOW, keys=CHANGEABLE.get(stage)
+        )
         try:
             yield
         except UserError:
+            if replaced:  # or the command that the folder is of would be refused from now on
+                run_folder.claim(folder, replaced, allow_change=True)
             run_folder.disclaim(folder)
             if part:
                 with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
@@ -288,6 +299,9 @@ def _answer(command: Command, arguments: list[str]) -> None:
         operands = [_path(each) for each in operands]
     given = {name: known[name].value for name in command.flags}
     given = {name: _home(value) if isinstance(value, str) else value for name, value in given.items()}
+    elsewhere = [name for name, value in given.items() if isinstance(value, str) and buckets.is_url(value)]
+    if elsewhere:
+        raise UserError(f"--{elsewhere[0]}={given[elsewhere[0]]}: lies in a bucket; give a path of this machine")
     missing = [name for name, value in given.items() if value == ""]
     if missing:
         raise UserError(f"--{missing[0]} is missing")

@@ -14,9 +14,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import url2pathname
 
 from dermjax.errors import UserError
@@ -74,6 +74,16 @@ def mirror(url: str) -> Path:
 def shown(path: Path) -> str:
     """Returns a path for people: the URL that it mirrors, if it mirrors one."""
     return (_mirrors and _url(path)) or str(path)
+
+
+def as_given(value: Any) -> Any:
+    """Returns a value of a config, the URLs in place of the paths that mirror them wherever they stand in it: a mirror
+    lies elsewhere in every process."""
+    if isinstance(value, Mapping):
+        return {key: as_given(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_given, value))
+    return (_mirrors and isinstance(value, str) and _url(Path(value))) or value
 
 
 def fetch(path: Path) -> Path:

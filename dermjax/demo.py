@@ -98,7 +98,7 @@ def run_stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping
         *parents, key = path.split(".")
         reduce(getitem, parents, config)[key] = str(value) if isinstance(value, Path) else value
     say(f"\n{folder.name}")
-    run_folder.claim(folder, config.to_dict())
+    run_folder.claim(folder, config.to_dict(), within=folder.parent)
     try:
         run(config, folder)
     except UserError as error:

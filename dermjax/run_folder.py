@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dermjax import buckets
 from dermjax.errors import AGAIN, UserError
@@ -199,41 +199,50 @@ def host() -> str:
     return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}"
 
 
-def claim(workdir: Path, config: Mapping, *, allow_change: bool = False, last: str = "", hint: str = ELSEWHERE) -> None:
+def claim(
+    workdir: Path, config: Mapping, *, allow_change: bool = False, last: str = "", hint: str = ELSEWHERE,
+    keys: Collection[str] | None = None, within: Path | None = None,
+) -> dict:  # fmt: skip
     """Makes the folder and writes config.json and versions.json, or checks that they are of this config.
 
     With allow_change another config replaces the folder's, and the change is printed and recorded, unless the file
-    `last` is there, with which a run of the folder's own config has ended. hint: what to do about another config.
+    `last` is there, with which a run of the folder's own config has ended. The one that it replaces is returned, {} for
+    none. hint: what to do about another config; where `keys` are given, if no other keys of it have changed. within: a
+    folder around this one that may have been moved: paths into it are the same wherever it lies.
 
     Raises:
       UserError: the folder cannot be made or written, or it belongs to another config (the keys are listed).
     """
     make_folder(workdir)
     config_path, versions_path = workdir / CONFIG, workdir / VERSIONS
-    config = json.loads(json.dumps(config))  # as a file would give it back: tuples are lists
-    changed = _changes(_read(config_path), config) if config_path.exists() else {}
+    config = _as_written(config)
+    recorded = _read(config_path) if config_path.exists() else {}
+    here = _moved(recorded, config, within) if within else recorded
+    changed = _changes(here, config) if config_path.exists() else {}
     if changed and last and (workdir / last).exists():
         raise UserError(f"workdir {workdir}: {last} is of another config ({_one_line(changed)}) and finished; "
                         f"{ELSEWHERE}")  # fmt: skip
     if changed and not allow_change:
-        check_config(workdir, config, hint)
+        offered = keys is None or {key.partition(".")[0] for key in changed} <= set(keys)
+        raise _refusal(workdir, changed, hint if offered else ELSEWHERE)
     if changed:
         say(f"workdir {workdir}: the config changes: {_one_line(changed)}")
         past = workdir / CHANGES
         write_atomically(past, (past.read_text() if past.exists() else "") + json.dumps(changed) + "\n")
-    if changed or not config_path.exists():
+    if recorded != config or not config_path.exists():
         write_atomically(config_path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if versions_path.exists():
         _say_changed_versions(workdir, _read(versions_path))
     else:
         write_atomically(versions_path, json.dumps(versions(), indent=2) + "\n")
+    return recorded if changed else {}
 
 
 def check_config(workdir: Path, config: Mapping, hint: str) -> None:
     """Raises UserError, with the keys and what to do about it, where the folder's config is another one."""
-    changed = _changes(_read(workdir / CONFIG), json.loads(json.dumps(config)))
+    changed = _changes(_read(workdir / CONFIG), _as_written(config))
     if changed:
-        raise UserError(f"workdir {workdir} is of another config ({_one_line(changed)}); {hint}")
+        raise _refusal(workdir, changed, hint)
 
 
 def disclaim(workdir: Path) -> None:
@@ -429,6 +438,24 @@ def _read(path: Path) -> dict:
         raise UserError(f"{path}: holds {type(content).__name__}, not keys with values; give another --workdir or "
                         "delete it")  # fmt: skip
     return content
+
+
+def _refusal(workdir: Path, changed: Mapping[str, str], hint: str) -> UserError:
+    return UserError(f"workdir {workdir} is of another config ({_one_line(changed)}); {hint}")
+
+
+def _as_written(config: Mapping) -> dict:
+    """Returns a config as a file gives it back: tuples are lists, and what is in a bucket has its URL."""
+    return json.loads(json.dumps(buckets.as_given(config)))
+
+
+def _moved(recorded: Any, config: Any, folder: Path) -> Any:
+    """Returns a recorded config with the paths into a folder that a config has now, where they have the same end."""
+    if isinstance(recorded, dict) and isinstance(config, dict):
+        return {key: _moved(each, config.get(key), folder) for key, each in recorded.items()}
+    if not isinstance(recorded, str) or not isinstance(config, str) or not Path(config).is_relative_to(folder):
+        return recorded
+    return config if recorded.endswith(f"/{Path(config).relative_to(folder).as_posix()}") else recorded
 
 
 def _changes(recorded: dict, current: dict) -> dict[str, str]:

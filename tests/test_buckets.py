@@ -6,8 +6,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from ml_collections import ConfigDict
 
-from dermjax import buckets, merge, parts, run_folder
+from dermjax import buckets, config_file, merge, parts, run_folder
 from dermjax.data import records, shards
 from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest, Record
@@ -121,6 +122,39 @@ def test_a_command_reads_a_manifest_there(bucket, command):
     assert command("audit", "memory://bucket/run")[0] == 0
     code, _, error = command("audit", "memory://bucket/none")
     assert (code, len(error.splitlines())) == (2, 1)
+
+
+def test_a_run_knows_what_it_read_there_in_another_process(bucket, tmp_path):
+    """A mirror lies elsewhere each time: the claim and the card have the URL."""
+    from dermjax.tuning import outputs
+
+    for _ in range(2):
+        bucket.new_process()
+        manifest = str(buckets.local("memory://bucket/run/manifest.jsonl"))
+        config = ConfigDict({"tune": {"manifest": manifest, "prompts": ("a", manifest)}, "size": 64, "model": ""})
+        run_folder.claim(tmp_path, config.to_dict())
+        run_folder.check_config(tmp_path, config.to_dict(), "")
+        first = not (tmp_path / outputs.CARD).exists()
+        assert outputs.is_finished(tmp_path, config) == (not first)
+        (tmp_path / outputs.CARD).write_text(outputs._settings(config))
+    assert manifest not in (tmp_path / "config.json").read_text() + (tmp_path / outputs.CARD).read_text()
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    assert recorded["tune"] == {"manifest": "memory://bucket/run/manifest.jsonl",
+                                "prompts": ["a", "memory://bucket/run/manifest.jsonl"]}  # fmt: skip
+    assert recorded["size"] == 64 and recorded["model"] == ""
+
+
+def test_a_cache_in_a_bucket_is_refused(bucket):
+    from dermjax.classification import run as classification
+    from dermjax.tuning import run as tuning
+
+    there = str(buckets.local("memory://bucket/kept"))
+    tune, classify = config_file.preset("tune", "lora"), config_file.preset("classify", "vit")
+    tune.cache = classify.features = there
+    with pytest.raises(UserError, match=r"config\.cache = memory://bucket/kept: it is read from a disk; give a folder"):
+        tuning.check(tune)
+    with pytest.raises(UserError, match=r"config\.features = memory://bucket/kept: they are read from a disk; give a"):
+        classification.check(classify)
 
 
 def test_parts_in_a_bucket_are_merged_there(bucket):

@@ -107,6 +107,14 @@ def test_a_killed_demo_goes_on_in_the_folders_that_it_made(stages, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_demo_that_was_moved_goes_on(stages, tmp_path):
+    demo.run(load(str(DEMO_CONFIG)), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    demo.run(load(str(DEMO_CONFIG)), tmp_path / "there")
+    assert stages.seen["tune"].manifest == str(tmp_path / "there" / "prepare" / "manifest.jsonl")
+    assert json.loads((tmp_path / "there/tune/config.json").read_text())["manifest"] == stages.seen["tune"].manifest
+
+
 def test_a_changed_demo_is_told_what_helps(stages, tmp_path):
     """A flag that allows it is for the folder of the demo, not for those of its stages."""
     config = load(str(DEMO_CONFIG))

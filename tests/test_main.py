@@ -205,6 +205,7 @@ def test_operands_and_flags_reach_the_command_by_their_types(capsys):
         ("PATH", {}, ["a", "b"], "unexpected argument b"),
         ("", {"to": ""}, [], "--to is missing"),
         ("", {"weight": 0.8}, ["--weight=much"], "--weight"),
+        ("", {"to": ""}, ["--to=s3://bucket/x"], "--to=s3://bucket/x: lies in a bucket; give a path of this machine"),
     ],
 )
 def test_what_a_command_cannot_do_without_is_said(operands, flags, arguments, said):
@@ -243,6 +244,21 @@ def test_a_workdir_of_another_config_is_refused(folder):
     assert code == 2
     assert "steps: 3 -> 4" in err
     assert tune(folder)[0] == 0
+
+
+def test_a_change_that_is_refused_is_taken_back(folder):
+    """Else the command that the folder is of would be refused from then on."""
+    assert tune(folder)[0] == 0
+    code, out, err = tune(folder, "--config.act=refuse late", "--config.steps=4", "--allow_config_change")
+    assert code == 2 and "steps: 3 -> 4" in out and "steps: 4 -> 3" in out and "conv_in.weight: missing" in err
+    assert tune(folder) == (0, f"True True 3 tiny  {folder / 'run'}\n", "")
+
+
+def test_a_command_of_several_stages_offers_no_flag_that_they_would_refuse(command, tmp_path):
+    given = [f"--config={PRESETS / 'demo.py'}", f"--workdir={tmp_path}"]
+    (tmp_path / "config.json").write_text('{"prompt": "a"}')
+    code, _, err = command("demo", *given)
+    assert code == 2 and "is of another config" in err and "--allow_config_change" not in err
 
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "0",

@@ -87,6 +87,36 @@ def test_a_refused_change_says_how_to_allow_it(tmp_path):
         run_folder.claim(tmp_path, CONFIG | {"steps": 300}, hint=run_folder.OR_ALLOW)
 
 
+def test_a_flag_is_offered_for_the_keys_alone_that_it_helps_with(tmp_path):
+    """Not for those that a stage within would refuse after it."""
+    run_folder.claim(tmp_path, CONFIG | {"trials": 3})
+    for change, told in (({"trials": 4}, "or --allow_config_change"), ({"steps": 1}, "give another --workdir$"),
+                         ({"trials": 4, "steps": 1}, "give another --workdir$")):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            run_folder.claim(tmp_path, CONFIG | {"trials": 3} | change, hint=run_folder.OR_ALLOW, keys=("trials",))
+
+
+def test_a_folder_that_was_moved_is_of_the_same_config(tmp_path):
+    def asked(home, **changes):
+        return {
+            "manifest": str(home / "prepare" / "manifest.jsonl"),
+            "model": "/models/sd15",
+            "plan": {"steps": 3},
+        } | changes
+
+    old, new = tmp_path / "old" / "demo", tmp_path / "new place"
+    run_folder.claim(old / "tune", asked(old), within=old)
+    old.rename(new)
+    with pytest.raises(UserError, match="manifest: "):
+        run_folder.claim(new / "tune", asked(new))
+    for changes in ({"model": "/other/sd15"}, {"plan": {"steps": 4}}, {"manifest": str(new / "other.jsonl")}):
+        with pytest.raises(UserError, match=rf"is of another config \({next(iter(changes))}"):
+            run_folder.claim(new / "tune", asked(new, **changes), within=new)
+    for within in (new, None):
+        run_folder.claim(new / "tune", asked(new), within=within)
+    assert json.loads((new / "tune" / "config.json").read_text()) == asked(new)
+
+
 def test_other_versions_are_told_and_the_first_ones_kept(tmp_path, capsys):
     run_folder.claim(tmp_path, CONFIG)
     versions = json.loads((tmp_path / "versions.json").read_text())

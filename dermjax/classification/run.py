@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from dermjax import config_file, run_folder, sharding
+from dermjax import buckets, config_file, run_folder, sharding
 from dermjax.classification import inputs, networks, recipes
 from dermjax.classification.batches import VERSIONS, FeatureBatches, ImageBatches
 from dermjax.classification.features import Features, causes
@@ -121,6 +121,9 @@ def check(config: ConfigDict) -> Mesh:
     if STATISTICS[config.synthetic_statistics]:
         _check_separate(config)
     _check_recipe(config)
+    if config.features and buckets.mirrors(Path(config.features)):
+        raise UserError(f"config.features = {buckets.as_given(config.features)}: they are read from a disk; give a "
+                        "folder of this machine, or leave it empty")  # fmt: skip
     if config.features and Path(config.features).exists() and not Path(config.features).is_dir():
         raise UserError(f"config.features = {config.features}: is no folder; give one, or leave it empty")
     grid = sharding.mesh(config.mesh.data, config.mesh.fsdp)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from dermjax import run_folder
+from dermjax import buckets, run_folder
 from dermjax.data import digests, records
 from dermjax.data.records import Manifest
 from dermjax.demo import class_prompts, run_generator, run_stage
@@ -112,7 +112,7 @@ def _refuse_others(folder: Path, real: Manifest) -> None:
 
 def _causes(config: ConfigDict, real: Manifest) -> dict:
     """Returns what the images of a generator follow from, wherever its folder lies."""
-    stages = {name: config[name].to_dict() for name in ("tune", "generate", "curate")}
+    stages = {name: buckets.as_given(config[name].to_dict()) for name in ("tune", "generate", "curate")}
     begins = begins_at_photographs(config)
     return json.loads(json.dumps(stages | {"real": _digest(real), "prompt": config.prompt, "begins": begins}))
 

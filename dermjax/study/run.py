@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from dermjax import progress, run_folder
+from dermjax import buckets, progress, run_folder
 from dermjax.classification import inputs, networks, recipes
 from dermjax.classification import run as classification
 from dermjax.classification.batches import VERSIONS
@@ -243,7 +243,7 @@ def _causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cel
             run_folder.NUMERIC_VERSIONS: VERSIONS | drawn,
             "images": digests[key],
             "rare": {label: arms.shots_of(label, cell.shots, config.rare) for label in config.rare},
-            "settings": config.classifiers[cell.classifier].to_dict(),
+            "settings": buckets.as_given(config.classifiers[cell.classifier].to_dict()),
         }
     return causes
 

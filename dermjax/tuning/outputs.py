@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from dermjax import sharding
+from dermjax import buckets, sharding
 from dermjax.page import fill
 from dermjax.run_folder import write_atomically
 from dermjax.training import writers
@@ -82,7 +82,7 @@ def finish(workdir: Path, config: ConfigDict, training: Concepts, validation: Co
     card = fill(
         TEMPLATE,
         {},
-        model=config.model,
+        model=buckets.as_given(config.model),
         title=" and ".join(sorted(tuned)),
         origin=base,
         counts={label: (tuned[label], held_out[label]) for label in sorted(tuned)},
@@ -107,7 +107,7 @@ def usage(workdir: Path, base: str, prompt: str) -> str:
     """Returns the lines of Python that make an image in diffusers: of the model, or of its base with what it learnt."""
 
     def quote(text: str | Path) -> str:
-        return json.dumps(str(text), ensure_ascii=False)
+        return json.dumps(buckets.as_given(str(text)), ensure_ascii=False)
 
     lines = ["from diffusers import StableDiffusionPipeline", ""]
     if (workdir / MODEL).exists():
@@ -128,4 +128,4 @@ def usage(workdir: Path, base: str, prompt: str) -> str:
 
 def _settings(config: ConfigDict) -> str:
     """Returns the config as the card shows it, by which a run recognises its card."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    return json.dumps(buckets.as_given(config.to_dict()), indent=2, sort_keys=True)

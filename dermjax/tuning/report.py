@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from ml_collections import ConfigDict
 from PIL import Image
 
+from dermjax import buckets
 from dermjax.data.thumbnails import data_uri, evenly_spaced, thumbnail
 from dermjax.page import fill
 from dermjax.run_folder import write_atomically
@@ -34,7 +35,7 @@ def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Con
     page = fill(
         TEMPLATE,
         {},
-        model=config.model,
+        model=buckets.as_given(config.model),
         counts={label: (tuned[label], held_out[label]) for label in by_label},
         steps=config.steps,
         step=records[-1]["step"] if records else 0,
@@ -45,7 +46,7 @@ def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Con
         gallery={
             label: [thumbnail(*pair, "") for pair in evenly_spaced(pairs, GALLERY)] for label, pairs in by_label.items()
         },
-        config=json.dumps(config.to_dict(), indent=2),
+        config=json.dumps(buckets.as_given(config.to_dict()), indent=2),
     )
     write_atomically(workdir / FILE, page)
 

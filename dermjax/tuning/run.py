@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dermjax import config_file, run_folder, sharding
+from dermjax import buckets, config_file, run_folder, sharding
 from dermjax.data import digests, images, pipelines
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
@@ -148,6 +148,9 @@ def check_options(config: ConfigDict) -> None:
             "as with bfloat16")  # fmt: skip
     if config.patience and not config.watch_every:
         raise UserError("config.patience needs evaluations on held-out images; give config.watch_every")
+    if config.cache and buckets.mirrors(Path(config.cache)):
+        raise UserError(f"config.cache = {buckets.as_given(config.cache)}: it is read from a disk; give a folder of "
+                        "this machine, or leave it empty")  # fmt: skip
     if config.cache and Path(config.cache).exists() and not Path(config.cache).is_dir():
         raise UserError(f"config.cache = {config.cache}: is no folder; give one, or leave it empty")
 

@@ -22,10 +22,17 @@ import jax
 import matplotlib.pyplot as plt
 import optuna
 from ml_collections import ConfigDict
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.trial import FrozenTrial, Trial, TrialState
 from PIL import Image
 
-from dermjax import run_folder
+from dermjax import buckets, run_folder
 from dermjax.data import records
 from dermjax.data.thumbnails import data_uri
 from dermjax.errors import UserError
@@ -56,6 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError("config.space is empty: there is nothing to choose")
     check(space, config.tune)
     with open_study(workdir, startup=config.startup, patience=config.patience) as study:
+        refuse_earlier(study, space)
         search(study, space, config, workdir)
     say(f"sweep: results.json and report.html are in {workdir}")
 
@@ -146,6 +154,34 @@ def enqueue_defaults(study: optuna.Study, space: dict[str, Any], settings: Confi
         study.enqueue_trial(defaults)
 
 
+def distributions(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Returns what Optuna draws each setting of a space from."""
+
+    def drawn(value: Any) -> BaseDistribution:
+        if not isinstance(value, Mapping):
+            return CategoricalDistribution(value)
+        kind = IntDistribution if isinstance(value["low"], int) else FloatDistribution
+        return kind(value["low"], value["high"], log=True)
+
+    return {name: drawn(value) for name, value in space.items()}
+
+
+def refuse_earlier(study: optuna.Study, space: Mapping[str, Any]) -> None:
+    """Raises UserError for a space that trials of another one cannot be in: of it ranges alone may be others."""
+    now = distributions(space)
+    for trial in study.get_trials(deepcopy=False):
+        of_trial = trial.distributions if trial.state in ENDED else {**now, **trial.distributions}
+        for name in sorted(now.keys() ^ of_trial.keys()):
+            raise UserError(f"config.space.{name}: {'new' if name in now else 'missing'} to earlier trials; give the "
+                            "settings that they have, or another --workdir")  # fmt: skip
+        for name, earlier in of_trial.items():
+            try:
+                check_distribution_compatibility(earlier, now[name])
+            except ValueError as error:
+                raise UserError(f"config.space.{name} = {space[name]!r}: earlier trials had other choices; give those, "
+                                "or another --workdir") from error  # fmt: skip
+
+
 def ended(study: optuna.Study) -> list[FrozenTrial]:
     """Returns the trials that are complete or were pruned."""
     return study.get_trials(states=ENDED)
@@ -154,14 +190,8 @@ def ended(study: optuna.Study) -> list[FrozenTrial]:
 def draw(study: optuna.Study, space: dict[str, Any], *, seed: int, startup: int) -> tuple[Trial, dict[str, Any]]:
     """Returns the next trial and its settings by name; they follow from the seed and from the trials that ended."""
     study.sampler = optuna.samplers.TPESampler(seed=(seed + len(ended(study))) % 2**32, n_startup_trials=startup)
-    trial, chosen = study.ask(), {}
-    for name, value in space.items():
-        if not isinstance(value, Mapping):
-            chosen[name] = trial.suggest_categorical(name, value)
-        else:
-            suggest = trial.suggest_int if isinstance(value["low"], int) else trial.suggest_float
-            chosen[name] = suggest(name, value["low"], value["high"], log=True)
-    return trial, chosen
+    trial = study.ask(distributions(space))
+    return trial, {name: trial.params[name] for name in space}
 
 
 def attempt(trial: Trial, chosen: dict[str, Any], defaults: ConfigDict, looks: int, workdir: Path) -> float:
@@ -185,7 +215,7 @@ def attempt(trial: Trial, chosen: dict[str, Any], defaults: ConfigDict, looks: i
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-    run_folder.claim(folder, settings.to_dict())
+    run_folder.claim(folder, settings.to_dict(), within=workdir)
     try:
         for step, loss in curve(folder):  # of a trial that was cut off
             on_loss(step, loss)
@@ -257,7 +287,7 @@ def write(workdir: Path, results: dict[str, Any], config: ConfigDict) -> None:
         names=list(results["trials"][0]["settings"]),
         planned=config.trials,
         curves=data_uri(plot(results)),
-        config=json.dumps(config.to_dict(), indent=2),
+        config=json.dumps(buckets.as_given(config.to_dict()), indent=2),
     )
     write_atomically(workdir / "report.html", page)
 

@@ -157,6 +157,39 @@ def test_bad_input_is_one_line(tmp_path, manifest, tune, changes, said):
     assert not (tmp_path / sweep.DATABASE).exists()
 
 
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"space.lora.rank": (4, 8)},
+            "config.space.lora.rank = (4, 8): earlier trials had other choices; give those, or",
+        ),
+        ({"space.lora.rank": {"low": 4, "high": 8}}, "config.space.lora.rank = {"),
+        ({"space.loss": {"snr_gamma": (0.0, 5.0)}}, "config.space.loss.snr_gamma: new to earlier trials; give the set"),
+        ({"space.lora": {}}, "config.space.lora.rank: missing to earlier trials"),
+    ],
+)
+def test_a_space_that_earlier_trials_cannot_be_in_is_one_line(tmp_path, manifest, tune, changes, said):
+    tune()
+    sweep.run(config(manifest, trials=1), tmp_path)
+    again = tune()
+    with pytest.raises(UserError) as error:
+        sweep.run(config(manifest, trials=2, **changes), tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value) and not again.started
+    sweep.run(config(manifest, trials=2, **{"space.rate": {"low": 1e-3, "high": 5e-3}}), tmp_path)
+    assert len(again.started) == 1, "a range may be another"
+
+
+def test_a_sweep_that_was_moved_goes_on_within_its_trial(tmp_path, manifest, tune):
+    (tmp_path / "here").mkdir()
+    cut = tune({(1, 30): Stopped("told to stop")})
+    with pytest.raises(Stopped):
+        sweep.run(config(manifest, trials=1), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    sweep.run(config(manifest, trials=1), tmp_path / "there")
+    assert cut.started[0] == cut.started[1]
+
+
 def test_the_study_is_quiet(tmp_path):
     with sweep.open_study(tmp_path, startup=1, patience=1):
         pass

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import run_folder, sharding
-from dermjax.data import augmentation, images, records
+from dermjax.data import augmentation, images, records, templates
 from dermjax.data.images import from_model
 from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
@@ -409,7 +409,7 @@ def prompts_of(template: str, model: Path, labels: tuple[str, ...]) -> dict[str,
     given = dict.fromkeys(labels, template)
     if not template and tuned.is_file():
         given |= read_json(tuned).get("prompts") or {}
-    prompts = {label: given[label].replace("{label}", label.replace("_", " ")) for label in labels}
+    prompts = {label: given[label].replace("{label}", templates.in_words(label)) for label in labels}
     for label, prompt in prompts.items():
         if not prompt or "{" in prompt:
             raise UserError(
