@@ -49,7 +49,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         dict.fromkeys(("image", "label", "diagnosis", "split", "lesion_id", "patient_id", "licence", *ATTRIBUTES), "")
     )
     config.synthetic = False  # True: a model made these images; all are for training, and marked wherever they go
-    config.limit = 0  # at most this many images of each class in each split folder; 0 takes all
+    config.limit = 0  # at most this many images, or phantoms, of each class in each split folder; 0 takes all
     config.on_bad_image = "fail"  # or "skip": left out, counted and listed in the report
     config.ratios = ConfigDict({"validation": 0.1, "test": 0.2})  # shares carved out where the folder has no such split
     config.stratified = False  # True: shares exact in each class and source; then give `previous` when images are added
