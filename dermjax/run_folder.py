@@ -251,9 +251,7 @@ def disclaim(workdir: Path) -> None:
     if {path.name for path in workdir.iterdir()} <= {*claimed, EXAMINED}:
         for name in claimed:
             buckets.remove(workdir / name)
-        with contextlib.suppress(
-            OSError
-        ):  # EXAMINED is there, or NFS keeps a name for the lock's file while it is open
+        with contextlib.suppress(OSError):  # EXAMINED, or on NFS a name of the lock's file while it is open, is there
             workdir.rmdir()
 
 

@@ -135,7 +135,7 @@ def describe_case(
     for kind, names in without.items():
         unknown, shown = sum(kind not in each for each in left), f"{kind} {' or '.join(names)}"
         known = "known to be of" if unknown else "of"
-        rest = f"; of {unknown} of the {len(left)} that there are the {kind} is unknown" if unknown else ""
+        rest = f"; of the {len(left)} training images that are left {unknown} are of unknown {kind}" if unknown else ""
         summary.append(f"No real image that a classifier learns from is {known} {shown}{rest}.")
     part = bool(summary or few)
     generator = _describe_generator(seen, whole, part)

@@ -171,9 +171,10 @@ def refuse_earlier(study: optuna.Study, space: Mapping[str, Any]) -> None:
     now = distributions(space)
     for trial in study.get_trials(deepcopy=False):
         of_trial = trial.distributions if trial.state in ENDED else {**now, **trial.distributions}
-        for name in sorted(now.keys() ^ of_trial.keys()):
-            raise UserError(f"config.space.{name}: {'new' if name in now else 'missing'} to earlier trials; give the "
-                            "settings that they have, or another --workdir")  # fmt: skip
+        if others := sorted(now.keys() ^ of_trial.keys()):
+            where = "not in" if others[0] in now else "only in"
+            raise UserError(f"config.space.{others[0]}: {where} earlier trials; give the settings that they have, or "
+                            "another --workdir")  # fmt: skip
         for name, earlier in of_trial.items():
             try:
                 check_distribution_compatibility(earlier, now[name])

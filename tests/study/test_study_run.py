@@ -446,8 +446,8 @@ def test_images_of_which_nothing_is_known_are_counted(real):
     some = tuple(replace(r, attributes={}) if r.image.endswith("8.png") else r for r in whole.records)
     said = run.report.describe_case({}, {"sex": ("m",)}, whole, replace(whole, records=some), begins=False, few=False)
     assert said.summary[0] == (
-        "No real image that a classifier learns from is known to be of sex m; of 4 of the 28 that there are the sex is "
-        "unknown."
+        "No real image that a classifier learns from is known to be of sex m; of the 28 training images that are left "
+        "4 are of unknown sex."
     )
 
 

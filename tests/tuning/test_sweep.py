@@ -165,8 +165,8 @@ def test_bad_input_is_one_line(tmp_path, manifest, tune, changes, said):
             "config.space.lora.rank = (4, 8): earlier trials had other choices; give those, or",
         ),
         ({"space.lora.rank": {"low": 4, "high": 8}}, "config.space.lora.rank = {"),
-        ({"space.loss": {"snr_gamma": (0.0, 5.0)}}, "config.space.loss.snr_gamma: new to earlier trials; give the set"),
-        ({"space.lora": {}}, "config.space.lora.rank: missing to earlier trials"),
+        ({"space.loss": {"snr_gamma": (0.0, 5.0)}}, "config.space.loss.snr_gamma: not in earlier trials; give the set"),
+        ({"space.lora": {}}, "config.space.lora.rank: only in earlier trials"),
     ],
 )
 def test_a_space_that_earlier_trials_cannot_be_in_is_one_line(tmp_path, manifest, tune, changes, said):
