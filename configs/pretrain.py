@@ -4,12 +4,13 @@
         --config.teacher=DINOV2 --workdir=runs/pretrain
 
 Derm-base: images of 256 px, learnt from photographs that may be given away (a manifest of `prepare`, whose test split
-is never read) and phantoms, with a frozen DINOv2 (a folder in Hugging Face's layout) as the teacher of what matters in
-a photograph. Hardware: two hours of a CPU core for the autoencoder, an hour of two cores for the rest; a killed run
-goes on where it was. Result: runs/pretrain/model, a diffusers folder of 38 MB.
+is never read; every training photograph needs an expert's mask beside it, which its caption is measured in) and
+phantoms, with a frozen DINOv2 (a folder in Hugging Face's layout) as the teacher of what matters in a photograph.
+Hardware: two hours of a CPU core for the autoencoder, an hour of two cores for the rest; a killed run goes on where it
+was. Result: runs/pretrain/model, a diffusers folder of 38 MB.
 
-The variant `segmenter` trains the network that finds lesions, on photographs with experts' masks beside them and
-phantoms: 22 minutes of a busy core, 1.3 MB, in runs/pretrain/segmenter.
+The variant `segmenter` trains the network that finds lesions, on photographs with experts' masks beside them, those for
+validation too, and phantoms: 22 minutes of a busy core, 1.3 MB, in runs/pretrain/segmenter.
 
 The variant `tiny` makes derm-tiny, images of 128 px, from phantoms alone: about two hours, 27 MB; the quality that it
 must have is the test tests/weights/test_derm_tiny.py. The variant `smoke` runs every line of that in two minutes.
@@ -43,7 +44,7 @@ SEGMENTER = {
     "seed": 0,
     "first_seed": 0,
     "phantoms": 1500,
-    "photographs": "",
+    "photographs": "",  # a manifest: its training and its validation split have masks
     "photographs_share": 0.65,  # of the crops
     "empty_share": 0.1,  # bare skin and plain fields, without a lesion; phantoms have the rest
     "batch": 16,
@@ -71,7 +72,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             "seed": 0,
             "first_seed": 0,  # of the phantoms; `prepare` draws from 10,000,000 on
             "phantoms": 12_000,
-            "photographs": "",  # a manifest: its training split is learnt, its validation split looked at
+            "photographs": "",  # a manifest: its training split, with masks, is learnt, its validation split looked at
             "photographs_share": 0.75,  # of the autoencoder's crops
             "teacher": "",  # a folder of DINOv2
             "normalise_over": 1024,

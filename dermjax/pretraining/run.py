@@ -1,7 +1,8 @@
 """`dermjax pretrain`: pictures -> autoencoder -> latents -> text encoder and UNet -> decoder -> a model folder.
 
 Every part leaves files in the run folder and is skipped when they are complete, so a killed run goes on where it was.
-Phantoms are made once, in chunks, by one process a core; photographs are decoded once.
+Phantoms are made once, in chunks, by one process a core; photographs are decoded once. What can be wrong with the
+photographs' masks or with the teacher is found before anything is painted.
 """
 
 import copy
@@ -40,10 +41,13 @@ BASES = {"derm-tiny": TINY, "derm-base": BASE}
 CHUNK = 500  # phantoms
 PART = 1000  # phantoms whose latents are kept at a time: a killed run makes no more of them again
 WAYS = 8  # in which a photograph can be turned and mirrored
+Teachers = dict[int, tuple[losses.Teacher, Params]]  # by the size of the crops
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains a base model from nothing and leaves it in workdir/model, or the segmenter in workdir/segmenter."""
+    if jax.process_count() > 1:  # each would paint, join and delete the same chunks, and write the model
+        raise UserError("pretrain: runs in one process, over all of its devices; start it on one host")
     if config.base == "segmenter":
         segmenter.run(config, workdir)
         return
@@ -52,15 +56,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     phases = [each for part in (config.autoencoder, config.decoder) for each in (part[name] for name in part.phases)]
     for part in (*phases, config.diffusion):
         sharding.check_batch(part.batch, 1, grid)
+    teachers = read_teachers(config.teacher, phases)
     sd = prepare_model(workdir, BASES[config.base])
     params = start(sd, config)
     cost("pretrain", devices=grid.size, parameters=count(params), phantoms=config.phantoms,
          autoencoder_steps=sum(phase.steps for phase in phases), diffusion_steps=config.diffusion.steps)  # fmt: skip
+    if config.photographs:  # their captions need them, hours later
+        photographs.read_masks(config.photographs, "train", skin_tone.SIDE, workdir)
     photos, held_out = (read_photographs(config, split, photographs.SIDE, workdir) for split in ("train", "validation"))
     phantoms, captions = make_phantoms(workdir / "phantoms", config.phantoms, sd.size, config.first_seed)
     share = config.photographs_share
     sources = [Source(phantoms, 1 - share), Source(photos, share)]
-    vae_params = train_autoencoder(sd, params["vae"], {}, sources, held_out, config, workdir / "autoencoder")
+    vae_params = train_autoencoder(sd, params["vae"], {}, sources, held_out, teachers, config, workdir / "autoencoder")
 
     captions, drawn = captions[: config.diffusion.images], phantoms[: config.diffusion.images]
     photos = read_photographs(config, "train", sd.size, workdir)
@@ -73,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     epoch = mixed_epoch(len(drawn), len(moments) - len(drawn), share)
     params = params | train_diffusion(sd, params, moments, captions, epoch, config, workdir / "diffusion")
     decoder, encoder = reconstruction.divide(params["vae"])
-    decoder = train_autoencoder(sd, decoder, encoder, sources, held_out, config, workdir / "decoder")
+    decoder = train_autoencoder(sd, decoder, encoder, sources, held_out, teachers, config, workdir / "decoder")
     params = lengthen_unused_words(sd, params | {"vae": encoder | decoder}, captions)
     diffusers.write(workdir / "model", sd, params, dtype=np.float16)
 
@@ -123,6 +130,12 @@ def check_phase(path: str, phase: ConfigDict, config: ConfigDict, sd: StableDiff
         )
     if phase.weights.features and not config.teacher:
         raise UserError(f"{path}.weights.features: give the teacher's folder, config.teacher, or 0")
+
+
+def read_teachers(folder: str, phases: Sequence[ConfigDict]) -> Teachers:
+    """Returns the teacher of the phases that learn from one, for each size of their crops."""
+    sizes = {phase.size for phase in phases if phase.weights.features}
+    return {size: losses.read_teacher(folder, size) for size in sorted(sizes)}
 
 
 def read_photographs(config: ConfigDict, split: str, side: int, workdir: Path) -> np.ndarray:
@@ -201,7 +214,7 @@ def train(
 
 def train_autoencoder(
     sd: StableDiffusion, trained: Params, frozen: Params, sources: list[Source], held_out: np.ndarray,
-    config: ConfigDict, workdir: Path,
+    teachers: Teachers, config: ConfigDict, workdir: Path,
 ) -> Params:  # fmt: skip
     """Returns the part `trained` of an autoencoder after the phases of config.NAME, NAME the folder's.
 
@@ -210,7 +223,7 @@ def train_autoencoder(
     part, grid = config[workdir.name], sharding.mesh(config.mesh.data, config.mesh.fsdp)
     for name in part.phases:
         phase = part[name]
-        judge, judge_params = losses.read_teacher(config.teacher, phase.size) if phase.weights.features else (None, {})
+        judge, judge_params = teachers[phase.size] if phase.weights.features else (None, {})
         constants = {"vae": frozen} | ({"teacher": judge_params} if judge else {})
         params = {"vae": trained}
         if phase.weights.adversary:

@@ -41,12 +41,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UserError("config.photographs_share and config.empty_share: give shares that are at most 1 together")
     if not config.photographs:
         raise UserError("config.photographs: give the manifest of photographs with masks, made by `prepare`")
-    pictures, masks = (
-        read(config.photographs, "train", KEPT, workdir) for read in (photographs.read, photographs.read_masks)
-    )
-    held_out, truth = (
-        read(config.photographs, "validation", SIDE, workdir) for read in (photographs.read, photographs.read_masks)
-    )
+    splits = {"train": KEPT, "validation": SIDE}
+    masks, truth = (photographs.read_masks(config.photographs, *split, workdir) for split in splits.items())
+    pictures, held_out = (photographs.read(config.photographs, *split, workdir) for split in splits.items())
     cost("pretrain", devices=grid.size, photographs=len(pictures), phantoms=config.phantoms, steps=config.steps)
     sources = [Source(pictures, config.photographs_share, masks), *paint(config)]
     batches = photographs.crop_batches(

@@ -1,5 +1,6 @@
 """`pretrain` from pictures to a model folder, with photographs, a teacher and a discriminator, in a few steps each."""
 
+import json
 import resource
 import runpy
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from dermjax import __main__
+from dermjax.errors import UserError
+from dermjax.models.classifier import describe, fresh
 from dermjax.pretraining import run as stage
-from dermjax.weights import diffusers
+from dermjax.weights import classifiers, diffusers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pretrain.py"
 DINOV2 = Path(__file__).parents[3] / "shared/weights/dinov2_vits14"
@@ -77,6 +80,61 @@ def test_phantoms_without_room_are_one_line_and_are_made_once_there_is(drawn, tm
     assert __main__._mendable(error.value).endswith("File too large; make room, then the same command")
     assert not list(tmp_path.glob("images_*"))
     assert drawn(12, size=256) == (12 if room < 800_000 else 0)
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """A config of `pretrain`, where nothing may be painted: what is wrong with it is found before."""
+
+    def paints(*_):
+        raise AssertionError("it paints, and trains for hours, before it refuses")
+
+    monkeypatch.setattr(stage, "make_phantoms", paints)
+    config = runpy.run_path(str(CONFIG))["get_config"]("smoke")
+    config.phantoms = 12
+    return config
+
+
+def test_a_training_photograph_without_a_mask_is_named_before_anything_is_painted(unpainted, photographs, tmp_path):
+    """Those of the validation split are only looked at."""
+    unpainted.update(photographs=str(photographs), photographs_share=0.5)
+    header, *lines = photographs.read_text().splitlines()
+    bare = {split: [header] for split in ("train", "validation")}
+    for entry in map(json.loads, lines):
+        for split, written in bare.items():
+            written.append(json.dumps(entry | ({"attributes": {}} if entry["split"] == split else {})))
+    photographs.write_text("\n".join(bare["train"]) + "\n")
+    with pytest.raises(UserError, match=r"0\.png has no mask beside it, nor have 7 others"):
+        stage.run(unpainted, tmp_path / "run")
+    photographs.write_text("\n".join(bare["validation"]) + "\n")
+    with pytest.raises(AssertionError, match="it paints"):
+        stage.run(unpainted, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("kind", "size", "told"), [
+    ("vit", 56, "is a vit; give a folder of DINOv2"),
+    ("dinov2", 64, "has patches of 14 pixels; give crops of a multiple, not 64"),
+    (None, 56, "config.json: cannot be read"),
+])  # fmt: skip
+def test_a_wrong_teacher_is_refused_before_anything_is_painted(kind, size, told, unpainted, tmp_path):
+    """Also one that the last phase alone asks for."""
+    if kind:
+        small = {"patch_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        teacher = fresh(describe(kind, small, ("a", "b"), 56), np.float32)
+        classifiers.write(tmp_path / "teacher", teacher, *teacher.init(0))
+    unpainted.teacher = str(tmp_path / "teacher")
+    unpainted.decoder.whole.update(size=size, sides=(64, 64))
+    unpainted.decoder.whole.weights.features = 0.2
+    with pytest.raises(UserError, match=told):
+        stage.run(unpainted, tmp_path / "run")
+
+
+@pytest.mark.parametrize("variant", ["smoke", "segmenter"])
+def test_several_processes_are_refused(variant, tmp_path, monkeypatch):
+    """All of them would paint, join and delete the same files."""
+    monkeypatch.setattr(stage.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="pretrain: runs in one process, over all of its devices"):
+        stage.run(runpy.run_path(str(CONFIG))["get_config"](variant), tmp_path)
 
 
 @pytest.mark.slow
