@@ -25,6 +25,7 @@ Array = jax.Array
 # Of features and logits, for whatever is kept of them: raise it where they change by more than rounding
 NUMERIC_VERSION = 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SINGLE_LABEL = "single_label_classification"  # problem_type where an image is of one class alone: a softmax
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -131,7 +132,7 @@ def describe(model_type: str, settings: dict, labels: tuple[str, ...], size: int
         "image_size": size,
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
+        "problem_type": SINGLE_LABEL,
         "dtype": "float32",
     }
 

@@ -22,7 +22,7 @@ from einops import rearrange
 
 from dermjax.errors import UserError
 from dermjax.models import configs
-from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, Classifier, describe
+from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, SINGLE_LABEL, Classifier, describe
 from dermjax.models.nnx_tree import Params
 from dermjax.models.vit import grid
 from dermjax.progress import say
@@ -171,7 +171,7 @@ def read_labels(config: dict, folder: Path) -> tuple[tuple[str, ...], int]:
     The file may have "10" before "2", as JSON in the order of its keys has.
 
     Raises:
-      UserError: it names no classes, not each by its number, or no size.
+      UserError: it names no classes, not each by its number, or no size, or its logits are not for a softmax.
     """
     names, size = config.get("id2label"), config.get("image_size")
     if not names or not isinstance(names, dict) or type(size) is not int:
@@ -181,6 +181,11 @@ def read_labels(config: dict, folder: Path) -> tuple[tuple[str, ...], int]:
     if names.keys() != set(order) or not distinct:
         raise UserError(f"{folder}/config.json: id2label does not name {len(names)} classes by 0 to {len(names) - 1}; "
                         "mend it")  # fmt: skip
+    problem = config.get("problem_type")
+    if len(names) == 1 or problem not in (None, SINGLE_LABEL):  # transformers takes a sigmoid of these, or nothing
+        what = f"problem_type = {problem!r}" if len(names) > 1 else f"one class only, {names['0']}"
+        raise UserError(f"{folder}/config.json: {what}: dermjax predicts one of two or more classes; train it with "
+                        "classify first (config.init)")  # fmt: skip
     return tuple(names[index] for index in order), size
 
 

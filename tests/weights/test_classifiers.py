@@ -229,6 +229,24 @@ def test_classes_that_are_not_named_by_their_numbers_are_one_line(broken, change
     assert str(folder / "config.json") in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("change, said", [
+    ({"id2label": {"0": "malignant"}}, "one class only, malignant: dermjax predicts one of two or more"),
+    ({"problem_type": "multi_label_classification"}, "problem_type = 'multi_label_classification': dermjax predicts"),
+    ({"problem_type": "regression"}, "problem_type = 'regression': dermjax predicts one of two or more classes"),
+])  # fmt: skip
+def test_logits_that_no_softmax_is_for_are_one_line(broken, change, said):
+    """A softmax of one logit is 1 whatever the image; transformers takes a sigmoid, of several labels as well."""
+    folder, config, _ = broken
+    (folder / "config.json").write_text(json.dumps(config | change))
+    for load in (lambda: networks.load(folder), lambda: label_score.read(str(folder), LABELS)):
+        with pytest.raises(UserError, match=said) as error:
+            load()
+        assert str(folder / "config.json") in str(error.value) and "\n" not in str(error.value)
+    config.pop("problem_type")  # what transformers leaves out
+    (folder / "config.json").write_text(json.dumps(config))
+    assert networks.load(folder)[0].labels == LABELS
+
+
 @pytest.mark.parametrize("settings", [
     {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
     {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "do_normalize": False},
