@@ -18,7 +18,7 @@ from dermjax.training import checkpoints
 from dermjax.training.optimizers import pick
 from dermjax.training.state import create
 from dermjax.weights import classifiers
-from dermjax.weights.tensor_files import read_json, snapshot
+from dermjax.weights.tensor_files import read_json, snapshot, weights_in
 
 # the model types that a folder of this classifier may hold; the first is what is built from nothing
 CLASSIFIERS = {"vit": ("vit", "dinov2"), "mobilenetv2": ("mobilenet_v2",)}
@@ -75,6 +75,7 @@ def check_architecture(name: str, settings: dict, defaults: dict) -> None:
 def load(path: Path) -> tuple[Classifier, tuple[Params, Params]]:
     """Returns a saved classifier, with its labels and image size, and (params, variables).
 
+    Its weights may be in any file that `config.init` takes of a folder: shards, PyTorch's, of a variant.
     A checkpoint is restored on whatever devices there are; its probabilities are not calibrated yet.
 
     Raises:
@@ -82,7 +83,7 @@ def load(path: Path) -> tuple[Classifier, tuple[Params, Params]]:
     """
     path = snapshot(path)
     folder = _folder(path)
-    if (folder / "model.safetensors").is_file():
+    if weights_in(folder):
         return classifiers.read(folder, *classifiers.read_labels(read_json(folder / "config.json"), folder))
     if not checkpoints.steps(path / "checkpoints"):
         raise UserError(f"classifier {path}: no model.safetensors, no classifier/ and no checkpoint; give one of them")

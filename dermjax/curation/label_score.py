@@ -13,7 +13,7 @@ from dermjax.evaluation.features import in_batches
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
 from dermjax.weights.image_encoders import files
-from dermjax.weights.tensor_files import digest, read_json
+from dermjax.weights.tensor_files import digest, read_json, snapshot
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
     """
     if not folder:
         return None
-    path = Path(folder) / "classifier" if (Path(folder) / "classifier").is_dir() else Path(folder)
+    path = snapshot(Path(folder))
+    path = path / "classifier" if (path / "classifier").is_dir() else path
     known, size = classifiers.read_labels(read_json(path / "config.json"), path)
     if set(known) != set(labels):
         raise UserError(f"config.classifier {folder}: it knows {', '.join(known)}, not {', '.join(labels)}")

@@ -7,6 +7,7 @@ larger than that of nearly all held-out images (Sun et al. 2022, arXiv 2204.0650
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from dermjax.studio import runs
 from dermjax.studio.calls import Field, Refused
 from dermjax.studio.folder import Folder
 from dermjax.studio.uploads import decoded, open_upload, other_text, own_text
+from dermjax.weights.tensor_files import weights_in
 
 USE = "Research use only, not a diagnosis."
 SAMPLE = 400  # training images, and as many held-out ones, that an image is compared with
@@ -85,14 +87,18 @@ class Classifiers:
     def _names(self) -> dict[str, None]:
         names = {}
         for path, inside in self.folder.folders():
-            weights = path / "classifier" / "model.safetensors"
-            if "classifier" in inside and weights.is_file() and weights.resolve().is_relative_to(self.folder.root):
+            folder = path / "classifier"
+            if "classifier" in inside and weights_in(folder) and self._is_inside(folder):
                 names[self.folder.name(path)] = None
         return names
 
+    def _is_inside(self, folder: Path) -> bool:
+        """Whether no file of a classifier is a link that leaves the root."""
+        return all(file.resolve().is_relative_to(self.folder.root) for file in folder.iterdir())
+
     def _held(self, name: str) -> tuple[LesionClassifier, Seen | None]:
         path = self.folder.path(f"{name}/classifier" if name else "classifier")
-        state = (path, (path / "model.safetensors").stat().st_mtime_ns)
+        state = (path, *((file.name, file.stat().st_mtime_ns) for file in weights_in(path)))
         if not self.held or self.held[0] != state:
             network = LesionClassifier(path)
             learnt = self.folder.run_of(runs.config_of(path.parent).get("manifest"))

@@ -29,7 +29,7 @@ from dermjax.progress import say
 from dermjax.weights import safetensors, torch_layout
 from dermjax.weights.diffusers import replaced, write_json
 from dermjax.weights.safetensors import Tensors, from_array
-from dermjax.weights.tensor_files import open_file, read_json, snapshot, weight_files
+from dermjax.weights.tensor_files import open_file, read_folder, read_json, snapshot, weight_files
 
 HEAD = "classifier"
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
@@ -155,12 +155,13 @@ def write(folder: Path, classifier: Classifier, params: Params, variables: Param
 
 def convert(from_: str, to: str, form: str) -> None:
     """Writes a classifier folder as a state dict of timm or torchvision, with its labels in the header."""
-    folder = Path(from_)
+    folder = snapshot(Path(from_))
     config = read_json(folder / "config.json")
     if config.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{folder}/config.json: not a classifier folder of dermjax or transformers")
     config = ARCHITECTURES[config["model_type"]].defaults | config
-    tensors = to_state_dict(open_file(folder / "model.safetensors")[0], config, form)
+    file = from_hugging_face(read_folder(folder, ""), ARCHITECTURES[config["model_type"]].backbone)
+    tensors = to_state_dict(to_hugging_face(file), config, form)
     safetensors.write(Path(to), tensors, {"id2label": json.dumps(config.get("id2label", {}))})
     say(f"{to}: {len(tensors)} tensors under the names of {form}")
 

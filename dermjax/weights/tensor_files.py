@@ -117,6 +117,12 @@ def weight_files(folder: Path, variant: str) -> list[Path]:
     raise UserError(f"{folder}: no {' or '.join(stem + infix + '.safetensors' for stem in STEMS[:2])}; {hint}")
 
 
+def weights_in(folder: Path) -> list[Path]:
+    """Returns the files of weights in a folder, of every variant, and their indices; none where there are none."""
+    found = (file for stem in STEMS for suffix in SUFFIXES for file in sorted(folder.glob(f"{stem}*{suffix}*")))
+    return [file for file in found if file.is_file()]
+
+
 def shard_names(index: Path) -> list[str]:
     """Returns the file names, without folders and sorted, that an index gives for its tensors."""
     shards = read_json(index).get("weight_map")

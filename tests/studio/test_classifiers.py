@@ -41,6 +41,17 @@ def test_it_says_what_the_interface_says(client, trained):
     assert answer["synthetic"] is False and answer["use"] == "Research use only, not a diagnosis."
 
 
+def test_weights_in_shards_are_found_and_links_out_of_the_root_are_not(client, trained, tmp_path):
+    whole, index = trained / "classifier" / "model.safetensors", "model.safetensors.index.json"
+    shard = whole.rename(whole.with_name("model-00001-of-00001.safetensors"))
+    whole.with_name(index).write_text(json.dumps({"weight_map": {"classifier.weight": shard.name}}))
+    assert client.get("/api/classifiers").json()["classifiers"] == ["vit"]
+    assert classified(client, png(np.zeros((40, 48, 3), np.uint8))).status_code == 200
+    shard.rename(tmp_path / shard.name)
+    shard.symlink_to(tmp_path / shard.name)
+    assert client.get("/api/classifiers").json()["classifiers"] == []
+
+
 def test_a_synthetic_image_is_said_to_be_so(client, trained):
     generation = {"synthetic": True, "prompt": "mole", "negative_prompt": "", "seed": 1, "sampler": "DDIM", "steps": 1,
                   "guidance": 1, "size": 40, "model": "0" * 16}  # fmt: skip

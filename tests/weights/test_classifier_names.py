@@ -51,6 +51,26 @@ def test_out_and_in_again_is_the_same_classifier(name, tmp_path):
         assert classifier.config[key] == settings[key], key
 
 
+def test_a_folder_of_shards_without_a_prefix_is_written_alike(tmp_path):
+    """As transformers writes a large backbone."""
+    kind, settings, form = SETTINGS["timm vit"]
+    written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "whole.safetensors"), form)
+    file = tmp_path / "ours" / "model.safetensors"
+    tensors = {name.removeprefix("vit."): tensor for name, tensor in load_file(file).items()}
+    tensors["pooler.dense.bias"] = np.ones(128, np.float32)  # which no classifier reads
+    places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for part in set(places.values()):
+        save_file({name: tensors[name] for name in tensors if places[name] == part}, file.with_name(part))
+    file.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    file.unlink()
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "shards.safetensors"), form)
+    whole, shards = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "shards"))
+    assert whole.keys() == shards.keys()
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(shards[name], tensor)
+
+
 @pytest.mark.parametrize("name", ["timm mobilenet", "torchvision"])
 def test_mobilenet_has_the_names_of_the_library(name, tmp_path):
     kind, settings, form = SETTINGS[name]

@@ -198,6 +198,8 @@ def test_every_form_of_a_folder_s_weights_is_read(broken, form):
     _, found = classifiers.read(folder, LABELS, 32)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert image_encoders.read(folder).digest != before, "its weights are other files"
+    for trees in (networks.load(folder)[1], label_score.read(str(folder), LABELS).trees):  # and those that predict
+        jax.tree.map(np.testing.assert_array_equal, trees, expected)
 
 
 def test_more_than_ten_classes_keep_their_order(tmp_path):
