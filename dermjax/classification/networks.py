@@ -18,7 +18,7 @@ from dermjax.training import checkpoints
 from dermjax.training.optimizers import pick
 from dermjax.training.state import create
 from dermjax.weights import classifiers
-from dermjax.weights.tensor_files import read_json, snapshot, weights_in
+from dermjax.weights.tensor_files import snapshot, weights_in
 
 # the model types that a folder of this classifier may hold; the first is what is built from nothing
 CLASSIFIERS = {"vit": ("vit", "dinov2"), "mobilenetv2": ("mobilenet_v2",)}
@@ -84,7 +84,7 @@ def load(path: Path) -> tuple[Classifier, tuple[Params, Params]]:
     path = snapshot(path)
     folder = _folder(path)
     if weights_in(folder):
-        return classifiers.read(folder, *classifiers.read_labels(read_json(folder / "config.json"), folder))
+        return classifiers.read_saved(folder)
     if not checkpoints.steps(path / "checkpoints"):
         raise UserError(f"classifier {path}: no model.safetensors, no classifier/ and no checkpoint; give one of them")
     return load_checkpoint(path)

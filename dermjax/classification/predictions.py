@@ -141,8 +141,9 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     grid = sharding.mesh(0, 1)
     batch = -(-batch // grid.size) * grid.size
     batches = pipelines.evaluation_batches(
-        chosen, manifest, size=network.config["image_size"], batch=batch, rows=sharding.local_rows(batch, grid)
-    )
+        chosen, manifest, size=network.config["image_size"], batch=batch, rows=sharding.local_rows(batch, grid),
+        resize=network.resize,
+    )  # fmt: skip
     predicted = probabilities(predictor(network, Recipe(last=None), grid)(params, variables, batches))
     if is_manifest:
         text = manifest_table(manifest, [(chosen, predicted)])
@@ -196,8 +197,11 @@ class LesionClassifier:
         several = [images] if single or not isinstance(images, Iterable) else list(images)
         if not several or batch < 1:
             raise UserError("no image to classify; give at least one, and a batch of 1 or more")
-        size = self.classifier.config["image_size"]
-        pixels = np.stack([load_any(image, size) for image in several])
+        size, resize = self.classifier.config["image_size"], self.classifier.resize
+        return self.predict_pixels(np.stack([load_any(image, size, resize) for image in several]), batch)
+
+    def predict_pixels(self, pixels: np.ndarray, batch: int) -> Prediction:
+        """Returns what the classifier predicts of uint8 [n, S, S, 3] that are cut to its size already."""
         batch = -(-batch // self._grid.size) * self._grid.size
 
         def batches() -> Iterator[dict[str, np.ndarray]]:

@@ -13,7 +13,7 @@ from dermjax.evaluation.features import in_batches
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
 from dermjax.weights.image_encoders import files
-from dermjax.weights.tensor_files import digest, read_json, snapshot
+from dermjax.weights.tensor_files import digest, snapshot
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class LabelScorer:
 
         if not records:
             return np.empty(0, np.float32)
-        found = in_batches(lambda image: all_classes(self.trees, image), manifest, records, size, "labels")
+        resize = self.classifier.resize
+        found = in_batches(lambda image: all_classes(self.trees, image), manifest, records, size, "labels", resize)
         return found[np.arange(len(records)), [labels.index(record.label) for record in records]]
 
 
@@ -48,7 +49,7 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
         return None
     path = snapshot(Path(folder))
     path = path / "classifier" if (path / "classifier").is_dir() else path
-    known, size = classifiers.read_labels(read_json(path / "config.json"), path)
-    if set(known) != set(labels):
-        raise UserError(f"config.classifier {folder}: it knows {', '.join(known)}, not {', '.join(labels)}")
-    return LabelScorer(*classifiers.read(path, known, size), digest=digest(files(path)))
+    classifier, trees = classifiers.read_saved(path)
+    if set(classifier.labels) != set(labels):
+        raise UserError(f"config.classifier {folder}: it knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
+    return LabelScorer(classifier, trees, digest=digest(files(path)))

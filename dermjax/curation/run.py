@@ -121,4 +121,6 @@ def _causes(
             causes[name] = judge.digest
             causes["arithmetic"] = sharding.arithmetic(jnp.float32, sharding.local_mesh())
             causes[run_folder.NUMERIC_VERSIONS]["classifier"] = network.NUMERIC_VERSION
+    if networks.label and networks.label.classifier.resize:  # as its folder's processor shows it images
+        causes["resize"] = dict(networks.label.classifier.resize)
     return causes

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
@@ -47,6 +47,7 @@ UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
 END_OF_JPEG, ZEROS = b"\xff\xd9", 64  # bytes at the end of a file that are looked at first
 WHITE = (255, 255, 255, 255)
 PROFILED = ("RGB", "RGBA", "L", "CMYK")  # Pillow's modes that a colour profile is applied to
+Resize = Mapping[str, int]  # "shortest_edge", or "height" and "width", and "resample", which is Pillow's number
 ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, or what is in memory
 
 # Pillow only warns about images of 90 to 180 megapixels; a dermatoscope makes none, a decompression bomb does.
@@ -54,12 +55,13 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on damaged tags, without the file's name
 
 
-def load(path: Path, size: int) -> np.ndarray:
+def load(path: Path, size: int, resize: Resize | None = None) -> np.ndarray:
     """The image as uint8 [size, size, 3]: fully decoded, upright, on white, scaled to cover the square, centre-cropped.
 
+    With `resize` it is scaled to other sides before the crop, as a classifier's own processor does.
     Raises UserError naming the path for whatever is no image or only a part of one (truncated, HTML, a bomb).
     """
-    return _fit(_decode(path, 2 * size), size)
+    return _fit(_decode(path, detail(size, resize)), size, resize)
 
 
 def load_mask(path: Path, size: int) -> np.ndarray:
@@ -67,9 +69,16 @@ def load_mask(path: Path, size: int) -> np.ndarray:
     return load(path, size).mean(-1) > decode(path).mean(-1).max() / 2
 
 
-def load_any(image: ImageLike, size: int) -> np.ndarray:
+def load_any(image: ImageLike, size: int, resize: Resize | None = None) -> np.ndarray:
     """As `load`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
-    return load(Path(image), size) if isinstance(image, str | os.PathLike) else _fit(_upright(image), size)
+    if isinstance(image, str | os.PathLike):
+        return load(Path(image), size, resize)
+    return _fit(_upright(image), size, resize)
+
+
+def detail(size: int, resize: Resize | None) -> int:
+    """The pixels a side below which a JPEG may not be scaled down while it is decoded, for `load`."""
+    return 2 * max([size, *(side for name, side in (resize or {}).items() if name != "resample")])
 
 
 def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
@@ -91,8 +100,23 @@ def _upright(image: Image.Image | np.ndarray) -> Image.Image:
         raise UserError(f"image: {error}") from error
 
 
-def _fit(image: Image.Image, size: int) -> np.ndarray:
+def _fit(image: Image.Image, size: int, resize: Resize | None) -> np.ndarray:
+    if resize:
+        return np.asarray(_cut(image, size, **resize))
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+
+
+def _cut(
+    image: Image.Image, size: int, *, resample: int, shortest_edge: int = 0, height: int = 0, width: int = 0
+) -> Image.Image:
+    """The middle of an image that is resized, as transformers' processors do both, without making all of it."""
+    if shortest_edge:
+        longer = int(shortest_edge * max(image.size) / min(image.size))
+        width, height = (shortest_edge, longer) if image.width <= image.height else (longer, shortest_edge)
+    left, top = (width - size) // 2, (height - size) // 2
+    x, y = image.width / width, image.height / height
+    box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
+    return image.resize((size, size), Image.Resampling(resample), box)
 
 
 def decode(path: Path) -> np.ndarray:

@@ -200,21 +200,31 @@ def training_batches(plan: MixturePlan, *, size: int, augment: str) -> grain.Dat
 
 
 def evaluation_batches(
-    records: list[Record], manifest: Manifest, *, size: int, batch: int, rows: np.ndarray | None = None
+    records: list[Record],
+    manifest: Manifest,
+    *,
+    size: int,
+    batch: int,
+    rows: np.ndarray | None = None,
+    resize: images.Resize | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The records once, in order: {"image": float32 [n, S, S, 3], "valid": bool [B]}.
 
-    rows: int [n], which rows of a batch to make, ascending; None is all. The next batches are decoded while one is
-    used. The last is filled up to B with grey images that are not valid, so that a jitted step compiles once.
+    rows: int [n], which rows of a batch to make, ascending; None is all. resize: of `images.load`. The next batches are
+    decoded while one is used. The last is filled up to B with grey images that are not valid, so that a jitted step
+    compiles once.
     """
     rows = np.arange(batch) if rows is None else rows
     batches = [records[first : first + batch] for first in range(0, len(records), batch)]
+
+    def decode(record: Record) -> np.ndarray:
+        return images.load(manifest.path(record), size, resize)
 
     with ThreadPoolExecutor(THREADS) as pool:
 
         def submit(number: int) -> list[Future]:
             here = [batches[number][row] for row in rows if row < len(batches[number])]
-            return [pool.submit(lambda record: images.load(manifest.path(record), size), record) for record in here]
+            return [pool.submit(decode, record) for record in here]
 
         ahead = deque(map(submit, range(len(batches[:AHEAD]))))
         for number, chosen in enumerate(batches):

@@ -129,10 +129,18 @@ def nearest(features: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def in_batches(
-    network: Callable[[np.ndarray], jax.Array], manifest: Manifest, records: Sequence[Record], size: int, title: str
+    network: Callable[[np.ndarray], jax.Array],
+    manifest: Manifest,
+    records: Sequence[Record],
+    size: int,
+    title: str,
+    resize: images.Resize | None = None,
 ) -> np.ndarray:
-    """What a network makes of images float32 [BATCH, size, size, 3] in [-1, 1], of all records: [N, …]."""
-    pictures = (images.to_model(images.load(manifest.path(record), size)) for record in records)
+    """What a network makes of images float32 [BATCH, size, size, 3] in [-1, 1], of all records: [N, …].
+
+    size, resize: of `images.load`.
+    """
+    pictures = (images.to_model(images.load(manifest.path(record), size, resize)) for record in records)
     return batched(network, pictures, len(records), title)
 
 

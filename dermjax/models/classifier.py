@@ -8,7 +8,7 @@ Shapes: B batch, H W image, L labels.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,16 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """One classifier without its arrays. mean and std normalise pixels in [0, 1], one number a colour channel."""
+    """One classifier without its arrays. mean and std normalise pixels in [0, 1], one number a colour channel.
+
+    `resize` is that of data/images.py for the images that it is shown, {} for what is trained here.
+    """
 
     config: dict
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: DTypeLike  # of the arithmetic; parameters are float32
+    resize: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:

@@ -65,8 +65,8 @@ class Classifiers:
         text = own_text(body) or other_text(body)
         with self.lock, open_upload(body) as image:
             network, seen = self._held(classifier)
-            pixels = decoded(image, network.classifier.config["image_size"])
-            labels, rows = network.predict(pixels, batch=1)
+            pixels = decoded(image, network.classifier.config["image_size"], network.classifier.resize)
+            labels, rows = network.predict_pixels(pixels[None], batch=1)
             shown = images.to_model(pixels)[None]
             heat = saliency.heat(network.classifier, network.params, network.variables, shown)[0]
             distance = float(seen.distance(np.asarray(_features(network, shown)))[0]) if seen else None
@@ -116,10 +116,11 @@ def _seen(network: LesionClassifier, manifest: Manifest) -> Seen | None:
     training, held_out = (_evenly_spaced(manifest.split(split)) for split in ("train", HELD_OUT))
     if len(training) < 4:
         return None
-    lower, size = jax.jit(lambda image: _features(network, image)), network.classifier.config["image_size"]
-    unit = _unit(in_batches(lower, manifest, training, size, "features"))
+    lower, classifier = jax.jit(lambda image: _features(network, image)), network.classifier
+    how = (classifier.config["image_size"], "features", classifier.resize)
+    unit = _unit(in_batches(lower, manifest, training, *how))
     if held_out:
-        alike = nearest(_unit(in_batches(lower, manifest, held_out, size, "features")), unit)[0]
+        alike = nearest(_unit(in_batches(lower, manifest, held_out, *how)), unit)[0]
     else:  # training images stand for them: how far each is from the nearest other
         alike = np.where(np.eye(len(unit), dtype=bool), -1, unit @ unit.T).max(1)
     return Seen(unit, float(np.percentile(1 - alike, SHARE)))

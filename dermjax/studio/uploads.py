@@ -7,7 +7,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from dermjax.data.images import load_any
+from dermjax.data.images import Resize, detail, load_any
 from dermjax.sampling import provenance
 from dermjax.studio.calls import Refused
 
@@ -28,11 +28,12 @@ def open_upload(body: bytes) -> Image.Image:
     return image
 
 
-def decoded(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]; Refused for an image that is only there in part."""
+def decoded(image: Image.Image, size: int, resize: Resize | None = None) -> np.ndarray:
+    """uint8 [size, size, 3], as `images.load`; Refused for an image that is only there in part."""
     try:
-        image.draft("RGB", (2 * size, 2 * size))  # lets JPEG skip detail that is not wanted
-        return load_any(image, size)
+        side = detail(size, resize)
+        image.draft("RGB", (side, side))  # lets JPEG skip detail that is not wanted
+        return load_any(image, size, resize)
     except Exception:  # Pillow's decoders raise anything
         raise Refused("this image is damaged", 415) from None
 

@@ -276,7 +276,7 @@ def _pictures(folder: Path, some: Predictions, material: Material) -> list[Thumb
     classifier, (params, variables) = networks.load(folder)
     record_of = {record.image: record for record in material.real.records}
     paths = [material.real.path(record_of[image]) for image in some.images]
-    pixels = np.stack([images.load(path, classifier.config["image_size"]) for path in paths])
+    pixels = np.stack([images.load(path, classifier.config["image_size"], classifier.resize) for path in paths])
     warmth = saliency.heat(classifier, params, variables, images.to_model(pixels))
     pictures = []
     for row, image in enumerate(some.images):

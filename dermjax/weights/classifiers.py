@@ -11,6 +11,7 @@ shapes, the rest is what these libraries fix. Pixels are normalised as their wei
 ImageNet's, timm's ViT in halves.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -26,8 +27,9 @@ from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, SINGLE_LA
 from dermjax.models.nnx_tree import Params
 from dermjax.models.vit import grid
 from dermjax.progress import say
-from dermjax.weights import safetensors, torch_layout
+from dermjax.weights import processors, safetensors, torch_layout
 from dermjax.weights.diffusers import replaced, write_json
+from dermjax.weights.processors import Normalisation, shown
 from dermjax.weights.safetensors import Tensors, from_array
 from dermjax.weights.tensor_files import open_file, read_folder, read_json, snapshot, weight_files
 
@@ -37,7 +39,6 @@ COUNTER = "num_batches_tracked"  # PyTorch keeps one beside the statistics; nobo
 POSITIONS = "embeddings.position_embeddings"
 # what some files hold and no classifier reads: pretraining's mask token, ViTModel's own pooler
 UNREAD = ("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
-LANCZOS = 1  # Pillow's number; data/images.py cuts and resizes this way
 KEYS_CUBIC = -0.75  # the free parameter of the cubic kernel that PyTorch uses
 
 LIBRARIES = {  # the names that state dicts are known by
@@ -66,8 +67,6 @@ VIT_LAYER = {
                "mlp.fc2": "mlp.fc2", "layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"},
 }  # fmt: skip
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of pixels in [0, 1]
-
 
 def read(
     path: Path, labels: tuple[str, ...], size: int, *, dtype=jnp.float32
@@ -83,16 +82,15 @@ def read(
     """
     path = snapshot(path)
     given, tensors, file, normalisation = read_files(path)
-    architecture = ARCHITECTURES.get(str(given.get("model_type")))
-    if architecture is None:
-        known = ", ".join(ARCHITECTURES)
-        raise UserError(f"{path}/config.json: model_type {given.get('model_type')!r} is not one of {known}")
-    config = describe(given["model_type"], given, labels, size)
+    kind = model_type(given, path)
+    architecture = ARCHITECTURES[kind]
+    config = describe(kind, given, labels, size)
     config.pop("torch_dtype", None)  # what older files call dtype
     configs.check_classifier(config, str(path))
     if "use_mask_token" in config:
         config["use_mask_token"] = False
-    classifier = Classifier(config, *(normalisation or preprocessing(path, architecture.preprocessing)), dtype)
+    normalisation = normalisation or processors.read_pixels(path, kind, architecture.preprocessing)
+    classifier = Classifier(config, *normalisation, dtype)
 
     tensors = from_hugging_face(tensors, architecture.backbone)
     positions = f"{architecture.backbone}.{POSITIONS}"
@@ -109,6 +107,28 @@ def read(
     flat = torch_layout.flatten(tree)
     trees = (torch_layout.unflatten({name: flat[name] for name in each}) for each in (params, variables))
     return classifier, tuple(trees)
+
+
+def read_saved(folder: Path) -> tuple[Classifier, tuple[Params, Params]]:
+    """Returns the classifier in a folder for prediction, else as `read`: of the classes that the folder names, and
+    shown images as the folder's own processor shows them.
+
+    Raises:
+      UserError: as `read` and `read_labels`.
+    """
+    config = read_json(folder / "config.json")
+    labels, size = read_labels(config, folder)
+    size, resize = processors.read_sizes(folder, model_type(config, folder), size)
+    classifier, trees = read(folder, labels, size)
+    return dataclasses.replace(classifier, resize=resize), trees
+
+
+def model_type(config: dict, folder: Path) -> str:
+    """Returns the architecture in a config.json; UserError for one that is not ours."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise UserError(f"{folder}/config.json: model_type {kind!r} is not one of {', '.join(ARCHITECTURES)}")
+    return kind
 
 
 def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
@@ -131,7 +151,7 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
             'give others in a folder, as model.safetensors and config.json: {"architecture": "NAME", "pretrained_cfg": '
             '{"mean": [R, G, B], "std": [R, G, B]}}')  # fmt: skip
     told = f"{path}/config.json: mean or std"
-    mean, std, _ = numbers(pretrained.get("mean", mean), pretrained.get("std", std), 1.0, told)
+    mean, std, _ = processors.numbers(pretrained.get("mean", mean), pretrained.get("std", std), 1.0, told)
     try:
         labels = json.loads(texts.get("id2label", "{}"))
     except (ValueError, RecursionError):
@@ -139,16 +159,11 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
     return described | {"id2label": labels}, tensors, file, (tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def shown(values: tuple[float, ...]) -> str:
-    """Returns the numbers of three colours, or the one for all, as messages have them."""
-    return ", ".join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
-
-
 def write(folder: Path, classifier: Classifier, params: Params, variables: Params) -> None:
     """Writes the classifier folder under a temporary name first, then in place of what was there."""
     with replaced(folder) as part:
         write_json(part / "config.json", classifier.config)
-        write_json(part / "preprocessor_config.json", preprocessor(classifier))
+        write_json(part / "preprocessor_config.json", processors.describe(classifier))
         tensors = torch_layout.to_file(params, np.float32) | torch_layout.to_file(variables, np.float32)
         safetensors.write(part / "model.safetensors", to_hugging_face(tensors), {})
 
@@ -188,57 +203,6 @@ def read_labels(config: dict, folder: Path) -> tuple[tuple[str, ...], int]:
         raise UserError(f"{folder}/config.json: {what}: dermjax predicts one of two or more classes; train it with "
                         "classify first (config.init)")  # fmt: skip
     return tuple(names[index] for index in order), size
-
-
-def preprocessing(folder: Path, usual: Normalisation) -> Normalisation:
-    """Returns mean and deviation of pixels in [0, 1] by preprocessor_config.json; the usual ones where there is none.
-
-    Raises:
-      UserError: they are no numbers, three or one for all colours.
-    """
-    path = folder / "preprocessor_config.json"
-    settings = read_json(path) if path.exists() else {}
-    given = [settings.get(key, value) for key, value in zip(("image_mean", "image_std"), usual, strict=True)]
-    given = given if settings.get("do_normalize", True) else [0.0, 1.0]
-    factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-    mean, std, scale = numbers(*given, factor, f"{path}: image_mean, image_std or rescale_factor")
-    if not np.allclose(255 * scale, 1, rtol=1e-6):  # of pixels in 0 to 255
-        mean, std = mean / (255 * scale), std / (255 * scale)
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def numbers(mean: Any, std: Any, factor: Any, told: str) -> np.ndarray:
-    """Returns mean, deviation and factor as float64 [3, 3], a number for each colour.
-
-    Raises:
-      UserError: beginning with `told`, where they are no numbers to normalise by.
-    """
-    try:
-        values = np.array([np.broadcast_to(np.asarray(each, float), 3) for each in (mean, std, factor)])
-    except (TypeError, ValueError, OverflowError):
-        values = np.full((3, 3), np.nan)
-    if not (np.isfinite(values).all() and values[1:].min() > 0):
-        raise UserError(f"{told} are no numbers to normalise by; mend it")
-    return values
-
-
-def preprocessor(classifier: Classifier) -> dict[str, Any]:
-    """Returns the preprocessor_config.json of how data/images.py and the classifier treat a photograph."""
-    size = classifier.config["image_size"]
-    return {
-        "image_processor_type": "BitImageProcessor",  # shorter side, then centre crop
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": LANCZOS,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(classifier.mean),
-        "image_std": list(classifier.std),
-    }
 
 
 def from_hugging_face(file: Tensors, backbone: str) -> Tensors:

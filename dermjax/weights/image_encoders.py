@@ -20,13 +20,12 @@ import numpy as np
 from dermjax.models import classifier, clip_vision, configs, inception, nnx_tree
 from dermjax.models.clip_vision import CLIPVision
 from dermjax.models.nnx_tree import Params
-from dermjax.weights import classifiers, tensor_files, torch_layout
+from dermjax.weights import classifiers, processors, tensor_files, torch_layout
 from dermjax.weights.safetensors import Tensors
 
 SIZE = 224  # side in pixels at which images are shown to classifiers, as DINOv2 and ViTs are trained
 FILES = ("config.json", "preprocessor_config.json")  # beside the weights
 CLIP = ("clip", "clip_vision_model")  # model types
-CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # mean and deviation
 INCEPTION = "Mixed_7c.branch3x3dbl_3b.conv.weight"  # the name that its file is known by
 UNREAD = ("fc.", "AuxLogits.")  # of that file
 
@@ -88,7 +87,8 @@ def _clip(path: Path, files: dict[str, Path]) -> ImageEncoder:
     projected = "visual_projection.weight" in tensors
     network = nnx_tree.split(partial(CLIPVision, config, projected=projected, dtype=jnp.float32))
     trees = (torch_layout.from_torch(network.shapes[0], tensors, str(path), dtype=np.float32),)
-    mean, std = (np.float32(each).reshape(1, 1, 1, 3) for each in classifiers.preprocessing(path, CLIP_PIXELS))
+    normalisation = processors.read_pixels(path, CLIP[0], processors.CLIP)
+    mean, std = (np.float32(each).reshape(1, 1, 1, 3) for each in normalisation)
     return ImageEncoder(
         lambda trees, image: network.merge(*trees)(((image + 1) / 2 - mean) / std), trees, config["image_size"], None,
         clip_vision.NUMERIC_VERSION, tensor_files.digest(files),

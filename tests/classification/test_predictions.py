@@ -1,6 +1,7 @@
 """`dermjax classify --predict` from a folder, a run and a checkpoint; heat maps find what a class is made of."""
 
 import csv
+import json
 import runpy
 import shutil
 from dataclasses import replace
@@ -9,8 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from dermjax.classification import networks, predictions, run, saliency
+from dermjax.curation import label_score
 from dermjax.data import records
 from dermjax.errors import UserError
 from dermjax.models.classifier import describe, fresh
@@ -91,6 +94,31 @@ def test_what_is_missing_is_one_line(trained, tmp_path, name, images, told):
             str(where), str(workdir if name == "run" else tmp_path / name), str(tmp_path / "said.csv"), 4
         )
     assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
+
+
+def test_every_reader_shows_images_as_the_folder_s_processor_does(trained, tmp_path):
+    """A folder of others: squashed to squares, of which the middle is cut out."""
+    workdir, _ = trained
+    folder, pictures = tmp_path / "theirs", tmp_path / "pictures"
+    shutil.copytree(workdir / "classifier", folder)
+    pictures.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+    Image.fromarray(pixels).save(pictures / "wide.png")
+    own = predictions.LesionClassifier(folder).predict(pixels).probabilities[0]
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings |= {"size": {"height": 48, "width": 48}, "crop_size": 32, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    squashed = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BILINEAR).crop((8, 8, 40, 40))
+    classifier = predictions.LesionClassifier(folder)
+    expected = classifier.predict_pixels(np.asarray(squashed)[None], 1).probabilities[0]
+    assert np.abs(expected - own).max() > 1e-3
+    np.testing.assert_allclose(classifier.predict(pixels).probabilities[0], expected, atol=1e-4)
+    predictions.predict(str(pictures), str(folder), str(tmp_path / "said.csv"), 4)
+    (row,) = rows(tmp_path / "said.csv")
+    assert float(row["p_malignant"]) == pytest.approx(expected[1], abs=1e-4)
+    judge = label_score.read(str(folder), classifier.labels)
+    manifest = predictions.read_folder(pictures, classifier.labels)
+    assert judge.probabilities(manifest, manifest.records)[0] == pytest.approx(expected[0], abs=1e-4)
 
 
 def test_other_classes_than_the_classifier_s_are_one_line(trained, tmp_path):

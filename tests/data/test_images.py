@@ -45,6 +45,32 @@ def test_a_ribbon_of_an_image_stays_cheap(tmp_path):
     assert images.load(tmp_path / "ribbon.png", 64).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("resize", [{"shortest_edge": 40, "resample": 3}, {"height": 50, "width": 40, "resample": 2}])
+def test_the_middle_of_what_is_resized_is_what_transformers_cuts(tmp_path, resize):
+    Image.fromarray(gradient(61, 90)).save(tmp_path / "a.png")
+    width, height = (59, 40) if "shortest_edge" in resize else (40, 50)
+    whole = Image.fromarray(gradient(61, 90)).resize((width, height), Image.Resampling(resize["resample"]))
+    left, top = (width - 32) // 2, (height - 32) // 2
+    expected = np.asarray(whole.crop((left, top, left + 32, top + 32))).astype(int)
+    assert np.abs(images.load(tmp_path / "a.png", 32, resize) - expected).max() <= 1
+    np.testing.assert_array_equal(images.load_any(gradient(61, 90), 32, resize),
+                                  images.load(tmp_path / "a.png", 32, resize))  # fmt: skip
+
+
+def test_a_ribbon_that_is_resized_stays_cheap(tmp_path):
+    Image.new("RGB", (30_000, 2), (9, 9, 9)).save(tmp_path / "ribbon.png")
+    assert (images.load(tmp_path / "ribbon.png", 64, {"shortest_edge": 80, "resample": 3}) == 9).all()
+
+
+def test_a_jpeg_keeps_the_detail_that_a_larger_resize_asks_for(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as image:
+        whole = np.asarray(image.convert("RGB"))
+    resize = {"shortest_edge": 640, "resample": 3}
+    np.testing.assert_array_equal(images.load(tmp_path / "a.jpg", 64, resize), whole[288:352, 288:352])
+
+
 def test_a_large_jpeg_decoded_coarsely_looks_the_same(tmp_path):
     Image.fromarray(gradient(640, 640)).save(tmp_path / "large.jpg", quality=95)
     loaded = images.load(tmp_path / "large.jpg", 64)

@@ -168,7 +168,7 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(rea
 
 def test_evaluation_decodes_ahead_of_what_is_asked_for_but_not_all(real, monkeypatch):
     decoded, load = [], images.load
-    monkeypatch.setattr(images, "load", lambda path, size: decoded.append(path) or load(path, size))
+    monkeypatch.setattr(images, "load", lambda path, *how: decoded.append(path) or load(path, *how))
     batches = pipelines.evaluation_batches(real.records, real, size=SIZE, batch=2)
     next(batches)
     assert len(decoded) <= 2 * (1 + pipelines.AHEAD) < len(real.records)
@@ -219,7 +219,7 @@ def test_arrays_are_divided_over_processes_and_go_on_on_any_other_division(divis
 def test_a_process_decodes_its_own_rows_only(real, monkeypatch):
     monkeypatch.setattr(pipelines, "CACHE_BYTES", 0)
     decoded, load = [], images.load
-    monkeypatch.setattr(images, "load", lambda path, size: decoded.append(path.name) or load(path, size))
+    monkeypatch.setattr(images, "load", lambda path, *how: decoded.append(path.name) or load(path, *how))
     rows = np.array([1, 4])
     batches = list(pipelines.evaluation_batches(real.records, real, size=SIZE, batch=5, rows=rows))
     assert sorted(decoded) == ["1.png", "4.png", "6.png"]  # of the second batch there are three

@@ -52,6 +52,18 @@ def test_weights_in_shards_are_found_and_links_out_of_the_root_are_not(client, t
     assert client.get("/api/classifiers").json()["classifiers"] == []
 
 
+def test_it_sees_an_image_as_the_folder_s_own_processor_shows_it(client, trained):
+    """Once: what has been cut is not cut again."""
+    file = trained / "classifier" / "preprocessor_config.json"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    before = classified(client, png(pixels)).json()["probabilities"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"shortest_edge": 40}}))
+    os.utime(trained / "classifier" / "model.safetensors", (1, 1))  # it is read anew
+    answer = classified(client, png(pixels)).json()["probabilities"]
+    expected = dermjax.load_classifier(trained).predict(pixels, batch=1).probabilities[0]
+    assert list(answer.values()) == pytest.approx(expected, abs=1e-4) and answer != before
+
+
 def test_a_synthetic_image_is_said_to_be_so(client, trained):
     generation = {"synthetic": True, "prompt": "mole", "negative_prompt": "", "seed": 1, "sampler": "DDIM", "steps": 1,
                   "guidance": 1, "size": 40, "model": "0" * 16}  # fmt: skip

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 from dermjax.errors import UserError
 from dermjax.models import inception
-from dermjax.weights import image_encoders
+from dermjax.weights import image_encoders, processors
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 12, "num_attention_heads": 4,
          "image_size": 42, "patch_size": 14, "projection_dim": 20}  # fmt: skip
@@ -31,7 +31,7 @@ def random(model, seed=0):
 def clip_image(encoder, n=3):
     rng = np.random.default_rng(1)
     image = rng.uniform(-1, 1, (n, encoder.size, encoder.size, 3)).astype(np.float32)
-    mean, std = image_encoders.CLIP_PIXELS
+    mean, std = processors.CLIP
     pixels = torch.tensor((((image + 1) / 2 - mean) / std).transpose(0, 3, 1, 2), dtype=torch.float32)
     return image, pixels
 
