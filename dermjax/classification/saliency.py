@@ -1,5 +1,5 @@
 """Where a classifier looks: Grad-CAM for MobileNetV2 (Selvaraju et al. 2017, arXiv 1610.02391), attention rollout for
-transformers (Abnar & Zuidema 2020, arXiv 2005.00928).
+transformers (Abnar & Zuidema 2020, arXiv 2005.00928), into whichever tokens the head reads.
 
 Such maps show where, never why; untrained networks give convincing ones too.
 
@@ -44,14 +44,20 @@ def grad_cam(classifier: Classifier, params: Params, variables: Params, image: A
 
 
 def rollout(classifier: Classifier, params: Params, variables: Params, image: Array) -> Array:
-    """Returns [B, h, w]: what of each patch reaches the class token, half of every layer being its residual."""
+    """Returns [B, h, w]: what of each patch reaches the tokens that the head reads, half of every layer being residual.
+
+    These are the class token, or the mean of the patches, or for DINOv2 both.
+    """
     attention = classifier.attentions(params, variables, image)  # [layers, B, N, N]
     mixed = (attention + jnp.eye(attention.shape[-1])[None, None]) / 2
     reached = mixed[0]
     for layer in mixed[1:]:
         reached = layer @ reached
     side = round((attention.shape[-1] - 1) ** 0.5)
-    return rearrange(reached[:, 0, 1:], "B (h w) -> B h w", h=side)
+    token, patches = reached[:, 0, 1:], reached[:, 1:, 1:].mean(1)
+    pooling = "both" if classifier.config["model_type"] == "dinov2" else classifier.config["pooling"]
+    read = {"token": token, "mean": patches, "both": (token + patches) / 2}[pooling]
+    return rearrange(read, "B (h w) -> B h w", h=side)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, words: str, caption: str) -> Thumbnail:

@@ -2,8 +2,8 @@
 
     config.json  preprocessor_config.json  model.safetensors
 
-What we write transformers loads, what it writes we load. Files keep the older tensor names
-(`attention.attention.query`) that transformers 5 renames in memory.
+What we write transformers loads, but for a ViT that pools by the mean; what it writes we load. Files keep the older
+tensor names (`attention.attention.query`) that transformers 5 renames in memory.
 
 State dicts are read as a file or in timm's own folder. They keep PyTorch's layouts too, so all there is to do is to
 rename; timm alone holds queries, keys and values in one matrix. A state dict has no config: sizes are read off its
@@ -34,6 +34,9 @@ from dermjax.weights.safetensors import Tensors, from_array
 from dermjax.weights.tensor_files import open_file, read_folder, read_json, snapshot, weight_files
 
 HEAD = "classifier"
+# The model type of a folder whose ViT pools by the mean. transformers' ViT would load it, read the class token instead
+# and be silently wrong; a name that it does not know it refuses.
+MEAN_POOLED = "vit_mean_pooled"
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 COUNTER = "num_batches_tracked"  # PyTorch keeps one beside the statistics; nobody reads it
 POSITIONS = "embeddings.position_embeddings"
@@ -116,11 +119,17 @@ def read_saved(folder: Path) -> tuple[Classifier, tuple[Params, Params]]:
     Raises:
       UserError: as `read` and `read_labels`.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     labels, size = read_labels(config, folder)
     size, resize = processors.read_sizes(folder, model_type(config, folder), size)
     classifier, trees = read(folder, labels, size)
     return dataclasses.replace(classifier, resize=resize), trees
+
+
+def read_config(folder: Path) -> dict:
+    """Returns a folder's config.json, in which a ViT is a ViT however it pools."""
+    config = read_json(folder / "config.json")
+    return config | {"model_type": "vit", "pooling": "mean"} if config.get("model_type") == MEAN_POOLED else config
 
 
 def model_type(config: dict, folder: Path) -> str:
@@ -134,7 +143,7 @@ def model_type(config: dict, folder: Path) -> str:
 def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
     """Returns a classifier's config, its tensors under Hugging Face's names, their file, and how pixels are normalised:
     None where preprocessor_config.json says it."""
-    config = {} if path.is_file() else read_json(path / "config.json")
+    config = {} if path.is_file() else read_config(path)
     file, *more = [path] if path.is_file() else weight_files(path, "")
     tensors, texts = open_file(file)
     for shard in more:
@@ -160,9 +169,15 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
 
 
 def write(folder: Path, classifier: Classifier, params: Params, variables: Params) -> None:
-    """Writes the classifier folder under a temporary name first, then in place of what was there."""
+    """Writes the classifier folder under a temporary name first, then in place of what was there; says so where
+    transformers cannot load it."""
+    config = classifier.config
+    if config.get("pooling") == "mean":
+        config = config | {"model_type": MEAN_POOLED, "architectures": []}
+        say(f"{folder}: its head reads the mean of the patches, which transformers' ViT does not, so that transformers "
+            "refuses it; for timm write it out with `dermjax convert_classifier`")  # fmt: skip
     with replaced(folder) as part:
-        write_json(part / "config.json", classifier.config)
+        write_json(part / "config.json", config)
         write_json(part / "preprocessor_config.json", processors.describe(classifier))
         tensors = torch_layout.to_file(params, np.float32) | torch_layout.to_file(variables, np.float32)
         safetensors.write(part / "model.safetensors", to_hugging_face(tensors), {})
@@ -171,7 +186,7 @@ def write(folder: Path, classifier: Classifier, params: Params, variables: Param
 def convert(from_: str, to: str, form: str) -> None:
     """Writes a classifier folder as a state dict of timm or torchvision, with its labels in the header."""
     folder = snapshot(Path(from_))
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if config.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{folder}/config.json: not a classifier folder of dermjax or transformers")
     config = ARCHITECTURES[config["model_type"]].defaults | config

@@ -148,29 +148,32 @@ def test_the_command_is_classify_without_a_config(trained, tmp_path, command):
     assert code == 2 and "--classifier is missing" in error
 
 
-@pytest.mark.parametrize("kind", ["vit", "mobilenet_v2"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "mobilenet_v2"])
 def test_heat_maps_are_maps_of_the_image(kind):
     small = {"patch_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3,
              "num_attention_heads": 2}  # fmt: skip
-    settings = small if kind == "vit" else {"depth_multiplier": 0.35}
-    size = 32 if kind == "vit" else 96
+    settings = {"depth_multiplier": 0.35} if kind == "mobilenet_v2" else small
+    size = 96 if kind == "mobilenet_v2" else 32
     classifier = fresh(describe(kind, settings, ("a", "b"), size), np.float32)
     image = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
     heat = saliency.heat(classifier, *classifier.init(0), image)
-    assert heat.shape == ((2, 4, 4) if kind == "vit" else (2, 3, 3))
+    assert heat.shape == ((2, 3, 3) if kind == "mobilenet_v2" else (2, 4, 4))
     assert heat.min() >= 0 and heat.max() <= 1
     shown = saliency.overlay(np.zeros((size, size, 3), np.uint8), heat[0], "words", "caption")
     assert shown.uri.startswith("data:image/png;base64,")
 
 
-def test_rollout_follows_attention(monkeypatch):
-    """Where every layer's class token looks at one patch, so does the rollout."""
-    classifier = fresh(
-        describe("vit", {"patch_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
-                         "num_attention_heads": 2}, ("a", "b"), 32), np.float32,
-    )  # fmt: skip
-    looks = np.tile(np.eye(5, dtype=np.float32), (2, 1, 1, 1))
-    looks[:, :, 0] = [0, 0, 0, 1, 0]
+@pytest.mark.parametrize(("kind", "pooling", "hot"), [
+    ("vit", {"pooling": "token"}, {2}), ("vit", {"pooling": "mean"}, {1}), ("dinov2", {}, {1, 2}),
+])  # fmt: skip
+def test_rollout_follows_attention_into_what_the_head_reads(kind, pooling, hot, monkeypatch):
+    """The class token looks at one patch, the patches at another, and later at themselves: each counts where it is
+    read."""
+    settings = {"patch_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings |= {"intermediate_size": 16} if kind == "vit" else {}
+    classifier = fresh(describe(kind, settings | pooling, ("a", "b"), 32), np.float32)
+    looks = np.stack([np.zeros((1, 5, 5), np.float32), np.eye(5, dtype=np.float32)[None]])
+    looks[0, :, 0, 3] = looks[0, :, 1:, 2] = 1  # the class token is the first
     monkeypatch.setattr(type(classifier), "attentions", lambda *_: looks)
-    heat = saliency.rollout(classifier, {}, {}, np.zeros((1, 32, 32, 3), np.float32))
-    assert np.asarray(heat)[0].argmax() == 2
+    heat = np.asarray(saliency.rollout(classifier, {}, {}, np.zeros((1, 32, 32, 3), np.float32))).ravel()
+    assert set(np.flatnonzero(heat > heat.mean())) == hot

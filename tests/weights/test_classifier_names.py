@@ -47,6 +47,7 @@ def test_out_and_in_again_is_the_same_classifier(name, tmp_path):
     classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
     classifier, again = classifiers.read(tmp_path / "theirs.safetensors", LABELS, 32)
     jax.tree.map(np.testing.assert_array_equal, again, tuple(trees))
+    assert classifier.config["model_type"] == kind
     for key in settings:
         assert classifier.config[key] == settings[key], key
 

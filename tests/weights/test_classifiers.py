@@ -86,6 +86,25 @@ def test_transformers_loads_what_we_write_and_computes_the_same(kind, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * max(1, np.abs(theirs).max()))
 
 
+def test_a_vit_that_pools_by_the_mean_is_one_that_transformers_refuses(tmp_path, capsys):
+    """It would read the class token and say something else; we read our folder, and those of before its name."""
+    classifier = fresh(describe("vit", SETTINGS["vit"] | {"pooling": "mean"}, LABELS, 32), jnp.float32)
+    trees = tuple(shaken(tree, seed) for seed, tree in enumerate(classifier.init(0)))
+    classifiers.write(tmp_path / "classifier", classifier, *trees)
+    told = capsys.readouterr().out
+    assert "reads the mean of the patches" in told and "transformers refuses it" in told and told.count("\n") == 1
+    file = tmp_path / "classifier" / "config.json"
+    for written in (json.loads(file.read_text()), classifier.config):
+        file.write_text(json.dumps(written))
+        again, read = networks.load(tmp_path)
+        assert again.config == classifier.config
+        jax.tree.map(np.testing.assert_array_equal, read, trees)
+    classifiers.write(tmp_path / "classifier", classifier, *trees)
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="vit_mean_pooled"):
+        transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
+
+
 @pytest.mark.parametrize(("name", "size"), [("dinov2_vits14", 224), ("mobilenet_v2_1.0_160", 160)])
 def test_real_backbones_give_pytorch_s_features(name, size):
     folder = BACKBONES / name
