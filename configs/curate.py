@@ -27,7 +27,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     # a folder of DINOv2, any ViT or MobileNetV2, in whose features copies are looked for too; "" for none. Nearer than
     # all but `tail` of held-out real images come to a training image is too near
     config.features = ""
-    config.size = 128  # pixels a side at which images are measured, a multiple of 32; limits are measured at 128
+    # pixels a side at which images, whatever their own size, are measured: a multiple of 64, as 192 or 256 and not 224;
+    # limits are measured at 128
+    config.size = 128
     config.sample = 500  # real images that limits are drawn from; copies are looked for among all of the training ones
     config.noted = ()  # reasons that are counted and do not reject, such as ("hairs", "ruler")
     config.thresholds = ConfigDict({

@@ -12,6 +12,7 @@ from dermjax.curation.reviews import Verdict
 from dermjax.curation.rules import MEANINGS, Thresholds
 from dermjax.curation.scoring import Networks
 from dermjax.data import digests, records
+from dermjax.data.imaging import quality
 from dermjax.data.leaks import training_images
 from dermjax.data.records import FILE, Manifest
 from dermjax.errors import UserError
@@ -21,7 +22,6 @@ from dermjax.run_folder import write_atomically
 
 # what these name counts, by its contents; a part's by its records
 PATHS = ("manifest", "training", "verdicts", "classifier", "features", "part")
-SMALLEST, CELLS = 64, 32  # side in pixels at which images can be measured, and what it is a multiple of
 SECONDS_AN_IMAGE, SECONDS_A_REAL_ONE = 0.06, 0.006  # of one core, at 128 px
 SECONDS_OF_FEATURES = 0.06  # of one core, by DINOv2 of size S at 224 px
 
@@ -29,8 +29,10 @@ SECONDS_OF_FEATURES = 0.06  # of one core, by DINOv2 of size S at 224 px
 def check(config: ConfigDict) -> None:
     """Raises UserError for options that no images would make right."""
     config_file.check(config)
-    if config.size < SMALLEST or config.size % CELLS:
-        raise UserError(f"config.size = {config.size}: give a multiple of {CELLS} from {SMALLEST} on")
+    if config.size < quality.FINE or config.size % quality.FINE:
+        below = max(config.size // quality.FINE, 1) * quality.FINE
+        raise UserError(f"config.size = {config.size}: images, whatever their own size, are measured at a multiple of "
+                        f"{quality.FINE}; give {below} or {below + quality.FINE}")  # fmt: skip
     if config.phantoms == 1:
         raise UserError("config.phantoms = 1: give 2 or more, one half is held against the other, or 0 for none")
 

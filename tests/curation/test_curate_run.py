@@ -340,7 +340,7 @@ def test_ray_measures_what_curate_judges(sets, finished, tmp_path, count):
     ("flags", "message"),
     [
         (["--manifest=nowhere"], "manifest nowhere: no such file; give a manifest.jsonl or the folder of the stage"),
-        (["--manifest=nowhere", "--size=100"], "config.size = 100: give a multiple of 32 from 64 on"),
+        (["--manifest=nowhere", "--size=100"], "config.size = 100: images, whatever their own size"),
         (["--manifest=nowhere", "--parts=0"], "--parts=0: give 1 or more"),
     ],
 )
@@ -469,6 +469,16 @@ def test_what_is_missing_is_named(sets, tmp_path):
     ):
         run.run(settings, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("size", "give"), [(224, "192 or 256"), (96, "64 or 128"), (288, "256 or 320"), (32, "64 or 128")]
+)
+def test_a_size_that_cannot_be_measured_is_one_line_with_those_that_can(size, give):
+    settings = runpy.run_path(str(CONFIG))["get_config"]()
+    settings.size = size
+    with pytest.raises(UserError, match=rf"config\.size = {size}: .* are measured at a multiple of 64; give {give}$"):
+        run.check(settings)
 
 
 def test_an_unknown_variant_is_named():

@@ -1,7 +1,8 @@
 """What can be measured on one image by itself: lesion-like contrast, structure, sharpness, colour.
 
-An image is uint8 [S, S, 3] in sRGB, S a multiple of 64. Lightness and colour are CIE L*a*b*, in which a distance of
-about 2 is just visible, as planes [3, S, S]. No measure knows the class of the image.
+An image is uint8 [S, S, 3] in sRGB, S a multiple of FINE, as cells of unequal size would look sharp. Lightness and
+colour are CIE L*a*b*, in which a distance of about 2 is just visible, as planes [3, S, S]. No measure knows the class
+of the image.
 """
 
 from functools import cache

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from dermjax.data.imaging import quality
@@ -61,3 +62,11 @@ def test_sharpness_falls_with_blur_and_not_with_contrast(lesion):
 def test_measures_do_not_depend_on_how_the_image_is_held(lesion):
     turned = quality.measure(np.ascontiguousarray(np.rot90(lesion)[:, ::-1]))
     assert turned == pytest.approx(quality.measure(lesion), abs=1e-3)
+
+
+def test_sharpness_does_not_follow_the_size_at_which_it_is_measured():
+    """At the sizes that `curate` takes, multiples of FINE."""
+    large = Image.fromarray(phantom(5, 512, blur=False).image)
+    sizes = range(quality.FINE, 385, quality.FINE)
+    found = [quality.sharpness(lab(np.asarray(large.resize((size, size), Image.Resampling.BOX)))) for size in sizes]
+    assert max(found) - min(found) < 0.1
