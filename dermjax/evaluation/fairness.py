@@ -20,7 +20,8 @@ FIGURES = ("auroc", "sensitivity", "specificity")
 @dataclass(frozen=True)
 class Kind:
     """The subgroups of one kind, such as sex: figures by name, which is worst by AUROC, how far from the best, and
-    which gap the images, divided at random within their class into as large subgroups, stay below in 95 %."""
+    which gap the patients, lesions or images, divided at random within their class into subgroups of as many, stay
+    below in 95 %."""
 
     figures: dict[str, dict[str, Estimate]]
     worst: str
@@ -51,17 +52,25 @@ def _kind(parts: dict[str, Fold]) -> Kind:
 
 
 def _gap_by_chance(parts: list[Fold]) -> float:
-    """The gap that LEVEL of DIVISIONS random ones of the images, into subgroups of the same sizes, stay below."""
+    """The gap that LEVEL of DIVISIONS random ones of the units stay below, each with as many of a class as are seen.
+
+    The images of a unit in one subgroup stay together, as they are of one chance; dealt alone they would even out.
+    """
     rng = np.random.default_rng(0)
     labels = np.concatenate([part.seeds[0].labels for part in parts])
     scores = [np.concatenate([part.seeds[seed].probabilities for part in parts]) for seed in range(len(parts[0].seeds))]
     subgroup = np.repeat(np.arange(len(parts)), [len(part.seeds[0].labels) for part in parts])
+    _, unit = np.unique(np.concatenate([part.bootstrap.units for part in parts]), return_inverse=True)
+    _, first, dealt = np.unique(unit * len(parts) + subgroup, return_index=True, return_inverse=True)
+    shown = np.zeros((len(first), labels.max() + 1), bool)
+    shown[dealt, labels] = True
+    strata = [(shown == kind).all(1) for kind in np.unique(shown, axis=0)]  # by the classes of a unit's images
     gaps = []
     for _ in range(DIVISIONS):
-        shuffled = subgroup.copy()
-        for label in np.unique(labels):
-            shuffled[labels == label] = rng.permutation(shuffled[labels == label])
-        rows = [np.flatnonzero(shuffled == number) for number in range(len(parts))]
+        shuffled = subgroup[first]
+        for stratum in strata:
+            shuffled[stratum] = rng.permutation(shuffled[stratum])
+        rows = [np.flatnonzero(shuffled[dealt] == number) for number in range(len(parts))]
         values = [
             _auroc([Predictions(images=(), labels=labels[each], probabilities=score[each]) for score in scores])
             for each in rows

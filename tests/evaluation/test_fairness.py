@@ -1,5 +1,7 @@
 """Subgroups: a classifier that fails one is caught, one that does not is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,22 @@ def test_the_subgroup_that_is_failed_is_the_worst(subgroups):
     assert female["auroc"].low > male["auroc"].high and female["auroc"].n == 200
     assert found["sex"].gap == pytest.approx(female["auroc"].value - male["auroc"].value)
     assert set(female) == set(fairness.FIGURES)
+
+
+def test_more_images_of_a_patient_leave_the_gap_of_chance_as_it_is(subgroups):
+    """Eight equal images a patient say no more than one; dealt one by one they would even out between subgroups."""
+    once, times = fold([1.5, 1.5]), 8
+    images = tuple(f"{image}_{i}" for image in once.seeds[0].images for i in range(times))
+    seen = Predictions(
+        images=images,
+        labels=once.seeds[0].labels.repeat(times),
+        probabilities=once.seeds[0].probabilities.repeat(times, axis=0),
+    )
+    patients = replace(once.bootstrap, units=tuple(image[:3] for image in images), kind="patients")
+    several = replace(once, seeds=[seen], bootstrap=patients)
+    of = {key: {image for image in images if image[:3] in some} for key, some in subgroups.items()}
+    alone, together = (fairness.compare(*each)["sex"].by_chance for each in ((once, subgroups), (several, of)))
+    assert together == pytest.approx(alone) and alone > 0.05
 
 
 @pytest.mark.slow
