@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dermjax import run_folder, sharding
-from dermjax.data import augmentation, images, records, templates
+from dermjax.data import augmentation, digests, images, records, templates
 from dermjax.data.images import from_model
 from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
@@ -24,12 +24,12 @@ from dermjax.evaluation.features import ALONE, HIDDEN, MIRRORED, FeatureExtracto
 from dermjax.evaluation.images import adherence, fidelity, memorisation, probe, report, similarity, table
 from dermjax.evaluation.images.fidelity import COMPARED_ONLY, Features, Fidelity
 from dermjax.evaluation.images.memorisation import Attack, Scores
-from dermjax.evaluation.intervals import Estimate, Fold
+from dermjax.evaluation.intervals import CONSTANT, Estimate, Fold
 from dermjax.evaluation.predictions import Predictions
-from dermjax.models import unet, vae
+from dermjax.models import clip_text, unet, vae
 from dermjax.progress import cost, say
 from dermjax.run_folder import write_atomically
-from dermjax.training.disk_cache import digest_of, load_or_compute
+from dermjax.training.disk_cache import load_or_compute
 from dermjax.weights import model_files
 from dermjax.weights.tensor_files import read_json
 
@@ -358,11 +358,14 @@ def membership_of(
     The others are test images alone: tuning may have chosen its end by validation images.
 
     Raises:
-      UserError: the model was tuned on other images.
+      UserError: the model was tuned on other images, or has seen test images.
     """
     known = {each.record.sha256 for each in training_images.read(model.parent)}
     if known and not known >= {record.sha256 for record in sets.records["training"]}:
         raise UserError(f"config.model {model}: it was tuned on other images than the training split of config.real")
+    if seen := [record.image for record in sets.records["test"] if record.sha256 in known]:
+        raise UserError(f"config.model {model}: it has seen {len(seen)} test images of config.real, {seen[0]} first; "
+                        "give the manifest that it was tuned on, whose test images it has not")  # fmt: skip
     sd, params = model_files.read(model)
     size = config.size or sd.size
     if size % sd.factor:
@@ -370,12 +373,17 @@ def membership_of(
     scores = {}
     for name in ("training", "test"):
         chosen = sets.records[name]
-        digests = "".join(record.sha256 for record in chosen).encode()
+        asked = "\n".join(f"{record.sha256} {record.label}" for record in chosen)  # the label names the prompt
         causes = {
             run_folder.SUBJECT: f"{name} images",
-            run_folder.NUMERIC_VERSIONS: {"unet": unet.NUMERIC_VERSION, "vae": vae.NUMERIC_VERSION},
+            run_folder.NUMERIC_VERSIONS: {
+                "images": images.NUMERIC_VERSION,
+                "text_encoder": clip_text.NUMERIC_VERSION,
+                "unet": unet.NUMERIC_VERSION,
+                "vae": vae.NUMERIC_VERSION,
+            },
             "arithmetic": sharding.arithmetic(sd.dtype, sharding.local_mesh()),
-            "images": digest_of([np.frombuffer(digests, np.uint8)]),
+            "images": digests.of_text(asked),
             "model": model_files.digest(model),
             "prompts": prompts,
             "size": size,
@@ -445,9 +453,11 @@ def summary(results: dict) -> dict:
 
 
 def _plain(estimate: Estimate | dict) -> float | None:
-    """The value of an estimate, None where it has no interval and so may mean nothing."""
+    """The value of an estimate, None where it may mean nothing: too few images give no interval, nor does what cannot
+    tell. A perfect figure has none either, as its resamples do not differ, and means what it says."""
     each = estimate if isinstance(estimate, dict) else asdict(estimate)
-    return None if each["low"] is None else round(float(each["value"]), 4)
+    known = each["low"] is not None or each["note"] == CONSTANT
+    return round(float(each["value"]), 4) if known else None
 
 
 def _auroc(predictions: Predictions, sets: Sets, name: str, bootstrap: dict[str, int]) -> Estimate:

@@ -5,6 +5,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from dermjax.data.phantoms.painting import PAINTERS, phantom
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import run as stage
-from dermjax.evaluation.images import adherence, report
+from dermjax.evaluation.images import adherence, memorisation, report
 from dermjax.evaluation.intervals import CONSTANT
-from dermjax.models import classifier
+from dermjax.models import classifier, clip_text
 from dermjax.preparation import run as preparation
 from dermjax.weights import classifiers
 
@@ -280,6 +281,65 @@ def test_a_model_is_asked_what_it_gives_away(folders, tmp_path, capsys):
         stage.images.prompts_of("", tmp_path / "model", LABELS)
     (tmp_path / "config.json").write_text(json.dumps({"prompts": dict.fromkeys(LABELS, "a {label} mole")}))
     assert stage.images.prompts_of("", tmp_path / "model", LABELS)["malignant"] == "a malignant mole"
+
+
+@pytest.fixture
+def attacked(monkeypatch, tmp_path):
+    """A function that attacks a model of records, and returns of how many images a loss was computed."""
+    asked = []
+    model = SimpleNamespace(size=64, factor=8, dtype=np.float32)
+    monkeypatch.setattr(stage.images.model_files, "read", lambda path: (model, {}))
+    monkeypatch.setattr(stage.images.model_files, "digest", lambda path: "0")
+    monkeypatch.setattr(memorisation, "RESAMPLES", 10)
+    monkeypatch.setattr(
+        memorisation, "losses", lambda *given: asked.extend(given[3]) or np.arange(len(given[3]), dtype=float)
+    )
+
+    def attack(chosen):
+        asked.clear()
+        manifest = Manifest(labels=LABELS, root=tmp_path, records=())
+        sets = stage.images.Sets(manifest, manifest, chosen, {}, None)
+        settings = SimpleNamespace(size=0, draws=2, seed=0)
+        stage.images.membership_of(sets, tmp_path / "model", {label: f"a {label} mole" for label in LABELS}, settings,
+                                   tmp_path / "kept")  # fmt: skip
+        return len(asked)
+
+    return attack
+
+
+def named(split, count):
+    return [Record(image=f"{split}{at}", sha256=digests.of_text(f"{split}{at}") * 4, label=LABELS[at % 2], split=split,
+                   source="test", image_manipulation="none") for at in range(count)]  # fmt: skip
+
+
+def test_losses_are_kept_by_the_prompt_of_each_image_and_the_code_of_every_network(attacked, monkeypatch, capsys):
+    chosen = {"training": named("train", 6), "test": named("test", 4)}
+    assert attacked(chosen) == 10 and attacked(chosen) == 0
+    other = [replace(record, label=LABELS[1 - LABELS.index(record.label)]) for record in chosen["test"]]
+    assert attacked(chosen | {"test": other}) == 4, "the same images with another prompt each"
+    for module in (images, clip_text):
+        monkeypatch.setattr(module, "NUMERIC_VERSION", module.NUMERIC_VERSION + 1)
+        assert attacked(chosen) == 10
+
+
+def test_images_that_the_model_has_seen_are_no_others(attacked, monkeypatch):
+    chosen = {"training": named("train", 6), "test": named("test", 4)}
+    seen = [SimpleNamespace(record=record) for record in (*chosen["training"], *chosen["test"][2:])]
+    monkeypatch.setattr(stage.images.training_images, "read", lambda folder: seen)
+    with pytest.raises(
+        UserError, match=r"config\.model .*model: it has seen 2 test images of config\.real, test2 first"
+    ):
+        attacked(chosen)
+    del seen[6:]
+    assert attacked(chosen) == 10
+
+
+@pytest.mark.parametrize(
+    ("low", "note", "plain"),
+    [(0.9, "", 1.0), (None, CONSTANT, 1.0), (None, "no interval: benign has 9 images, fewer than 10", None)],
+)
+def test_a_perfect_figure_stands_in_the_line(low, note, plain):
+    assert stage.images._plain({"value": 1.0, "n": 60, "low": low, "high": low and 1.0, "note": note}) == plain
 
 
 def test_features_that_are_no_numbers_are_one_line(folders, tmp_path):
