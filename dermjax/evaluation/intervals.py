@@ -258,7 +258,8 @@ def _figure(name: str, spreads: list[Spread], few: str, pooled: bool) -> Estimat
     (spread,) = spreads
     value = float(spread.values[0])
     if not few and name in metrics.PROPORTIONS and value in (0.0, 1.0):  # the resamples cannot differ
-        return share(round(value * spread.n), spread.n)
+        # of units, as what they share is one chance
+        return replace(share(round(value * spread.units), spread.units), n=spread.n)
     if name == "ece":  # drawing again adds noise to every bin, which only ever lifts the error: the lift is taken off
         spread = replace(spread, resampled=np.maximum(spread.resampled - spread.resampled.mean() + value, 0.0))
     return _percentiles(spread, few)

@@ -159,6 +159,17 @@ def test_all_right_has_an_exact_interval_and_a_perfect_area_none():
     assert "do not differ" in found["auroc"].note
 
 
+def test_the_exact_interval_of_all_right_is_of_units_and_not_of_their_images():
+    """Ten lesions of each class with six images each, all right."""
+    labels, images = np.repeat([0, 1], 60), tuple(f"{i:03d}" for i in range(120))
+    judged = Predictions(images=images, labels=labels, probabilities=np.eye(2)[labels])
+    lesions = tuple(str(i // 6) for i in range(120))
+    found = figures(judged, Bootstrap(units=lesions, kind="lesions", resamples=20, seed=0, smallest=10))
+    assert found["sensitivity"].low == pytest.approx(0.025 ** (1 / 10)) == pytest.approx(0.69, abs=0.005)
+    assert found["accuracy"].low == pytest.approx(0.025 ** (1 / 20))
+    assert (found["sensitivity"].n, found["accuracy"].n) == (60, 120)
+
+
 @pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
     truth = norm.cdf(1 / np.sqrt(2))  # AUROC of two unit normals one apart
