@@ -35,7 +35,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
         # what sets are compared by: "class" is DINOv2's class token (arXiv 2306.04675), half of its features, so that
         # fewer images mean something; "all" has the mean of its patches besides
         config.tokens = "class"
-        config.compare = ""  # another set beside it: a manifest, or the workdir of its evaluation; "" is none
+        # another set beside it: a manifest, or the workdir of its evaluation; "" is none. Figures of whole sets are
+        # of as many images as both have
+        config.compare = ""
         config.table = ""  # file of lines of several sets, that this one's is added to; "" is none
         config.model = (
             ""  # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" is no

@@ -30,7 +30,7 @@ def measure(segmented: Segmentation) -> dict:
     where no skin is seen, or in colours that skin has not.
     """
     angle = segmented.ita
-    if not -90 < angle <= BEYOND_SKIN:  # bluer than grey is beyond 90 on either side; NaN, without skin, is nowhere
+    if not is_skin(angle):
         return {}
     gains = [(light, light, light * blue) for light in (1 - OFF, 1 + OFF) for blue in (1 - OFF, 1 + OFF)]
     colours = (segmented.skin * np.array(gains)).clip(0, 255).round().astype(np.uint8)
@@ -38,6 +38,11 @@ def measure(segmented: Segmentation) -> dict:
     low, high = min(angles), max(angles)
     tone = {"ita": round(angle, 1), "between": [round(low, 1), round(high, 1)], "obtained": OBTAINED}
     return tone | ({"group": tone_group(angle)} if tone_group(low) == tone_group(high) else {})
+
+
+def is_skin(angle: float) -> bool:
+    """Whether skin can have an angle: bluer than grey is beyond 90 on either side; NaN, without skin, is nowhere."""
+    return -90 < angle <= BEYOND_SKIN
 
 
 def tone_group(angle: float) -> str:

@@ -31,10 +31,12 @@ MEANINGS = {
 
 LABEL, AREA = "label fidelity", "AUROC on real test images, trained on these"
 COLUMNS = {  # of the table of models
-    "n": "n", "frechet": "FD", "frechet_of_real": "FD of real", "kid": "KID", "precision": "P", "recall": "R",
-    "density": "D", "coverage": "C", "copies": "copies", "membership_found_at_0.01": "MIA found at 1 %",
+    "n": "n", "n_compared": "n of FD to C", "frechet": "FD", "frechet_of_real": "FD of real", "kid": "KID",
+    "precision": "P", "recall": "R", "density": "D", "coverage": "C", "copies": "copies",
+    "membership_found_at_0.01": "MIA found at 1 %",
     "label_fidelity": "label fidelity", "auroc_trained_on_real": "AUROC, real", "auroc_trained_on_both": "AUROC, both",
 }  # fmt: skip
+BY_NUMBER = ("frechet", "frechet_of_real", "kid", "precision", "recall", "density", "coverage")  # of n_compared images
 
 
 def page(title: str, sets, results: dict, other: dict | None, lines: list[dict], count: int) -> str:
@@ -44,11 +46,11 @@ def page(title: str, sets, results: dict, other: dict | None, lines: list[dict],
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return fill(
         TEMPLATE, {"estimate": estimate, **wording.FILTERS}, title=title, results=results, sets=sets, lines=lines,
-        columns=COLUMNS, line=results["line"], figures=figures(results),
+        columns=COLUMNS, by_number=BY_NUMBER, line=results["line"], figures=figures(results),
         other=other, others=figures(other) if other else {},
         sentences=sentences(results), meanings=MEANINGS, better=HIGHER_IS_BETTER, script=script, script_digest=digest,
-        units=findings.kind_of_units(sets.records["test"]), pictures=_pictures(sets, count),
-        pairs=_pairs(sets, results["copies"]["pairs"]),
+        units={name: findings.kind_of_units(each) for name, each in sets.records.items()},
+        pictures=_pictures(sets, count), pairs=_pairs(sets, results["copies"]["pairs"]),
         artefacts=list(results["shortcuts"]["training"]["rates"]),
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dermjax import run_folder, sharding
 from dermjax.data import augmentation, digests, images, records, templates
 from dermjax.data.images import from_model
+from dermjax.data.imaging import skin_tone
 from dermjax.data.leaks import audit, training_images
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
@@ -40,6 +41,7 @@ HELD_OUT = ("validation", "test")  # splits whose images the generator was not t
 # measured on one core: DINOv2's features of an image, with those of its mirror image; a loss of derm-base
 SECONDS_OF_FEATURES, SECONDS_OF_LOSS = 0.06, 0.02
 BOTH = "training + synthetic"
+UNKNOWN = "unknown"  # tone
 EVERY = "all classes"
 KNOWN_COPIES = 300  # training images that are altered, to measure how many copies are found
 PAIRS = 12  # nearest pairs that the page shows
@@ -93,20 +95,24 @@ def run(config: ConfigDict, workdir: Path) -> None:
     model = model_files.locate(config.model) if config.model else None
     prompts = prompts_of(config.prompt, model, real.labels) if model else {}
     table.read(config.table)  # what cannot be read is said before anything is computed
-    other = finished_evaluation(config, network, chosen)
+    compared = number_compared(real.labels, chosen)
+    other = finished_evaluation(config, network, chosen, compared)
     rival = records.read_named(config.compare, "compare") if config.compare and not other else None
+    if other:
+        compared = np.array(other["fidelity"][EVERY]["counts"])
     if rival:
         of_rival = select(real, rival, "compare")
         audit.refuse([real, rival])
+        compared = np.minimum(compared, number_compared(real.labels, of_rival))
     number = sum(map(len, chosen.values())) + 2 * len(chosen["test"]) + (len(of_rival["synthetic"]) if rival else 0)
     asked = (len(chosen["training"]) + len(chosen["test"])) * config.draws if model else 0
     cost("evaluate", images=number, losses=asked, seconds=number * SECONDS_OF_FEATURES + asked * SECONDS_OF_LOSS)
     kept = workdir / FEATURES
-    sets, results = measure(config, network, real, synthetic, chosen, config.name or workdir.name, kept)
+    sets, results = measure(config, network, real, synthetic, chosen, compared, config.name or workdir.name, kept)
     attacked = membership_of(sets, model, prompts, config, kept) if model else None
     results = finished(results | {"membership": attacked})
     if rival:
-        _, results_of_rival = measure(config, network, real, rival, of_rival, rival.home.name, kept)
+        _, results_of_rival = measure(config, network, real, rival, of_rival, compared, rival.home.name, kept)
         other = finished(results_of_rival | {"membership": None})
     lines = table.append(config.table, results["line"])
     write_atomically(workdir / RESULTS, json.dumps(results, indent=2, allow_nan=False))
@@ -119,9 +125,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def measure(
     config: ConfigDict, network: FeatureExtractor, real: Manifest, synthetic: Manifest,
-    chosen: dict[str, list[Record]], name: str, kept: Path,
+    chosen: dict[str, list[Record]], compared: np.ndarray, name: str, kept: Path,
 ) -> tuple[Sets, dict]:  # fmt: skip
-    """The sets and every figure about the images, whatever model made them; features are kept in a folder."""
+    """The sets and every figure about the images, whatever model made them; features are kept in a folder.
+
+    compared: how many images of each class have the figures of whole sets.
+    """
     features_of = {
         each: network.features(synthetic if each == "synthetic" else real, some, folder=kept)
         for each, some in chosen.items()
@@ -146,7 +155,7 @@ def measure(
             "synthetic": table.digest(chosen["synthetic"]),
         },
         "images": {each: dict(Counter(record.label for record in some)) for each, some in chosen.items()},
-        "fidelity": {label: asdict(each) for label, each in compare(sets, config.seed).items()},
+        "fidelity": {label: asdict(each) for label, each in compare(sets, compared, config.seed).items()},
         "ms_ssim": {
             label: {each: similarity.within(sets.manifest(each),
                                             [record for record in chosen[each] if record.label == label], config.seed)
@@ -168,11 +177,13 @@ def finished(results: dict) -> dict:
     return json.loads(json.dumps(results | {"line": summary(results)}, default=asdict, allow_nan=False))
 
 
-def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: dict[str, list[Record]]) -> dict | None:
+def finished_evaluation(
+    config: ConfigDict, network: FeatureExtractor, chosen: dict[str, list[Record]], compared: np.ndarray
+) -> dict | None:
     """The results that config.compare holds; None where it is empty or a manifest.
 
     Raises:
-      UserError: they are of another kind, by another network or of other real images.
+      UserError: they are of another kind, by another network, of other real images or of more than are `compared`.
     """
     path = Path(config.compare, RESULTS)
     if not config.compare or not path.is_file():
@@ -181,6 +192,7 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
         results = json.loads(path.read_text())
         report.figures(results)
         others = (results["line"]["extractor"], results["line"]["tokens"], results["line"]["real"])
+        number = results["fidelity"][EVERY]["counts"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.compare {path}: not of evaluate.py:images as it is now; evaluate it again, or give "
                         "its manifest") from error  # fmt: skip
@@ -188,6 +200,10 @@ def finished_evaluation(config: ConfigDict, network: FeatureExtractor, chosen: d
     if others != own:
         raise UserError(f"config.compare {path}: measured by another network or on other real images; give its "
                         "manifest instead")  # fmt: skip
+    if np.any(number > compared):
+        raise UserError(f"config.compare {path}: its figures are of {sum(number)} images, of which this set has "
+                        f"{compared.sum()} in the shares of the real classes; give its manifest instead, and both are "
+                        "measured on as many")  # fmt: skip
     return results
 
 
@@ -223,11 +239,18 @@ def select(real: Manifest, synthetic: Manifest, key: str) -> dict[str, list[Reco
     return chosen
 
 
-def compare(sets: Sets, seed: int) -> dict[str, Fidelity]:
-    """Fidelity of all images, and of each class that has enough of them."""
+def number_compared(labels: tuple[str, ...], chosen: dict[str, list[Record]]) -> np.ndarray:
+    """How many images of each class are compared, see `fidelity.counts`."""
+    classes = {name: np.array([labels.index(record.label) for record in some]) for name, some in chosen.items()}
+    reference = np.concatenate([classes[split] for split in HELD_OUT])
+    return fidelity.counts(reference, classes["training"], classes["synthetic"])
+
+
+def compare(sets: Sets, number: np.ndarray, seed: int) -> dict[str, Fidelity]:
+    """Fidelity of so many images of each class, and of each class by itself that has enough of them."""
     reference = sets.compared(*HELD_OUT)
     others = [sets.compared(name) for name in ("training", "synthetic")]
-    results = {EVERY: fidelity.compare(reference, *others, seed)}
+    results = {EVERY: fidelity.compare(reference, *others, seed, number)}
     for number, label in enumerate(sets.real.labels):
         some = [each.of(number) for each in (reference, *others)]
         if min(len(each.values) for each in some) >= fidelity.LEAST:
@@ -343,11 +366,15 @@ def find_shortcuts(sets: Sets, bootstrap: dict[str, int], seed: int) -> dict:
 
 
 def tones(sets: Sets) -> dict[str, dict[str, int]]:
-    """By set: how many images are of each tone of skin, as far as their manifest says."""
-    return {
-        name: dict(Counter(findings.record_subgroups(record).get("tone", "unknown") for record in each))
-        for name, each in sets.records.items()
-    }
+    """By set, how many images are of each tone of skin; a set of whose images no tone is known is left out."""
+    tones_of = {name: Counter(map(_tone, each)) for name, each in sets.records.items()}
+    return {name: dict(each) for name, each in tones_of.items() if set(each) != {UNKNOWN}}
+
+
+def _tone(record: Record) -> str:
+    """The tone by the angle that `prepare` measured on a photograph, or `curate` on any image."""
+    angle = record.attributes.get("skin_tone", {}).get("ita", record.scores.get("ita"))
+    return skin_tone.tone_group(angle) if angle is not None and skin_tone.is_skin(angle) else UNKNOWN
 
 
 def membership_of(
@@ -433,6 +460,7 @@ def summary(results: dict) -> dict:
     line = {
         "name": results["name"],
         "n": sum(results["images"]["synthetic"].values()),
+        "n_compared": sum(results["fidelity"][EVERY]["counts"]),
         "extractor": results["extractor"]["digest"],
         **{key: results["extractor"][key] for key in ("tokens", "features")},
         **results["digests"],

@@ -70,9 +70,31 @@ def test_as_many_training_images_are_compared_as_there_are_synthetic_ones(real):
     assert found.ceiling["precision"].n == found.synthetic["precision"].n == 40
 
 
+def test_sets_of_unequal_size_are_compared_at_the_number_that_both_have(real):
+    """Of one distribution 40 images cover less than 300, and at 40 each as much."""
+    sizes = [fidelity.counts(*(np.zeros(n, int) for n in (300, 300, size))) for size in (300, 40)]
+    number = np.minimum(*sizes)
+    small = compare(real[:300], real[300:600], real[600:640])
+    large = fidelity.compare(*map(one_class, (real[:300], real[300:600], real[600:])), seed=0, number=number)
+    assert large.counts == small.counts == number.tolist() == [40] and large.synthetic["vendi"].n == 40
+    coverage = [each.synthetic["coverage"].value for each in (small, large)]
+    assert (
+        abs(coverage[0] - coverage[1])
+        < 0.15
+        < compare(real[:300], real[300:600], real[600:]).synthetic["coverage"].value - max(coverage)
+    )
+
+
 def test_too_few_images_are_refused_or_marked(real):
     with pytest.raises(UserError, match="4 real training and synthetic images: figures of whole sets need 10"):
         compare(real[:300], real[300:600], real[:4])
     wide = np.random.default_rng(2).normal(size=(60, 100))
     marked = fidelity.figures(wide[:30], wide[30:], seed=0)["frechet"]
     assert marked.low is None and "too few" in marked.note
+
+
+@pytest.mark.parametrize(("images", "note"), [(8, "the value is no distance"), (15, "an interval takes 16"), (16, "")])
+def test_a_frechet_distance_has_an_interval_where_it_would_cover(real, images, note):
+    found = fidelity.figures(real[:300], real[300 : 300 + images], seed=0)["frechet"]
+    assert (found.low is None) == bool(note) and note in found.note
+    assert not note or f"{images} images for 8 features: too few" in found.note

@@ -140,26 +140,35 @@ def test_a_folder_that_another_program_made_is_judged(folders, tmp_path, capsys)
 
 
 def test_two_sets_stand_side_by_side_and_in_one_table(folders, results):
-    """60 of the images beside all of them, as the workdir of their evaluation and as a manifest."""
+    """60 of the images beside all of them, as a manifest, and all beside the workdir of these 60, each at 60."""
     table = folders / "tables" / "table.jsonl"
     made = records.read(folders / "synthetic")
     (folders / "fewer").mkdir()
     records.write(folders / "fewer" / "manifest.jsonl", replace(made, records=made.records[:60]))
     settings = config(folders)
-    settings.update(synthetic=str(folders / "fewer"), table=str(table), name="fewer")
-    for compare, name in (("run", "run"), ("synthetic/manifest.jsonl", "synthetic")):
-        settings.compare = str(folders / compare)
+    settings.update(synthetic=str(folders / "fewer"), table=str(table), name="fewer", compare=str(folders / "run"))
+    with pytest.raises(UserError, match="its figures are of 70 images, of which this set has 60 in the shares"):
         stage.run(settings, folders / "fewer_run")
-        page = (folders / "fewer_run" / "report.html").read_text()
-        assert f"<h2>Beside {name}</h2>" in page and "60 images" in page and "70 images" in page
-        assert ("<h3>DermGenBench</h3>" in page) == (name == "synthetic")
+    settings.compare = str(folders / "synthetic/manifest.jsonl")
+    whole = config(folders)
+    whole.update(table=str(table), name="run", compare=str(folders / "fewer_run"))
+    for each, workdir, of, beside in ((settings, "fewer_run", 60, "synthetic"), (whole, "whole_run", 70, "fewer")):
+        stage.run(each, folders / workdir)
+        page = (folders / workdir / "report.html").read_text()
+        assert f"<h2>Beside {beside}</h2>" in page and "60 images" in page and "70 images" in page
+        assert ("<h3>DermGenBench</h3>" in page) == (beside == "fewer")
+        row = page.partition("<h2>Beside")[2].partition("<th>Vendi score</th>")[2].partition("</tr>")[0]
+        assert row.count("(of 60 images)") == 2
         lines = [json.loads(line) for line in table.read_text().splitlines()]
-        own = json.loads((folders / "fewer_run" / "results.json").read_text())["line"]
-        assert lines[-1] == own and own["name"] == "fewer" and own["n"] == 60
-        if name == "run":
+        own = json.loads((folders / workdir / "results.json").read_text())["line"]
+        assert lines[-1] == own and (own["name"], own["n"], own["n_compared"]) == (each.name, of, 60)
+        if beside == "synthetic":
             assert lines == [own]
-            table.write_text(json.dumps(own) + "\n" + json.dumps(results["line"]) + "\n")
-    assert [line["name"] for line in lines] == ["run", "fewer"]  # its older line is gone
+            rows = (own, results["line"] | {"name": "of 70"}, results["line"])
+            table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [line["name"] for line in lines] == ["fewer", "of 70", "run"]  # its older line is gone
+    rows = [row for row in page.partition("<h3>DermGenBench</h3>")[2].split("<tr>") if row.startswith("<th>")]
+    assert ["another n" in row for row in rows[1:]] == [False, True, False]
     row = page.partition("<th>copies of training images</th>")[2].partition("</tr>")[0]
     assert row.count("<td>") == 2
 
@@ -218,6 +227,29 @@ def test_the_page_loads_nothing_and_marks_what_is_synthetic(folders, results):
     assert "default-src 'none'" in page and "research only" in page.lower()
     assert "http" not in page.replace("http-equiv", "") and "prefers-color-scheme: dark" in page
     assert page.count('class="pair"') == 12
+
+
+def test_the_page_says_what_its_intervals_drew_and_what_authentic_is_measured_against(folders, results):
+    page = (folders / "run" / "report.html").read_text()
+    drawn = "over what their own images are of, images of the synthetic ones and images of the training images"
+    assert f"bootstrap over images of the real test images; label fidelity and the AUROC of artefacts {drawn}" in page
+    row = page.partition("<th>authentic<")[2].partition("</tr>")[0]
+    assert "<small>of held-out images</small>" in row and page.count("<small>of held-out images</small>") == 3
+
+
+def test_tones_are_by_measured_angles_and_sets_without_any_have_no_row(results):
+    assert results["tones"].keys() == {"synthetic"} and sum(results["tones"]["synthetic"].values()) == 70
+    given = {"training": [{"ita": 50.0}, {}], "validation": [{}], "synthetic": [{"ita": 20.0}, {"ita": 80.0}, {}]}
+    chosen = {
+        name: [
+            replace(record, attributes={"skin_tone": angle} if name == "training" else {},
+                    scores=angle if name == "synthetic" else {})
+            for record, angle in zip(named("train", len(angles)), angles, strict=True)
+        ]
+        for name, angles in given.items()
+    }  # fmt: skip
+    found = stage.images.tones(SimpleNamespace(records=chosen))
+    assert found == {"training": {"light": 1, "unknown": 1}, "synthetic": {"tan": 1, "unknown": 2}}
 
 
 @pytest.mark.parametrize(
