@@ -74,6 +74,7 @@ class Findings:
     figures: dict[Group, dict[str, Estimate]]
     comparisons: dict[Group, Comparison]
     fidelity: dict[Group, Estimate]
+    units_of_synthetic: str = ""  # what was drawn for `fidelity`, in words
     chosen: tuple[Comparison, ...] = ()  # one arm of each setting, by validation images, adjusted among themselves
     subgroups: dict[tuple[str, str], dict[Group, Estimate]] = field(default_factory=dict)  # AUROC by kind and name
     # figure and difference by name, on further test sets
@@ -90,7 +91,7 @@ class Findings:
     @property
     def units(self) -> str:
         """What was drawn in the bootstraps, in words."""
-        return " or ".join(dict.fromkeys(fold.bootstrap.kind for folds in self.folds.values() for fold in folds))
+        return _drawn(self.folds)
 
     @property
     def observed(self) -> float | None:
@@ -161,6 +162,10 @@ def units(records: Sequence[Record]) -> list[str]:
     return [first[group] for group in groups]
 
 
+def _drawn(folds: dict[Group, list[Fold]]) -> str:
+    return " or ".join(dict.fromkeys(fold.bootstrap.kind for each in folds.values() for fold in each))
+
+
 def kind_of_units(records: Iterable[Record]) -> str:
     """What the units of images are, in words: patients, lesions or images, as far as their records name them."""
     kinds = {"patients" if r.patient_id else "lesions" if r.lesion_id else "images" for r in records}
@@ -203,6 +208,7 @@ def find(
         figures={group: intervals.figures(each, pooled=pooled) for group, each in folds.items()},
         comparisons=comparisons,
         fidelity={group: intervals.figures(each, pooled=pooled)[BALANCED] for group, each in synthetic.items()},
+        units_of_synthetic=_drawn(synthetic),
         chosen=_adjusted([comparisons[group] for group in chosen if group in comparisons]) if pooled else (),
     )
 

@@ -118,7 +118,7 @@ def finished(folder):
 
 
 def test_the_numbers_are_the_metrics_of_the_predictions(folder, finished):
-    results, _ = finished
+    results, page = finished
     assert list(results["runs"]) == ["vit real", "vit hybrid", "mobilenetv2 real", "mobilenetv2 hybrid"]
     found = predictions.read(folder / "vit_real" / "predictions.csv", ("benign", "malignant"), "test")
     validation = predictions.read(folder / "vit_real" / "predictions.csv", ("benign", "malignant"), "validation")
@@ -129,6 +129,9 @@ def test_the_numbers_are_the_metrics_of_the_predictions(folder, finished):
         assert told["low"] < told["value"] < told["high"]
     assert results["runs"]["vit real"]["figures"]["sensitivity"]["n"] == 30
     assert results["label_fidelity"]["vit real"]["n"] == 10  # of 12, curation rejected 2
+    assert (
+        "the interval on synthetic images draws images of their own" in page and "resamples (seed 0) of lesions" in page
+    )
     assert results["images"]["real, test"] == {"benign": 30, "malignant": 30}
     assert results["images"]["synthetic, kept"] == {"benign": 4, "malignant": 6}
     assert results["rejections"] == {"colour_cast": {"benign": 2, "malignant": 0}}
