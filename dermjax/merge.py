@@ -196,7 +196,7 @@ def _join_curated(home: Path, shares: Sequence[Share], config: Mapping) -> None:
         judged = judging.judge(lambda: _joined(shares)[2], hashes, limits, {}, progress.update)
         records.write_stream(home / records.FILE, labels, root, judged)
     training = shares[0].finished.findings["training_images"]
-    page = report.page(records.read(home), limits, training, config["gallery"], config["hits"])
+    page = report.page(records.read(home), limits, training, config)
     write_atomically(home / "report.html", page)
 
 

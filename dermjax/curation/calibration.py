@@ -2,7 +2,8 @@
 
 Place in the flow: `dermjax curate --config=configs/curate.py:calibration` -> calibration.json in the run folder. The
 one beside this file was made so, with the shipped thresholds; under "photographs" it also has which of the first hits
-of each rule on real photographs a person confirmed. The page of `curate` shows both beside the rules.
+of each rule on real photographs a person confirmed. The page of `curate` shows both beside the rules with these
+limits, at this size.
 
 Rules whose limits follow from real images are measured with phantoms in the place of these: some give the reference,
 and on others synthetic faults are laid.
@@ -46,7 +47,8 @@ def run(count: int, size: int, thresholds: Thresholds, workdir: Path) -> None:
     with progress.bar(total=count, title="calibration", unit="phantoms", done=0) as bar:
         accuracies = measure(range(FIRST_SEED, FIRST_SEED + count), size, thresholds, bar.update)
     shipped = json.loads(SHIPPED.read_text())
-    write_atomically(workdir / FILE, json.dumps(shipped | {"size": size, "phantoms": accuracies}, indent=1) + "\n")
+    measured = {"size": size, "thresholds": {name: getattr(thresholds, name) for name in rules.FROM_REAL}}
+    write_atomically(workdir / FILE, json.dumps(shipped | measured | {"phantoms": accuracies}, indent=1) + "\n")
     for reason, each in accuracies.items():
         progress.say(f"{reason:14}precision {each['precision']:.3f}  recall {each['recall']:.3f}  F1 {each['f1']:.3f}")
 

@@ -1,4 +1,4 @@
-"""The page of `curate`: how many images each rule rejected, what was kept and rejected, and whether prompts are met.
+"""The page of `curate`: how many images each rule hit and rejected, what was kept, and whether prompts are met.
 
 Place in the flow: records with scores -> `page`. What a prompt requests is held against its image by sampler: the
 number of lesions, their sizes, the tone of the skin, the class; rejected images count there as well, as that is about
@@ -7,7 +7,7 @@ the generator.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -56,8 +56,12 @@ class Steering:
         ]
 
 
-def page(curated: Manifest, rules: Sequence[Rule], training_images: int, gallery: int, hits: int) -> str:
-    """The HTML of the page, which loads nothing from outside; gallery: images a section, hits: a rule."""
+def page(curated: Manifest, rules: Sequence[Rule], training_images: int, config: Mapping) -> str:
+    """The HTML of the page, which loads nothing from outside.
+
+    config: of `curate`; size and thresholds as used, gallery: images a section, hits: a rule.
+    """
+    gallery, hits = config["gallery"], config["hits"]
     rejected = [record for record in curated.records if not record.kept]
     kept = {name: [each for each in curated.records if each.kept and each.label == name] for name in curated.labels}
     scores = {rule.reason: rule.score for rule in rules}
@@ -70,7 +74,11 @@ def page(curated: Manifest, rules: Sequence[Rule], training_images: int, gallery
         made=_by_class(curated.records, curated.labels),
         total=len(curated.records),
         kept_total=len(curated.records) - len(rejected),
-        rules=[_row(rule, _by_class(hit[rule.reason], curated.labels)) for rule in rules],
+        rules=[
+            _row(rule, _by_class(hit[rule.reason], curated.labels), known_accuracy(rule, config))
+            | {"rejected": sum(rule.reason in record.rejected for record in rejected)}
+            for rule in rules
+        ],
         rejected_by_class=_by_class(rejected, curated.labels),
         rejected_total=len(rejected),
         rejected=[thumbnail(curated, each, _why(each, scores)) for each in evenly_spaced(rejected, gallery)],
@@ -93,15 +101,19 @@ def count_reasons(records: Iterable[Record]) -> str:
     return f"rejected: {counted}" if counted else "none rejected"
 
 
-def known_accuracy(rule: Rule) -> list[str]:
+def known_accuracy(rule: Rule, config: Mapping) -> list[str]:
     """What is known of a rule with this limit: on phantoms, and on photographs that were checked by eye.
 
-    Of a rule whose limit follows from the real images, what holds where phantoms stand for these.
+    Of a rule whose limit follows from the real images, what holds where phantoms stand for these. Nothing is known at
+    another size or of other thresholds.
     """
     shipped = json.loads(calibration.SHIPPED.read_text())
+    if config["size"] != shipped["size"]:
+        return []
+    same = all(config["thresholds"][name] == value for name, value in shipped["thresholds"].items())
     phantoms, photographs = shipped["phantoms"].get(rule.reason), shipped["photographs"].get(rule.reason)
     lines = []
-    if phantoms and phantoms["limit"] in (None, rule.limit):
+    if phantoms and (same if phantoms["limit"] is None else phantoms["limit"] == rule.limit):
         accuracy = f"precision {phantoms['precision']:.3f}, recall {phantoms['recall']:.3f}"
         lines.append(f"{phantoms['n']} phantoms: {accuracy}")
     if photographs and photographs["limit"] == rule.limit:
@@ -157,13 +169,13 @@ def _tone_correlation(group: list[Record]) -> float | None:
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
-def _row(rule: Rule, by_class: list[int]) -> dict:
+def _row(rule: Rule, by_class: list[int], known: list[str]) -> dict:
     return {
         "reason": _words(rule.reason),
         "meaning": MEANINGS[rule.reason],
         "condition": f"{_words(rule.score)} {'≥' if rule.high else '≤'} {_number(rule.limit)}",
         "noted": not rule.rejects,
-        "known": known_accuracy(rule),
+        "known": known,
         "by_class": by_class,
         "total": sum(by_class),
     }

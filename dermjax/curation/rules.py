@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Of limits and reasons, for curated manifests: raise it where the same scores have other reasons
-NUMERIC_VERSION = 2
+NUMERIC_VERSION = 3  # 3: no limit of the label without held-out images
 MEANINGS = {
     "blank": "nothing in the field has a border",
     "noise": "the field has no structure",
@@ -27,12 +27,14 @@ MEANINGS = {
     "gel": "round rims of bubbles in the gel",
     "wrong_number": "more or fewer lesions than the prompt says",
     "wrong_tone": "skin lighter or darker than the prompt says",
-    "other_class": "a classifier trained on real images sees another class",
+    "other_class": "a classifier of real images doubts its class more than that of nearly all held-out real images",
     "near_duplicate": "nearly equal to an earlier image of the set",
     "training_copy": "nearly equal to a training image",
     "training_likeness": "nearer to a training image in what a network sees than real images come",
     "person": "a person said so",
 }
+
+FROM_REAL = ("tail", "contrast", "structure", "cast", "bits")  # thresholds of limits that follow from real images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,8 @@ def calibrate(
     """All rules, by the scores of training images.
 
     distances: how far in bits held-out images are from training images. probabilities: what the classifier gives
-    held-out images' own classes, empty where there is no classifier. similarities: how alike held-out images are to
-    training images in their features, empty where there is no network for them.
+    held-out images' own classes, empty where there are none or no classifier. similarities: how alike held-out images
+    are to training images in their features, empty where there is no network for them.
     """
     tail = thresholds.tail
     contrast, structure = (np.quantile([each[name] for each in training], tail) for name in ("contrast", "structure"))

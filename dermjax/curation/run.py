@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         scored, hashes = scoring.score(manifest, size, reference, networks, workdir, bar.update)
     judged = tuple(judging.judge(lambda: scored, hashes, reference.rules, verdicts))
     curated = Manifest(labels=manifest.labels, root=manifest.root, records=judged)
-    page = report.page(curated, reference.rules, len(training), config.gallery, config.hits)
+    page = report.page(curated, reference.rules, len(training), config)
     write_atomically(workdir / "report.html", page)
     training_images.write(workdir, [(real, record) for record in training], [Path(config.manifest)])
     records.write(workdir / FILE, curated)

@@ -16,6 +16,7 @@ from dermjax.data.leaks import copies
 from dermjax.data.phantoms.captions import Requested, parse_prompt
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation.features import BLOCK, MIRRORED, FeatureExtractor, Space, nearest, space_of
+from dermjax.progress import say
 
 NO_SKIN = 180.0  # degrees off, where a tone is requested and there is no skin
 HELD_OUT = "validation"  # real images that the generator has not seen and that no result is measured on
@@ -67,8 +68,8 @@ def measure_reference(
 ) -> Reference:
     """The reference of the training split and of held-out images, up to `sample` of each, evenly spaced.
 
-    Where there are no held-out images, training images stand for them: how far each is from the nearest other. All
-    training images are hashed.
+    Where there are no held-out images, training images stand for them, how far each is from the nearest other, and no
+    rule is on the label. All training images are hashed.
     """
     training, held_out = real.split("train"), real.split(HELD_OUT)
     measured = measurements.measure_real(real, training, size, tick)
@@ -81,7 +82,10 @@ def measure_reference(
         distances = copies.nearest_other(hashes, chosen)
     label, network, similarities = networks.label, networks.likeness, np.empty(0)
     features = space = None
-    probabilities = label.probabilities(real, held_out or training) if label else np.empty(0)
+    probabilities = label.probabilities(real, held_out) if label else np.empty(0)
+    if label and not held_out:  # of training images it is sure as it has learnt them
+        say(f"curate: no {HELD_OUT} images, so that no limit of the label is known: scores have it, and no image is "
+            "rejected for it")  # fmt: skip
     if network:
         features = features_of(network, real, training, mirrored=True)
         space = space_of(features)

@@ -35,7 +35,8 @@ def test_the_variant_measures_and_keeps_what_people_saw(tmp_path, capsys):
     settings.phantoms = 24
     run.run(settings, tmp_path)
     made = json.loads((tmp_path / calibration.FILE).read_text())
-    assert made["photographs"] == SHIPPED["photographs"] and made["phantoms"].keys() == SHIPPED["phantoms"].keys()
+    assert (made["photographs"], made["thresholds"]) == (SHIPPED["photographs"], SHIPPED["thresholds"])
+    assert made["phantoms"].keys() == SHIPPED["phantoms"].keys()
     planted = {"blank", "noise", "colour_cast", "training_copy"}
     assert all(each["n"] == (12 if reason in planted else 24) for reason, each in made["phantoms"].items())
     assert all(made["phantoms"][reason]["recall"] == 1.0 for reason in planted)
@@ -45,9 +46,21 @@ def test_the_variant_measures_and_keeps_what_people_saw(tmp_path, capsys):
 
 def test_the_page_tells_what_is_known_of_a_rule_with_this_limit_only():
     rule = next(rule for rule in rules.fixed(THRESHOLDS, ()) if rule.reason == "hairs")
-    phantoms, photographs = report.known_accuracy(rule)
+    known = CONFIG().to_dict()
+    phantoms, photographs = report.known_accuracy(rule, known)
     assert phantoms.startswith("2000 phantoms: precision 0.") and "38 of 40 looked at are right" in photographs
-    assert report.known_accuracy(rules.Rule(**(vars(rule) | {"limit": 0.5}))) == []
+    assert report.known_accuracy(rules.Rule(**(vars(rule) | {"limit": 0.5})), known) == []
+    assert report.known_accuracy(rule, known | {"size": 256}) == []
+
+
+@pytest.mark.parametrize("reason", ["blank", "noise", "colour_cast", "training_copy"])
+def test_nothing_is_known_of_limits_that_follow_from_real_images_by_other_thresholds(reason):
+    rule, known = rules.Rule(reason=reason, score=reason, limit=7.0, high=True, rejects=True), CONFIG().to_dict()
+    assert SHIPPED["thresholds"] == {name: known["thresholds"][name] for name in rules.FROM_REAL}
+    assert len(report.known_accuracy(rule, known)) == 1
+    for name in rules.FROM_REAL:
+        other = known | {"thresholds": known["thresholds"] | {name: 0.02}}
+        assert report.known_accuracy(rule, other) == [], name
 
 
 @pytest.mark.slow

@@ -386,17 +386,34 @@ def test_what_a_prompt_asks_for_is_held_against_the_image_or_excused(sets, tmp_p
     settings.manifest, settings.noted = str(tmp_path), ("near_duplicate", "colour_cast", "training_copy")
     judged = curated(settings, tmp_path / "curate")
     assert [set(record.rejected) for record in judged.records] == list(prompts.values())
+    page = (tmp_path / "curate" / "report.html").read_text()
+    row = page.partition('<th scope="row">hairs<')[2].partition("</tr>")[0]
+    assert re.findall(r"<td>(\d+)</td>", row)[-2:] == ["4", "1"], "hits, three of them requested, and rejections"
 
 
-def test_a_classifier_speaks_of_classes(sets, tmp_path):
+def test_a_classifier_speaks_of_classes(sets, tmp_path, capsys):
+    """By held-out images; without any it has no limit, as it is sure of the images that it has learnt."""
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     kind = classifier.fresh(classifier.describe("vit", small, LABELS, 32), np.float32)
     params, variables = kind.init(0)
     params["classifier"]["bias"] = np.array([4.0, -4.0], np.float32)  # benign, whatever it sees
     classifiers.write(tmp_path / "classifier", kind, params, variables)
+    real = records.read(sets / "training")
+    held_out = [replace(each, split="validation") for each in real.records[30:]]
+    (tmp_path / "training").mkdir(), (tmp_path / "made").mkdir()
+    records.write(tmp_path / "training" / records.FILE, replace(real, records=(*real.records[:30], *held_out)))
+    made = records.read(sets / "made")
+    records.write(tmp_path / "made" / records.FILE, replace(made, records=made.records[:6]))
     settings = config(sets)
+    settings.manifest, settings.training = str(tmp_path / "made"), str(tmp_path / "training")
     settings.classifier, settings.thresholds.label = str(tmp_path), 0.5
     judged = curated(settings, tmp_path / "curate")
+    assert "no limit of the label" not in capsys.readouterr().out
+    settings.training = str(sets / "training")
+    without = curated(settings, tmp_path / "without")
+    assert "curate: no validation images, so that no limit of the label is known" in capsys.readouterr().out
+    assert not any("other_class" in r.rejected for r in without.records)
+    assert [r.scores["label"] for r in without.records] == [r.scores["label"] for r in judged.records]
     assert all(("other_class" in r.rejected) == (r.label == "malignant") for r in judged.records)
     assert all((r.scores["label"] > 0.5) == (r.label == "benign") for r in judged.records)
 
