@@ -188,8 +188,16 @@ def test_a_command_refuses_it(command, tmp_path, given):
     ("stage", "changes", "told"),
     [
         ("classify", {"size": 0}, "config.size = 0: give the side in pixels"),
-        ("curate", {"size": 50}, "config.size = 50: give a multiple of 32 from 64 on"),
-        ("curate", {"size": 32}, "config.size = 32: give a multiple of 32 from 64 on"),
+        (
+            "curate",
+            {"size": 50},
+            "config.size = 50: images, whatever their own size, are measured at a multiple of 64; give 64 or 128",
+        ),
+        (
+            "curate",
+            {"size": 32},
+            "config.size = 32: images, whatever their own size, are measured at a multiple of 64; give 64 or 128",
+        ),
         ("curate", {"phantoms": 1}, "config.phantoms = 1: give 2 or more"),
         ("demo", {"prepare.ratios.test": 1.0}, "config.prepare: config.ratios (0.1, 1.0): give shares"),
         ("demo", {"tune.rate": -1.0}, "config.tune: config.rate = -1.0: give 0 or more"),
@@ -212,7 +220,7 @@ def test_a_command_refuses_it(command, tmp_path, given):
         ("pretrain", {"base": "derm-huge"}, "config.base 'derm-huge' is unknown; did you mean"),
         ("study", {"tune.accumulate": 3}, "config.tune: batch = 16 in accumulate = 3 parts does not divide"),
         ("study", {"generate.plan.deep_cache": 0}, "config.generate: config.plan.deep_cache = 0: give 1 or more"),
-        ("study", {"curate.size": 50}, "config.curate: config.size = 50: give a multiple of 32"),
+        ("study", {"curate.size": 50}, "config.curate: config.size = 50: images, whatever their own size"),
         ("sweep", {"space.lora.rank": (4, 0)}, "config.space.lora.rank = 0: config.lora.rank = 0: give 1 or more"),
         (
             "sweep",

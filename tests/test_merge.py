@@ -227,12 +227,12 @@ def test_many_curated_parts_are_merged_in_bounded_memory(tmp_path):
     for index in range(count):
         places = range(index, MANY, count)
         folder = tmp_path / Part(count, index).folder
-        run_folder.claim(folder, {"gallery": 0, "hits": 0, "part": f"{index}/{count}"})
+        run_folder.claim(folder, {"gallery": 0, "hits": 0, "size": 64, "part": f"{index}/{count}"})
         made = Manifest(labels=LABELS, root=tmp_path, records=tuple(map(record, places)))
         records.write(folder / records.FILE, made)
         with (folder / measurements.FILE).open("wb") as file:
             for place, each in zip(places, made.records, strict=True):
-                file.write(measurements._line(each.sha256, Measurement(hashes[place], {}), measurements.causes(128)))
+                file.write(measurements._line(each.sha256, Measurement(hashes[place], {}), measurements.causes(64)))
         parts.finish(folder, Finished(stage="curate", part=f"{index}/{count}", total=MANY, places=list(places),
                                       left_out=[], causes={}, findings=findings))  # fmt: skip
     del hashes
