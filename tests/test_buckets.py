@@ -149,7 +149,7 @@ def test_a_cache_in_a_bucket_is_refused(bucket):
     from dermjax.tuning import run as tuning
 
     there = str(buckets.local("memory://bucket/kept"))
-    tune, classify = config_file.preset("tune", "lora"), config_file.preset("classify", "vit")
+    tune, classify = config_file.preset("tune", "lora"), config_file.preset("classify", "probe")
     tune.cache = classify.features = there
     with pytest.raises(UserError, match=r"config\.cache = memory://bucket/kept: it is read from a disk; give a folder"):
         tuning.check(tune)

@@ -136,7 +136,8 @@ def _check_recipe(config: ConfigDict) -> None:
     for name, default in UNREAD[config.recipe].items():
         if config[name] != default:
             takes = " or ".join(recipe for recipe, unread in UNREAD.items() if name not in unread)
-            idle = f"config.{name} = {config[name]}: config.recipe = {config.recipe} does nothing with it"
+            given = buckets.as_given(config[name])
+            idle = f"config.{name} = {given}: config.recipe = {config.recipe} does nothing with it"
             raise UserError(f"{idle}; leave it out, or take the recipe {takes}")
     # the first view of an image is the image as it is, and mild is what nobody gave
     if config.recipe != "full" and config.views == 1 and config.augment not in ("none", "mild"):
