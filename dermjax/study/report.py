@@ -51,8 +51,10 @@ HYBRID_COLOURS = ("#e2b06a", "#d0873f", "#b9602a", "#8f4020", "#5f2815")  # the 
 
 
 class Case(NamedTuple):
-    """What generators and classifiers saw of the real images, in sentences: `summary` what they were denied."""
+    """What generators and classifiers saw of the real images, in sentences: `summary` what they were denied. rare: the
+    most real images that a classifier has of a class, of those that have fewer."""
 
+    rare: Mapping[str, int]
     summary: list[str]
     generator: str
     chance: str
@@ -67,10 +69,9 @@ def page(
     frozen: bool,
     count: int,
     case: Case,
-    rare: Mapping[str, int],
 ) -> str:
     """The HTML. explained: heat maps of the most confident cases, by heading; frozen: whether part of any network was;
-    count: pictures a row; case: of `describe_case`; rare: of `arms.shots_of`."""
+    count: pictures a row; case: of `describe_case`."""
     real, synthetic = materials[0].real, materials[0].synthetic
     settings, comparisons = by_setting(findings), findings.comparisons.values()
     fold = next(iter(findings.folds.values()))[0]
@@ -111,7 +112,7 @@ def page(
         scarce=dict.fromkeys(
             f"{wording.arm(group.arm)} with {wording.shots(group.shots)}"
             for group in findings.figures
-            if _is_scarce(group, materials[0], rare)
+            if _is_scarce(group, materials[0], case.rare)
         ),
     )
 
@@ -130,7 +131,7 @@ def describe_case(
     images with those that no classifier learns from. begins: whether synthetic images begin at real ones. few: whether
     there are few-shot sizes.
     """
-    summary = [f"Of {label} a classifier has {number} real images only." for label, number in rare.items()]
+    summary = [f"Of {label} a classifier has {number} real images at most." for label, number in rare.items()]
     left = [record_subgroups(record) for record in arms.leave_out(whole, without).split("train")] if without else []
     for kind, names in without.items():
         unknown, shown = sum(kind not in each for each in left), f"{kind} {' or '.join(names)}"
@@ -145,7 +146,7 @@ def describe_case(
         summary.append("A synthetic image begins at one of the real images that its generator saw.")
     if part:
         summary.append("The validation split is whole: it chooses arms, says when to stop and sets probabilities.")
-    return Case(summary, generator, CHANCE[seen is None])
+    return Case(rare, summary, generator, CHANCE[seen is None])
 
 
 def _describe_generator(seen: Manifest | None, whole: Manifest, part: bool) -> str:

@@ -81,9 +81,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tuned_on = records.read(Path(config.training)) if config.synthetic else wholes[0]
     seen, begins = None if generator.sees_shots(config) else tuned_on, generator.begins_at_photographs(config)
     case = report.describe_case(config.rare, config.without, seen, wholes[0], begins, bool(any(config.shots)))
-    page = report.page(
-        config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case, config.rare
-    )
+    page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
     for (classifier, size), groups in report.by_setting(findings).items():

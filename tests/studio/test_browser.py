@@ -73,6 +73,14 @@ def until(page, condition, seconds=120):
     raise AssertionError(condition)
 
 
+def open_review(page, server, by):
+    """Opens the review of what the fixture generated, by a reviewer of this name."""
+    page.goto(f"{server.url}/#review/generate")
+    page.fill("[name=by]", by)
+    page.press("[name=by]", "Enter")
+    page.wait_for_selector("img[data-ready]")
+
+
 def press(page, keys):
     """Presses keys as a person does, with the image on the screen."""
     for key in keys:
@@ -215,10 +223,7 @@ def test_the_curve_of_a_tune_grows_while_it_runs_and_goes_on_after_a_stop(page, 
 
 @slow
 def test_review_by_reason_beside_the_nearest_training_image(page, server, runs):
-    page.goto(f"{server.url}/#review/generate")
-    page.fill("[name=by]", "Ada")
-    page.press("[name=by]", "Enter")
-    page.wait_for_selector("img[data-ready]")
+    open_review(page, server, by="Ada")
     page.select_option("[name=training]", "prepare")
     page.wait_for_selector("text=of 256 bits differ")
     page.evaluate("document.activeElement.blur()")
@@ -279,9 +284,7 @@ def test_thousands_of_verdicts_by_key_presses(page, server, runs):
 
 @slow
 def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, runs):
-    page.goto(f"{server.url}/#review/generate")
-    page.fill("[name=by]", "<b>Ada</b>")
-    page.press("[name=by]", "Enter")
+    open_review(page, server, by="<b>Ada</b>")
     page.wait_for_selector(".judge img")
     press(page, "kxu")
     page.wait_for_selector("text=all saved")
@@ -305,10 +308,7 @@ def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, r
 
 @slow
 def test_verdicts_are_saved_after_one_has_left_and_a_held_key_judges_one(page, server, runs):
-    page.goto(f"{server.url}/#review/generate")
-    page.fill("[name=by]", "Ada")
-    page.press("[name=by]", "Enter")
-    page.wait_for_selector("img[data-ready]")
+    open_review(page, server, by="Ada")
     page.keyboard.down("k")
     page.wait_for_selector("text=1 judged, all saved")
     page.wait_for_selector("img[data-ready]")

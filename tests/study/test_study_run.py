@@ -432,7 +432,7 @@ def test_a_rare_class_and_a_missing_subgroup_are_the_classifier_s_alone(real, sy
     whole = records.read(Path(real))
     case = run.report.describe_case({"malignant": 3}, {"sex": ("m",)}, whole, whole, begins=False, few=True)
     assert case.summary == [
-        "Of malignant a classifier has 3 real images only.",
+        "Of malignant a classifier has 3 real images at most.",
         "No real image that a classifier learns from is of sex m.",
         "The generator was tuned on the whole training split (48 images); some classifiers see a part of the training "
         "split: a gain there may come from real images that only the generator saw.",
