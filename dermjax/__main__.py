@@ -458,7 +458,10 @@ def _usage(stage: str) -> str:
         flag_names = f"--config=configs/{stage}.py[:VARIANT]" + " [--dry_run]" * (stage in WITH_DRY_RUN)
     folder = "[--workdir=DIR]" if stage == "plan" else "--workdir=DIR [--allow_config_change]"
     given = f"{flag_names} [--config.key=value ...] {folder}"
-    return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {given}"
+    file = config_file.PRESETS / f"{'tune' if stage == 'plan' else stage}.py"
+    page = ast.get_docstring(ast.parse(file.read_text()))
+    options = f"{file} has every option, its default and what it does:"
+    return f"{stage}: {SUMMARIES[stage]}\n\nusage: dermjax {stage} {given}\n\n{options}\n\n{page}"
 
 
 if __name__ == "__main__":

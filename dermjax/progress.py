@@ -1,7 +1,8 @@
 """What a person sees of a long run: a cost line before a stage, a bar with rate and time left, plain lines.
 
 On a terminal the bar is tqdm's. Elsewhere (a log file, a pipe, a batch system) the same facts come as plain lines,
-the first at once, then about every ten seconds, the last at the end. Everything goes to standard output.
+the first at once, then about every ten seconds, the last at the end. Everything goes to standard output. Rates are
+means over the run: of training, that takes evaluations and checkpoints in, which the last ten seconds are or are not.
 """
 
 import contextlib
@@ -19,7 +20,13 @@ def bar(total: int, title: str, unit: str, done: int) -> Iterator["TerminalBar |
     """Yields an object whose `update(n=1, **postfix)` counts n more units; a resumed step starts at `done`."""
     if sys.stdout.isatty():
         counter = TerminalBar(
-            total=total, desc=title, unit=f" {unit}", initial=done, file=sys.stdout, dynamic_ncols=True
+            total=total,
+            desc=title,
+            unit=f" {unit}",
+            initial=done,
+            file=sys.stdout,
+            dynamic_ncols=True,
+            smoothing=0,  # the mean over the run
         )
     else:
         counter = PlainLines(total, title, unit, done)
@@ -62,20 +69,23 @@ class PlainLines:
         self._total, self._title, self._unit = total, title, unit
         self._start, self._done, self._postfix = done, done, {}
         self._began = self._line_at = time.monotonic()
-        self._line_done = done
+        self._counts_from = self._began, done  # when, and at how many, the rate begins
         say(f"{title}: {done}/{total} {unit}")
 
     def update(self, n: int = 1, **postfix: object) -> None:
         """Counts n more units; prints a line when the last one is ten seconds old."""
-        compiled = self._done == self._start  # the first unit is: its time says nothing of the others'
+        first = self._done == self._start
         self._done += n
         self._postfix = postfix
         now = time.monotonic()
+        if first:  # it waits for a compilation, which says nothing of the others
+            self._counts_from = now, self._done
         if now - self._line_at >= SECONDS_BETWEEN_LINES and self._done < self._total:
-            rate = (self._done - self._line_done) / (now - self._line_at)
+            began, start = self._counts_from
+            rate = (self._done - start) / max(now - began, 1e-9)
             times = [self._rate(rate), f"{duration((self._total - self._done) / rate)} left"] if rate else []
-            self._line([] if compiled else times)
-            self._line_at, self._line_done = now, self._done
+            self._line(times)
+            self._line_at = now
 
     def close(self) -> None:
         """Prints the last line, with the mean rate and the time that this run took."""

@@ -103,6 +103,13 @@ def test_a_stage_tells_its_usage(folder):
     assert "--images=DIR" in out
 
 
+def test_usage_shows_the_page_of_its_config(folder):
+    code, out, _ = call(folder, "tune", "--help")
+    assert code == 0
+    assert "tune.py has every option" in out
+    assert all(f"\n  {variant} " in out for variant in ("paper", "lora", "full", "best", "demo", "photographs"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

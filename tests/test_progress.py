@@ -61,6 +61,19 @@ def test_a_slow_first_step_does_not_spoil_the_time_left(clock, capsys):
     ]
 
 
+def test_time_left_goes_by_the_run_not_by_its_last_ten_seconds(clock, capsys):
+    with progress.bar(total=1001, title="tune", unit="steps", done=0) as bar:
+        bar.update()
+        for _ in range(5):  # 100 quick steps, then an evaluation
+            for _ in range(100):
+                clock[0] += 0.1
+                bar.update()
+            clock[0] += 30
+            bar.update(0)
+    left = [line.split(", ")[2] for line in capsys.readouterr().out.splitlines()[2:-1]]
+    assert left[-2:] == ["4 min left", "3 min 20 s left"]  # 0.4 s a step; the last ten seconds would say 50 s
+
+
 def test_an_exception_closes_with_what_was_done(clock, capsys):
     with pytest.raises(KeyboardInterrupt), progress.bar(total=9, title="generate", unit="images", done=0) as bar:
         clock[0] += 2

@@ -150,6 +150,8 @@ def fit(
                 machine.release_memory()
             state, scalars = step(*given)
             del given
+            if window:  # at most two steps wait on a device: their batches lie in its memory, and the bar counts them
+                jax.block_until_ready(window[-1].scalars)
             window.append(Step(k, batch.get("row", ()), scalars))
             stop, last = preempted(k), k == config.steps
             saves = is_due(k, config.save_every) or last or stop
