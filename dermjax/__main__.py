@@ -14,6 +14,7 @@ import ast
 import contextlib
 import difflib
 import importlib
+import io
 import keyword
 import os
 import re
@@ -129,6 +130,7 @@ COMMANDS = {
         flags={"workdir": "", "cases": "all", "rounds": 5, "torch_compile": False},
     ),
 }
+WEB = ("http://", "https://")  # nothing is read from there
 READ = ("MANIFEST", "MANIFEST...", "PATH", "FILE")  # operands that may be in a bucket
 # these are one process and leave accelerators alone: what measures images is small, and a plan is for other machines
 WITHOUT_ACCELERATOR, WITH_DRY_RUN = ("plan", "prepare", "publish"), ("tune", "generate")
@@ -150,6 +152,8 @@ def main() -> int:
         if {"-h", "--help"} & set(arguments):
             print(_usage(stage))
             return 0
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
         with signals.interruptible(stage):
             _answer(COMMANDS[stage], arguments[1:]) if stage in COMMANDS else _run(stage, arguments[1:])
             sys.stdout.flush()
@@ -232,6 +236,7 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
                 parts.refuse_others(workdir, part, config)
         held.enter_context(run_folder.lock(folder, alone=stage not in SHARED))
         allowed, last = flags.FLAGS.allow_config_change, LAST.get(stage, "")
+        others = () if (folder / run_folder.CONFIG).exists() else os.listdir(folder)
         replaced = run_folder.claim(
             folder, config, allow_change=allowed, last=last, hint=run_folder.OR_ALLOW, keys=CHANGEABLE.get(stage)
         )
@@ -240,7 +245,7 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
         except UserError:
             if replaced:  # or the command that the folder is of would be refused from now on
                 run_folder.claim(folder, replaced, allow_change=True)
-            run_folder.disclaim(folder)
+            run_folder.disclaim(folder, others)
             if part:
                 with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
                     run_folder.disclaim(workdir)
@@ -259,8 +264,8 @@ def _fetch(config: ConfigDict) -> None:
 
 
 def _path(text: str) -> str:
-    """Returns the path that a URL of a bucket is fetched to; of any other text as `_home`."""
-    return str(buckets.local(text)) if buckets.is_url(text) else _home(text)
+    """Returns the path that a URL of a bucket is fetched to; a licence's address in the web as it is, else `_home`."""
+    return str(buckets.local(text)) if buckets.is_url(text) and not text.startswith(WEB) else _home(text)
 
 
 def _home(text: str) -> str:

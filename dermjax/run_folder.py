@@ -89,9 +89,13 @@ def is_locked(workdir: Path) -> bool:
 
 
 def sweep(folder: Path, seconds: float) -> None:
-    """Removes what was being written below a folder when a run was killed, where it has not changed for `seconds`."""
+    """Removes what was being written below a folder when a run was killed, where it has not changed for `seconds`, and
+    nothing of runs further down that are at work."""
     until = time.time() - seconds
     for path in [path for path in folder.rglob("*.part*") if PART.fullmatch(path.name)]:
+        around = path.parents[: len(path.relative_to(folder).parts) - 1]
+        if any(map(is_locked, around)):
+            continue
         with contextlib.suppress(FileNotFoundError):  # complete, or swept by another host, meanwhile
             if not seconds or path.stat().st_mtime < until:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -245,10 +249,13 @@ def check_config(workdir: Path, config: Mapping, hint: str) -> None:
         raise _refusal(workdir, changed, hint)
 
 
-def disclaim(workdir: Path) -> None:
-    """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind but EXAMINED."""
-    claimed = {CONFIG, VERSIONS, CAUSES, LOCK}
-    if {path.name for path in workdir.iterdir()} <= {*claimed, EXAMINED}:
+def disclaim(workdir: Path, others: Collection[str] = ()) -> None:
+    """Removes the folder if a claim is all it holds: a run refused for its input leaves nothing behind but EXAMINED.
+
+    others: names of what lay there before the claim, and stays.
+    """
+    claimed = {CONFIG, VERSIONS, CAUSES} - set(others) | {LOCK}
+    if {path.name for path in workdir.iterdir()} <= {*claimed, EXAMINED, *others}:
         for name in claimed:
             buckets.remove(workdir / name)
         with contextlib.suppress(OSError):  # EXAMINED, or on NFS a name of the lock's file while it is open, is there

@@ -306,6 +306,10 @@ def test_a_stage_that_refuses_its_input_leaves_nothing(folder):
     assert code == 2
     assert err == "dermjax tune: folder pictures: no images; give a folder with class/*.jpg\n"
     assert not (folder / "run").exists()
+    (folder / "run").mkdir()
+    (folder / "run" / ".DS_Store").touch()  # else the mended command would be of another config than this one
+    assert tune(folder, "--config.act=refuse")[0] == 2
+    assert [path.name for path in (folder / "run").iterdir()] == [".DS_Store"]
 
 
 def test_a_stage_that_refuses_late_keeps_its_claim(folder):
@@ -337,6 +341,16 @@ def test_a_path_at_the_user_s_folder(folder):
     assert json.loads((folder / "run" / "config.json").read_text())["model"] == {"folder": "~/models/x"}
     code, _, err = call(folder, "inspect", "~/x.safetensors", HOME=str(folder))
     assert code == 2 and f"{folder}/x.safetensors: no such file or folder" in err
+
+
+def test_an_address_in_the_web_is_text_as_a_licence_often_is(folder):
+    licence = "https://creativecommons.org/licenses/by/4.0/"
+    assert licence in tune(folder, f"--config.model.folder={licence}")[1]
+
+
+def test_a_name_that_is_no_text_is_printed_on_a_terminal_that_refuses_it(folder):
+    code, out, err = tune(folder, "--config.model.folder=P\udce4t", PYTHONIOENCODING="utf-8:strict")
+    assert (code, err) == (0, "") and "P\\udce4t" in out
 
 
 def test_a_bug_keeps_its_traceback(folder):

@@ -163,6 +163,13 @@ def test_a_claim_of_which_nothing_came_is_taken_back(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_claim_in_a_folder_with_other_files_is_taken_back_and_they_stay(tmp_path):
+    (tmp_path / ".DS_Store").touch(), (tmp_path / "moles").mkdir()
+    run_folder.claim(tmp_path, CONFIG)
+    run_folder.disclaim(tmp_path, {".DS_Store", "moles"})
+    assert {path.name for path in tmp_path.iterdir()} == {".DS_Store", "moles"}
+
+
 def test_a_claim_of_which_something_came_stays(tmp_path):
     run_folder.claim(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text("")
@@ -439,6 +446,16 @@ def test_what_a_killed_run_left_half_written_is_swept_by_the_next_alone(tmp_path
     litter(tmp_path)
     with run_folder.lock(tmp_path, alone=True):
         assert left(tmp_path) == {*KEPT, ".lock"}
+
+
+def test_what_a_run_further_down_is_writing_stays(tmp_path):
+    """As where somebody gives the folder of all runs as --workdir."""
+    litter(tmp_path / "tune"), litter(tmp_path / "killed")
+    with run_folder.lock(tmp_path / "tune", alone=True):
+        litter(tmp_path / "tune")
+        with run_folder.lock(tmp_path, alone=True):
+            assert left(tmp_path / "tune") == {*LITTER, *KEPT, ".lock"}
+            assert left(tmp_path / "killed") == set(KEPT)
 
 
 def test_of_a_shared_folder_what_runs_of_other_hosts_may_be_writing_stays(tmp_path):
