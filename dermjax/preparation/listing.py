@@ -60,16 +60,31 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
     for key, (given, known) in choices.items():
         if given not in known:
             raise UserError(f"config.{key} {given!r}: give one of {', '.join(known)}")
-    given = {field: column for field, column in columns.items() if column}
+    name, listing, chosen = _list_folder(folder, layout, columns, options)
+    if options.own_splits and not chosen.numbered:
+        progress.say(f"prepare: {folder} is no archive with splits of its own for config.own_splits")
+    if options.kind != KINDS[0] and not (chosen.kind or chosen.images):
+        progress.say(f"prepare: {folder} does not say how its images were taken for config.image_kind; all are taken")
+    return name, listing
+
+
+def _list_folder(
+    folder: Path, layout: str, columns: Mapping[str, str], options: TableOptions
+) -> tuple[str, Listing, Layout]:
+    """As `list_folder`, and the layout of the tables that were read, an empty one where there are none."""
+    none, given = Layout(image=""), {field: column for field, column in columns.items() if column}
     is_tfds = layout == "tfds" or (layout == "detect" and tfds.is_builder(folder))
     if given and (is_tfds or layout == "folders"):
         field, column = next(iter(given.items()))
         raise UserError(f"config.columns.{field} = {column!r}: as {'tfds' if is_tfds else 'folders'} no table is read; "
                         "leave config.columns or config.layout out")  # fmt: skip
     if is_tfds:
-        return "tfds", tfds.scan(folder, options.into)
+        return "tfds", tfds.scan(folder, options.into), none
     if layout == "folders" or not folder.is_dir():
-        return _class_folders(folder, None, {})
+        if found := [str(path) for path in tree.walk(folder).tables] if folder.is_dir() else ():
+            progress.say(f"prepare: not read, as config.layout is folders: {', '.join(found)}; lesions and patients in "
+                         "them are not kept on one side")  # fmt: skip
+        return *_class_folders(folder, None, {}), none
     opened = tables.open_folder(folder)
     for path in filter(tables.is_western, opened.tables):
         progress.say(f"prepare: table {path} is not UTF-8 and is read as {tables.WESTERN}")
@@ -78,23 +93,21 @@ def list_folder(folder: Path, *, layout: str, columns: Mapping[str, str], option
     tables.refuse_unknown(opened, given)
     of_class = given.keys() & {"label", "diagnosis"}
     if layout == "detect" and not of_class and _has_split_folders(folder):
-        return _class_folders(folder, opened, given)
+        return *_class_folders(folder, opened, given), none
     name = layout if layout != "detect" else tables.detect(opened) or ("table" if of_class else "")
     if of_class and "image" in given and layout == "detect":
         name = "table"
     by_columns = None if name else tables.detect_columns(opened, given)
     if not name and not by_columns:
-        return _class_folders(folder, opened, given)
+        return *_class_folders(folder, opened, given), none
     chosen = by_columns or tables.choose_layout(opened, name, columns)
-    if options.own_splits and not chosen.numbered:
-        progress.say(f"prepare: {folder} is no archive with splits of its own for config.own_splits")
     listing = table_records.scan(opened, name or "table", chosen, options)
     if unread := tables.describe_unread(opened, chosen):
         progress.say(f"prepare: {unread}")
-    if name:
-        return name, listing
-    _refuse_other_folders(folder, listing)
-    return _describe(by_columns, opened), listing
+    if by_columns:
+        _refuse_other_folders(folder, listing)
+        name = _describe(by_columns, opened)
+    return name, listing, chosen
 
 
 def with_positive(listing: Listing, positive: str) -> Listing:
@@ -129,8 +142,8 @@ def _describe(layout: Layout, folder: TableFolder) -> str:
     read = {"images": layout.image, "classes": layout.label[0]}
     read |= {what: layout.known[field] for what, field in IDENTITIES.items() if field in layout.known}
     used = {*read.values(), *layout.known.values()}
-    unread = {column: None for table in folder.tables_of(layout) for column in folder.tables[table]}
-    unread = ", ".join(repr(column) for column in unread if column not in used)
+    there = dict.fromkeys(column for table in folder.tables_of(layout) for column in folder.tables[table])
+    unread = tables.listed([column for column in there if column not in used])
     name = "table, its " + ", its ".join(f"{what} by {column!r}" for what, column in read.items())
     return name + (f"; not read: {unread}" if unread else "")
 

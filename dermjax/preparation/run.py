@@ -59,6 +59,11 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {CELL}")
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
+    if config.images == "phantoms":
+        unused = [key for key in ("positive", "previous", "own_splits", "remove_hairs") if config[key]]
+        unused += [f"columns.{field}" for field, column in config.columns.items() if column]
+        if unused:
+            raise UserError(f"config.{unused[0]}: is for photographs, phantoms have none of it; leave it out")
     if config.synthetic and (config.images == "phantoms" or config.folds or config.previous):
         raise UserError("config.synthetic: images that a model made are for training alone; leave out phantoms, "
                         "config.folds and config.previous")  # fmt: skip
@@ -66,6 +71,8 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.folds: phantoms have none; give another config.seed for others")
     if config.folds and config.previous:
         raise UserError("config.previous: every fold would test what it has for the test; leave it or config.folds out")
+    if config.fold and not config.folds:
+        raise UserError(f"config.fold {config.fold}: of how many? give config.folds")
     if config.folds and not (config.folds > 1 and 0 <= config.fold < config.folds):
         raise UserError(f"config.fold {config.fold} of {config.folds}: give 2 folds or more, and a fold from 0 on")
     shares = (config.ratios.validation, config.ratios.test)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dermjax.data import splits
+from dermjax.data import records, splits
 from dermjax.errors import UserError
 
 EIGHT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
@@ -111,6 +111,13 @@ def test_own_splits_of_an_archive_without_them_are_said(put, read, capsys):
     assert "is no archive with splits of its own for config.own_splits" in capsys.readouterr().out
 
 
+def test_options_that_class_folders_do_not_know_are_said(put, read, capsys):
+    put("benign/a.png", 1), put("benign/b.png", 2), put("malignant/c.png", 3)
+    read(put("malignant/d.png", 4), own=True, kind="clinical")
+    said = capsys.readouterr().out
+    assert "for config.own_splits" in said and "does not say how its images were taken for config.image_kind" in said
+
+
 def test_folders_of_splits_hold_also_where_an_archive_s_table_lies_beside_them(put, read):
     put("train/ISIC_1.png", 1), put("train/ISIC_2.png", 2), put("test/ISIC_3.png", 3), put("test/ISIC_4.png", 4)
     root = put("HAM10000_metadata.csv", "lesion_id,image_id,dx\nL1,ISIC_1,mel\nL2,ISIC_2,nv\nL3,ISIC_3,mel\n"
@@ -166,6 +173,20 @@ def test_isic_2024_out_of_its_hdf5_file(put, read, picture, tmp_path, prepare):
     (root / "train-image.hdf5").write_bytes(b"no hdf5")
     with pytest.raises(UserError, match=r"train-image.hdf5: not a complete HDF5 file"):
         read(root)
+
+
+def test_a_folder_called_test_around_the_run_is_no_split_and_the_run_may_be_moved(put, picture, tmp_path, prepare):
+    h5py = pytest.importorskip("h5py")
+    root = put("train-metadata.csv", "isic_id,target\n" + "".join(f"ISIC_{n},{n % 2}\n" for n in range(4)))
+    with h5py.File(root / "train-image.hdf5", "w") as file:
+        for number in range(4):
+            file[f"ISIC_{number}"] = np.void(picture(number))
+    run = tmp_path / "test" / "run"
+    manifest = prepare(root, run, **{"ratios.validation": 0.0, "ratios.test": 0.0})
+    assert {record.split for record in manifest.records} == {"train"}
+    run.rename(tmp_path / "moved")
+    moved = records.read(tmp_path / "moved")
+    assert moved.path(moved.records[1]).read_bytes() == picture(1)
 
 
 def test_of_an_hdf5_file_only_what_is_used_is_unpacked_and_a_refused_run_leaves_nothing(
@@ -224,9 +245,10 @@ def test_kinds_of_images_of_the_isic_archive(put, read, kind, number):
     assert len(found.records) == number and len(found.ignored) == 5 - number
 
 
-def test_an_archive_of_one_kind_of_images_is_taken_whole(put, read):
+def test_an_archive_of_one_kind_of_images_is_taken_whole(put, read, capsys):
     put("ISIC_1.png", 1), put("ISIC_2.png", 2)
     _, found = read(
         put("metadata.csv", "isic_id,diagnosis_1,image_type\nISIC_1,Benign,TBP tile\nISIC_2,Malignant,TBP tile\n")
     )
     assert len(found.records) == 2
+    assert "are clinical and taken, as config.image_kind is for archives of several" in capsys.readouterr().out

@@ -34,13 +34,15 @@ def test_folders_are_told_apart(tmp_path, fill, folders, name):
     assert said.startswith(name) and len(found.records) == 2 * len(folders)
 
 
-def test_a_table_wins_over_folders_unless_told_otherwise(tmp_path, fill):
+def test_a_table_wins_over_folders_unless_told_otherwise(tmp_path, fill, capsys):
     root = fill(tmp_path / "moles", ("0", "1"), 1)
     (root / "1" / "0.png").rename(root / "1" / "1.png")
     (root / "metadata.csv").write_text(HAM)
     assert listing(root)[0] == "ham10000" and listing(root)[1].labels == ("benign", "malignant")
     assert listing(root, "ham10000", "diagnoses")[1].labels == ("nevus", "melanoma")
+    assert "not read, as config.layout is folders" not in capsys.readouterr().out
     assert listing(root, "folders")[0] == "class folders" and listing(root, "folders")[1].labels == ("0", "1")
+    assert f"not read, as config.layout is folders: {root}/metadata.csv; lesions" in capsys.readouterr().out
     name, found = listing(root, image="image_id", label="dx", lesion_id="lesion_id")
     assert name == "table" and found.labels == ("nv", "mel") and found.records[0].lesion_id == "L1"
 

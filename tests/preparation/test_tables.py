@@ -190,9 +190,38 @@ def test_quotation_marks_behind_a_blank_and_one_that_is_not_closed(put, read, to
     put("a.png", 1), put("b.png", 2), put("c.png", 3)
     root = put("t.csv", '"file", "note", "label"\n"a.png", "large, pale", "benign"\n"b.png", "", "malignant"\n')
     assert told(read(root)[1]) == {"a.png": "benign", "b.png": "malignant"}
-    put("t.csv", 'file,label\na.png,benign\nb.png,malignant\nc.png,"benign\nd.png,malignant\n')
+    put("t.csv", 'file,label\na.png,benign\nb.png,malignant\nc.png,"benign\nd.png,malignant"\n')
     with pytest.raises(UserError, match=r"t.csv line 5: label runs over several lines; close the quotation mark"):
         read(root)
+
+
+@pytest.mark.parametrize(
+    "patients, told",
+    [
+        ("file,note,patient\na.png,large, pale,7\nb.png,,8\n", "line 2: 4 cells, and the header names 3"),
+        ('file,patient,note\na.png,7,"large\nb.png,8,\n', "line 2: a quotation mark opens there and is not closed"),
+        ('file,patient,note\na.png,7,large\nb.png,8,"', "line 3: a quotation mark opens there"),
+        ('file,patient,note\na.png,"7,large\nb.png,8",pale\n', "line 3: patient runs over several lines"),
+    ],
+)
+@pytest.mark.parametrize("folders", [False, True])
+def test_what_moves_or_swallows_patients_in_a_table_beside_the_labels_is_a_line(put, read, patients, told, folders):
+    """Without a word one patient's images would be in training and test."""
+    put("benign/a.png", 1), put("malignant/b.png", 2)
+    root = put("patients.csv", patients)
+    if not folders:
+        put("labels.csv", "file,label\na.png,benign\nb.png,malignant\n")
+    with pytest.raises(UserError, match=rf"patients\.csv {told}"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    "table", ['"file";"label";"note, long, long"\na.png;benign;\nb.png;malignant;\n',
+              "\n\nfile;label\na.png;benign\nb.png;malignant\n"]
+)  # fmt: skip
+def test_the_delimiter_is_that_of_the_header_outside_of_quotation_marks(put, read, told, table):
+    put("a.png", 1), put("b.png", 2)
+    assert told(read(put("t.csv", table))[1]) == {"a.png": "benign", "b.png": "malignant"}
 
 
 def test_a_blank_in_another_table_takes_no_lesion_away_and_a_contradiction_is_a_line(put, read):
@@ -266,6 +295,18 @@ def test_a_column_of_numbers_that_are_names_of_images_by_chance_is_not_the_one_o
         put(f"{number}.png", number)
     root = put("m.csv", f"{column},label,file\n40,mole,30.png\n30,cancer,40.png\n60,mole,50.png\n50,cancer,60.png\n")
     assert told(read(root)[1]) == {"30.png": "mole", "40.png": "cancer", "50.png": "mole", "60.png": "cancer"}
+
+
+@pytest.mark.parametrize("row, image", [("", "image_id"), ("Unnamed: 0", "id"), ("index", "slide"), ("n", "photo")])
+def test_numbers_of_rows_beside_numbers_of_images_are_not_the_images(put, read, told, row, image):
+    """As pandas writes a table with its index."""
+    for number in range(4):
+        put(f"{number}.png", number)
+    root = put("m.csv", f"{row},{image},label\n0,3,mole\n1,2,cancer\n2,1,mole\n3,0,cancer\n")
+    labels = {"0.png": "cancer", "1.png": "mole", "2.png": "cancer", "3.png": "mole"}
+    assert told(read(root)[1]) == labels
+    root = put("m.csv", "image_quality,key,label\n1,3,mole\n1,2,cancer\n1,1,mole\n1,0,cancer\n")
+    assert told(read(root)[1]) == labels
 
 
 def test_a_class_that_is_a_number_is_one_with_and_without_a_fraction(put, read):
@@ -446,7 +487,9 @@ def test_a_table_beside_that_of_an_archive_may_call_images_otherwise(put, read):
 
 def test_words_in_another_case_are_one_subgroup(put, read):
     put("a.png", 1), put("b.png", 2)
-    root = put("t.csv", "file,label,gender,location,fitzpatrick\na,benign,MALE,Back,3.0\nb,malignant,male,BACK,3\n")
-    assert [record.attributes for record in read(root)[1].records] == 2 * [
+    put("c.png", 3), put("d.png", 4)
+    root = put("t.csv", "file,label,gender,location,fitzpatrick\na,benign,MALE,Back,3.0\nb,malignant,male,BACK,3\n"
+               "c,benign,M,back,III\nd,benign,m,back,Skin type iii\n")  # fmt: skip
+    assert [record.attributes for record in read(root)[1].records] == 4 * [
         {"sex": "male", "site": "back", "fitzpatrick": "3"}
     ]

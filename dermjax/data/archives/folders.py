@@ -98,10 +98,10 @@ def scan(folder: Path) -> Listing:
 
 
 def resolve_links(listing: Listing) -> Listing:
-    """The listing with links followed: under a root that holds all files, and each image once.
+    """The listing with links followed: under a root that holds all images, and each image once.
 
-    A record that a link led to names the link (`linked_as`). Raises UserError where links put one image under two
-    classes.
+    A record that a link led to names the link (`linked_as`). Where all images are packed, the root is the run's own
+    folder, which may be moved. Raises UserError where links put one image under two classes.
     """
     home, real_folder = str(listing.root), functools.cache(os.path.realpath)
 
@@ -119,7 +119,8 @@ def resolve_links(listing: Listing) -> Listing:
     if not listing.packed and all(path == os.path.join(home, image) for image, path in targets.items()):
         return listing
     targets = {image: Path(path) for image, path in (targets | {image: image for image in listing.packed}).items()}
-    root = Path(os.path.commonpath([home, *(path.parent for path in targets.values())]))
+    here = [] if targets.keys() <= listing.packed.keys() else [home]
+    root = Path(os.path.commonpath([*here, *(path.parent for path in targets.values())]))
     first, records, repeated = {}, [], []
     for record in listing.records:
         path, attributes = targets[record.image], dict(record.attributes)
@@ -134,7 +135,7 @@ def resolve_links(listing: Listing) -> Listing:
             records.append(replace(record, image=path.relative_to(root).as_posix(), attributes=attributes))
         else:
             repeated.append((record.image, "a link to an image that is listed already"))
-    under = listing.root.relative_to(root)
+    under = Path(os.path.relpath(listing.root, root))
     return replace(
         listing,
         root=root,

@@ -8,12 +8,13 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dermjax import progress
 from dermjax.data.archives import layouts, tables
 from dermjax.data.archives.folders import Listing, resolve_links
 from dermjax.data.archives.hdf5 import Store
@@ -29,6 +30,9 @@ BINDING = ("lesion_id", "patient_id", "split", "image_manipulation")  # a wrong 
 SHOWN = 80  # characters of a value in a message
 OLDEST = 120  # years; an age beyond it, or below 0, is none
 WHOLE = re.compile(r"(\d+)(?:[.,]0+)?")  # 7 is 7.0 where a column has gaps, as spreadsheets and pandas write it
+# of Fitzpatrick: II in the ISIC archive, 2.0 elsewhere
+PHOTOTYPE = re.compile(r"(?:(?:fitzpatrick|skin|photo|type|fst)[\s_-]*)*([iv]+|\d+)(?:[.,]0+)?")
+ROMAN = {"i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6"}
 NAMED_SPLIT = re.compile(r"(?<![a-z])(train|valid|val|validation|test)(?=$|[^a-z]|ing)")
 
 
@@ -87,7 +91,7 @@ def scan(folder: TableFolder, name: str, layout: Layout, options: TableOptions) 
         elif path is None:
             raise _missing_image(row, folder)
         else:
-            row.split = row.split or _split_around(path)
+            row.split = row.split or ("" if path in store.taken else _split_around(path))
             if rows.setdefault(path, row) is not row:
                 _merge(rows[path], row, layout)
     kept = {}
@@ -132,8 +136,9 @@ def describe(listing: Listing, folder: TableFolder, given: Mapping[str, str]) ->
         known |= {field: column for field, column in given.items() if field != "image" and column in columns}
         layout = Layout(image=image, known=known)
         _refuse_doubled(table, columns if image and layout.known else (), layout)
-        for line, values in tables.read_rows(table) if image and layout.known else ():
+        for line, values in tables.read_rows(table, strict=True) if image and layout.known else ():
             row = Row(table, line, values.get(image, ""), values, "")
+            _refuse_broken(row, layout, (image,))
             held = _known(row, layout)
             path = folder.references.find_one(row.image, table, row.where) if held else None
             if path:
@@ -160,6 +165,13 @@ def _refuse_doubled(table: Path, columns: Sequence[str], layout: Layout) -> None
             raise UserError(f"table {table}: the column {column!r} stands there {count} times; rename all but one")
 
 
+def _refuse_broken(row: Row, layout: Layout, images: Iterable[str]) -> None:
+    """UserError where an image, a class or what is BINDING runs over several lines: a quotation has taken rows in."""
+    for column in (*images, *layout.label, *(layout.known.get(field, "") for field in BINDING)):
+        if "\n" in row.values.get(column, ""):
+            raise UserError(f"{row.where}: {column} runs over several lines; close the quotation mark before it")
+
+
 def _missing_image(row: Row, folder: TableFolder) -> UserError:
     name, left_out = PurePosixPath(row.image).name, {image_key(image): why for image, why in folder.tree.left_out}
     if image_key(row.image) in left_out:
@@ -179,7 +191,11 @@ def _rows(
         naming = [path for path, columns in folder.tables.items() if {layout.image, layout.by} <= set(columns)]
     wanted = [kind for kind in KINDS if options.kind in (kind, "both")]
     columns = [column for kind, column in layout.images.items() if kind in wanted] or [layout.image]
-    several_kinds = bool(layout.kind) and len(_kinds(naming, layout.kind)) > 1
+    kinds = _kinds(naming, layout.kind) if layout.kind else set()
+    several_kinds = len(kinds) > 1
+    if len(kinds) == 1 and not kinds & set(wanted):
+        progress.say(f"prepare: all images of {folder.root} are {min(kinds)} and taken, as config.image_kind is for "
+                     "archives of several kinds")  # fmt: skip
     for table in naming:
         for number, (line, values) in enumerate(tables.read_rows(table, strict=True)):
             by = labels.get(values.get(layout.by, "")) if layout.by else None
@@ -189,10 +205,7 @@ def _rows(
             unwanted = f"{kind}, as config.image_kind is {options.kind}" if several_kinds and kind not in wanted else ""
             if layout.wrong[0] and values.get(layout.wrong[0], "").lower() == layout.wrong[1].lower():
                 unwanted = "wrongly labelled, as the archive says"
-            for column in (*columns, *layout.label):
-                if "\n" in values.get(column, ""):
-                    raise UserError(f"table {table} line {line}: {column} runs over several lines; close the quotation "
-                                    "mark before it")  # fmt: skip
+            _refuse_broken(Row(table, line, "", values, ""), layout, columns)
             for column in columns:
                 yield Row(table, line, values.get(column, ""), label | values, split), unwanted
 
@@ -201,7 +214,7 @@ def _labels_by(layout: Layout, labelled: Sequence[Path]) -> dict[str, Row]:
     """The labelled rows by the column that images are joined by; UserError where two of them contradict each other."""
     rows: dict[str, Row] = {}
     for table in labelled:
-        for line, values in tables.read_rows(table):
+        for line, values in tables.read_rows(table, strict=True):
             name = values.get(layout.by, "")
             row = Row(table, line, name, values, _split_of(table) if len(labelled) > 1 else "")
             if name and rows.setdefault(name, row) is not row:
@@ -255,8 +268,9 @@ def _others(folder: TableFolder, layout: Layout, labelled: Sequence[Path]) -> di
         there = {field: column for field, column in layout.known.items() if column in columns}
         other = Layout(image=image, known=tables.known_columns(columns, (image,)) | there)
         _refuse_doubled(table, columns if other.known else (), other)
-        for line, values in tables.read_rows(table) if other.known else ():
+        for line, values in tables.read_rows(table, strict=True) if other.known else ():
             row = Row(table, line, values.get(image, ""), values, "")
+            _refuse_broken(row, other, (image,))
             path = folder.references.find_one(row.image, table, row.where) or image_key(row.image)
             _agree(others.setdefault(path, {}), _known(row, other), row.image)
     return others
@@ -283,7 +297,7 @@ def _duplicates(folder: TableFolder) -> dict[str, str]:
         [image_key(values.get(column, "")) for column in DUPLICATES]
         for table, columns in folder.tables.items()
         if set(DUPLICATES) <= set(columns)
-        for _, values in tables.read_rows(table)
+        for _, values in tables.read_rows(table, strict=True)
     ]
     pairs = [pair for pair in pairs if all(pair)]
     if not pairs:
@@ -363,8 +377,10 @@ def _record(
     known = {field: value for field, (value, _) in known.items()}
     attributes = {name: known.pop(name) for name in ATTRIBUTES if name in known}
     attributes |= {name: attributes[name].casefold() for name in ("sex", "site") if name in attributes}
-    if number := WHOLE.fullmatch(attributes.get("fitzpatrick", "")):
-        attributes["fitzpatrick"] = number[1]
+    if "sex" in attributes:
+        attributes["sex"] = {"f": "female", "m": "male"}.get(attributes["sex"], attributes["sex"])
+    if phototype := PHOTOTYPE.fullmatch(attributes.get("fitzpatrick", "").lower()):
+        attributes["fitzpatrick"] = ROMAN.get(phototype[1], phototype[1])
     years = parse_number(attributes.get("age", "").removesuffix("+"))  # 85+: publishers hide who is older
     if 0 <= years <= OLDEST:
         attributes |= {"age": attributes["age"].replace(",", "."), "age_band": age_band(years)}

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,14 @@ DELIMITERS = ",;\t|"
 WESTERN = "cp1252"  # what Excel of western Europe writes
 WESTERN_NAMES = ("cp1252", "cp850")  # of files out of a zip from Windows
 CHUNK = 1 << 20
+END = "\x1e"  # a line after the last one: a quotation that is still open takes it in
 REDUCED = "_downsampled"  # ISIC 2019 appends it to some names and not to the files, or the other way round
 TRIED = 200  # rows that tell which column names images
 MOST = 0.5  # share of those rows whose value is an image's
+SHOWN = 40  # columns in a message; tables of pixels or radiomics have thousands
+# how columns of images are called, and columns of row numbers, pandas' own among them, in their `spelling`
+OF_IMAGES = re.compile(r"image|img|photo|picture|file|foto|bild|^path$|^isicid$")
+OF_ROWS = ("", "unnamed0", "index", "row", "rowid", "number", "nr", "no")
 
 
 def read_columns(path: Path) -> list[str]:
@@ -48,12 +53,13 @@ def read_columns(path: Path) -> list[str]:
 def read_rows(path: Path, *, strict: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a table below its header, {column: value}, each with the number of its line.
 
-    strict: a row with more cells than the header names is a UserError: a comma in a text has moved what follows it.
+    strict: for a table of which something is taken. A row with more cells than the header names is a UserError, as a
+    comma in a text has moved what follows it, and so is a quotation without its end, which takes in all that follows.
     """
     if path.suffix.lower() == ".jsonl":
         yield from ((line, _texts(values)) for line, values in _objects(path))
         return
-    lines = _lines(path)
+    lines = _lines(path, strict)
     _, names = next(lines)
     for line, row in lines:
         if strict and any(map(str.strip, row[len(names) :])):
@@ -75,7 +81,7 @@ def parse_number(text: str) -> float:
         return math.nan
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """The header of a table, then its rows, whatever ends its lines."""
     if path.suffix.lower() == ".jsonl":
         yield 1, list({name: None for _, values in _objects(path) for name in values})
@@ -84,17 +90,29 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding=_encoding(path), newline="") as file:
             first = file.readline()
             named = first.lower().startswith("sep=")  # Excel names the delimiter in a line of its own
-            delimiter = first[4:5] if named else max(DELIMITERS, key=first.count)
             if not named:
                 file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)  # "a", "b" is quoted text as well
-            header = next((row for row in reader if row), [])
+                first = next(filter(str.strip, file), "")
+                file.seek(0)
+            delimiter = first[4:5] if named else max(DELIMITERS, key=re.sub(r'"[^"]*"', "", first).count)
+            # "a", "b" is quoted text as well
+            reader = csv.reader(chain(file, [END]), delimiter=delimiter, skipinitialspace=True)
+            header = [name.removesuffix(END) for name in next(filter(None, reader)) if name != END]
             if len(header) == 2 and ISIC_ID.fullmatch(header[0]):
                 yield 0, list(HEADLESS)
             yield reader.line_num + named, [name.strip() for name in header]
-            drawn = header[:2] == ["", ""]  # PH2's has || around its cells, and below it the meaning of its codes
-            yield from ((reader.line_num + named, row) for row in reader if row and (len(row) > 1 or not drawn))
-    except (OSError, UnicodeError, csv.Error, TypeError, ValueError) as error:  # TypeError: an impossible delimiter
+            drawn, above = header[:2] == ["", ""], reader.line_num  # PH2's has || around its cells, its codes below it
+            for row in filter(None, reader):
+                ended = row[-1].endswith(END)
+                if ended and strict and row != [END]:
+                    raise UserError(f"table {path} line {above + named + 1}: a quotation mark opens there and is not "
+                                    "closed; close it or take it out")  # fmt: skip
+                if not ended and (len(row) > 1 or not drawn):
+                    yield reader.line_num + named, row
+                above = reader.line_num
+    except csv.Error as error:  # a field beyond its limit
+        raise UserError(f"table {path}: cannot be read ({error}); is a quotation mark not closed?") from error
+    except (OSError, UnicodeError, TypeError, ValueError) as error:  # TypeError: an impossible delimiter
         raise UserError(f"table {path}: cannot be read ({error}); save it as CSV in UTF-8") from error
 
 
@@ -311,8 +329,8 @@ def _named(folder: TableFolder, table: Path, layout: Layout) -> set[str]:
 def image_column(folder: TableFolder, table: Path, given: str = "", *, partly: bool = False) -> str:
     """The column of a table that names images below, `given` where the table has it, "" for none.
 
-    Most of its first rows name one. partly: or they name most of the images, as in the table of a whole archive beside
-    a part of it.
+    Most of its first rows name one, and of several such columns it is called so. partly: or they name most of the
+    images, as in the table of a whole archive beside a part of it.
     """
     if given and given in folder.tables[table]:
         return given
@@ -327,8 +345,11 @@ def image_column(folder: TableFolder, table: Path, given: str = "", *, partly: b
     names = (*layouts.CLASS_COLUMNS, *layouts.DIAGNOSIS_COLUMNS, *sum(layouts.KNOWN_COLUMNS.values(), ()))
     taken = set(map(spelling, names))
 
-    def rank(column: str) -> tuple[bool, bool, int]:  # ages and numbers of rows may be names of images by chance
-        return column in suffixed, spelling(column) not in taken, naming[column]
+    def rank(column: str) -> tuple[bool, bool, bool, bool, bool, int]:
+        """Ages, grades and numbers of rows may be names of images by chance."""
+        name, many = spelling(column), naming[column] >= MOST * max(naming.values())
+        called = bool(OF_IMAGES.search(name)), name not in OF_ROWS
+        return column in suffixed, name not in taken, many, *called, naming[column]
 
     return max(naming, key=rank, default="")
 
@@ -408,7 +429,7 @@ def describe_unread(folder: TableFolder, layout: Layout) -> str:
             continue
         image = image_column(folder, path, layout.image, partly=True)
         known = known_columns(columns, (image,)).keys() | {f for f, column in layout.known.items() if column in columns}
-        name = f"{path.relative_to(folder.root)} ({', '.join(map(repr, columns))})"
+        name = f"{path.relative_to(folder.root)} ({listed(columns)})"
         without_columns += [name] if image and not known else []
         without_images += [name] if not image and known & {"lesion_id", "patient_id"} else []
     lines = []
@@ -420,13 +441,18 @@ def describe_unread(folder: TableFolder, layout: Layout) -> str:
     return "; ".join(lines)
 
 
+def listed(columns: Sequence[str]) -> str:
+    """Columns as a message shows them, the first of very many."""
+    more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+    return ", ".join(map(repr, columns[:SHOWN])) + more
+
+
 def describe_columns(folder: TableFolder) -> str:
     """What a message says of tables whose columns are of no known layout, "" where there is none."""
     if not folder.tables:
         return "; ".join(folder.tree.unread)
     tables = "; ".join(
-        f"{path.relative_to(folder.root)} has the columns {', '.join(map(repr, columns))}"
-        for path, columns in folder.tables.items()
+        f"{path.relative_to(folder.root)} has the columns {listed(columns)}" for path, columns in folder.tables.items()
     )
     image = image_column(folder, next(iter(folder.tables)))
     known = f"its images are in {image!r}; " if image else ""
