@@ -321,12 +321,11 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
     flags.FLAGS is parsed afterwards, as grain's workers need.
     """
     path, rest = _take_config(stage, arguments)
-    config = config_file.load(path)
+    config = config_file.load(_home(path))
     config_file.check_stage(config, "tune" if stage == "plan" else stage, path)
     _add_own_keys(config, rest)
     _refuse_unknown_keys(config, rest)
-    argv = ["dermjax", *rest]
-    config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+    argv = ["dermjax", *map(_subscripted, rest)]
     flags.DEFINE_string("workdir", None, "folder of this run; the same folder again resumes it")
     flags.DEFINE_bool("allow_config_change", False, "go on in a folder that was started with another config")
     if stage == "demo":
@@ -338,6 +337,7 @@ def _parse(stage: str, arguments: list[str]) -> tuple[ConfigDict, str | None]:
     if stage in WITH_DRY_RUN:
         flags.DEFINE_bool("dry_run", False, "print what would be done, how long it takes and what it needs")
     try:
+        config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
         surplus = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UserError(str(error).replace("invalid literal for int() with base 10", "give a whole number")) from error
@@ -417,6 +417,20 @@ def _refuse_unknown_keys(config: ConfigDict, arguments: list[str]) -> None:
                 known = list(node.keys()) if isinstance(node, ConfigDict) else []
                 raise UserError(f"unknown config key {path}; {_near(key, known)}")
             node = node[key]
+
+
+def _subscripted(argument: str) -> str:
+    """Returns an argument with the keys that are no Python names, as names of classes may be, as flags take them:
+    --config.rare['basal cell carcinoma']=25."""
+    flag, equals, text = argument.partition("=")
+    first, *keys = flag.split(".")
+    if first.lstrip("-") != "config":
+        return argument
+    named = [key.isascii() and key.isidentifier() and not keyword.iskeyword(key) for key in keys]
+    keys = [
+        f".{key}" if is_name else f"[{key!r}]".replace(" ", r"\x20") for key, is_name in zip(keys, named, strict=True)
+    ]
+    return "".join([first, *keys, equals, text])
 
 
 def _near(word: str, known: list[str]) -> str:

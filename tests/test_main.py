@@ -159,6 +159,14 @@ def test_a_flag_that_is_no_number_is_one_line(folder):
     assert code == 2 and "flag --limit=few: give a whole number" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "given", [("--flagfile=/nope",), ("--config.model.folder=a", "--config.model={'folder': 'b'}")]
+)
+def test_flags_that_contradict_each_other_or_are_in_no_file_are_one_line(folder, given):
+    code, _, err = tune(folder, *given)
+    assert code == 2 and err.count("\n") == 1 and ("/nope" in err or "is provided after --config.model.folder" in err)
+
+
 def test_keys_that_are_users_own_are_made_on_the_command_line(folder):
     own = ("--config.rare.malignant=25", "--config.words.tone.dark=2", "--config.words.site=('arm','leg')",
            "--config.rare.path=runs/curate")  # fmt: skip
@@ -175,6 +183,15 @@ def test_a_class_of_one_s_own_gets_its_prompt_on_the_command_line(folder):
     assert tune(folder, "--config.prompts.nevus=a photo of a nevus, macro")[0] == 0
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["prompts"] == {"benign": "a mole", "nevus": "a photo of a nevus, macro"}
+    own = (
+        "--config.prompts.basal cell carcinoma=a macule, pearly = shiny",
+        "--config.prompts.na\u0308vus-1=a 'b' c",
+        "--config.rare.class=2",
+    )
+    assert tune(folder, *own, "--workdir=third")[0] == 0
+    config = json.loads((folder / "third" / "config.json").read_text())
+    assert config["prompts"] == {"benign": "a mole", "basal cell carcinoma": "a macule, pearly = shiny",
+                                 "na\u0308vus-1": "a 'b' c"} and config["rare"] == {"class": 2}  # fmt: skip
     code, _, err = call(folder, "tune", "--config=config.py", "--workdir=other", "--config.plan.prompts.nevus=('a',)")
     assert code == 2 and "unknown config key plan.prompts.nevus" in err
 
