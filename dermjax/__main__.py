@@ -163,7 +163,7 @@ def main() -> int:
         line = _mendable(error)
         if not line:
             raise
-        print(f"dermjax {stage}: {' '.join(line.splitlines())}", file=sys.stderr)
+        print(f"dermjax {stage}: {buckets.shown_in(' '.join(line.splitlines()))}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"dermjax {stage}: {stop}; resume with the same command", file=sys.stderr)

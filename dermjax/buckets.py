@@ -76,6 +76,13 @@ def shown(path: Path) -> str:
     return (_mirrors and _url(path)) or str(path)
 
 
+def shown_in(text: str) -> str:
+    """Returns a text for people, with URLs in place of the paths in it that mirror them."""
+    for folder, (scheme, _) in _mirrors.items():
+        text = text.replace(f"{folder}/", f"{scheme}://")
+    return text
+
+
 def as_given(value: Any) -> Any:
     """Returns a value of a config, the URLs in place of the paths that mirror them wherever they stand in it: a mirror
     lies elsewhere in every process."""

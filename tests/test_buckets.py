@@ -121,7 +121,7 @@ def test_a_command_reads_a_manifest_there(bucket, command):
     bucket.new_process()
     assert command("audit", "memory://bucket/run")[0] == 0
     code, _, error = command("audit", "memory://bucket/none")
-    assert (code, len(error.splitlines())) == (2, 1)
+    assert (code, len(error.splitlines())) == (2, 1) and "manifest memory://bucket/none: no such file" in error
 
 
 def test_a_run_knows_what_it_read_there_in_another_process(bucket, tmp_path):

@@ -393,9 +393,11 @@ def _record(
     synthetic = known.pop("image_manipulation", "").lower() == "synthetic"
     split = row.split if row else ""
     if "split" in known:
-        split = SPLIT_FOLDERS.get(known.pop("split").lower())
+        named = known.pop("split")
+        split = SPLIT_FOLDERS.get(named.lower())
         if not split:
-            raise UserError(f"{where}: its split is none of {', '.join(SPLIT_FOLDERS)}")
+            raise UserError(f"{where}: its split is none of {', '.join(SPLIT_FOLDERS)}, but {named!r}; mend it, or give "
+                            "the column another name")  # fmt: skip
     if row and image_key(row.image) in duplicate_of:
         attributes["duplicates"] = f"{source}/{duplicate_of[image_key(row.image)]}"
     if mask:
