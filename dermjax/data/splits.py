@@ -29,6 +29,7 @@ IDENTITIES = ("sha256", "lesion_id", "patient_id")
 ORIGINAL = "copied_from"  # the attribute of an altered copy that has the digest of the photograph that it shows
 COPY = "near_duplicate_of_evaluation"  # why a training image is set aside
 SYNTHETIC = "synthetic"  # why an archive's image is set aside: real ones are mixed with a generator's by `classify`
+SHOWN = 5  # pairs in a message
 ISIC_ID = re.compile(r"ISIC_\d{7}(?!\d)")  # one photograph has one, in whichever challenge or archive it is found
 
 
@@ -146,11 +147,13 @@ def assign(
 
 def refuse_contradictions(records: Sequence[Record]) -> None:
     """UserError when the same bytes stand under two labels: one of them is wrong, and we cannot know which."""
-    first = {}
+    first, pairs = {}, []
     for record in records:
         other = first.setdefault(record.sha256, record)
         if other.label != record.label:
-            raise UserError(f"the same image under two classes: {other.image} and {record.image}; remove one")
+            pairs.append(f"{other.image} and {record.image}")
+    if pairs:
+        raise UserError(f"the same image under two classes: {_listed(pairs)}; remove one of each")
 
 
 def refuse_leaks(records: Sequence[Record]) -> None:
@@ -158,13 +161,20 @@ def refuse_leaks(records: Sequence[Record]) -> None:
 
     Of several sources none is wrong: what they share is for the caller to set aside.
     """
-    first = {}
+    first, pairs = {}, {}
     for record in (record for record in records if record.kept and record.split):
         for identity in identities(record):
             other = first.setdefault((record.source, identity), record)
             if other.split != record.split:
-                what, here, there = identity[0], f"{other.image} ({other.split})", f"{record.image} ({record.split})"
-                raise UserError(f"the same {what} in two splits: {here} and {there}; remove one or move it")
+                pair = f"{other.image} ({other.split}) and {record.image} ({record.split})"
+                pairs.setdefault(identity[0], []).append(pair)
+    for what, of_kind in pairs.items():
+        raise UserError(f"the same {what} in two splits: {_listed(of_kind)}; remove one of each or move it")
+
+
+def _listed(pairs: Sequence[str]) -> str:
+    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+    return ", ".join(pairs[:SHOWN]) + more
 
 
 def _without_copies(assigned: tuple[Record, ...], groups: np.ndarray) -> tuple[Record, ...]:

@@ -179,6 +179,20 @@ def test_one_image_under_two_classes_is_refused():
         splits.refuse_contradictions([record("one", "a", sha256="x"), record("two", "b", sha256="x")])
 
 
+def test_all_pairs_of_a_fault_are_counted_and_the_first_ones_named():
+    """Kaggle's sets have dozens, and nobody should need as many runs."""
+    pairs = [record(f"{label}{n}", label, split, sha256=f"{n}")
+             for n in range(7) for label, split in (("a", "train"), ("b", "test"))]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"classes: a0\.jpg and b0\.jpg, .*, a4\.jpg and b4\.jpg and 2 more; remove one"
+    ):
+        splits.refuse_contradictions(pairs)
+    with pytest.raises(
+        UserError, match=r"sha256 in two splits: a0\.jpg \(train\) and b0\.jpg \(test\), .* and 2 more;"
+    ):
+        splits.refuse_leaks(pairs)
+
+
 def test_stratified_shares_are_exact_in_every_class_and_source():
     records = [
         record(f"{label}{source}{i}", label, source=source)

@@ -396,8 +396,8 @@ def _record(
         named = known.pop("split")
         split = SPLIT_FOLDERS.get(named.lower())
         if not split:
-            raise UserError(f"{where}: its split is none of {', '.join(SPLIT_FOLDERS)}, but {named!r}; mend it, or give "
-                            "the column another name")  # fmt: skip
+            raise UserError(f"{where}: its split is none of {', '.join(SPLIT_FOLDERS)}, but {named!r}; mend it, or "
+                            "give the column another name")  # fmt: skip
     if row and image_key(row.image) in duplicate_of:
         attributes["duplicates"] = f"{source}/{duplicate_of[image_key(row.image)]}"
     if mask:
