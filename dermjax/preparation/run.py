@@ -18,7 +18,7 @@ from dermjax.data.archives.table_records import TableOptions
 from dermjax.data.imaging import hair
 from dermjax.data.leaks import fingerprints
 from dermjax.data.phantoms.appearance import LABELS
-from dermjax.data.phantoms.painting import phantom
+from dermjax.data.phantoms.painting import SIDES, phantom
 from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.data.splits import COPY, SYNTHETIC, SplitSettings
 from dermjax.errors import UserError
@@ -55,8 +55,9 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.images is empty; give a folder with class/*.jpg, or phantoms")
     if config.on_bad_image not in ("fail", "skip"):
         raise UserError(f"config.on_bad_image {config.on_bad_image!r}: give fail or skip")
-    if config.images == "phantoms" and (config.size < CELL or config.size % CELL):
-        raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {CELL}")
+    if config.images == "phantoms" and (config.size % CELL or not SIDES[0] <= config.size <= SIDES[1]):
+        raise UserError(f"config.size {config.size}: give the side of phantoms in pixels, a multiple of {CELL} from "
+                        f"{SIDES[0]} to {SIDES[1]}")  # fmt: skip
     if config.limit < 0:
         raise UserError(f"config.limit {config.limit}: give the most images a class and split, or 0 for all")
     if config.images == "phantoms":

@@ -20,6 +20,7 @@ import pytest
         ({"previous": "runs/earlier", "folds": 5}, "config.previous: every fold would test what it has for the test"),
         ({"images": "phantoms", "phantoms_per_class": 500_001}, "phantoms_per_class 500001"),
         ({"images": "phantoms", "size": 100}, "size 100"),
+        ({"images": "phantoms", "size": 32}, "config.size 32: .* a multiple of 16 from 64 to 512"),
     ],
 )
 def test_settings_that_cannot_be_meant(folder, changes, told, refused):

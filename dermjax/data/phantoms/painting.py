@@ -20,6 +20,7 @@ from dermjax.data.imaging.fields import blend, coordinates, dots, noise, smooths
 from dermjax.data.phantoms import appearance, captions
 from dermjax.errors import UserError
 
+SIDES = (64, 512)  # the least and the greatest side in pixels
 GAP = 0.105  # least distance between two lesions: more than one and a half latent cells of 1/16
 DIRECTIONS = 256  # samples of an outline
 LOBES = 0.12  # how far, in radii, the most irregular border wanders
@@ -49,12 +50,12 @@ class Phantom:
 
 
 def phantom(seed: int, size: int, **requested) -> Phantom:
-    """The phantom of `seed`, `size` pixels wide (a multiple of 8 from 64 to 512); `requested` overrides parameters.
+    """The phantom of `seed`, `size` pixels wide, a multiple of 8 within SIDES; `requested` overrides parameters.
 
     The same seed gives the same pixels on one machine; another processor may round a few of them one step differently.
     """
-    if size % 8 or not 64 <= size <= 512:
-        raise UserError(f"phantom: size {size} is not a multiple of 8 from 64 to 512")
+    if size % 8 or not SIDES[0] <= size <= SIDES[1]:
+        raise UserError(f"phantom: size {size} is not a multiple of 8 from {SIDES[0]} to {SIDES[1]}")
     parameters = appearance.draw(seed, requested)
     rng = np.random.default_rng([seed, 1])
     light = _skin(parameters, rng, size)
