@@ -94,7 +94,11 @@ class Manifest:
 
         They are hashed once, see `digests`.
         """
-        return digests.verify(self.unchecked_path(record), record.sha256)
+        path = self.unchecked_path(record)
+        if not self.root.exists():  # of a disk that is mounted elsewhere, or a folder that was moved
+            raise UserError(f"manifest {self.home}: the folder of its images, {self.root}, is not there; bring it "
+                            "back, or write where it is now as root into the manifest's first line")  # fmt: skip
+        return digests.verify(path, record.sha256)
 
     def unchecked_path(self, record: Record) -> Path:
         """The image file of a record, whatever its bytes are: for its name, or to be hashed."""

@@ -1,5 +1,6 @@
 """What is written is read back equal, and nothing untrue or unsafe passes the door."""
 
+import hashlib
 import json
 
 import pytest
@@ -76,6 +77,24 @@ def test_images_far_from_the_manifest_have_an_absolute_root(tmp_path):
     records.write(tmp_path / "runs" / "prepare" / "manifest.jsonl", manifest(tmp_path / "photographs", record()))
     header = json.loads((tmp_path / "runs" / "prepare" / "manifest.jsonl").read_text().split("\n")[0])
     assert header["root"] == str(tmp_path.resolve() / "photographs")
+
+
+def test_a_disk_of_images_that_is_mounted_elsewhere_is_said_as_such(tmp_path):
+    (tmp_path / "disk" / "moles" / "images" / "benign").mkdir(parents=True)
+    (tmp_path / "disk" / "moles" / record().image).write_bytes(b"a mole")
+    digest = hashlib.sha256(b"a mole").hexdigest()
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    records.write(tmp_path / "a" / "b" / "manifest.jsonl", manifest(tmp_path / "disk" / "moles", record(sha256=digest)))
+    (tmp_path / "disk").rename(tmp_path / "other")
+    found = records.read(tmp_path / "a" / "b")
+    with pytest.raises(
+        UserError, match=r"manifest .*/a/b: the folder of its images, .*/disk/moles, is not there; bring"
+    ):
+        found.path(found.records[0])
+    file = tmp_path / "a" / "b" / "manifest.jsonl"
+    file.write_text(file.read_text().replace("/disk/moles", "/other/moles", 1))
+    found = records.read(file)
+    assert found.path(found.records[0]).read_bytes() == b"a mole"
 
 
 def test_a_split_holds_its_kept_records_in_order(tmp_path):
