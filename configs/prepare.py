@@ -11,8 +11,9 @@ are given:
 
     --config.columns.image=file --config.columns.label=diagnosis --config.columns.patient_id=patient
 
-Masks beside images (ISIC_0000000_segmentation.png, masks/ISIC_0000000.png) are kept as the masks of their images. Links
-are followed. JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 and AVIF are read; HEIC, DICOM and HDF5 with the extra formats.
+Masks beside images (ISIC_0000000_segmentation.png, masks/ISIC_0000000.png, a PNG of two levels named like its JPEG) are
+kept as the masks of their images. Links are followed. JPEG, PNG, TIFF, BMP, GIF, WebP, JPEG 2000 and AVIF are read;
+HEIC, DICOM and HDF5 with the extra formats.
 
 Several archives become one manifest; what one has in its test split is set aside from the training of the others:
 

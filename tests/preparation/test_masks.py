@@ -22,6 +22,14 @@ def test_a_mask_beside_its_image_is_its_mask_and_no_photograph(put, read, told, 
     assert (name, "used as the mask of its image") in found.ignored
 
 
+def test_a_mask_of_the_very_name_of_its_photograph_is_no_photograph(put, read, told, mask):
+    put("benign/0.jpg", 0), put("malignant/1.JPG", 1), put("malignant/1.png", 2), put("malignant/2.png", 3)
+    mask(put, "benign/0.png")
+    _, found = read(put("notes.txt", ""))
+    assert set(told(found)) == {"benign/0.jpg", "malignant/1.JPG", "malignant/1.png", "malignant/2.png"}
+    assert found.records[0].attributes["mask"] == {"image": "benign/0.png"}
+
+
 def test_a_mask_that_may_be_of_several_images_is_nobodys(put, read, mask):
     put("benign/0.png", 0), put("malignant/0.png", 2)
     mask(put, "masks/0.png")

@@ -255,7 +255,8 @@ def _refuse_empty(root: Path, images_of: dict[Path, list[str]]) -> None:
     empty = [path for path, each in images_of.items() if not each]
     nested = [path.name for path in empty if tree.folders_in(path)]
     if nested:
-        raise UserError(f"folder {root}: {', '.join(nested)} holds folders but is no split (train, validation, test)")
+        raise UserError(f"folder {root}: {', '.join(nested)} holds folders but is no split (train, validation, test); "
+                        "lay the images of a class right into its folder, or name them in a table")  # fmt: skip
     reasons = Counter(_reason(other) for path in empty for other in tree.visible(path))
     counts = [f"{count} {reason}" for reason, count in reasons.items() if reason != "no image"]
     instead = f"; there are {'; '.join(counts)}" if counts else ""

@@ -2,7 +2,8 @@
 
 `ISIC_0000000_segmentation.png` belongs to `ISIC_0000000.jpg`, and so does `masks/ISIC_0000000.png`. What is named so
 is never a photograph; a mask of two levels is kept with its image. Endings that photographs may have too (`_lesion`),
-and folders that classes may have too (`labels/ISIC_0000000.png`), count only with two levels.
+folders that classes may have too (`labels/ISIC_0000000.png`), and a PNG of the name of a JPEG count only with two
+levels.
 """
 
 import os
@@ -26,6 +27,7 @@ ENDING = re.compile(
 )
 LIKELY = re.compile(r"(?:gt|labels?|annotations?|targets?|segs?|lesions?|contours?|borders?|binary)$", re.IGNORECASE)
 FOLDER = re.compile(r"(?:^|[^a-z])(?:masks?|segmentations?|superpixels?|ground_?truth)(?:$|[^a-z])", re.IGNORECASE)
+LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff")
 SIDEWAYS = 5  # from this EXIF orientation on, width and height change places
 FAR = 40  # grey levels of 255 from black or white; a JPEG of a mask comes so near with all but few pixels
 MOST = 0.97
@@ -105,6 +107,11 @@ def _annotations(names: Iterable[str]) -> dict[str, tuple[str, str]]:
             same = [each for each in by_stem[_stem(name).casefold()] if not LIKELY.match(_base(_folder(each)))]
             if same:
                 matches[name] = _nearest(name, same), "unsure"
+        elif _is_lossless(name):
+            same = [each for each in by_stem[_stem(name).casefold()]
+                    if _folder(each) == _folder(name) and not _is_lossless(each)]  # fmt: skip
+            if same:
+                matches[name] = same[0], "unsure"
     return {name: (image, kind) for name, (image, kind) in matches.items() if image not in matches}
 
 
@@ -122,6 +129,10 @@ def _folder(name: str) -> str:
 
 def _base(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def _is_lossless(name: str) -> bool:
+    return name.lower().endswith(LOSSLESS)
 
 
 def _stem(name: str) -> str:
