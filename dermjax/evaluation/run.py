@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     generated = records.read_named(config.generated, "generated") if config.generated else None
     curated = records.read_named(config.curated, "curated") if config.curated else None
     for key, manifest in {"generated": generated, "curated": curated}.items():
-        if manifest and manifest.labels != prepared.labels:
+        if manifest and set(manifest.labels) != set(prepared.labels):
             raise UserError(f"config.{key}: classes {manifest.labels} are not the prepared ones, {prepared.labels}")
     audit.refuse([manifest for manifest in (prepared, curated) if manifest])
     folders = _folders(config.runs.to_dict())

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from dermjax import buckets, config_file, machine, parts, sharding
 from dermjax.data import records, shards, templates
+from dermjax.data.archives import layouts
 from dermjax.data.export import Item
 from dermjax.data.leaks import training_images
 from dermjax.diffusion import samplers
@@ -116,7 +117,7 @@ def load(config: ConfigDict) -> Generation:
     own = units[part.index :: part.count] if part else units
     wanted = {request for unit in own for each in unit for request in each}
     places = [place for place, request in enumerate(requests) if request in wanted]
-    labels = tuple(sorted(config.plan.prompts))
+    labels = layouts.ordered(set(config.plan.prompts))  # as `prepare` has them
     mine, most = [requests[place] for place in places], max(map(len, divided))
     causes = model.digests | {"plan": _digest(requests, init)}
     signed = any(config.credentials.values())

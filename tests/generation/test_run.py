@@ -21,6 +21,7 @@ from PIL import Image
 
 from dermjax import merge, parts, run_folder
 from dermjax.data import records, tokens
+from dermjax.data.archives import layouts
 from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
 from dermjax.generation import run
@@ -192,6 +193,13 @@ def test_images_and_records(whole):
         assert provenance.origin(path) == record.generation
         assert record.generation["model"] == "0123456789abcdef" and record.generation["size"] == 32
     assert len({record.sha256 for record in manifest.records}) == 10
+
+
+def test_classes_are_in_the_order_of_prepare(folder, tmp_path):
+    """Malignant ones last, and so not by the alphabet: `classify` takes no other order than the photographs'."""
+    generate(folder, tmp_path, prompts={name: ("a mole",) for name in ("melanoma", "nevus")}, images_per_class=1)
+    manifest = records.read(tmp_path)
+    assert manifest.labels == layouts.ordered({"melanoma", "nevus"}) == ("nevus", "melanoma")
 
 
 def test_what_the_model_saw_is_handed_on(folder, tmp_path):

@@ -220,7 +220,7 @@ def select(real: Manifest, synthetic: Manifest, key: str) -> dict[str, list[Reco
     """
     if len(real.labels) < 2:
         raise UserError(f"config.real: one class, {real.labels[0]}; labels are told apart, so give two or more")
-    if real.labels != synthetic.labels:
+    if set(real.labels) != set(synthetic.labels):
         raise UserError(f"config.{key}: classes {synthetic.labels} are not the real ones, {real.labels}")
     chosen = {
         "training": [record for record in real.split("train") if not record.synthetic],
