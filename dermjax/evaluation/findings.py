@@ -130,7 +130,7 @@ def of_synthetic(seeds: list[Predictions], synthetic: Manifest, bootstrap: dict[
 def begun_at(synthetic: Iterable[Record], real: Iterable[Record]) -> int:
     """How many synthetic images begin at one of some real ones: a judge that was trained on these remembers them."""
     known = {record.sha256 for record in real}
-    return sum(record.generation.get("init_image") in known for record in synthetic)
+    return sum(not known.isdisjoint(_init_images(record)) for record in synthetic)
 
 
 def drawing(images: Sequence[str], records: Sequence[Record], bootstrap: dict[str, int]) -> Bootstrap:
@@ -145,13 +145,15 @@ def drawing(images: Sequence[str], records: Sequence[Record], bootstrap: dict[st
 
 
 def units(records: Sequence[Record]) -> list[str]:
-    """The name of what each image is drawn with: all that shows one patient or one lesion, else the image alone.
+    """The name of what each image is drawn with: all that shows one patient or one lesion, or begins at one image, else
+    the image alone.
 
     A patient with several lesions is one unit, and so are two patients whom a lesion is said to be of: what images
     share, a resample may not take for two chances. Names are compared as `prepare` does.
     """
     ties = [
         [(name, splits.spelled_alike(getattr(record, name))) for name in TIES if getattr(record, name)]
+        + [("init_image", digest) for digest in _init_images(record)]
         for record in records
     ]
     groups = duplicates.group(np.empty((0, 2), np.int64), ties).tolist()
@@ -162,14 +164,24 @@ def units(records: Sequence[Record]) -> list[str]:
     return [first[group] for group in groups]
 
 
+def _init_images(record: Record) -> list[str]:
+    """The digests of what a synthetic image begins at: an init image, and the image that it was transformed from."""
+    starts = record.generation.get("init_image"), record.generation.get("transformation", {}).get("of_sha256")
+    return [digest for digest in starts if digest]
+
+
 def _drawn(folds: dict[Group, list[Fold]]) -> str:
     return " or ".join(dict.fromkeys(fold.bootstrap.kind for each in folds.values() for fold in each))
 
 
 def kind_of_units(records: Iterable[Record]) -> str:
-    """What the units of images are, in words: patients, lesions or images, as far as their records name them."""
-    kinds = {"patients" if r.patient_id else "lesions" if r.lesion_id else "images" for r in records}
-    *others, last = [kind for kind in ("patients", "lesions", "images") if kind in kinds]
+    """What the units of images are, in words: patients, lesions, init images or images, as far as their records name
+    them."""
+    kinds = {
+        "patients" if r.patient_id else "lesions" if r.lesion_id else "init images" if _init_images(r) else "images"
+        for r in records
+    }
+    *others, last = [kind for kind in ("patients", "lesions", "init images", "images") if kind in kinds]
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -41,12 +41,25 @@ def record(number, label="benign", **known):
             ["ISIC_0000000.jpg"] * 3,
             "patients or lesions",
         ),
+        # images that begin at one photograph are one unit, whether by an init image or by a sketch of it
+        (
+            [{"generation": {"init_image": "a"}}, {"generation": {"init_image": "b"}}, {},
+             {"generation": {"init_image": "sketch", "transformation": {"of_sha256": "a"}}}],
+            ["ISIC_0000000.jpg", "ISIC_0000001.jpg", "ISIC_0000002.jpg", "ISIC_0000000.jpg"],
+            "init images or images",
+        ),
     ],
 )  # fmt: skip
 def test_what_shows_one_patient_or_lesion_is_drawn_together(known, units, kind):
     records = [record(number, **each) for number, each in enumerate(known)]
     assert findings.units(records) == units
     assert findings.kind_of_units(records) == kind
+
+
+def test_a_transformed_photograph_is_remembered_as_well():
+    begun = [{"init_image": "0" * 64}, {"init_image": "b", "transformation": {"of_sha256": "0" * 64}}, {}]
+    made = [record(number + 1, generation=each) for number, each in enumerate(begun)]
+    assert findings.begun_at(made, [record(0)]) == 2
 
 
 def test_patients_with_many_lesions_widen_the_interval():
