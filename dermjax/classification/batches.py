@@ -19,10 +19,10 @@ from dermjax.data import pipelines
 from dermjax.data.images import filled
 from dermjax.data.pipelines import MixturePlan, mix_rows
 from dermjax.data.records import Manifest, Record
+from dermjax.evaluation.features import standardisation
 
 NUMERIC_VERSION = 2  # of `standardisation`; the first version divided by any deviation down to 1e-6
 VERSIONS = features.VERSIONS | {"batches": NUMERIC_VERSION}  # of what a classifier's training follows from
-FLOOR = 0.1  # of the median feature's deviation, below which none is divided by; see `standardisation`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +81,6 @@ class FeatureBatches:
     def _standardised(self, manifest: Manifest, records: list[Record], views: int) -> np.ndarray:
         values, (mean, deviation) = self.features.read(manifest, records, views), self.scale
         return values if self.features.last else (values - mean) / deviation
-
-
-def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the (mean, deviation) [D] that features [n, D] are standardised by.
-
-    In fifty images some of MobileNetV2's channels, which end in ReLU6, are zero or nearly so and come alive in others.
-    Divided by their own deviation they would be thousands there and drown the rest, so no feature is divided by less
-    than a tenth of the median one's deviation.
-    """
-    deviation = values.std(0)
-    alive = deviation[deviation > 0]
-    least = FLOOR * np.median(alive) if len(alive) else 1.0
-    return values.mean(0), np.maximum(deviation, least)
 
 
 class Mixture:

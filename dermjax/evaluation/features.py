@@ -27,6 +27,7 @@ from dermjax.weights.image_encoders import ImageEncoder
 BATCH = 64
 HARDLY = 0.01  # of the mean variance: directions of less are noise
 BLOCK = 4096  # training images that are compared at a time
+FLOOR = 0.1  # of the median feature's deviation, below which none is divided by
 PART = 1000  # images whose features are kept at a time: a killed run computes no more of them again
 
 
@@ -112,6 +113,19 @@ def space_of(features: np.ndarray) -> Space:
     middle = features.mean(0)
     values, vectors = np.linalg.eigh(np.cov(features - middle, rowvar=False))
     return Space(middle, vectors / np.sqrt(np.maximum(values, 0) + HARDLY * values.mean() + 1e-12))
+
+
+def standardisation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The (mean, deviation) [D] that features [n, D] are standardised by.
+
+    In fifty images some of MobileNetV2's channels, which end in ReLU6, are zero or nearly so and come alive in others.
+    Divided by their own deviation they would be thousands there and drown the rest, so no feature is divided by less
+    than a tenth of the median one's deviation.
+    """
+    deviation = values.std(0)
+    alive = deviation[deviation > 0]
+    least = FLOOR * np.median(alive) if len(alive) else 1.0
+    return values.mean(0), np.maximum(deviation, least)
 
 
 def nearest(features: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

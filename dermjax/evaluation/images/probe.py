@@ -26,6 +26,7 @@ from dermjax.data.imaging import artefacts, skin_tone
 from dermjax.data.imaging.artefacts import SCORES
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation import findings
+from dermjax.evaluation.features import standardisation
 from dermjax.evaluation.predictions import Predictions
 from dermjax.progress import bar
 
@@ -35,19 +36,15 @@ FOLDS = 5
 
 
 def fit(features: np.ndarray, labels: np.ndarray, held_out: tuple[np.ndarray, np.ndarray]) -> Pipeline:
-    """The probe of features [n, D] and classes int [n] whose AUROC on `held_out` images, (features, classes), is best.
-
-    Where held-out images do not show every class, the strength is the middle one.
-    """
+    """The probe of features [n, D] and classes int [n] whose AUROC on `held_out` ones, (features, classes), is best."""
+    unseen, truth = held_out
+    scaler = StandardScaler().fit(features)
+    scaler.mean_, scaler.scale_ = standardisation(features)
 
     def probe(strength: float) -> Pipeline:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS)).fit(
-            features, labels
-        )
+        classifier = LogisticRegression(C=strength, max_iter=ITERATIONS)
+        return make_pipeline(scaler, classifier.fit(scaler.transform(features), labels))
 
-    unseen, truth = held_out
-    if len(set(truth.tolist())) < len(set(labels.tolist())):
-        return probe(STRENGTHS[len(STRENGTHS) // 2])
     return max((probe(strength) for strength in STRENGTHS), key=lambda each: _auroc(each, unseen, truth))
 
 

@@ -183,7 +183,8 @@ def finished_evaluation(
     """The results that config.compare holds; None where it is empty or a manifest.
 
     Raises:
-      UserError: they are of another kind, by another network, of other real images or of more than are `compared`.
+      UserError: they are of another kind, by another network or version, of other real images or of more than are
+        `compared`.
     """
     path = Path(config.compare, RESULTS)
     if not config.compare or not path.is_file():
@@ -196,10 +197,10 @@ def finished_evaluation(
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.compare {path}: not of evaluate.py:images as it is now; evaluate it again, or give "
                         "its manifest") from error  # fmt: skip
-    own = (network.digest, config.tokens, table.digest(_real(chosen)))
+    own = (network.digest, config.tokens, table.digest(_real(chosen)), table.NUMERIC_VERSION)
     if others != own:
-        raise UserError(f"config.compare {path}: measured by another network or on other real images; give its "
-                        "manifest instead")  # fmt: skip
+        raise UserError(f"config.compare {path}: measured by another network or version, or on other real images; give "
+                        "its manifest instead")  # fmt: skip
     if np.any(number > compared):
         raise UserError(f"config.compare {path}: its figures are of {sum(number)} images, of which this set has "
                         f"{compared.sum()} in the shares of the real classes; give its manifest instead, and both are "
@@ -461,6 +462,7 @@ def summary(results: dict) -> dict:
         "name": results["name"],
         "n": sum(results["images"]["synthetic"].values()),
         "n_compared": sum(results["fidelity"][EVERY]["counts"]),
+        "version": table.NUMERIC_VERSION,
         "extractor": results["extractor"]["digest"],
         **{key: results["extractor"][key] for key in ("tokens", "features")},
         **results["digests"],

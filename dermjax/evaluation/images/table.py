@@ -9,6 +9,7 @@ from dermjax.data.records import Record
 from dermjax.errors import UserError
 from dermjax.run_folder import write_atomically
 
+NUMERIC_VERSION = 2  # of a line's figures; lines of the first, whose probes divided by any deviation, do not say so
 KEY = ("name", "extractor", "tokens", "real", "synthetic")  # what a line is the same by
 
 
