@@ -94,6 +94,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
                         "the file of InceptionV3")  # fmt: skip
     model = model_files.locate(config.model) if config.model else None
     prompts = prompts_of(config.prompt, model, real.labels) if model else {}
+    if model:
+        check_model(model, config.size, chosen)
     table.read(config.table)  # what cannot be read is said before anything is computed
     compared = number_compared(real.labels, chosen)
     other = finished_evaluation(config, network, chosen, compared)
@@ -192,7 +194,7 @@ def finished_evaluation(
     try:
         results = json.loads(path.read_text())
         report.figures(results)
-        others = (results["line"]["extractor"], results["line"]["tokens"], results["line"]["real"])
+        others = tuple(results["line"][key] for key in ("extractor", "tokens", "real", "version"))
         number = results["fidelity"][EVERY]["counts"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.compare {path}: not of evaluate.py:images as it is now; evaluate it again, or give "
@@ -378,26 +380,32 @@ def _tone(record: Record) -> str:
     return skin_tone.tone_group(angle) if angle is not None and skin_tone.is_skin(angle) else UNKNOWN
 
 
+def check_model(model: Path, size: int, chosen: dict[str, list[Record]]) -> None:
+    """Raises UserError for a model that was tuned on other images or has seen test images, for one that paints into
+    pictures, whose loss is of more than the picture, and for a size that it cannot take; 0 is its own."""
+    known = {each.record.sha256 for each in training_images.read(model.parent)}
+    if known and not known >= {record.sha256 for record in chosen["training"]}:
+        raise UserError(f"config.model {model}: it was tuned on other images than the training split of config.real")
+    if seen := [record.image for record in chosen["test"] if record.sha256 in known]:
+        raise UserError(f"config.model {model}: it has seen {len(seen)} test images of config.real, {seen[0]} first; "
+                        "give the manifest that it was tuned on, whose test images it has not")  # fmt: skip
+    sd = model_files.describe(model)
+    if sd.configs["unet"]["in_channels"] != sd.configs["vae"]["latent_channels"]:
+        raise UserError(f"config.model {model}: paints into pictures, and the attack is on models without a mask; give "
+                        "another, or leave it out")  # fmt: skip
+    if size % sd.factor:
+        raise UserError(f"config.size = {size} is not a multiple of {sd.factor}")
+
+
 def membership_of(
     sets: Sets, model: Path, prompts: dict[str, str], config: ConfigDict, kept: Path
 ) -> dict[str, Attack]:
     """What the tuned model gives away of its training images, of all and of each class.
 
     The others are test images alone: tuning may have chosen its end by validation images.
-
-    Raises:
-      UserError: the model was tuned on other images, or has seen test images.
     """
-    known = {each.record.sha256 for each in training_images.read(model.parent)}
-    if known and not known >= {record.sha256 for record in sets.records["training"]}:
-        raise UserError(f"config.model {model}: it was tuned on other images than the training split of config.real")
-    if seen := [record.image for record in sets.records["test"] if record.sha256 in known]:
-        raise UserError(f"config.model {model}: it has seen {len(seen)} test images of config.real, {seen[0]} first; "
-                        "give the manifest that it was tuned on, whose test images it has not")  # fmt: skip
     sd, params = model_files.read(model)
     size = config.size or sd.size
-    if size % sd.factor:
-        raise UserError(f"config.size = {size} is not a multiple of {sd.factor}")
     scores = {}
     for name in ("training", "test"):
         chosen = sets.records[name]

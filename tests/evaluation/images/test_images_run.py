@@ -175,8 +175,10 @@ def test_two_sets_stand_side_by_side_and_in_one_table(folders, results):
     other = folders / "other"
     other.mkdir()
     for content, message in (
-        (results | {"line": results["line"] | {"extractor": "0"}}, "measured by another network or on other real"),
-        (results | {"line": results["line"] | {"real": "0"}}, "measured by another network or on other real"),
+        (results | {"line": results["line"] | {"extractor": "0"}}, "measured by another network or version, or on"),
+        (results | {"line": results["line"] | {"real": "0"}}, "measured by another network or version, or on other"),
+        (results | {"line": results["line"] | {"version": 1}}, "measured by another network or version, or on other"),
+        (results | {"line": {key: each for key, each in results["line"].items() if key != "version"}}, "as it is now"),
         ({"runs": {}}, "not of evaluate.py:images as it is now"),
     ):
         (other / "results.json").write_text(json.dumps(content))
@@ -308,7 +310,8 @@ def test_a_model_is_asked_what_it_gives_away(folders, tmp_path, capsys):
     assert "Whoever has the model" in capsys.readouterr().out
     settings.size = 65
     with pytest.raises(UserError, match=r"config\.size = 65 is not a multiple of \d+"):
-        stage.run(settings, tmp_path / "run")
+        stage.run(settings, tmp_path / "other")
+    assert not (tmp_path / "other").exists(), "it is said before a feature is computed"
     with pytest.raises(UserError, match=r"config\.prompt: '' is no prompt of benign"):
         stage.images.prompts_of("", tmp_path / "model", LABELS)
     (tmp_path / "config.json").write_text(json.dumps({"prompts": dict.fromkeys(LABELS, "a {label} mole")}))
@@ -354,16 +357,19 @@ def test_losses_are_kept_by_the_prompt_of_each_image_and_the_code_of_every_netwo
         assert attacked(chosen) == 10
 
 
-def test_images_that_the_model_has_seen_are_no_others(attacked, monkeypatch):
+def test_a_model_that_cannot_be_attacked_is_refused(monkeypatch):
     chosen = {"training": named("train", 6), "test": named("test", 4)}
     seen = [SimpleNamespace(record=record) for record in (*chosen["training"], *chosen["test"][2:])]
+    configs = {"unet": {"in_channels": 4}, "vae": {"latent_channels": 4}}
     monkeypatch.setattr(stage.images.training_images, "read", lambda folder: seen)
-    with pytest.raises(
-        UserError, match=r"config\.model .*model: it has seen 2 test images of config\.real, test2 first"
-    ):
-        attacked(chosen)
+    monkeypatch.setattr(stage.images.model_files, "describe", lambda path: SimpleNamespace(configs=configs, factor=8))
+    with pytest.raises(UserError, match=r"config\.model m: it has seen 2 test images of config\.real, test2 first"):
+        stage.images.check_model(Path("m"), 0, chosen)
     del seen[6:]
-    assert attacked(chosen) == 10
+    stage.images.check_model(Path("m"), 64, chosen)
+    configs["unet"]["in_channels"] = 9
+    with pytest.raises(UserError, match=r"config\.model m: paints into pictures"):
+        stage.images.check_model(Path("m"), 0, chosen)
 
 
 @pytest.mark.parametrize(
