@@ -253,8 +253,8 @@ def _figure(name: str, spreads: list[Spread], few: str, pooled: bool) -> Estimat
         estimate, _ = combined(spreads, few)
         if estimate.low is None:
             return estimate
-        # shares and areas lie between 0 and 1 whatever Student's quantile says
-        return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
+        # whatever Student's quantile says: shares and areas lie between 0 and 1, Brier scores reach 2
+        return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 2.0 if name == "brier" else 1.0))
     (spread,) = spreads
     value = float(spread.values[0])
     if not few and name in metrics.PROPORTIONS and value in (0.0, 1.0):  # the resamples cannot differ

@@ -159,6 +159,18 @@ def test_all_right_has_an_exact_interval_and_a_perfect_area_none():
     assert "do not differ" in found["auroc"].note
 
 
+def test_a_brier_score_of_three_classes_may_be_above_one():
+    """Of classifiers that are sure and wrong."""
+    wrong = np.eye(3)[(np.arange(60) + 1) % 3]
+    wrong[:20] = 1 / 3
+    judged = made(7, 60, 0.0, classes=3)
+    judged = [Predictions(images=judged.images, labels=judged.labels, probabilities=wrong)] * 2
+    fold = Fold(seeds=judged, classes=("a", "b", "c"), bootstrap=over_images(judged[0]), names=("brier", "ece"))
+    found = intervals.figures([fold], pooled=True)
+    assert 1 < found["brier"].low < found["brier"].value < found["brier"].high < 2
+    assert found["ece"].high <= 1
+
+
 def test_the_exact_interval_of_all_right_is_of_units_and_not_of_their_images():
     """Ten lesions of each class with six images each, all right."""
     labels, images = np.repeat([0, 1], 60), tuple(f"{i:03d}" for i in range(120))
