@@ -169,7 +169,7 @@ class Transformations:
         after = measures.measure(segment(image))
         outside = measures.decibels(change.subject.pixels, image, ~change.sketch.region)
         met = measures.met(change.transformation, change.subject.measure, after, TOLERANCE)
-        outcome = Outcome(change, image, change.subject.measure, after, met, 1, outside).as_json()
+        outcome = Outcome(change, change.subject.measure, after, met, 1, outside).as_json()
         generation |= {"transformation": change.description}
         known = {"label": source.label, "lesion_id": source.lesion_id, "patient_id": source.patient_id}
         known |= {"licence": source.licence or provenance.USE, "attributes": {"transformation": outcome}}

@@ -1,5 +1,6 @@
 """The report of `transform`: how many changes were reached, and the page that shows them, before and after."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,16 +12,16 @@ from dermjax.page import fill
 from dermjax.transformation.jobs import Job
 from dermjax.transformation.measures import Measure
 
+Pictures = Callable[["Outcome"], tuple[np.ndarray, np.ndarray]]  # source and image of an outcome, uint8 [S, S, 3]
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A job's image uint8 [S, S, 3], what was measured before and after, whether the change was reached, the attempts
-    it took, and for inpainting how like the source the rest is, in decibels."""
+    """A job, what was measured before and after it, whether the change was reached, the attempts it took, and for
+    inpainting how like the source the rest is, in decibels."""
 
     job: Job
-    pixels: np.ndarray
     before: Measure
     after: Measure
     met: bool
@@ -81,21 +82,23 @@ def lines(outcomes: list[Outcome]) -> list[str]:
     ]
 
 
-def page(outcomes: list[Outcome], gallery: int) -> str:
+def page(outcomes: list[Outcome], gallery: int, pictures: Pictures) -> str:
     """Returns the HTML page, which loads nothing from outside: the table, and up to `gallery` pairs of each row."""
     groups: dict[str, list[Outcome]] = {}
     for each in outcomes:
         groups.setdefault(f"{each.job.transformation}, by {each.job.way.replace('_', ' ')}", []).append(each)
-    pairs = {name: [_pair(each) for each in thumbnails.evenly_spaced(group, gallery)] for name, group in groups.items()}
+    pairs = {
+        name: [_pair(each, *pictures(each)) for each in thumbnails.evenly_spaced(group, gallery)]
+        for name, group in groups.items()
+    }
     counts = {name: len(group) for name, group in groups.items()}
     return fill(TEMPLATE, {}, rows=table(outcomes), pairs=pairs, counts=counts)
 
 
-def _pair(outcome: Outcome) -> dict:
-    subject = outcome.job.subject
+def _pair(outcome: Outcome, before: np.ndarray, after: np.ndarray) -> dict:
     return {
-        "before": _thumbnail(subject.pixels, subject.record.synthetic),
-        "after": _thumbnail(outcome.pixels, True),
+        "before": _thumbnail(before, outcome.job.subject.record.synthetic),
+        "after": _thumbnail(after, True),
         "words": f"{_in_words(outcome.before)} → {_in_words(outcome.after)}",
         "met": outcome.met,
     }

@@ -8,7 +8,7 @@ is not made again. S is the side of the images.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,22 +36,28 @@ from dermjax.segmentation import segment
 from dermjax.transformation import measures, report
 from dermjax.transformation.jobs import WAYS, Job, plan_job, subjects
 from dermjax.transformation.report import Outcome
-from dermjax.transformation.sketches import SKETCHES
+from dermjax.transformation.sketches import SKETCHES, Sketch
 
 FEATHER = 0.03  # of the field: how far within the region the painted pixels fade in
 NUMERIC_VERSION = 4  # of the changes and of their names
 PATHS = ("images", "masks", "model", "lora", "part")  # what these name counts, by its contents
 SEEDS_APART = 1_000_003  # between two attempts
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # of what stands in files meanwhile
 
 
 @dataclass(frozen=True)
 class JobRenderer:
-    """What makes images of jobs: a model, their side in pixels, the images a batch, and the folder that they go to."""
+    """What makes images of jobs: a model, their side in pixels, the images a batch, and the folder that they go to.
+
+    Its jobs are `bare`: of a whole archive, photographs and sketches are more than memory holds, so that each is read
+    from the manifest's files and the folder when its turn comes.
+    """
 
     model: Model
     size: int
     batch: int
     workdir: Path
+    manifest: Manifest
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -62,12 +68,23 @@ class JobRenderer:
         """Returns the file of a job in a folder of the run."""
         return self.workdir / folder / Path(job.request.image).relative_to("images")
 
-    def write_sketches(self, jobs: Collection[Job]) -> None:
-        """Writes what the jobs start from: sketches/ and regions/."""
-        for job in jobs:
-            if job.sketch is not None:
-                images.write_if_changed(self.file("sketches", job), images.encode_png(job.sketch.image))
-                images.write_if_changed(self.file("regions", job), measures.mask_png(job.sketch.region))
+    def bare(self, job: Job) -> Job:
+        """Returns a job without pixels; what it starts from is written: sketches/ and regions/."""
+        if job.sketch is not None:
+            images.write_if_changed(self.file("sketches", job), images.encode_png(job.sketch.image))
+            images.write_if_changed(self.file("regions", job), measures.mask_png(job.sketch.region))
+        lesions = replace(job.subject.lesions, mask=NO_PIXELS, labels=NO_PIXELS)
+        sketch = job.sketch and Sketch(NO_PIXELS, NO_PIXELS)
+        return replace(job, subject=replace(job.subject, pixels=NO_PIXELS, lesions=lesions), sketch=sketch)
+
+    def source(self, job: Job) -> np.ndarray:
+        """Returns the pixels of a job's source, uint8 [S, S, 3]."""
+        return images.load(self.manifest.path(job.subject.record), self.size)
+
+    def inpainted(self, job: Job) -> Job:
+        """Returns a bare job that inpaints with the pixels of its source and the region of its sketch."""
+        region = images.decode(self.file("regions", job))[..., 0] > 0
+        return replace(job, subject=replace(job.subject, pixels=self.source(job)), sketch=Sketch(NO_PIXELS, region))
 
     def origin(self, job: Job) -> dict:
         """Returns what the file and the record of an image say of how it was made."""
@@ -88,7 +105,8 @@ class JobRenderer:
             job = by_request[request]
             path = self.workdir / request.image
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, provenance.png(pasted(job, image), self.origin(job)))
+            made = pasted(self.inpainted(job), image) if job.way == "inpaint" else image
+            write_atomically(path, provenance.png(made, self.origin(job)))
 
         with bar(len(left), f"transform, {jobs[0].way}", "images", 0) as progress:
             begin = partial(self.renderer.begin, init=init, size=self.size, batch=self.batch)
@@ -110,9 +128,7 @@ class JobRenderer:
 
 
 def pasted(job: Job, image: np.ndarray) -> np.ndarray:
-    """Returns an inpainted image uint8 [S, S, 3] with the source's pixels outside the region; others as they are."""
-    if job.way != "inpaint":
-        return image
+    """Returns an inpainted image uint8 [S, S, 3] with the source's pixels outside the region."""
     depth = ndimage.distance_transform_edt(job.sketch.region)
     share = np.clip(depth / (FEATHER * len(image)), 0, 1)[..., None]
     return np.rint(share * image + (1 - share) * job.subject.pixels).astype(np.uint8)
@@ -136,14 +152,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return
     size, most = model.size(config.size), len(chosen) * len(config.transformations)  # of one way, in all parts together
     batch = min(model.largest_batch(config.batch, size), -(-most // model.grid.size))
-    renderer = JobRenderer(model, size, batch, root)
+    renderer = JobRenderer(model, size, batch, root, manifest)
+    parts.begin(workdir)
     placed = _jobs(config, manifest, chosen, share, renderer)
     jobs = list(placed.values())
     if not jobs and not part:
         raise UserError(f"transform: nothing can be done with {config.images}: no lesion is seen, or there is no room")
-    parts.begin(workdir)
     cost("transform", parameters=count(model.params), images=len(jobs), steps=config.steps)
-    renderer.write_sketches(jobs)
     latest, waiting = {}, jobs
     for attempt, strength in enumerate(config.strengths):
         tried = [_again(job, attempt, strength) for job in waiting]
@@ -157,7 +172,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     training_images.pass_on([*model.sources, Path(config.images)], workdir)
     text = json.dumps([each.as_json() for each in outcomes], indent=1)
     write_atomically(workdir / "transformations.json", text + "\n")
-    write_atomically(workdir / "report.html", report.page(outcomes, config.gallery))
+    write_atomically(workdir / "report.html", report.page(outcomes, config.gallery, partial(_pictures, renderer)))
     records.write(workdir / records.FILE, Manifest(labels=manifest.labels, root=root, records=entries))
     if part:
         each = len(config.transformations) * len(config.ways)
@@ -239,7 +254,9 @@ def _jobs(
     named = Counter((record.label, record.sha256) for record in chosen)
     jobs, left_out = {}, []
     for number in share:
-        for subject in subjects(manifest, [chosen[number]], config.masks, renderer.size):
+        seen = list(subjects(manifest, [chosen[number]], config.masks, renderer.size))
+        left_out += [] if seen else [f"{chosen[number].image}: no lesion is seen"] * len(changes)
+        for subject in seen:
             for place, (transformation, way) in enumerate(changes, start=number * len(changes)):
                 request = replace(first, seed=config.seed + place)
                 try:
@@ -248,7 +265,7 @@ def _jobs(
                     if named[subject.record.label, subject.record.sha256] > 1:
                         image = f"{job.request.image.removesuffix('.png')}_{number}.png"
                         job = replace(job, request=replace(job.request, image=image))
-                    jobs[place] = job
+                    jobs[place] = renderer.bare(job)
                 except UserError as error:
                     left_out.append(f"{subject.record.image}, {transformation}, {way}: {error}")
     if left_out:
@@ -267,14 +284,21 @@ def _again(job: Job, attempt: int, strength: float) -> Job:
 
 
 def _outcome(job: Job, renderer: JobRenderer, attempts: int, tolerance: float) -> Outcome:
-    """Returns the image of a job, measured, its mask written."""
-    pixels = images.decode(renderer.workdir / job.request.image)
+    """Returns how the image of a job came out, measured, its mask written."""
+    pixels, outside = images.decode(renderer.workdir / job.request.image), None
     lesions = segment(pixels)
     images.write_if_changed(renderer.file("masks", job), measures.mask_png(lesions.mask))
     after, before = measures.measure(lesions), job.subject.measure
-    outside = measures.decibels(job.subject.pixels, pixels, ~job.sketch.region) if job.way == "inpaint" else None
+    if job.way == "inpaint":
+        inpainted = renderer.inpainted(job)
+        outside = measures.decibels(inpainted.subject.pixels, pixels, ~inpainted.sketch.region)
     met = measures.met(job.transformation, before, after, tolerance)
-    return Outcome(job, pixels, before, after, met, attempts, outside)
+    return Outcome(job, before, after, met, attempts, outside)
+
+
+def _pictures(renderer: JobRenderer, outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the source and the image of an outcome, uint8 [S, S, 3]."""
+    return renderer.source(outcome.job), images.decode(renderer.workdir / outcome.job.request.image)
 
 
 def _record(outcome: Outcome, renderer: JobRenderer) -> Record:

@@ -133,7 +133,7 @@ def test_a_folder_that_another_model_was_killed_in_is_made_again(finished, photo
     def reached(*_):
         raise Reached
 
-    monkeypatch.setattr(run.JobRenderer, "write_sketches", reached)
+    monkeypatch.setattr(run.JobRenderer, "bare", reached)
     with monkeypatch.context() as other, pytest.raises(Reached):
         other.setattr(run, "NUMERIC_VERSION", run.NUMERIC_VERSION + 1)
         run.run(config(photographs), tmp_path / "run")
@@ -147,7 +147,7 @@ def test_few_images_take_no_more_memory_than_they_need(photographs, tmp_path, mo
     """Two photographs and two changes; a CPU makes few images of a large model at a time."""
     asked = []
 
-    def reached(model, size, batch, workdir):
+    def reached(model, size, batch, *_):
         asked.append((batch, model.grid.size))
         raise Reached
 
@@ -157,6 +157,31 @@ def test_few_images_take_no_more_memory_than_they_need(photographs, tmp_path, mo
         run.run(config(photographs, batch=batch, size=512), tmp_path)
     ((taken, devices),) = asked
     assert taken == min(most, -(-4 // devices))
+
+
+def test_jobs_of_an_archive_hold_no_pixels_and_images_without_a_lesion_are_said(
+    photographs, tmp_path, monkeypatch, capsys
+):
+    """Of 7,000 photographs and five changes at 512 px they would be 60 GB."""
+    shutil.copytree(photographs, tmp_path / "photographs")
+    manifest = records.read(tmp_path / "photographs")
+    (tmp_path / "photographs" / "bare.png").write_bytes(images.encode_png(np.full((128, 128, 3), 200, np.uint8)))
+    bare = replace(manifest.records[0], image="bare.png", lesion_id="b",
+                   sha256=digests.sha256(tmp_path / "photographs" / "bare.png"))  # fmt: skip
+    records.write(tmp_path / "photographs" / records.FILE, replace(manifest, records=(*manifest.records, bare)))
+    asked = []
+
+    def reached(self, jobs):
+        asked.extend(jobs)
+        raise Reached
+
+    monkeypatch.setattr(run.JobRenderer, "make", reached)
+    with pytest.raises(Reached):
+        run.run(config(tmp_path / "photographs"), tmp_path / "run")
+    assert len(asked) == 4 and "2 left out, such as bare.png: no lesion is seen" in capsys.readouterr().out
+    for job in asked:
+        held = (job.subject.pixels, job.subject.lesions.mask, job.subject.lesions.labels, job.sketch.image)
+        assert not sum(each.size for each in (*held, job.sketch.region))
 
 
 def test_a_folder_of_other_code_or_sources_is_made_again(finished, photographs, capsys, monkeypatch):
