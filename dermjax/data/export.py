@@ -25,6 +25,7 @@ from dermjax.data.records import SPLITS, Manifest, Record
 from dermjax.errors import UserError
 
 NAME, CARD = "dermjax", "README.md"
+INPAINTED = "init_mask"  # in the generation of an image that shows, outside of its mask, what it begins at
 A_SHARD = 1000  # images
 # Every row has every column, as text: readers take the types of a table from its first rows.
 COLUMNS = {
@@ -127,10 +128,15 @@ def write(manifest: Manifest, folder: Path, form: str, name: str, card: str) -> 
             metadata_file(part, split).write_bytes(b"".join(lines))
         write_croissant(part, name, manifest, splits)
         if card:
-            (part / CARD).write_text(card)
+            (part / CARD).write_bytes(encoded(card))
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def encoded(card: str) -> bytes:
+    """The bytes of a card, whatever the locale; names of files in it need not be UTF-8."""
+    return card.encode("utf-8", "surrogateescape")
 
 
 def imagefolder(folder: Path, manifest: Manifest, splits: dict[str, list[Item]], tick: Callable[[], None]) -> None:
@@ -222,7 +228,8 @@ def describe(manifest: Manifest) -> tuple[str, list[str]]:
     synthetic = sum(record.synthetic for record in kept)
     kind = f"{len(kept)} photographs."
     if synthetic:
-        kind = f"SYNTHETIC: {synthetic} of {len(kept)} images were made by a model and show no patient."
+        whom = "" if any(INPAINTED in record.generation for record in kept) else " and show no patient"
+        kind = f"SYNTHETIC: {synthetic} of {len(kept)} images were made by a model{whom}."
     licences = sorted({record.licence for record in kept if record.licence})
     return f"Skin lesions ({', '.join(manifest.labels)}). {kind} For research only; not a medical device.", licences
 

@@ -15,6 +15,7 @@ from dermjax.errors import UserError
 from dermjax.evaluation import findings, metrics, predictions, report
 from dermjax.evaluation.findings import Findings, Group
 from dermjax.evaluation.images import run as images
+from dermjax.evaluation.images.table import digest
 from dermjax.evaluation.intervals import Fold
 from dermjax.evaluation.report import BASELINE, PAPER
 from dermjax.run_folder import write_atomically
@@ -61,7 +62,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         page = report.page(config.title, prepared, generated, curated, result, folders, tuning, config.gallery)
         steps.update()
     counts, rejections = report.image_counts(prepared, generated, curated), report.rejection_counts(curated)
-    write_atomically(workdir / "results.json", _results(result, bootstrap, counts, rejections))
+    judged = digest(curated.split("train")) if curated else None
+    write_atomically(workdir / "results.json", _results(result, bootstrap, counts, rejections, judged))
     write_atomically(workdir / "report.html", page)
     for name, table in tables.items():
         (workdir / "isic").mkdir(exist_ok=True)
@@ -110,8 +112,11 @@ def _synthetic(folders: dict[Group, Path], curated: Manifest, bootstrap: dict[st
     return synthetic
 
 
-def _results(result: Findings, bootstrap: dict[str, int], images: dict, rejections: dict) -> str:
-    """Every number as JSON text; an interval that does not exist is null, with its reason in the note."""
+def _results(result: Findings, bootstrap: dict[str, int], images: dict, rejections: dict, judged: str | None) -> str:
+    """Every number as JSON text; an interval that does not exist is null, with its reason in the note.
+
+    judged: the digest of the synthetic images that label fidelity is of.
+    """
     runs, comparisons = {}, []
     for group, figures in result.figures.items():
         run = result.folds[group][0].seeds[0]
@@ -138,6 +143,7 @@ def _results(result: Findings, bootstrap: dict[str, int], images: dict, rejectio
         "bootstrap": bootstrap,
         "runs": runs,
         "comparisons": comparisons,
+        "synthetic": judged,
         "label_fidelity": {f"{group.classifier} {group.arm}": share for group, share in result.fidelity.items()},
         "paper_accuracies_percent": PAPER["accuracies"],
     }

@@ -6,12 +6,14 @@ Markdown under the YAML head that data hubs read (Gebru et al. 2021, Datasheets 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dermjax.data import export
 from dermjax.data.records import Manifest, Record
 from dermjax.evaluation.images import report
 from dermjax.page import fill
@@ -66,9 +68,10 @@ def text(
         name=name,
         licence=licence,
         quoted_name=json.dumps(name),  # YAML takes JSON
-        quoted_licence=json.dumps(licence),
+        licence_id=re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-.") or "other",  # hubs take no sentence
         size=size_category(len(kept)),
         synthetic=sum(record.synthetic for record in kept),
+        inpainted=sum(export.INPAINTED in record.generation for record in kept),
         published=len(kept),
         curated=len(curated.records),
         composition=_table("images", classes, published),

@@ -3,10 +3,10 @@
 Each form is there in full or not at all, and the card comes last: killed, the same command goes on. The card beside the
 forms shows some of the images; those within them do not, as loaders take every image there for one of the set.
 
-What is published was made by a model and shows no patient. A manifest may be mistaken or forged, so each file's own
-text must say that it is synthetic, and the file must not be a near-duplicate of a photograph of the training manifest,
-or of one that the generator saw, also mirrored, turned or cropped. Whose photograph an image was transformed from is
-left out, and no file may name it.
+What is published was made by a model. A manifest may be mistaken or forged, so each file's own text must say that it is
+synthetic, and the file must not be a near-duplicate of a photograph of the training manifest, or of one that the
+generator saw, also mirrored, turned or cropped. Whose photograph an image was transformed from is left out, and no file
+may name it.
 """
 
 from collections.abc import Mapping
@@ -31,6 +31,7 @@ from dermjax.weights.tensor_files import read_json
 
 FIGURES = "results.json"  # as `evaluate` leaves it
 SHOWN = 6  # images of each class on the card
+PRIVATE = ("masks", "mask", "linked_as")  # attributes that name files which are not published
 SECONDS_AN_IMAGE = 0.003  # and form, measured on one core at 128 px
 
 
@@ -44,12 +45,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _refuse_uncurated(curated, config.manifest)
     _refuse_unreal(training, config.training)
     text = card.text(
-        curated, training, _fidelity(config.evaluation), _evidence(config.evidence, curated), name=config.name,
+        curated, training, _fidelity(config.evaluation, curated), _evidence(config.evidence, curated), name=config.name,
         licence=config.licence, contact=config.contact, digest=sha256(curated.home / records.FILE),
     )  # fmt: skip
     cards = {workdir / form / export.CARD: text for form in config.forms}
     cards[workdir / export.CARD] = card.with_samples(text)
-    if any(path.exists() and path.read_text() != content for path, content in cards.items()):
+    if any(path.exists() and path.read_bytes() != export.encoded(content) for path, content in cards.items()):
         raise UserError(f"workdir {workdir}: another data set was published here; give another --workdir or delete it")
     refuse_photographs(curated, training, config.manifest)
 
@@ -68,11 +69,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def without_patients(manifest: Manifest) -> Manifest:
-    """Returns a manifest without what `transform` keeps of the photographs, patient, lesion and the file's name, and
-    without paths of masks and images that are not published."""
+    """Returns a manifest without what `transform` keeps of photographs, patient, lesion and the file's name, without
+    paths of masks, images and links that are not published, and without name and words of who reviewed an image."""
 
     def anonymous(record: Record) -> Record:
-        attributes = {name: value for name, value in record.attributes.items() if name != "masks"}
+        attributes = {name: value for name, value in record.attributes.items() if name not in PRIVATE}
+        if "verdict" in attributes:
+            attributes["verdict"] = attributes["verdict"] | {"by": "", "why": ""}
         if isinstance(told := attributes.get("transformation"), dict):
             attributes["transformation"] = {name: value for name, value in told.items() if name not in ("of", "image")}
         return replace(record, lesion_id="", patient_id="", attributes=attributes)
@@ -153,9 +156,9 @@ def _refuse_uncurated(curated: Manifest, path: str) -> None:
         )
 
 
-def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
-    """Returns each classifier of an `evaluate` run with its agreement with the labels and its accuracy, both means over
-    classes, [] for ""."""
+def _fidelity(folder: str, curated: Manifest) -> list[tuple[str, Mapping, Mapping]]:
+    """Returns each classifier of an `evaluate` run of the images that are published with its agreement with the labels
+    and its accuracy, both means over classes, [] for ""."""
     if not folder:
         return []
     path = Path(folder) / FIGURES
@@ -164,6 +167,9 @@ def _fidelity(folder: str) -> list[tuple[str, Mapping, Mapping]]:
     results = read_json(path)
     if "line" in results:
         raise UserError(f"config.evaluation {folder}: of evaluate.py:images; give it as config.evidence")
+    if results.get("synthetic") != table.digest(curated.split("train")):
+        raise UserError(f"config.evaluation {folder}: not of the images that are published; evaluate with "
+                        "--config.curated=MANIFEST of these")  # fmt: skip
     try:
         runs, fidelity = results["runs"], results["label_fidelity"]
         return [(name, figure, runs[name]["figures"]["balanced_accuracy"]) for name, figure in fidelity.items()]
@@ -181,9 +187,10 @@ def _evidence(folder: str, curated: Manifest) -> Mapping | None:
                         "empty")  # fmt: skip
     results = read_json(path)
     line = results.get("line")
-    if not isinstance(line, dict) or line.get("synthetic") != table.digest(curated.split("train")):
-        raise UserError(f"config.evidence {folder}: not of the images that are published; evaluate this manifest with "
-                        "evaluate.py:images")  # fmt: skip
+    own = {"synthetic": table.digest(curated.split("train")), "version": table.NUMERIC_VERSION}
+    if not isinstance(line, dict) or not own.items() <= line.items():
+        raise UserError(f"config.evidence {folder}: not of the images that are published, or of an older version; "
+                        "evaluate this manifest with evaluate.py:images")  # fmt: skip
     return results
 
 

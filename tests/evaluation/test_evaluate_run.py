@@ -16,6 +16,7 @@ from dermjax.data.digests import sha256
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.evaluation import metrics, predictions, run
+from dermjax.evaluation.images import table
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluate.py"
 RUNS = {"vit_real": 1.0, "vit_hybrid": 1.1, "mobilenetv2_real": 0.4, "mobilenetv2_hybrid": 3.0}
@@ -135,6 +136,17 @@ def test_the_numbers_are_the_metrics_of_the_predictions(folder, finished):
     assert results["images"]["real, test"] == {"benign": 30, "malignant": 30}
     assert results["images"]["synthetic, kept"] == {"benign": 4, "malignant": 6}
     assert results["rejections"] == {"colour_cast": {"benign": 2, "malignant": 0}}
+
+
+def test_classes_in_another_order_are_the_same_classes(folder, finished, tmp_path):
+    for name in ("generate", "curate"):
+        manifest = records.read(folder / name)
+        (tmp_path / name).mkdir()
+        records.write(tmp_path / name / "manifest.jsonl", replace(manifest, labels=manifest.labels[::-1]))
+    settings = config(folder, generated=str(tmp_path / "generate"), curated=str(tmp_path / "curate"))
+    results, _ = evaluated(settings, tmp_path / "evaluate")
+    assert results == finished[0]
+    assert results["synthetic"] == table.digest(records.read(folder / "curate").split("train"))
 
 
 def test_verdicts_follow_the_paired_interval(finished):

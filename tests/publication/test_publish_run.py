@@ -57,14 +57,23 @@ def curated(tmp_path):
         for n in range(10)
     ]  # fmt: skip
     put(tmp_path / "prepare", tmp_path, real)
-    (tmp_path / "evaluate").mkdir()
+    return found
+
+
+def digest_of(found):
+    """As `evaluate` and evaluate.py:images say of which images their figures are."""
+    return table.digest(record for record in found if record.kept)
+
+
+def evaluate(folder, found):
+    """The results of `evaluate` about some images, as far as they go on the card."""
     figure = {"value": 0.91234, "n": 9, "low": 0.8, "high": 0.97, "note": ""}
     other = {"value": 1.0, "n": 9, "low": None, "high": None, "note": "all agree"}
     own = {"value": 0.85, "n": 20, "low": 0.7, "high": 0.9, "note": ""}
     runs = {name: {"figures": {"balanced_accuracy": own, "accuracy": other}} for name in ("vit", "mob", "hybrid")}
-    results = {"label_fidelity": {"vit": figure, "mob": other}, "runs": runs}
-    (tmp_path / "evaluate" / "results.json").write_text(json.dumps(results))
-    return found
+    results = {"label_fidelity": {"vit": figure, "mob": other}, "runs": runs, "synthetic": digest_of(found)}
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results))
 
 
 def said(pixels, generation):
@@ -88,6 +97,8 @@ def photograph(folder, n):
 def put(folder, root, found):
     folder.mkdir(exist_ok=True)
     records.write(folder / records.FILE, Manifest(labels=LABELS, root=root, records=tuple(found)))
+    if folder.name == "curate":
+        evaluate(folder.parent / "evaluate", found)
 
 
 @pytest.fixture
@@ -235,6 +246,7 @@ def test_the_card_counts(publish, tmp_path):
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["pretty_name"] == "lesions: of nobody" and head["size_categories"] == ["n<1K"]
     assert "synthetic" in head["tags"] and head["license"] == "other"
+    assert head["license_name"] == "research-use-only-the-licences-of-the-sources-below-hold-as-well"
 
 
 def test_the_size_is_one_that_hubs_know():
@@ -247,13 +259,51 @@ def test_without_an_evaluation_the_card_says_so(publish, tmp_path):
     assert "Whether images show their label has not been measured" in (tmp_path / "out/README.md").read_text()
 
 
+def test_an_evaluation_of_other_images_does_not_stand_on_the_card(publish, tmp_path, curated):
+    evaluate(tmp_path / "evaluate", curated[:-1])
+    code, _, error = publish()
+    assert code == 2 and "config.evaluation evaluate: not of the images that are published" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_nobody_who_reviewed_an_image_is_published(publish, tmp_path, curated):
+    verdict = {"keep": True, "by": "Dr. REVIEWER", "why": "as in SMITH's case", "overrules": ["blur"]}
+    attributes = {"verdict": verdict, "linked_as": "SMITH/1.png"}
+    put(tmp_path / "curate", tmp_path, [replace(record, attributes=attributes) for record in curated])
+    assert publish()[0] == 0
+    for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
+        assert b"REVIEWER" not in path.read_bytes() and b"SMITH" not in path.read_bytes(), path
+    known = records.read(tmp_path / "out").records[0].attributes
+    assert known == {"verdict": {"keep": True, "by": "", "why": "", "overrules": ["blur"]}}
+
+
+def test_an_inpainted_image_is_not_said_to_show_nobody(publish, tmp_path, curated):
+    generation = curated[0].generation | {"init_image": "a" * 64, "init_mask": "b" * 64}
+    put(tmp_path / "curate", tmp_path, [replace(curated[0], generation=generation), *curated[1:]])
+    assert publish()[0] == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "\n1 of them were inpainted: outside of what was painted they show the image" in card
+    for form in export.FORMS:
+        assert b"show no patient" not in (tmp_path / "out" / form / "croissant.json").read_bytes()
+    assert "show no patient" not in card
+
+
+def test_the_card_is_utf_8_whatever_the_names_are(publish, tmp_path):
+    """Of a file system of before: the same command goes on with what it has written."""
+    assert publish(contact="Jos\udce9")[0] == 0
+    for path in ("README.md", "imagefolder/README.md"):
+        assert b"Contact: Jos" + b"\xe9" in (tmp_path / "out" / path).read_bytes()
+    code, _, error = publish(contact="Jos\udce9")
+    assert code == 0, error
+
+
 def evidence(curated, **changes):
     """The results of evaluate.py:images, as far as they go on the card."""
     figure = {"value": 0.25, "n": 9, "low": 0.2, "high": 0.3, "note": ""}
     names = ("frechet", "kid", "precision", "recall", "coverage")
-    kept = [record for record in curated if record.kept]
+    own = {"name": "mine", "synthetic": digest_of(curated), "version": table.NUMERIC_VERSION}
     return {
-        "line": {"name": "mine", "synthetic": table.digest(kept)} | changes,
+        "line": own | changes,
         "fidelity": {"all classes": {"reference": 20, **dict.fromkeys(("synthetic", "ceiling"), dict.fromkeys(
             names, figure))}},
         "ms_ssim": {"benign": {"synthetic": figure, "training": None}},
@@ -274,6 +324,9 @@ def test_the_evidence_of_these_images_stands_on_the_card(publish, tmp_path, cura
     path.write_text(json.dumps(evidence(curated[:4])))
     code, _, error = publish(evidence="evidence")
     assert code == 2 and "config.evidence evidence: not of the images that are published" in error
+    path.write_text(json.dumps(evidence(curated, version=1)))
+    code, _, error = publish(evidence="evidence")
+    assert code == 2 and "not of the images that are published, or of an older version" in error
     path.write_text(json.dumps(evidence(curated)))
     code, _, error = publish(evaluation="evidence")
     assert code == 2 and "config.evaluation evidence: of evaluate.py:images; give it as config.evidence" in error
