@@ -87,6 +87,9 @@ def test_images_are_saved_behind_those_that_are_there(images, pipe, tmp_path):
     manifest = dermjax.read_manifest(tmp_path)
     assert manifest.labels == ("lesion", "nevus") and all(record.synthetic for record in manifest.records)
     assert provenance.origin(third[0])["seed"] == 6
+    for label in ("melanoma", "nevus"):
+        pipe.save(images[:1], tmp_path / "classes", label=label)
+    assert dermjax.read_manifest(tmp_path / "classes").labels == ("nevus", "melanoma"), "malignant ones last"
     with pytest.raises(dermjax.UserError, match="image 0: does not say how it was made"):
         pipe.save([Image.new("RGB", (8, 8))], tmp_path)
 

@@ -125,10 +125,10 @@ class Plan:
     def _check_images(self) -> None:
         """Refuses a plan that requests no images that could be named and told apart."""
         wordless = [label for label, each in self.prompts.items() if not each or not _are_texts(each)]
-        strange = [label for label, count in self.images_of.items() if type(count) is not int]
+        strange = [label for label, count in self.images_of.items() if type(count) is not int or count < 0]
         if strange:
             label = strange[0]
-            raise UserError(f"plan.images_of.{label} = {self.images_of[label]!r}: give a whole number")
+            raise UserError(f"plan.images_of.{label} = {self.images_of[label]!r}: give a whole number, 0 or more")
         folders = [label for label in self.prompts if not isinstance(label, str) or not names_folder(label)]
         unknown = sorted(set(self.images_of) - set(self.prompts))
         counts = self.counts.values()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import images, records
+from dermjax.data.archives import layouts
 from dermjax.data.images import ImageLike
 from dermjax.data.leaks import training_images
 from dermjax.data.records import Manifest
@@ -145,7 +146,7 @@ class Pipeline:
             write_atomically(path, provenance.png(np.asarray(image), generation))
             entries.append(provenance.record(root, path.relative_to(root).as_posix(), label, generation))
             paths.append(path)
-        labels = tuple(sorted({*before.labels, label}))
+        labels = layouts.ordered({*before.labels, label})  # as `prepare` has them
         training_images.pass_on([root / records.FILE, *self.model.sources], root)
         records.write(root / records.FILE, Manifest(labels=labels, root=root, records=tuple(entries)))
         return paths

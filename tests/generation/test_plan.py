@@ -165,6 +165,7 @@ def test_a_match_asks_for_what_real_images_have(real):
         ),
         ({"images_of": {"nevus": 3}}, r"plan\.images_of\.nevus: plan\.prompts has no such class"),
         ({"images_of": {"benign": "ten"}}, r"plan\.images_of\.benign = 'ten': give a whole number"),
+        ({"images_of": {"benign": -3}}, r"plan\.images_of\.benign = -3: give a whole number, 0 or more"),
         ({"images_of": {"benign": 2.5}}, r"plan\.images_of\.benign = 2\.5: give a whole number"),
         ({"words": WORDS | {"tone": {"pale": "much"}}}, r"plan\.words\.tone = \{'pale': 'much'\}: give each word a w"),
         ({"words": WORDS | {"tone": "pale"}}, r"plan\.words\.tone = 'pale': give each word a weight"),
