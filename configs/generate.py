@@ -100,7 +100,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.size = 0  # the side in pixels, diffusers' height and width; 0 is the model's own
     config.precision = ""  # of the arithmetic: float32, bfloat16 or float16; "" is float32 on a CPU, else bfloat16
     config.init = {
-        "images": "",  # to start from: a picture, or a manifest, whose training images of each class take turns
+        # to start from: a picture, or a manifest, whose training images of each class take turns, as in plan.match
+        "images": "",
         "mask": "",  # white where to paint: a picture, or a folder with NAME.png for picture NAME; "" is everywhere
         "strength": 0.6,  # how far from them: 0.3 varies details, 1 leaves little; without images it does nothing
     }

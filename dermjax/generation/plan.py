@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 from pathlib import Path
 
-import numpy as np
-
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import records, templates
 from dermjax.data.records import Record
 from dermjax.data.templates import LABEL, PromptWords
 from dermjax.diffusion import samplers
 from dermjax.errors import UserError
+from dermjax.sampling.init_images import in_turns
 from dermjax.sampling.requests import Request, SamplerSettings, names_folder
 
 SAMPLER, PROMPT = "sampler", "prompt"  # assigned as words are
@@ -211,10 +210,9 @@ class Plan:
             return {}
         manifest, alike = records.read(Path(self.match)), {}
         for label in self.prompts:
-            same = manifest.split("train", label)  # what generated images are like goes into training
-            if not same:
+            alike[label] = in_turns(manifest, label)  # as init images do, so that a prompt is of the one it begins at
+            if not alike[label]:
                 raise UserError(f"plan.match {self.match}: no training image is labelled {label!r}, as the plan asks")
-            alike[label] = [same[i] for i in np.random.default_rng(0).permutation(len(same))]
         return alike
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ImageOps
 
 from dermjax.data import digests, images, records
+from dermjax.data.records import Manifest, Record
 from dermjax.diffusion import ladders
 from dermjax.errors import UserError
 from dermjax.sampling.requests import Request
@@ -97,12 +98,21 @@ def _files(source: Path, labels: set[str]) -> dict[str, list[Path]]:
     if not source.is_dir() and source.suffix != Path(records.FILE).suffix:
         return {label: [source] for label in labels}
     manifest = records.read(source)
-    training = manifest.split("train")  # an image of another split would carry the answer into training
-    files = {label: [manifest.path(r) for r in training if r.label == label] for label in labels}
+    files = {label: [manifest.path(record) for record in in_turns(manifest, label)] for label in labels}
     for label in sorted(labels):
         if not files[label]:
             raise UserError(f"manifest {source}: no training image is labelled {label!r}, as the plan asks")
     return files
+
+
+def in_turns(manifest: Manifest, label: str) -> list[Record]:
+    """Returns the training images of a class in the order in which requests take them, always the same one.
+
+    An image of another split would carry the answer into training. They are shuffled: a manifest of several archives
+    has one behind the other, and few requests would take none of the last.
+    """
+    same = manifest.split("train", label)
+    return [same[i] for i in np.random.default_rng(0).permutation(len(same))]
 
 
 def _init_image(image: Path, mask: str) -> InitImage:

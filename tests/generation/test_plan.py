@@ -11,7 +11,7 @@ from dermjax.data import records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.generation.plan import Plan, Quota, assign
-from dermjax.sampling import requests
+from dermjax.sampling import init_images, requests
 
 PLAN = {
     "prompts": {"malignant": ("a malignant mole",), "benign": ("a benign mole", "a benign nevus")},
@@ -137,6 +137,9 @@ def test_a_match_asks_for_what_real_images_have(real):
     of = Counter((r.label, dict(r.words).get("site")) for r in asked)
     assert of == {("benign", "back"): 40, ("benign", "arm"): 20, ("malignant_b", "face"): 30, ("malignant_b", None): 30}
     assert Counter(dict(r.words).get("size") for r in asked) == {"large": 60, None: 60}
+    begins_at = init_images.in_turns(records.read(Path(real)), "benign")
+    sites = [dict(r.words)["site"] for r in asked if r.label == "benign"]
+    assert sites[: len(begins_at)] == [record.attributes["site"] for record in begins_at], "as init images take turns"
     with pytest.raises(UserError, match=r"nothing fills \{site\}; 3\d\.png has none; put its clause in brackets"):
         Plan(**settings | {"prompts": {label: ("{label}, {site}[{size}]",) for label in GAPS}}).requests()
     with pytest.raises(UserError, match="no training image is labelled 'nevus'"):

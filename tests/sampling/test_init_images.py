@@ -1,6 +1,7 @@
 """Initial pictures and masks: whose turn it is, what the batch gets, and what is refused before any work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,10 +71,21 @@ def test_without_pictures_images_start_from_noise():
 def test_training_images_of_a_class_take_turns(manifest):
     for path in (manifest, manifest.parent):
         found = init_images.read(str(path), "", 0.5, ASKED).images
-        assert [found[request].image.name for request in ASKED] == [
-            *("benign0.png", "benign2.png", "benign0.png"),
-            *("malignant0.png", "malignant2.png", "malignant0.png"),
-        ]
+        for label in ("benign", "malignant"):
+            first, second, third = (found[request].image.name for request in ASKED if request.label == label)
+            assert {first, second} == {f"{label}0.png", f"{label}2.png"} and third == first
+
+
+def test_few_images_begin_in_all_archives_of_a_manifest():
+    """Which stand in it one behind the other."""
+    records = tuple(
+        Record(image=f"{n:03d}.png", sha256=f"{n:064x}", label="benign", split="train", source="ab"[n // 50],
+               image_manipulation="none")
+        for n in range(100)
+    )  # fmt: skip
+    manifest = Manifest(labels=("benign",), root=Path(), records=records)
+    sources = [record.source for record in init_images.in_turns(manifest, "benign")[:40]]
+    assert 10 < sources.count("a") < 30
 
 
 def test_rows_of_a_batch(tmp_path):
