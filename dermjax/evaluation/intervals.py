@@ -201,6 +201,13 @@ def share(count: int, n: int) -> Estimate:
     return Estimate(value=count / n, n=n, low=float(exact.low), high=float(exact.high), note="exact interval")
 
 
+def share_of_units(counted: np.ndarray, units: np.ndarray) -> Estimate:
+    """The share of images that are counted, bool [n], with the exact interval of as many units [n] as there are: what
+    they share is one chance."""
+    number = len(set(units.tolist()))
+    return replace(share(round(counted.mean() * number), number), value=float(counted.mean()), n=len(counted))
+
+
 def mcnemar(before: list[Predictions], after: list[Predictions]) -> dict[str, float]:
     """McNemar's exact test on the images, of all folds, that only one of the two got right; it takes images as
     independent."""

@@ -182,6 +182,13 @@ def test_the_exact_interval_of_all_right_is_of_units_and_not_of_their_images():
     assert (found["sensitivity"].n, found["accuracy"].n) == (60, 120)
 
 
+def test_a_share_of_images_has_the_interval_of_their_units():
+    counted = np.arange(60) % 3 > 0
+    alone, in_tens = (intervals.share_of_units(counted, np.arange(60) // each) for each in (1, 10))
+    assert alone == intervals.share(40, 60)
+    assert (in_tens.value, in_tens.n) == (alone.value, 60) and in_tens.low < alone.low - 0.2
+
+
 @pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
     truth = norm.cdf(1 / np.sqrt(2))  # AUROC of two unit normals one apart

@@ -326,20 +326,19 @@ def use(sets: Sets, masked: dict[str, np.ndarray], bootstrap: dict[str, int]) ->
         judges["training"], sets.names("synthetic"), sets.features["synthetic"], sets.classes("synthetic")
     )
     # of both sets the mean over classes, as synthetic ones are often balanced and real ones never are
-    label, accuracy = (
-        intervals.figures([_fold(each, sets, name, bootstrap, (findings.BALANCED,))], pooled=False)[findings.BALANCED]
-        for each, name in ((on_synthetic, "synthetic"), (on_test["training"], "test"))
-    )
+    folds = [_fold(each, sets, name, bootstrap, (findings.BALANCED,))
+             for each, name in ((on_synthetic, "synthetic"), (on_test["training"], "test"))]  # fmt: skip
+    label, accuracy = (intervals.figures([each], pooled=False)[findings.BALANCED] for each in folds)
+    units = np.array(folds[0].bootstrap.units)
     return {
         "label_fidelity": label,
         "accuracy_on_real": accuracy,
         "begun_at_training_images": findings.begun_at(sets.records["synthetic"], sets.records["training"]),
         "fidelity_over_accuracy": label.value / accuracy.value if accuracy.value else None,
         "label_fidelity_of": {
-            name: intervals.share(
-                int(on_synthetic.right[on_synthetic.labels == number].sum()), int((on_synthetic.labels == number).sum())
-            )
+            name: intervals.share_of_units(on_synthetic.right[rows], units[rows])
             for number, name in enumerate(sets.real.labels)
+            for rows in [on_synthetic.labels == number]
         },
         "auroc_on_test": {name: _auroc(each, sets, "test", bootstrap) for name, each in on_test.items()},
         "auroc_masked": {
