@@ -3,6 +3,7 @@
 Place in the flow: the settings of Generate and the values of two axes -> requests, row by row -> the same queue.
 """
 
+import re
 from typing import Any
 
 from dermjax.diffusion import samplers
@@ -46,7 +47,7 @@ def _values(axis: str, text: str, settings: dict) -> list:
     if not values or len(set(values)) < len(values):
         raise Refused(f"{axis}: give values that differ, divided by commas")
     if axis == WORD:
-        if values[0] not in settings["prompt"]:
+        if not _word(values[0]).search(settings["prompt"]):
             raise Refused(f"prompt word: {values[0][:60]!r} is not in the prompt; the first value must be")
         return values
     if axis == "lora_weight" and not settings["lora"]:
@@ -57,5 +58,10 @@ def _values(axis: str, text: str, settings: dict) -> list:
 
 def _changed(settings: dict, axis: str, value: Any, values: list) -> dict:
     if axis == WORD:
-        return settings | {"prompt": settings["prompt"].replace(values[0], value)}
+        return settings | {"prompt": _word(values[0]).sub(lambda found: value, settings["prompt"])}
     return settings | {axis: value}
+
+
+def _word(text: str) -> re.Pattern:
+    """Finds a word of a prompt, and never inside a longer one, as "regular" is in "irregular"."""
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")

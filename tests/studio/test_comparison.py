@@ -2,6 +2,8 @@
 
 import pytest
 
+from dermjax.studio import comparison
+
 ASKED = {"prompt": "dermoscopy of one small brown mole", "model": "derm-tiny", "steps": 2, "size": 64, "seed": 7}
 
 
@@ -23,6 +25,23 @@ def test_every_cell_is_what_its_settings_make(studio):
     assert files[0] == files[1] != files[2]
 
 
+def test_a_word_is_exchanged_where_it_stands_alone():
+    """Not within a longer one, as it would be in "irregular" and in "reddish"."""
+
+    class Studio:
+        def put(self, client, cells):
+            self.prompts = [cell["prompt"] for cell in cells]
+            return {}
+
+    studio = Studio()
+    asked = {"prompt": "regular, irregular and reddish, red", "across": "prompt word", "down": "seed"}
+    asked |= {"across_values": "regular, jagged \\1", "down_values": "7", "client": ""}
+    comparison.submit(studio, **asked)
+    assert studio.prompts == [asked["prompt"], "jagged \\1, irregular and reddish, red"]
+    comparison.submit(studio, **asked | {"across_values": "red, black"})
+    assert studio.prompts[1] == "regular, irregular and reddish, black"
+
+
 @pytest.mark.parametrize(
     ("axes", "told"),
     [
@@ -33,6 +52,7 @@ def test_every_cell_is_what_its_settings_make(studio):
         ({"across_values": ",".join(map(str, range(1, 20))), "down_values": "1, 2"}, "too many"),
         ({"across": "sampler", "across_values": "Euler, <script>"}, "not known"),
         ({"across": "prompt word", "across_values": "red, blue"}, "not in the prompt"),
+        ({"across": "prompt word", "across_values": "mall, large"}, "not in the prompt"),
         ({"across": "lora_weight", "across_values": "0, 1"}, "choose a LoRA"),
         ({"across": "model"}, "one of"),
     ],
