@@ -16,6 +16,7 @@ from dermjax.classification import saliency
 from dermjax.classification.predictions import LesionClassifier
 from dermjax.data import images
 from dermjax.data.records import Manifest, Record
+from dermjax.errors import UserError
 from dermjax.evaluation.features import in_batches, nearest
 from dermjax.studio import runs
 from dermjax.studio.calls import Field, Refused
@@ -30,7 +31,7 @@ SHARE = 99  # percent of held-out images that are nearer than the limit
 FIELDS = {"classifier": Field(kind=str, summary="a name out of /api/classifiers", most=300)}
 LIKE = "It is like the images that this classifier learnt."
 UNLIKE = "It is outside of what this classifier has seen: do not rely on these probabilities."
-UNTOLD = "Whether it is like the images that this classifier learnt cannot be told: they are not in this folder."
+UNTOLD = "Whether it is like the images that this classifier learnt cannot be told"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Classifiers:
 
     def __init__(self, folder: Folder):
         self.folder, self.lock = folder, threading.Lock()
-        self.held: tuple[tuple, LesionClassifier, Seen | None] | None = None
+        self.held: tuple[tuple, LesionClassifier, Seen | str] | None = None
 
     def listed(self) -> dict:
         """The names of the runs that have left a classifier."""
@@ -69,17 +70,18 @@ class Classifiers:
             labels, rows = network.predict_pixels(pixels[None], batch=1)
             shown = images.to_model(pixels)[None]
             heat = saliency.heat(network.classifier, network.params, network.variables, shown)[0]
-            distance = float(seen.distance(np.asarray(_features(network, shown)))[0]) if seen else None
-        outside = None if seen is None else distance > seen.limit
+            known = isinstance(seen, Seen)
+            distance = float(seen.distance(np.asarray(_features(network, shown)))[0]) if known else None
+        outside = distance > seen.limit if known else None
         return {
             "classifier": classifier,
             "probabilities": {label: round(float(p), 4) for label, p in zip(network.labels, rows[0], strict=True)},
             "heat": saliency.overlay(pixels, heat, f"where it looked for {labels[0]}", "").uri,
             "called": labels[0],
             "outside": outside,
-            "distance": None if distance is None else round(distance, 4),
-            "limit": None if seen is None else round(seen.limit, 4),
-            "told": UNTOLD if outside is None else UNLIKE if outside else LIKE,
+            "distance": round(distance, 4) if known else None,
+            "limit": round(seen.limit, 4) if known else None,
+            "told": (UNLIKE if outside else LIKE) if known else seen,
             "synthetic": bool(text and text.get("synthetic")),
             "use": USE,
         }
@@ -96,15 +98,22 @@ class Classifiers:
         """Whether no file of a classifier is a link that leaves the root."""
         return all(file.resolve().is_relative_to(self.folder.root) for file in folder.iterdir())
 
-    def _held(self, name: str) -> tuple[LesionClassifier, Seen | None]:
+    def _held(self, name: str) -> tuple[LesionClassifier, Seen | str]:
         path = self.folder.path(f"{name}/classifier" if name else "classifier")
         state = (path, *((file.name, file.stat().st_mtime_ns) for file in weights_in(path)))
         if not self.held or self.held[0] != state:
             network = LesionClassifier(path)
-            learnt = self.folder.run_of(runs.config_of(path.parent).get("manifest"))
-            seen = None if learnt is None else _seen(network, self.folder.manifest(learnt))
-            self.held = (state, network, seen)
+            self.held = (state, network, self._learnt(network, runs.config_of(path.parent).get("manifest")))
         return self.held[1:]
+
+    def _learnt(self, network: LesionClassifier, manifest: object) -> Seen | str:
+        """What a classifier has seen of the manifest that its config names, or a sentence why that cannot be told."""
+        run = self.folder.run_of(manifest)
+        try:
+            seen = None if run is None else _seen(network, self.folder.manifest(run))
+        except UserError as error:  # images that are gone, changed or elsewhere; the classifier is there all the same
+            return f"{UNTOLD}: {self.folder.say(str(error))}."
+        return seen or f"{UNTOLD}: they are not in this folder."
 
 
 def _features(network: LesionClassifier, image: np.ndarray) -> jax.Array:

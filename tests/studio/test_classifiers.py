@@ -110,6 +110,22 @@ def test_an_image_unlike_what_it_learnt_is_said_to_be_so(client, trained, runs):
     assert unlike["outside"] is True and unlike["distance"] > unlike["limit"] and "do not rely" in unlike["told"]
 
 
+def test_images_that_cannot_be_read_keep_nobody_from_asking(client, trained, runs, tmp_path):
+    """They may lie outside of the folder, or be gone, as on another machine; what the classifier says is there."""
+    lesions(runs / "clinic", 8)
+    (trained / "config.json").write_text(json.dumps({"manifest": str(runs / "clinic")}))
+    (runs / "clinic" / "images" / "4.png").unlink()
+    answer = classified(client, png(np.zeros((40, 48, 3), np.uint8)))
+    assert answer.status_code == 200 and answer.json()["outside"] is None
+    assert "cannot be told: " in answer.json()["told"] and "4.png" in answer.json()["told"]
+    (runs / "clinic" / "images").rename(tmp_path / "images")
+    manifest = runs / "clinic" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"root": "."', f'"root": "{tmp_path}"'))
+    os.utime(trained / "classifier" / "model.safetensors", (1, 1))  # it is read anew
+    told = classified(client, png(np.zeros((40, 48, 3), np.uint8))).json()["told"]
+    assert "--images=DIR" in told and str(tmp_path) not in told
+
+
 def test_a_link_out_of_the_folder_is_no_classifier(client, trained, tmp_path):
     (trained / "classifier").rename(tmp_path / "elsewhere")
     (trained / "classifier").symlink_to(tmp_path / "elsewhere")
