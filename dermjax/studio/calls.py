@@ -6,6 +6,7 @@ that the table does not name reaches a function.
 
 import json
 import traceback
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,8 +68,10 @@ class Field:
             raise Refused(f"{name}: give {self.least:g} to {self.most:g} characters")
         if self.least and not value.strip():
             raise Refused(f"{name}: has blanks alone; give words")
-        if not all(each.isprintable() or each in "\n\t" for each in value):
-            raise Refused(f"{name}: has characters that cannot be shown")
+        # blanks of other kinds, as web pages and word processors have them, are blanks
+        hidden = [c for c in value if not c.isprintable() and c not in "\n\t" and unicodedata.category(c) != "Zs"]
+        if hidden:
+            raise Refused(f"{name}: has a character that cannot be shown, U+{ord(hidden[0]):04X}; leave it out")
 
     def from_text(self, name: str, text: str | None) -> Any:
         """As `read`, of a value in an address, where all are texts."""

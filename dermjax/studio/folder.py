@@ -12,7 +12,7 @@ from dermjax.run_folder import open_for_append
 from dermjax.studio.calls import Refused
 
 DEEPEST = 3  # folders within folders in which runs are looked for
-MANY = 2000  # folders that are looked into
+MANY = 2000  # folders that are looked into, the nearest to the root first
 INNER = {"images", "masks", "checkpoints", "thumbnails", "model", "classifier", "moments", "contexts", "features"}
 MANIFESTS_KEPT = 8
 
@@ -53,17 +53,18 @@ class Folder:
         return "" if path == self.root else path.relative_to(self.root).as_posix()
 
     def folders(self) -> Iterator[tuple[Path, set[str]]]:
-        """The folders below the root that may be runs, with the names of what is in them; links are not followed."""
-        for number, (folder, inside, files) in enumerate(os.walk(self.root)):
-            path = Path(folder)
-            deep = len(path.relative_to(self.root).parts)
-            names = {*inside, *files}
-            inside[:] = (
-                sorted(each for each in inside if each[0] != "." and each not in INNER) if deep < DEEPEST else []
-            )
+        """The folders below the root that may be runs, with the names of what is in them; links are not followed.
+
+        Names that are no UTF-8 are left out: JSON cannot say them, nor a browser ask for them.
+        """
+        found = [self.root]
+        for path in found:  # which grows as its folders are looked into
+            _, inside, files = next(os.walk(path), ("", [], []))
+            names = {each for each in (*inside, *files) if _is_utf8(each)}
             yield path, names
-            if number >= MANY:
-                return
+            if len(path.relative_to(self.root).parts) < DEEPEST:
+                folders = [path / each for each in sorted(names & set(inside) - INNER) if each[0] != "."]
+                found += [each for each in folders if not each.is_symlink()][: MANY - len(found)]
 
     def manifest(self, name: str) -> Manifest:
         """The manifest of a run, read anew when its file changes; Refused where its images lie outside of the roots."""
@@ -111,6 +112,11 @@ class Folder:
         for root in self.roots:
             sentence = sentence.replace(f"{root}/", "").replace(str(root), "the folder of the runs")
         return sentence
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name on the disk is text; Python puts halves of surrogate pairs in place of bytes that are none."""
+    return not any("\ud800" <= each <= "\udfff" for each in name)
 
 
 def append(path: Path, *lines: dict) -> None:

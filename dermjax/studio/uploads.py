@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import threading
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from dermjax.studio.calls import Refused
 
 PIXELS = 40_000_000
 HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+DECODING = threading.Lock()  # a file of few bytes may hold PIXELS, which take hundreds of MB until they are made small
 
 
 def open_upload(body: bytes) -> Image.Image:
@@ -29,11 +31,12 @@ def open_upload(body: bytes) -> Image.Image:
 
 
 def decoded(image: Image.Image, size: int, resize: Resize | None = None) -> np.ndarray:
-    """uint8 [size, size, 3], as `images.load`; Refused for an image that is only there in part."""
+    """uint8 [size, size, 3], as `images.load`, one image at a time; Refused for one that is only there in part."""
     try:
         side = detail(size, resize)
         image.draft("RGB", (side, side))  # lets JPEG skip detail that is not wanted
-        return load_any(image, size, resize)
+        with DECODING:
+            return load_any(image, size, resize)
     except Exception:  # Pillow's decoders raise anything
         raise Refused("this image is damaged", 415) from None
 

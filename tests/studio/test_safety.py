@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from dermjax.data import records
 from dermjax.errors import UserError
-from dermjax.studio import guard, server
+from dermjax.studio import guard, server, uploads
 from dermjax.studio.app import app
 
 TRAVERSALS = ("../secret.txt", "..", "prepare/../../secret.txt", "/etc/passwd", "..\\secret.txt", "....//", ".", "a\0b",
@@ -315,6 +315,40 @@ def test_values_that_cannot_be_meant_are_refused_before_they_wait(client, wrong)
     content = json.dumps({"prompt": "mole", "model": "derm-tiny", **wrong})
     told = client.post("/api/generate", content=content, headers={"content-type": "application/json"})
     assert refused(told)
+
+
+def test_blanks_of_web_pages_are_blanks_and_what_is_hidden_is_named(client):
+    def said(prompt):
+        return client.post("/api/generate", json={"prompt": prompt, "model": "none"}).json()["error"]
+
+    assert "no such model" in said("one\u00a0brown\u202fmole\u3000")
+    assert said("one\u200bmole") == "prompt: has a character that cannot be shown, U+200B; leave it out"
+
+
+def test_a_name_that_is_no_utf8_hides_itself_alone(client, runs):
+    """As archives have them that were packed elsewhere: no JSON can say them."""
+    folder = os.fsencode(runs) + b"/L\xe4sion"
+    os.mkdir(folder)
+    for path in (folder + b"/report.html", os.fsencode(runs) + b"/prepare/L\xe4.safetensors"):
+        with open(path, "w") as file:
+            file.write("<title>report</title>")
+    assert {each["name"] for each in client.get("/api/runs").json()["runs"]} == {"prepare", "generate", "hostile"}
+    assert client.get("/api/models").status_code == 200
+
+
+def test_a_folder_of_many_folders_hides_no_run(client, runs, monkeypatch):
+    for number in range(20):
+        (runs / "archive" / f"{number}").mkdir(parents=True)
+    monkeypatch.setattr("dermjax.studio.folder.MANY", 10)
+    assert {each["name"] for each in client.get("/api/runs").json()["runs"]} == {"prepare", "generate", "hostile"}
+
+
+def test_images_are_decoded_one_at_a_time(client, monkeypatch):
+    """A small file may take a hundred megabytes then, and a client may send many at once."""
+    seen = []
+    monkeypatch.setattr(uploads, "load_any", lambda *given: seen.append(uploads.DECODING.locked()))
+    client.post("/api/sources", content=plain_png(), headers={"content-type": "image/png"})
+    assert seen == [True]
 
 
 def png_of(width, height):
