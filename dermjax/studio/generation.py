@@ -219,7 +219,7 @@ class Studio:
                     found[name] = samplers.get_sampler(found[name]).name
             except UserError as error:
                 if own is not None:
-                    raise Refused(f"the settings in this image are damaged: {error}") from None
+                    raise Refused(f"this image was made with what cannot be asked for here: {error}") from None
                 found[name] = each.default
                 notes.append(f"its {name.replace('_', ' ')} is left out ({error})")
         return found | {"synthetic": text.get("synthetic") is True, "notes": "; ".join(notes)}
@@ -229,6 +229,9 @@ class Studio:
         keys = list(dict.fromkeys(filter(None, images.split(","))))
         if not keys:
             raise Refused("choose at least one image")
+        gone = sum(key not in self.gallery for key in keys)
+        if gone:
+            raise Refused(f"{gone} of {len(keys)} images are no longer kept; load the page again for the others", 404)
         chosen = {key: self.made(key) for key in keys}
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)
@@ -342,6 +345,8 @@ class Studio:
     def _lora_named(self, text: dict) -> str:
         """The name of the LoRA that a text names by its digest, or as AUTOMATIC1111 does by its file; "" for none."""
         wanted = text.get("lora")
+        if not wanted:
+            return ""  # or all files would be hashed for nothing
         known = ((name, (lora.digest(Path(path)), Path(path).stem)) for name, path in self._loras().items())
         return next((name for name, each in known if wanted in each), "")
 

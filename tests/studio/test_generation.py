@@ -111,7 +111,7 @@ def test_a_seed_beyond_all_numbers_is_refused(studio):
         answer = restored(
             studio, provenance.KEY, json.dumps(ASKED | {"guidance": 3.5, "sampler": "PLMS", "seed": seed})
         )
-        assert answer.status_code == 400 and "are damaged: seed: give 0 to" in answer.json()["error"], answer.text
+        assert answer.status_code == 400 and "asked for here: seed: give 0 to" in answer.json()["error"], answer.text
     asked = {"across": "guidance", "across_values": "nan, 1", "down": "seed", "down_values": "7"}
     answer = studio.post("/api/compare", json={n: v for n, v in (ASKED | asked).items() if n != "count"})
     assert answer.status_code == 400, "nor is what is no number"
@@ -214,6 +214,8 @@ def test_the_zip_says_that_all_in_it_is_synthetic(studio, tmp_path):
         assert provenance.origin(manifest.path(each)) == each.generation and "synthetic" in each.image
     assert "SYNTHETIC" in (home / "README.txt").read_text()
     assert studio.get("/api/zip", params={"images": ""}).status_code == 400
+    gone = studio.get("/api/zip", params={"images": f"{keys[0]},a,b"})
+    assert gone.status_code == 404 and "2 of 3 images are no longer kept; load the page" in gone.json()["error"]
 
 
 @pytest.mark.slow
