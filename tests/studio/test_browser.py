@@ -1,5 +1,7 @@
 """The page in a real browser, headless Chromium: what a person does with it, by keyboard where that is promised."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -7,10 +9,13 @@ import signal
 import time
 import urllib.request
 import zipfile
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 
+import dermjax.studio
 from dermjax import config_file
 from dermjax.curation import reviews
 from dermjax.data import records
@@ -86,6 +91,180 @@ def press(page, keys):
     for key in keys:
         page.wait_for_selector("img[data-ready]")
         page.keyboard.press(key)
+
+
+STATIC = Path(dermjax.studio.__file__).with_name("static")
+SETTINGS = {
+    "prompt": "one mole", "negative_prompt": "", "model": "derm-tiny", "lora": "", "lora_weight": 0.8,
+    "sampler": "PLMS", "steps": 2, "guidance": 3.5, "seed": 0, "count": 1, "size": 0,
+}  # fmt: skip
+MODELS = {"models": ["derm-tiny"], "loras": ["a.safetensors"], "samplers": ["PLMS"], "menus": {}, "defaults": SETTINGS}
+MADE = SETTINGS | {"image": "made", "name": "synthetic", "place": 0, "synthetic": True, "guidance": 7.25}
+JOB = {"job": "job", "state": "working", "before_it": 0, "step": 1, "steps": 2, "seconds_left": None, "images": [],
+       "error": ""}  # fmt: skip
+
+
+@pytest.fixture
+def alone(browser):
+    """The page without a studio: `answers` has what "GET /api/runs" gets, a value or a function of the request; None
+    leaves it waiting in `asked`, by its address, for `give`."""
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.answers = {"GET /api/models": MODELS, "GET /api/runs": {"runs": []}}
+    opened.asked = []
+
+    def give(route, value, status=200):
+        body, kind = (value, "image/png") if isinstance(value, bytes) else (json.dumps(value), "application/json")
+        route.fulfill(body=body, content_type=kind, status=status)
+
+    def answer(route):
+        where = urlsplit(route.request.url).path
+        if not where.startswith("/api/"):
+            return route.fulfill(path=STATIC / (where[1:] or "index.html"))
+        opened.asked.append(route)
+        value = opened.answers.get(f"{route.request.method} {where}", ({"error": "there is no such job"}, 404))
+        value = value(route.request) if callable(value) else value
+        if value is not None:
+            give(route, *(value if isinstance(value, tuple) else (value,)))
+
+    context.route("http://studio.test/**", answer)
+    opened.give = give
+    yield opened
+    context.close()
+
+
+def picture(colour="brown"):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def drop(page, name="a.png"):
+    page.set_input_files("[type=file]", {"name": name, "mimeType": "image/png", "buffer": picture()})
+
+
+def test_answers_stand_below_the_image_that_they_are_about(alone):
+    """Another image is dropped while a classifier still looks at the one before; a broken one hides no other."""
+    told = {"probabilities": {"benign": 1.0}, "heat": "data:,", "called": "benign", "outside": None, "told": "like it",
+            "synthetic": False, "use": "Research use only"}  # fmt: skip
+    alone.answers |= {"GET /api/classifiers": {"classifiers": ["first", "second"], "use": "x"},
+                      "POST /api/classify": None}  # fmt: skip
+    alone.goto("http://studio.test/#classify")
+    drop(alone)
+    until(alone, "document.querySelector('.dropped')")
+    (slow_one,) = (route for route in alone.asked if route.request.method == "POST")
+    alone.answers["POST /api/classify"] = lambda request: (
+        ({"error": "it is damaged"}, 400) if request.url.endswith("first") else told | {"told": "about the next"}
+    )
+    drop(alone, "b.png")
+    alone.wait_for_selector("text=about the next")
+    with contextlib.suppress(playwright.Error):  # nobody waits for it any more
+        alone.give(slow_one, told | {"told": "about the one before"})
+    alone.wait_for_timeout(200)
+    shown = alone.locator("section").inner_text()
+    assert "about the one before" not in shown and shown.count("about the next") == 1 and "it is damaged" in shown
+    assert "not the risk of a patient" in alone.inner_text("main")
+
+
+def test_a_change_waits_for_the_mask_and_masks_come_in_their_order(alone):
+    source = {"source": "key", "count": 1, "area": 0.1, "ita": None, "certainty": 0.9, "synthetic": False}
+    alone.answers |= {
+        "POST /api/sources": source, "GET /api/sources/key/picture": picture(),
+        "GET /api/sources/key/mask": picture("white"), "POST /api/sources/key/mask": None,
+        "POST /api/transform": JOB, "GET /api/jobs/job": JOB | {"state": "done"},
+    }  # fmt: skip
+    alone.goto("http://studio.test/#transform")
+    alone.wait_for_selector("[type=file]")
+    drop(alone)
+    alone.wait_for_selector("canvas:visible")
+    alone.focus("canvas")
+    for key in (" ", "ArrowUp", " "):
+        alone.keyboard.press(key)
+    alone.press("[name=steps]", "Enter")
+    alone.wait_for_timeout(300)
+
+    def posts():
+        return [route for route in alone.asked if route.request.method == "POST"]
+
+    assert [urlsplit(route.request.url).path for route in posts()[1:]] == ["/api/sources/key/mask"]
+    alone.give(posts()[1], source)
+    until(alone, "true", 1)
+    while len(posts()) < 3:
+        alone.wait_for_timeout(20)
+    alone.wait_for_timeout(100)
+    assert len(posts()) == 3
+    alone.give(posts()[2], source | {"area": 0.2})
+    alone.wait_for_selector("text=done: 0 images")
+    assert "20.0 % of the field" in alone.inner_text(".painter")
+    assert posts()[3].request.post_data_json["source"] == "key"
+
+
+@pytest.mark.parametrize("page", ["generate", "compare"])
+def test_a_job_outlives_a_reload_and_an_answer_that_does_not_come(alone, page):
+    """Else it could neither be seen nor stopped, and the next ones waited behind it."""
+    alone.answers |= {"POST /api/generate": JOB, "GET /api/jobs/job": JOB, "POST /api/jobs/job/stop": JOB,
+                      "POST /api/compare": JOB | {"across": [1], "down": [2]},
+                      "GET /api/jobs/job/preview": picture(), "GET /api/images/made": picture()}  # fmt: skip
+    alone.goto(f"http://studio.test/#{page}")
+    alone.fill("[name=prompt]", "my own words")
+    alone.press("[name=steps]", "Enter")
+    alone.wait_for_selector("text=Step 1 of 2")
+    alone.answers["GET /api/jobs/job"] = ({"error": "the studio is busy"}, 503)
+    alone.wait_for_selector("text=the studio is busy")
+    alone.answers["GET /api/jobs/job"] = JOB
+    alone.wait_for_selector("text=Step 1 of 2")
+    alone.reload()
+    alone.wait_for_selector("text=Step 1 of 2")
+    assert alone.input_value("[name=prompt]") == "my own words"
+    alone.click("text=Stop")
+    alone.answers["GET /api/jobs/job"] = JOB | {"state": "stopped", "images": [MADE]}
+    alone.wait_for_selector("text=stopped: 1 images")
+    assert alone.locator("figure img[src='/api/images/made']").count() == 1
+    del alone.answers["GET /api/jobs/job"]  # the studio was started anew
+    alone.reload()
+    alone.wait_for_selector("button.main")
+    until(alone, f"sessionStorage.getItem('jobs of {page}') === '[]'")
+    assert alone.locator("[role=alert]").inner_text() == ""
+
+
+def test_the_same_again_leaves_the_weight_of_the_next_lora_and_takes_any_guidance(alone):
+    alone.answers |= {"POST /api/generate": JOB, "GET /api/jobs/job": JOB | {"state": "done", "images": [MADE]},
+                      "GET /api/images/made": picture()}  # fmt: skip
+    alone.goto("http://studio.test/")
+    alone.press("[name=seed]", "Enter")
+    alone.answers["GET /api/jobs/job"]["images"][0]["lora_weight"] = 0.0
+    alone.click("text=Same again")
+    assert (alone.input_value("[name=lora_weight]"), alone.input_value("[name=guidance]")) == ("0.8", "7.25")
+    assert alone.evaluate("document.querySelector('form').checkValidity()")
+
+
+def test_the_link_to_the_page_stays_on_it_and_a_file_beside_its_place_opens_nothing(alone):
+    alone.goto("http://studio.test/#classify")
+    alone.answers["GET /api/classifiers"] = {"classifiers": [], "use": "x"}
+    alone.reload()
+    alone.wait_for_selector("text=left a classifier")
+    alone.keyboard.press("Tab")
+    alone.keyboard.press("Enter")
+    assert alone.evaluate("[location.hash, document.activeElement.id, document.title]") == [
+        "#classify", "main", "Classify – dermjax studio"]  # fmt: skip
+    assert not alone.evaluate("document.body.dispatchEvent(new Event('drop', {bubbles: true, cancelable: true}))")
+
+
+def test_a_reader_goes_on_where_no_word_of_an_answer_came_back(alone):
+    state = {"study": "key", "reader": "Ada", "count": 4, "next": 0}
+    alone.answers |= {"GET /api/studies/key": lambda request: state, "POST /api/studies/key/answers": ({}, 503)}
+    alone.answers |= {f"GET /api/studies/key/pictures/{n}": picture() for n in range(2)}
+    alone.answers["GET /api/studies/key/pictures/2"] = ({"error": "this image has left its manifest"}, 404)
+    alone.goto("http://studio.test/#study/key")
+    alone.wait_for_selector("text=Image 1 of 4")
+    until(alone, "document.querySelector('.judge img').naturalWidth")
+    state = state | {"next": 1}  # it was kept
+    alone.keyboard.press("r")
+    alone.wait_for_selector("text=Image 2 of 4")
+    until(alone, "document.querySelector('.judge img').naturalWidth")
+    state = state | {"next": 2}
+    alone.keyboard.press("r")
+    alone.wait_for_selector("text=this image has left its manifest")
 
 
 @slow

@@ -10,8 +10,8 @@ export async function post(path, body) {
   return answer(await reached(path, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 
-export async function send(path, file) {
-  return answer(await reached(path, { method: "POST", headers: { "content-type": file.type }, body: file }));
+export async function send(path, file, signal = undefined) {
+  return answer(await reached(path, { method: "POST", headers: { "content-type": file.type }, body: file, signal }));
 }
 
 // Saves what is at an address as a file, as a link would; a refusal is an error.
@@ -53,9 +53,10 @@ export function field(title, control, hint) {
   return element("label", {}, title, control, hint ? element("span", { class: "hint" }, hint) : "");
 }
 
-// A place to drop a file on, or to choose one in; read(file) gets it.
+// A place to drop a file on, or to choose one in; read(file) gets it, also when the same one is chosen again.
 export function dropZone(title, accept, read) {
-  const pick = element("input", { type: "file", accept, change: (event) => read(event.target.files[0]) });
+  const forget = (event) => { event.target.value = ""; };
+  const pick = element("input", { type: "file", accept, click: forget, change: (event) => read(event.target.files[0]) });
   const over = (event) => {
     event.preventDefault();
     zone.classList.toggle("over", event.type === "dragover");

@@ -1,7 +1,7 @@
 // Compare: a grid over two settings, all else equal, from the same noise.
 
 import { choice, element, field, get, post, say } from "./calls.js";
-import { controls, follow, values } from "./generate.js";
+import { controls, follow, jobs, keep, remember, values } from "./generate.js";
 
 const AXES = ["sampler", "steps", "guidance", "seed", "lora_weight", "prompt word"];
 const USUAL = {
@@ -16,14 +16,16 @@ export async function show(place, signal) {
   const axes = { across: axis("across", "guidance", "Columns"), down: axis("down", "steps", "Rows") };
   const [message, stage, grid] = [element("p", { role: "alert" }), element("div"), element("div")];
   const status = element("p", { role: "status", class: "faint" });
+  const view = { page: "compare", inputs: { ...inputs }, message, status, stage, signal };
+  for (const [name, { what, text }] of Object.entries(axes)) Object.assign(view.inputs, { [name]: what, [`${name}_values`]: text });
+  remember(view);
   const submit = async (event) => {
     event.preventDefault();
     say(message);
     try {
-      const asked = Object.fromEntries(Object.entries(axes).flatMap(([name, { what, text }]) => [[name, what.value], [`${name}_values`, text.value]]));
-      const job = await post("/api/compare", { ...values(inputs), ...asked });
-      const add = table(grid, asked, job);
-      await follow({ message, status, stage, signal, add }, job.job);
+      const { job, across, down } = await post("/api/compare", values(view.inputs));
+      const entry = keep(view.page, { job, across, down, titles: [axes.down.what.value, axes.across.what.value] });
+      await follow({ ...view, add: table(grid, entry) }, entry);
     } catch (error) {
       say(message, error);
     }
@@ -43,6 +45,10 @@ export async function show(place, signal) {
     status, stage, grid,
   );
   place.append(element("h1", {}, "Compare"), element("div", { class: "columns" }, form, right));
+  for (const [n, entry] of jobs(view.page).entries()) {
+    const last = n === jobs(view.page).length - 1; // there is room for one grid
+    follow({ ...view, add: last ? table(grid, entry) : () => {} }, entry);
+  }
 }
 
 function axis(name, chosen, title) {
@@ -54,11 +60,11 @@ function axis(name, chosen, title) {
 }
 
 // Draws the empty grid; the function that it returns puts the images of a state into their cells.
-function table(grid, asked, { across, down }) {
+function table(grid, { across, down, titles: names }) {
   const heads = across.map((each) => element("th", { scope: "col" }, `${each}`));
   const cells = down.map(() => across.map(() => element("td")));
   const rows = down.map((each, n) => element("tr", {}, element("th", { scope: "row" }, `${each}`), ...cells[n]));
-  const titles = [asked.down, asked.across].map((each) => TITLES[each] || each);
+  const titles = names.map((each) => TITLES[each] || each);
   const whole = element(
     "table", { class: "grid" }, element("caption", {}, `${titles[0]} down, ${titles[1]} across`),
     element("thead", {}, element("tr", {}, element("td"), ...heads)), element("tbody", {}, ...rows),

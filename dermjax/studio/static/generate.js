@@ -3,6 +3,7 @@
 import { choice, download, dropZone, element, field, get, post, say, send } from "./calls.js";
 
 const OFTEN = 250; // milliseconds between two looks at a job
+const LATER = 1000; // and after one that was not answered
 const KEPT = 128;
 
 export async function show(place, signal) {
@@ -11,7 +12,8 @@ export async function show(place, signal) {
   const gallery = element("ul", { class: "gallery", "aria-label": "Gallery" });
   const [message, stage] = [element("p", { role: "alert" }), element("div", { class: "stage" })];
   const status = element("p", { role: "status", class: "faint" });
-  const view = { inputs, gallery, message, status, stage, signal, shown: new Set(), add: (state) => add(view, state) };
+  const view = { page: "generate", inputs, gallery, message, status, stage, signal, shown: new Set(), add: (state) => add(view, state) };
+  remember(view);
   const submit = (event) => {
     event.preventDefault();
     request(view).catch((error) => say(message, error));
@@ -33,9 +35,7 @@ export async function show(place, signal) {
     element("div", { class: "buttons" }, element("button", { type: "button", click: zip }, "Download all as a zip with provenance")), gallery,
   );
   place.append(element("h1", {}, "Generate"), element("div", { class: "columns" }, form, right));
-  for (const job of jobs()) {
-    get(`/api/jobs/${job}`).then((state) => (ended(state) ? add(view, state) : follow(view, job)), () => forget(job));
-  }
+  for (const entry of jobs(view.page)) follow(view, entry);
 }
 
 export function controls({ models, loras, samplers, defaults }) {
@@ -46,8 +46,8 @@ export function controls({ models, loras, samplers, defaults }) {
   return {
     prompt, negative_prompt: element("input", { name: "negative_prompt", maxlength: 2000 }),
     model: choice("model", models, defaults.model), sampler: choice("sampler", samplers, defaults.sampler),
-    lora: choice("lora", ["", ...loras], "", "(none)"), lora_weight: number("lora_weight", -2, 2, 0.05),
-    steps: number("steps", 1, 150), guidance: number("guidance", 1, 30, 0.1), seed: number("seed", 0, 4294967295),
+    lora: choice("lora", ["", ...loras], "", "(none)"), lora_weight: number("lora_weight", -2, 2, "any"),
+    steps: number("steps", 1, 150), guidance: number("guidance", 1, 30, "any"), seed: number("seed", 0, 4294967295),
     count: number("count", 1, 16), size: number("size", 0, 1024, 8),
   };
 }
@@ -78,12 +78,38 @@ function menus(offered, prompt, message) {
 async function request(view) {
   say(view.message);
   const { job } = await post("/api/generate", values(view.inputs));
-  sessionStorage.setItem("jobs", JSON.stringify([...jobs(), job].slice(-KEPT)));
-  await follow(view, job);
+  await follow(view, keep(view.page, { job }));
 }
 
-// Shows a job until it ends: a preview, the time left, a stop. view: message, status, stage, signal, and add(state).
-export async function follow(view, job) {
+// The jobs that a page has asked for, the oldest first: {job, and what the page needs besides to show its images}. They
+// outlive a reload and a look at another page, else one could neither be seen nor stopped any more.
+export function jobs(page) {
+  return JSON.parse(sessionStorage.getItem(`jobs of ${page}`) || "[]");
+}
+
+export function keep(page, entry) {
+  sessionStorage.setItem(`jobs of ${page}`, JSON.stringify([...jobs(page), entry].slice(-KEPT)));
+  return entry;
+}
+
+function forget(page, job) {
+  sessionStorage.setItem(`jobs of ${page}`, JSON.stringify(jobs(page).filter((each) => each.job !== job)));
+}
+
+// What stands in the fields of a page outlives the same.
+export function remember({ page, inputs, signal }) {
+  const key = `fields of ${page}`;
+  const written = () => Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, input.value]));
+  const save = () => sessionStorage.setItem(key, JSON.stringify(written()));
+  fill(inputs, JSON.parse(sessionStorage.getItem(key) || "{}"));
+  signal.addEventListener("abort", save);
+  addEventListener("pagehide", save, { signal });
+}
+
+// Shows a job until it ends: a preview, the time left, a stop. view: page, message, status, stage, signal, and
+// add(state, entry), which shows the images that are there.
+export async function follow(view, entry) {
+  const { job } = entry;
   const row = { preview: element("img", { alt: "Preview, synthetic" }), bar: element("progress", { "aria-label": "progress" }),
     told: element("p", { class: "faint" }) };
   const end = () => {
@@ -94,17 +120,29 @@ export async function follow(view, job) {
   const stop = element("button", { type: "button", click: end }, "Stop");
   const figure = element("figure", { class: "working", hidden: true }, row.preview, element("span", { class: "mark" }, "SYNTHETIC"));
   const whole = element("div", {}, figure, row.bar, row.told, stop);
-  view.stage.append(whole);
-  whole.scrollIntoView({ block: "nearest" });
   let step = -1;
   while (!view.signal.aborted) {
-    const state = await get(`/api/jobs/${job}`).catch((error) => ({ state: "failed", images: [], error: error.message }));
-    view.add(state);
+    const state = await get(`/api/jobs/${job}`).catch((error) => error);
+    if (state.status === 404) {
+      forget(view.page, job);
+      if (whole.isConnected) say(view.message, new Error("the studio was started anew and has lost this job; ask for it again"));
+      return whole.remove();
+    }
+    if (state instanceof Error) {
+      row.told.textContent = state.message;
+      await wait(LATER);
+      continue;
+    }
+    view.add(state, entry);
     if (ended(state)) {
       whole.remove();
       view.status.textContent = `${state.state}: ${state.images.length} images`;
       if (state.error) say(view.message, new Error(state.error));
       return;
+    }
+    if (!whole.isConnected) {
+      view.stage.append(whole);
+      whole.scrollIntoView({ block: "nearest" });
     }
     if (state.step > step && state.step) {
       row.preview.src = `/api/jobs/${job}/preview?step=${state.step}`;
@@ -114,8 +152,12 @@ export async function follow(view, job) {
     row.bar.max = state.steps;
     if (step) row.bar.value = step;
     row.told.textContent = words(state);
-    await new Promise((done) => setTimeout(done, OFTEN));
+    await wait(OFTEN);
   }
+}
+
+function wait(milliseconds) {
+  return new Promise((done) => setTimeout(done, milliseconds));
 }
 
 function words(state) {
@@ -129,18 +171,13 @@ function ended(state) {
   return !["waiting", "working"].includes(state.state);
 }
 
-function jobs() {
-  return JSON.parse(sessionStorage.getItem("jobs") || "[]");
-}
-
-function forget(job) {
-  sessionStorage.setItem("jobs", JSON.stringify(jobs().filter((each) => each !== job)));
-}
-
 function add(view, state) {
   for (const made of state.images.filter((each) => !view.shown.has(each.image))) {
     view.shown.add(made.image);
-    const again = () => set(view, { ...made, count: 1 });
+    const again = () => {
+      fill(view.inputs, { ...made, count: 1 });
+      view.inputs.prompt.focus();
+    };
     const url = `/api/images/${made.image}`;
     const told = `${made.prompt}${made.negative_prompt ? ` · not: ${made.negative_prompt}` : ""} · ${made.model}${made.lora ? ` with ${made.lora} at ${made.lora_weight}` : ""}, ${made.sampler}, ${made.steps} steps, guidance ${made.guidance}, seed ${made.seed}, ${made.size} px`;
     view.gallery.prepend(element("li", {}, element(
@@ -153,14 +190,16 @@ function add(view, state) {
   }
 }
 
-function set(view, settings) {
-  for (const [name, input] of Object.entries(view.inputs)) {
-    const value = settings[name] ?? "";
-    if (value === "" && !["negative_prompt", "lora"].includes(name)) continue;
-    if (name === "sampler" && ![...input.options].some((each) => each.value === value)) input.append(element("option", { value }, value));
-    input.value = value;
+// Puts settings into the fields; what is missing there, or is no longer offered, stays as it is, and no LoRA none.
+function fill(inputs, settings) {
+  for (const [name, input] of Object.entries(inputs)) {
+    const value = settings[name];
+    if (value === undefined || (name === "lora_weight" && !settings.lora)) continue;
+    const offers = (word) => [...input.options].some((each) => each.value === word);
+    if (name === "sampler" && !offers(value)) input.append(element("option", { value }, value));
+    if (!input.options || offers(value)) input.value = value;
+    else if (offers("")) input.value = "";
   }
-  view.inputs.prompt.focus();
 }
 
 function restoring(view) {
@@ -169,7 +208,8 @@ function restoring(view) {
       if (!file) return;
       if (!["image/png", "image/jpeg"].includes(file.type)) throw new Error("only a PNG has settings in it");
       const settings = await send("/api/settings", file);
-      set(view, settings);
+      fill(view.inputs, settings);
+      view.inputs.prompt.focus();
       say(view.message, settings.notes ? new Error(`settings restored, but: ${settings.notes}`) : undefined);
     } catch (error) {
       say(view.message, error);

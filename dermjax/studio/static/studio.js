@@ -16,10 +16,13 @@ let leave = () => {};
 async function show() {
   leave();
   const [name, ...rest] = location.hash.slice(1).split("/");
-  const page = PAGES[name] ? name : "generate";
+  const page = Object.hasOwn(PAGES, name) ? name : "generate";
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${page}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.hash !== `#${page}`) link.removeAttribute("aria-current");
+    else {
+      link.setAttribute("aria-current", "page");
+      document.title = `${link.textContent} – dermjax studio`;
+    }
   }
   const place = element("div");
   const ended = new AbortController();
@@ -32,6 +35,13 @@ async function show() {
   }
 }
 
+// Its #main is no page: following it would leave the one that is open.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+// A file that misses its place would be opened by the browser in place of the studio.
+for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 addEventListener("hashchange", async () => {
   await show();
   main.focus();

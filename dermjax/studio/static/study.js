@@ -42,7 +42,8 @@ export async function show(place, signal, study) {
 async function ask(place, signal, study) {
   let { count, next, reader } = await get(`/api/studies/${encodeURIComponent(study)}`);
   const path = `/api/studies/${encodeURIComponent(study)}`;
-  const picture = element("img", { alt: "", load: () => { shown = performance.now(); } });
+  const lost = () => get(`${path}/pictures/${next}`).then(draw, (error) => say(message, error));
+  const picture = element("img", { alt: "", load: () => { shown = performance.now(); }, error: lost });
   const told = element("p", { class: "faint", "aria-live": "polite" });
   const message = element("p", { role: "alert" });
   let shown = 0;
@@ -61,7 +62,7 @@ async function ask(place, signal, study) {
     busy = true;
     try {
       const seconds = (performance.now() - shown) / 1000;
-      ({ next } = await post(`${path}/answers`, { place: next, answer: word, seconds }));
+      ({ next } = await post(`${path}/answers`, { place: next, answer: word, seconds }).catch(caughtUp));
       say(message);
       if (next < count) draw();
       else await result(place, path);
@@ -69,6 +70,13 @@ async function ask(place, signal, study) {
       say(message, error);
     }
     busy = false;
+  }
+
+  // An answer may have been kept though no word of it came back, or have been given in another window.
+  async function caughtUp(error) {
+    const state = await get(path).catch(() => ({ next }));
+    if (state.next === next) throw error;
+    return state;
   }
 
   if (next >= count) return result(place, path);

@@ -1,7 +1,7 @@
 // Transform: choose an image, accept or paint the mask of its lesions, change them, and see before and after measured.
 
 import { choice, dropZone, element, field, get, post, say, send } from "./calls.js";
-import { controls, follow, values } from "./generate.js";
+import { controls, follow, jobs, keep, remember, values } from "./generate.js";
 
 const SIDE = 512; // pixels of the mask that is painted
 const CHANGES = ["larger", "smaller", "more", "pale skin", "light skin", "intermediate skin", "tan skin", "dark skin"];
@@ -16,8 +16,10 @@ export async function show(place, signal, chosen) {
   const [message, stage] = [element("p", { role: "alert" }), element("div")];
   const status = element("p", { role: "status", class: "faint" });
   const gallery = element("ul", { class: "gallery", "aria-label": "Before and after" });
-  const view = { inputs, message, stage, status, gallery, signal, source: null, shown: new Set() };
+  const view = { page: "transform", inputs, message, stage, status, gallery, signal, source: null, shown: new Set() };
+  view.add = (state, entry) => add(view, state, entry);
   view.mask = painter(view);
+  remember(view);
   const guarded = (run) => run().catch((error) => say(message, error));
   const drop = dropZone("Drop a PNG or a JPEG here; it is never saved", "image/png,image/jpeg",
     (file) => file && guarded(() => take(view, () => send("/api/sources", file))));
@@ -39,6 +41,7 @@ export async function show(place, signal, chosen) {
   const right = element("section", { "aria-label": "Change" }, form, status, stage, element("h2", {}, "Before and after"),
     element("p", { class: "faint" }, "What comes out is synthetic, and its file says so. Area, number and tone are measured by a network, which can be wrong; research use only, not a diagnosis."), gallery);
   place.append(element("h1", {}, "Transform"), element("div", { class: "columns" }, left, right));
+  for (const entry of jobs(view.page)) follow(view, entry);
   if (chosen) await guarded(() => take(view, () => post("/api/sources/made", { image: chosen })));
 }
 
@@ -69,8 +72,9 @@ async function picking(view, guarded) {
 
 async function take(view, ask) {
   say(view.message);
-  view.source = await ask();
-  await view.mask.load();
+  view.chosen = ask;
+  const source = await ask();
+  if (view.chosen === ask) await view.mask.load(source); // else another one was chosen meanwhile
 }
 
 // The image with its mask, which is painted by pointer, or by arrows and the space bar.
@@ -81,7 +85,9 @@ function painter(view) {
   const erase = element("input", { name: "erase", type: "checkbox" });
   const told = element("p", { role: "status" });
   const mark = element("span", { class: "mark", hidden: true }, "SYNTHETIC");
-  const [picture, mask] = [new Image(), element("canvas", { width: SIDE, height: SIDE })];
+  let [picture, loads] = [new Image(), 0];
+  let saved = Promise.resolve(); // that the studio has the mask as it is painted
+  const mask = element("canvas", { width: SIDE, height: SIDE });
   const [shown, masked] = [canvas.getContext("2d"), mask.getContext("2d", { willReadFrequently: true })];
   const at = { x: SIDE / 2, y: SIDE / 2, down: false, cursor: false };
 
@@ -108,11 +114,14 @@ function painter(view) {
     draw();
   }
 
-  async function load() {
-    const path = `/api/sources/${view.source.source}`;
-    const proposed = new Image();
-    [picture.src, proposed.src] = [`${path}/picture`, `${path}/mask?${Date.now()}`];
-    await Promise.all([picture.decode(), proposed.decode()]);
+  // Shows an image and its mask; until both are there, the one before stays and is what is painted on.
+  async function load(source) {
+    const path = `/api/sources/${source.source}`;
+    const [number, found, proposed] = [++loads, new Image(), new Image()];
+    [found.src, proposed.src] = [`${path}/picture`, `${path}/mask?${Date.now()}`];
+    await Promise.all([found.decode(), proposed.decode()]);
+    if (number !== loads) return;
+    [view.source, picture, saved] = [source, found, Promise.resolve()];
     masked.globalCompositeOperation = "copy";
     masked.drawImage(proposed, 0, 0, SIDE, SIDE);
     const pixels = masked.getImageData(0, 0, SIDE, SIDE);
@@ -128,15 +137,21 @@ function painter(view) {
     told.textContent = `${kind}: ${words(measured)}; the mask is ${how}.`;
   }
 
-  async function save() {
+  // Strokes reach the studio in their order; a change that is asked for waits for the last.
+  function save() {
+    const { source } = view.source;
     const whites = element("canvas", { width: SIDE, height: SIDE });
     const context = whites.getContext("2d");
     context.drawImage(mask, 0, 0);
     const pixels = context.getImageData(0, 0, SIDE, SIDE);
     for (let n = 0; n < pixels.data.length; n += 4) pixels.data.fill(pixels.data[n + 3] > 127 ? 255 : 0, n, n + 3).fill(255, n + 3, n + 4);
     context.putImageData(pixels, 0, 0);
-    const blob = await new Promise((done) => whites.toBlob(done, "image/png"));
-    tell(await send(`/api/sources/${view.source.source}/mask`, blob), "painted");
+    saved = saved.catch(() => {}).then(async () => {
+      const blob = await new Promise((done) => whites.toBlob(done, "image/png"));
+      const measured = await send(`/api/sources/${source}/mask`, blob);
+      if (view.source.source === source) tell(measured, "painted");
+    });
+    saved.catch((error) => say(view.message, error));
   }
 
   const move = (event) => {
@@ -144,15 +159,18 @@ function painter(view) {
     [at.x, at.y] = [(event.clientX - box.left) * SIDE / box.width, (event.clientY - box.top) * SIDE / box.height];
     if (at.down) dab();
   };
-  const settle = () => save().catch((error) => say(view.message, error));
+  const lift = () => {
+    if (at.down) save();
+    at.down = false;
+  };
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     at.down = true;
     move(event);
   });
   canvas.addEventListener("pointermove", move);
-  canvas.addEventListener("pointerup", () => { at.down = false; settle(); });
-  canvas.addEventListener("pointercancel", () => { at.down = false; });
+  canvas.addEventListener("pointerup", lift);
+  canvas.addEventListener("pointercancel", lift);
   canvas.addEventListener("keydown", (event) => {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!way && ![" ", "e"].includes(event.key)) return;
@@ -161,7 +179,7 @@ function painter(view) {
     if (event.key === "e") erase.checked = !erase.checked;
     if (event.key !== " ") return draw();
     dab();
-    settle();
+    save();
   });
   canvas.addEventListener("focus", () => { at.cursor = canvas.matches(":focus-visible"); draw(); });
   canvas.addEventListener("blur", () => { at.cursor = false; draw(); });
@@ -170,21 +188,27 @@ function painter(view) {
     told.textContent = "Paint where the lesions are. Until you do, the last mask is used.";
     draw();
   };
-  const again = () => load().catch((error) => say(view.message, error));
+  const again = () => load(view.source).catch((error) => say(view.message, error));
   const buttons = element("div", { class: "buttons" }, element("button", { type: "button", click: clear }, "Clear the mask"),
     element("button", { type: "button", click: again }, "Back to the last mask"));
   const whole = element("div", { hidden: true, class: "painter" }, element("h2", {}, "Mask"),
     element("figure", {}, canvas, mark), told,
     element("div", { class: "pair" }, field("Brush", brush), element("label", { class: "check" }, erase, "erase")), buttons);
-  return { whole, load };
+  // Resolves once the studio has what is painted; what was not saved is sent once more.
+  const settled = () => saved.catch(() => {
+    save();
+    return saved;
+  });
+  return { whole, load, settled };
 }
 
 async function request(view) {
   say(view.message);
   if (!view.source) throw new Error("choose an image first");
-  const { job } = await post("/api/transform", { ...values(view.inputs), source: view.source.source });
-  const from = view.source;
-  await follow({ ...view, add: (state) => add(view, state, from) }, job);
+  const { source, synthetic } = view.source;
+  await view.mask.settled();
+  const { job } = await post("/api/transform", { ...values(view.inputs), source });
+  await follow(view, keep(view.page, { job, source, synthetic }));
 }
 
 function words({ count, area, ita }) {
