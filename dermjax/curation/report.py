@@ -59,7 +59,7 @@ class Steering:
 def page(curated: Manifest, rules: Sequence[Rule], training_images: int, config: Mapping) -> str:
     """The HTML of the page, which loads nothing from outside.
 
-    config: of `curate`; size and thresholds as used, gallery: images a section, hits: a rule.
+    config: of `curate`; sample, size and thresholds as used, gallery: images a section, hits: a rule.
     """
     gallery, hits = config["gallery"], config["hits"]
     rejected = [record for record in curated.records if not record.kept]
@@ -91,6 +91,7 @@ def page(curated: Manifest, rules: Sequence[Rule], training_images: int, config:
         verdicts=[_verdict(curated, record) for record in curated.records if "verdict" in record.attributes],
         steering=[row.cells() for row in steering(curated.records, curated.labels)],
         training_images=training_images,
+        sample=config["sample"],
     )
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from dermjax.config_file import preset
 from dermjax.curation import report
-from dermjax.data.records import Record
+from dermjax.data.records import Manifest, Record
 
 LABELS = ("benign", "malignant")
 
@@ -36,3 +37,11 @@ def test_what_nothing_asks_for_has_no_figure():
     alone = [record(0, "a mole", "Euler"), record(1, "a mole, dark skin", "Euler")]
     assert report.steering(alone, LABELS) == []
     assert report.steering([], LABELS) == []
+
+
+def test_the_page_says_how_many_training_images_limits_were_learnt_from(tmp_path):
+    """A sample of them; copies alone are looked for among all."""
+    curated = Manifest(labels=LABELS, root=tmp_path, records=())
+    config = preset("curate", "demo").to_dict() | {"sample": 500}
+    assert "learnt from 500 of 2400 real training images" in report.page(curated, (), 2400, config)
+    assert "learnt from 40 of 40 real training images" in report.page(curated, (), 40, config)

@@ -168,6 +168,8 @@ def test_the_page_stands_alone_and_says_what_it_must(finished):
         assert words in page, words
     assert "90.74 % → 93.03 %" in page and "70.33 % → 73.58 %" in page
     assert "n&nbsp;" in page or "n = 60" in page
+    assert "each classifier was trained once" in page and "demo of this size" not in page  # whatever its size is
+    assert "p&nbsp;=&nbsp;0.000" not in page
     assert "camera &lt;b&gt;" in page  # names from outside are text, never markup
 
 
