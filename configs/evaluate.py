@@ -25,9 +25,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant == "images":
         config.title = "Synthetic lesions beside real ones"
         config.name = ""  # in the line for a table of generators; "" is the workdir's
-        config.real = (
-            ""  # manifest of real images: train is what the generator saw, validation and test what it did not
-        )
+        config.real = ""  # manifest of real images: the generator saw train, and neither validation nor test
         config.synthetic = ""  # manifest of the images that it made; those that curation rejected are left out
         # the network: a folder of DINOv2 (the protocol's), another ViT, MobileNetV2 or transformers' CLIP, or the file
         # of the InceptionV3 of the Frechet inception distance, pt_inception-2015-12-05
@@ -39,12 +37,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
         # of as many images as both have
         config.compare = ""
         config.table = ""  # file of lines of several sets, that this one's is added to; "" is none
-        config.model = (
-            ""  # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" is no
-        )
-        config.prompt = (
-            ""  # that it was tuned with, {label} for the class; "" takes that of the run that left the model
-        )
+        # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" asks none. The prompt
+        # that it was tuned with, {label} for the class; "" takes that of the run that left the model
+        config.model = ""
+        config.prompt = ""
         config.size = 0  # pixels that it was tuned at; 0 is its own
         config.draws = 8  # noises that it is asked at
         config.seed = 0

@@ -144,9 +144,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "ema_decay": 0.99,
         "size": 0,  # pixels; 0 is that of the images
     }
-    config.words = (
-        ConfigDict()
-    )  # new words to learn, {"<dysplastic>": "mole"}; --placeholder_token, --initializer_token
+    # new words to learn, {"<dysplastic>": "mole"}; textual_inversion.py's --placeholder_token, --initializer_token
+    config.words = ConfigDict()
     config.vectors = 1  # of each new word; --num_vectors, kohya --num_vectors_per_token
     config.prompts = {  # --instance_prompt of each class; "a {label} mole[ on {skin_tone.group} skin]" is filled in
         "benign": "benign mole",
@@ -162,9 +161,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
     }
     config.size = 512  # --resolution; 0 is the model's own
     config.encode_batch = 8  # kohya --vae_batch_size
-    config.cache = (
-        ""  # folder of latents and contexts that runs share; "" is the run's own; kohya --cache_latents_to_disk
-    )
+    # folder of latents and contexts that runs share; "" is the run's own; kohya --cache_latents_to_disk
+    config.cache = ""
     config.seed = 0  # --seed
     config.steps = 155_880  # --max_train_steps
     config.batch = 2  # --train_batch_size times the number of devices
@@ -172,7 +170,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.rate = 1e-4  # --learning_rate, kohya --unet_lr; 1 for prodigy
     config.text_rate = 1.0  # the text encoder's share of the rate; kohya --text_encoder_lr divided by --unet_lr
     config.warmup = 500  # --lr_warmup_steps
-    config.schedule = "constant"  # or "cosine", "linear"; --lr_scheduler
+    # --lr_scheduler: "constant", which is their constant_with_warmup as their constant takes no warmup, "cosine", which
+    # ends at a hundredth of the rate, or "linear"
+    config.schedule = "constant"
     config.weight_decay = 0.01  # --adam_weight_decay
     config.clip = 1.0  # --max_grad_norm; 0 is off
     config.ema_decay = 0.0  # an average of the parameters; 0 is none; diffusers' --use_ema
@@ -180,7 +180,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "timestep_bias": 1.0,  # above 1 high noise comes more often; diffusers' --timestep_bias_strategy=later
         "snr_gamma": 0.0,  # --snr_gamma, kohya --min_snr_gamma; 5 is its paper's, 0 off
         "offset_noise": 0.0,  # kohya --noise_offset; 0.05 to 0.1 for darker and lighter images
-        "huber": 0.0,  # kohya --loss_type=huber --huber_c: the c of the pseudo-Huber loss; 0 is the square (l2)
+        # kohya --loss_type=huber --huber_schedule=constant --huber_c: the c of the pseudo-Huber loss; 0 is the square
+        "huber": 0.0,
         "prompt_dropout": 0.0,  # kohya --caption_dropout_rate
     }
     # parts that a batch is taken in to save memory; --gradient_accumulation_steps, which multiplies the batch instead

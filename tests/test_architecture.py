@@ -1,4 +1,4 @@
-"""The house of DESIGN.md section 2, checked: who may import whom, and the rules that keep files small and honest."""
+"""The house, checked: who may import whom, and the rules that keep files small and honest."""
 
 import ast
 import graphlib
