@@ -114,8 +114,9 @@ def state(path: Path) -> str:
     """running, finished where what its stage leaves at last is there, else stopped."""
     if run_folder.is_locked(path):
         return "running"
-    trials, made = config_of(path).get("trials"), _read(path / RESULTS).get("trials")
+    trials = config_of(path).get("trials")
     if type(trials) is int:  # of `sweep`, which writes its files after each
+        made = _read(path / RESULTS).get("trials")
         return "finished" if isinstance(made, list) and len(made) >= trials else "stopped"
     left = LEFT - ({REPORT} if (path / METRICS).exists() else set())
     return "finished" if any((path / name).exists() for name in left) else "stopped"

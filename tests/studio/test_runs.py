@@ -7,6 +7,7 @@ import os
 from PIL import Image
 
 from dermjax import config_file
+from dermjax.studio import runs as runs_of
 
 
 def listed(client):
@@ -54,6 +55,14 @@ def test_a_sweep_is_finished_by_its_last_trial(client, runs):
     for count, state in ((0, "stopped"), (5, "stopped"), (6, "finished")):
         (runs / "sweep" / "results.json").write_text(json.dumps({"trials": [{}] * count}))
         assert listed(client)["sweep"]["state"] == state
+
+
+def test_the_state_of_a_run_needs_no_results_of_megabytes(client, runs, monkeypatch):
+    """The list is asked for every two seconds by every window; those of `sweep` alone say how far it is."""
+    (runs / "prepare" / "results.json").write_text("{}")
+    said = []
+    monkeypatch.setattr(runs_of, "_read", lambda file: said.append(file.name) or {})
+    assert listed(client)["prepare"]["state"] == "finished" and "results.json" not in said
 
 
 def test_a_run_that_is_at_work_says_so(client, runs):
