@@ -110,13 +110,22 @@ class Made:
         return f"synthetic_{model}_{self.generation['seed']}"
 
 
+@dataclass(frozen=True)
+class Held:
+    """The model on the devices: its name and digest, the digest ("" for none) and weight of the LoRA in it."""
+
+    model: tuple[str, str]
+    lora: tuple[str, float]
+    renderer: Renderer
+
+
 class Studio:
     """One model at a time, on the devices, and the gallery."""
 
     def __init__(self, folder: Folder, queue: Queue):
         self.folder, self.queue = folder, queue
         self.gallery: OrderedDict[str, Made] = OrderedDict()
-        self.held: tuple[str, tuple, Renderer] | None = None  # name, digests, renderer of the last model
+        self.held: Held | None = None
         self.job: Job | None = None  # that the renderer works for
         self.before = 0  # steps of the images of the job that are made
         self.lock = threading.Lock()
@@ -297,18 +306,19 @@ class Studio:
         """The model that is held, or another in its place; what is compiled for a model serves every LoRA on it."""
         path = self._paths()[model]
         file = self._loras()[adapter] if adapter else ""
-        digests = (model_files.digest(model_files.locate(path)), lora.digest(Path(file)) if file else "", weight)
-        if self.held and self.held[:2] == (model, digests):
-            return self.held[2]
-        before, self.held = self.held, None  # before the next one is loaded: there is memory for one
-        same = before and (before[0], before[1][0]) == (model, digests[0])
-        functions = (before[2].functions, before[2].compiled, before[2].watch) if same else None
-        del before
+        wanted = (model, model_files.digest(model_files.locate(path)))
+        with_lora = (lora.digest(Path(file)) if file else "", weight)
+        compiled = None
+        if self.held and self.held.model == wanted:
+            if self.held.lora == with_lora:
+                return self.held.renderer
+            compiled = (self.held.renderer.watch, self.held.renderer.functions, self.held.renderer.compiled)
+        self.held = None  # before the next one is loaded: there is memory for one
         placed = load_model(path, file, weight, (), "refuse", "").placed()
-        renderer = Renderer(placed, functions[2] if functions else self._watch(placed))
-        if functions:
-            renderer.functions, renderer.compiled = functions[:2]
-        self.held = (model, digests, renderer)
+        renderer = Renderer(placed, compiled[0] if compiled else self._watch(placed))
+        if compiled:
+            _, renderer.functions, renderer.compiled = compiled
+        self.held = Held(wanted, with_lora, renderer)
         return renderer
 
     def _watch(self, placed: Model) -> Callable[[Denoiser, Ladder], Denoiser]:

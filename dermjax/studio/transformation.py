@@ -23,6 +23,7 @@ from dermjax.data import digests, images
 from dermjax.data.imaging.segmentation import Segmentation, measure_mask
 from dermjax.data.records import Record
 from dermjax.diffusion import ladders
+from dermjax.errors import UserError
 from dermjax.sampling import provenance
 from dermjax.sampling.init_images import InitImage, InitImages
 from dermjax.sampling.requests import Request
@@ -33,8 +34,8 @@ from dermjax.studio.folder import Folder
 from dermjax.studio.generation import LABEL, Made, Studio
 from dermjax.studio.jobs import Job
 from dermjax.studio.uploads import decoded, digest, open_upload, other_text, own_text
-from dermjax.transformation import jobs as planned
 from dermjax.transformation import measures
+from dermjax.transformation.jobs import Job as PlannedJob
 from dermjax.transformation.jobs import Subject, plan_job
 from dermjax.transformation.report import Outcome
 from dermjax.transformation.run import pasted
@@ -67,6 +68,28 @@ class Source:
         """What is shown of it: number, area and tone of its lesions, how sure the mask is, whether it is synthetic."""
         measure = asdict(measures.measure(self.lesions))
         return measure | {"certainty": round(self.lesions.certainty, 3), "synthetic": self.record.synthetic}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is asked for: the source, a request an image, and the values of FIELDS."""
+
+    source: Source
+    requests: tuple[Request, ...]
+    asked: dict[str, Any]
+
+    def planned(self, side: int) -> dict[Request, PlannedJob]:
+        """What the stage would plan for each image of `side` pixels, all from one sketch, by its request."""
+        pixels = images.load_any(self.source.pixels, side)
+        mask = np.asarray(Image.fromarray(self.source.lesions.mask).resize((side, side)))
+        lesions = measure_mask(pixels, mask)
+        if not lesions.count:
+            raise UserError(f"the lesions are too small to be seen at {side} px; give a larger side, or paint more")
+        subject = Subject(self.source.record, pixels, lesions, measures.measure(lesions))
+        transformation, factor, strength = (self.asked[name] for name in ("transformation", "factor", "strength"))
+        first = plan_job(subject, transformation, "inpaint", TEMPLATE, factor, strength, self.requests[0], {})
+        jobs = [replace(first, request=replace(first.request, seed=each.seed)) for each in self.requests]
+        return {each.request: each for each in jobs}
 
 
 class Transformations:
@@ -115,65 +138,43 @@ class Transformations:
         self.sources[source] = replace(known, lesions=measure_mask(known.pixels, mask))
         return self.sources[source].measured()
 
-    def submit(self, *, client: str, source: str, transformation: str, factor: float, strength: float, model: str,
-               lora: str, lora_weight: float, size: int, count: int, **given: Any) -> dict:  # fmt: skip
-        """Puts a change into the queue, `count` images with seeds that count up."""
+    def submit(self, *, client: str, source: str, count: int, **asked: Any) -> dict:
+        """Puts a change into the queue: `count` images with seeds that count up, `asked` for by the other FIELDS."""
         known = self._get(source)
         if not known.lesions.count:
             raise Refused("no lesion is seen in this image; paint the mask")
-        self.studio.check(model, lora)
-        ladders.walked_steps(given["steps"], strength)
-        seeds = [(given["seed"] + n) % (LARGEST_SEED + 1) for n in range(count)]
-        asked = [generation.request_of(given | {"prompt": "", "seed": seed}, 0) for seed in seeds]
-        work = partial(self._make, source=known, names=(model, lora), weight=lora_weight if lora else 0.0,
-                       change=(transformation, factor, strength), asked=asked, size=size)  # fmt: skip
-        job = self.studio.queue.put(Job(client=client, work=work, total=count * given["steps"]))
+        self.studio.check(asked["model"], asked["lora"])
+        ladders.walked_steps(asked["steps"], asked["strength"])
+        seeds = [(asked["seed"] + n) % (LARGEST_SEED + 1) for n in range(count)]
+        requests = [generation.request_of(asked | {"prompt": "", "seed": seed}, 0) for seed in seeds]
+        change = Change(known, tuple(requests), asked)
+        total = count * asked["steps"]
+        job = self.studio.queue.put(Job(client=client, work=partial(self._make, change=change), total=total))
         return self.studio.state(job.key)
 
-    def _make(
-        self, job: Job, *, source: Source, names: tuple[str, str], weight: float, change: tuple[str, float, float],
-        asked: list[Request], size: int,
-    ) -> None:  # fmt: skip
+    def _make(self, job: Job, *, change: Change) -> None:
         """The work of a job, in the queue's thread."""
         self.studio.begin(job)
-        renderer = self.studio.renderer(*names, weight)
-        side = renderer.model.size(size)
-        transformation, factor, strength = change
-        pixels = images.load_any(source.pixels, side)
-        mask = np.asarray(Image.fromarray(source.lesions.mask).resize((side, side)))
-        lesions = measure_mask(pixels, mask)
-        subject = Subject(source.record, pixels, lesions, measures.measure(lesions))
-        first = plan_job(subject, transformation, "inpaint", TEMPLATE, factor, strength, asked[0], {})
-        changed = [replace(first, request=replace(first.request, seed=each.seed)) for each in asked]
-        jobs, sketch = {each.request: each for each in changed}, first.sketch
+        asked = change.asked
+        renderer = self.studio.renderer(asked["model"], asked["lora"], asked["lora_weight"] if asked["lora"] else 0.0)
+        side, strength = renderer.model.size(asked["size"]), asked["strength"]
+        planned = change.planned(side)
+        places = {request: place for place, request in enumerate(planned)}
+        sketch = next(iter(planned.values())).sketch
         with tempfile.TemporaryDirectory() as name:
             files = {"init_image": Path(name) / "sketch.png", "init_mask": Path(name) / "region.png"}
             files["init_image"].write_bytes(images.encode_png(sketch.image))
             files["init_mask"].write_bytes(measures.mask_png(sketch.region))
             hashes = {each: digests.sha256(path) for each, path in files.items()}
-            init = InitImages(dict.fromkeys(jobs, InitImage(*files.values(), hashes)), strength)
+            init = InitImages(dict.fromkeys(planned, InitImage(*files.values(), hashes)), strength)
 
             def write(request: Request, image: np.ndarray) -> None:
-                known = renderer.model.digests | init.provenance(request)
-                made = self._made(jobs[request], image, provenance.generation(request, side, known))
-                place = list(jobs).index(request)
-                self.studio.keep(job, Made(*made[:2], *names, place, made[2]))
+                of_model = renderer.model.digests | init.provenance(request)
+                png, said, known = _finished(planned[request], image, provenance.generation(request, side, of_model))
+                self.studio.keep(job, Made(png, said, asked["model"], asked["lora"], places[request], known))
 
-            self.studio.sample(job, renderer, init, list(jobs), side, write)
+            self.studio.sample(job, renderer, init, list(planned), side, write)
         job.step = job.total
-
-    @staticmethod
-    def _made(change: planned.Job, image: np.ndarray, generation: dict) -> tuple[bytes, dict, dict]:
-        """A transformed image: its PNG, its generation, and what its record says of it, as the stage's does."""
-        image, source = pasted(change, image), change.subject.record
-        after = measures.measure(segment(image))
-        outside = measures.decibels(change.subject.pixels, image, ~change.sketch.region)
-        met = measures.met(change.transformation, change.subject.measure, after, TOLERANCE)
-        outcome = Outcome(change, change.subject.measure, after, met, 1, outside).as_json()
-        generation |= {"transformation": change.description}
-        known = {"label": source.label, "lesion_id": source.lesion_id, "patient_id": source.patient_id}
-        known |= {"licence": source.licence or provenance.USE, "attributes": {"transformation": outcome}}
-        return provenance.png(image, generation), generation, known
 
     def _keep(self, pixels: np.ndarray, record: Record) -> dict:
         key, source = secrets.token_urlsafe(12), Source(pixels, segment(pixels), record)
@@ -186,6 +187,19 @@ class Transformations:
         if key not in self.sources:
             raise Refused("this image is no longer kept; choose it again", 404)
         return self.sources[key]
+
+
+def _finished(job: PlannedJob, image: np.ndarray, generation: dict) -> tuple[bytes, dict, dict]:
+    """A transformed image: its PNG, its generation, and what its record says of it, as the stage's does."""
+    image, source = pasted(job, image), job.subject.record
+    after = measures.measure(segment(image))
+    outside = measures.decibels(job.subject.pixels, image, ~job.sketch.region)
+    met = measures.met(job.transformation, job.subject.measure, after, TOLERANCE)
+    outcome = Outcome(job, job.subject.measure, after, met, 1, outside).as_json()
+    generation |= {"transformation": job.description}
+    known = {"label": source.label, "lesion_id": source.lesion_id, "patient_id": source.patient_id}
+    known |= {"licence": source.licence or provenance.USE, "attributes": {"transformation": outcome}}
+    return provenance.png(image, generation), generation, known
 
 
 def _record(name: str, sha256: str, manipulation: str, told: dict) -> Record:

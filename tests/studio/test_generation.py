@@ -229,13 +229,13 @@ def test_what_is_warmed_is_what_an_untouched_page_asks_for(studio, monkeypatch):
     warmed.warm()
     while warmed.queue.waiting or any(each.state == "working" for each in warmed.queue.jobs.values()):
         time.sleep(0.05)
-    compiled = dict(warmed.held[2].compiled)
+    compiled = dict(warmed.held.renderer.compiled)
     asked = {name: each.default for name, each in generation.FIELDS.items()} | {"count": 1}
     state = warmed.submit(client="", **asked)
     while state["state"] in ("waiting", "working"):
         time.sleep(0.05)
         state = warmed.state(state["job"])
-    assert state["state"] == "done" and len(compiled) == 1 and warmed.held[2].compiled.keys() == compiled.keys()
+    assert state["state"] == "done" and len(compiled) == 1 and warmed.held.renderer.compiled.keys() == compiled.keys()
 
 
 def test_a_stop_leaves_out_the_images_that_are_left(studio):

@@ -73,6 +73,16 @@ def test_what_cannot_be_transformed_is_refused_in_one_sentence(studio):
     assert studio.post("/api/sources", content=b"GIF89a", headers={"content-type": "image/png"}).status_code == 415
 
 
+def test_lesions_that_vanish_at_the_side_that_is_asked_for_are_said_to(studio):
+    """A stroke that was nearly erased; without lesions no change can be measured."""
+    key = sent(studio, "/api/sources", lesion()).json()["source"]
+    speck = np.zeros((512, 512, 3), np.uint8)
+    speck[253, 253] = 255
+    assert sent(studio, f"/api/sources/{key}/mask", speck).json()["count"] == 1
+    state = studio.ended(studio.post("/api/transform", json=ASKED | {"source": key}).json()["job"])
+    assert state["state"] == "failed" and "too small to be seen at 64 px" in state["error"]
+
+
 def test_only_training_images_of_a_manifest_are_taken(runs, client):
     sha = [each.sha256 for each in records.read(runs / "prepare").records]
     taken = client.post("/api/sources/listed", json={"manifest": "prepare", "sha256": sha[0]})
