@@ -250,6 +250,37 @@ def test_the_link_to_the_page_stays_on_it_and_a_file_beside_its_place_opens_noth
     assert not alone.evaluate("document.body.dispatchEvent(new Event('drop', {bubbles: true, cancelable: true}))")
 
 
+def test_a_verdict_that_is_refused_holds_up_no_other(alone):
+    """Its image may have left the manifest since; the page would try for ever, and save nothing after it."""
+    images = [{"sha256": each, "image": f"{each}.png", "label": "mole", "split": "train", "synthetic": True,
+               "rejected": ["blur"], "scores": {}, "verdict": "none", "why": ""} for each in "ab"]  # fmt: skip
+    alone.answers |= {
+        "GET /api/runs": {"runs": [{"name": "generate", "manifest": True}]},
+        "GET /api/review/images": {"images": images, "reasons": ["blur", "hairs"], "training": "generate"},
+        "GET /api/review/picture": picture(),
+        "GET /api/review/nearest": {"sha256": "c", "label": "mole", "bits": 12},
+        "POST /api/review/verdicts": lambda request: (
+            ({"error": "there is no such image in this manifest"}, 404)
+            if request.post_data_json["sha256"] == "a"
+            else {"saved": True}
+        ),
+    }
+    alone.goto("http://studio.test/#review/generate")
+    alone.fill("[name=by]", "Ada")
+    alone.press("[name=by]", "Enter")
+    alone.wait_for_selector("text=12 of 256 bits differ; a copy")
+    alone.keyboard.press("k")
+    alone.wait_for_selector("text=not saved: there is no such image")
+    alone.wait_for_selector("img[data-ready][alt*='b.png']")
+    alone.keyboard.press("2")
+    alone.wait_for_selector("text=1 judged, all saved")
+    alone.keyboard.press("z")
+    alone.wait_for_selector("text=0 judged, all saved")
+    sent = [route.request.post_data_json for route in alone.asked if route.request.method == "POST"]
+    assert [(each["sha256"], each["verdict"], each["why"]) for each in sent] == [
+        ("a", "keep", ""), ("b", "reject", "hairs"), ("b", "none", "")]  # fmt: skip
+
+
 def test_a_reader_goes_on_where_no_word_of_an_answer_came_back(alone):
     state = {"study": "key", "reader": "Ada", "count": 4, "next": 0}
     alone.answers |= {"GET /api/studies/key": lambda request: state, "POST /api/studies/key/answers": ({}, 503)}

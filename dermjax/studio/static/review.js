@@ -4,6 +4,8 @@ import { choice, download, dropZone, element, field, get, post, say, send } from
 
 const COPY = 20; // bits that a copy may differ by
 const AHEAD = 8; // pictures that are fetched before they are needed
+const LATER = 1000; // milliseconds to what did not succeed
+const REFUSALS = [400, 403, 404]; // of a verdict that no second try would save
 // Verdicts reach the disk in the order of the keys, also after one has left for another part of the page.
 const saving = { chain: Promise.resolve(), left: 0, tell: () => {} };
 addEventListener("beforeunload", (event) => saving.left && event.preventDefault());
@@ -81,166 +83,214 @@ fo.launch_app(data)`))),
 async function review(place, signal, manifest, by) {
   const { images, reasons, training } = await get("/api/review/images", { manifest, by });
   if (!images.length) throw new Error("this manifest has no images");
-  const state = { at: Math.max(images.findIndex((each) => each.verdict === "none"), 0), past: [], drawn: -1, seen: -1 };
-  const pictures = new Map(); // number -> promise of its address, those near the one on the screen
   const names = (await get("/api/runs")).runs.filter((run) => run.manifest).map((run) => run.name);
-  const beside = choice("training", ["none", ...names], training);
-  const view = parts(beside);
-  beside.addEventListener("change", () => near(images[state.at]));
   review.ended?.abort();
   review.ended = new AbortController();
-  const until = AbortSignal.any([signal, review.ended.signal]);
-  let asking = new AbortController(); // of the nearest image, for one image at a time
-  const url = (each) => `/api/review/picture?${new URLSearchParams({ manifest, sha256: each.sha256 })}`;
+  const view = parts(choice("training", ["none", ...names], training));
+  const session = new Session(view, manifest, by, images, AbortSignal.any([signal, review.ended.signal]));
+  session.listen(reasons);
+  place.replaceChildren(view.whole);
+  document.activeElement?.blur();
+  session.draw();
+}
 
-  function fetched(number) {
-    if (!pictures.has(number)) {
-      const picture = fetch(url(images[number])).then((answer) => {
+function address(manifest, sha256) {
+  return `/api/review/picture?${new URLSearchParams({ manifest, sha256 })}`;
+}
+
+// Sends a verdict on an image after all that were given before it, and again until it is kept; one that is refused, as
+// where the image has left its manifest, is none, and holds up no other.
+function save(image, verdict) {
+  saving.left += 1;
+  saving.chain = saving.chain.then(async () => {
+    const sent = () => post("/api/review/verdicts", verdict).catch((error) => error);
+    let answer = await sent();
+    while (answer instanceof Error && !REFUSALS.includes(answer.status)) {
+      saving.tell(new Error(`not saved yet, trying again: ${answer.message}`));
+      await wait(LATER);
+      answer = await sent();
+    }
+    saving.left -= 1;
+    if (!(answer instanceof Error)) return saving.tell();
+    Object.assign(image, { verdict: "none", why: "" });
+    saving.tell(new Error(`not saved: ${answer.message}`));
+  });
+}
+
+function wait(milliseconds) {
+  return new Promise((done) => setTimeout(done, milliseconds));
+}
+
+// The pictures of a manifest; those after the one on the screen are fetched before they are needed.
+class Pictures {
+  constructor(manifest, images) {
+    [this.manifest, this.images, this.kept] = [manifest, images, new Map()]; // kept: number -> promise of its address
+  }
+
+  get(number) {
+    if (!this.kept.has(number)) {
+      const picture = fetch(address(this.manifest, this.images[number].sha256)).then((answer) => {
         if (!answer.ok) throw new Error("this image cannot be shown");
         return answer.blob();
-      });
-      pictures.set(number, picture.then(URL.createObjectURL));
-      pictures.get(number).catch(() => pictures.delete(number));
+      }).then(URL.createObjectURL);
+      picture.catch(() => this.kept.delete(number));
+      this.kept.set(number, picture);
     }
-    return pictures.get(number);
+    return this.kept.get(number);
   }
 
-  // No verdict counts before its image is on the screen, see judge().
-  async function look() {
-    const number = state.at;
-    asking.abort();
-    state.seen = -1;
-    delete view.picture.dataset.ready;
-    for (const [n, picture] of pictures) {
+  keepAround(number) {
+    for (const [n, picture] of this.kept) {
       if (n >= number - 2 && n <= number + AHEAD) continue;
-      pictures.delete(n);
+      this.kept.delete(n);
       picture.then(URL.revokeObjectURL, () => {});
     }
-    for (let n = number + 1; n <= number + AHEAD && n < images.length; n++) fetched(n).catch(() => {});
-    try {
-      const found = await fetched(number);
-      if (state.at !== number) return;
-      view.picture.src = found;
-      await view.picture.decode();
-      if (state.at !== number) return;
-      state.seen = number;
-      view.picture.dataset.ready = "";
-      near(images[number]);
-    } catch (error) {
-      if (state.at !== number || until.aborted) return;
-      say(view.message, error);
-      setTimeout(() => state.at === number && state.seen !== number && !until.aborted && look(), 1000);
-    }
+    for (let n = number + 1; n <= number + AHEAD && n < this.images.length; n++) this.get(n).catch(() => {});
+  }
+}
+
+// The nearest training image, beside the image under review once that has stayed on the screen for a moment; asked for
+// again while the studio still reads the training images.
+class Nearest {
+  constructor(view, manifest, ended) {
+    [this.view, this.manifest, this.ended, this.asking] = [view, manifest, ended, new AbortController()];
   }
 
-  // The nearest training image, side by side, once the image has stayed on the screen for a moment; asked again while
-  // the studio still reads the training images.
-  async function near(each) {
-    asking.abort();
-    asking = new AbortController();
-    const ended = AbortSignal.any([until, asking.signal]);
-    const of = beside.value;
-    view.near.hidden = of === "none";
-    if (of === "none") return;
-    await new Promise((done) => setTimeout(done, 150));
+  stop() {
+    this.asking.abort();
+  }
+
+  async show(sha256) {
+    this.stop();
+    this.asking = new AbortController(); // for one image at a time
+    const { view, manifest } = this;
+    const [training, ended] = [view.beside.value, AbortSignal.any([this.ended, this.asking.signal])];
+    view.near.hidden = training === "none";
+    if (view.near.hidden) return;
+    await wait(150);
     if (ended.aborted) return;
     view.nearest.textContent = "Looking for the nearest training image …";
     try {
-      const found = await get("/api/review/nearest", { manifest, sha256: each.sha256, training: of }, ended);
-      view.other.src = `/api/review/picture?${new URLSearchParams({ manifest: of, sha256: found.sha256 })}`;
+      const found = await get("/api/review/nearest", { manifest, sha256, training }, ended);
+      view.other.src = address(training, found.sha256);
       view.other.alt = `The nearest training image, ${found.label}`;
-      view.nearest.textContent = `The nearest of ${of}: ${found.bits} of 256 bits differ${found.bits <= COPY ? "; a copy" : ""}`;
+      view.nearest.textContent = `The nearest of ${training}: ${found.bits} of 256 bits differ${found.bits <= COPY ? "; a copy" : ""}`;
     } catch (error) {
       if (ended.aborted) return;
       view.nearest.textContent = error.message;
-      if (error.status === 503) setTimeout(() => ended.aborted || near(each), 1000);
+      if (error.status === 503) setTimeout(() => ended.aborted || this.show(sha256), LATER);
+    }
+  }
+}
+
+// One person's way through the images of a manifest.
+class Session {
+  constructor(view, manifest, by, images, ended) {
+    Object.assign(this, { view, manifest, by, images, ended });
+    this.at = Math.max(images.findIndex((each) => each.verdict === "none"), 0); // the image that it is at
+    [this.drawn, this.seen, this.past] = [-1, -1, []]; // the one that is drawn, is on the screen; verdicts to undo
+    this.pictures = new Pictures(manifest, images);
+    this.nearest = new Nearest(view, manifest, ended);
+  }
+
+  get image() {
+    return this.images[this.at];
+  }
+
+  // Its buttons and keys, and what it tells of saving, until it has ended.
+  listen(reasons) {
+    const { view, ended } = this;
+    const actions = {
+      k: () => this.judge("keep"), x: () => this.judge("reject"), u: () => this.judge("unsure"), z: () => this.undo(),
+      ArrowLeft: () => this.move(-1), ArrowRight: () => this.move(1), " ": () => view.picture.classList.toggle("zoomed"),
+    };
+    for (const [n, reason] of reasons.entries()) actions[n + 1] = () => this.judge("reject", reason);
+    document.addEventListener("keydown", (event) => {
+      const typing = event.target.closest("input, select, textarea");
+      const pressing = event.key === " " && event.target.closest("button, a, summary");
+      if (!actions[event.key] || typing || pressing || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      if (!event.repeat || event.key.startsWith("Arrow")) actions[event.key](); // a held key judges one image
+    }, { signal: ended });
+    const button = (key, title, shown = key) =>
+      element("button", { type: "button", click: () => actions[key]() }, `${title} `, element("kbd", {}, shown));
+    view.buttons.replaceChildren(
+      button("k", "Keep"), button("x", "Reject"), button("u", "Unsure"), button("z", "Undo"), button("ArrowLeft", "Back", "←"),
+      button("ArrowRight", "Next", "→"), button(" ", "Zoom", "space"));
+    view.reasons.replaceChildren(...reasons.map((reason, n) => button(`${n + 1}`, reason.replace("_", " "))));
+    view.beside.addEventListener("change", () => this.nearest.show(this.image.sha256));
+    saving.tell = (error) => {
+      say(view.message, error);
+      this.draw();
+    };
+  }
+
+  draw() {
+    const { view, image } = this;
+    if (this.drawn !== this.at) this.look();
+    this.drawn = this.at;
+    view.picture.alt = `${image.synthetic ? "Synthetic" : "Real"} ${image.label}, ${image.image}`;
+    view.name.textContent = image.image;
+    view.kind.textContent = `${image.synthetic ? "SYNTHETIC" : "real"} · ${image.label}`;
+    view.why.textContent = image.rejected.length ? `Rules speak against it: ${image.rejected.join(", ")}` : "No rule speaks against it.";
+    view.scores.replaceChildren(...Object.entries(image.scores).map(([name, score]) => element("li", {}, `${name} ${score}`)));
+    view.verdict.textContent = image.verdict === "none" ? "no verdict yet" : [image.verdict, image.why].filter(Boolean).join(": ");
+    view.verdict.className = `verdict ${image.verdict}`;
+    const judged = this.images.filter((each) => each.verdict !== "none").length;
+    view.count.textContent = `Image ${this.at + 1} of ${this.images.length}; ${judged} judged, ${saving.left ? `${saving.left} being saved` : "all saved"}`;
+    [view.bar.max, view.bar.value] = [this.images.length, judged];
+  }
+
+  // Brings the image to the screen; no verdict counts before it is there, see judge().
+  async look() {
+    const { at: number, view } = this;
+    const left = () => this.at !== number || this.ended.aborted;
+    this.nearest.stop();
+    this.seen = -1;
+    delete view.picture.dataset.ready;
+    this.pictures.keepAround(number);
+    try {
+      const found = await this.pictures.get(number);
+      if (left()) return;
+      view.picture.src = found;
+      await view.picture.decode();
+      if (left()) return;
+      this.seen = number;
+      view.picture.dataset.ready = "";
+      this.nearest.show(this.image.sha256);
+    } catch (error) {
+      if (left()) return;
+      say(view.message, error);
+      setTimeout(() => left() || this.seen === number || this.look(), LATER);
     }
   }
 
-  function draw() {
-    const each = images[state.at];
-    if (state.drawn !== state.at) look();
-    state.drawn = state.at;
-    view.picture.alt = `${each.synthetic ? "Synthetic" : "Real"} ${each.label}, ${each.image}`;
-    view.name.textContent = each.image;
-    view.kind.textContent = `${each.synthetic ? "SYNTHETIC" : "real"} · ${each.label}`;
-    view.why.textContent = each.rejected.length ? `Rules speak against it: ${each.rejected.join(", ")}` : "No rule speaks against it.";
-    const scores = Object.entries(each.scores).map(([name, score]) => element("li", {}, `${name} ${score}`));
-    view.scores.replaceChildren(...scores);
-    view.verdict.textContent = each.verdict === "none" ? "no verdict yet" : [each.verdict, each.why].filter(Boolean).join(": ");
-    view.verdict.className = `verdict ${each.verdict}`;
-    const judged = images.filter((one) => one.verdict !== "none").length;
-    view.count.textContent = `Image ${state.at + 1} of ${images.length}; ${judged} judged, ${saving.left ? `${saving.left} being saved` : "all saved"}`;
-    view.bar.max = images.length;
-    view.bar.value = judged;
+  judge(verdict, why) {
+    if (this.seen !== this.at) return;
+    const { verdict: before, why: reason } = this.image;
+    this.past.push([this.at, before, reason.replace(/^unsure(: )?/, "")]);
+    this.say(verdict, why);
+    this.move(1);
   }
 
-  function save(number, verdict, why = "") {
-    Object.assign(images[number], { verdict, why });
-    saving.left += 1;
-    saving.chain = saving.chain.then(async () => {
-      for (;;) {
-        try {
-          await post("/api/review/verdicts", { manifest, by, sha256: images[number].sha256, verdict, why });
-          break;
-        } catch (error) {
-          saving.tell(new Error(`not saved yet, trying again: ${error.message}`));
-          await new Promise((done) => setTimeout(done, 1000));
-        }
-      }
-      saving.left -= 1;
-      saving.tell();
-    });
+  undo() {
+    if (!this.past.length) return;
+    const [number, before, reason] = this.past.pop();
+    this.at = number;
+    this.say(before, reason);
+    this.draw();
   }
 
-  function judge(verdict, why) {
-    if (state.seen !== state.at) return;
-    const { verdict: before, why: reason } = images[state.at];
-    state.past.push([state.at, before, reason.replace(/^unsure(: )?/, "")]);
-    save(state.at, verdict, why);
-    move(1);
+  say(verdict, why = "") {
+    Object.assign(this.image, { verdict, why });
+    save(this.image, { manifest: this.manifest, by: this.by, sha256: this.image.sha256, verdict, why });
   }
 
-  function move(by) {
-    state.at = Math.min(Math.max(state.at + by, 0), images.length - 1);
-    view.picture.classList.remove("zoomed");
-    draw();
+  move(by) {
+    this.at = Math.min(Math.max(this.at + by, 0), this.images.length - 1);
+    this.view.picture.classList.remove("zoomed");
+    this.draw();
   }
-
-  function undo() {
-    const last = state.past.pop();
-    if (!last) return;
-    state.at = last[0];
-    save(...last);
-    draw();
-  }
-
-  const actions = {
-    k: () => judge("keep"), x: () => judge("reject"), u: () => judge("unsure"), z: undo,
-    ArrowLeft: () => move(-1), ArrowRight: () => move(1), " ": () => view.picture.classList.toggle("zoomed"),
-  };
-  for (const [n, reason] of reasons.entries()) actions[n + 1] = () => judge("reject", reason);
-  document.addEventListener("keydown", (event) => {
-    const typing = event.target.closest("input, select, textarea");
-    const pressing = event.key === " " && event.target.closest("button, a, summary");
-    if (!actions[event.key] || typing || pressing || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    if (!event.repeat || event.key.startsWith("Arrow")) actions[event.key](); // a held key judges one image
-  }, { signal: until });
-  saving.tell = (error) => {
-    say(view.message, error);
-    draw();
-  };
-  const labels = [["k", "Keep"], ["x", "Reject"], ["u", "Unsure"], ["z", "Undo"], ["ArrowLeft", "Back", "←"],
-    ["ArrowRight", "Next", "→"], [" ", "Zoom", "space"]];
-  const buttons = labels.map(([key, title, shown]) =>
-    element("button", { type: "button", click: () => actions[key]() }, `${title} `, element("kbd", {}, shown || key)));
-  view.buttons.replaceChildren(...buttons);
-  view.reasons.replaceChildren(...reasons.map((reason, n) =>
-    element("button", { type: "button", click: () => actions[n + 1]() }, `${reason.replace("_", " ")} `, element("kbd", {}, `${n + 1}`))));
-  place.replaceChildren(view.whole);
-  document.activeElement?.blur();
-  draw();
 }
 
 function parts(beside) {
@@ -249,7 +299,7 @@ function parts(beside) {
     scores: element("ul", { class: "faint" }), verdict: element("span", {}), count: element("p", { class: "faint" }),
     bar: element("progress", { "aria-label": "judged" }), message: element("p", { role: "alert" }),
     buttons: element("div", { class: "buttons" }), reasons: element("div", { class: "buttons tight" }),
-    other: element("img", { alt: "" }), nearest: element("p", { class: "faint", role: "status" }),
+    beside, other: element("img", { alt: "" }), nearest: element("p", { class: "faint", role: "status" }),
   };
   view.near = element("div", { hidden: true }, view.other, view.nearest);
   const scores = element("details", {}, element("summary", {}, "Scores"), view.scores);
