@@ -220,6 +220,10 @@ def test_a_job_outlives_a_reload_and_an_answer_that_does_not_come(alone, page):
     alone.answers["GET /api/jobs/job"] = JOB | {"state": "stopped", "images": [MADE]}
     alone.wait_for_selector("text=stopped: 1 images")
     assert alone.locator("figure img[src='/api/images/made']").count() == 1
+    alone.answers["GET /api/jobs/job"] = JOB | {"state": "failed", "error": "no room", "images": [MADE]}
+    alone.reload()
+    alone.wait_for_selector("img[src='/api/images/made']")
+    assert "no room" not in alone.inner_text("main")  # nobody asks for it now
     del alone.answers["GET /api/jobs/job"]  # the studio was started anew
     alone.reload()
     alone.wait_for_selector("button.main")

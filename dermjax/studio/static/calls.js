@@ -71,6 +71,10 @@ export function choice(name, options, chosen, empty = "(the folder itself)") {
   return element("select", { name }, ...made);
 }
 
+export function wait(milliseconds) {
+  return new Promise((done) => setTimeout(done, milliseconds));
+}
+
 export function say(place, error) {
   place.replaceChildren(error ? element("span", { class: "error" }, error.message) : "");
 }

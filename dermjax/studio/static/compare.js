@@ -47,7 +47,7 @@ export async function show(place, signal) {
   place.append(element("h1", {}, "Compare"), element("div", { class: "columns" }, form, right));
   for (const [n, entry] of jobs(view.page).entries()) {
     const last = n === jobs(view.page).length - 1; // there is room for one grid
-    follow({ ...view, add: last ? table(grid, entry) : () => {} }, entry);
+    follow({ ...view, add: last ? table(grid, entry) : () => {} }, entry, true);
   }
 }
 

@@ -1,6 +1,6 @@
 // Generate: a prompt or menus, settings, a preview while it is made, and the gallery.
 
-import { choice, download, dropZone, element, field, get, post, say, send } from "./calls.js";
+import { choice, download, dropZone, element, field, get, post, say, send, wait } from "./calls.js";
 
 const OFTEN = 250; // milliseconds between two looks at a job
 const LATER = 1000; // and after one that was not answered
@@ -35,7 +35,7 @@ export async function show(place, signal) {
     element("div", { class: "buttons" }, element("button", { type: "button", click: zip }, "Download all as a zip with provenance")), gallery,
   );
   place.append(element("h1", {}, "Generate"), element("div", { class: "columns" }, form, right));
-  for (const entry of jobs(view.page)) follow(view, entry);
+  for (const entry of jobs(view.page)) follow(view, entry, true);
 }
 
 export function controls({ models, loras, samplers, defaults }) {
@@ -107,15 +107,19 @@ export function remember({ page, inputs, signal }) {
 }
 
 // Shows a job until it ends: a preview, the time left, a stop. view: page, message, status, stage, signal, and
-// add(state, entry), which shows the images that are there.
-export async function follow(view, entry) {
+// add(state, entry), which shows the images that are there. Of one that was asked for before the page was shown, and has
+// ended since, images are all that is shown.
+export async function follow(view, entry, before = false) {
   const { job } = entry;
   const row = { preview: element("img", { alt: "Preview, synthetic" }), bar: element("progress", { "aria-label": "progress" }),
     told: element("p", { class: "faint" }) };
   const end = () => {
     stop.disabled = true;
     stop.textContent = "Stopping";
-    post(`/api/jobs/${job}/stop`, {}).catch((error) => say(view.message, error));
+    post(`/api/jobs/${job}/stop`, {}).catch((error) => {
+      [stop.disabled, stop.textContent] = [false, "Stop"];
+      say(view.message, error);
+    });
   };
   const stop = element("button", { type: "button", click: end }, "Stop");
   const figure = element("figure", { class: "working", hidden: true }, row.preview, element("span", { class: "mark" }, "SYNTHETIC"));
@@ -135,6 +139,7 @@ export async function follow(view, entry) {
     }
     view.add(state, entry);
     if (ended(state)) {
+      if (before && !whole.isConnected) return;
       whole.remove();
       view.status.textContent = `${state.state}: ${state.images.length} images`;
       if (state.error) say(view.message, new Error(state.error));
@@ -154,10 +159,6 @@ export async function follow(view, entry) {
     row.told.textContent = words(state);
     await wait(OFTEN);
   }
-}
-
-function wait(milliseconds) {
-  return new Promise((done) => setTimeout(done, milliseconds));
 }
 
 function words(state) {

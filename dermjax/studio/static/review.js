@@ -1,6 +1,6 @@
 // Review: one image at a time, one key a verdict, each saved before it counts; and how reviewers agree.
 
-import { choice, download, dropZone, element, field, get, post, say, send } from "./calls.js";
+import { choice, download, dropZone, element, field, get, post, say, send, wait } from "./calls.js";
 
 const COPY = 20; // bits that a copy may differ by
 const AHEAD = 8; // pictures that are fetched before they are needed
@@ -115,10 +115,6 @@ function save(image, verdict) {
     Object.assign(image, { verdict: "none", why: "" });
     saving.tell(new Error(`not saved: ${answer.message}`));
   });
-}
-
-function wait(milliseconds) {
-  return new Promise((done) => setTimeout(done, milliseconds));
 }
 
 // The pictures of a manifest; those after the one on the screen are fetched before they are needed.

@@ -1,6 +1,6 @@
 // Runs: the folders, newest first, with their state and report; a run at work with its curve; configs to start.
 
-import { element, get, post, say } from "./calls.js";
+import { element, get, post, say, wait } from "./calls.js";
 
 const OFTEN = 2000; // milliseconds between two looks at a run
 
@@ -18,7 +18,7 @@ export async function show(place, signal, chosen) {
     } catch (error) {
       say(lost, error);
     }
-    await wait();
+    await wait(OFTEN);
   }
 }
 
@@ -36,10 +36,6 @@ function table(title, heads, rows) {
   const head = element("tr", {}, ...heads.map((each) => element(each ? "th" : "td", each ? { scope: "col" } : {}, each)));
   return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": title, "data-of": title },
     element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
-}
-
-function wait() {
-  return new Promise((done) => setTimeout(done, OFTEN));
 }
 
 function listed(runs) {
@@ -106,7 +102,7 @@ async function watch(place, signal, chosen) {
     } catch (error) {
       say(message, error);
     }
-    await wait();
+    await wait(OFTEN);
   }
 }
 

@@ -41,7 +41,7 @@ export async function show(place, signal, chosen) {
   const right = element("section", { "aria-label": "Change" }, form, status, stage, element("h2", {}, "Before and after"),
     element("p", { class: "faint" }, "What comes out is synthetic, and its file says so. Area, number and tone are measured by a network, which can be wrong; research use only, not a diagnosis."), gallery);
   place.append(element("h1", {}, "Transform"), element("div", { class: "columns" }, left, right));
-  for (const entry of jobs(view.page)) follow(view, entry);
+  for (const entry of jobs(view.page)) follow(view, entry, true);
   if (chosen) await guarded(() => take(view, () => post("/api/sources/made", { image: chosen })));
 }
 
