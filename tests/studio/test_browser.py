@@ -285,6 +285,21 @@ def test_a_verdict_that_is_refused_holds_up_no_other(alone):
         ("a", "keep", ""), ("b", "reject", "hairs"), ("b", "none", "")]  # fmt: skip
 
 
+def test_a_study_that_was_begun_is_found_again(alone):
+    """Its address alone leads to its answers, and to the table of them."""
+    begun = {"study": "key", "reader": "Ada <b>", "count": 4, "next": 0}
+    alone.answers |= {"GET /api/runs": {"runs": [{"name": "all", "stage": "", "manifest": True}]},
+                      "POST /api/studies": begun, "GET /api/studies/key": begun,
+                      "GET /api/studies/key/pictures/0": picture()}  # fmt: skip
+    alone.goto("http://studio.test/#study")
+    alone.fill("[name=reader]", "Ada")
+    alone.press("[name=reader]", "Enter")
+    alone.wait_for_selector("text=Image 1 of 4")
+    alone.goto("http://studio.test/#study")
+    alone.click("text=Ada <b>, 4 images")
+    alone.wait_for_selector("text=Image 1 of 4")
+
+
 def test_a_reader_goes_on_where_no_word_of_an_answer_came_back(alone):
     state = {"study": "key", "reader": "Ada", "count": 4, "next": 0}
     alone.answers |= {"GET /api/studies/key": lambda request: state, "POST /api/studies/key/answers": ({}, 503)}

@@ -2,6 +2,8 @@
 
 import { choice, element, field, get, percent, post, say } from "./calls.js";
 
+const KEPT = 20; // studies that this browser remembers, since their answers are under a key that nobody else tells
+
 export async function show(place, signal, study) {
   place.append(element("h1", {}, "Reader study"));
   if (study) return ask(place, signal, study);
@@ -25,6 +27,7 @@ export async function show(place, signal, study) {
     try {
       const asked = Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, input.value]));
       const begun = await post("/api/studies", { ...asked, count: Number(asked.count), seed: Number(asked.seed) });
+      localStorage.setItem("studies", JSON.stringify([begun, ...begunHere()].slice(0, KEPT)));
       location.hash = `study/${begun.study}`;
     } catch (error) {
       say(message, error);
@@ -37,6 +40,13 @@ export async function show(place, signal, study) {
     element("div", { class: "pair" }, field("Images", inputs.count, "half of each kind"), field("Seed for the order", inputs.seed)),
     element("div", { class: "buttons" }, element("button", { class: "main" }, "Start")), message,
   ));
+  const links = begunHere().map(({ study, reader, count }) =>
+    element("li", {}, element("a", { href: `#study/${study}` }, `${reader}, ${count} images, ${study}`)));
+  if (links.length) place.append(element("h2", {}, "Begun in this browser"), element("ul", {}, ...links));
+}
+
+function begunHere() {
+  return JSON.parse(localStorage.getItem("studies") || "[]");
 }
 
 async function ask(place, signal, study) {
