@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -75,15 +76,18 @@ def files(setup: Setup, config: ConfigDict) -> int:
 def sampling_memory(setup: Setup, config: ConfigDict) -> float:
     """Returns about the bytes that the samples of an evaluation take, in all that `memory` counts; 0 without samples.
 
-    State and frozen parameters stay where they are; the complete model is assembled beside them and draws a batch.
+    State and frozen parameters stay where they are; the complete model is assembled beside them and draws.
     """
-    if not ((setup.samples.images or config.evidence.features) and config.watch_every):
+    images = max(setup.samples.images, config.evidence.images if config.evidence.features else 0)
+    if not (images and config.watch_every):
         return 0.0
+    devices = setup.grid.size
+    each = replace(setup.samples, images=images).at_a_time(devices) // devices
     state, frozen = setup.shapes
     resident = size(state) / setup.grid.shape["fsdp"] + size(frozen)
-    draw = render.memory(setup.sd, setup.params, setup.samples.size, setup.grid)(setup.samples.batch)  # on each device
+    draw = render.memory(setup.sd, setup.params, setup.samples.size, setup.grid)(each)
     if sharding.platform(setup.grid) == "cpu":
-        return resident * setup.grid.size + draw - render.PROCESS + PROCESS
+        return resident * devices + draw - render.PROCESS + PROCESS
     return resident + draw
 
 

@@ -125,6 +125,10 @@ class Samples:
     size: int
     batch: int
 
+    def at_a_time(self, devices: int) -> int:
+        """Returns how many images devices draw at a time, each as many: at most a batch, and no more than are asked."""
+        return min(self.batch, -(-self.images * len(self.prompts) // devices) * devices)
+
 
 def drawing(
     sd: StableDiffusion, complete: Callable[[dict, dict], Params], prompts: Prompts, samples: Samples, grid: Mesh
@@ -143,11 +147,12 @@ def drawing(
 
     def draw(state: State, constants: dict) -> np.ndarray:
         machine.release_memory()
-        params, parts = complete(state.smooth, constants), []
-        for at in range(0, len(seeds), samples.batch):
-            some = np.arange(at, at + samples.batch) % len(seeds)
-            against = None if negative is None else negative[some]
-            parts.append(gather(one(params, tokens[some], against, seeds[some], guidance)))
+        params, parts, batch = complete(state.smooth, constants), [], samples.at_a_time(grid.size)
+        for at in range(0, len(seeds), batch):
+            some = (np.arange(at, at + batch) % len(seeds))[sharding.local_rows(batch, grid)]
+            # placed, or every device would draw all of them
+            rows = sharding.place((tokens[some], None if negative is None else negative[some], seeds[some]), grid)
+            parts.append(gather(one(params, *rows, guidance)))
         images = np.concatenate([np.asarray(part) for part in parts])[: len(seeds)]
         del params, parts
         machine.release_memory()

@@ -33,9 +33,8 @@ def planned():
         rule = optimizers.build(config.optimizer, rate=1e-4, warmup=0, steps=10, schedule="constant", weight_decay=0.0,
                                 clip=0.0)  # fmt: skip
         shown = SimpleNamespace(sources=[None] * 10)
-        samples = Samples(
-            [], config.samples.images, SamplerSettings(sampler="Euler", steps=20, guidance=5.0), size, config.batch
-        )
+        settings = SamplerSettings(sampler="Euler", steps=20, guidance=5.0)
+        samples = Samples(list(config.prompts.values()), config.samples.images, settings, size, config.batch)
         work = Setup(sharding.mesh(1, 1), shown, shown, sd, sd.shapes, None, samples, divide, trainable.assemble,
                     rule, config.ema_decay > 0)  # fmt: skip
         return work, config

@@ -1,5 +1,6 @@
 """The same seed gives the same losses however a run is divided: over devices, over processes, in parts, in shards."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -47,6 +48,36 @@ def test_latents_and_contexts_are_of_their_own_image_and_prompt(base, manifest, 
     two = np.load(tmp_path / "two" / "made.npz")
     np.testing.assert_allclose(two["moments"], moments, rtol=1e-3, atol=1e-3)  # float16
     np.testing.assert_allclose(two["contexts"], contexts, rtol=1e-5, atol=1e-5)
+
+
+DRAWN = """
+import json
+import numpy as np
+from types import SimpleNamespace
+from dermjax import sharding
+from dermjax.sampling.requests import SamplerSettings
+from dermjax.tuning import task
+
+held = []
+
+def drawn(params, tokens, negative, seeds, guidance):
+    held.append(len(seeds.addressable_shards[0].data))
+    pictures = lambda seeds, tokens, negative: (seeds[:, None] + tokens + negative + jax.numpy.arange(3)[None])
+    return jax.jit(pictures)(seeds, tokens, negative)[:, None]
+
+task.latent_diffusion, task.text_to_image = (lambda *_: None), (lambda *_: drawn)
+prompts = SimpleNamespace(tokens=np.array([[100], [0]]), rows=lambda texts: np.zeros(len(texts), int))
+samples = task.Samples(["a", "b"], 3, SamplerSettings(sampler="Euler", steps=2, guidance=5.0), 8, 16)
+draw = task.drawing(None, lambda *_: {}, prompts, samples, sharding.mesh(0, 1))
+images = draw(SimpleNamespace(smooth={}, step=0), {})
+print(json.dumps([held, images[:, 0, 0].tolist()]))
+"""
+
+
+def test_each_device_draws_its_share_of_the_samples_and_no_more_than_are_asked_for(permuted, joined):
+    """Six of a batch of sixteen, on four devices: two each, in any order of the devices."""
+    for said in joined(permuted([0, 2, 1, 3]) + DRAWN, devices=2):
+        assert json.loads(said) == [[2], [100, 101, 102, 103, 104, 105]]
 
 
 def finish(processes):
