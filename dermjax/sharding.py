@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -129,6 +130,11 @@ def tree_specs(tree: Tree, rules: Rules, grid: Mesh) -> Tree:
     """Returns the PartitionSpec of every leaf, as `tree_shardings`; where "fsdp" is one device nothing is divided."""
     homes = tree_shardings(tree, rules, grid)
     return jax.tree.map(lambda home: home.spec if grid.shape["fsdp"] > 1 else P(), homes)
+
+
+def in_host_memory() -> AbstractContextManager:
+    """Within it arrays are made in the host's memory: no device of a mesh needs to hold all of what it divides."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 def shaped(tree: Tree, shardings: Tree) -> Tree:

@@ -35,9 +35,9 @@ class State:
 def create(params: Tree, variables: Tree, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
     """Returns the state before the first step; the optimiser's state and the average are float32 over any params.
 
-    It is made in the host's memory: no device of a mesh needs to hold all of it. Its trees may share arrays.
+    It is made in the host's memory. Its trees may share arrays.
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with sharding.in_host_memory():
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
         average = jax.tree.map(jnp.copy, wide) if ema else {}
         return State(jnp.zeros((), jnp.int32), params, variables, optimizer.init(wide), average)

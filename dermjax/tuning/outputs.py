@@ -55,7 +55,7 @@ def write(
             adapters = lora.uniform(trained["lora"], alpha)
             lora.write_peft(workdir / LORA, adapters, dtype=dtype)
             lora.write_kohya(workdir / KOHYA, adapters, dtype=dtype)
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with sharding.in_host_memory():
             params = setup.params | setup.assemble(trained, {"networks": setup.params})
             rows = np.asarray(trainable.token_table(params))[-sum(len(word.vectors) for word in setup.prompts.words) :]
             for word in setup.prompts.words:

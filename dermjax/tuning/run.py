@@ -86,7 +86,7 @@ def _tune(config: ConfigDict, workdir: Path, setup: Setup, on_loss: Callable[[in
         ema_decay=config.ema_decay, accumulate=config.accumulate, evaluate_every=config.watch_every,
         patience=config.patience,
     )  # fmt: skip
-    trained, frozen = setup.divide(setup.params)
+    trained, frozen = setup.divided()
     state = fit(
         learning, setup.state(trained), frozen | texts, batches, loop_config, mesh=setup.grid, workdir=workdir
     )  # fmt: skip

@@ -46,6 +46,11 @@ class Setup:
     optimizer: optax.GradientTransformation
     ema: bool
 
+    def divided(self) -> tuple[Tree, Tree]:
+        """Returns what is trained and what is frozen, in the host's memory."""
+        with sharding.in_host_memory():
+            return self.divide(self.params)
+
     def state(self, trained: Tree) -> State:
         """Returns the state before the first step."""
         return create(trained, {}, self.optimizer, ema=self.ema)

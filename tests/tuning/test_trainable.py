@@ -14,7 +14,7 @@ from dermjax.models.stable_diffusion import SD15, StableDiffusion, count
 from dermjax.training import optimizers
 from dermjax.training.state import create
 from dermjax.tuning import costs, needs, trainable
-from dermjax.tuning.setup import shaped_setup
+from dermjax.tuning.setup import Setup, shaped_setup
 from dermjax.weights import lora
 from dermjax.weights.torch_layout import flatten
 
@@ -49,6 +49,13 @@ def test_a_model_is_divided_as_asked(small_model, unet, text_encoder, trained, f
     optimizer = optimizers.build("adamw", rate=1.0, warmup=0, steps=1, schedule="constant", weight_decay=0.0, clip=1.0)
     state = create(tree, {}, optimizer, ema=True)
     assert count(state.ema) == count(tree) and count(state.optimizer_state) == 2 * count(tree) + 2
+
+
+def test_a_model_is_divided_in_the_host_s_memory():
+    """Else the first accelerator would hold all parameters beside its share of them, for as long as it trains."""
+    work = Setup(*[None] * 4, "params", None, None, lambda params: (params, jax.config.jax_default_device), None, None,
+                 False)  # fmt: skip
+    assert work.divided() == ("params", jax.devices("cpu")[0])
 
 
 def test_new_words_are_the_last_rows_of_the_table_and_the_rest_is_still(small_model):
