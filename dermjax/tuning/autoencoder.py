@@ -68,12 +68,13 @@ def tune(setup: Setup, config: ConfigDict, workdir: Path) -> Setup:
     whole = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setup.params["vae"])
     decoder, encoder = reconstruction.divide(whole)
     trained, frozen = (whole, {}) if config.tuned.vae == "full" else (decoder, encoder)
+    shown, epoch = setup.training.instances, setup.training.epoch  # class images came out of an autoencoder already
     pictures = picture_batches(
-        setup.training.sources, setup.training.epoch, size=size, batch=part.batch, seed=config.seed,
+        shown, epoch[epoch < len(shown)], size=size, batch=part.batch, seed=config.seed,
         rows=sharding.local_rows(part.batch, setup.grid),
     )  # fmt: skip
-    shown = reconstruction.looked_at(setup.validation.sources)
-    held_out = [images.load(manifest.path(record), size) for manifest, record in shown]
+    seen = reconstruction.looked_at(setup.validation.sources)
+    held_out = [images.load(manifest.path(record), size) for manifest, record in seen]
     watch = reconstruction.watch(setup.sd, np.array(held_out), size)
     optimizer = optimizers.build(
         "adamw", rate=part.rate, warmup=min(50, part.steps // 4), steps=part.steps, schedule="cosine",

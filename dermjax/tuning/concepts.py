@@ -36,6 +36,11 @@ class Concepts:
     epoch: np.ndarray
 
     @property
+    def instances(self) -> list[tuple[Manifest, Record]]:
+        """The images of the manifest that is tuned on, which come first, without the class images after them."""
+        return [(manifest, record) for manifest, record in self.sources if manifest is self.sources[0][0]]
+
+    @property
     def names(self) -> list[str]:
         """What to call the images."""
         return [record.image for _, record in self.sources]

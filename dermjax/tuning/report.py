@@ -29,7 +29,7 @@ def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Con
         return
     records = writers.read(workdir / "metrics.jsonl")
     tuned, held_out = counts(training), counts(validation)
-    by_label = {label: [pair for pair in training.sources if pair[1].label == label] for label in sorted(tuned)}
+    by_label = {label: [pair for pair in training.instances if pair[1].label == label] for label in sorted(tuned)}
     curves = plot(records)
     write_atomically(workdir / CURVES, curves)
     page = fill(
@@ -37,6 +37,7 @@ def write(workdir: Path, config: ConfigDict, training: Concepts, validation: Con
         {},
         model=buckets.as_given(config.model),
         counts={label: (tuned[label], held_out[label]) for label in by_label},
+        class_images=len(training.sources) - len(training.instances),
         steps=config.steps,
         step=records[-1]["step"] if records else 0,
         verdict=f"{verdict(records)} {evidence(records)}".strip(),
@@ -121,5 +122,5 @@ def plot(records: list[dict]) -> bytes:
 
 
 def counts(concepts: Concepts) -> Counter:
-    """Returns the number of images of each class."""
-    return Counter(record.label for _, record in concepts.sources)
+    """Returns the number of images of each class, class images left out."""
+    return Counter(record.label for _, record in concepts.instances)

@@ -200,9 +200,8 @@ def figures(
     """
 
     def of(concepts: Concepts, view: str) -> np.ndarray:
-        manifest = concepts.sources[0][0]
-        records = {record.sha256: record for one, record in concepts.sources if one is manifest}
-        return network.features(manifest, list(records.values()), view=view, folder=folder)
+        records = {record.sha256: record for _, record in concepts.instances}
+        return network.features(concepts.sources[0][0], list(records.values()), view=view, folder=folder)
 
     known, held_out = np.concatenate([of(training, view) for view in ("", MIRRORED)]), of(validation, "")
     space = features.space_of(known)

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -130,6 +131,16 @@ def config(base, manifest):
         return asked.lock()
 
     return changed
+
+
+@pytest.fixture
+def preserving(config, manifest, tmp_path):
+    """preserving(**changes): a config with two of the squares as class images of prior preservation."""
+    known = records.read(manifest)
+    made = [replace(each, image_manipulation="synthetic", generation={"prompt": "a mole"}, licence="")
+            for each in known.split("train")[:2]]  # fmt: skip
+    records.write(tmp_path / "prior.jsonl", replace(known, records=tuple(made)))
+    return lambda **changes: config(**{"concepts.prior": str(tmp_path / "prior.jsonl")} | changes)
 
 
 @pytest.fixture(scope="module")

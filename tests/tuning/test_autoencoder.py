@@ -1,14 +1,17 @@
 """The autoencoder is tuned on the user's images first: it learns, stops and goes on, and the tuned model has it."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
 
 from dermjax.data import records
 from dermjax.training import writers
-from dermjax.tuning import concepts
+from dermjax.tuning import autoencoder, concepts
 from dermjax.tuning import run as tuning
 from dermjax.tuning.autoencoder import picture_batches
+from dermjax.tuning.setup import read_setup
 from dermjax.weights import diffusers
 
 pytestmark = pytest.mark.usefixtures("no_transfers")
@@ -61,6 +64,19 @@ def test_a_killed_one_ends_as_if_it_had_not_been(config, tmp_path, killed_at_its
     tuning.run(settings, tmp_path / "killed")
     (_, ours), (_, whole) = (diffusers.read(tmp_path / name / "model") for name in ("killed", "whole"))
     jax.tree.map(np.testing.assert_array_equal, ours, whole)
+
+
+def test_it_learns_photographs_and_not_what_a_model_drew(preserving, tmp_path, monkeypatch):
+    """Class images came out of an autoencoder: it would learn its own faults."""
+    shown = mock.Mock(side_effect=StopIteration)
+    monkeypatch.setattr(autoencoder, "picture_batches", shown)
+    asked = preserving(**{"tuned.vae": "decoder"})
+    work = read_setup(asked, tmp_path / "words")
+    with pytest.raises(StopIteration):
+        autoencoder.tune(work, asked, tmp_path)
+    sources, epoch = shown.call_args.args
+    assert len(work.training.sources) == 10 and epoch.tolist() == list(range(8))
+    assert [record.synthetic for _, record in sources] == [False] * 8
 
 
 def test_pictures_are_each_shown_once_an_epoch_and_the_same_whoever_makes_them(manifest):

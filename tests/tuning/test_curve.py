@@ -1,7 +1,6 @@
 """The curve of copies and distances: a model that draws its training images is seen, and is not the best."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from dermjax.models import classifier
 from dermjax.training import writers
 from dermjax.tuning import report, task
 from dermjax.tuning import run as tuning
+from dermjax.tuning.concepts import Concepts
 from dermjax.weights import classifiers
 
 
@@ -29,7 +29,7 @@ def network(tmp_path_factory):
 def test_a_model_that_draws_its_training_images_is_seen(network, manifest, tmp_path):
     read = records.read(manifest)
     training, validation = (
-        SimpleNamespace(sources=[(read, record) for record in read.split(split)]) for split in ("train", "validation")
+        Concepts([(read, record) for record in read.split(split)], [], None, None) for split in ("train", "validation")
     )
     seen = np.stack([images.load(read.path(record), 32) for record in read.split("train")])
     drawn = {"copies": seen[:, :, ::-1], "noise": np.random.default_rng(0).integers(0, 256, seen.shape, np.uint8)}

@@ -27,8 +27,9 @@ from dermjax.data import records
 from dermjax.data.leaks import training_images
 from dermjax.errors import UserError
 from dermjax.training import writers
-from dermjax.tuning import outputs, trainable
+from dermjax.tuning import outputs, report, trainable
 from dermjax.tuning import run as tuning
+from dermjax.tuning.setup import read_concepts
 from dermjax.weights import diffusers, lora, torch_layout
 from dermjax.weights.tensor_files import open_file
 
@@ -267,6 +268,18 @@ def lines(card):
 
 
 @pytest.mark.parametrize("card", ["README.md", "model/README.md"])
+def test_page_and_card_count_class_images_apart(config, preserving, tmp_path):
+    asked = preserving()
+    told = read_concepts(asked)
+    report.write(tmp_path, asked, *told)
+    outputs.finish(tmp_path, asked, *told, "0" * 16)
+    page, card = ((tmp_path / name).read_text() for name in (report.FILE, outputs.CARD))
+    assert "<td>benign</td><td>4</td><td>1</td>" in page and "| benign | 4 | 1 |\n| malignant | 4 | 1 |\n" in card
+    assert all("And 2 class images, which a model drew" in each for each in (page, card))
+    report.write(tmp_path, config(), *read_concepts(config()))
+    assert "class images" not in (tmp_path / report.FILE).read_text().partition("<h2>Config")[0]
+
+
 def test_the_three_lines_of_the_card_run(whole, card):
     """diffusers by its defaults: the weights' type is float16 in the files of most presets, see `test_diffusers`."""
     pytest.importorskip("diffusers")
