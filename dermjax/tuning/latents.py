@@ -31,6 +31,7 @@ from dermjax.tuning.trainable import token_table
 from dermjax.weights import model_files, textual_inversion
 from dermjax.weights.textual_inversion import Embedding, spell_out
 
+LONGEST = 200  # bytes of a file's name, with room for what is added while it is written
 PIXELS = 2**17  # that a CPU encodes at a time: a gigabyte in the layers of Stable Diffusion's autoencoder
 
 
@@ -43,14 +44,20 @@ def read_model(
     the last rows of the token table, and `folder` gets the tokenizer that knows them.
 
     Raises:
-      UserError: no such model, a known word is none or several tokens, or a new one is known already.
+      UserError: no such model, a known word is none or several tokens, or a new one is known already or no name of a
+        file.
     """
     sd, params = model_files.read(model_files.locate(model), dtype=dtype, lazy=True)
     sd, tokenizer = dataclasses.replace(sd, remat=remat), load_tokenizer(sd.tokenizer, *sd.text_limits)
-    embeddings = []
+    embeddings, files = [], set()
     for word, like in words.items():
         if not word.strip() or not isinstance(like, str):
             raise UserError(f"config.words.{word} = {like!r}: give a new word and a known one, as <mole> and mole")
+        file = word_file(word)
+        if "/" in file or len(file.encode()) > LONGEST or file in files:
+            raise UserError(f"config.words.{word}: its vectors go into {file}, which is no name of a file or another "
+                            "word's; give one such as <mole>")  # fmt: skip
+        files.add(file)
         ids = tokenizer(like, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise UserError(f"config.words.{word} = {like!r} is {len(ids)} tokens; give a word that is one")
@@ -61,6 +68,11 @@ def read_model(
         sd = dataclasses.replace(sd, configs=configs, tokenizer=folder)
         embeddings.append(embedding)
     return sd, params, embeddings
+
+
+def word_file(word: str) -> str:
+    """Returns the name of the file of a new word, which AUTOMATIC1111's program takes for the word."""
+    return f"{word.strip('<>')}.safetensors"
 
 
 @dataclass(frozen=True)

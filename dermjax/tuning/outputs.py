@@ -21,6 +21,7 @@ from dermjax.run_folder import write_atomically
 from dermjax.training import writers
 from dermjax.tuning import report, task, trainable
 from dermjax.tuning.concepts import Concepts
+from dermjax.tuning.latents import word_file
 from dermjax.tuning.setup import Setup
 from dermjax.tuning.trainable import Tree
 from dermjax.weights import diffusers, lora, model_files, textual_inversion
@@ -61,7 +62,7 @@ def write(
             for word in setup.prompts.words:
                 (workdir / WORDS).mkdir(exist_ok=True)
                 vectors, rows = np.split(rows, [len(word.vectors)])
-                path = workdir / WORDS / f"{word.token.strip('<>')}.safetensors"
+                path = workdir / WORDS / word_file(word.token)
                 textual_inversion.write(path, Embedding(word.token, vectors))
             if vae and not model:
                 diffusers.write_vae(workdir / VAE, setup.sd, params["vae"], dtype=dtype)

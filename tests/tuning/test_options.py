@@ -71,6 +71,12 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         ({"evidence.most_copies": 0.1}, "most_copies go by config.evidence.features; give the network"),
         ({"words.<new>": 3}, "config.words.<new> = 3: give a new word and a known one"),
         ({"words. ": "mole"}, "give a new word and a known one"),
+        (
+            {"words.<a/b>": "mole"},
+            "config.words.<a/b>: its vectors go into a/b.safetensors, which is no name of a file",
+        ),
+        ({"words.<new>": "mole", "words.new>": "mole"}, "config.words.new>: its vectors go into new.safetensors"),
+        ({f"words.{'x' * 300}": "mole"}, ".safetensors, which is no name of a file or another word's"),
         ({"prompts.benign": "a {skin tone} mole"}, "a gap is {name}, a clause [text]"),
         ({"concepts.repeats.benign": 10**9}, "config.concepts.repeats.benign = 1000000000: an epoch has 10,000,000 im"),
         ({"concepts.repeats.benign": 1.5}, "config.concepts.repeats.benign = 1.5: give a whole number, 0 or more"),
