@@ -153,7 +153,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     }
     config.concepts = {
         "repeats": ConfigDict(),  # how often an epoch shows a class; kohya num_repeats
-        "balance": False,  # every class as often as the largest
+        "balance": False,  # every class as often as the largest, without repeats above 1
         "prior": "",  # --class_data_dir, kohya is_reg: a manifest that `generate` made; "" for none, as in the paper
         # --prior_loss_weight, lambda: the loss is the mean over instance images + lambda times the mean over class
         # images (arXiv 2208.12242, eq. 2), however many there are of each; fewer of one are shown less often

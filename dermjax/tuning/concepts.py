@@ -10,6 +10,7 @@ not have its field.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,11 @@ def training(
             raise UserError(f"config.concepts.repeats.{label} = {times}: give a whole number, 0 or more")
         if times > MOST // len(instances):
             raise UserError(f"config.concepts.repeats.{label} = {times}: an epoch has {MOST:,} images at most")
+        if balance and times > 1:
+            raise UserError(
+                f"config.concepts.repeats.{label} = {times}: config.concepts.balance shows every class as often as the "
+                "largest, however often it is repeated; give either"
+            )
     instance = plain(manifest, instances, prompts)
     weights, labels = np.array([weight(record) for record in instances]), np.array([each.label for each in instances])
     rows = [
@@ -131,9 +137,9 @@ def class_images(prior: str) -> list[tuple[Manifest, Record]]:
 
 
 def weight(record: Record) -> float:
-    """Returns the attribute `weight` of a record, else 1."""
+    """Returns the attribute `weight` of a record, else 1; what is no finite number from 0 on is a UserError."""
     value = record.attributes.get("weight", 1.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
         raise UserError(f"{record.image}: attributes.weight = {value!r}; give a number from 0 on")
     return float(value)
 

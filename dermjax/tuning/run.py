@@ -141,6 +141,12 @@ def check_options(config: ConfigDict) -> None:
     evidence = config.evidence
     if not evidence.features and (evidence.minimise != "validation_loss" or evidence.most_copies < 1):
         raise UserError("config.evidence.minimise and most_copies go by config.evidence.features; give the network")
+    if config.tuned.vae == "full" and config.tuned.unet == "frozen":
+        raise UserError("config.tuned.vae = full changes the latents, and config.tuned.unet = frozen does not learn "
+                        "them; give decoder, or tune the UNet")  # fmt: skip
+    if config.tuned.vae == "full" and config.tuned.unet == "lora":
+        say("tune: warning: config.tuned.vae = full changes the latents, which a LoRA learns in part; give decoder, or "
+            "config.tuned.unet = full")  # fmt: skip
     if not config.rate:
         say("tune: warning: config.rate = 0: nothing will be learnt; give more, such as 1e-4")
     if config.precision == "pure_bfloat16" and "full" not in (config.tuned.unet, config.tuned.text_encoder):

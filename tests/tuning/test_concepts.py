@@ -148,7 +148,14 @@ def test_in_batches_of_pairs_prior_preservation_is_diffusers_loss(tmp_path):
         ({"repeats": {"mailgnant": 2}}, {}, "config.concepts.repeats.mailgnant: the manifest's classes are benign, m"),
         ({}, {"weight": "heavy"}, "attributes.weight = 'heavy'; give a number"),
         ({}, {"weight": -1}, "attributes.weight = -1; give a number from 0 on"),
+        ({}, {"weight": float("nan")}, "attributes.weight = nan; give a number from 0 on"),
+        ({}, {"weight": float("inf")}, "attributes.weight = inf; give a number from 0 on"),
         ({}, {"weight": 0}, "every image has weight 0"),
+        (
+            {"repeats": {"malignant": 3}, "balance": True},
+            {},
+            "config.concepts.repeats.malignant = 3: config.concepts.b",
+        ),
         ({"prior": "nowhere"}, {}, "nowhere"),
     ],
 )

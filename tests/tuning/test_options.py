@@ -69,6 +69,7 @@ LORA, TEXT = {"tuned.unet": "lora"}, {"tuned.unet": "frozen", "tuned.text_encode
         ({"concepts.repeats.benign": -1}, "config.concepts.repeats.benign = -1: give a whole number, 0 or more"),
         ({"evidence.minimise": "frechet"}, "most_copies go by config.evidence.features; give the network"),
         ({"evidence.most_copies": 0.1}, "most_copies go by config.evidence.features; give the network"),
+        (TEXT | {"tuned.vae": "full"}, "config.tuned.vae = full changes the latents, and config.tuned.unet = frozen"),
         ({"words.<new>": 3}, "config.words.<new> = 3: give a new word and a known one"),
         ({"words. ": "mole"}, "give a new word and a known one"),
         (
@@ -141,6 +142,14 @@ def test_prompts_that_do_not_say_what_they_seem_to_are_told_once(config, capsys)
     assert "config.rate = 0: nothing will be learnt" in capsys.readouterr().out
     tuning.dry_run(config())
     assert "the same prompts" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [(LORA | {"tuned.vae": "full"}, True), ({"tuned.vae": "full"}, False), (LORA, False)]
+)
+def test_other_latents_for_a_lora_are_told(config, capsys, changes, said):
+    tuning.check_options(config(**changes))
+    assert ("changes the latents, which a LoRA learns in part" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize(
