@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -130,17 +131,34 @@ def open_study(workdir: Path, *, startup: int, patience: int) -> Iterator[optuna
     """Yields the study of a run folder, in which trials that were cut off wait to be resumed; closes its database."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=patience)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{workdir / DATABASE}")
+    with database_error_as_one_line(workdir / DATABASE):
+        storage = optuna.storages.RDBStorage(f"sqlite:///{workdir / DATABASE}")
+        try:
+            study = optuna.create_study(storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner)
+            for trial in study.get_trials(states=(TrialState.RUNNING,)):
+                study.tell(trial.number, state=TrialState.FAIL)
+                if trial.params:
+                    study.enqueue_trial(trial.params)
+            yield study
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+@contextmanager
+def database_error_as_one_line(path: Path) -> Iterator[None]:
+    """Raises UserError for what SQLite says of a file without room or one that is damaged, as Optuna passes it on."""
     try:
-        study = optuna.create_study(storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner)
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params:
-                study.enqueue_trial(trial.params)
-        yield study
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        yield
+    except Exception as error:
+        cause = error
+        while cause and not isinstance(cause, sqlite3.Error):
+            cause = cause.__cause__
+        if not cause:
+            raise
+        raise UserError(
+            f"{path}: {cause}; make room, or delete it where it is damaged, then the same command"
+        ) from error
 
 
 def enqueue_defaults(study: optuna.Study, space: dict[str, Any], settings: ConfigDict) -> None:

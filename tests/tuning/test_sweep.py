@@ -1,6 +1,7 @@
 """`sweep`: the search over settings, what it prunes, that it goes on where it was killed, and what it refuses."""
 
 import json
+import resource
 import runpy
 from pathlib import Path
 
@@ -188,6 +189,21 @@ def test_a_sweep_that_was_moved_goes_on_within_its_trial(tmp_path, manifest, tun
     (tmp_path / "here").rename(tmp_path / "there")
     sweep.run(config(manifest, trials=1), tmp_path / "there")
     assert cut.started[0] == cut.started[1]
+
+
+def test_a_study_without_room_or_damaged_is_one_line(tmp_path):
+    asked = {"startup": 1, "patience": 1}
+    with pytest.raises(UserError, match=r"study.db: .+; make room"), sweep.open_study(tmp_path, **asked) as study:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "study.db").stat().st_size, hard))
+        try:
+            for _ in range(300):
+                study.tell(study.ask(sweep.distributions({"rate": {"low": 1e-5, "high": 1e-3}})), 1.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (tmp_path / "study.db").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match=r"file is not a database.*delete it"), sweep.open_study(tmp_path, **asked):
+        pass
 
 
 def test_the_study_is_quiet(tmp_path):
