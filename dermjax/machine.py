@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import shutil
 import tempfile
@@ -26,6 +27,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
              errno.ELOOP, errno.EIO, errno.ESTALE)  # fmt: skip
 GB = 10**9
+GROUPS, OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MEMORY = (  # files of a control group: the most bytes, those used, and the name of those of files among them
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 COORDINATION = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _programs: list[str] = []  # folders of what this process compiled
@@ -53,8 +59,37 @@ def distributed(environment: Mapping[str, str]) -> dict | None:
 
 
 def cores() -> int:
-    """Returns how many cores this process may use: fewer than there are in batch systems and containers."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many cores this process may use: fewer than there are in batch systems and containers.
+
+    These bind a process to some cores, or give it as much time as some have (`docker run --cpus=4`, a pod's limit).
+    """
+    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in control_groups("cpu"):
+        quota = _words(group / "cpu.max") or _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
+        if quota and quota[0].isdecimal():  # "max", in version 1 -1, is no limit
+            may = min(may, math.ceil(int(quota[0]) / int(quota[1])))
+    return may
+
+
+def control_groups(kind: str) -> list[Path]:
+    """Returns the folders of the control groups that limit this process's `kind`, "cpu" or "memory", its own first.
+
+    They are those of version 2 and of version 1 of Linux's cgroups. A container does not see its own by its name on the
+    host, which the topmost folder is then.
+    """
+    groups = []
+    for line in OF_PROCESS.read_text().splitlines() if OF_PROCESS.is_file() else ():
+        _, kinds, path = line.split(":", 2)
+        if not kinds or kind in kinds.split(","):
+            top = GROUPS / kind if kinds else GROUPS
+            own = top / path.lstrip("/")
+            groups += [each for each in (own, *own.parents) if each.is_relative_to(top)]
+    return groups
+
+
+def _words(path: Path) -> list[str]:
+    """Returns the words of a file, none where it is not there."""
+    return path.read_text().split() if path.is_file() else []
 
 
 def map_in_threads(function: Callable, items: Iterable, tick: Callable[[], None]) -> Iterator:
@@ -75,15 +110,21 @@ def cpu_devices(cores: int) -> int:
 
 
 def free_memory() -> int:
-    """Returns the bytes that this process can still take, by the system and by the container that it is in."""
+    """Returns the bytes that this process can still take, by the system and by the batch job or container it is in.
+
+    What these count as used holds files that were read, which they give up where memory is asked for.
+    """
     have = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if Path("/proc/meminfo").is_file():
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         have.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and limit.read_text().strip() != "max":
-        have.append(int(limit.read_text()) - int(used.read_text()))
-    return min(have)
+    for group in control_groups("memory"):
+        for limit, used, files in MEMORY:
+            most, stat = _words(group / limit), _words(group / "memory.stat")
+            if most and most[0].isdecimal():
+                kept = dict(zip(stat[::2], stat[1::2], strict=True)).get(files, 0)
+                have.append(int(most[0]) - int(_words(group / used)[0]) + int(kept))
+    return max(0, min(have))
 
 
 def keep_freed_memory() -> None:

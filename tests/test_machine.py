@@ -56,7 +56,56 @@ def test_cores_are_those_that_the_process_may_use():
         "from dermjax import machine; print(machine.cores())"
     )
     said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "1" and machine.cores() == len(os.sched_getaffinity(0))
+    assert said.strip() == "1" and machine.cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("of_process", "files", "cores", "free"),
+    [
+        ("0::/\n", {"cpu.max": "100000 100000", "memory.max": "max", "memory.current": "9"}, 1, None),
+        (
+            "0::/\n",
+            {"memory.max": "900", "memory.current": "800", "memory.stat": "anon 200\ninactive_file 500"},
+            0,
+            600,
+        ),
+        (
+            "0::/job/step\n",
+            {"job/memory.max": "900", "job/memory.current": "700", "job/step/memory.max": "max"},
+            0,
+            200,
+        ),
+        ("0::/job/step\n", {"job/cpu.max": "50000 100000", "job/step/cpu.max": "max 100000"}, 1, None),
+        (
+            "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n0::/\n",
+            {
+                "cpu/cpu.cfs_quota_us": "90000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "900",
+                "memory/memory.usage_in_bytes": "800",
+                "memory/memory.stat": "total_inactive_file 500",
+            },
+            1,
+            600,
+        ),
+        ("3:cpu,cpuacct:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0, None),
+    ],
+    ids=["container", "its files", "batch job", "share of a core", "version 1", "no limit"],
+)
+def test_cores_and_memory_are_those_of_a_container_or_a_batch_job(
+    tmp_path, monkeypatch, of_process, files, cores, free
+):
+    """0 cores, or no memory, stand for those without a limit."""
+    monkeypatch.setattr(machine, "OF_PROCESS", tmp_path / "none")
+    every, whole = machine.cores(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(machine, "OF_PROCESS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    (tmp_path / "cgroup").write_text(of_process)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text + "\n")
+    assert machine.cores() == (cores or every)
+    assert machine.free_memory() == free if free else 900 < machine.free_memory() <= whole
 
 
 def test_free_memory_is_some_of_what_the_machine_has():
