@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from dermjax import machine, processes, sharding, signals
 from dermjax.errors import Stopped, UserError
-from dermjax.progress import bar
+from dermjax.progress import bar, say
 from dermjax.training import checkpoints
 from dermjax.training.state import State, place
 from dermjax.training.step import Loss, Scalars, Tree, compile_step
@@ -176,6 +176,8 @@ def fit(
                 checkpoints.save(folder, k, state, batches.get_state(), keep=2, best=best)
             if stop:
                 raise stop(f"{task.title}: told to stop, step {k} of {config.steps} is saved")
+    if config.patience and task.minimise and not best:
+        say(f"{task.title}: warning: no evaluation may be the best, so the last step is taken")
     if config.patience and best and best[0] < int(state.step):
         state, _ = checkpoints.restore(folder, target, best[0])
     return state

@@ -110,9 +110,12 @@ def slices(name: str) -> list[Slice]:
 
 
 def name_of(kind: str) -> str:
-    """Returns the name in CHIPS of a device that JAX calls `kind`, "" where it is not there."""
+    """Returns the name in CHIPS of a device that JAX calls `kind`, "" where it is not there, or has another memory."""
+    memory = {int(size) for size in re.findall(r"(\d+) ?gb", kind.lower())}
     known = [
-        name for name, chip in CHIPS.items() if kind == chip.kind or kind.startswith((f"{chip.kind} ", f"{chip.kind}-"))
+        name
+        for name, chip in CHIPS.items()
+        if f"{kind} ".startswith((f"{chip.kind} ", f"{chip.kind}-")) and memory <= {round(chip.memory / 1e9)}
     ]
     return max(known, key=lambda name: len(CHIPS[name].kind), default="")
 

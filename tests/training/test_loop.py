@@ -226,6 +226,14 @@ def test_patience_waits_for_the_next_evaluation_at_least(train, tmp_path, patien
     assert writers.read(tmp_path / "metrics.jsonl")[-1]["step"] == ends and int(state.step) == best
 
 
+def test_patience_without_an_evaluation_that_may_be_the_best_is_told(train, tmp_path, capsys):
+    given = {"evaluate_every": 2, "patience": 2, "minimise": "held_out"}
+    assert int(train(tmp_path / "none", 4, evaluate=lambda state, constants: {}, **given).step) == 4
+    assert "no evaluation may be the best, so the last step is taken" in capsys.readouterr().out
+    train(tmp_path / "some", 4, evaluate=lambda state, constants: {"held_out": 1.0}, **given)
+    assert "may be the best" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def ctrl_c():
     """SIGINT as Python hears it, also where the tests were started to ignore it, as by a shell in the background."""

@@ -32,7 +32,8 @@ def test_a_closed_axis_gives_two_links_and_an_open_one_one(topology, links):
 @pytest.mark.parametrize(
     "kind, name",
     [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
-     ("cpu", ""), ("NVIDIA H1000", "")],
+     ("NVIDIA A100 80GB PCIe", "a100"), ("NVIDIA A100-SXM4-40GB", ""), ("NVIDIA H200", "h200"),
+     ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", ""), ("cpu", ""), ("NVIDIA H1000", "")],
 )  # fmt: skip
 def test_a_device_is_known_by_what_jax_calls_it(kind, name):
     assert roofline.name_of(kind) == name
