@@ -28,7 +28,8 @@ def load_or_compute(folder: Path, name: str, causes: Mapping, compute: Callable[
       UserError: the file is damaged.
     """
     path = run_folder.derived(folder, name, causes).with_suffix(".npy")
-    if not multihost_utils.broadcast_one_to_all(np.array(path.exists())):
+    # the first process looks: on NFS one that has looked in vain does not see for a while what another one writes
+    if not multihost_utils.broadcast_one_to_all(np.array(jax.process_index() == 0 and path.exists())):
         if jax.process_index() == 0:
             run_folder.report_stale(path, causes)
         array = compute()

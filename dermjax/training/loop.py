@@ -108,7 +108,7 @@ def fit(
     folder, evaluates = workdir / "checkpoints", config.evaluate_every > 0
     shardings = sharding.tree_shardings(state, sharding.RULES, mesh)
     target = sharding.shaped(state, shardings)
-    saved = max(checkpoints.steps(folder), default=0)
+    saved = checkpoints.newest(folder)
     if saved > config.steps:  # its state would pass for that of fewer steps
         asked = f"{folder} holds step {saved} and {config.steps} steps are asked for"
         raise UserError(f"{task.title}: {asked}; give {saved} or more, or train anew in another --workdir")

@@ -35,3 +35,12 @@ def test_an_array_is_written_as_numpy_writes_it(tmp_path, array):
     np.save(tmp_path / "theirs.npy", array)
     disk_cache.write_array(tmp_path / "ours.npy", array)
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_the_first_process_alone_looks_whether_the_array_is_there(tmp_path, monkeypatch):
+    """NFS does not show for a while what was looked for in vain, and the others read what the first one has written."""
+    causes = {"numeric_versions": {}}
+    disk_cache.load_or_compute(tmp_path, "ones", causes, lambda: np.ones(3))
+    monkeypatch.setattr(disk_cache.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(disk_cache.Path, "exists", lambda path: pytest.fail(f"looked for {path}"))
+    assert disk_cache.load_or_compute(tmp_path, "ones", causes, lambda: np.zeros(3)).tolist() == [1, 1, 1]
