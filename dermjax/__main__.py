@@ -219,7 +219,7 @@ def _run(stage: str, arguments: list[str]) -> None:
     else:
         from dermjax import processes  # here, since JAX is not for every stage
 
-        work = processes.joined(coordination, stage, recorded, work, _mendable)
+        work = processes.joined(coordination, stage, recorded, workdir, work, _mendable)
     with work:
         importlib.import_module(STAGES[stage]).run(config, workdir)
 

@@ -5,7 +5,7 @@ what it runs, then every BEAT seconds that it lives and which step it has come t
 writes why the run ends, which the others wait for. So every process ends with one line, and the same command goes on:
 
   what happens                                  it ends
-  a process has other versions or a config      at the start
+  a process has other versions, config, workdir at the start
   one is refused something, as by a full disk   in a beat, with exit code 2 as the one that was refused
   one is killed, or its host is lost            FAILING after its last sign if a collective failed for it, else SILENCE
   one stands still while the others go on       STRAGGLING after it was last seen to move
@@ -49,7 +49,9 @@ HEARTBEAT = 60
 START = 300  # for the others to begin
 GRACE = 10.0  # that process 0 stays at most, for the others to read why it ends
 # keys of the texts
-FACTS, BEGUN, SIGNS, END, LEFT = (f"dermjax/{name}" for name in ("facts", "begun", "signs", "end", "left"))
+FACTS, HELD, BEGUN, SIGNS, END, LEFT = (
+    f"dermjax/{name}" for name in ("facts", "held", "begun", "signs", "end", "left")
+)
 
 DIFFERENCES = {
     "versions": ("runs other versions than", "install the same on all hosts"),
@@ -69,10 +71,10 @@ def reached(step: int) -> None:
 
 @contextlib.contextmanager
 def joined(
-    arguments: Mapping, command: str, config: Mapping, claimed: AbstractContextManager,
+    arguments: Mapping, command: str, config: Mapping, workdir: Path, claimed: AbstractContextManager,
     mendable: Callable[[Exception], str],
 ) -> Iterator[None]:  # fmt: skip
-    """Joins the processes of a run and enters `claimed` in the first of them, for all.
+    """Joins the processes of a run and enters `claimed`, which holds the workdir, in the first of them, for all.
 
     Where a process is refused something, there or in the block, or is lost, every process says so on one line and ends.
 
@@ -87,7 +89,7 @@ def joined(
         except (ValueError, RuntimeError) as error:
             raise UserError(f"the processes of this run cannot be joined: {str(error).splitlines()[0]}") from error
         try:
-            with run.begun(config, claimed):
+            with run.begun(config, workdir, claimed):
                 yield
         except Stopped:
             run.leave()
@@ -210,8 +212,11 @@ class Processes:
         return distributed.global_state.num_processes
 
     @contextlib.contextmanager
-    def begun(self, config: Mapping, claimed: AbstractContextManager) -> Iterator[None]:
-        """Compares the processes, claims the run in the first, and watches; UserError in all where one is refused."""
+    def begun(self, config: Mapping, workdir: Path, claimed: AbstractContextManager) -> Iterator[None]:
+        """Compares the processes, claims the run in the first, and watches; UserError in all where one is refused.
+
+        One that sees another folder as the workdir is refused: it would wait there for what the first one writes.
+        """
         self._joined = True
         facts = {"host": platform.node(), "versions": versions(), "config": config}
         self._put(f"{FACTS}/{self.index}", facts)
@@ -219,9 +224,12 @@ class Processes:
             if self.index == 0:
                 self._compare()
                 stack.enter_context(claimed)
+                self._put(HELD, run_folder.held_by(workdir))
                 self._put(BEGUN, "")
             elif refusal := self._get(BEGUN, START):
                 raise UserError(refusal)
+            elif run_folder.held_by(workdir) != self._get(HELD, START):
+                raise UserError(f"workdir {workdir}: is not the first process's; give one that all hosts share")
             self._begun = True
             threading.Thread(target=self._watch, name="processes", daemon=True).start()
             yield

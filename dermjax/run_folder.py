@@ -88,6 +88,11 @@ def is_locked(workdir: Path) -> bool:
         os.close(file)
 
 
+def held_by(workdir: Path) -> str:
+    """Returns the name of the run that works alone in a folder, of whatever host, "" where none says so."""
+    return _holder(workdir / LOCK).get("run", "")
+
+
 def sweep(folder: Path, seconds: float) -> None:
     """Removes what was being written below a folder when a run was killed, where it has not changed for `seconds`, and
     nothing of runs further down that are at work."""

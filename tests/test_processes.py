@@ -86,6 +86,15 @@ def test_another_config_on_another_host_is_one_line_in_both(joined, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_hosts_do_not_share_is_one_line_in_both(joined, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".lock").write_text('{"run": "of somebody who was killed"}')
+    (first, _, told), (second, _, refused) = joined("", "--workdir=other")
+    line = f"workdir {tmp_path / 'other'}: is not the first process's; give one that all hosts share\n"
+    assert (first, second) == (2, 2) and refused == f"dermjax tune: {line}"
+    assert told == f"dermjax tune: process 1 of 2 ({os.uname().nodename}): {line}"
+
+
 @pytest.mark.slow
 def test_a_second_job_in_a_workdir_is_one_line_in_all_of_its_processes(joined, tmp_path):
     with run_folder.lock(tmp_path / "run", alone=True):

@@ -97,24 +97,12 @@ def best(folder: Path) -> tuple[int, float] | None:
 
 
 def newest(folder: Path) -> int:
-    """Returns the step of the newest complete checkpoint, 0 for none, of a folder that all processes have in common.
-
-    Raises:
-      UserError: this process does not see what the first one writes there, or another newest checkpoint.
-    """
-    seen, sign = max(steps(folder), default=0), folder.with_name(f".{folder.name}{PART}")
-    if jax.process_index() == 0 and jax.process_count() > 1:
-        sign.parent.mkdir(parents=True, exist_ok=True)
-        sign.touch()
+    """Returns the step of the newest complete checkpoint, 0 for none; UserError where processes see different ones."""
+    seen = max(steps(folder), default=0)
     first = int(multihost_utils.broadcast_one_to_all(np.array(seen)))
-    shared = jax.process_count() == 1 or sign.exists()
-    multihost_utils.sync_global_devices("dermjax: checkpoint folder seen")
-    if jax.process_index() == 0:
-        sign.unlink(missing_ok=True)
-    if not shared or seen != first:
-        other = f"its newest step is {seen} here and {first} there" if shared else "it is another folder there"
-        raise UserError(f"{folder}: process {jax.process_index()} does not see what the first one sees, {other}; give "
-                        "a --workdir that all hosts share, and see that they show the same")  # fmt: skip
+    if seen != first:
+        raise UserError(f"{folder}: step {seen} is the newest that process {jax.process_index()} sees, {first} that "
+                        "the first one does; start again once all hosts show the same")  # fmt: skip
     return seen
 
 
