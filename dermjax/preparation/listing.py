@@ -22,13 +22,13 @@ def list_images(
 ) -> Listing:
     """One listing of the folders that a setting names, each reported with its layout; see `list_folder`.
 
-    Of several folders, the map of columns is for those with a table that has them. positive: the class that is to be
+    Of several folders, the map of columns is for those whose tables have them. positive: the class that is to be
     the last one, which is the positive one; "" leaves the order.
     """
     paths, listings = split_paths(images), []
     given = ", ".join(filter(None, columns.values()))
     if given and len(paths) > 1 and not any(_has_columns(folder, columns) for folder in paths):
-        raise UserError(f"config.columns: none of the folders has a table with all of {given}; mend their names")
+        raise UserError(f"config.columns: none of the folders has tables with all of {given}; mend their names")
     for folder in paths:
         known = columns if len(paths) == 1 or _has_columns(folder, columns) else dict.fromkeys(columns, "")
         name, listing = list_folder(folder, layout=layout, columns=known, options=options)
@@ -161,9 +161,9 @@ def _refuse_other_folders(folder: Path, listing: Listing) -> None:
 
 
 def _has_columns(folder: Path, columns: Mapping[str, str]) -> bool:
-    """Whether a table in a folder has the columns of a map."""
+    """Whether the tables in a folder have the columns of a map."""
     given = set(filter(None, columns.values()))
-    return any(given <= set(names) for names in tables.open_folder(folder).tables.values()) if given else False
+    return bool(given) and given <= set().union(*tables.open_folder(folder).tables.values())
 
 
 def _has_split_folders(folder: Path) -> bool:

@@ -95,6 +95,10 @@ def test_a_map_of_columns_is_for_the_folders_that_have_them(tmp_path, fill, caps
         ("clinic/x/0.png", "malignant"), ("clinic/x/1.png", "benign")
     ]  # fmt: skip
     assert len(found.records) == 6 and "clinic is read as table" in capsys.readouterr().out
+    (clinic / "who.csv").write_text("file;Wer\n0.png;p\n1.png;q\n")
+    columns = COLUMNS | {"image": "file", "diagnosis": "dx", "patient_id": "Wer"}
+    found = list_images(f"{sorted_},{clinic}", columns=columns, **asked)
+    assert [each.patient_id for each in found.records if each.source == "table"] == ["p", "q"]
 
 
 def test_the_positive_class_may_be_named(tmp_path, fill):

@@ -181,7 +181,7 @@ def test_a_column_that_no_table_has_is_not_ignored(put, read):
     root = put("t.csv", "file,label,patient\na.png,benign,p\nb.png,malignant,q\n")
     with pytest.raises(UserError, match=r"config.columns.patient_id = 'patients': no table has this column; t.csv has"):
         read(root, patient_id="patients", label="label")
-    with pytest.raises(UserError, match=r"config.columns: none of the folders has a table with all of label, patients"):
+    with pytest.raises(UserError, match=r"config.columns: none of the folders has tables with all of label, patients"):
         list_images(f"{root},{root.parent}", layout="detect", positive="", options=None,
                     columns={"label": "label", "patient_id": "patients"})  # fmt: skip
 
