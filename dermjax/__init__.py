@@ -105,7 +105,11 @@ def tune(
 
 
 def _path(name: str, value: Any) -> Path:
-    """Returns a path, with the user's folder in place of ~; UserError for what is none."""
+    """Returns a path, with the user's folder in place of ~; UserError for what is none of this machine."""
+    from dermjax import buckets
+
     if not isinstance(value, str | PathLike) or not str(value):
         raise UserError(f"{name} {value!r}: is no path; give one")
+    if buckets.is_url(str(value)):
+        raise UserError(f"{name} {value}: lies in a bucket; give a path of this machine")
     return Path(value).expanduser()

@@ -110,9 +110,10 @@ def reconstruct(sd: StableDiffusion, vae: Params, image: jax.Array) -> jax.Array
     return jnp.clip(sd.reconstruct({"vae": vae}, mean), -1, 1)
 
 
-def looked_at(pictures: Sequence) -> Sequence:
-    """Returns at most LOOKED_AT of some pictures, evenly spaced."""
-    return pictures[:: max(1, len(pictures) // LOOKED_AT)][:LOOKED_AT]
+def looked_at(pictures: Sequence, most: int = LOOKED_AT) -> list:
+    """Returns at most so many of some pictures, evenly spaced over all: they may stand class by class."""
+    count = min(len(pictures), most)
+    return [pictures[number * len(pictures) // count] for number in range(count)]
 
 
 def watch(sd: StableDiffusion, photographs: np.ndarray, size: int = SIZE) -> Evaluate:
@@ -124,14 +125,14 @@ def watch(sd: StableDiffusion, photographs: np.ndarray, size: int = SIZE) -> Eva
     if not len(photographs):
         return lambda state, constants: {}
     originals = to_model(np.stack([load_any(image, size) for image in looked_at(photographs)]))
-    step = jax.jit(partial(reconstruct, sd))
+    step, shown = jax.jit(partial(reconstruct, sd)), looked_at(range(len(originals)), SHOWN)
 
     def evaluate(state: State, constants: dict) -> dict[str, float | np.ndarray]:
         vae = constants["vae"] | state.smooth["vae"]
         again = np.concatenate([
             np.asarray(step(vae, originals[at : at + BATCH])) for at in range(0, len(originals), BATCH)
         ])  # fmt: skip
-        return figures(originals, again) | {"reconstructions": side_by_side(originals[:SHOWN], again[:SHOWN])}
+        return figures(originals, again) | {"reconstructions": side_by_side(originals[shown], again[shown])}
 
     return evaluate
 

@@ -94,6 +94,11 @@ def test_images_are_saved_behind_those_that_are_there(images, pipe, tmp_path):
         pipe.save([Image.new("RGB", (8, 8))], tmp_path)
 
 
+def test_images_of_another_mode_are_saved_in_their_colours(images, pipe, tmp_path):
+    (path,) = pipe.save(images[0].quantize(256), tmp_path)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(images[0].quantize(256).convert("RGB")))
+
+
 def test_what_the_model_and_its_lora_saw_is_saved_with_images(images, pipe, tmp_path):
     for name in ("tune", "lora"):
         (tmp_path / name).mkdir()
@@ -125,14 +130,16 @@ def test_a_saved_image_is_never_written_over(images, pipe, tmp_path):
         ("saved", (0, None), "image 1: does not say how it was made"),
         ("file", (0,), "is a file; give a folder"),
         ("", (0,), "folder None: is no path; give one"),
+        ("s3://bucket/saved", (0,), "folder s3://bucket/saved: lies in a bucket; give a path of this machine"),
     ],
 )
-def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(images, pipe, tmp_path, folder, made, told):
+def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(images, pipe, tmp_path, folder, made, told, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     made = made and [images[each] if each is not None else Image.new("RGB", (8, 8)) for each in made]
     with pytest.raises(dermjax.UserError, match=told) as raised:
-        pipe.save(made, tmp_path / folder if folder else None)
-    assert "\n" not in str(raised.value) and not (tmp_path / "saved").exists()
+        pipe.save(made, folder if "://" in folder else tmp_path / folder if folder else None)
+    assert "\n" not in str(raised.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_every_prompt_meets_every_seed_and_images_are_taken_further(pipe, images, tmp_path):
@@ -238,6 +245,7 @@ def test_tuning_is_the_stage_with_its_config(tmp_path, monkeypatch):
     (lambda: dermjax.tune("a", "b", None), "workdir None: is no path; give one"),
     (lambda: dermjax.load_classifier(None), "classifier None: is no path; give one"),
     (lambda: dermjax.read_manifest(None), "manifest None: is no path; give one"),
+    (lambda: dermjax.tune("a", "b", "s3://bucket/run"), "workdir s3://bucket/run: lies in a bucket; give a path"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

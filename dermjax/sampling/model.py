@@ -146,6 +146,8 @@ def load_model(
             configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, extended)
             sd = replace(sd, configs=configs, tokenizer=extended)
         tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
+    given = {word for each in known for word in each.tokens}
+    known += textual_inversion.stored(tokenizer.get_added_vocab().keys() - given)  # those of a tuned model
     vocabulary = {word.lower() for word in tokenizer.get_vocab()}
 
     said = False

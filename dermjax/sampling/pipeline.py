@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dermjax import buckets
 from dermjax.config_file import LARGEST_SEED
 from dermjax.data import images, records
 from dermjax.data.archives import layouts
@@ -124,6 +125,8 @@ class Pipeline:
         """
         if not isinstance(folder, str | PathLike) or not str(folder):
             raise UserError(f"folder {folder!r}: is no path; give one")
+        if buckets.is_url(str(folder)):
+            raise UserError(f"folder {folder}: lies in a bucket; give a path of this machine")
         root = Path(folder).expanduser().absolute()
         before = records.read(root) if (root / records.FILE).is_file() else Manifest(labels=(), root=root, records=())
         if not names_folder(label):
@@ -143,7 +146,7 @@ class Pipeline:
         paths, entries = [], list(before.records)
         for n, (image, generation) in enumerate(zip(made, generations, strict=True), number):
             path = root / images_of_label / f"{n:05d}.png"
-            write_atomically(path, provenance.png(np.asarray(image), generation))
+            write_atomically(path, provenance.png(np.asarray(image.convert("RGB")), generation))
             entries.append(provenance.record(root, path.relative_to(root).as_posix(), label, generation))
             paths.append(path)
         labels = layouts.ordered({*before.labels, label})  # as `prepare` has them

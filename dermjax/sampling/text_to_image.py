@@ -26,7 +26,9 @@ from dermjax.sampling.requests import SamplerSettings
 
 Array = jax.Array
 # Of images, besides the networks' own versions: raise it where samplers, ladders, guidance or noise give others
-NUMERIC_VERSION = 3  # 3: ladders of single files that others wrote, grey masks
+# 3: ladders of single files that others wrote, grey masks; 4: all vectors of a tuned model's words, and of words that
+# touch other letters
+NUMERIC_VERSION = 4
 GREY = 127.5  # 0 in the model's range: what diffusers puts where an image is masked out
 
 
@@ -113,7 +115,8 @@ def text_to_image(process: LatentDiffusion, size: int, strength: float = 1.0) ->
         mask: Array | None = None,
     ) -> Array:
         if paints and mask is None:
-            raise UserError("this model paints into pictures: give config.init.images and config.init.mask")
+            raise UserError("this model paints into pictures: give config.init.images and config.init.mask (image= and "
+                            "mask= in Python)")  # fmt: skip
         if mask is not None and mask.shape != image.shape[:3]:
             raise UserError(f"mask {_sides(mask)}: the image is {_sides(image)}; give a mask of its size")
         if image is None:

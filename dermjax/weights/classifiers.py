@@ -27,7 +27,7 @@ from dermjax.models.classifier import ARCHITECTURES, HALVES, IMAGENET, SINGLE_LA
 from dermjax.models.nnx_tree import Params
 from dermjax.models.vit import grid
 from dermjax.progress import say
-from dermjax.weights import processors, safetensors, torch_layout
+from dermjax.weights import model_files, processors, safetensors, torch_layout
 from dermjax.weights.diffusers import replaced, write_json
 from dermjax.weights.processors import Normalisation, shown
 from dermjax.weights.safetensors import Tensors, from_array
@@ -117,11 +117,14 @@ def read_saved(folder: Path) -> tuple[Classifier, tuple[Params, Params]]:
     shown images as the folder's own processor shows them.
 
     Raises:
-      UserError: as `read` and `read_labels`.
+      UserError: as `read` and `read_labels`; the file has no head, as that of a backbone alone.
     """
     config = read_config(folder)
     labels, size = read_labels(config, folder)
     size, resize = processors.read_sizes(folder, model_type(config, folder), size)
+    if f"{HEAD}.weight" not in read_folder(folder, ""):
+        raise UserError(f"{folder}: has no head ({HEAD}.weight), so that it predicts nothing; train it with classify "
+                        "first (config.init)")  # fmt: skip
     classifier, trees = read(folder, labels, size)
     return dataclasses.replace(classifier, resize=resize), trees
 
@@ -184,15 +187,22 @@ def write(folder: Path, classifier: Classifier, params: Params, variables: Param
 
 
 def convert(from_: str, to: str, form: str) -> None:
-    """Writes a classifier folder as a state dict of timm or torchvision, with its labels in the header."""
-    folder = snapshot(Path(from_))
+    """Writes a classifier folder as a state dict of timm or torchvision, with its labels in the header.
+
+    Raises:
+      UserError: there is no such folder, `to` is there already, or the library cannot have this classifier.
+    """
+    folder, target = snapshot(Path(from_)), Path(to)
+    model_files.refuse_pickle(target)
+    model_files.check_target(target)
     config = read_config(folder)
     if config.get("model_type") not in ARCHITECTURES:
         raise UserError(f"{folder}/config.json: not a classifier folder of dermjax or transformers")
     config = ARCHITECTURES[config["model_type"]].defaults | config
     file = from_hugging_face(read_folder(folder, ""), ARCHITECTURES[config["model_type"]].backbone)
     tensors = to_state_dict(to_hugging_face(file), config, form)
-    safetensors.write(Path(to), tensors, {"id2label": json.dumps(config.get("id2label", {}))})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.write(target, tensors, {"id2label": json.dumps(config.get("id2label", {}))})
     say(f"{to}: {len(tensors)} tensors under the names of {form}")
 
 
@@ -251,6 +261,8 @@ def read_state_dict(file: Tensors, source: str) -> tuple[Tensors, dict[str, Any]
     Raises:
       UserError: the names are of neither library.
     """
+    wrapped = {name.removeprefix("model."): each for name, each in file.items() if name.startswith("model.")}
+    file = wrapped or file  # the authors of DeiT and MAE save {"model": …}, Lightning an attribute `model`
     library = next((name for name, sign in LIBRARIES.items() if sign in file), "")
     if not library:
         raise UserError(f"{source}: {NEITHER}")

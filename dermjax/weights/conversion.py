@@ -42,7 +42,7 @@ def convert(
         raise UserError(f"lora_weight {lora_weight} is no number; 1 is as trained")
     if prediction not in PREDICTIONS:
         raise UserError(f"prediction {prediction!r} is unknown; there are {', '.join(PREDICTIONS)}")
-    check_target(target)
+    model_files.check_target(target)
     if source.is_file() and tensor_files.kind(open_file(source)[0]) == tensor_files.LORA:
         if lora != NONE:
             raise UserError(f"{source}: is a LoRA; merge {lora} into a model instead")
@@ -54,20 +54,6 @@ def convert(
         target.parent.mkdir(parents=True, exist_ok=True)
         model_files.write(target, sd, params, dtype=DTYPES[dtype])
     say(f"convert: {target}")
-
-
-def check_target(target: Path) -> None:
-    """Raises UserError where something has the name of what is to be written, or nothing can have it."""
-    try:
-        there = target.exists()
-        target.with_name(f".{target.name}.part").exists()  # what it is called while it is written
-        above = next(each for each in target.absolute().parents if each.exists())
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); give another name") from error
-    if there:
-        raise UserError(f"{target}: is there already; remove it or give another name")
-    if not above.is_dir():
-        raise UserError(f"{target}: cannot be written, as {above} is no folder; give another name")
 
 
 def read_model(source: Path, variant: str, ema: bool, prediction: str) -> tuple[StableDiffusion, Params]:
@@ -84,6 +70,8 @@ def read_model(source: Path, variant: str, ema: bool, prediction: str) -> tuple[
 def convert_lora(source: Path, target: Path, dtype) -> None:
     """Writes a LoRA in kohya's form where it is in PEFT's, else in PEFT's."""
     model_files.refuse_pickle(target)
+    if target.suffix.lower() != ".safetensors":
+        raise UserError(f"{target}: a LoRA is one file; name it {target.name}.safetensors")
     tensors, _ = open_file(source)
     width = tensor_files.context_width(tensors)
     if width not in single_file.PRESETS:

@@ -174,16 +174,19 @@ def files(folder: Path) -> dict[str, Path]:
 def replaced(folder: Path) -> Iterator[Path]:
     """Yields a new folder that takes the place of `folder` at the end.
 
-    Where the writing fails, on a full disk or on values beyond a type, nothing is left behind.
+    Where the writing fails, on a full disk or on values beyond a type, nothing is left behind. What was there is moved
+    away and deleted last: a kill while it is deleted, which takes seconds for a model, leaves no half of it.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old.part")
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         yield part
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -47,6 +47,8 @@ def describe(path: Path) -> tuple[str, Rows]:
         return describe_network(path)
     if any((path / name).is_file() for name in (*lora.FILES, lora.CONFIG)):
         return describe_file(lora.locate(path))
+    if any((path / name).is_file() for name in textual_inversion.FILES):
+        return describe_file(textual_inversion.locate(path))
     raise UserError(f"{path}: a folder without model_index.json or config.json; give a model, a classifier or a file")
 
 

@@ -45,6 +45,20 @@ def write(path: Path, sd: StableDiffusion, params: Params, *, dtype) -> None:
     (single_file if path.suffix.lower() == ".safetensors" else diffusers).write(path, sd, params, dtype=dtype)
 
 
+def check_target(target: Path) -> None:
+    """Raises UserError where something has the name of what is to be written, or nothing can have it."""
+    try:
+        there = target.exists()
+        target.with_name(f".{target.name}.part").exists()  # what it is called while it is written
+        above = next(each for each in target.absolute().parents if each.exists())
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); give another name") from error
+    if there:
+        raise UserError(f"{target}: is there already; remove it or give another name")
+    if not above.is_dir():
+        raise UserError(f"{target}: cannot be written, as {above} is no folder; give another name")
+
+
 def refuse_pickle(path: Path) -> None:
     """Raises UserError where a file to be written has the name of a pickle."""
     if path.suffix.lower() in PICKLES:

@@ -10,15 +10,18 @@ A file with several words holds an embedding of each. An embedding of several ve
 
 import dataclasses
 import functools
+import itertools
 import json
 import operator
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from dermjax.errors import UserError
+from dermjax.progress import say
 from dermjax.weights import safetensors, tensor_files
 from dermjax.weights.safetensors import from_array
 from dermjax.weights.tensor_files import open_file, read_json
@@ -83,6 +86,8 @@ def read(path: Path) -> list[Embedding]:
             token = path.stem
         elif token != name and token == "*":
             token = texts.get("name", path.stem)
+            if token != path.stem:  # AUTOMATIC1111's program goes by the file's name, diffusers by what is in it
+                say(f"{path}: its word is {token}, as the file says; a prompt that says {path.stem} does not use it")
         vectors = np.atleast_2d(tensor.read().astype(np.float32))
         numbers = vectors.ndim == 2 and vectors.size and tensor.dtype.kind not in "iub" and np.isfinite(vectors).all()
         if not numbers or len(vectors) > MOST:
@@ -116,7 +121,10 @@ def add(configs: dict[str, dict], params: Tree, embedding: Embedding, tokenizer:
         )
     taken = [token for token in embedding.tokens if token in vocabulary(tokenizer)]
     if taken:
-        raise UserError(f"embedding {embedding.token}: the tokenizer has {taken[0]!r} already; rename the file")
+        raise UserError(
+            f"embedding {embedding.token}: the tokenizer has {taken[0]!r} already; rename the file, or the word where "
+            "the file holds it"
+        )
     if tokenizer != folder:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tokenizer, folder)
@@ -138,16 +146,17 @@ def vocabulary(folder: Path) -> set[str]:
     return words | {each["content"] for each in _known(folder / CONFIG).get(LISTED, {}).values()}
 
 
-def enlarge(folder: Path, words: dict[str, int]) -> None:
-    """Adds words with their numbers to the files of a tokenizer.
+def stored(added: Collection[str]) -> list[Embedding]:
+    """Returns the words of several vectors, `mole`, `mole_1`, …, among those that were added to a tokenizer: diffusers
+    finds them by these names too. Their vectors are rows of the token table, and none here."""
+    counts = {word: next(i for i in itertools.count(1) if f"{word}_{i}" not in added) for word in added}
+    return [Embedding(word, np.empty((count, 0), np.float32)) for word, count in counts.items() if count > 1]
 
-    One that begins and ends in a letter is no part of a longer word, as in AUTOMATIC1111's program.
-    """
+
+def enlarge(folder: Path, words: dict[str, int]) -> None:
+    """Adds words with their numbers to the files of a tokenizer."""
     usual = {"lstrip": False, "rstrip": False, "normalized": True, "special": False}
-    added = {
-        number: {"content": word, "single_word": word[0].isalnum() and word[-1].isalnum(), **usual}
-        for word, number in words.items()
-    }
+    added = {number: {"content": word, "single_word": is_single(word), **usual} for word, number in words.items()}
     if (folder / TOKENIZER).is_file():
         content = read_json(folder / TOKENIZER)
         content["added_tokens"] += [{"id": number, **each} for number, each in added.items()]
@@ -177,18 +186,23 @@ def with_leaf(tree: Tree, path: tuple[str, ...], leaf: np.ndarray) -> Tree:
     return tree | {path[0]: with_leaf(tree[path[0]], path[1:], leaf)}
 
 
+def is_single(word: str) -> bool:
+    """Returns whether a word is no part of a longer one, as in AUTOMATIC1111's program: it begins and ends in a letter
+    or digit. `<mole>` is found in `<mole>s`."""
+    return word[0].isalnum() and word[-1].isalnum()
+
+
 def spell_out(prompt: str, embeddings: list[Embedding]) -> str:
     """Returns the prompt with the word of each embedding, in any case, followed by those of its further vectors.
 
-    Where a word begins with another one, as `bad-artist-anime` does, the longer one is taken, as tokenizers do.
+    Words are found as the tokenizer finds them. Where one begins with another, as `bad-artist-anime` does, the longer
+    one is taken; so a further vector that a prompt names itself, `<mole>_1`, stays as it is.
     """
     if not embeddings:
         return prompt
-    longest = sorted(embeddings, key=lambda each: len(each.token), reverse=True)
-    words = "|".join(f"({re.escape(each.token)})" for each in longest)
-    return re.sub(
-        rf"(?<!\w)(?:{words})(?!\w)",
-        lambda found: " ".join(longest[found.lastindex - 1].tokens),
-        prompt,
-        flags=re.IGNORECASE,
-    )
+    spelt = [(word, word) for each in embeddings for word in each.tokens[1:]]
+    spelt += [(each.token, " ".join(each.tokens)) for each in embeddings]
+    spelt.sort(key=lambda pair: len(pair[0]), reverse=True)
+    words = "|".join(rf"((?<!\w){re.escape(word)}(?!\w))" if is_single(word) else f"({re.escape(word)})"
+                     for word, _ in spelt)  # fmt: skip
+    return re.sub(words, lambda found: spelt[found.lastindex - 1][1], prompt, flags=re.IGNORECASE)

@@ -1,5 +1,6 @@
 """The model of `generate` with what is added to it, a LoRA, words and long prompts, and its pictures by the command."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from dermjax.data import records
 from dermjax.sampling import model
 from dermjax.sampling.requests import Request
-from dermjax.weights import lora, model_files, single_file, textual_inversion
+from dermjax.weights import diffusers, lora, model_files, single_file, textual_inversion
 from dermjax.weights.textual_inversion import Embedding
 
 CONFIG = Path(__file__).parents[2] / "configs" / "generate.py"
@@ -67,6 +68,17 @@ def test_words_are_tokens_with_their_vectors(small_model, files):
     assert said.shape == (2, 77) and read.sd.configs["text_encoder"]["vocab_size"] == len(table) == 49410
     np.testing.assert_array_equal(table[said[0][said[0] >= 49408]], vectors)
     assert read.digests["embeddings"] == {"<mole>": model_files.digest(word)}
+
+
+def test_all_vectors_of_a_tuned_model_s_own_words_are_read(small_model, files, tmp_path):
+    """`tune` leaves them in model/; diffusers spells them out too, by what its tokenizer knows."""
+    read = model.load_model(str(small_model[2]), "", 0.8, (str(files[0] / "mole.safetensors"),), "refuse", "float32")
+    tokens, words = read.tokens(REQUEST), tmp_path / "words"
+    shutil.copytree(small_model[0].tokenizer, words)
+    textual_inversion.enlarge(words, {"<mole>": 49408, "<mole>_1": 49409})
+    diffusers.write(tmp_path / "model", replace(read.sd, tokenizer=words), read.params, dtype=np.float32)
+    again = model.load_model(str(tmp_path / "model"), "", 0.8, (), "refuse", "float32").tokens(REQUEST)
+    np.testing.assert_array_equal(again, tokens)
 
 
 def test_prompt_and_negative_prompt_have_equally_many_chunks(small_model):

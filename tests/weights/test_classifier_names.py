@@ -229,6 +229,32 @@ def test_a_normalisation_that_nothing_says_is_told(tmp_path, capsys):
     assert classifier.mean == tuple(given["mean"]) and not capsys.readouterr().out
 
 
+def test_what_the_authors_of_deit_and_mae_save_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    kind, settings, form = SETTINGS["timm vit"]
+    trees = written(tmp_path / "ours", kind, settings)
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "theirs.safetensors"), form)
+    tensors = {name: torch.tensor(each) for name, each in load_file(tmp_path / "theirs.safetensors").items()}
+    torch.save({"model": tensors, "epoch": 300}, tmp_path / "deit.pth")
+    _, (params, _) = classifiers.read(tmp_path / "deit.pth", LABELS, 32)
+    jax.tree.map(np.testing.assert_array_equal, params["vit"], trees[0]["vit"])
+
+
+@pytest.mark.parametrize(("to", "said"), [
+    ("there.safetensors", "is there already; remove it or give another name"),
+    ("theirs.pt", "pickles can run code and are not written"),
+])  # fmt: skip
+def test_a_state_dict_is_written_over_nothing(to, said, tmp_path):
+    kind, settings, form = SETTINGS["timm vit"]
+    written(tmp_path / "ours", kind, settings)
+    (tmp_path / "there.safetensors").write_bytes(b"kept")
+    with pytest.raises(UserError, match=said):
+        classifiers.convert(str(tmp_path / "ours"), str(tmp_path / to), form)
+    assert (tmp_path / "there.safetensors").read_bytes() == b"kept" and not (tmp_path / "theirs.pt").exists()
+    classifiers.convert(str(tmp_path / "ours"), str(tmp_path / "new" / "theirs.safetensors"), form)
+    assert load_file(tmp_path / "new" / "theirs.safetensors")
+
+
 def test_labels_in_a_header_that_are_no_json_are_none(tmp_path):
     kind, settings, form = SETTINGS["timm vit"]
     written(tmp_path / "ours", kind, settings)

@@ -221,6 +221,17 @@ def test_every_form_of_a_folder_s_weights_is_read(broken, form):
         jax.tree.map(np.testing.assert_array_equal, trees, expected)
 
 
+def test_a_backbone_without_a_head_predicts_nothing(broken):
+    """Of a fine-tuned model, `model.vit.save_pretrained` leaves the classes in config.json."""
+    folder, _, tensors = broken
+    kept = {name: each for name, each in tensors.items() if not name.startswith("classifier.")}
+    save_file(kept, folder / "model.safetensors")
+    for load in (lambda: networks.load(folder), lambda: label_score.read(str(folder), LABELS)):
+        with pytest.raises(UserError, match=r"has no head \(classifier\.weight\), so that it predicts nothing; train"):
+            load()
+    assert not np.any(classifiers.read(folder, LABELS, 32)[1][0]["classifier"]["kernel"]), "training begins from it"
+
+
 def test_more_than_ten_classes_keep_their_order(tmp_path):
     """JSON in the order of its keys has "10" before "2"."""
     labels = tuple(f"class {number}" for number in range(12))

@@ -1,5 +1,6 @@
 """Equality with PyTorch: random twins saved by diffusers and transformers, read by us, and the way back."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -123,6 +124,27 @@ def test_values_beyond_half_precision_are_refused_and_nothing_is_left(tiny, tmp_
         ours.write(tmp_path / "half", sd, spoilt, dtype=np.float16)
     assert not (tmp_path / "half").exists() and not list(tmp_path.glob(".half*"))
     ours.write(tmp_path / "wide", sd, spoilt, dtype=jnp.bfloat16)
+
+
+def test_a_kill_while_the_old_folder_is_deleted_leaves_the_new_one(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def deletes(path, delete=ours.shutil.rmtree, **given):
+        if (path / "file").exists() and (path / "file").read_text() == "old":
+            (path / "file").unlink()
+            raise Killed
+        delete(path, **given)
+
+    for content in ("old", "new"):
+        with contextlib.suppress(Killed), ours.replaced(tmp_path / "model") as part:
+            (part / "file").write_text(content)
+        monkeypatch.setattr(ours.shutil, "rmtree", deletes)
+    assert (tmp_path / "model" / "file").read_text() == "new"
+    monkeypatch.undo()
+    with ours.replaced(tmp_path / "model") as part:
+        (part / "file").write_text("newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "what was left is deleted"
 
 
 def test_older_folders_are_read(twin, tmp_path):

@@ -132,6 +132,9 @@ def test_embeddings_classifiers_and_parts(tmp_path):
     save_file({"emb_params": np.zeros((2, 768), np.float32)}, tmp_path / "mole.safetensors")
     title, said = rows(tmp_path / "mole.safetensors")
     assert title == "embedding, Stable Diffusion 1.x" and said == {"token": "mole", "vectors": "2 x 768"}
+    (tmp_path / "concept").mkdir()
+    save_file({"<mole>": np.zeros((1, 768), np.float32)}, tmp_path / "concept" / "learned_embeds.safetensors")
+    assert rows(tmp_path / "concept") == (title, {"token": "<mole>", "vectors": "1 x 768"})
     folder = tmp_path / "classifier"
     folder.mkdir()
     config = {"model_type": "vit", "id2label": {"0": "benign", "1": "malignant"}, "image_size": 224}
@@ -245,13 +248,15 @@ def test_convert_merges_by_numbers_alone(tiny, adapters, tmp_path, weight):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["x.ckpt", "x.PT"])
-def test_convert_writes_no_lora_under_the_name_of_a_pickle(tmp_path, name):
-    """PyTorch could not open it."""
+@pytest.mark.parametrize("name, said", [
+    ("x.ckpt", r"pickles can run code and are not written; name it x\.safetensors"), ("x.PT", "pickles can run code"),
+    ("x", r"x: a LoRA is one file; name it x\.safetensors"),
+])  # fmt: skip
+def test_convert_writes_no_lora_under_a_name_that_other_programs_could_not_open(tmp_path, name, said):
     module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     pair = {"lora_A": np.ones((4, 768), np.float32), "lora_B": np.ones((320, 4), np.float32)}
     save_file({f"{module}.{name}.weight": array for name, array in pair.items()}, tmp_path / "peft.safetensors")
-    with pytest.raises(UserError, match=r"pickles can run code and are not written; name it x\.safetensors"):
+    with pytest.raises(UserError, match=said):
         conversion.convert(str(tmp_path / "peft.safetensors"), str(tmp_path / name), "none", 0.8, "float32", *AS_FOUND)
     assert not (tmp_path / name).exists()
 

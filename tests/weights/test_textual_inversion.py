@@ -28,7 +28,7 @@ def test_the_three_forms(tmp_path):
 
 
 @pytest.mark.parametrize("holder", [dict, "ParameterDict"])
-def test_what_automatic1111_saves(tmp_path, holder):
+def test_what_automatic1111_saves(tmp_path, holder, capsys):
     torch = pytest.importorskip("torch")
     kind = torch.nn.ParameterDict if holder == "ParameterDict" else dict
     content = {"string_to_token": {"*": 265}, "string_to_param": kind({"*": torch.nn.Parameter(torch.tensor(VECTORS))}),
@@ -36,6 +36,8 @@ def test_what_automatic1111_saves(tmp_path, holder):
     torch.save(content, tmp_path / "x.pt")
     (embedding,) = textual_inversion.read(tmp_path / "x.pt")
     assert embedding.token == "mole"
+    # AUTOMATIC1111's program itself goes by the name of the file
+    assert "its word is mole, as the file says; a prompt that says x does not use it" in capsys.readouterr().out
     np.testing.assert_array_equal(embedding.vectors, VECTORS)
 
 
@@ -227,6 +229,18 @@ def test_a_word_that_begins_with_another_is_a_word_of_its_own(model, tmp_path, o
     assert found == [word for each in words for word in each]
 
 
+@pytest.mark.parametrize("prompt, spelt", [
+    ("three <mole>s", "three <mole> <mole>_1s"),
+    ("benign<Mole>", "benign<mole> <mole>_1"),
+    ("<mole>_1 alone", "<mole>_1 alone"),
+    ("nevi, nevus, NEVUS", "nevi, nevus nevus_1, nevus nevus_1"),
+    ("xnevus nevusses", "xnevus nevusses"),
+])  # fmt: skip
+def test_all_vectors_follow_wherever_the_tokenizer_finds_a_word(prompt, spelt):
+    known = [Embedding("<mole>", VECTORS), Embedding("nevus", VECTORS)]
+    assert textual_inversion.spell_out(prompt, known) == spelt
+
+
 PROMPTS = ["A <MOLE> photo and a <Mole>", "<mole>, <Mole>", "NevusTwo and nevustwo", "a photo, NEVUSTWO", "x<Mole>y",
            "a <Mole>_1"]  # fmt: skip
 
@@ -246,7 +260,7 @@ def test_words_in_any_case_are_the_tokens_of_transformers(tmp_path, word, form):
         shutil.copytree(source, folder)
         textual_inversion.enlarge(folder, {token: rows + i for i, token in enumerate(embedding.tokens)})
         ours = tokens.load_tokenizer(folder)
-        for prompt in PROMPTS[: None if count == 1 else 4]:
+        for prompt in PROMPTS[: None if count == 1 else 5]:
             given = theirs(prompt, add_special_tokens=False)["input_ids"]
             expected = [each for token in given for each in ([token, rows + 1][:count] if token == rows else [token])]
             found = tokens.tokenize(ours, [textual_inversion.spell_out(prompt, [embedding])])[0].tolist()
