@@ -17,19 +17,20 @@ def read(real: str, synthetic: str) -> tuple[Manifest, Manifest | None]:
     """
     if not real:
         raise UserError("config.manifest: no manifest of real images; give one, as --config.manifest=runs/prepare")
-    manifests = [records.read(Path(path)) for path in (real, synthetic) if path]
-    check(manifests[0], real)
-    if synthetic:
-        check_synthetic(manifests[1], synthetic, manifests[0])
-    refuse_leaks(manifests)
-    return manifests[0], manifests[1] if synthetic else None
+    manifest = records.read(Path(real))
+    check(manifest, real)
+    made = records.read(Path(synthetic)).in_order(manifest.labels) if synthetic else None
+    if made:
+        check_synthetic(made, synthetic, manifest)
+    refuse_leaks([each for each in (manifest, made) if each])
+    return manifest, made
 
 
 def read_judged(path: str, real: Manifest) -> Manifest | None:
     """Returns the manifest of synthetic images that only get predictions, or None for no path."""
     if not path:
         return None
-    manifest = records.read(Path(path))
+    manifest = records.read(Path(path)).in_order(real.labels)
     pipelines.check_labels(manifest, f"config.judged = {path}", real)
     pipelines.check_synthetic(manifest, f"config.judged = {path}")
     if not manifest.split("train"):

@@ -9,7 +9,8 @@ equally frequent:
     dermjax classify --predict=runs/prepare --classifier=CHECKPOINTED_RUN --out=runs/other/predictions.csv
 
 For a folder of images the columns are image, called, p_<label> …. For a manifest they are image, label, split, sha256,
-p_<label> … on its validation and test images, so that `evaluate` takes the folder of the file for a run.
+p_<label> … on its validation and test images, so that `evaluate` takes the folder of the file for a run. What a run of
+`classify` has learnt from is refused there, as far as its manifests are at hand.
 
 Shapes: n images, L labels, B batch.
 """
@@ -18,6 +19,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +32,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score
 
 from dermjax import machine, sharding
-from dermjax.classification import networks
+from dermjax.classification import inputs, networks
 from dermjax.classification.recipes import Recipe
 from dermjax.data import digests, pipelines, records
 from dermjax.data.archives import tree
@@ -130,7 +132,7 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     network, (params, variables) = networks.load(Path(classifier))
     source, labels = Path(predict), network.labels
     is_manifest = (source / records.FILE).is_file() or source.is_file()
-    manifest = records.read(source) if is_manifest else read_folder(source, labels)
+    manifest = records.read(source).in_order(labels) if is_manifest else read_folder(source, labels)
     if manifest.labels != labels:
         raise UserError(
             f"manifest {source}: its classes are {', '.join(manifest.labels)}, the classifier knows {', '.join(labels)}"
@@ -138,6 +140,8 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     chosen = [record for split in ("validation", "test") for record in manifest.split(split)]
     if not chosen:
         raise UserError(f"{source}: no image to judge; give a folder of images, or a manifest with a test split")
+    if is_manifest:
+        refuse_learnt(Path(classifier), replace(manifest, records=tuple(chosen)))
     grid = sharding.mesh(0, 1)
     batch = -(-batch // grid.size) * grid.size
     batches = pipelines.evaluation_batches(
@@ -153,6 +157,25 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out), text)
     say(f"{out}: {len(chosen)} images")
+
+
+def refuse_learnt(classifier: Path, judged: Manifest) -> None:
+    """Raises UserError where a run of `classify` has learnt, or was stopped or calibrated, by what it is to judge."""
+    config, learnt = networks.config_of_run(classifier), []
+    paths = [Path(config[key]) for key in ("manifest", "synthetic") if config.get(key)]
+    if gone := [path for path in paths if not path.exists()]:
+        say(f"classify: {gone[0]} is not there, so that nobody can tell whether {classifier} has learnt from what it "
+            "is to judge")  # fmt: skip
+        return
+    for path in paths:
+        manifest = records.read(path)
+        if {(r.sha256, r.split) for r in judged.records} <= {(r.sha256, r.split) for r in manifest.records}:
+            return  # its own, which were audited before it was trained
+        learnt.append(replace(manifest, records=tuple(r for r in manifest.records if r.split != "test")))
+    try:
+        inputs.refuse_leaks([*learnt, judged] if learnt else [])
+    except UserError as error:
+        raise UserError(f"{classifier} has learnt from what it is to judge: {error}") from error
 
 
 def read_folder(path: Path, labels: tuple[str, ...]) -> Manifest:

@@ -8,8 +8,8 @@ the same number of steps. With config.patience they are those of the best AUROC 
 A probe learns best on standardised features, and confidence is honest after division of the logits by a temperature
 (Guo et al. 2017, arXiv 1706.04599), which is fitted on the validation images. Both are linear, so both end in the
 kernel and the bias of the head, {"kernel": [D, L], "bias": [L]}, and the folder stays one that anybody loads.
-Probabilities are as if all classes were equally frequent, as they are in batches, in which classes take turns; no prior
-is fitted.
+Probabilities are as if all classes were equally frequent, as they are in batches, in which classes take turns: classes
+weigh alike in the fit of the temperature too, and no prior is fitted.
 """
 
 import json
@@ -31,7 +31,7 @@ from dermjax.classification.predictions import figures, label_indices, manifest_
 from dermjax.classification.recipes import GRADIENT, HEAD, Recipe
 from dermjax.data import digests, records
 from dermjax.data.augmentation import MIXTURES, POLICIES
-from dermjax.data.pipelines import TARGETS, MixturePlan
+from dermjax.data.pipelines import JUDGED, TARGETS, MixturePlan
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
@@ -49,7 +49,7 @@ TEMPERATURES = (0.05, 20.0)
 UNREAD = {  # options that a recipe does nothing with, and what they are where nobody gave them
     "full": {"views": 1, "features": "", "last_blocks": 2},
     "last": {},
-    "frozen": {"last_blocks": 2},
+    "frozen": {"last_blocks": 2, "layer_decay": 1.0},
 }
 STATISTICS = {"shared": False, "separate": True}  # whether those of synthetic images are apart
 NAMES = {
@@ -73,22 +73,28 @@ def run(config: ConfigDict, workdir: Path) -> None:
     check(config)  # before images are read
     _check_synthetic(config)
     real, synthetic = inputs.read(config.manifest, config.synthetic)
-    report_other_causes(workdir, _inputs(real, synthetic))
+    report_other_causes(workdir, _inputs(config, real, synthetic))
     train(config, workdir, real, synthetic, inputs.read_judged(config.judged, real), {})
 
 
-def _inputs(real: Manifest, synthetic: Manifest | None) -> dict[str, str]:
+def _inputs(config: ConfigDict, real: Manifest, synthetic: Manifest | None) -> dict[str, str]:
     """Returns the digests of the images that a classifier is trained on, and of those that it is judged by."""
+    judge = {"judge": digest_of_judge(synthetic)} if synthetic and config.synthetic_targets == "judge" else {}
     training = [(record.label, record.sha256) for each in (real, synthetic) if each for record in each.split("train")]
     judging = [(split, r.label, r.sha256) for split in ("validation", "test") for r in real.split(split)]
-    return {"images": digests.of_text(repr(training)), "judging_images": digests.of_text(repr(judging))}
+    return {"images": digests.of_text(repr(training)), "judging_images": digests.of_text(repr(judging))} | judge
+
+
+def digest_of_judge(synthetic: Manifest) -> str:
+    """Returns the digest of what the judge's probabilities teach of synthetic images."""
+    return digests.of_text(repr([(each.sha256, each.scores.get(JUDGED)) for each in synthetic.split("train")]))
 
 
 def _say_finished(config: ConfigDict, workdir: Path) -> None:
     """Says that a finished run has nothing to do, or that its images are others now, or not there any more."""
     try:
         real, synthetic = (records.read(Path(path)) if path else None for path in (config.manifest, config.synthetic))
-        causes = _inputs(real, synthetic)
+        causes = _inputs(config, real, synthetic)
     except UserError as error:
         causes = {}
         say(f"classify: the images of {workdir} cannot be compared: {error}")
@@ -184,10 +190,7 @@ def train(
     `judged` gets synthetic_predictions.csv, the test split of each of `tests` predictions_<name>.csv.
     """
     grid = check(config)
-    classifier, params, variables = networks.build(config, real.labels)
-    if config.ema_decay and variables:
-        raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
-    recipe = recipes.recipe(config.recipe, config.last_blocks, params)
+    classifier, params, variables, recipe = network(config, real.labels)
     plan = MixturePlan(
         real=real, synthetic=synthetic, synthetic_fraction=config.synthetic_fraction, batch=config.batch,
         rows=sharding.local_rows(config.batch, grid), seed=config.seed, mixing=config.mixing,
@@ -253,6 +256,18 @@ def train(
     say(f"classify: on the test split {shown}; {workdir / 'classifier'}")
 
 
+def network(config: ConfigDict, labels: tuple[str, ...]) -> tuple[Classifier, Params, Params, Recipe]:
+    """Returns the classifier of a config, its params and variables, and what of it is trained.
+
+    Raises:
+      UserError: as `networks.build` and `recipes.recipe`, and for an average of what has batch statistics.
+    """
+    classifier, params, variables = networks.build(config, labels)
+    if config.ema_decay and variables:
+        raise UserError("config.ema_decay: batch statistics are of the last parameters, not of an average; set it to 0")
+    return classifier, params, variables, recipes.recipe(config.recipe, config.last_blocks, params)
+
+
 def predictions_file(test: str) -> str:
     """Returns the name of the file that a further test set gets."""
     return f"predictions_{test}.csv"
@@ -316,12 +331,15 @@ def cooled_head(head: Params, temperature: float) -> Params:
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns the temperature under which logits [n, L] give labels [n] the highest likelihood, within TEMPERATURES.
 
-    Says where a bound is as good: the lower one where all images are right, the upper one where logits are of no use.
+    Every class counts alike, as in training: by images, a frequent class that varies less than the others would make
+    them too sure, and one that varies more would make them doubt. Says where a bound is as good: the lower one where
+    all images are right, the upper one where logits are of no use.
     """
+    weights = 1 / np.bincount(labels)[labels]
 
     def surprise(log_temperature: float) -> float:
         log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=-1)
-        return -float(log_probabilities[np.arange(len(labels)), labels].mean())
+        return -float(np.average(log_probabilities[np.arange(len(labels)), labels], weights=weights))
 
     found = minimize_scalar(surprise, bounds=np.log(TEMPERATURES), method="bounded").x
     # not by how near it is: below some temperature the surprise of images that are all right is 0 wherever one looks

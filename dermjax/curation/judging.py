@@ -25,7 +25,7 @@ def judge(
     records: Callable[[], Iterable[Record]],
     hashes: np.ndarray,
     rules: Sequence[Rule],
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, Verdict | None],
     tick: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Record]:
     """Yields the scored records with the reasons against them; reasons that are not curation's stay.
@@ -53,10 +53,10 @@ def reasons(record: Record, rules: Collection[Rule]) -> tuple[str, ...]:
     )
 
 
-def _stands(record: Record, rules: Collection[Rule], verdicts: Mapping[str, Verdict]) -> bool:
+def _stands(record: Record, rules: Collection[Rule], verdicts: Mapping[str, Verdict | None]) -> bool:
     """Whether a record is kept, unless it is a near-duplicate."""
     person = reviews.verdict_on(record, verdicts)
-    return person.keep if person else not reasons(record, rules)
+    return person.keep if person else not (_foreign(record) or reasons(record, rules))
 
 
 def _foreign(record: Record) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dermjax.evaluation.features import in_batches
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
 from dermjax.weights.image_encoders import files
-from dermjax.weights.tensor_files import digest, snapshot
+from dermjax.weights.tensor_files import digest, read_json, snapshot
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,17 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
     """The classifier in a folder that `classify` left, or in its workdir; None for "".
 
     Raises:
-      UserError: there is none, or it knows other classes.
+      UserError: there is none, it does not know a class, or it was trained on synthetic images.
     """
     if not folder:
         return None
     path = snapshot(Path(folder))
     path = path / "classifier" if (path / "classifier").is_dir() else path
     classifier, trees = classifiers.read_saved(path)
-    if set(classifier.labels) != set(labels):
+    run = path.parent / "config.json"
+    if path.name == "classifier" and run.is_file() and (synthetic := read_json(run).get("synthetic")):
+        raise UserError(f"config.classifier {folder}: was trained on synthetic images as well, {synthetic}, so that it "
+                        "may have learnt their faults; give one of real images alone")  # fmt: skip
+    if not set(labels) <= set(classifier.labels):
         raise UserError(f"config.classifier {folder}: it knows {', '.join(classifier.labels)}, not {', '.join(labels)}")
     return LabelScorer(classifier, trees, digest=digest(files(path)))

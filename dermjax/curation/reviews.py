@@ -26,8 +26,8 @@ class Verdict:
     why: str
 
 
-def read(path: str) -> dict[str, Verdict]:
-    """The verdicts of a file by digest, none for ""; UserError names the line of what is none."""
+def read(path: str) -> dict[str, Verdict | None]:
+    """The verdicts of a file by digest, None for one that was taken back; UserError names the line of what is none."""
     if not path:
         return {}
     try:
@@ -39,12 +39,12 @@ def read(path: str) -> dict[str, Verdict]:
         if line.strip():
             fields = parse(line, f"config.verdicts {path} line {number}")
             digest = fields.pop("sha256")
-            verdicts[digest] = Verdict(**fields)
-    return {digest: verdict for digest, verdict in verdicts.items() if verdict.keep is not None}
+            verdicts[digest] = None if fields["keep"] is None else Verdict(**fields)
+    return verdicts
 
 
-def verdict_on(record: Record, verdicts: Mapping[str, Verdict]) -> Verdict | None:
-    """The verdict on a record's image: the file's, or one that an earlier curation recorded."""
+def verdict_on(record: Record, verdicts: Mapping[str, Verdict | None]) -> Verdict | None:
+    """The verdict on a record's image: the file's, which may take it back, or one that an earlier curation recorded."""
     recorded = record.attributes.get("verdict")
     earlier = Verdict(**{name: recorded[name] for name in ("keep", "by", "why")}) if recorded else None
     return verdicts.get(record.sha256, earlier)
@@ -53,7 +53,7 @@ def verdict_on(record: Record, verdicts: Mapping[str, Verdict]) -> Verdict | Non
 def apply(record: Record, verdict: Verdict | None) -> Record:
     """The record as the person wants it, with the verdict and the reasons that it overrules among its attributes."""
     if verdict is None:
-        return record
+        return replace(record, attributes={key: each for key, each in record.attributes.items() if key != "verdict"})
     overruled = list(record.rejected) if verdict.keep else []
     attributes = record.attributes | {"verdict": {**asdict(verdict), "overrules": overruled}}
     return replace(record, attributes=attributes, rejected=() if verdict.keep else (*record.rejected, REASON))

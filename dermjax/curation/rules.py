@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 # Of limits and reasons, for curated manifests: raise it where the same scores have other reasons
-NUMERIC_VERSION = 3  # 3: no limit of the label without held-out images
+# 3: no limit of the label without held-out images; 4: none at which the surest of them lie, and an image with a reason
+# that is not curation's makes no other one a near-duplicate
+NUMERIC_VERSION = 4
 MEANINGS = {
     "blank": "nothing in the field has a border",
     "noise": "the field has no structure",
@@ -134,7 +136,7 @@ def calibrate(
     contrast, structure = (np.quantile([each[name] for each in training], tail) for name in ("contrast", "structure"))
     cast = np.quantile([colours.cast(each) for each in training], 1 - tail)
     copy = max(0, min(thresholds.bits, np.quantile(distances, tail) - 1))
-    label = np.quantile(probabilities, thresholds.label) if len(probabilities) else None
+    label = _label_limit(probabilities, thresholds.label)
     likeness = np.quantile(similarities, 1 - tail) if len(similarities) else None
     return (
         _rule("blank", "contrast", thresholds.contrast * contrast, False, noted),
@@ -146,6 +148,15 @@ def calibrate(
         _rule("training_copy", "training_copy", copy, False, noted),
         *([] if likeness is None else [_rule("training_likeness", "training_likeness", likeness, True, noted)]),
     )
+
+
+def _label_limit(probabilities: np.ndarray, share: float) -> float | None:
+    """The probability of its own class that a share of held-out images lie at or below, None where they tell nothing.
+
+    A classifier may be as sure of nearly all of them as numbers go: what it is as sure of is never doubted.
+    """
+    doubted = probabilities[probabilities < probabilities.max(initial=0)]
+    return min(np.quantile(probabilities, share), doubted.max()) if len(doubted) else None
 
 
 def _rule(reason: str, score: str, limit: float, high: bool, noted: Collection[str]) -> Rule:

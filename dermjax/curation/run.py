@@ -95,7 +95,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     run_folder.mark_finished(workdir, causes)
 
     kept = sum(record.kept for record in judged)
-    without = len(verdicts.keys() - {record.sha256 for record in judged})
+    without = len({digest for digest, each in verdicts.items() if each} - {record.sha256 for record in judged})
     stray = f"; {without} verdicts are on images that are not in this manifest" if without and not part else ""
     reasons = report.count_reasons(judged)
     progress.say(
@@ -104,7 +104,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _causes(
-    config: ConfigDict, manifest: Manifest, real: Manifest, networks: Networks, verdicts: dict[str, Verdict]
+    config: ConfigDict, manifest: Manifest, real: Manifest, networks: Networks, verdicts: dict[str, Verdict | None]
 ) -> dict:
     """What the curated manifest follows from."""
 

@@ -82,10 +82,9 @@ def measure_reference(
         distances = copies.nearest_other(hashes, chosen)
     label, network, similarities = networks.label, networks.likeness, np.empty(0)
     features = space = None
-    probabilities = label.probabilities(real, held_out) if label else np.empty(0)
-    if label and not held_out:  # of training images it is sure as it has learnt them
-        say(f"curate: no {HELD_OUT} images, so that no limit of the label is known: scores have it, and no image is "
-            "rejected for it")  # fmt: skip
+    # of training images it is sure as it has learnt them, and of classes that it does not know it says nothing
+    judged = [record for record in held_out if label and record.label in label.classifier.labels]
+    probabilities = label.probabilities(real, judged) if label else np.empty(0)
     if network:
         features = features_of(network, real, training, mirrored=True)
         space = space_of(features)
@@ -94,6 +93,9 @@ def measure_reference(
         similarities = nearest_other(features) if unseen is None else nearest(unseen, features)[0]
     scores = [measured[index].scores for index in chosen]
     reference = derive_reference(thresholds, noted, scores, hashes, distances, probabilities, similarities)
+    if label and not any(rule.score == "label" for rule in reference.rules):
+        why = f"it is as sure as numbers go of every {HELD_OUT} image" if judged else f"no {HELD_OUT} images"
+        say(f"curate: {why}, so that no limit of the label is known: scores have it, and no image is rejected for it")
     return replace(reference, features=features, space=space)
 
 

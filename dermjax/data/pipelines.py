@@ -56,6 +56,11 @@ class Alternation(grain.transforms.DatasetSelectionMap):
         return side + drawn % self.classes, drawn // self.classes
 
 
+def as_fraction(share: float) -> Fraction:
+    """The nearest fraction of a share that a mixture can have."""
+    return Fraction(share).limit_denominator(FINEST_MIXTURE)
+
+
 def confidence(record: Record) -> float:
     """The probability that a judge gave the class of an image; UserError where none has seen it."""
     if JUDGED not in record.scores:
@@ -96,7 +101,7 @@ class MixturePlan:
     @property
     def share(self) -> Fraction:
         """The share of synthetic images in a batch, 0 when there is no synthetic manifest."""
-        return Fraction(self.synthetic_fraction if self.synthetic else 0).limit_denominator(FINEST_MIXTURE)
+        return as_fraction(self.synthetic_fraction if self.synthetic else 0)
 
     @property
     def sides(self) -> list[Manifest]:

@@ -12,7 +12,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,13 @@ class Manifest:
         """The mask that lay beside the image of a record, white on the lesion, checked as the image is."""
         mask = record.attributes.get("mask")
         return digests.verify(shards.locate(self.root / mask["image"]), mask["sha256"]) if mask else None
+
+    def in_order(self, labels: tuple[str, ...]) -> "Manifest":
+        """The manifest with its classes in the order of `labels` where they are the same ones, else as it is.
+
+        Malignant classes are last in manifests made here, which those of other programs, and of older runs, do not know.
+        """
+        return replace(self, labels=labels) if set(self.labels) == set(labels) else self
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The records as a table: a row an image, a column a field, `attributes.age` inside, and its file as `path`."""

@@ -34,8 +34,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         images.run(config, workdir)
         return
     prepared = records.read_named(config.prepared, "prepared")
-    generated = records.read_named(config.generated, "generated") if config.generated else None
-    curated = records.read_named(config.curated, "curated") if config.curated else None
+    generated, curated = (
+        records.read_named(config[key], key).in_order(prepared.labels) if config[key] else None
+        for key in ("generated", "curated")
+    )
     for key, manifest in {"generated": generated, "curated": curated}.items():
         if manifest and set(manifest.labels) != set(prepared.labels):
             raise UserError(f"config.{key}: classes {manifest.labels} are not the prepared ones, {prepared.labels}")

@@ -15,7 +15,8 @@ all_<r>_light, …          with the same endings
 <arm>@<name>              an arm with synthetic images, which takes them from config.sets.<name>: made at another
                           guidance, from other starts or by another model
 synthetic_then_real       half of the steps on synthetic images, then half on real ones
-real_tested_on_synthetic  no training of its own: what real_equal_steps says of the synthetic images
+real_tested_on_synthetic  no training of its own: what real_equal_steps says of the synthetic images, on the page of
+                          every study that has that arm
 """
 
 from collections.abc import Mapping, Sequence
@@ -165,13 +166,13 @@ def leave_out(manifest: Manifest, without: Mapping[str, Sequence[str]]) -> Manif
 
 
 def take_ratio(synthetic: Manifest, real: Manifest, ratio: float, rank: Mapping[str, float]) -> Manifest:
-    """Returns `ratio` synthetic images of each class for each real one, or as many as there are.
+    """Returns `ratio` synthetic images of each class for each real one, one at least, or as many as there are.
 
     They are those of the lowest rank by image: the first of a plan are those of its quotas, and of one kind.
     """
     chosen = set()
     for label in real.labels:
-        most = round(ratio * len(_training_images(real, label)))
+        most = max(1, round(ratio * len(_training_images(real, label))))
         chosen.update(sorted(_training_images(synthetic, label), key=rank.__getitem__)[:most])
     records = tuple(record for record in synthetic.records if record.image in chosen)
     return Manifest(labels=synthetic.labels, root=synthetic.root, records=records)

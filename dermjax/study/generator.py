@@ -12,6 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from dermjax import buckets, run_folder
+from dermjax.config_file import LARGEST_SEED
 from dermjax.data import digests, records
 from dermjax.data.records import Manifest
 from dermjax.demo import class_prompts, run_generator, run_stage
@@ -24,6 +25,7 @@ from dermjax.training.optimizers import pick
 
 SEEN = {"all": False, "shots": True}  # what generators see: whether only the real images of their cells
 TUNED, MADE = "tune", "made_of"  # in a generator's folder: by which it is known to have begun, and to have ended
+SEEDS = LARGEST_SEED + 1
 BEGINS = {"noise": False, "photographs": True}  # what images begin at: whether at the real ones
 
 
@@ -59,6 +61,18 @@ def home(config: ConfigDict, workdir: Path, cell: Cell) -> Path:
     """Returns the folder of the generator of a cell's synthetic images."""
     fold = workdir / f"fold{cell.fold}"
     return fold / f"{cell.shots or 'all'}_seed{cell.seed}" if sees_shots(config) else fold
+
+
+def drawn(config: ConfigDict, cell: Cell, classes: int) -> ConfigDict:
+    """Returns the config of a cell's generator: where every seed has its own, each is tuned and sampled by another
+    chance, so that what they share is no part of what seeds differ by."""
+    if not sees_shots(config):
+        return config
+    own, plan = ConfigDict(config.to_dict()), config.generate.plan
+    images = classes * max(plan.images_per_class, *plan.images_of.values(), 1)  # whose seeds count up from the plan's
+    own.tune.seed = (config.tune.seed + cell.seed) % SEEDS
+    own.generate.plan.seed = (plan.seed + cell.seed * images) % (SEEDS - images)
+    return own
 
 
 def few_shot(folder: Path, real: Manifest) -> Path:

@@ -67,11 +67,12 @@ def page(
     baseline: str,
     explained: dict[str, list[Thumbnail]],
     frozen: bool,
+    stops: bool,
     count: int,
     case: Case,
 ) -> str:
     """The HTML. explained: heat maps of the most confident cases, by heading; frozen: whether part of any network was;
-    count: pictures a row; case: of `describe_case`."""
+    stops: whether the validation images may end a training; count: pictures a row; case: of `describe_case`."""
     real, synthetic = materials[0].real, materials[0].synthetic
     settings, comparisons = by_setting(findings), findings.comparisons.values()
     fold = next(iter(findings.folds.values()))[0]
@@ -108,6 +109,7 @@ def page(
         paper=PAPER,
         paper_arms=PAPER_ARMS,
         frozen=frozen,
+        stops=stops,
         few_seeds=FEW_SEEDS,
         scarce=dict.fromkeys(
             f"{wording.arm(group.arm)} with {wording.shots(group.shots)}"
@@ -124,12 +126,13 @@ def describe_case(
     whole: Manifest,
     begins: bool,
     few: bool,
+    judged: bool = False,
 ) -> Case:
     """What of the real images the classifiers and the generators were denied, and what not.
 
     seen: what the generator was tuned on, None where every few-shot size and seed has one of its own. whole: the real
     images with those that no classifier learns from. begins: whether synthetic images begin at real ones. few: whether
-    there are few-shot sizes.
+    there are few-shot sizes. judged: whether a classifier of real images has scored the synthetic ones.
     """
     summary = [f"Of {label} a classifier has {number} real images at most." for label, number in rare.items()]
     left = [record_subgroups(record) for record in arms.leave_out(whole, without).split("train")] if without else []
@@ -144,6 +147,11 @@ def describe_case(
         summary.append(generator)
     if begins:
         summary.append("A synthetic image begins at one of the real images that its generator saw.")
+    if part and judged:
+        summary.append(
+            "A classifier of real images judged the synthetic ones: where it had learnt other labels than a classifier "
+            "here sees, a gain may come from these."
+        )
     if part:
         summary.append("The validation split is whole: it chooses arms, says when to stop and sets probabilities.")
     return Case(rare, summary, generator, CHANCE[seen is None])

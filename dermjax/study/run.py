@@ -7,26 +7,33 @@ The same command on several hosts with one workdir shares the cells; the same co
 
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from dermjax import buckets, progress, run_folder
-from dermjax.classification import inputs, networks, recipes
+from dermjax.classification import inputs, predictions, recipes
 from dermjax.classification import run as classification
 from dermjax.classification.batches import VERSIONS
-from dermjax.classification.recipes import GRADIENT
+from dermjax.classification.recipes import GRADIENT, Recipe
 from dermjax.data import pipelines, records
 from dermjax.data.records import Manifest
 from dermjax.demo import check, check_stages
 from dermjax.errors import UserError
 from dermjax.evaluation import wording
+from dermjax.models.classifier import Classifier
 from dermjax.progress import say
 from dermjax.run_folder import write_atomically
 from dermjax.study import arms, cells, generator, report, results
 from dermjax.study.cells import LEFT, Cell, Material, claimed, finished
 
+# options of a classifier that its cells set, what they are where nobody gave them, and what says it instead
+SET_BY_CELLS = {
+    "manifest": ("", "manifest"), "synthetic": ("", "synthetic"), "judged": ("", "synthetic"), "seed": (0, "seeds"),
+    "synthetic_fraction": (0.75, "arms"),
+}  # fmt: skip
 SECONDS_OF_A_CELL = 3.0  # measured beside its arithmetic: reading weights and features, compiling, writing the folder
 
 
@@ -80,8 +87,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
     tuned_on = records.read(Path(config.training)) if config.synthetic else wholes[0]
     seen, begins = None if generator.sees_shots(config) else tuned_on, generator.begins_at_photographs(config)
-    case = report.describe_case(config.rare, config.without, seen, wholes[0], begins, bool(any(config.shots)))
-    page = report.page(config.title, findings, materials, config.baseline, pictures, frozen, config.gallery, case)
+    judged = any(pipelines.JUDGED in record.scores for record in materials[0].synthetic.records)
+    case = report.describe_case(config.rare, config.without, seen, wholes[0], begins, bool(any(config.shots)), judged)
+    stops = any(classifier.patience for classifier in config.classifiers.values())
+    page = report.page(
+        config.title, findings, materials, config.baseline, pictures, frozen, stops, config.gallery, case
+    )
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)
     for (classifier, size), groups in report.by_setting(findings).items():
@@ -95,6 +106,8 @@ def plan(config: ConfigDict) -> list[Cell]:
     for key in ("arms", "seeds", "shots"):
         if not config[key] or len(set(config[key])) != len(config[key]):
             raise UserError(f"config.{key} = {tuple(config[key])}: give at least one, each once")
+        if key != "arms" and not all(type(each) is int for each in config[key]):
+            raise UserError(f"config.{key} = {tuple(config[key])}: give whole numbers")
     trained = [arm for arm in config.arms if arms.phases(arm)]
     if config.baseline not in trained:
         raise UserError(f"config.baseline = {config.baseline} is not among config.arms, {', '.join(trained)}")
@@ -106,10 +119,10 @@ def plan(config: ConfigDict) -> list[Cell]:
         for name, classifier in config.classifiers.items():
             changed = cells.settings_of(classifier, phase)
             check(f"classifiers.{name}" + f" in the arm {arm}" * bool(phase.changes), changed, classification.check)
-            real = changed.batch * (1 - phase.fraction)
-            if changed.synthetic_statistics == "separate" and real != round(real):
+            real = changed.batch * (1 - pipelines.as_fraction(phase.fraction))
+            if changed.synthetic_statistics == "separate" and real.denominator != 1:
                 raise UserError(
-                    f"config.arms: {arm} has {real:g} real images in a batch of {changed.batch}; give another"
+                    f"config.arms: {arm} has {float(real):g} real images in a batch of {changed.batch}; give another"
                 )
     unknown = [arm for arm in config.arms if arms.synthetic_set(arm) not in ("", *config.sets)]
     if unknown:
@@ -147,7 +160,12 @@ def plan(config: ConfigDict) -> list[Cell]:
 
 
 def _check_names(config: ConfigDict) -> None:
-    """Raises UserError for values of keys that are users' own."""
+    """Raises UserError for values of keys that are users' own, and for options of classifiers that cells set."""
+    for name, classifier in config.classifiers.items():
+        for key, (usual, ours) in SET_BY_CELLS.items():
+            if classifier[key] != usual:
+                given = f"config.classifiers.{name}.{key} = {buckets.as_given(classifier[key])}"
+                raise UserError(f"{given}: a study goes by config.{ours} instead; leave it out")
     for label, number in config.rare.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise UserError(f"config.rare.{label} = {number!r}: give a whole number of images, 1 or more")
@@ -193,30 +211,34 @@ def _materials(
             real, path = reals[cell.fold], prepared[cell.fold]
             if generator.sees_shots(config):
                 path = generator.few_shot(home, cells.real_images(cell, real, config.rare))
-            made[home] = _material(config, home, path, real)
+            made[home] = _material(generator.drawn(config, cell, len(real.labels)), home, path, real)
     return {cell: made[home] for cell, home in homes.items()}
 
 
 def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) -> Material:
     """The manifests that cells share, synthetic images made in a folder where none are given; a leak is refused."""
-    tests = {name: records.read(Path(path)) for name, path in config.tests.items() if path}
+    tests = {name: _read(path, real) for name, path in config.tests.items() if path}
     for name, manifest in tests.items():
         pipelines.check_labels(manifest, f"config.tests.{name}", real)
         absent = sorted(set(real.labels) - {record.label for record in manifest.split("test")})
         if absent:
             names = ", ".join(absent)
             raise UserError(f"config.tests.{name}: no test image of {names}; give a test split of every class")
-    used = [real, *tests.values()]
+    # of a further test set nobody uses another split
+    used = [real, *(replace(each, records=tuple(each.split("test"))) for each in tests.values())]
     if config.training:
         used.append(records.read(Path(config.training)))
     if config.synthetic:
-        synthetic = records.read(Path(config.synthetic))
+        synthetic = _read(config.synthetic, real)
     else:  # the generator gets all of what is prepared and nothing else; a leak is refused before it is tuned
         used.append(records.read(prepared))
         inputs.refuse_leaks(used)
-        synthetic = generator.synthesise(config, folder, prepared)
+        if judge := config.curate.classifier:  # whose doubts choose among synthetic images
+            unseen = tuple(record for record in real.records if record.split != "train")
+            predictions.refuse_learnt(Path(judge), replace(real, records=unseen))
+        synthetic = generator.synthesise(config, folder, prepared).in_order(real.labels)
     inputs.check_synthetic(synthetic, config.synthetic or folder.name, real)
-    sets = {name: records.read(Path(path)) for name, path in config.sets.items()}
+    sets = {name: _read(path, real) for name, path in config.sets.items()}
     for name, manifest in sets.items():
         inputs.check_synthetic(manifest, f"config.sets.{name}", real)
     material = Material(real=real, synthetic=synthetic, tests=tests, sets=sets)
@@ -230,9 +252,14 @@ def _material(config: ConfigDict, folder: Path, prepared: Path, real: Manifest) 
     return material
 
 
+def _read(path: str, real: Manifest) -> Manifest:
+    """The manifest of a path, its classes in the order of the real one's."""
+    return records.read(Path(path)).in_order(real.labels)
+
+
 def _causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cell, Material]) -> dict[Path, dict]:
     """What the cell of each folder follows from: its code, its images and which of them it takes, its settings."""
-    digests, causes = {}, {}
+    digests, causes, judged = {}, {}, _judged_arms(config)
     for cell, folder in folders.items():
         material, key = material_of[cell], (id(material_of[cell]), arms.synthetic_set(cell.arm))
         digests[key] = digests.get(key) or material.digest(cell.arm)
@@ -243,6 +270,8 @@ def _causes(config: ConfigDict, folders: dict[Cell, Path], material_of: dict[Cel
             "rare": {label: arms.shots_of(label, cell.shots, config.rare) for label in config.rare},
             "settings": buckets.as_given(config.classifiers[cell.classifier].to_dict()),
         }
+        if cell.arm in judged:
+            causes[folder]["judge"] = classification.digest_of_judge(material.of(cell.arm))
     return causes
 
 
@@ -261,12 +290,17 @@ def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest
     """Prints the grid, what of it is left, and about how long that takes where it has been measured: on a CPU.
 
     reals: of each fold. synthetic: how many synthetic images a fold has, or is going to have; `tune` and `generate`
-    announce what their generator takes.
+    announce what their generator takes. A classifier that cannot be built is refused here, before a generator is tuned.
     """
     todo = [cell for cell, folder in folders.items() if not finished(folder)]
     several = {generator.home(config, Path(), cell) for cell in folders}
     generators = {} if config.synthetic else {"generators": len(several), "synthetic_images": synthetic * len(several)}
-    on_cpu = jax.devices()[0].platform == "cpu"
+    seconds = {}
+    if jax.devices()[0].platform == "cpu":
+        seconds["seconds"] = processor_seconds(config, todo, reals, synthetic)
+    else:
+        for name in {cell.classifier for cell in todo}:
+            _network(config, name, reals[0].labels)
     progress.cost(
         "study",
         classifiers=len(config.classifiers),
@@ -278,8 +312,17 @@ def announce(config: ConfigDict, folders: dict[Cell, Path], reals: list[Manifest
         done=len(folders) - len(todo),
         steps_to_do=sum(count_steps(config, cell) for cell in todo),
         **generators,
-        **({"seconds": processor_seconds(config, todo, reals, synthetic)} if on_cpu else {}),
+        **seconds,
     )
+
+
+def _network(config: ConfigDict, name: str, labels: tuple[str, ...]) -> tuple[Classifier, Recipe]:
+    """A classifier of the study, and what of it is trained; UserError, which names it, where there is none such."""
+    try:
+        classifier, _, _, recipe = classification.network(config.classifiers[name], labels)
+    except UserError as error:
+        raise UserError(f"config.classifiers.{name}: {error}") from error
+    return classifier, recipe
 
 
 def count_steps(config: ConfigDict, cell: Cell) -> int:
@@ -292,8 +335,7 @@ def processor_seconds(config: ConfigDict, todo: list[Cell], reals: list[Manifest
     seconds = SECONDS_OF_A_CELL * len(todo)
     for name in {cell.classifier for cell in todo}:
         settings, its_cells = config.classifiers[name], [cell for cell in todo if cell.classifier == name]
-        classifier, params, _ = networks.build(settings, reals[0].labels)
-        recipe = recipes.recipe(settings.recipe, settings.last_blocks, params)
+        classifier, recipe = _network(config, name, reals[0].labels)
         below, above = recipes.operations(classifier, recipe, settings.size)
         trained = settings.batch * sum(count_steps(config, cell) for cell in its_cells)
         images = sum(real_images(reals[fold], config) + synthetic for fold in {cell.fold for cell in its_cells})

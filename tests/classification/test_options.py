@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ def real(tmp_path_factory):
         ({"features": "shared"}, "config.features = shared: config.recipe = full does nothing with it"),
         ({"last_blocks": 1}, "last_blocks = 1: config.recipe = full does nothing with it; .* take the recipe last$"),
         ({"recipe": "frozen", "last_blocks": 1}, "config.last_blocks = 1: config.recipe = frozen does nothing with it"),
+        ({"recipe": "frozen", "layer_decay": 0.8}, "layer_decay = 0.8: config.recipe = frozen does nothing with it"),
         ({"synthetic_fraction": 1.5}, "config.synthetic_fraction = 1.5: give 0 to 1"),
         ({"synthetic_weight": 0.0}, "config.synthetic_weight = 0.0: give more than 0"),
         ({"synthetic_targets": "juge"}, "config.synthetic_targets 'juge' is unknown; did you mean judge"),
@@ -161,6 +163,43 @@ def test_an_arm_of_a_study_may_augment(variant):
     config.arms = ("real_equal_steps", "real_augmented")
     config.synthetic = config.training = config.manifest = "runs/prepare"
     assert len(study.plan(config)) == 2 * len(config.classifiers) * len(config.shots) * len(config.seeds)
+
+
+def test_a_batch_of_whole_images_is_one_whatever_floats_make_of_it():
+    """A third of 30 was refused: "has 10 real images in a batch of 30; give another"."""
+    config = runpy.run_path(str(STUDY))["get_config"]("full")
+    del config.classifiers.vit
+    config.arms, config.classifiers.mobilenetv2.batch = ("real_equal_steps", "hybrid_2_apart"), 30
+    config.synthetic = config.training = config.manifest = "runs/prepare"
+    assert study.plan(config)
+    config.classifiers.mobilenetv2.batch = 32
+    with pytest.raises(UserError, match=r"hybrid_2_apart has 10\.6667 real images in a batch of 32"):
+        study.plan(config)
+
+
+def test_what_cells_set_is_not_taken_from_a_classifier_s_options():
+    for key, value, instead in (
+        ("seed", 7, "seeds"),
+        ("synthetic_fraction", 0.5, "arms"),
+        ("judged", "x", "synthetic"),
+    ):
+        config = runpy.run_path(str(STUDY))["get_config"]("frozen")
+        config.synthetic = config.training = config.manifest = "runs/prepare"
+        config.classifiers.vit[key] = value
+        told = rf"config\.classifiers\.vit\.{key} = {value}: a study goes by config\.{instead} instead"
+        with pytest.raises(UserError, match=told):
+            study.plan(config)
+
+
+def test_what_is_taught_by_a_judge_is_known_by_its_probabilities(real, tmp_path):
+    drawn = RUN["draw"](tmp_path / "drawn", {"train": 2}, "synthetic", seed=1)
+    config = RUN["settings"](real, synthetic=str(drawn), synthetic_targets="judge")
+    manifest = run.records.read(drawn)
+    scored = [replace(manifest, records=tuple(replace(r, scores={"label": p}) for r in manifest.records))
+              for p in (0.6, 0.7)]  # fmt: skip
+    one, other = (run._inputs(config, run.records.read(real), each) for each in scored)
+    assert one["images"] == other["images"] and one["judge"] != other["judge"]
+    assert "judge" not in run._inputs(RUN["settings"](real), run.records.read(real), scored[0])
 
 
 def test_a_study_says_it_before_it_tunes_a_generator():

@@ -131,6 +131,45 @@ def test_other_classes_than_the_classifier_s_are_one_line(trained, tmp_path):
     assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
 
 
+def test_a_manifest_in_another_order_gets_the_same_table(trained, tmp_path):
+    workdir, real = trained
+    manifest = records.read(real)
+    records.write(tmp_path / records.FILE, replace(manifest, labels=manifest.labels[::-1]))
+    tables = [tmp_path / "one.csv", tmp_path / "other.csv"]
+    for source, table in zip((real, tmp_path), tables, strict=True):
+        predictions.predict(str(source), str(workdir), str(table), 4)
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_what_a_run_has_learnt_from_is_not_what_judges_it(trained, tmp_path, capsys):
+    """Another archive may hold the photographs of the first one: its figures would be of images that were learnt."""
+    workdir, real = trained
+    manifest = records.read(real)
+    turned = {"train": "test", "validation": "validation", "test": "train"}
+    swapped = tuple(replace(record, split=turned[record.split]) for record in manifest.records)
+    records.write(tmp_path / records.FILE, replace(manifest, records=swapped))
+    for path in (workdir, workdir / "classifier"):
+        with pytest.raises(UserError, match=r"has learnt from what it is to judge: .* are one image") as error:
+            predictions.predict(str(tmp_path), str(path), str(tmp_path / "said.csv"), 4)
+        assert "\n" not in str(error.value) and not (tmp_path / "said.csv").exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(workdir, moved)
+    settings = json.loads((moved / "config.json").read_text()) | {"manifest": str(tmp_path / "gone")}
+    (moved / "config.json").write_text(json.dumps(settings))
+    predictions.predict(str(tmp_path), str(moved), str(tmp_path / "said.csv"), 4)
+    assert "gone is not there, so that nobody can tell whether" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [None, {"preset": "lora"}])
+def test_checkpoints_of_no_classifier_are_one_line(tmp_path, config):
+    """A cell of a study has no config of its own, and `tune` leaves checkpoints as well."""
+    (tmp_path / "checkpoints" / "00000006").mkdir(parents=True)
+    if config:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"no config\.json of classify says how to read its checkpoints"):
+        networks.load(tmp_path)
+
+
 def test_the_command_is_classify_without_a_config(trained, tmp_path, command):
     workdir, real = trained
     code, out, _ = command(

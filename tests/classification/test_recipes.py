@@ -206,6 +206,17 @@ def test_the_temperature_of_overconfident_logits_is_found():
     assert cooled["kernel"][0, 0] == cooled["bias"][0] == 0.25
 
 
+@pytest.mark.parametrize("spread", [1.6, 0.6])
+def test_a_frequent_class_does_not_decide_how_sure_the_others_are(spread):
+    """Probabilities are as if classes were equally frequent: of such logits the temperature is 1, however rare one is.
+    By images it was 0.6 where the rare class varies more, and 1.5 where it varies less."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(20_000) < 0.1).astype(int)
+    x = np.where(labels == 1, 1.5 + spread * rng.normal(size=20_000), rng.normal(size=20_000))
+    honest = x**2 / 2 - (x - 1.5) ** 2 / (2 * spread**2) - np.log(spread)
+    assert run.fitted_temperature(np.stack([0 * honest, honest], 1), labels) == pytest.approx(1, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("margin", "wrong", "bound"),
     [(0.5, 0, "0.05"), (200, 0, "0.05"), (0.5, 8, ""), (4, 8, ""), (200, 8, "20"), (0.5, 40, "20"), (200, 40, "20")],
@@ -226,9 +237,9 @@ def test_what_is_frozen_stays_bit_for_bit(real, tmp_path, recipe):
     config = DRAW["settings"](real)
     config = type(config)(config.to_dict())
     config.architecture.vit = shape
-    config.update(recipe=recipe, views=2, layer_decay=0.5, patience=6, evaluate_every=3)
+    config.update(recipe=recipe, views=2, patience=6, evaluate_every=3)
     if recipe == "last":
-        config.last_blocks = 1
+        config.update(last_blocks=1, layer_decay=0.5)
     run.run(config.lock(), tmp_path / recipe)
     file = load_file(tmp_path / recipe / "classifier" / "model.safetensors")
     start = fresh(describe("vit", shape, ("benign", "malignant"), 32), np.float32).init(config.seed)[0]

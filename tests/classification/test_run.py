@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dermjax import sharding
-from dermjax.classification import run
+from dermjax.classification import inputs, run
 from dermjax.classification.predictions import predictor
 from dermjax.classification.recipes import Recipe
 from dermjax.data import records
@@ -210,6 +210,16 @@ def test_other_classes_are_refused(real, synthetic, tmp_path):
     for key in ("synthetic", "judged"):
         with pytest.raises(UserError, match="cat, dog"):
             run.run(settings(real, **{key: str(synthetic)}), tmp_path / "run")
+
+
+def test_the_same_classes_in_another_order_are_those_of_the_real_images(real, synthetic):
+    """`generate` has classes by the alphabet, `prepare` malignant ones last: melanoma and nevus were refused."""
+    drawn = records.read(synthetic)
+    records.write(synthetic, replace(drawn, labels=drawn.labels[::-1]))
+    manifest, made = inputs.read(str(real), str(synthetic))
+    judged = inputs.read_judged(str(synthetic), manifest)
+    assert manifest.labels == made.labels == judged.labels == tuple(COLOURS)
+    assert made.records == judged.records == drawn.records
 
 
 def test_real_images_are_not_judged_as_synthetic_ones(real, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from dermjax import merge, parts, run_folder
-from dermjax.curation import judging, measurements, rules, run, scoring
+from dermjax.curation import judging, label_score, measurements, rules, run, scoring
 from dermjax.curation.reviews import Verdict
 from dermjax.data import digests, images, records
 from dermjax.data.imaging import artefacts
@@ -209,6 +209,16 @@ def test_a_verdict_keeps_what_it_overrules_when_parts_are_judged_again():
     (once,) = judging.judge(lambda: [given], hashes, limits, verdicts)
     (twice,) = judging.judge(lambda: [once], hashes, limits, {})
     assert once == twice and once.kept and once.attributes["verdict"]["overrules"] == ["looked wrong"]
+
+
+def test_an_image_that_others_reject_makes_no_near_duplicate():
+    """Of two that are alike none was kept: the second was near the first, and the first was rejected before."""
+    limits = (rules.Rule(reason="near_duplicate", score="near_duplicate", limit=40.0, high=False, rejects=True),)
+    known = {"label": "benign", "split": "train", "source": "test", "image_manipulation": "synthetic"}
+    first = Record(image="a.png", sha256="0" * 64, rejected=("looked wrong",), **known)
+    second = Record(image="b.png", sha256="1" * 64, **known)
+    judged = judging.judge(lambda: [first, second], np.zeros((2, 8, 4), np.uint64), limits, {})
+    assert [record.rejected for record in judged] == [("looked wrong",), ()]
 
 
 def test_verdicts_of_others_stay_and_its_own_are_judged_anew(sets, tmp_path):
@@ -416,6 +426,26 @@ def test_a_classifier_speaks_of_classes(sets, tmp_path, capsys):
     assert [r.scores["label"] for r in without.records] == [r.scores["label"] for r in judged.records]
     assert all(("other_class" in r.rejected) == (r.label == "malignant") for r in judged.records)
     assert all((r.scores["label"] > 0.5) == (r.label == "benign") for r in judged.records)
+    # of training images of a class that the generator was not asked for, and the classifier does not know
+    stranger = replace(real.records[-1], label="other", split="validation")
+    others = replace(real, labels=(*LABELS, "other"), records=(*real.records[:30], *held_out[:-1], stranger))
+    records.write(tmp_path / "training" / records.FILE, others)
+    settings.training = str(tmp_path / "training")
+    assert all("label" in r.scores for r in curated(settings, tmp_path / "others").records)
+
+
+def test_a_judge_has_seen_photographs_alone_and_may_know_more_classes(tmp_path):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = classifier.fresh(classifier.describe("vit", small, LABELS, 32), np.float32)
+    classifiers.write(tmp_path / "classifier", kind, *kind.init(0))
+    (tmp_path / "config.json").write_text(json.dumps({"synthetic": ""}))
+    assert label_score.read(str(tmp_path), LABELS[1:]).classifier.labels == LABELS
+    with pytest.raises(UserError, match="it knows benign, malignant, not cat"):
+        label_score.read(str(tmp_path), ("cat",))
+    (tmp_path / "config.json").write_text(json.dumps({"synthetic": "runs/curate"}))
+    for path in (tmp_path, tmp_path / "classifier"):
+        with pytest.raises(UserError, match="was trained on synthetic images as well, runs/curate"):
+            label_score.read(str(path), LABELS)
 
 
 def test_a_network_sees_copies_that_are_cut_and_lit_anew(sets, tmp_path):

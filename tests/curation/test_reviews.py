@@ -28,7 +28,7 @@ def written(tmp_path, *lines):
 
 def test_the_last_line_on_an_image_counts_and_null_takes_back(tmp_path):
     path = written(tmp_path, line(), line(keep=False, why=""), line(sha256=OTHER), "", line(sha256=OTHER, keep=None))
-    assert reviews.read(path) == {SHA: Verdict(keep=False, by="Ada", why="")}
+    assert reviews.read(path) == {SHA: Verdict(keep=False, by="Ada", why=""), OTHER: None}
     assert reviews.read("") == {}
 
 
@@ -53,6 +53,8 @@ def test_an_earlier_verdict_stands_until_the_file_says_otherwise():
     later = Verdict(keep=False, by="Bo", why="")
     assert reviews.verdict_on(record, {SHA: later}) == later
     assert reviews.verdict_on(RECORD, {OTHER: later}) is None
+    assert reviews.verdict_on(record, {SHA: None}) is None, "taken back"
+    assert "verdict" not in reviews.apply(record, None).attributes
 
 
 @pytest.mark.parametrize(

@@ -69,3 +69,10 @@ def test_one_training_image_is_enough_for_a_palette():
     colours = rules.palette(TRAINING[:1])
     assert colours.cast(TRAINING[0]) == 0
     assert colours.cast(scores(0, 0, 18, 14)) == pytest.approx(5)  # L*a*b* units: (3, 4) from (15, 10)
+
+
+def test_what_a_judge_is_as_sure_of_as_numbers_go_is_not_doubted():
+    """The limit was 1, so that every image was of "another class"."""
+    sure = calibrated([60], np.array([0.2, *39 * [1.0]]))["other_class"]
+    assert sure.limit == 0.2 and not sure.speaks_against({"label": 1.0}) and sure.speaks_against({"label": 0.1})
+    assert "other_class" not in calibrated([60], np.ones(40))

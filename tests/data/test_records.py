@@ -103,6 +103,12 @@ def test_a_split_holds_its_kept_records_in_order(tmp_path):
     assert manifest(tmp_path, first, rejected, other, second).split("train") == [first, second]
 
 
+def test_the_same_classes_are_put_in_one_order_and_others_stay(tmp_path):
+    manifest = Manifest(labels=("mel", "nv"), root=tmp_path, records=())
+    assert manifest.in_order(("nv", "mel")).labels == ("nv", "mel")
+    assert manifest.in_order(("nv", "bcc")) == manifest
+
+
 def test_an_editor_that_adds_a_mark_and_carriage_returns_does_no_harm(tmp_path):
     text = "\r\n".join([json.dumps(HEADER), json.dumps(LINE), "", ""])
     (tmp_path / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())

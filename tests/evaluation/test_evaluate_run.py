@@ -221,6 +221,16 @@ def test_the_same_again(folder, finished, tmp_path):
     assert evaluated(config(folder), tmp_path) == finished
 
 
+def test_the_same_classes_in_another_order_are_those_of_the_real_images(folder, finished, tmp_path):
+    """As `generate` writes melanoma and nevus, of which `prepare` has nevus first."""
+    for stage in ("generate", "curate"):
+        (tmp_path / stage).mkdir()
+        manifest = records.read(folder / stage)
+        records.write(tmp_path / stage / records.FILE, replace(manifest, labels=manifest.labels[::-1]))
+    turned = {"generated": str(tmp_path / "generate"), "curated": str(tmp_path / "curate")}
+    assert evaluated(config(folder, **turned), tmp_path / "evaluate")[0] == finished[0]
+
+
 def test_sections_without_input_are_left_out(folder, tmp_path):
     without = dict.fromkeys(("generated", "curated", "tuning", "runs.vit_hybrid", "runs.mobilenetv2_real"), "")
     results, page = evaluated(config(folder, **without, **{"runs.mobilenetv2_hybrid": ""}), tmp_path)

@@ -132,6 +132,23 @@ def test_every_arm_has_options_that_its_recipe_does_something_with(monkeypatch, 
     ]  # fmt: skip
 
 
+def test_every_class_has_a_synthetic_image_however_few_real_ones_there_are():
+    """A quarter of two was none, and training divided by it."""
+
+    def manifest(manipulation, count):
+        found = tuple(
+            Record(image=f"{label}{number}", sha256="", label=label, split="train", source="x",
+                   image_manipulation=manipulation)
+            for label in ("a", "b") for number in range(count)
+        )  # fmt: skip
+        return Manifest(labels=("a", "b"), root=Path(), records=found)
+
+    drawn = manifest("synthetic", 5)
+    for few, most in ((1, 1), (2, 1), (8, 2)):
+        chosen = arms.take_ratio(drawn, manifest("none", few), 0.25, dict.fromkeys((r.image for r in drawn.records), 0))
+        assert [len(chosen.split("train", label)) for label in ("a", "b")] == [most, most]
+
+
 def test_what_draws_images_is_known_by_its_arm():
     for arm, draws in {"real": [False], "hybrid_1": [True], "hybrid_3_light": [True], "all_3": [False],
                        "synthetic": [False], "synthetic_then_real": [False, False]}.items():  # fmt: skip

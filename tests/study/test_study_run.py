@@ -8,6 +8,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,6 +280,8 @@ def test_a_cell_that_another_host_has_is_left_alone(finished, real, synthetic, t
         ({"without": {"sex": "m"}}, "config.without.sex = 'm': give names in brackets"),
         ({"arms": ("real", "real_tested_on_synthetic"), "baseline": "real"}, "is judged by real_equal_steps"),
         ({"seeds": (0, 0)}, "each once"),
+        ({"seeds": (0.5,)}, r"config.seeds = \(0.5,\): give whole numbers"),
+        ({"shots": (True, 6)}, r"config.shots = \(True, 6\): give whole numbers"),
         ({"shots": (25,)}, "benign has 24; take fewer"),
         ({"arms": ("real_equal_steps", "all_3@gentle")}, "config.arms: all_3@gentle needs config.sets.gentle"),
         ({"rare": {"malignant": 25}}, "config.rare.malignant = 25: no size of config.shots is larger; give fewer"),
@@ -338,6 +341,81 @@ def test_a_further_test_set_of_finished_cells_is_refused_at_once(
         run.run(config, again)
 
 
+def test_the_same_classes_in_another_order_are_those_of_the_real_images(real, synthetic, other, tmp_path, monkeypatch):
+    """A generator was tuned for hours, and its images refused as of other classes: melanoma and nevus."""
+
+    def turned(path, name):
+        (tmp_path / name).mkdir()
+        manifest = records.read(Path(path))
+        records.write(tmp_path / name / records.FILE, replace(manifest, labels=LABELS[::-1]))
+        return str(tmp_path / name)
+
+    config = settings(real, turned(synthetic, "synthetic"), tests={"other": turned(other, "other")})
+    with config.unlocked():
+        config.sets.gentle = config.synthetic
+    material = run._material(config, tmp_path, Path(real), records.read(Path(real)))
+    manifests = (material.synthetic, material.tests["other"], material.sets["gentle"])
+    assert all(each.labels == LABELS for each in manifests)
+    monkeypatch.setattr(run.generator, "synthesise", lambda *_: records.read(Path(config.synthetic)))
+    own = settings(real, "", training="")
+    assert run._material(own, tmp_path, Path(real), records.read(Path(real))).synthetic.labels == LABELS
+
+
+def test_what_nobody_uses_of_a_further_test_set_leaks_nothing(real, synthetic, other, tmp_path):
+    """Its training split may hold our test images, its test split may not hold our training images."""
+    ours, theirs = records.read(Path(real)), records.read(Path(other))
+
+    def with_one_of_ours(split, into):
+        (folder := tmp_path / into).mkdir()
+        root = Path(real).parents[1]
+        kept = [replace(each, image=f"{Path(other).parent.name}/{each.image}") for each in theirs.records]
+        one = ours.split(split)[0]
+        both = (*kept, replace(one, image=f"{Path(real).parent.name}/{one.image}", split=into))
+        records.write(folder / records.FILE, replace(theirs, root=root, records=both))
+        return settings(real, synthetic, tests={"other": str(folder)})
+
+    run._material(with_one_of_ours("test", "train"), tmp_path, Path(real), ours)
+    with pytest.raises(UserError, match="are one image"):
+        run._material(with_one_of_ours("train", "test"), tmp_path, Path(real), ours)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_classifier_that_cannot_be_built_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch, platform):
+    """On accelerators, where no time is foretold, the first cell said it, hours later."""
+    monkeypatch.setattr(run, "_materials", lambda *_: pytest.fail("a generator was tuned"))
+    monkeypatch.setattr(run.jax, "devices", lambda: [SimpleNamespace(platform=platform)])
+    config = settings(real, "", training="")
+    config.classifiers.vit.init = "nowhere"
+    with pytest.raises(UserError, match=r"config\.classifiers\.vit: .*nowhere/config\.json"):
+        run.run(config, tmp_path)
+
+
+def test_a_page_says_that_validation_images_may_end_a_training(finished, real, synthetic, other, tmp_path, monkeypatch):
+    page = (finished / "report.html").read_text()
+    assert "take the same number" in page and "Weights are those of the last step" in page
+    again = shutil.copytree(finished, tmp_path / "study")
+    config = settings(real, synthetic, tests={"other": other})
+    config.classifiers.vit.patience = 60
+    monkeypatch.setattr(run.report, "explain", lambda *_: {})
+    run.run(config, again)
+    page = (again / "report.html").read_text()
+    assert "take at most the same number" in page and "Validation images may end a training" in page
+
+
+def test_the_judge_of_a_judged_arm_is_a_cause_of_its_cells(real, synthetic):
+    whole, drawn = records.read(Path(real)), records.read(Path(synthetic))
+    config = settings(real, synthetic, arms=("real_equal_steps", "all_1", "all_1_judged"), seeds=(0,))
+
+    def causes(probability):
+        judged = replace(drawn, records=tuple(replace(r, scores={"label": probability}) for r in drawn.records))
+        material = cells.Material(real=whole, synthetic=judged, tests={})
+        folders = {cell: Path(cell.arm) for cell in run.plan(config)}
+        return run._causes(config, folders, dict.fromkeys(folders, material))
+
+    one, other = causes(0.6), causes(0.7)
+    assert [arm.name for arm in one if one[arm] != other[arm]] == ["all_1_judged"]
+
+
 def test_a_judged_arm_without_a_judge_is_said_before_a_generator_is_tuned(real):
     with pytest.raises(UserError, match=r"config\.arms: all_1_judged needs a judge, config\.curate\.classifier"):
         run.plan(settings(real, "", training="", arms=("real_equal_steps", "all_1_judged")))
@@ -383,6 +461,17 @@ def test_a_leak_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch)
                                                      replace(found[-1], lesion_id="L")])  # fmt: skip
     with pytest.raises(UserError, match="one lesion on two sides"):
         run.run(settings(leaking, "", training=""), tmp_path / "study")
+
+
+def test_a_judge_that_has_learnt_the_test_images_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.generator, "synthesise", lambda *_: pytest.fail("a generator was tuned"))
+    turned = {"train": "test", "validation": "validation", "test": "train"}
+    swapped = changed(real, tmp_path, lambda found: [replace(each, split=turned[each.split]) for each in found])
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": "frozen", "manifest": swapped, "synthetic": ""}))
+    config = settings(real, "", training="")
+    config.curate.classifier = str(tmp_path)
+    with pytest.raises(UserError, match=r"has learnt from what it is to judge: .* are one image"):
+        run._material(config, tmp_path, Path(real), records.read(Path(real)))
 
 
 def test_a_leak_of_what_only_the_generator_sees_is_said_before_it_is_tuned(real, other, tmp_path, monkeypatch):
@@ -481,6 +570,8 @@ def test_what_the_generator_saw_is_said_as_it_was(real):
         "come from real images that only the generator saw."
     )
     assert said(whole, few=True).generator.endswith("that only the generator saw.")
+    judged = run.report.describe_case({}, {}, whole, whole, begins=False, few=True, judged=True)
+    assert any("had learnt other labels than a classifier here sees" in line for line in judged.summary)
     own = said(None, few=True)
     assert "tuned on the real images of its classifiers alone" in own.generator and own.generator in own.summary
     assert "intervals cover the chance in tuning" in own.chance
@@ -504,9 +595,10 @@ def test_an_arm_takes_its_images_from_the_set_that_it_names(real, synthetic, tmp
 
 def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monkeypatch):
     """One of each size and seed, in a folder of its own; the cells of a seed share it."""
-    made = {}
+    made, chances = {}, {}
 
     def synthesise(config, folder, prepared):
+        chances[folder.name] = (config.tune.seed, config.generate.plan.seed)
         seen = made[folder.relative_to(tmp_path).as_posix()] = records.read(prepared)
         drawn, start = records.read(Path(synthetic)), {"init_image": seen.split("train")[0].sha256}
         begun = [replace(record, generation=start) for record in drawn.records[:7]]
@@ -516,6 +608,7 @@ def test_generators_of_few_shots_see_these_alone(real, synthetic, tmp_path, monk
     config = settings(real, "", training="", shots=(3, 6), generator_sees="shots", generator_begins="photographs")
     run.run(config, tmp_path)
     assert list(made) == [f"fold0/{shots}_seed{seed}" for seed in (0, 1) for shots in (3, 6)]
+    assert chances == {f"{shots}_seed{seed}": (seed, seed * 1200) for seed in (0, 1) for shots in (3, 6)}
     few, more = ({r.image for r in made[f"fold0/{shots}_seed1"].split("train")} for shots in (3, 6))
     assert (len(few), len(more)) == (6, 12) and few < more
     page = (tmp_path / "report.html").read_text()

@@ -83,7 +83,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     Features and the tuned model's losses are kept in the workdir; the rest is done anew in every call.
     """
-    real, synthetic = (records.read_named(config[key], key) for key in ("real", "synthetic"))
+    real = records.read_named(config.real, "real")
+    synthetic = records.read_named(config.synthetic, "synthetic").in_order(real.labels)
     chosen = select(real, synthetic, "synthetic")
     audit.refuse([real, synthetic])
     if config.tokens not in TOKENS:
@@ -103,6 +104,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if other:
         compared = np.array(other["fidelity"][EVERY]["counts"])
     if rival:
+        rival = rival.in_order(real.labels)
         of_rival = select(real, rival, "compare")
         audit.refuse([real, rival])
         compared = np.minimum(compared, number_compared(real.labels, of_rival))

@@ -1,6 +1,7 @@
 """`evaluate`, variant images, from two manifests to a page; planted faults are named, bad input is one line."""
 
 import json
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -252,6 +253,16 @@ def test_tones_are_by_measured_angles_and_sets_without_any_have_no_row(results):
     }  # fmt: skip
     found = stage.images.tones(SimpleNamespace(records=chosen))
     assert found == {"training": {"light": 1, "unknown": 1}, "synthetic": {"tan": 1, "unknown": 2}}
+
+
+def test_the_same_classes_in_another_order_are_those_of_the_real_images(folders, tmp_path, monkeypatch):
+    made = records.read(folders / "synthetic")
+    records.write(tmp_path / "manifest.jsonl", replace(made, labels=LABELS[::-1]))
+    monkeypatch.setattr(stage.images, "select", lambda real, synthetic, key: pytest.fail(str(synthetic.labels)))
+    settings = config(folders)
+    settings.synthetic = str(tmp_path)
+    with pytest.raises(pytest.fail.Exception, match=re.escape(str(LABELS))):
+        stage.run(settings, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
