@@ -112,7 +112,7 @@ class Manifest:
     def in_order(self, labels: tuple[str, ...]) -> "Manifest":
         """The manifest with its classes in the order of `labels` where they are the same ones, else as it is.
 
-        Malignant classes are last in manifests made here; those of older runs and other programs may have another order.
+        Malignant classes are last in manifests made here; older runs and other programs may have another order.
         """
         return replace(self, labels=labels) if set(self.labels) == set(labels) else self
 
