@@ -2,11 +2,15 @@
 
 import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dermjax.run_folder import write_atomically
 
@@ -26,11 +30,12 @@ class Writer:
         kept = [line for line in read(self.path) if line["step"] <= resumed_at]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a")
-        # a file for each start, named by its process too, as two may be in one second; TensorBoard leaves out what an
-        # earlier one has of this step and later ones
-        self.events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resumed_at + 1, filename_suffix=f".{os.getpid()}.{resumed_at + 1}"
-        )
+        # a file for each start, named by its process too, as two may be in one second. Without SummaryWriter, whose
+        # thread ends on a full disk, after which the one that trains waits for it for ever
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self.events = EventsWriter(str(workdir / "tensorboard" / "events"), f".{os.getpid()}.{resumed_at + 1}")
+        # TensorBoard leaves out what an earlier file has of this step and later ones
+        self._add(resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, record: dict[str, float | np.ndarray]) -> None:
         """Writes one record; its arrays are images uint8 [H, W, 3], which only TensorBoard takes."""
@@ -41,10 +46,13 @@ class Writer:
         self.file.write(json.dumps({"step": step, **scalars}) + "\n")
         self.file.flush()
         for name, value in scalars.items():
-            self.events.add_scalar(name, value, step)
+            self._add(step, summary=summary.scalar(name, value))
         for name, image in images.items():
-            self.events.add_image(name, image, step, dataformats="HWC")
+            self._add(step, summary=summary.image(name, image, dataformats="HWC"))
         self.events.flush()  # as often as the other file, so that a killed run leaves the same in both
+
+    def _add(self, step: int, **content: Any) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         """Ends both files."""
