@@ -16,8 +16,8 @@ Variants, with the memory of a step on one device, at 512 px (BUILD_NOTES.md say
   photographs  derm-base on a thousand or more photographs: all of the UNet, until held-out images stop getting better;
            half an hour of 2 CPU cores
 The default is `paper` with the model and the manifest left open. `--dry_run` says the memory, the disk and, on a CPU,
-the time of a run. On a CPU of two cores, at 256 px, `paper` takes 7.8 GB; in batches of one, `lora`
-takes 11 GB; `full` and `best` took 22 GB of memory, and 37 GB of disk.
+the time of a run. On a CPU of two cores, at 256 px, `paper` takes 7.8 GB, and 10.6 while it draws its samples; in
+batches of one, `lora` takes 12 to 13 GB; `full` and `best` took 22 GB of memory, and 37 GB of disk.
 
 Computed: an image is 0.80 TFLOP forwards, once more backwards to what came in, once more to what is tuned, and with
 `remat` forwards again. An H100 at two fifths of its peak in bfloat16, which has not been measured, would take 25

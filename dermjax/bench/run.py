@@ -214,11 +214,14 @@ def draw(path: Path) -> None:
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """Returns the entries of bench.json, {} where there is none; UserError where it is broken."""
     try:
-        return json.loads(path.read_text())
+        entries = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); delete it") from error
+    if not isinstance(entries, dict) or not all(isinstance(each, dict) for each in entries.values()):
+        raise UserError(f"{path}: holds no cases by their names; delete it")
+    return entries
 
 
 def seconds(entry: Mapping, side: str) -> float | None:

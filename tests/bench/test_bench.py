@@ -208,12 +208,15 @@ def test_what_cannot_be_meant_is_one_line_and_leaves_nothing(command, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_file_of_results_is_one_line(stand_ins, command):
+@pytest.mark.parametrize(
+    "text, said", [("{", "bench.json: not JSON"), ("[]", "holds no cases"), ('{"matrix": 1}', "holds no cases")]
+)
+def test_a_broken_file_of_results_is_one_line(stand_ins, command, text, said):
     folder = stand_ins()
     folder.mkdir()
-    (folder / "bench.json").write_text("{")
+    (folder / "bench.json").write_text(text)
     code, _, error = command("bench", f"--workdir={folder}")
-    assert code == 2 and "bench.json: not JSON" in error and len(error.splitlines()) == 1
+    assert code == 2 and said in error and len(error.splitlines()) == 1
 
 
 def test_cases_go_by_the_beginnings_of_their_names():
