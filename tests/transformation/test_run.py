@@ -23,6 +23,9 @@ from dermjax.transformation import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "transform.py"
 CLEAN = dict.fromkeys(ARTEFACTS, False)
+DRAWN = SimpleNamespace(  # what makes the images of jobs that are only planned
+    model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128, bare=lambda job: job
+)
 
 
 @pytest.fixture(scope="module")
@@ -269,8 +272,7 @@ def test_images_of_one_name_in_two_folders_are_two(photographs, tmp_path):
     (other,) = [each for each in manifest.records if each.image == "5.png"]
     alike.append(replace(other, image="b/2_1.png", label=first.label))  # as the second of two named 2 may be called
     manifest = Manifest(labels=manifest.labels, root=tmp_path, records=tuple(alike))
-    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128)
-    placed = run._jobs(config(tmp_path, ways=("inpaint",)), manifest, manifest.records, range(3), drawn)
+    placed = run._jobs(config(tmp_path, ways=("inpaint",)), manifest, manifest.records, range(3), DRAWN)
     names = [job.request.image for job in placed.values()]
     assert len(names) == len(set(names)) == 6, names
     records.write(tmp_path / records.FILE, manifest)
@@ -283,8 +285,7 @@ def test_a_class_names_no_folder_outside(photographs, tmp_path, label):
     """A manifest may come from anyone."""
     (found,) = [each for each in records.read(photographs).records if each.image == "2.png"]
     manifest = Manifest(labels=(label, "other"), root=photographs, records=(replace(found, label=label),))
-    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128)
-    placed = run._jobs(config(photographs, ways=("inpaint",)), manifest, manifest.records, range(1), drawn)
+    placed = run._jobs(config(photographs, ways=("inpaint",)), manifest, manifest.records, range(1), DRAWN)
     for job in placed.values():
         assert ".." not in job.request.image.split("/") and len(job.request.image.split("/")) == 5
         assert not any(part.startswith(".") for part in job.request.image.split("/"))
@@ -304,7 +305,6 @@ def test_a_record_that_no_sampler_could_have_made_is_left_out(photographs, made,
         "size": 128,
     }
     chosen = [replace(manifest.records[0], generation=known | made), replace(manifest.records[1], generation=known)]
-    drawn = SimpleNamespace(model=SimpleNamespace(tokens=lambda request: None, digests={"model": "0"}), size=128)
-    placed = run._jobs(config(photographs, ways=("prompt",)), manifest, chosen, range(2), drawn)
+    placed = run._jobs(config(photographs, ways=("prompt",)), manifest, chosen, range(2), DRAWN)
     assert {job.subject.record.image for job in placed.values()} == {chosen[1].image}
     assert "2 left out, such as" in capsys.readouterr().out
