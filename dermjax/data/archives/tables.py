@@ -103,11 +103,10 @@ def _lines(path: Path, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num + named, [name.strip() for name in header]
             drawn, above = header[:2] == ["", ""], reader.line_num  # PH2's has || around its cells, its codes below it
             for row in filter(None, reader):
-                ended = row[-1].endswith(END)
-                if ended and strict and row != [END]:
+                if row != [END] and row[-1].endswith(END) and strict:
                     raise UserError(f"table {path} line {above + named + 1}: a quotation mark opens there and is not "
                                     "closed; close it or take it out")  # fmt: skip
-                if not ended and (len(row) > 1 or not drawn):
+                if row != [END] and (len(row) > 1 or not drawn):
                     yield reader.line_num + named, row
                 above = reader.line_num
     except csv.Error as error:  # a field beyond its limit
