@@ -267,7 +267,6 @@ def lines(card):
     return card.read_text().split("```python\n")[1].split("\n```")[0]
 
 
-@pytest.mark.parametrize("card", ["README.md", "model/README.md"])
 def test_page_and_card_count_class_images_apart(config, preserving, tmp_path):
     asked = preserving()
     told = read_concepts(asked)
@@ -280,6 +279,7 @@ def test_page_and_card_count_class_images_apart(config, preserving, tmp_path):
     assert "class images" not in (tmp_path / report.FILE).read_text().partition("<h2>Config")[0]
 
 
+@pytest.mark.parametrize("card", ["README.md", "model/README.md"])
 def test_the_three_lines_of_the_card_run(whole, card):
     """diffusers by its defaults: the weights' type is float16 in the files of most presets, see `test_diffusers`."""
     pytest.importorskip("diffusers")
