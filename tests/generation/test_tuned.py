@@ -17,7 +17,7 @@ def folder(tmp_path):
     """A model folder with a card as `tune` fills it in."""
     words = ("model", "title", "origin", "digest", "licences", "verdict", "curves", "use")
     config = ConfigDict({"prompts": PROMPTS, "rate": 1e-4}).to_json(indent=2)
-    lists = {"counts": {}, "grids": [], "prompts": []}
+    lists = {"counts": {}, "grids": [], "prompts": [], "class_images": 0}
     (tmp_path / run.CARD).write_text(fill(outputs.TEMPLATE, {}, **dict.fromkeys(words, "…"), **lists, config=config))
     return tmp_path
 

@@ -529,7 +529,7 @@ def test_review_by_keyboard_with_the_server_killed_in_the_middle(page, server, r
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [each["keep"] for each in lines] == [True, False, None, False, True, None, True]
     assert {each["by"] for each in lines} == {"<b>Ada</b>"}
-    assert sum(each.keep for each in reviews.read(str(path)).values()) == 2
+    assert sum(each.keep for each in reviews.read(str(path)).values() if each) == 2
     page.click("text=Agreement of reviewers")
     page.wait_for_selector("text=<b>Ada</b>: 5 images")
     assert not [each for each in page.said if "ERR_CONNECTION" not in each]

@@ -51,6 +51,8 @@ def test_verdicts_are_those_that_curate_reads(client, runs):
     assert reviews.read(str(path)) == {
         a: Verdict(keep=True, by="Ada", why="sharp"),
         b: Verdict(keep=False, by="Ada", why=""),
+        c: None,
+        d: None,
     }
     assert [each["verdict"] for each in shown(client)[:4]] == ["keep", "reject", "unsure", "none"]
     assert [each["verdict"] for each in shown(client, by="Bo")[:4]] == ["none"] * 4

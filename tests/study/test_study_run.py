@@ -383,7 +383,7 @@ def test_what_nobody_uses_of_a_further_test_set_leaks_nothing(real, synthetic, o
 def test_a_classifier_that_cannot_be_built_is_said_before_a_generator_is_tuned(real, tmp_path, monkeypatch, platform):
     """On accelerators, where no time is foretold, the first cell said it, hours later."""
     monkeypatch.setattr(run, "_materials", lambda *_: pytest.fail("a generator was tuned"))
-    monkeypatch.setattr(run.jax, "devices", lambda: [SimpleNamespace(platform=platform)])
+    monkeypatch.setattr(run, "jax", SimpleNamespace(devices=lambda: [SimpleNamespace(platform=platform)]))
     config = settings(real, "", training="")
     config.classifiers.vit.init = "nowhere"
     with pytest.raises(UserError, match=r"config\.classifiers\.vit: .*nowhere/config\.json"):
