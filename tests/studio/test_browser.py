@@ -181,11 +181,13 @@ def test_a_change_waits_for_the_mask_and_masks_come_in_their_order(alone):
     for key in (" ", "ArrowUp", " "):
         alone.keyboard.press(key)
     alone.press("[name=steps]", "Enter")
-    alone.wait_for_timeout(300)
 
     def posts():
         return [route for route in alone.asked if route.request.method == "POST"]
 
+    while len(posts()) < 2:
+        alone.wait_for_timeout(20)
+    alone.wait_for_timeout(300)
     assert [urlsplit(route.request.url).path for route in posts()[1:]] == ["/api/sources/key/mask"]
     alone.give(posts()[1], source)
     until(alone, "true", 1)
