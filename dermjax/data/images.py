@@ -45,7 +45,7 @@ TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 # Where the head of the patient is in a DICOM image -> the EXIF orientation that turns it up: (row's, column's way).
 UPRIGHT = {("", "H"): 3, ("F", ""): 6, ("H", ""): 8}
 END_OF_JPEG, ZEROS = b"\xff\xd9", 64  # bytes at the end of a file that are looked at first
-WHITE = (255, 255, 255, 255)
+WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 PROFILED = ("RGB", "RGBA", "L", "CMYK")  # Pillow's modes that a colour profile is applied to
 Resize = Mapping[str, int]  # "shortest_edge", or "height" and "width", and "resample", which is Pillow's number
 ImageLike = str | os.PathLike | Image.Image | np.ndarray  # a file, or what is in memory
@@ -61,19 +61,23 @@ def load(path: Path, size: int, resize: Resize | None = None) -> np.ndarray:
     With `resize` it is scaled to other sides before the crop, as a classifier's own processor does.
     Raises UserError naming the path for whatever is no image or only a part of one (truncated, HTML, a bomb).
     """
-    return _fit(_decode(path, detail(size, resize)), size, resize)
+    return _fit(_decode(path, detail(size, resize), WHITE), size, resize)
 
 
 def load_mask(path: Path, size: int) -> np.ndarray:
-    """The mask in an image file as bool [size, size]: brighter than half of its brightest, so that 0 and 1 do too."""
-    return load(path, size).mean(-1) > decode(path).mean(-1).max() / 2
+    """The mask in an image file as bool [size, size]: brighter than half of its brightest, so that 0 and 1 do too.
+
+    What is transparent is dark: programs that paint strokes on a layer of their own leave its ground out.
+    """
+    brightest = np.asarray(_decode(path, 0, BLACK)).mean(-1).max()
+    return _fit(_decode(path, detail(size, None), BLACK), size, None).mean(-1) > brightest / 2
 
 
 def load_any(image: ImageLike, size: int, resize: Resize | None = None) -> np.ndarray:
     """As `load`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
     if isinstance(image, str | os.PathLike):
         return load(Path(image), size, resize)
-    return _fit(_upright(image), size, resize)
+    return _fit(_upright(image, WHITE), size, resize)
 
 
 def detail(size: int, resize: Resize | None) -> int:
@@ -92,10 +96,10 @@ def as_pil(image: Image.Image | np.ndarray) -> Image.Image:
         raise UserError(f"image: {kind}; give a path, a PIL image, or an array of uint8 [H, W, 3]") from error
 
 
-def _upright(image: Image.Image | np.ndarray) -> Image.Image:
+def _upright(image: Image.Image | np.ndarray, ground: tuple[int, ...]) -> Image.Image:
     """What is in memory, upright in RGB; UserError where it cannot be."""
     try:
-        return _rgb(ImageOps.exif_transpose(as_pil(image)))
+        return _rgb(ImageOps.exif_transpose(as_pil(image)), ground)
     except (ValueError, OSError) as error:  # OSError: a file that is opened, and is damaged
         raise UserError(f"image: {error}") from error
 
@@ -121,12 +125,17 @@ def _cut(
 
 def decode(path: Path) -> np.ndarray:
     """The full image as uint8 [H, W, 3], else as `load`."""
-    return np.asarray(_decode(path, 0))
+    return np.asarray(_decode(path, 0, WHITE))
+
+
+def encode_mask(mask: Image.Image | np.ndarray) -> bytes:
+    """A mask in memory as a PNG that `load_mask` reads as it would read its file."""
+    return encode_png(np.asarray(_upright(mask, BLACK)))
 
 
 def decode_any(image: ImageLike) -> np.ndarray:
     """As `decode`, of a file or of what is in memory: a PIL image, or uint8 [H, W, 3]."""
-    return decode(Path(image)) if isinstance(image, str | os.PathLike) else np.asarray(_upright(image))
+    return decode(Path(image)) if isinstance(image, str | os.PathLike) else np.asarray(_upright(image, WHITE))
 
 
 def load_all(paths: Sequence[Path], size: int, title: str) -> np.ndarray:
@@ -221,14 +230,15 @@ def _is_there(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _decode(path: Path, least: int) -> Image.Image:
-    """The upright image in RGB; a JPEG may be scaled down while its sides stay `least` or more, 0 for not at all."""
+def _decode(path: Path, least: int, ground: tuple[int, ...]) -> Image.Image:
+    """The upright image in RGB on a ground of this colour; a JPEG may be scaled down while its sides stay `least` or
+    more, 0 for not at all."""
     with _open(path) as image:
         if image.format in ("JPEG", "MPO") and _is_filled_up(path):  # phones put a second picture into one file
             raise ValueError("only zeros from some place on, as a download leaves that was broken off")
         if least:
             image.draft(None, (least, least))  # lets JPEG skip detail below the wanted size; others ignore it
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(ImageOps.exif_transpose(image), ground)
 
 
 def _is_filled_up(path: Path) -> bool:
@@ -257,8 +267,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"image {path}: cannot be decoded ({reason}); mend or remove the file") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on white."""
+def _rgb(image: Image.Image, ground: tuple[int, ...]) -> Image.Image:
+    """The first frame in 8-bit RGB: deep grey is scaled (convert would clip it to white), alpha is laid on a ground."""
     if not all(image.size):
         raise ValueError("an image without a pixel; give another")
     if image.mode == "F":
@@ -274,7 +284,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = ImageCms.applyTransform(image, transform)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("RGB")
 
 

@@ -179,7 +179,8 @@ def _init_images(
             files[name] = str(source or "")
             continue
         files[name] = str(folder / f"{name}.png")
-        Path(files[name]).write_bytes(images.encode_png(images.decode_any(source)))
+        png = images.encode_mask(source) if name == "mask" else images.encode_png(images.decode_any(source))
+        Path(files[name]).write_bytes(png)
     return init_images.read(files["image"], files["mask"], strength, requests)
 
 

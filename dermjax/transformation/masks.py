@@ -39,6 +39,7 @@ from dermjax.progress import bar, say
 from dermjax.sampling.model import load_model
 from dermjax.segmentation import SURE, segment
 from dermjax.transformation.measures import mask_png
+from dermjax.weights.textual_inversion import spell_stored
 
 Array = jax.Array
 TIME = 0.05  # share of the training times: as much noise as needs the words and leaves the lesion visible
@@ -170,7 +171,7 @@ def _attention_masks(config: ConfigDict, manifest: Manifest, kept: list[Record])
                         "or config.attention=False for masks by segmentation alone")  # fmt: skip
     tokenizer = load_tokenizer(model.sd.tokenizer, *model.sd.text_limits)
     words = [tokenizer(word).input_ids[1:-1] for word in config.words]
-    prompts = [record.generation["prompt"] for record in kept]
+    prompts = spell_stored([record.generation["prompt"] for record in kept], tokenizer)
     tokens = tokenize(tokenizer, prompts, "refuse")
     inside = np.stack([locate_words(row, words, prompt) for row, prompt in zip(tokens, prompts, strict=True)])
     maps = attention_mapper(model.sd, jax.tree.map(jnp.asarray, model.params), config.seed)

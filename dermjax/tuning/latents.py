@@ -29,7 +29,7 @@ from dermjax.training.disk_cache import digest_of, load_or_compute
 from dermjax.tuning.concepts import Concepts, digest_of_images
 from dermjax.tuning.trainable import token_table
 from dermjax.weights import model_files, textual_inversion
-from dermjax.weights.textual_inversion import Embedding, spell_out
+from dermjax.weights.textual_inversion import Embedding, spell_stored
 
 LONGEST = 200  # bytes of a file's name, with room for what is added while it is written
 PIXELS = 2**17  # that a CPU encodes at a time: a gigabyte in the layers of Stable Diffusion's autoencoder
@@ -82,11 +82,12 @@ class Prompts:
     texts: list[str]
     tokens: np.ndarray
     words: list[Embedding]
+    spelt: dict[str, str]  # the text of each prompt that was given
 
     def rows(self, prompts: list[str]) -> np.ndarray:
         """Returns the row of each prompt, int32."""
         row = {text: number for number, text in enumerate(self.texts)}
-        return np.array([row[spell_out(prompt, self.words)] for prompt in prompts], np.int32)
+        return np.array([row[self.spelt[prompt]] for prompt in prompts], np.int32)
 
 
 def tokenize_prompts(sd: StableDiffusion, prompts: list[str], words: list[Embedding]) -> Prompts:
@@ -94,8 +95,9 @@ def tokenize_prompts(sd: StableDiffusion, prompts: list[str], words: list[Embedd
     for word in words:
         if not any(word.token in prompt for prompt in prompts):
             raise UserError(f"config.words.{word.token}: no prompt says it, so it would not be learnt; put it in one")
-    texts = sorted({spell_out(prompt, words) for prompt in prompts})
     tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
+    spelt = dict(zip(prompts, spell_stored(prompts, tokenizer), strict=True))  # a model tuned before has words too
+    texts = sorted(set(spelt.values()))
     vocabulary = {word.lower() for word in tokenizer.get_vocab()}
     for text in texts:
         unknown = next((word for word in PLACEHOLDER.findall(text) if word.lower() not in vocabulary), "")
@@ -103,7 +105,7 @@ def tokenize_prompts(sd: StableDiffusion, prompts: list[str], words: list[Embedd
             raise UserError(f"prompt {shown(text)}: the model has no word {unknown}; give it in config.words, or leave "
                             "it out")  # fmt: skip
     say_weights(texts)
-    return Prompts(texts, tokenize(tokenizer, [*texts, ""]), words)
+    return Prompts(texts, tokenize(tokenizer, [*texts, ""]), words, spelt)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def shaped_setup(config: ConfigDict, sd: StableDiffusion, grid: Mesh) -> Setup:
     check_sizes(config, sd)
     words = [Embedding(word, np.zeros((config.vectors, text["hidden_size"]), np.float32)) for word in config.words]
     tokens = np.zeros((len(config.prompts) + 1, text["max_position_embeddings"]), np.int32)
-    prompts = Prompts(list(config.prompts.values()), tokens, words)
+    prompts = Prompts(list(config.prompts.values()), tokens, words, {})
     empty = Concepts([], [], np.zeros(0, np.float32), np.zeros(0, np.int32))
     return _set_up(config, grid, sd, sd.shapes, prompts, empty, empty)
 

@@ -15,8 +15,9 @@ import json
 import operator
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -206,3 +207,9 @@ def spell_out(prompt: str, embeddings: list[Embedding]) -> str:
     words = "|".join(rf"((?<!\w){re.escape(word)}(?!\w))" if is_single(word) else f"({re.escape(word)})"
                      for word, _ in spelt)  # fmt: skip
     return re.sub(words, lambda found: spelt[found.lastindex - 1][1], prompt, flags=re.IGNORECASE)
+
+
+def spell_stored(prompts: Sequence[str], tokenizer: Any) -> list[str]:
+    """Returns prompts with the words that a tuned model's own tokenizer holds spelt out, see `stored`."""
+    known = stored(tokenizer.get_added_vocab().keys())
+    return [spell_out(prompt, known) for prompt in prompts]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermjax.data import digests, records
+from dermjax.data import digests, images, records
 from dermjax.data.records import Manifest, Record
 from dermjax.errors import UserError
 from dermjax.sampling import init_images
@@ -96,6 +96,19 @@ def test_rows_of_a_batch(tmp_path):
     with Image.open(tmp_path / "mole.png") as whole:
         np.testing.assert_array_equal(rows["image"][5], np.asarray(whole)[:, 4:20])
     assert rows["mask"].shape == (6, 16, 16) and rows["mask"][:, :, :8].all() and not rows["mask"][:, :, 8:].any()
+
+
+@pytest.mark.parametrize("colour", ["white", "red"])
+def test_a_mask_of_strokes_on_a_layer_of_their_own_paints_where_they_are(tmp_path, colour):
+    """White strokes on a transparent ground painted everywhere, red ones all but where they are."""
+    on_black, layer = Image.new("RGB", (24, 16)), Image.new("RGBA", (24, 16))
+    for each in (on_black, layer):
+        each.paste(colour, (4, 2, 12, 9))
+    on_black.save(tmp_path / "black.png"), layer.save(tmp_path / "layer.png")
+    (tmp_path / "memory.png").write_bytes(images.encode_mask(layer))
+    expected, *others = (images.load_mask(tmp_path / f"{name}.png", 16) for name in ("black", "layer", "memory"))
+    assert 0 < expected.mean() < 0.5
+    assert all((each == expected).all() for each in others)
 
 
 def test_a_mask_of_0_and_1_paints(tmp_path):

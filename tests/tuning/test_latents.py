@@ -145,6 +145,9 @@ def test_two_new_words_are_the_last_rows_and_known_to_the_tokenizer(base, tmp_pa
         np.testing.assert_array_equal(rows, table[[known[f"{like}</w>"]] * 2])
     said = latents.tokenize_prompts(sd, ["a <one> mole", "a <other> mole"], embeddings)
     assert said.tokens.max() == len(table) - 1 == sd.configs["text_encoder"]["vocab_size"] - 1
+    again = latents.tokenize_prompts(sd, ["a <one> mole", "a <other> mole"], [])  # tuned once more
+    np.testing.assert_array_equal(again.tokens, said.tokens)
+    np.testing.assert_array_equal(again.rows(["a <other> mole", "a <one> mole"]), [1, 0])
 
 
 def test_causes_lie_beside_what_was_made(moments, tmp_path):

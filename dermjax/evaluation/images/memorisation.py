@@ -29,7 +29,9 @@ from dermjax.evaluation import intervals
 from dermjax.evaluation.intervals import Estimate
 from dermjax.models.stable_diffusion import Params, StableDiffusion
 from dermjax.progress import bar
+from dermjax.weights.textual_inversion import spell_stored
 
+NUMERIC_VERSION = 1  # of `losses`, besides the networks' own: words of several vectors, spelt out
 LEAST_FOUND = 0.2  # share of known copies without which a share of copies means nothing
 HELD_OUT_BEYOND = 0.01  # share of held-out images that lie beyond the limit
 BATCH = 16
@@ -129,7 +131,8 @@ def losses(
     alpha_bar = schedule.alphas_cumprod(sd.configs["scheduler"])
     times = np.int32((np.arange(draws) + 0.5) / draws * len(alpha_bar))
     labels = list(dict.fromkeys(record.label for record in records))
-    texts = tokens.tokenize(tokens.load_tokenizer(sd.tokenizer, *sd.text_limits), [prompts[each] for each in labels])
+    tokenizer = tokens.load_tokenizer(sd.tokenizer, *sd.text_limits)
+    texts = tokens.tokenize(tokenizer, spell_stored([prompts[each] for each in labels], tokenizer))
 
     @jax.jit
     def of_batch(params: Params, image: jax.Array, context: jax.Array, seed: jax.Array) -> jax.Array:

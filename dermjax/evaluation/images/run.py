@@ -415,6 +415,7 @@ def membership_of(
             run_folder.SUBJECT: f"{name} images",
             run_folder.NUMERIC_VERSIONS: {
                 "images": images.NUMERIC_VERSION,
+                "losses": memorisation.NUMERIC_VERSION,
                 "text_encoder": clip_text.NUMERIC_VERSION,
                 "unet": unet.NUMERIC_VERSION,
                 "vae": vae.NUMERIC_VERSION,
