@@ -59,16 +59,18 @@ def load(
 
 def load_classifier(folder: str | PathLike) -> "LesionClassifier":
     """Returns a classifier: a run of `dermjax classify`, its classifier/, or one like it in Hugging Face's layout."""
+    from dermjax import buckets
     from dermjax.classification.predictions import LesionClassifier
 
-    return LesionClassifier(_path("classifier", folder))
+    return LesionClassifier(buckets.path_here("classifier", folder))
 
 
 def read_manifest(path: str | PathLike) -> "Manifest":
     """Returns the manifest in a file or in the folder of a stage: its records, and `to_pandas()`."""
+    from dermjax import buckets
     from dermjax.data import records
 
-    return records.read(_path("manifest", path))
+    return records.read(buckets.path_here("manifest", path))
 
 
 def samplers() -> list[str]:
@@ -86,30 +88,14 @@ def tune(
     preset is a variant of configs/tune.py, and changes are its keys: steps=500, lora={"rank": 8}. The same call again
     goes on where a killed one was.
     """
-    from dermjax import config_file, run_folder
+    from dermjax import buckets, config_file, run_folder
     from dermjax.tuning import run
 
     config = config_file.preset("tune", preset)
     paths = {"manifest": expanduser(str(manifest)), "model": expanduser(str(model))}
     config_file.change(config, paths | changes)
     config_file.check_types(config, config_file.preset("tune", preset))
-    folder = _path("workdir", workdir).absolute()
-    with run_folder.lock(folder, alone=True):
-        run_folder.claim(folder, config.to_dict())
-        try:
-            run.run(config, folder)
-        except UserError:
-            run_folder.disclaim(folder)
-            raise
+    folder = buckets.path_here("workdir", workdir).absolute()
+    with run_folder.lock(folder, alone=True), run_folder.claimed(folder, config.to_dict()):
+        run.run(config, folder)
     return folder / "model"
-
-
-def _path(name: str, value: Any) -> Path:
-    """Returns a path, with the user's folder in place of ~; UserError for what is none of this machine."""
-    from dermjax import buckets
-
-    if not isinstance(value, str | PathLike) or not str(value):
-        raise UserError(f"{name} {value!r}: is no path; give one")
-    if buckets.is_url(str(value)):
-        raise UserError(f"{name} {value}: lies in a bucket; give a path of this machine")
-    return Path(value).expanduser()

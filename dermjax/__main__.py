@@ -226,8 +226,7 @@ def _run(stage: str, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -> Iterator[None]:
-    """Holds a workdir, or its part, for the run of a config; one refused for its input leaves nothing there, and a
-    change of the config that is refused is none."""
+    """Holds a workdir, or its part, for the run of a config; one refused for its input leaves nothing there."""
     with contextlib.ExitStack() as held:
         folder = workdir / part.folder if part else workdir
         if part:
@@ -236,16 +235,12 @@ def _claimed(stage: str, config: dict, workdir: Path, part: parts.Part | None) -
                 parts.refuse_others(workdir, part, config)
         held.enter_context(run_folder.lock(folder, alone=stage not in SHARED))
         allowed, last = flags.FLAGS.allow_config_change, LAST.get(stage, "")
-        others = () if (folder / run_folder.CONFIG).exists() else os.listdir(folder)
-        replaced = run_folder.claim(
-            folder, config, allow_change=allowed, last=last, hint=run_folder.OR_ALLOW, keys=CHANGEABLE.get(stage)
-        )
         try:
-            yield
+            with run_folder.claimed(
+                folder, config, allow_change=allowed, last=last, hint=run_folder.OR_ALLOW, keys=CHANGEABLE.get(stage)
+            ):
+                yield
         except UserError:
-            if replaced:  # or the command that the folder is of would be refused from now on
-                run_folder.claim(folder, replaced, allow_change=True)
-            run_folder.disclaim(folder, others)
             if part:
                 with contextlib.suppress(OSError):  # another part has come meanwhile, or is gone as well
                     run_folder.disclaim(workdir)

@@ -39,6 +39,18 @@ def is_url(text: str) -> bool:
     return bool(URL.fullmatch(text))
 
 
+def path_here(name: str, value: Any) -> Path:
+    """Returns a path of this machine, with the user's folder in place of ~.
+
+    Raises UserError, which begins with the name of the argument, for what is no path or lies in a bucket.
+    """
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise UserError(f"{name} {value!r}: is no path; give one")
+    if is_url(str(value)):
+        raise UserError(f"{name} {value}: lies in a bucket; give a path of this machine")
+    return Path(value).expanduser()
+
+
 def is_small(key: str) -> bool:
     """Returns whether a file is fetched with its folder: no image, no shard, and nothing of a part."""
     return not (IMAGES.fullmatch(key) or PARTS.fullmatch(key))

@@ -98,9 +98,8 @@ def run_stage(run: Callable, defaults: ConfigDict, folder: Path, inputs: Mapping
         *parents, key = path.split(".")
         reduce(getitem, parents, config)[key] = str(value) if isinstance(value, Path) else value
     say(f"\n{folder.name}")
-    run_folder.claim(folder, config.to_dict(), within=folder.parent)
-    try:
-        run(config, folder)
-    except UserError as error:
-        run_folder.disclaim(folder)
-        raise UserError(f"{folder.name}: {error}") from error
+    with run_folder.claimed(folder, config.to_dict(), within=folder.parent):
+        try:
+            run(config, folder)
+        except UserError as error:
+            raise UserError(f"{folder.name}: {error}") from error

@@ -247,6 +247,25 @@ def claim(
     return recorded if changed else {}
 
 
+@contextlib.contextmanager
+def claimed(workdir: Path, config: Mapping, **options: Any) -> Iterator[None]:
+    """Claims a folder, see `claim`, for a run in the block.
+
+    A run that is refused for its input (UserError) leaves no claim: what lay there before stays, and a config that it
+    replaced is the folder's again, or the command that the folder is of would be refused from then on.
+    """
+    make_folder(workdir)
+    others = () if (workdir / CONFIG).exists() else os.listdir(workdir)
+    replaced = claim(workdir, config, **options)
+    try:
+        yield
+    except UserError:
+        if replaced:
+            claim(workdir, replaced, allow_change=True)
+        disclaim(workdir, others)
+        raise
+
+
 def check_config(workdir: Path, config: Mapping, hint: str) -> None:
     """Raises UserError, with the keys and what to do about it, where the folder's config is another one."""
     changed = _changes(_read(workdir / CONFIG), _as_written(config))

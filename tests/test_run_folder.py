@@ -170,6 +170,18 @@ def test_a_claim_in_a_folder_with_other_files_is_taken_back_and_they_stay(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {".DS_Store", "moles"}
 
 
+def test_what_is_refused_within_a_claim_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    with pytest.raises(UserError, match="no image"), run_folder.claimed(tmp_path, CONFIG):
+        raise UserError("no image")
+    assert [path.name for path in tmp_path.iterdir()] == [".DS_Store"]
+    run_folder.claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError), run_folder.claimed(tmp_path, {"steps": 7}, allow_change=True):
+        raise UserError("no image")
+    run_folder.claim(tmp_path, CONFIG)  # another would be refused
+
+
 def test_a_claim_of_which_something_came_stays(tmp_path):
     run_folder.claim(tmp_path, CONFIG)
     (tmp_path / "metrics.jsonl").write_text("")

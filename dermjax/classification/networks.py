@@ -17,7 +17,7 @@ from dermjax.training import checkpoints
 from dermjax.training.optimizers import pick
 from dermjax.training.state import create
 from dermjax.weights import classifiers
-from dermjax.weights.tensor_files import read_json, snapshot, weights_in
+from dermjax.weights.tensor_files import snapshot, weights_in
 
 # the model types that a folder of this classifier may hold; the first is what is built from nothing
 CLASSIFIERS = {"vit": ("vit", "dinov2"), "mobilenetv2": ("mobilenet_v2",)}
@@ -89,13 +89,6 @@ def load(path: Path) -> tuple[Classifier, tuple[Params, Params]]:
     return load_checkpoint(path)
 
 
-def config_of_run(path: Path) -> dict:
-    """Returns the config of the run of `classify` whose workdir, or classifier folder, this is; {} for any other."""
-    file = (path.parent if path.name == "classifier" else path) / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    return config if "recipe" in config else {}
-
-
 def _folder(path: Path) -> Path:
     """Returns the folder of a classifier: of a run of `classify` the one that it leaves."""
     return path / "classifier" if (path / "classifier").is_dir() else path
@@ -103,7 +96,7 @@ def _folder(path: Path) -> Path:
 
 def load_checkpoint(run: Path) -> tuple[Classifier, tuple[Params, Params]]:
     """Returns the classifier of a run that is not finished, from its newest checkpoint."""
-    config = ConfigDict(config_of_run(run))
+    config = ConfigDict(classifiers.config_of_run(run))
     if not config:
         raise UserError(f"{run}: no config.json of classify says how to read its checkpoints; give the folder of a "
                         "classifier, or a run of classify")  # fmt: skip

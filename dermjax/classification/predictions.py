@@ -42,6 +42,7 @@ from dermjax.errors import UserError
 from dermjax.models.classifier import Classifier, Params
 from dermjax.progress import say
 from dermjax.run_folder import write_atomically
+from dermjax.weights import classifiers
 
 Predict = Callable[[Params, Params, Iterator[dict]], np.ndarray]
 
@@ -161,7 +162,7 @@ def predict(predict: str, classifier: str, out: str, batch: int) -> None:
 
 def refuse_learnt(classifier: Path, judged: Manifest) -> None:
     """Raises UserError where a run of `classify` has learnt, or was stopped or calibrated, by what it is to judge."""
-    config, learnt = networks.config_of_run(classifier), []
+    config, learnt = classifiers.config_of_run(classifier), []
     paths = [Path(config[key]) for key in ("manifest", "synthetic") if config.get(key)]
     if gone := [path for path in paths if not path.exists()]:
         say(f"classify: {gone[0]} is not there, so that nobody can tell whether {classifier} has learnt from what it "

@@ -13,7 +13,7 @@ from dermjax.evaluation.features import in_batches
 from dermjax.models.classifier import Classifier, Params
 from dermjax.weights import classifiers
 from dermjax.weights.image_encoders import files
-from dermjax.weights.tensor_files import digest, read_json, snapshot
+from dermjax.weights.tensor_files import digest, snapshot
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ def read(folder: str, labels: tuple[str, ...]) -> LabelScorer | None:
     path = snapshot(Path(folder))
     path = path / "classifier" if (path / "classifier").is_dir() else path
     classifier, trees = classifiers.read_saved(path)
-    run = path.parent / "config.json"
-    if path.name == "classifier" and run.is_file() and (synthetic := read_json(run).get("synthetic")):
+    if synthetic := classifiers.config_of_run(path).get("synthetic"):
         raise UserError(f"config.classifier {folder}: was trained on synthetic images as well, {synthetic}, so that it "
                         "may have learnt their faults; give one of real images alone")  # fmt: skip
     if not set(labels) <= set(classifier.labels):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -41,8 +41,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for key, manifest in {"generated": generated, "curated": curated}.items():
         if manifest and set(manifest.labels) != set(prepared.labels):
             raise UserError(f"config.{key}: classes {manifest.labels} are not the prepared ones, {prepared.labels}")
-    # in one order, and so with one positive class
-    generated, curated = (each and replace(each, labels=prepared.labels) for each in (generated, curated))
     audit.refuse([manifest for manifest in (prepared, curated) if manifest])
     folders = _folders(config.runs.to_dict())
     runs = {group: predictions.read_test(folder / "predictions.csv", prepared) for group, folder in folders.items()}

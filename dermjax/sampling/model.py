@@ -146,8 +146,6 @@ def load_model(
             configs, params = textual_inversion.add(sd.configs, params, embedding, sd.tokenizer, extended)
             sd = replace(sd, configs=configs, tokenizer=extended)
         tokenizer = load_tokenizer(sd.tokenizer, *sd.text_limits)
-    given = {word for each in known for word in each.tokens}
-    known += textual_inversion.stored(tokenizer.get_added_vocab().keys() - given)  # those of a tuned model
     vocabulary = {word.lower() for word in tokenizer.get_vocab()}
 
     said = False
@@ -158,7 +156,7 @@ def load_model(
         for text in texts:
             check_prompt(text, vocabulary, long_prompts)
         said = said or say_weights(texts)
-        return tokenize(tokenizer, [textual_inversion.spell_out(text, known) for text in texts], long_prompts)
+        return tokenize(tokenizer, textual_inversion.spell_stored(texts, tokenizer), long_prompts)
 
     def tokens(request: Request) -> np.ndarray:
         return tokens_of(request.prompt, *([request.negative] if request.guidance > 1 else []))

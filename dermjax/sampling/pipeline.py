@@ -123,11 +123,7 @@ class Pipeline:
           UserError: there is no image, one of them does not say how it was made, the label cannot name a folder, or the
             folder holds the manifest of photographs or of images elsewhere, or cannot be written.
         """
-        if not isinstance(folder, str | PathLike) or not str(folder):
-            raise UserError(f"folder {folder!r}: is no path; give one")
-        if buckets.is_url(str(folder)):
-            raise UserError(f"folder {folder}: lies in a bucket; give a path of this machine")
-        root = Path(folder).expanduser().absolute()
+        root = buckets.path_here("folder", folder).absolute()
         before = records.read(root) if (root / records.FILE).is_file() else Manifest(labels=(), root=root, records=())
         if not names_folder(label):
             raise UserError(f"label {label!r} cannot name a folder; give another")

@@ -1,10 +1,11 @@
 """The page of a study: what was compared, what it showed in words, every table and plot behind them, and the limits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dermjax.classification import networks, saliency
 from dermjax.data import images
@@ -66,13 +67,12 @@ def page(
     materials: list[Material],
     baseline: str,
     explained: dict[str, list[Thumbnail]],
-    frozen: bool,
-    stops: bool,
+    classifiers: Collection[ConfigDict],
     count: int,
     case: Case,
 ) -> str:
-    """The HTML. explained: heat maps of the most confident cases, by heading; frozen: whether part of any network was;
-    stops: whether the validation images may end a training; count: pictures a row; case: of `describe_case`."""
+    """The HTML. explained: heat maps of the most confident cases, by heading; classifiers: their configs; count:
+    pictures a row; case: of `describe_case`."""
     real, synthetic = materials[0].real, materials[0].synthetic
     settings, comparisons = by_setting(findings), findings.comparisons.values()
     fold = next(iter(findings.folds.values()))[0]
@@ -108,8 +108,8 @@ def page(
         explained=explained,
         paper=PAPER,
         paper_arms=PAPER_ARMS,
-        frozen=frozen,
-        stops=stops,
+        frozen=any(each.recipe != "full" for each in classifiers),
+        stops=any(each.patience for each in classifiers),  # whether validation images may end a training
         few_seeds=FEW_SEEDS,
         scarce=dict.fromkeys(
             f"{wording.arm(group.arm)} with {wording.shots(group.shots)}"

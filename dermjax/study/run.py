@@ -84,14 +84,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     # a run with more seeds or few-shot sizes kept the classifiers of other cells
     kept = {cell: folders[cell] for cell in explained if (folders[cell] / "classifier").is_dir()}
     pictures = report.explain(kept, materials[0], config.gallery)
-    frozen = any(classifier.recipe != "full" for classifier in config.classifiers.values())
     tuned_on = records.read(Path(config.training)) if config.synthetic else wholes[0]
     seen, begins = None if generator.sees_shots(config) else tuned_on, generator.begins_at_photographs(config)
     judged = any(pipelines.JUDGED in record.scores for record in materials[0].synthetic.records)
     case = report.describe_case(config.rare, config.without, seen, wholes[0], begins, bool(any(config.shots)), judged)
-    stops = any(classifier.patience for classifier in config.classifiers.values())
     page = report.page(
-        config.title, findings, materials, config.baseline, pictures, frozen, stops, config.gallery, case
+        config.title, findings, materials, config.baseline, pictures, config.classifiers.values(), config.gallery, case
     )
     write_atomically(workdir / "results.json", results.as_json(findings))
     write_atomically(workdir / "report.html", page)

@@ -112,14 +112,7 @@ def fit(
     if saved > config.steps:  # its state would pass for that of fewer steps
         asked = f"{folder} holds step {saved} and {config.steps} steps are asked for"
         raise UserError(f"{task.title}: {asked}; give {saved} or more, or train anew in another --workdir")
-    resumed = saved > 0
-    if resumed:
-        consume(state)  # the restored one takes its memory: of a whole UNet two would be 17 GB
-        machine.release_memory()
-        state, iterator = checkpoints.restore(folder, target)
-        batches.set_state(iterator)
-    else:
-        state = place(state, shardings)
+    state = resume(state, batches, folder, target) if saved else place(state, shardings)
     begin = int(state.step)
     large = sum(leaf.size for leaf in jax.tree.leaves((state, constants))) > sharding.LARGE
     if sharding.platform(mesh) == "cpu" and not large:
@@ -133,11 +126,11 @@ def fit(
     streak: list[Step] = []
     postfix: Scalars = {}
     with (
-        closing(Writer(workdir, begin if resumed else -1)) as writer,
+        closing(Writer(workdir, begin if saved else -1)) as writer,
         bar(config.steps, task.title, "steps", begin) as progress,
         watch_for_preemption() as preempted,
     ):
-        if evaluates and not resumed:
+        if evaluates and not saved:
             writer.write(0, task.evaluate(state, constants))
         for k in range(begin + 1, config.steps + 1):
             # after the best evaluation there is another one at least, however short patience is
@@ -180,6 +173,15 @@ def fit(
         say(f"{task.title}: warning: no evaluation may be the best, so the last step is taken")
     if config.patience and best and best[0] < int(state.step):
         state, _ = checkpoints.restore(folder, target, best[0])
+    return state
+
+
+def resume(state: State, batches: Batches, folder: Path, target: State) -> State:
+    """Returns the state of the newest checkpoint in place of a new one, and sets the batches to where it was."""
+    consume(state)  # the restored one takes its memory: of a whole UNet two would be 17 GB
+    machine.release_memory()
+    state, iterator = checkpoints.restore(folder, target)
+    batches.set_state(iterator)
     return state
 
 

@@ -234,17 +234,14 @@ def attempt(trial: Trial, chosen: dict[str, Any], defaults: ConfigDict, looks: i
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-    run_folder.claim(folder, settings.to_dict(), within=workdir)
-    try:
-        for step, loss in curve(folder):  # of a trial that was cut off
-            on_loss(step, loss)
-        tuning.run(settings.lock(), folder, on_loss)
-    except NotFinite as error:
-        say(f"sweep: {error}")
-        raise optuna.TrialPruned from error
-    except UserError:
-        run_folder.disclaim(folder)
-        raise
+    with run_folder.claimed(folder, settings.to_dict(), within=workdir):
+        try:
+            for step, loss in curve(folder):  # of a trial that was cut off
+                on_loss(step, loss)
+            tuning.run(settings.lock(), folder, on_loss)
+        except NotFinite as error:
+            say(f"sweep: {error}")
+            raise optuna.TrialPruned from error
     return lowest(curve(folder))
 
 

@@ -171,6 +171,13 @@ def read_files(path: Path) -> tuple[dict, Tensors, Path, Normalisation | None]:
     return described | {"id2label": labels}, tensors, file, (tuple(mean.tolist()), tuple(std.tolist()))
 
 
+def config_of_run(path: Path) -> dict:
+    """Returns the config of the run of `classify` whose workdir, or classifier folder, this is; {} for any other."""
+    file = (path.parent if path.name == "classifier" else path) / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    return config if "recipe" in config else {}
+
+
 def write(folder: Path, classifier: Classifier, params: Params, variables: Params) -> None:
     """Writes the classifier folder under a temporary name first, then in place of what was there; says so where
     transformers cannot load it."""

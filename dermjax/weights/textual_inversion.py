@@ -210,6 +210,7 @@ def spell_out(prompt: str, embeddings: list[Embedding]) -> str:
 
 
 def spell_stored(prompts: Sequence[str], tokenizer: Any) -> list[str]:
-    """Returns prompts with the words that a tuned model's own tokenizer holds spelt out, see `stored`."""
+    """Returns prompts with the words of several vectors that were added to a tokenizer spelt out: those of embeddings,
+    and those that a tuned model brings."""
     known = stored(tokenizer.get_added_vocab().keys())
     return [spell_out(prompt, known) for prompt in prompts]

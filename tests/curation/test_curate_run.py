@@ -438,11 +438,11 @@ def test_a_judge_has_seen_photographs_alone_and_may_know_more_classes(tmp_path):
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     kind = classifier.fresh(classifier.describe("vit", small, LABELS, 32), np.float32)
     classifiers.write(tmp_path / "classifier", kind, *kind.init(0))
-    (tmp_path / "config.json").write_text(json.dumps({"synthetic": ""}))
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": "full", "synthetic": ""}))
     assert label_score.read(str(tmp_path), LABELS[1:]).classifier.labels == LABELS
     with pytest.raises(UserError, match="it knows benign, malignant, not cat"):
         label_score.read(str(tmp_path), ("cat",))
-    (tmp_path / "config.json").write_text(json.dumps({"synthetic": "runs/curate"}))
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": "full", "synthetic": "runs/curate"}))
     for path in (tmp_path, tmp_path / "classifier"):
         with pytest.raises(UserError, match="was trained on synthetic images as well, runs/curate"):
             label_score.read(str(path), LABELS)
