@@ -37,9 +37,9 @@ def get_config(variant: str | None = None) -> ConfigDict:
         # of as many images as both have
         config.compare = ""
         config.table = ""  # file of lines of several sets, that this one's is added to; "" is none
-        # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" asks none. The prompt
-        # that it was tuned with, {label} for the class; "" takes that of the run that left the model
+        # the tuned model, runs/tune/model, to ask what it gives away of its training images; "" asks none
         config.model = ""
+        # the prompt that it was tuned with, {label} for the class; "" takes that of the run that left the model
         config.prompt = ""
         config.size = 0  # pixels that it was tuned at; 0 is its own
         config.draws = 8  # noises that it is asked at
